@@ -1,0 +1,1 @@
+"""From text to batches: sources, tokens, shards, and which peer reads what."""
