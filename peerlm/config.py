@@ -1,0 +1,494 @@
+"""Settings: one frozen dataclass per owner, one line of documentation per field.
+
+There are two files. `plan.toml` is what the swarm agrees on: it is signed by the run's root, hashed,
+and carries a revision. `node.toml` is this machine's own: paths, ports, limits; it is never hashed
+and never leaves the machine. Both are read strictly: an unknown section or field, a wrong type or a
+value out of range is a `ConfigError` that names the field, the value and what is allowed.
+
+Every field carries its meaning, unit and effect in its metadata, so the commented files that
+`peerlm init` writes and docs/settings.md come from here and cannot drift.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, get_type_hints
+
+from peerlm.errors import ConfigError
+
+Scalar = str | int | float | bool
+T = TypeVar("T")
+Check = Callable[[Any], bool]
+
+
+def option(
+    default: Any, doc: str, *, unit: str = "", allowed: str = "", ok: Check | None = None
+) -> Any:
+    """A documented field. `allowed` is the sentence a person sees when `ok(value)` is false."""
+    metadata = {"doc": doc, "unit": unit, "allowed": allowed, "ok": ok}
+    if isinstance(default, tuple):
+        return dataclasses.field(default_factory=lambda: default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def one_of(default: str, choices: tuple[str, ...], doc: str) -> Any:
+    return option(default, doc, allowed="one of " + ", ".join(choices), ok=lambda v: v in choices)
+
+
+def at_least(minimum: float, default: float, doc: str, *, unit: str = "") -> Any:
+    return option(default, doc, unit=unit, allowed=f"≥ {minimum}", ok=lambda v: v >= minimum)
+
+
+def between(low: float, high: float, default: float, doc: str, *, unit: str = "") -> Any:
+    return option(
+        default, doc, unit=unit, allowed=f"{low} to {high}", ok=lambda v: low <= v <= high
+    )
+
+
+# ---------------------------------------------------------------------------------- plan.toml
+
+MODULE_KINDS = ("attention", "recurrent", "feedforward")
+
+
+@dataclass(frozen=True, slots=True)
+class RunSection:
+    name: str = option(
+        "plays",
+        "Name of the run, for people.",
+        allowed="1 to 64 characters",
+        ok=lambda v: 1 <= len(v) <= 64,
+    )
+    rng_seed: int = at_least(0, 1, "Seed of initial weights, data order and sketches.")
+    token_budget: int = at_least(
+        1,
+        20_000_000,
+        "The run is done when the swarm has trained on this many tokens in all; "
+        "raise it with `peerlm plan set` to go on.",
+        unit="tokens",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    blocks: tuple[str, ...] = option(
+        ("attention", "feedforward") * 4,
+        "Modules between the embedding and the output head, in order. Each is a residual block "
+        "under RMSNorm.",
+        allowed="a list of: " + ", ".join(MODULE_KINDS),
+        ok=lambda v: len(v) >= 1 and all(kind in MODULE_KINDS for kind in v),
+    )
+    dim: int = at_least(8, 128, "Width of the residual stream.", unit="features")
+    heads: int = at_least(1, 4, "Query heads of an attention block; must divide `dim`.")
+    kv_heads: int = at_least(
+        1, 2, "Key and value heads (grouped-query attention); must divide `heads`."
+    )
+    hidden: int = at_least(8, 352, "Inner width of a SwiGLU feed-forward block.", unit="features")
+    cell: str = one_of("gru", ("gru", "lstm"), "Recurrence of a recurrent block.")
+    context: int = at_least(8, 128, "Tokens a model sees at once in training.", unit="tokens")
+    tied: bool = option(
+        True, "Output head shares the embedding's matrix. Untied, it is a module of its own."
+    )
+    rope_base: float = at_least(1.0, 10_000.0, "Base of the rotary position frequencies.")
+
+
+@dataclass(frozen=True, slots=True)
+class DataSection:
+    source: str = option(
+        "shipped",
+        "Where the text came from: `shipped`, `local`, or an fsspec URL (file, "
+        "directory, glob, http). With `local` each node trains on its own files "
+        "(data.local in node.toml), which never leave it.",
+        allowed="non-empty",
+        ok=bool,
+    )
+    tokenizer: str = option(
+        "bytes",
+        "`bytes`, or the path of a `tokenizers` JSON file at init; the plan then "
+        "holds its hash and nodes fetch it from peers.",
+        allowed="non-empty",
+        ok=bool,
+    )
+    vocab: int = at_least(
+        2, 256, "Number of token ids; set from the tokenizer at init.", unit="tokens"
+    )
+    shards: tuple[str, ...] = option(
+        (),
+        "Hashes (BLAKE3, hex) of the corpus objects, in order; set at init. Empty with `local`.",
+        allowed="64 hex digits each",
+        ok=lambda v: all(len(s) == 64 for s in v),
+    )
+    val_fraction: float = between(
+        0.0, 0.5, 0.05, "Share of the corpus, at its end, held out for validation."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSection:
+    optimizer: str = one_of(
+        "muon",
+        ("muon", "adamw", "sgd"),
+        "Inner optimizer. `muon` takes the matrices of "
+        "the blocks; embedding, head, norms and vectors go to AdamW.",
+    )
+    lr: float = between(
+        1e-6, 10.0, 0.02, "Peak learning rate of `optimizer` (for muon: of its matrices)."
+    )
+    adamw_lr: float = between(1e-6, 10.0, 0.004, "Peak learning rate of AdamW beside muon.")
+    weight_decay: float = between(0.0, 1.0, 0.01, "Decoupled weight decay of matrices.")
+    batch: int = at_least(1, 16, "Sequences in one inner step of one node.", unit="sequences")
+    accumulate: int = at_least(1, 1, "Micro-batches an inner step is split into.")
+    clip: float = at_least(0.0, 1.0, "Gradient norm is clipped to this; 0 turns it off.")
+    warmup: float = between(
+        0.0, 0.5, 0.02, "Share of the token budget over which the rate rises to its peak."
+    )
+    final_lr: float = between(
+        0.0, 1.0, 0.1, "Learning rate at the budget, as a share of the peak (cosine)."
+    )
+    rewarm_steps: int = at_least(
+        0,
+        20,
+        "Inner steps over which a worker that starts cold rises to the rate the schedule asks for.",
+        unit="inner steps",
+    )
+    val_every_s: float = at_least(
+        1.0, 30.0, "Time between evaluations of the slow weights.", unit="s"
+    )
+    val_batches: int = at_least(1, 16, "Batches of the held-out split in one evaluation.")
+
+
+@dataclass(frozen=True, slots=True)
+class MixSection:
+    algorithm: str = one_of(
+        "outer_mix", ("outer_mix", "local", "dgd"), "How slow weights move; see docs/mixing.md."
+    )
+    sampler: str = one_of("uniform", ("uniform", "matching"), "Whom an outer step mixes with.")
+    inner_steps: int = at_least(
+        1,
+        20,
+        "Inner steps between two outer steps of a fragment (H). Larger means "
+        "fewer bytes and more drift.",
+        unit="inner steps",
+    )
+    exchanges: int = between(
+        0,
+        16,
+        1,
+        "Exchanges started after each outer step of a fragment. log2 n of them "
+        "come close to an exact average.",
+    )
+    outer_momentum: float = between(0.0, 0.99, 0.5, "Outer momentum α.")
+    outer_lr: float = between(0.0, 2.0, 1.0, "Outer step size ν.")
+    weight: float = between(
+        0.01, 0.5, 0.5, "Share c of the difference each side moves in an exchange."
+    )
+    codec_request: str = one_of(
+        "int8", ("fp32", "fp16", "int8"), "Encoding of the weights an initiator sends."
+    )
+    codec_reply: str = one_of(
+        "int4", ("fp32", "fp16", "int8", "int4"), "Encoding of the difference that comes back."
+    )
+    clip_factor: float = at_least(
+        0.5, 1.5, "Clip received differences at this many times their recent median norm."
+    )
+    fragment_max: int = at_least(1024, 4_000_000, "Largest fragment.", unit="parameters")
+    settle_spread: float = between(
+        1e-7, 0.1, 1e-3, "At the end nodes mix until their relative spread is below this."
+    )
+    settle_deadline_s: float = at_least(1.0, 120.0, "Longest time settling may take.", unit="s")
+
+
+@dataclass(frozen=True, slots=True)
+class SwarmSection:
+    profile: str = one_of("lan", ("lan", "wan", "test"), "Timers of failure detection and gossip.")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is. Equal hashes mean equal plans, field by field."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    mix: MixSection = MixSection()
+    swarm: SwarmSection = SwarmSection()
+
+
+PRESETS: dict[str, dict[str, Scalar | tuple[str, ...]]] = {
+    "tiny": {},
+    "small": {
+        "model.dim": 320,
+        "model.heads": 5,
+        "model.kv_heads": 5,
+        "model.hidden": 864,
+        "model.blocks": ("attention", "feedforward") * 8,
+        "model.context": 256,
+        "train.batch": 8,
+        "run.token_budget": 200_000_000,
+    },
+    "gpt-124m": {
+        "model.dim": 768,
+        "model.heads": 12,
+        "model.kv_heads": 12,
+        "model.hidden": 2048,
+        "model.blocks": ("attention", "feedforward") * 12,
+        "model.context": 1024,
+        "train.batch": 8,
+        "train.accumulate": 4,
+        "mix.inner_steps": 50,
+        "run.token_budget": 2_500_000_000,
+    },
+}
+"""Named starting points: differences from the defaults above, which are `tiny`."""
+
+
+# ---------------------------------------------------------------------------------- node.toml
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSection:
+    host: str = option("", "Interface address to listen on; empty means all.")
+    port: int = between(
+        0,
+        65_533,
+        7700,
+        "Base port: introduction on it, control on the next, bulk on the one "
+        "after. 0 picks free ports. If the default is taken and no port was asked for, free ones "
+        "are picked.",
+    )
+    advertise: str = option(
+        "",
+        "Address peers should dial; empty means found out (the outgoing interface). Set it behind "
+        "NAT or when a name should be used.",
+    )
+    upload_bytes_s: int = at_least(
+        0, 0, "Ceiling on bulk bytes sent; 0 means none.", unit="bytes/s"
+    )
+    download_bytes_s: int = at_least(
+        0, 0, "Ceiling on bulk bytes fetched; 0 means none.", unit="bytes/s"
+    )
+    bulk_security: str = one_of(
+        "aead",
+        ("aead", "plain"),
+        "`aead` encrypts every bulk chunk (AES-256-GCM). `plain` "
+        "only hashes: for networks you trust wholly.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsSection:
+    disk_bytes: int = at_least(
+        0,
+        0,
+        "Most the state directory may hold; 0 means no limit. Snapshots are skipped, "
+        "and said so, when they would pass it.",
+        unit="bytes",
+    )
+    memory_bytes: int = at_least(
+        0,
+        0,
+        "The worker may use at most this much address space on the host; 0 means no limit.",
+        unit="bytes",
+    )
+    threads: int = at_least(
+        0, 0, "CPU threads of the worker; 0 means the cores divided by the nodes on this host."
+    )
+    snapshot_every_s: float = at_least(
+        1.0,
+        30.0,
+        "Time between snapshots: what `kill -9` of every node at once can lose.",
+        unit="s",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTrainSection:
+    device: str = option(
+        "auto",
+        "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`.",
+        allowed="auto, cpu, cuda, cuda:N, mps",
+        ok=lambda v: v in ("auto", "cpu", "cuda", "mps") or v.startswith("cuda:"),
+    )
+    pace_tokens_s: float = at_least(
+        0.0, 0.0, "Never train faster than this; 0 means as fast as it goes.", unit="tokens/s"
+    )
+    compile: bool = option(False, "Run the model through torch.compile.")
+    enabled: bool = option(True, "False: be a member that stores and donates, but never trains.")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDataSection:
+    local: str = option(
+        "",
+        "This node's own text when the plan says data.source = local: an fsspec URL, file, directory "
+        "or glob. It is read here and never leaves the machine.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSection:
+    group: str = option(
+        "", "Unix group that may use status, pause and stop; empty means only the owner."
+    )
+    log_level: str = one_of(
+        "info", ("debug", "info", "warning", "error"), "How much the daemon writes to its log."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSettings:
+    """What this machine decides for itself."""
+
+    network: NetworkSection = NetworkSection()
+    limits: LimitsSection = LimitsSection()
+    train: LocalTrainSection = LocalTrainSection()
+    data: LocalDataSection = LocalDataSection()
+    control: ControlSection = ControlSection()
+
+
+# ------------------------------------------------------------------------ reading and changing
+
+
+def to_dict(settings: Plan | NodeSettings) -> dict[str, dict[str, Any]]:
+    """Sections of plain values, in the order they are declared."""
+    return {
+        section.name: {
+            f.name: getattr(getattr(settings, section.name), f.name)
+            for f in fields(getattr(settings, section.name))
+        }
+        for section in fields(settings)
+    }
+
+
+def from_dict(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
+    """Build and check a `Plan` or `NodeSettings`. `where` names the source in errors.
+
+    Raises:
+        ConfigError: unknown section or field, wrong type, value out of range.
+    """
+    hints = get_type_hints(kind)
+    unknown = sorted(set(raw) - set(hints))
+    if unknown:
+        raise ConfigError(
+            f"{where}: unknown section [{unknown[0]}]; sections are {', '.join(hints)}"
+        )
+    settings = kind(
+        **{name: _section(hints[name], raw.get(name, {}), where, name) for name in hints}
+    )
+    if isinstance(settings, Plan):
+        _check_plan(settings, where)
+    return settings
+
+
+def read_toml(kind: type[T], text: str, where: str) -> T:
+    """Parse and check a settings file. Raises `ConfigError` with the line of a syntax error."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    return from_dict(kind, raw, where)
+
+
+def with_changes(settings: T, changes: Mapping[str, Any], where: str) -> T:
+    """A copy with dotted fields changed (`{"mix.inner_steps": 50}`); text is parsed by field type."""
+    raw = to_dict(settings)  # type: ignore[arg-type]
+    for dotted, value in changes.items():
+        section, _, name = dotted.partition(".")
+        if section not in raw or name not in raw[section]:
+            raise ConfigError(f"{where}: no field {dotted!r}; see `peerlm plan show`")
+        kind = get_type_hints(get_type_hints(type(settings))[section])[name]
+        raw[section][name] = (
+            _parse(kind, value, f"{where}: {dotted}") if isinstance(value, str) else value
+        )
+    return from_dict(type(settings), raw, where)
+
+
+def preset(name: str) -> Plan:
+    """The named starting plan. Raises `ConfigError` naming the presets there are."""
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}; presets are {', '.join(PRESETS)}")
+    return with_changes(Plan(), PRESETS[name], f"preset {name}")
+
+
+def differences(ours: Plan, theirs: Plan) -> list[str]:
+    """One line for each field in which two plans differ: `mix.inner_steps: 20 here, 50 there`."""
+    a, b = to_dict(ours), to_dict(theirs)
+    return [
+        f"{section}.{name}: {a[section][name]!r} here, {b[section][name]!r} there"
+        for section in a
+        for name in a[section]
+        if a[section][name] != b[section][name]
+    ]
+
+
+def _section(kind: type[Any], raw: Any, where: str, section: str) -> Any:
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: [{section}] must be a table, not {raw!r}")
+    hints = get_type_hints(kind)
+    values = {}
+    for name, value in raw.items():
+        if name not in hints:
+            raise ConfigError(
+                f"{where}: unknown field {section}.{name}; [{section}] has {', '.join(hints)}"
+            )
+        values[name] = _typed(hints[name], value, f"{where}: {section}.{name}")
+    built = kind(**values)
+    for f in fields(built):
+        ok, value = f.metadata["ok"], getattr(built, f.name)
+        if ok is not None and not ok(value):
+            raise ConfigError(
+                f"{where}: {section}.{f.name} = {value!r}: must be {f.metadata['allowed']}"
+            )
+    return built
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if (
+        kind == tuple[str, ...]
+        and isinstance(value, list | tuple)
+        and all(isinstance(v, str) for v in value)
+    ):
+        return tuple(value)
+    if kind in (int, float, str, bool) and type(value) is kind and value == value:
+        return value
+    name = "list of strings" if kind == tuple[str, ...] else kind.__name__
+    raise ConfigError(f"{where} = {value!r}: must be {name}")
+
+
+def _parse(kind: Any, text: str, where: str) -> Any:
+    if kind is str:
+        return text
+    if kind == tuple[str, ...]:
+        return tuple(part.strip() for part in text.strip("[]").split(",") if part.strip())
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return kind(text.replace("_", "")) if kind in (int, float) else _typed(kind, text, where)
+    except ValueError:
+        raise ConfigError(f"{where} = {text!r}: must be {kind.__name__}") from None
+
+
+def _check_plan(plan: Plan, where: str) -> None:
+    """Rules that span fields."""
+    m, t = plan.model, plan.train
+    if m.dim % m.heads:
+        raise ConfigError(
+            f"{where}: model.dim = {m.dim} is not a multiple of model.heads = {m.heads}"
+        )
+    if m.heads % m.kv_heads:
+        raise ConfigError(
+            f"{where}: model.heads = {m.heads} is not a multiple of model.kv_heads = {m.kv_heads}"
+        )
+    if (m.dim // m.heads) % 2:
+        raise ConfigError(
+            f"{where}: model.dim / model.heads = {m.dim // m.heads} must be even for rotary positions"
+        )
+    if t.batch % t.accumulate:
+        raise ConfigError(
+            f"{where}: train.batch = {t.batch} is not a multiple of train.accumulate = {t.accumulate}"
+        )

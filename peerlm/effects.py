@@ -1,0 +1,288 @@
+"""Everything a node can ask for: the whole side-effect surface of the cores.
+
+A core returns a list of these; the driver carries them out in order and reports back with events
+(`peerlm.events`). An effect that can fail says which event tells so. Tensors are named, not carried.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peerlm.types import FragmentId, ObjectHash, PeerId, TransferId
+from peerlm.wire.message import Message, Refusal, Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """Base of all effects."""
+
+
+# ------------------------------------------------------------------------------------ network
+
+
+@dataclass(frozen=True, slots=True)
+class Introduce(Effect):
+    """Say hello at `host:port` → `IntroductionAnswered` or `IntroductionFailed`, within 8 s."""
+
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerIntroduction(Effect):
+    route: bytes
+    answer: Welcome | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Admit(Effect):
+    """From now on connections opened with this CURVE key are this peer's."""
+
+    peer: PeerId
+    curve_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Expel(Effect):
+    """Drop the peer's key, its messages and our connections to it."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class OpenLink(Effect):
+    """Keep an encrypted connection to this peer → `LinkUp`, later `LinkDown`."""
+
+    peer: PeerId
+    host: str
+    control_port: int
+    curve_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CloseLink(Effect):
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Effect):
+    """Send over any connection with the peer; dropped and counted when there is none."""
+
+    peer: PeerId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class SendFresh(Effect):
+    """Send over a new connection made for this message: an old one may be stuck while its peer is
+    well. The answer comes as `Received`. This is the fallback probe."""
+
+    peer: PeerId
+    host: str
+    control_port: int
+    curve_key: bytes
+    message: Message
+
+
+# ------------------------------------------------------------------------------ exchanges, pulls
+
+
+@dataclass(frozen=True, slots=True)
+class RunExchange(Effect):
+    """Encode φ of `fragment`, send it, absorb the reply → `ExchangeEnded`.
+
+    weight: share c of the difference this side moves; clip_norm: τ, the most |d̂| counts for.
+    Given up after `progress_timeout_s` without a byte, or `timeout_s` in all.
+    """
+
+    transfer: TransferId
+    peer: PeerId
+    host: str
+    bulk_port: int
+    fragment: FragmentId
+    codec_request: str
+    codec_reply: str
+    key_up: bytes
+    key_down: bytes
+    weight: float
+    clip_norm: float
+    progress_timeout_s: float
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServeExchange(Effect):
+    """Expect a peer's request, apply our side, send the reply → `ExchangeServed`."""
+
+    transfer: TransferId
+    peer: PeerId
+    fragment: FragmentId
+    codec_request: str
+    codec_reply: str
+    request_bytes: int
+    key_up: bytes
+    key_down: bytes
+    weight: float
+    clip_norm: float
+    progress_timeout_s: float
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTransfer(Effect):
+    """Stop an exchange or pull whose outcome no longer matters; nothing of it is applied after."""
+
+    transfer: TransferId
+
+
+@dataclass(frozen=True, slots=True)
+class RunPull(Effect):
+    """Pull an object into the store and verify it → `PullProgressed`…, `PullEnded`."""
+
+    transfer: TransferId
+    peer: PeerId
+    host: str
+    bulk_port: int
+    object_hash: ObjectHash
+    size: int
+    key_up: bytes
+    key_down: bytes
+    progress_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServePull(Effect):
+    """Serve an object's chunks as they are asked for → `PullServed`."""
+
+    transfer: TransferId
+    peer: PeerId
+    object_hash: ObjectHash
+    key_up: bytes
+    key_down: bytes
+    progress_timeout_s: float
+
+
+# ------------------------------------------------------------------------------ slow weights, disk
+
+
+@dataclass(frozen=True, slots=True)
+class StepOuter(Effect):
+    """Take the outer step of a boundary that lies in shared memory → `OuterStepped`."""
+
+    generation: int
+    fragment: FragmentId
+    applied_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class InstallSnapshot(Effect):
+    """Slow weights := this node's newest valid snapshot → `StateInstalled`."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstallObjects(Effect):
+    """Slow weights := these pulled objects, by fragment → `StateInstalled` or `StateRejected`."""
+
+    objects: tuple[tuple[FragmentId, ObjectHash], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSnapshot(Effect):
+    """→ `SnapshotWritten` or `SnapshotFailed`. At most one at a time."""
+
+    tokens: int
+    tallies: tuple[tuple[PeerId, int, int], ...]
+    """(peer, boot epoch, tokens): the swarm's grow-only token count."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteModel(Effect):
+    """Write the finished model → `ModelWritten`."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareCorpus(Effect):
+    """Check the plan's corpus on this disk → `CorpusReady`, `CorpusMissing`, `CorpusUnusable`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Save(Effect):
+    """Replace a small file of the state directory, durably: address_book, plan, revocations,
+    chain, flags."""
+
+    name: str
+    data: bytes
+
+
+# -------------------------------------------------------------------------------------- worker
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker(Effect):
+    """Start a worker. `fresh`: it makes the initial weights (→ `StateInstalled("fresh")` before
+    `WorkerReady`); otherwise θ := φ."""
+
+    generation: int
+    fresh: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StopWorker(Effect):
+    """→ `WorkerExited`."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class SteerWorker(Effect):
+    """What the worker should go by from its next inner step on."""
+
+    generation: int
+    training: bool
+    """False: keep still, apply corrections."""
+    swarm_tokens: int
+    """For the learning rate."""
+    members: tuple[PeerId, ...]
+    """Live trainers, sorted: who reads which text."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateSlow(Effect):
+    """Evaluate a copy of φ on held-out text → `Evaluated`."""
+
+    generation: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWorker(Effect):
+    """Take no more inner steps, hand in a last boundary of every fragment → `WorkerDrained`."""
+
+    generation: int
+
+
+# -------------------------------------------------------------------------------------- node
+
+
+@dataclass(frozen=True, slots=True)
+class UsePlan(Effect):
+    """A newer signed plan holds from now on (the driver rebuilds what depends on it)."""
+
+    signed_plan: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Log(Effect):
+    """A fact for the log: event word first, then fields."""
+
+    level: str
+    event: str
+    fields: tuple[tuple[str, object], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Halt(Effect):
+    """The daemon must stop. `error` empty: as asked; else the line a person sees."""
+
+    error: str

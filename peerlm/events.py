@@ -1,0 +1,314 @@
+"""Everything that can happen to a node: the inputs of its cores.
+
+The daemon and the simulator turn sockets, files, processes and arithmetic into these; `node.Node`
+turns them into effects (`peerlm.effects`). An event names tensors (a fragment, a transfer), it never
+carries one. What a driver reports is a fact about *our own* machine; what came from a peer is in
+`Received` and stays a claim until a core has checked it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from peerlm.types import FragmentId, ObjectHash, PeerId, TransferId
+from peerlm.wire.message import Hello, Message, Refusal, Welcome
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+
+# ------------------------------------------------------------------------------------ network
+
+
+@dataclass(frozen=True, slots=True)
+class HelloCame(Event):
+    """Somebody introduced itself. Answer with `AnswerIntroduction(route, …)`."""
+
+    route: bytes
+    hello: Hello
+    from_host: str
+
+
+@dataclass(frozen=True, slots=True)
+class IntroductionAnswered(Event):
+    """An introduction we started was answered. `host` is the resolved address that answered."""
+
+    address: str
+    host: str
+    answer: Welcome | Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class IntroductionFailed(Event):
+    """`step` is resolve, connect or handshake; `detail` a line for a person."""
+
+    address: str
+    step: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkUp(Event):
+    """An encrypted connection to this peer works. `dialled`: by us."""
+
+    peer: PeerId
+    dialled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown(Event):
+    """No connection to this peer is left. `reason`: closed, denied, timeout."""
+
+    peer: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Received(Event):
+    """A well-formed message over a connection that only `peer`'s key can have opened."""
+
+    peer: PeerId
+    message: Message
+
+
+@dataclass(frozen=True, slots=True)
+class Misbehaved(Event):
+    """A peer sent bytes that are no message. `what` is the `WireError`'s line."""
+
+    peer: PeerId
+    what: str
+
+
+# ------------------------------------------------------------------------------ exchanges, pulls
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeEnded(Event):
+    """The tensors of an exchange this node *initiated* have been moved and applied, or not.
+
+    `outcome`: ok, lost (no complete reply in time), refused (the reply failed a gate), cancelled.
+    Norms are of this fragment: `raw_norm` = |d̂|, `applied_norm` = |u| after clipping and weighting.
+    """
+
+    transfer: TransferId
+    outcome: str
+    reason: str = ""
+    raw_norm: float = 0.0
+    applied_norm: float = 0.0
+    phi_norm: float = 0.0
+    clipped: bool = False
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeServed(Event):
+    """The same for an exchange a peer initiated. Outcome `ok`: our side is applied, reply sent."""
+
+    transfer: TransferId
+    outcome: str
+    reason: str = ""
+    raw_norm: float = 0.0
+    applied_norm: float = 0.0
+    phi_norm: float = 0.0
+    clipped: bool = False
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgressed(Event):
+    transfer: TransferId
+    bytes_received: int
+    """So far, of this object."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullEnded(Event):
+    """`outcome`: ok (verified and on disk), lost, corrupt, cancelled, failed (our disk)."""
+
+    transfer: TransferId
+    outcome: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PullServed(Event):
+    transfer: TransferId
+    outcome: str
+    bytes_sent: int
+
+
+# ------------------------------------------------------------------------------ slow weights, disk
+
+
+@dataclass(frozen=True, slots=True)
+class OuterStepped(Event):
+    """The outer step of a boundary is done. Not finite: θ was reset to φ, nothing else happened."""
+
+    fragment: FragmentId
+    finite: bool
+    version: int
+    progress_norm: float
+    phi_norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotWritten(Event):
+    """Slow weights are durable. `offers` describe it as objects others can pull."""
+
+    number: int
+    tokens: int
+    """The swarm's token count it belongs to."""
+    offers: tuple[tuple[FragmentId, int, ObjectHash, int, tuple[float, ...]], ...]
+    """(fragment, version, object hash, bytes, sketch) of each fragment."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFailed(Event):
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateInstalled(Event):
+    """Slow weights are in memory. `origin`: fresh, snapshot or peers."""
+
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class StateRejected(Event):
+    """Fetched state could not be used (a fragment's values are not finite, say)."""
+
+    fragment: FragmentId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWritten(Event):
+    """The finished model is on disk."""
+
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusReady(Event):
+    """All corpus objects the plan names are on this disk and verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusMissing(Event):
+    """These objects must be fetched from peers first."""
+
+    missing: tuple[ObjectHash, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusUnusable(Event):
+    """This node's own text cannot be used; a person must act. The node stays a member."""
+
+    reason: str
+
+
+# -------------------------------------------------------------------------------------- worker
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady(Event):
+    """The worker has its model on its device and waits for nothing."""
+
+    generation: int
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryReached(Event):
+    """A fragment's θ lies in shared memory, read after `steps` inner steps of this generation."""
+
+    generation: int
+    fragment: FragmentId
+    applied_seq: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProgressed(Event):
+    """Totals of this generation, and the training loss since the last report."""
+
+    generation: int
+    steps: int
+    tokens: int
+    loss: float | None
+    tokens_per_s: float
+    nonfinite_steps: int
+    data_pass: int
+    data_position: float
+    """Share of this pass's ranges that are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated(Event):
+    generation: int
+    val_loss: float
+    tokens: int
+    """The swarm's tokens when the evaluated φ was copied."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDrained(Event):
+    """After `DrainWorker`: the last boundary of every fragment is in, θ will not move again."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited(Event):
+    """The worker is gone. `error` is its last word: one line, empty for an asked-for stop."""
+
+    generation: int
+    error: str
+
+
+# -------------------------------------------------------------------------------------- person
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Event):
+    """Stop inner steps; stay a member, keep mixing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(Event):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Leave(Event):
+    """Say goodbye, then stop. `for_good`: do not come back by itself at the next start."""
+
+    for_good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NewPlan(Event):
+    """A person on this machine signed a new revision."""
+
+    signed_plan: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewRevocation(Event):
+    """A person on this machine signed a revocation."""
+
+    blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoopLagged(Event):
+    """The daemon's loop could not run for this long: our own health, not our peers'."""
+
+    seconds: float
