@@ -1,0 +1,1 @@
+"""What a node keeps: crash-safe files, snapshots of slow weights, objects, and how to fetch them."""

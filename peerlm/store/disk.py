@@ -1,0 +1,454 @@
+"""Files that survive `kill -9`, and the one directory a node owns.
+
+A file that matters is never changed in place. Its new version is written beside it, flushed to the
+device and renamed over the old one, and the rename is flushed too, so that whoever looks after a
+crash finds the old version or the new one, whole. (Pillai et al., "All File Systems Are Not Created
+Equal", OSDI 2014, says why each of the four steps is needed.) A writer holds a lock on its
+temporary file, so leftovers of dead writers can be told from files in the making, whatever became
+of the writer's process id.
+
+The state directory belongs to one process at a time, by a lock the kernel drops when that process
+dies. What the operating system refuses becomes a `StateError` of one line that says what to do.
+This file decides nothing about contents, and reads no clock.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from blake3 import blake3
+
+from peerlm.errors import StateError
+from peerlm.types import ObjectHash, WallTime
+
+Bytes = bytes | bytearray | memoryview
+
+BLOCK_BYTES = 1 << 20
+"""Files are hashed and copied in blocks of this size, so no second copy is ever in memory."""
+
+RESERVE_BYTES = 4 << 20
+"""Left free on the disk by anything large, so that small files can still be written."""
+
+CONTROL_SOCKET_BYTES_MAX = 103
+"""Longest path of a Unix socket that every supported system accepts."""
+
+_TEMP_SUFFIX = ".tmp"
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full; free some space or use another --state",
+    errno.EDQUOT: "the disk quota is used up; free some space or use another --state",
+    errno.EFBIG: "the file would pass the limit on file sizes; raise it (ulimit -f)",
+    errno.EIO: "the disk reports an I/O error; check it before going on, or use another --state",
+    errno.EROFS: "the file system is read-only; remount it or use another --state",
+    errno.EACCES: "permission denied; run as the owner of the directory or use another --state",
+    errno.EPERM: "permission denied; run as the owner of the directory or use another --state",
+}
+
+
+@contextmanager
+def explained(doing: str, path: Path) -> Iterator[None]:
+    """Turns an `OSError` inside into a `StateError`: `cannot <doing> <path>: why; what to do`."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REMEDIES.get(error.errno or 0, error.strerror or str(error))
+        raise StateError(f"cannot {doing} {path}: {reason}") from error
+
+
+# ------------------------------------------------------------------------------------- writing
+
+
+class AtomicFile:
+    """A file in the making: it appears at `path` whole, or not at all.
+
+    As a context manager it commits when the block ends and aborts when the block raises.
+    """
+
+    def __init__(self, path: Path, mode: int = 0o600) -> None:
+        """Raises: StateError when the directory cannot be written."""
+        self.path = path
+        self.size_bytes = 0
+        self._open = True
+        with explained("write", path):
+            self._fd, self._temp = _open_temp(path, mode)
+
+    def write(self, data: Bytes) -> None:
+        """Append all of `data`. Raises: StateError (disk full, quota, I/O error)."""
+        self.write_at(self.size_bytes, data)
+
+    def write_at(self, offset: int, data: Bytes) -> None:
+        """Write all of `data` at `offset` bytes; gaps read as zeros. Raises: StateError."""
+        rest = memoryview(data)
+        with explained("write", self.path):
+            while rest:
+                written = os.pwrite(self._fd, rest, offset)
+                rest, offset = rest[written:], offset + written
+        self.size_bytes = max(self.size_bytes, offset)
+
+    def hash(self) -> ObjectHash:
+        """BLAKE3 of what has been written so far. Raises: StateError."""
+        with explained("read", self.path):
+            return _hash(self._fd, 0, self.size_bytes)
+
+    def commit(self) -> None:
+        """Make the file durable and visible. Raises: StateError, and then it was aborted."""
+        try:
+            with explained("write", self.path):
+                os.fsync(self._fd)
+                os.rename(self._temp, self.path)
+                _sync_directory(self.path.parent)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Forget the file; after `commit` only release it. May be called again."""
+        if self._open:
+            self._open = False
+            self._temp.unlink(missing_ok=True)
+            os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.abort()
+
+
+def write_atomic(path: Path, data: Bytes, mode: int = 0o600) -> None:
+    """Replace the file at `path`: afterwards it holds `data`, durably. Raises: StateError."""
+    with AtomicFile(path, mode) as file:
+        file.write(data)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, durably, if it is there. Raises: StateError."""
+    with explained("remove", path):
+        path.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+
+
+def sweep(directory: Path) -> list[str]:
+    """Remove temporary files whose writers are dead; returns their names. Raises: StateError."""
+    with explained("clean", directory):
+        temps = sorted(directory.glob(f".*{_TEMP_SUFFIX}"))
+        return [temp.name for temp in temps if _remove_if_orphan(temp)]
+
+
+def _open_temp(path: Path, mode: int) -> tuple[int, Path]:
+    for number in count():
+        temp = path.with_name(f".{path.name}.{os.getpid()}-{number}{_TEMP_SUFFIX}")
+        try:
+            fd = os.open(temp, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            continue
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:  # else a sweep took it between our open and our lock
+            os.fchmod(fd, mode)
+            return fd, temp
+        os.close(fd)
+    raise AssertionError("unreachable: count() does not end")
+
+
+def _remove_if_orphan(temp: Path) -> bool:
+    try:
+        fd = os.open(temp, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temp.unlink(missing_ok=True)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+# ------------------------------------------------------------------------------------- reading
+
+
+class ReadFile:
+    """A file open for reading anywhere, from any thread, even after it was removed or replaced.
+
+    Dropping the last reference closes it, so a reader in another thread is never cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises: StateError when it is absent or cannot be read."""
+        self._fd = -1
+        self.path = path
+        with explained("read", path):
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.size_bytes = os.fstat(self._fd).st_size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`. Raises: StateError when the file is shorter."""
+        data = bytearray(length)
+        self.read_into(offset, memoryview(data))
+        return bytes(data)
+
+    def read_into(self, offset: int, out: memoryview) -> None:
+        """Fill `out`, a writable view of bytes, from `offset`. Raises: StateError."""
+        with explained("read", self.path):
+            _fill(self._fd, offset, out)
+
+    def hash(self, offset: int, length: int) -> ObjectHash:
+        """BLAKE3 of a region, read block by block. Raises: StateError when the file is shorter."""
+        with explained("read", self.path):
+            return _hash(self._fd, offset, length)
+
+    def __del__(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+
+def read_file(path: Path, size_max: int) -> bytes:
+    """A whole small file. Raises: StateError when it is absent, unreadable or past `size_max`."""
+    file = ReadFile(path)
+    if file.size_bytes > size_max:
+        raise StateError(f"cannot read {path}: it has {file.size_bytes} bytes, at most {size_max}")
+    return file.read_at(0, file.size_bytes)
+
+
+def _fill(fd: int, offset: int, out: memoryview) -> None:
+    while out:
+        got = os.preadv(fd, [out], offset)
+        if not got:
+            raise OSError(errno.ENODATA, f"the file ends {len(out)} bytes too early")
+        out, offset = out[got:], offset + got
+
+
+def _hash(fd: int, offset: int, length: int) -> ObjectHash:
+    digest = blake3()
+    block = memoryview(bytearray(min(length, BLOCK_BYTES)))
+    for at in range(offset, offset + length, BLOCK_BYTES):
+        part = block[: offset + length - at]
+        _fill(fd, at, part)
+        digest.update(part)
+    return ObjectHash(digest.digest())
+
+
+# ---------------------------------------------------------------------------------------- room
+
+
+def usage_bytes(directory: Path) -> int:
+    """Bytes in all files below `directory`; those that vanish meanwhile count nothing."""
+    total = 0
+    with explained("measure", directory):
+        for folder, _, names in os.walk(directory):
+            for name in names:
+                try:
+                    total += os.lstat(os.path.join(folder, name)).st_size
+                except FileNotFoundError:
+                    continue
+    return total
+
+
+def check_room(root: Path, needed_bytes: int, disk_limit_bytes: int, what: str) -> None:
+    """Make sure `what` fits, before any of it is written.
+
+    Args:
+        disk_limit_bytes: most that `root` may hold (limits.disk_bytes); 0 means no limit.
+
+    Raises:
+        StateError: naming what is needed, what there is, and what to change.
+    """
+    with explained("measure", root):
+        disk = os.statvfs(root)
+    free = disk.f_bavail * disk.f_frsize
+    if needed_bytes + RESERVE_BYTES > free:
+        raise StateError(
+            f"no room for {what} in {root}: it needs {_mb(needed_bytes)} and {_mb(free)} are free "
+            f"({_mb(RESERVE_BYTES)} are kept back); free some space or use another --state"
+        )
+    if disk_limit_bytes and (used := usage_bytes(root)) + needed_bytes > disk_limit_bytes:
+        raise StateError(
+            f"no room for {what} in {root}: it needs {_mb(needed_bytes)}, {_mb(used)} are in use and "
+            f"limits.disk_bytes allows {_mb(disk_limit_bytes)}; raise the limit"
+        )
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"
+
+
+# ------------------------------------------------------------------------- the state directory
+
+
+class Layout:
+    """Where things lie in a state directory. Only names: nothing is opened, locked or made."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def identity(self) -> Path:
+        """The node's private keys (0600)."""
+        return self.root / "identity"
+
+    @property
+    def chain(self) -> Path:
+        """Certificates that prove the node's membership."""
+        return self.root / "chain"
+
+    @property
+    def run_root(self) -> Path:
+        """The run's private root key (0600); on the founder's machine only."""
+        return self.root / "root"
+
+    @property
+    def plan(self) -> Path:
+        """The signed plan of the highest revision seen."""
+        return self.root / "plan"
+
+    @property
+    def node_settings(self) -> Path:
+        """node.toml: this machine's own settings."""
+        return self.root / "node.toml"
+
+    @property
+    def address_book(self) -> Path:
+        """Every node ever known, with its addresses."""
+        return self.root / "address_book"
+
+    @property
+    def snapshots(self) -> Path:
+        """Directory of snapshots of slow weights."""
+        return self.root / "snapshots"
+
+    @property
+    def objects(self) -> Path:
+        """Directory of content-addressed objects."""
+        return self.root / "objects"
+
+    @property
+    def log(self) -> Path:
+        """What the daemon wrote about itself."""
+        return self.root / "log"
+
+    @property
+    def epoch(self) -> Path:
+        """The boot epoch, as decimal digits."""
+        return self.root / "epoch"
+
+    @property
+    def control_socket(self) -> Path:
+        """Unix socket on which the daemon takes local commands."""
+        return self.root / "control.sock"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the process that uses the directory; holds its process id."""
+        return self.root / "lock"
+
+
+class StateDirectory(Layout):
+    """A state directory held by this process until `close()` or its death."""
+
+    def __init__(self, root: Path) -> None:
+        """Create or open it (0700), lock it, and remove what dead writers left.
+
+        Permissions of an existing directory are narrowed to its owner, plus passage for its group
+        where that was given (control.group).
+
+        Raises:
+            StateError: in use by another process, read-only, not ours, not a directory, too long
+                a path.
+        """
+        super().__init__(root)
+        length = len(os.fsencode(self.control_socket.absolute()))
+        if length > CONTROL_SOCKET_BYTES_MAX:
+            raise StateError(
+                f"the path {root} is too long for the node's control socket ({length} bytes, at most "
+                f"{CONTROL_SOCKET_BYTES_MAX}); use a shorter --state"
+            )
+        with explained("use", root):
+            _make_private(root)
+            self._lock_fd = _lock(root, self.lock)
+        try:
+            with explained("use", root):
+                for directory in (self.snapshots, self.objects):
+                    directory.mkdir(mode=0o700, exist_ok=True)
+            for directory in (root, self.snapshots, self.objects):
+                sweep(directory)
+        except BaseException:
+            self.close()
+            raise
+
+    def next_epoch(self, wall: WallTime) -> int:
+        """This start's boot epoch: larger than any before it here, and durable on return.
+
+        It is `wall` in whole seconds, or one more than the last where the clock went back. An
+        unreadable last epoch counts as none. Raises: StateError.
+        """
+        previous = 0
+        if self.epoch.exists():
+            text = read_file(self.epoch, 1024).strip()
+            previous = int(text) if text.isdigit() and len(text) < 20 else 0
+        epoch = max(previous + 1, int(wall))
+        write_atomic(self.epoch, f"{epoch}\n".encode())
+        return epoch
+
+    def close(self) -> None:
+        """Let another process use the directory. May be called again."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _make_private(root: Path) -> None:
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not os.access(root, os.W_OK | os.X_OK):
+        read_only = os.statvfs(root).f_flag & os.ST_RDONLY
+        raise OSError(errno.EROFS if read_only else errno.EACCES, "not writable")
+    mode = root.stat().st_mode & 0o7777
+    if mode & 0o067:
+        root.chmod(mode & ~0o067)
+
+
+def _lock(root: Path, path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError:
+        pid = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(fd)
+        raise StateError(
+            f"{root} is in use by process {pid} (peerlm up); stop it first or use another --state"
+        ) from None
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
