@@ -1,0 +1,222 @@
+"""Token shards: the corpus as flat files, each named by the BLAKE3 hash of its bytes.
+
+A shard is a 16-byte header and then token ids, little-endian, so a reader maps it into memory and
+copies out the few kilobytes of a batch. Since a shard's name is its hash, it is an object like any
+other: the plan lists the names, peers donate the files, and whoever holds them all has the corpus.
+
+Making shards is streaming (one shard in memory), safe against a kill at any byte (written beside,
+synced, renamed) and idempotent: the same text and tokenizer give the same files.
+
+The last `val_fraction` of the tokens is held out for validation. No window of the one part touches
+the other.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+import numpy.typing as npt
+
+from peerlm.data.corpus import documents
+from peerlm.data.tokenizer import TokenIds, Tokenizer, token_dtype
+from peerlm.errors import ChunkCorrupt, ConfigError
+
+SHARD_TOKENS = 8_000_000
+MAGIC = b"plmtoken"
+VERSION = 1
+HEADER = struct.Struct("<8sBBHI")
+"""Magic, version, bytes per token, zero, tokens. 16 bytes, so that the ids stay aligned."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """One shard on this disk."""
+
+    hash: str
+    """BLAKE3 of the file, 64 hex digits: its name."""
+    tokens: int
+    path: Path
+
+
+def prepare(
+    source: str,
+    tokenizer: Tokenizer,
+    out_dir: Path,
+    shard_tokens: int = SHARD_TOKENS,
+    progress: Callable[[int], None] = lambda tokens: None,
+    where: str = "data.source",
+) -> list[ShardInfo]:
+    """Turn the text of `source` into shards in `out_dir`, in the order in which they are to be read.
+
+    `progress` is told the tokens written so far after every shard. Memory stays at about two shards
+    whatever the corpus is.
+
+    Raises:
+        ConfigError: the source cannot be used; see `corpus.documents`.
+        OSError: `out_dir` cannot be written.
+    """
+    assert 0 < shard_tokens < 1 << 32, "a header counts tokens in 32 bits"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    shards: list[ShardInfo] = []
+    ids = (tokenizer.encode(piece) for piece in documents(source, where))
+    for shard_ids in _regrouped(ids, shard_tokens):
+        shards.append(
+            _write_shard(shard_ids.astype(token_dtype(tokenizer.vocab), copy=False), out_dir)
+        )
+        progress(sum(shard.tokens for shard in shards))
+    return shards
+
+
+def _regrouped(pieces: Iterable[TokenIds], size: int) -> Iterator[TokenIds]:
+    """The same ids in arrays of `size`, the last one shorter."""
+    waiting: list[TokenIds] = []
+    count = 0
+    for piece in pieces:
+        waiting.append(piece)
+        count += len(piece)
+        if count >= size:
+            joined = np.concatenate(waiting)
+            whole = count - count % size
+            yield from (joined[at : at + size] for at in range(0, whole, size))
+            waiting, count = [joined[whole:]], count - whole
+    if count:
+        yield np.concatenate(waiting)
+
+
+def _write_shard(ids: TokenIds, out_dir: Path) -> ShardInfo:
+    """Write, sync, rename, sync the directory; nothing to do if the file is there already."""
+    header = HEADER.pack(MAGIC, VERSION, ids.dtype.itemsize, 0, len(ids))
+    body = np.ascontiguousarray(ids).data.cast("B")
+    digest = blake3.blake3(header).update(body).hexdigest()
+    path = out_dir / digest
+    if not (path.is_file() and path.stat().st_size == HEADER.size + len(body)):
+        beside = out_dir / f".{digest}.part"
+        with beside.open("wb") as file:
+            file.write(header)
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        directory = os.open(out_dir, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    return ShardInfo(digest, len(ids), path)
+
+
+class Corpus:
+    """Shards in order, read as one long sequence of tokens. Safe to share between threads.
+
+    Raises:
+        ConfigError: no shards; a file that is no shard; ids that do not fit `vocab`.
+        ChunkCorrupt: a shard has another length than its header says: fetch it again.
+    """
+
+    def __init__(self, shards: Sequence[TokenIds], vocab: int, val_fraction: float) -> None:
+        self._shards = list(shards)
+        self._ends = np.cumsum([len(shard) for shard in shards])
+        self.vocab = vocab
+        self.tokens = int(self._ends[-1])
+        self.val_tokens = int(self.tokens * val_fraction)
+        self.train_tokens = self.tokens - self.val_tokens
+
+    @classmethod
+    def open(cls, paths: Sequence[Path], vocab: int, val_fraction: float = 0.0) -> Corpus:
+        """Map the shards at `paths` into memory, in this order. `vocab` is the plan's.
+
+        Headers and lengths are checked now; ids when they are read, since reading them all would
+        cost a start of a large corpus minutes. That the bytes are those of the hash was checked
+        when the file came.
+        """
+        if not paths:
+            raise ConfigError(
+                "the corpus has no shards: data.shards is empty and no local text was given"
+            )
+        return cls([_mapped(path, vocab) for path in paths], vocab, val_fraction)
+
+    def window(self, start: int, length: int) -> npt.NDArray[np.int64]:
+        """Tokens `start` to `start + length`, shape (length,), across shards if need be.
+
+        Raises:
+            ConfigError: an id is not below the vocabulary: the shard belongs to another tokenizer.
+        """
+        assert start >= 0, start
+        assert 0 < length <= self.tokens - start, (start, length, self.tokens)
+        ids = np.empty(length, np.int64)
+        filled = 0
+        index = int(np.searchsorted(self._ends, start, side="right"))
+        while filled < length:
+            shard = self._shards[index]
+            at = start + filled - (int(self._ends[index]) - len(shard))
+            part = shard[at : at + length - filled]
+            ids[filled : filled + len(part)] = part
+            filled, index = filled + len(part), index + 1
+        if (highest := int(ids.max())) >= self.vocab:
+            raise ConfigError(
+                f"the corpus holds token id {highest} near token {start}, but data.vocab = {self.vocab}: "
+                "these shards were made with another tokenizer"
+            )
+        return ids
+
+
+def _mapped(path: Path, vocab: int) -> npt.NDArray[Any]:
+    """The ids of one shard, checked against its header."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(HEADER.size)
+    except OSError as error:
+        raise ConfigError(f"shard {path}: cannot be read: {error.strerror}") from None
+    if len(header) < HEADER.size:
+        raise ChunkCorrupt(f"shard {path}: {size} bytes, shorter than a header")
+    magic, version, width, _, tokens = HEADER.unpack(header)
+    if magic != MAGIC or version != VERSION:
+        raise ConfigError(
+            f"shard {path}: not a token shard of version {VERSION} (starts with {header[:9]!r})"
+        )
+    dtype = token_dtype(vocab)
+    if width != dtype.itemsize:
+        raise ConfigError(
+            f"shard {path}: {width} bytes per token, but data.vocab = {vocab} needs {dtype.itemsize}: "
+            "it was made with another tokenizer"
+        )
+    if tokens == 0 or size != HEADER.size + tokens * width:
+        raise ChunkCorrupt(
+            f"shard {path}: {size} bytes, but its header promises {tokens} tokens of {width} bytes"
+        )
+    mapped: npt.NDArray[Any] = np.memmap(path, dtype, mode="r", offset=HEADER.size, shape=(tokens,))
+    return mapped
+
+
+def require_one_batch(
+    tokens: int, val_fraction: float, batch: int, context: int, where: str = "corpus"
+) -> None:
+    """Refuse a corpus too short to train on.
+
+    The training part must hold one batch of windows (`context` + 1 tokens each) and one window more,
+    the room in which passes shift against each other; the held-out part, if any, one window.
+
+    Raises:
+        ConfigError: with the tokens there and the tokens needed.
+    """
+    window = context + 1
+    val = int(tokens * val_fraction)
+    train, need = tokens - val, (batch + 1) * window
+    if train < need:
+        raise ConfigError(
+            f"{where} is shorter than one batch: {train} tokens to train on, {need} needed "
+            f"(train.batch = {batch}, model.context = {context}); use more text or a smaller batch"
+        )
+    if val_fraction > 0 and val < window:
+        raise ConfigError(
+            f"{where} is shorter than one batch of validation: {val} tokens held out, {window} needed "
+            f"(model.context = {context}); use more text, a larger data.val_fraction, or 0 for none"
+        )

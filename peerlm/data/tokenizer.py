@@ -1,0 +1,102 @@
+"""Text to token ids and back.
+
+Two kinds: `bytes`, where a token is a byte of UTF-8, which needs no file and loses nothing; and any
+tokenizer in the JSON format of the `tokenizers` library. The second is named in a plan by the hash of
+its file, so it is built from bytes, wherever they came from.
+
+Ids are kept as uint16 while the vocabulary allows it: half the disk, half the page cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from peerlm.errors import ConfigError
+
+BYTES = "bytes"
+TokenIds = npt.NDArray[np.unsignedinteger[Any]]
+
+
+def token_dtype(vocab: int) -> np.dtype[Any]:
+    """The little-endian type that ids below `vocab` are kept in: uint16 up to 65536, then uint32."""
+    return np.dtype("<u2" if vocab <= 1 << 16 else "<u4")
+
+
+class Tokenizer(Protocol):
+    """What the rest of peerlm needs of a tokenizer."""
+
+    @property
+    def vocab(self) -> int:
+        """Number of ids: every id is below it."""
+
+    def encode(self, text: str) -> TokenIds:
+        """Ids of `text`, shape (tokens,), of `token_dtype(vocab)`. No special tokens are added."""
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        """Text of `ids`. What is not valid text becomes U+FFFD, since a model may say anything."""
+
+
+class ByteTokenizer:
+    """A token is a byte of UTF-8."""
+
+    vocab = 256
+
+    def encode(self, text: str) -> TokenIds:
+        raw = text.encode(
+            "utf-8", errors="replace"
+        )  # a lone surrogate, from a terminal, becomes "?"
+        return np.frombuffer(raw, np.uint8).astype(token_dtype(self.vocab))
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        return np.asarray(ids).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+class JsonTokenizer:
+    """A tokenizer of the `tokenizers` library. `data` keeps the file's bytes, to store and to hash.
+
+    Raises:
+        ConfigError: `data` is not such a file.
+    """
+
+    def __init__(self, data: bytes, where: str = "data.tokenizer") -> None:
+        import tokenizers
+
+        try:
+            self._inner = tokenizers.Tokenizer.from_buffer(data)
+        except Exception as error:  # the library raises plain Exception and ValueError
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{where}: not a `tokenizers` JSON file: {reason}") from None
+        self._inner.no_truncation()  # a file may ask for both, and would then silently cut or pad the corpus
+        self._inner.no_padding()
+        ids = self._inner.get_vocab(with_added_tokens=True).values()
+        if not ids:
+            raise ConfigError(f"{where}: the tokenizer has no tokens")
+        self.data = data
+        self.vocab: int = max(ids) + 1  # ids may have gaps
+
+    def encode(self, text: str) -> TokenIds:
+        ids = self._inner.encode(text, add_special_tokens=False).ids
+        return np.array(ids, dtype=token_dtype(self.vocab))
+
+    def decode(self, ids: npt.ArrayLike) -> str:
+        text: str = self._inner.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
+        return text
+
+
+def load(spec: str, where: str = "data.tokenizer") -> Tokenizer:
+    """The tokenizer that a person named: `bytes`, or the path of a JSON file.
+
+    Raises:
+        ConfigError: no such file, or not a tokenizer.
+    """
+    if spec == BYTES:
+        return ByteTokenizer()
+    try:
+        data = Path(spec).expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{where} = {spec!r}: cannot be read: {error.strerror}") from None
+    return JsonTokenizer(data, f"{where} = {spec!r}")
