@@ -1,0 +1,57 @@
+"""Which device a worker trains on, and in what precision."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from peerlm.errors import DeviceLost
+
+
+def choose_device(setting: str) -> torch.device:
+    """The device that `train.device` in node.toml asks for; `auto` takes cuda, then mps, then cpu.
+
+    Raises:
+        DeviceLost: the device asked for by name is not there.
+    """
+    if setting == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(setting)
+    except RuntimeError:
+        raise DeviceLost(
+            f"train.device = {setting!r}: no such device; use auto, cpu, cuda, cuda:N or mps"
+        ) from None
+    if device.type == "cuda":
+        found = torch.cuda.device_count()
+        if found <= (device.index or 0):
+            raise DeviceLost(
+                f"train.device = {setting!r}: torch {torch.__version__} sees "
+                f"{found or 'no'} CUDA device{'' if found == 1 else 's'}; use auto or cpu"
+            )
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceLost(
+            f"train.device = {setting!r}: this machine has no Metal device; use auto or cpu"
+        )
+    return device
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def to_device(tokens: NDArray[np.int64], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(tokens)).to(device)
+
+
+def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """bf16 autocast where it pays: on CUDA. Weights and gradients stay fp32 everywhere."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,93 @@
+"""One node's learning: fast weights θ, their inner optimizer, and the inner step.
+
+A step reads a batch, splits it into micro-batches when the plan accumulates, clips the gradient and
+lets the optimizer move θ in place. A loss or gradient that is not finite moves nothing and is
+reported: what to do about it is the daemon's decision. Nothing here is random but the initial
+weights, so a seed and the batches fix the result on one machine (on CUDA up to the order in which
+attention's backward pass sums).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from peerlm.config import Plan
+from peerlm.errors import DeviceLost
+from peerlm.model.model import LanguageModel
+from peerlm.train import optimizer
+from peerlm.train.device import choose_device, mixed_precision, to_device
+
+__all__ = ["Learner", "StepResult", "choose_device"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What an inner step saw, before it moved the weights."""
+
+    loss: float
+    """Mean over the batch, nats a token."""
+    grad_norm: float
+    """Before clipping."""
+    finite: bool
+    """False: the weights were left as they were."""
+
+
+class Learner:
+    """The model on its device. `model` and `optimizer` are public: corrections go straight in."""
+
+    def __init__(self, plan: Plan, device: torch.device, *, compiled: bool = False) -> None:
+        """Weights start as the plan's seed draws them; copy others in before the first step."""
+        self._settings = plan.train
+        self.device = device
+        self.model = LanguageModel(plan.model, plan.data.vocab)
+        self.model.initialise(plan.run.rng_seed)
+        self.model.to(device)
+        self.optimizer = optimizer.build(self.model, plan.train)
+        self._loss = torch.compile(self.model.loss) if compiled else self.model.loss
+
+    def step(self, tokens_BT1: NDArray[np.int64], rate: float = 1.0) -> StepResult:
+        """One inner step on (batch, context + 1) token ids, at `rate` (0 to 1) of the peak rates.
+
+        Raises:
+            DeviceLost: the accelerator failed or ran out of memory; this process cannot go on.
+        """
+        try:
+            return self._step(tokens_BT1, rate)
+        except torch.OutOfMemoryError:
+            raise DeviceLost(
+                f"{self.device} is out of memory with train.batch = {self._settings.batch} in "
+                f"{self._settings.accumulate} micro-batches; raise train.accumulate"
+            ) from None
+        except torch.AcceleratorError as error:
+            raise DeviceLost(f"{self.device} failed: {str(error).splitlines()[0]}") from error
+
+    def _step(self, tokens_BT1: NDArray[np.int64], rate: float) -> StepResult:
+        self.optimizer.zero_grad()
+        loss = self._accumulate(tokens_BT1)
+        grad_norm = self._clip()
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if finite:
+            self.optimizer.set_rate(rate)
+            self.optimizer.step()
+        return StepResult(loss, grad_norm, finite)
+
+    def _accumulate(self, tokens_BT1: NDArray[np.int64]) -> float:
+        """Leave the batch's mean gradient in the parameters; return its mean loss."""
+        parts = np.array_split(tokens_BT1, self._settings.accumulate)
+        total = torch.zeros((), device=self.device)
+        for part in parts:
+            with mixed_precision(self.device):
+                loss = self._loss(to_device(part, self.device)) * (len(part) / len(tokens_BT1))
+            loss.backward()
+            total += loss.detach()
+        return total.item()
+
+    def _clip(self) -> float:
+        limit = self._settings.clip or math.inf
+        return nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
