@@ -72,13 +72,16 @@ class AtomicFile:
     As a context manager it commits when the block ends and aborts when the block raises.
     """
 
-    def __init__(self, path: Path, mode: int = 0o600) -> None:
-        """Raises: StateError when the directory cannot be written."""
+    def __init__(self, path: Path, mode: int = 0o600, size_bytes: int = 0) -> None:
+        """Start with `size_bytes` zeros: they count as used at once (`usage_bytes`).
+
+        Raises: StateError when the directory cannot be written.
+        """
         self.path = path
-        self.size_bytes = 0
+        self.size_bytes = size_bytes
         self._open = True
         with explained("write", path):
-            self._fd, self._temp = _open_temp(path, mode)
+            self._fd, self._temp = _open_temp(path, mode, size_bytes)
 
     def write(self, data: Bytes) -> None:
         """Append all of `data`. Raises: StateError (disk full, quota, I/O error)."""
@@ -150,7 +153,7 @@ def sweep(directory: Path) -> list[str]:
         return [temp.name for temp in temps if _remove_if_orphan(temp)]
 
 
-def _open_temp(path: Path, mode: int) -> tuple[int, Path]:
+def _open_temp(path: Path, mode: int, size_bytes: int) -> tuple[int, Path]:
     for number in count():
         temp = path.with_name(f".{path.name}.{os.getpid()}-{number}{_TEMP_SUFFIX}")
         try:
@@ -160,6 +163,7 @@ def _open_temp(path: Path, mode: int) -> tuple[int, Path]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:  # else a sweep took it between our open and our lock
             os.fchmod(fd, mode)
+            os.ftruncate(fd, size_bytes)
             return fd, temp
         os.close(fd)
     raise AssertionError("unreachable: count() does not end")
