@@ -47,8 +47,11 @@ def documents(source: str, where: str) -> Iterator[str]:
                 yield piece
     except ConfigError:
         raise
-    except FileNotFoundError:
-        raise ConfigError(f"{where} = {source!r}: no such file or directory") from None
+    except FileNotFoundError as error:
+        reason = (
+            error.__cause__ or "no such file or directory"
+        )  # over http the cause may be a refusal
+        raise ConfigError(f"{where} = {source!r}: not found: {reason}") from None
     except ImportError as error:
         raise ConfigError(
             f"{where} = {source!r}: needs a package that is missing: {error}"

@@ -55,7 +55,7 @@ def prepare(
 ) -> list[ShardInfo]:
     """Turn the text of `source` into shards in `out_dir`, in the order in which they are to be read.
 
-    `progress` is told the tokens written so far after every shard. Memory stays at about two shards
+    `progress` is told the tokens written so far after every shard. Memory stays at a few shards
     whatever the corpus is.
 
     Raises:
