@@ -81,7 +81,12 @@ class AtomicFile:
         self.size_bytes = size_bytes
         self._open = True
         with explained("write", path):
-            self._fd, self._temp = _open_temp(path, mode, size_bytes)
+            self._fd, self._temp = _open_temp(path, mode)
+            try:
+                os.ftruncate(self._fd, size_bytes)
+            except OSError:
+                self.abort()
+                raise
 
     def write(self, data: Bytes) -> None:
         """Append all of `data`. Raises: StateError (disk full, quota, I/O error)."""
@@ -153,7 +158,7 @@ def sweep(directory: Path) -> list[str]:
         return [temp.name for temp in temps if _remove_if_orphan(temp)]
 
 
-def _open_temp(path: Path, mode: int, size_bytes: int) -> tuple[int, Path]:
+def _open_temp(path: Path, mode: int) -> tuple[int, Path]:
     for number in count():
         temp = path.with_name(f".{path.name}.{os.getpid()}-{number}{_TEMP_SUFFIX}")
         try:
@@ -163,7 +168,6 @@ def _open_temp(path: Path, mode: int, size_bytes: int) -> tuple[int, Path]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:  # else a sweep took it between our open and our lock
             os.fchmod(fd, mode)
-            os.ftruncate(fd, size_bytes)
             return fd, temp
         os.close(fd)
     raise AssertionError("unreachable: count() does not end")

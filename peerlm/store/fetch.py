@@ -1,0 +1,405 @@
+"""Which object to pull from whom, until everything wanted is here.
+
+A *want* is a key, and every donor names the object it would serve for it. For a corpus shard all
+donors name the same hash; for a fragment of slow weights each names its own snapshot's, and any of
+them will do, because replicas are near consensus. So fragment 1 may come from one donor and
+fragment 2 from another, and the death of a donor costs only what was under way from it.
+
+Several donors are pulled from at once, few objects from each; what few donors have goes first, as
+in BitTorrent (Cohen, 2003), with ties broken by lot so that joiners do not all ask for the same. A
+pull that stalls or crawls is given up and tried elsewhere, and its donor rests for a time that
+doubles. A donor that sent wrong bytes is not asked again. Nothing is pulled twice at once.
+
+Pure: it asks for pulls and is told how they went; it sees no bytes and reads no clock.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from math import exp, inf
+
+from peerlm.types import Instant, ObjectHash, PeerId, TransferId, after, short
+
+Key = Hashable
+
+RATE_WINDOW_S = 5.0
+"""The rate shown is a mean over about this time. Longer: steadier, slower to follow."""
+
+
+class Fault(StrEnum):
+    """Why a pull ended without its object, and with that, what to do about it."""
+
+    BUSY = "busy"
+    """The donor has no room for it now: let it rest."""
+    LOST = "lost"
+    """The connection broke or never came about: let it rest."""
+    STALLED = "stalled"
+    """No byte for too long, or too slow in all: let it rest."""
+    MISSING = "missing"
+    """The donor no longer has the object: do not ask for it until it is offered again."""
+    CORRUPT = "corrupt"
+    """Wrong bytes, or values that cannot be: never ask this donor again."""
+    OURS = "ours"
+    """Our own disk failed: nobody is to blame, rest all pulls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    per_donor: int = 2
+    """Objects in flight from one donor: two keep its link full between objects."""
+    total: int = 8
+    """Objects in flight in all; bounds memory, sockets and space for partial files."""
+    stall_timeout_s: float = 5.0
+    """A pull without a new byte for this long is given up."""
+    floor_bytes_s: float = 16_384.0
+    """A pull of known size may take size ÷ this (and `stall_timeout_s`) in all."""
+    object_bytes_max: int = 1 << 30
+    """A donor that claims more for an object of unknown size is not believed."""
+    rest_s: float = 0.5
+    """Rest after a first failure; doubles with each in a row, up to `rest_s_max`."""
+    rest_s_max: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class StartPull:
+    """Pull this object → `sized`, `progress`…, then `pulled` or `failed`."""
+
+    transfer: TransferId
+    peer: PeerId
+    key: Key
+    object_hash: ObjectHash
+    size_bytes: int
+    """0: not known, the donor will say."""
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPull:
+    """Stop this pull and forget what it brought; reports about it are ignored from now on."""
+
+    transfer: TransferId
+    peer: PeerId
+
+
+PullEffect = StartPull | CancelPull
+
+
+class Phase(StrEnum):
+    FETCHING = "fetching"
+    """Pulls are under way, or donors are resting."""
+    STUCK = "stuck"
+    """Nobody offers what is still wanted; only a new offer helps."""
+    DONE = "done"
+    """Everything wanted is here and verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    phase: Phase
+    objects_done: int
+    objects_total: int
+    bytes_done: int
+    """Verified, plus what has arrived of pulls under way."""
+    bytes_total: int
+    """Of the wants whose size is known."""
+    rate_bytes_s: float
+    eta_s: float
+    """Of the bytes known, at the present rate; infinite when nothing moves."""
+    unoffered: tuple[Key, ...]
+    """Wanted, and no usable donor offers them."""
+    last_fault: str
+    """The latest failure in words; empty when there was none."""
+
+
+@dataclass(slots=True)
+class _Rest:
+    """Waiting time after failures, doubling with each in a row."""
+
+    failures: int = 0
+    until: Instant | None = None
+    """Set while resting; cleared by the first wake at or after it."""
+
+    def fail(self, now: Instant, limits: Limits, rng: random.Random) -> None:
+        pause_s = min(limits.rest_s_max, limits.rest_s * 2.0 ** min(self.failures, 20))
+        self.failures += 1
+        self.until = after(now, pause_s * rng.uniform(0.75, 1.25))
+
+    def succeed(self) -> None:
+        self.failures, self.until = 0, None
+
+    def wake(self, now: Instant) -> None:
+        if self.until is not None and now >= self.until:
+            self.until = None
+
+
+@dataclass(slots=True)
+class _Donor:
+    offers: dict[Key, ObjectHash]
+    rest: _Rest
+    rate_bytes_s: float = 0.0
+    """Of its last complete pulls; 0 until there was one."""
+    excluded: bool = False
+
+
+@dataclass(slots=True)
+class _Pull:
+    transfer: TransferId
+    peer: PeerId
+    key: Key
+    size_bytes: int
+    """0: not known yet."""
+    began: Instant
+    received_bytes: int
+    stalls_at: Instant
+    ends_at: Instant
+
+
+class Fetch:
+    """One fetch, from its wants to `Phase.DONE`. Donors and wants are bounded by the caller."""
+
+    def __init__(
+        self,
+        wants: Mapping[Key, int],
+        rng: random.Random,
+        now: Instant,
+        limits: Limits = Limits(),
+    ) -> None:
+        """`wants`: key → size in bytes, 0 where only the donors know it."""
+        self._limits = limits
+        self._rng = rng
+        self._sizes = dict(wants)
+        lots = list(range(len(wants)))
+        rng.shuffle(lots)
+        self._lot = dict(zip(wants, lots, strict=True))
+        self._missing = dict.fromkeys(wants)
+        self._donors: dict[PeerId, _Donor] = {}
+        self._pulls: dict[TransferId, _Pull] = {}
+        self._own_rest = _Rest()
+        self._rate = _Rate(now)
+        self._last_fault = ""
+
+    # ---------------------------------------------------------------------------------- events
+
+    def donor_offers(
+        self, peer: PeerId, offers: Mapping[Key, ObjectHash], now: Instant
+    ) -> list[PullEffect]:
+        """This is what the donor has now, in place of what it offered before.
+
+        Pulls under way from it go on. What nobody wants, and an excluded donor, is ignored.
+        """
+        donor = self._donors.setdefault(peer, _Donor({}, _Rest()))
+        if not donor.excluded:
+            donor.offers = {key: offers[key] for key in self._missing if key in offers}
+        return self._schedule(now)
+
+    def donor_gone(self, peer: PeerId, now: Instant) -> list[PullEffect]:
+        """The donor left or died: its pulls go back to the queue. It may come back with offers."""
+        if donor := self._donors.get(peer):
+            donor.offers = {}
+        return self._cancel(peer) + self._schedule(now)
+
+    def sized(self, transfer: TransferId, size_bytes: int, now: Instant) -> list[PullEffect]:
+        """The donor accepted, and says how large the object is. Counts as a sign of life.
+
+        A size that cannot be is a lie: the pull ends as if its bytes were corrupt.
+        """
+        pull = self._pulls.get(transfer)
+        if pull is None:
+            return []
+        known = self._sizes[pull.key]
+        if size_bytes != known if known else not 0 < size_bytes <= self._limits.object_bytes_max:
+            return [CancelPull(transfer, pull.peer), *self.failed(transfer, Fault.CORRUPT, now)]
+        pull.size_bytes = size_bytes
+        pull.stalls_at = after(now, self._limits.stall_timeout_s)
+        pull.ends_at = self._end_of(size_bytes, pull.began)
+        return []
+
+    def progress(self, transfer: TransferId, received_bytes: int, now: Instant) -> list[PullEffect]:
+        """So many bytes of the object have arrived so far. Only more than before is progress."""
+        pull = self._pulls.get(transfer)
+        if pull and pull.size_bytes:
+            received_bytes = min(received_bytes, pull.size_bytes)
+        if pull and received_bytes > pull.received_bytes:
+            self._rate.add(received_bytes - pull.received_bytes, now)
+            pull.received_bytes = received_bytes
+            pull.stalls_at = after(now, self._limits.stall_timeout_s)
+        return []
+
+    def pulled(self, transfer: TransferId, now: Instant) -> list[PullEffect]:
+        """The object is here and verified."""
+        pull = self._pulls.get(transfer)
+        if pull is None:
+            return []
+        size_bytes = pull.size_bytes or pull.received_bytes
+        self.progress(transfer, size_bytes, now)
+        self._sizes[pull.key] = size_bytes
+        del self._pulls[transfer]
+        del self._missing[pull.key]
+        donor = self._donors[pull.peer]
+        donor.rest.succeed()
+        self._own_rest.succeed()
+        rate = size_bytes / max(now - pull.began, 1e-3)
+        donor.rate_bytes_s = (donor.rate_bytes_s + rate) / 2 if donor.rate_bytes_s else rate
+        return self._schedule(now)
+
+    def failed(self, transfer: TransferId, fault: Fault, now: Instant) -> list[PullEffect]:
+        """The pull ended without its object."""
+        pull = self._pulls.pop(transfer, None)
+        if pull is None:
+            return []
+        return self._blame(pull, fault, now) + self._schedule(now)
+
+    def wake(self, now: Instant) -> list[PullEffect]:
+        """Give up pulls whose time is over, let rested donors serve again."""
+        effects: list[PullEffect] = []
+        for pull in list(self._pulls.values()):
+            if now >= min(pull.stalls_at, pull.ends_at):
+                del self._pulls[pull.transfer]
+                effects.append(CancelPull(pull.transfer, pull.peer))
+                effects += self._blame(pull, Fault.STALLED, now)
+        for rest in self._rests():
+            rest.wake(now)
+        return effects + self._schedule(now)
+
+    def deadline(self) -> Instant:
+        """When to call `wake`; infinite when only an event can change anything."""
+        ends = [min(pull.stalls_at, pull.ends_at) for pull in self._pulls.values()]
+        rests = [rest.until for rest in self._rests() if rest.until is not None]
+        return Instant(min(ends + rests, default=inf)) if self._missing else Instant(inf)
+
+    # --------------------------------------------------------------------------------- reading
+
+    @property
+    def phase(self) -> Phase:
+        if not self._missing:
+            return Phase.DONE
+        if self._pulls or any(self._donors_of(key) for key in self._missing):
+            return Phase.FETCHING
+        return Phase.STUCK
+
+    def status(self, now: Instant) -> Status:
+        """A frozen summary for people."""
+        busy = {pull.key: pull for pull in self._pulls.values()}
+        sizes = self._sizes | {key: pull.size_bytes for key, pull in busy.items()}
+        here = sum(size for key, size in sizes.items() if key not in self._missing)
+        done = here + sum(pull.received_bytes for pull in busy.values())
+        total, rate = sum(sizes.values()), self._rate.at(now)
+        return Status(
+            phase=self.phase,
+            objects_done=len(self._sizes) - len(self._missing),
+            objects_total=len(self._sizes),
+            bytes_done=done,
+            bytes_total=total,
+            rate_bytes_s=rate,
+            eta_s=self._eta_s(total - done, rate),
+            unoffered=tuple(
+                key for key in self._missing if key not in busy and not self._donors_of(key)
+            ),
+            last_fault=self._last_fault,
+        )
+
+    def _eta_s(self, left_bytes: int, rate_bytes_s: float) -> float:
+        if not self._missing:
+            return 0.0
+        return left_bytes / rate_bytes_s if rate_bytes_s > 0 else inf
+
+    def check(self) -> None:
+        """Raises: AssertionError when an invariant is broken."""
+        pulls = list(self._pulls.values())
+        assert len(pulls) <= self._limits.total, "too many pulls in all"
+        assert len({pull.key for pull in pulls}) == len(pulls), "a want is pulled twice at once"
+        for peer, donor in self._donors.items():
+            assert self._in_flight(peer) <= self._limits.per_donor, "too many pulls from one donor"
+            assert not (donor.excluded and (donor.offers or self._in_flight(peer)))
+        assert all(pull.key in self._missing for pull in pulls), "pulling what is here"
+
+    # -------------------------------------------------------------------------------- deciding
+
+    def _schedule(self, now: Instant) -> list[PullEffect]:
+        """Start what may be started, rarest first."""
+        effects: list[PullEffect] = []
+        if self._own_rest.until is not None or len(self._pulls) >= self._limits.total:
+            return effects
+        busy = {pull.key for pull in self._pulls.values()}
+        queue = [(len(self._donors_of(key)), self._lot[key], key) for key in self._missing]
+        for _, _, key in sorted(entry for entry in queue if entry[2] not in busy):
+            if len(self._pulls) >= self._limits.total:
+                break
+            if free := [peer for peer in self._donors_of(key) if self._is_free(peer)]:
+                effects.append(self._start(key, min(free, key=self._worth_asking), now))
+        return effects
+
+    def _start(self, key: Key, peer: PeerId, now: Instant) -> StartPull:
+        transfer = TransferId(self._rng.randbytes(16))
+        stalls_at = after(now, self._limits.stall_timeout_s)
+        size = self._sizes[key]
+        ends_at = self._end_of(size, now)
+        self._pulls[transfer] = _Pull(transfer, peer, key, size, now, 0, stalls_at, ends_at)
+        return StartPull(transfer, peer, key, self._donors[peer].offers[key], size)
+
+    def _worth_asking(self, peer: PeerId) -> tuple[int, int, float, float]:
+        """Smaller is better: reliable, then idle, then fast; a new donor counts as fast."""
+        donor = self._donors[peer]
+        slowness = 1 / donor.rate_bytes_s if donor.rate_bytes_s else 0.0
+        return donor.rest.failures, self._in_flight(peer), slowness, self._rng.random()
+
+    def _blame(self, pull: _Pull, fault: Fault, now: Instant) -> list[PullEffect]:
+        donor = self._donors[pull.peer]
+        self._last_fault = f"{fault} (pull from {short(pull.peer)})"
+        match fault:
+            case Fault.OURS:
+                self._own_rest.fail(now, self._limits, self._rng)
+            case Fault.MISSING:
+                donor.offers.pop(pull.key, None)
+            case Fault.CORRUPT:
+                donor.excluded, donor.offers = True, {}
+                return self._cancel(pull.peer)
+            case Fault.BUSY | Fault.LOST | Fault.STALLED:
+                donor.rest.fail(now, self._limits, self._rng)
+        return []
+
+    def _cancel(self, peer: PeerId) -> list[PullEffect]:
+        cancelled = [pull for pull in self._pulls.values() if pull.peer == peer]
+        for pull in cancelled:
+            del self._pulls[pull.transfer]
+        return [CancelPull(pull.transfer, peer) for pull in cancelled]
+
+    def _end_of(self, size_bytes: int, began: Instant) -> Instant:
+        if not size_bytes:
+            return Instant(inf)
+        limits = self._limits
+        return after(began, limits.stall_timeout_s + size_bytes / limits.floor_bytes_s)
+
+    def _donors_of(self, key: Key) -> list[PeerId]:
+        return [peer for peer, donor in self._donors.items() if key in donor.offers]
+
+    def _is_free(self, peer: PeerId) -> bool:
+        resting = self._donors[peer].rest.until is not None
+        return not resting and self._in_flight(peer) < self._limits.per_donor
+
+    def _in_flight(self, peer: PeerId) -> int:
+        return sum(pull.peer == peer for pull in self._pulls.values())
+
+    def _rests(self) -> list[_Rest]:
+        return [self._own_rest, *(donor.rest for donor in self._donors.values())]
+
+
+class _Rate:
+    """Bytes per second, older ones counting exponentially less; fair from the first second on."""
+
+    def __init__(self, now: Instant) -> None:
+        self._began = self._last = now
+        self._sum = 0.0
+
+    def add(self, count_bytes: int, now: Instant) -> None:
+        self._sum = self._decayed(now) + count_bytes
+        self._last = now
+
+    def at(self, now: Instant) -> float:
+        weight_s = RATE_WINDOW_S * (1 - exp(-(now - self._began) / RATE_WINDOW_S))
+        return self._decayed(now) / weight_s if weight_s > 0 else 0.0
+
+    def _decayed(self, now: Instant) -> float:
+        return self._sum * exp(-(now - self._last) / RATE_WINDOW_S)
