@@ -1,0 +1,268 @@
+"""What a daemon and its worker say to each other.
+
+Two processes of one machine share a Unix socketpair for words (this file) and one piece of memory
+for numbers (`train.shared`). A socketpair, and not a named socket, because its end of file tells
+each side of the other's death at once, and because it has no name, port or file that anybody else
+could open or that a `kill -9` could leave behind.
+
+A message is the msgpack array [name, field, …] behind its length in four bytes. Decoding is strict
+although both sides are the same program: a broken worker must look broken, not strange. Numbers too
+large for a message (fragments) lie in shared memory, and a message says whose turn it is with them.
+This file imports neither torch nor numpy, since the daemon reads it too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+
+import msgpack
+
+from peerlm import config
+from peerlm.config import NodeSettings, Plan
+from peerlm.errors import WireError
+from peerlm.types import FragmentId, PeerId
+
+LENGTH = struct.Struct("<I")
+MESSAGE_BYTES_MAX = 16 << 20
+"""Far above the largest true message, a `Setup` that names some hundred thousand shards."""
+
+ADD, RESET = "add", "reset"
+"""Kinds of correction: θ += values; θ := values and forget what the optimizer knew of θ."""
+
+T = TypeVar("T", Plan, NodeSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of all messages."""
+
+
+# ---------------------------------------------------------------------------- daemon → worker
+
+
+@dataclass(frozen=True, slots=True)
+class Setup(Message):
+    """The first message. Unless `fresh`, θ := φ, which lies in the `slow` region."""
+
+    generation: int
+    fresh: bool
+    peer: PeerId
+    plan: bytes
+    """`packed(plan)`."""
+    settings: bytes
+    """`packed(node settings)`: device, pace, memory."""
+    corpus: tuple[str, ...]
+    """Paths of the token shards, in order."""
+    threads: int
+    first_pass: int
+    """Number of the pass over the corpus to begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steer(Message):
+    """As `effects.SteerWorker`."""
+
+    training: bool
+    swarm_tokens: int
+    members: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction(Message):
+    """Values for θ of this fragment lie in its `correction` slot, the worker's until `Applied`."""
+
+    fragment: FragmentId
+    seq: int
+    kind: str
+    """`ADD` or `RESET`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundaryTaken(Message):
+    """The `boundary` slot of this fragment is the worker's again."""
+
+    fragment: FragmentId
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluate(Message):
+    """φ lies in the `slow` region, the worker's until `Evaluated`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain(Message):
+    """Take no more inner steps, hand in what θ has moved, say `Drained`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop(Message):
+    """Exit at once. θ is lost."""
+
+
+# ---------------------------------------------------------------------------- worker → daemon
+
+
+@dataclass(frozen=True, slots=True)
+class Initialised(Message):
+    """The initial weights of a fresh start lie in the `boundary` region. Comes before `Ready`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready(Message):
+    device: str
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary(Message):
+    """θ of this fragment lies in its `boundary` slot, the daemon's until `BoundaryTaken`."""
+
+    fragment: FragmentId
+    applied_seq: int
+    """Of the last correction in it; 0 if none."""
+    steps: int
+    """Inner steps of this generation when it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied(Message):
+    """The correction is in θ; its slot is the daemon's again."""
+
+    fragment: FragmentId
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progress(Message):
+    """Totals of this generation; `loss` and `tokens_per_s` since the last report."""
+
+    steps: int
+    tokens: int
+    loss: float | None
+    tokens_per_s: float
+    nonfinite_steps: int
+    data_pass: int
+    data_position: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated(Message):
+    val_loss: float
+    """nan if the corpus holds nothing out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drained(Message):
+    """Every last boundary has been taken; θ moves no more but by corrections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Message):
+    """The worker's last word before it exits."""
+
+    error: str
+    """One line."""
+
+
+# ---------------------------------------------------------------------------------- to bytes
+
+
+def frame(message: Message) -> bytes:
+    """The bytes of a message, its length in front."""
+    values = (getattr(message, f.name) for f in dataclasses.fields(message))
+    body: bytes = msgpack.packb([type(message).__name__, *values])
+    assert len(body) <= MESSAGE_BYTES_MAX, f"{type(message).__name__} of {len(body)} bytes"
+    return LENGTH.pack(len(body)) + body
+
+
+class Frames:
+    """Cuts a stream of bytes into messages, however the bytes arrive."""
+
+    def __init__(self) -> None:
+        self._waiting = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes, in order.
+
+        Raises:
+            WireError: the stream is not what the other side can have meant; give it up.
+        """
+        self._waiting += data
+        found: list[Message] = []
+        while len(self._waiting) >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(self._waiting)
+            if length > MESSAGE_BYTES_MAX:
+                raise WireError(
+                    f"worker socket: message of {length} bytes, at most {MESSAGE_BYTES_MAX}"
+                )
+            end = LENGTH.size + length
+            if len(self._waiting) < end:
+                break
+            found.append(decode(bytes(self._waiting[LENGTH.size : end])))
+            del self._waiting[:end]
+        return found
+
+
+def decode(body: bytes) -> Message:
+    """A message from the bytes behind its length. Raises `WireError`."""
+    try:
+        raw = msgpack.unpackb(body, use_list=False)
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise WireError(f"worker socket: not msgpack: {type(error).__name__}") from None
+    named = isinstance(raw, tuple) and raw and type(raw[0]) is str
+    kind: Any = kinds().get(raw[0]) if named else None
+    if kind is None:
+        raise WireError(f"worker socket: unknown message {str(raw)[:60]}")
+    fields = _fields(kind)
+    if len(raw) - 1 != len(fields):
+        raise WireError(
+            f"worker socket: {kind.__name__} of {len(raw) - 1} fields, not {len(fields)}"
+        )
+    for (name, fits), value in zip(fields, raw[1:], strict=True):
+        if not fits(value):
+            raise WireError(f"worker socket: {kind.__name__}.{name} = {str(value)[:60]}")
+    message: Message = kind(*raw[1:])
+    return message
+
+
+@cache
+def kinds() -> dict[str, type[Any]]:
+    """Every message there is, by its name."""
+    found = [k for k in globals().values() if isinstance(k, type) and issubclass(k, Message)]
+    return {kind.__name__: kind for kind in found if kind is not Message}
+
+
+_FITS: dict[Any, Callable[[Any], bool]] = {
+    bool: lambda v: type(v) is bool,
+    int: lambda v: type(v) is int and v >= 0,
+    float: lambda v: type(v) is float,
+    float | None: lambda v: v is None or type(v) is float,
+    str: lambda v: type(v) is str,
+    bytes: lambda v: type(v) is bytes,
+    tuple[str, ...]: lambda v: type(v) is tuple and all(type(item) is str for item in v),
+    tuple[PeerId, ...]: lambda v: type(v) is tuple and all(type(item) is bytes for item in v),
+}
+
+
+@cache
+def _fields(kind: type[Any]) -> tuple[tuple[str, Callable[[Any], bool]], ...]:
+    hints = get_type_hints(kind)
+    return tuple(
+        (f.name, _FITS[getattr(hints[f.name], "__supertype__", hints[f.name])])
+        for f in dataclasses.fields(kind)
+    )
+
+
+def packed(settings: Plan | NodeSettings) -> bytes:
+    """Settings as bytes, for `Setup`."""
+    return bytes(msgpack.packb(config.to_dict(settings)))
+
+
+def unpacked(kind: type[T], data: bytes) -> T:
+    """Settings out of `Setup`. Raises `ConfigError`."""
+    return config.from_dict(kind, msgpack.unpackb(data), f"{kind.__name__} from the daemon")

@@ -1,0 +1,118 @@
+"""Words between daemon and worker: whole however they arrive, refused when they are not ours."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peerlm.config import NodeSettings, Plan, preset, with_changes
+from peerlm.errors import WireError
+from peerlm.train import protocol
+from peerlm.train.protocol import Frames, Message
+from peerlm.types import FragmentId, PeerId
+
+ONE_OF_EACH: list[Message] = [
+    protocol.Setup(
+        3, True, PeerId(b"p" * 16), b"plan", b"settings", ("/a/shard", "/b/ß"), 2, first_pass=7
+    ),
+    protocol.Steer(True, 1 << 40, (PeerId(b"a" * 16), PeerId(b"b" * 16))),
+    protocol.Correction(FragmentId(2), 9, protocol.RESET),
+    protocol.BoundaryTaken(FragmentId(0)),
+    protocol.Evaluate(),
+    protocol.Drain(),
+    protocol.Stop(),
+    protocol.Initialised(),
+    protocol.Ready("cuda:0", 4),
+    protocol.Boundary(FragmentId(1), 9, 500),
+    protocol.Applied(FragmentId(1), 9),
+    protocol.Progress(10, 20480, None, 1e5, 1, 0, 0.25),
+    protocol.Progress(10, 20480, 2.5, 1e5, 1, 0, 0.25),
+    protocol.Evaluated(5.5),
+    protocol.Drained(),
+    protocol.Failed("DeviceLost: gone"),
+]
+
+
+def body(*values: object) -> bytes:
+    return bytes(msgpack.packb(values))
+
+
+def test_the_examples_cover_every_message() -> None:
+    assert {type(message) for message in ONE_OF_EACH} == set(protocol.kinds().values())
+
+
+@given(st.data())
+def test_messages_survive_any_cutting_of_the_stream(data: st.DataObject) -> None:
+    stream = b"".join(map(protocol.frame, ONE_OF_EACH))
+    frames, received = Frames(), []
+    while stream:
+        size = data.draw(st.integers(1, 200))
+        received += frames.feed(stream[:size])
+        stream = stream[size:]
+    assert received == ONE_OF_EACH
+
+
+def test_a_loss_that_is_no_number_is_still_reported() -> None:
+    (back,) = Frames().feed(protocol.frame(protocol.Evaluated(math.nan)))
+    assert isinstance(back, protocol.Evaluated)
+    assert math.isnan(back.val_loss)
+
+
+@pytest.mark.parametrize(
+    ("foreign", "complaint"),
+    [
+        (b"", "not msgpack"),
+        (b"\xc1", "not msgpack"),
+        (body(), "unknown message"),
+        (body("Explode"), "unknown message"),
+        (body({}), "unknown message"),
+        (bytes(msgpack.packb({"Drain": 1})), "unknown message"),
+        (body("Drain", 1), "Drain of 1 fields, not 0"),
+        (body("Applied", 1), "Applied of 1 fields, not 2"),
+        (body("Applied", 1, -1), "Applied.seq = -1"),
+        (body("Applied", True, 1), "Applied.fragment = True"),
+        (body("Ready", b"cpu", 1), "Ready.device"),
+        (body("Evaluated", 1), "Evaluated.val_loss"),
+        (body("Evaluated", None), "Evaluated.val_loss"),
+        (body("Steer", 1, 0, ()), "Steer.training"),
+        (body("Steer", True, 0, ("text",)), "Steer.members"),
+    ],
+)
+def test_what_is_no_message_is_refused(foreign: bytes, complaint: str) -> None:
+    with pytest.raises(WireError, match=complaint):
+        protocol.decode(foreign)
+
+
+def test_an_unknown_message_that_cannot_be_a_key_is_refused() -> None:
+    with pytest.raises(WireError, match="unknown message"):
+        protocol.decode(body([["nested"]]))
+
+
+def test_an_absurd_length_is_refused_before_anything_is_kept() -> None:
+    with pytest.raises(WireError, match="4294967295 bytes"):
+        Frames().feed(b"\xff\xff\xff\xff")
+
+
+@given(st.binary(max_size=60))
+def test_noise_never_does_worse_than_a_wire_error(noise: bytes) -> None:
+    try:
+        protocol.decode(noise)
+    except WireError:
+        pass
+
+
+def test_settings_arrive_as_they_were() -> None:
+    plan = with_changes(preset("small"), {"data.shards": ["ab" * 32]}, "here")
+    assert protocol.unpacked(Plan, protocol.packed(plan)) == plan
+    assert protocol.unpacked(NodeSettings, protocol.packed(NodeSettings())) == NodeSettings()
+
+
+def test_the_daemon_can_read_it_without_torch() -> None:
+    program = "import sys; import peerlm.train.protocol, peerlm.train.shared; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
