@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import stat
 import subprocess
 import sys
 from itertools import count
@@ -30,6 +31,22 @@ def test_a_written_file_replaces_the_old_one_with_the_mode_asked_for(tmp_path: P
     assert path.read_bytes() == b"two"
     assert path.stat().st_mode & 0o777 == 0o640
     assert names(tmp_path) == ["plan"]
+
+
+def test_data_are_durable_before_the_name_and_the_name_before_we_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = []
+    fsync, rename = os.fsync, os.rename
+
+    def traced_fsync(fd: int) -> None:
+        trace.append("sync directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "sync file")
+        fsync(fd)
+
+    monkeypatch.setattr(disk.os, "fsync", traced_fsync)
+    monkeypatch.setattr(disk.os, "rename", lambda *a: (trace.append("rename"), rename(*a)))
+    write_atomic(tmp_path / "plan", b"new")
+    assert trace == ["sync file", "rename", "sync directory"]
 
 
 def test_an_error_while_writing_leaves_the_old_version_and_no_litter(tmp_path: Path) -> None:
