@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from peerlm.config import TrainSection
+from peerlm.train.muon import Muon
 
 MUON_MOMENTUM = 0.95
 ADAMW_BETAS = (0.9, 0.95)
@@ -28,7 +29,7 @@ class InnerOptimizer:
     """One or two torch optimizers over a model's parameters, driven as one."""
 
     def __init__(self, parts: list[torch.optim.Optimizer], named: dict[str, nn.Parameter]) -> None:
-        self._parts, self._named = parts, named
+        self.parts, self._named = parts, named
         for group in self._groups():
             group["peak_lr"] = group["lr"]
 
@@ -38,21 +39,21 @@ class InnerOptimizer:
             group["lr"] = group["peak_lr"] * scale
 
     def step(self) -> None:
-        for part in self._parts:
+        for part in self.parts:
             part.step()
 
     def zero_grad(self) -> None:
-        for part in self._parts:
+        for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def reset(self, tensors: Iterable[str]) -> None:
         """Forget momentum and moments of the named parameters, wholly."""
         for name in tensors:
-            for part in self._parts:
+            for part in self.parts:
                 part.state.pop(self._named[name], None)
 
     def _groups(self) -> list[dict[str, Any]]:
-        return [group for part in self._parts for group in part.param_groups]
+        return [group for part in self.parts for group in part.param_groups]
 
 
 def build(model: nn.Module, settings: TrainSection) -> InnerOptimizer:
@@ -62,7 +63,7 @@ def build(model: nn.Module, settings: TrainSection) -> InnerOptimizer:
         case "muon":
             inside = {n: p for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2}
             beside = {n: p for n, p in named.items() if n not in inside}
-            muon = torch.optim.Muon(
+            muon = Muon(
                 inside.items(),
                 lr=settings.lr,
                 weight_decay=settings.weight_decay,
