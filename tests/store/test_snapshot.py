@@ -163,7 +163,7 @@ def test_kill_9_at_any_instant_leaves_the_last_committed_or_the_one_in_the_makin
                 commit(layout, version)
                 os.write(tell, b"!")
 
-        kill_after(rng.uniform(0, 3 * one_write_s), write_for_ever)
+        kill_after(rng.uniform(0, min(0.05, 3 * one_write_s)), write_for_ever)
         os.close(tell)
         committed = before + len(os.read(told, 1 << 16))
         os.close(told)
