@@ -1,0 +1,184 @@
+"""What keeps a broken or hostile peer from doing harm: gates, clipping, exclusion. Plain numbers only.
+
+A pair exchange sees one foreign vector at a time, so it cannot tell an outlier from a majority. It
+can bound what that vector does: a received difference is scaled down to τ, a little more than the
+differences of the recent past (self-centred clipping, He, Karimireddy and Jaggi, arXiv 2202.01545;
+with a τ from history, since pairs have no neighbourhood to take it from). An attacker then moves an
+honest node by at most c·τ in an exchange. Two groups that meet again after a partition are clipped
+as well, but by many partners, not by one: three distinct ones in a row double τ until the first
+that is not clipped.
+
+Clipping bounds, it does not identify. `PeerScores` is for what is plainly wrong (a vector that
+fails a gate): such a peer is left out for a while, longer each time.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from dataclasses import dataclass
+
+from peerlm.types import FragmentId, Instant, PeerId, after
+
+NORM_RATIO_MAX = 2.0
+"""Weights whose norm is more than this many times ours, or less than its inverse, are refused."""
+
+SMALL_RMS = 1e-3
+"""Fragments below this rms per element count as this large, so that those which start at zero mix."""
+
+FIRST_CLIP = 0.2
+"""τ as a share of |φ|, until `HISTORY_MIN` differences have been seen."""
+
+HISTORY = 20
+HISTORY_MIN = 5
+DISTINCT_CLIPPED = 3
+
+
+def norms_agree(theirs: float, ours: float, size: int) -> bool:
+    """Whether weights [size] of norm `theirs` may be mixed with weights of norm `ours`."""
+    small = SMALL_RMS * math.sqrt(size)
+    ratio = max(theirs, small) / max(ours, small)
+    return 1 / NORM_RATIO_MAX <= ratio <= NORM_RATIO_MAX
+
+
+def difference_is_possible(raw_norm: float, ours: float, size: int) -> bool:
+    """Whether weights that pass `norms_agree` can differ by `raw_norm`, an int4's rounding included."""
+    return raw_norm <= 1.25 * (1 + NORM_RATIO_MAX) * max(ours, SMALL_RMS * math.sqrt(size))
+
+
+def first_clip_norm(phi_norm: float, size: int) -> float:
+    """τ for a fragment [size] without history."""
+    return FIRST_CLIP * max(phi_norm, SMALL_RMS * math.sqrt(size))
+
+
+def clip_scale(raw_norm: float, clip_norm: float) -> float:
+    """What to scale a difference of norm `raw_norm` by, so that its norm is at most `clip_norm`."""
+    return 1.0 if raw_norm <= clip_norm else clip_norm / raw_norm
+
+
+class ClipTracker:
+    """τ of one fragment: `factor` times the median of recent raw |d̂|, doubled while many are clipped.
+
+    Raw norms enter the median even when they were clipped; it takes a majority of the last twenty
+    to move it.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+        self._raw_norms: deque[float] = deque(maxlen=HISTORY)
+        self._clipped_by: deque[PeerId] = deque(maxlen=DISTINCT_CLIPPED)
+        self._doublings = 0
+
+    def tau(self, phi_norm: float) -> float:
+        """The most a difference may count for, when our own weights have norm `phi_norm`."""
+        if len(self._raw_norms) < HISTORY_MIN:
+            usual = FIRST_CLIP * phi_norm
+        else:
+            usual = self._factor * statistics.median(self._raw_norms)
+        return math.ldexp(usual, self._doublings)
+
+    def update(self, partner: PeerId, raw_norm: float, clipped: bool) -> None:
+        """An exchange with `partner` brought a difference of norm `raw_norm`."""
+        self._raw_norms.append(raw_norm)
+        if not clipped:
+            self._clipped_by.clear()
+            self._doublings = 0
+            return
+        self._clipped_by.append(partner)
+        if len(set(self._clipped_by)) == DISTINCT_CLIPPED:
+            self._doublings += 1
+
+
+EXCLUSION_S = 600.0
+EXCLUSION_MAX_S = 86_400.0
+FORGIVENESS_S = 3600.0
+"""A refusal weighs less by one for each hour after its exclusion has ended."""
+
+FAILURE_PAUSE_S = 2.0
+FAILURE_PAUSE_MAX_S = 60.0
+
+REQUESTS_PER_S = 16.0
+REQUEST_BURST = 32.0
+"""Requests for one fragment that a peer may make: far above what a plan asks for on a fast link."""
+
+
+_NEVER = Instant(-math.inf)
+
+
+@dataclass(slots=True)
+class _Record:
+    refusals: int = 0
+    excluded_until: Instant = _NEVER
+    failures: int = 0
+    avoided_until: Instant = _NEVER
+
+
+@dataclass(slots=True)
+class _Bucket:
+    requests: float
+    filled_at: Instant
+
+
+class PeerScores:
+    """Who is left out, and who is tried later. Bounded by the peers and fragments there are."""
+
+    def __init__(self) -> None:
+        self._records: dict[PeerId, _Record] = {}
+        self._buckets: dict[tuple[PeerId, FragmentId], _Bucket] = {}
+
+    def refused(self, peer: PeerId, now: Instant) -> Instant:
+        """`peer` failed a gate: leave it out for ten minutes, doubling. Returns until when."""
+        record = self._records.setdefault(peer, _Record())
+        record.refusals = self._refusals(record, now) + 1
+        exclusion_s = EXCLUSION_S * 2.0 ** min(record.refusals - 1, 20)
+        record.excluded_until = after(now, min(exclusion_s, EXCLUSION_MAX_S))
+        return record.excluded_until
+
+    def failed(self, peer: PeerId, now: Instant) -> None:
+        """An exchange with `peer` was lost: try others first for a little while."""
+        record = self._records.setdefault(peer, _Record())
+        pause_s = FAILURE_PAUSE_S * 2.0 ** min(record.failures, 20)
+        record.failures += 1
+        record.avoided_until = after(now, min(pause_s, FAILURE_PAUSE_MAX_S))
+
+    def succeeded(self, peer: PeerId, now: Instant) -> None:
+        """An exchange with `peer` went well: its losses are forgotten, its refusals are not."""
+        record = self._records.get(peer)
+        if record is not None:
+            record.failures, record.avoided_until = 0, _NEVER
+            if self._refusals(record, now) == 0:
+                del self._records[peer]
+
+    def excluded(self, peer: PeerId, now: Instant) -> bool:
+        """Whether nothing may be exchanged with `peer`, in either direction."""
+        record = self._records.get(peer)
+        return record is not None and now < record.excluded_until
+
+    def avoided(self, peer: PeerId, now: Instant) -> bool:
+        """Whether others should be asked before `peer`. It may still ask us."""
+        record = self._records.get(peer)
+        return record is not None and now < max(record.avoided_until, record.excluded_until)
+
+    def allow_request(self, peer: PeerId, fragment: int, now: Instant) -> bool:
+        """Whether `peer` may ask for `fragment` once more; counts the request if so."""
+        key = (peer, FragmentId(fragment))
+        bucket = self._buckets.setdefault(key, _Bucket(REQUEST_BURST, now))
+        refill = (now - bucket.filled_at) * REQUESTS_PER_S
+        bucket.requests = min(REQUEST_BURST, bucket.requests + refill)
+        bucket.filled_at = now
+        if bucket.requests < 1:
+            return False
+        bucket.requests -= 1
+        return True
+
+    def forget(self, peer: PeerId) -> None:
+        """`peer` has left the swarm for good (its refusals stay until they are forgiven)."""
+        for key in [key for key in self._buckets if key[0] == peer]:
+            del self._buckets[key]
+
+    def _refusals(self, record: _Record, now: Instant) -> int:
+        if record.refusals == 0:
+            return 0
+        hours = max(0.0, now - record.excluded_until) / FORGIVENESS_S
+        return max(0, record.refusals - int(hours))

@@ -1,0 +1,134 @@
+"""Thresholds that follow the swarm, and memory of who broke the rules."""
+
+import pytest
+
+from peerlm.mix.robust import (
+    EXCLUSION_MAX_S,
+    REQUEST_BURST,
+    ClipTracker,
+    PeerScores,
+    clip_scale,
+    norms_agree,
+)
+
+A, B, C, D = (name * 16 for name in (b"a", b"b", b"c", b"d"))
+
+
+def seasoned(raw_norm: float = 1.0) -> ClipTracker:
+    tracker = ClipTracker(1.5)
+    for _ in range(20):
+        tracker.update(A, raw_norm, False)
+    return tracker
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "agree"),
+    [
+        (1, 1, True),
+        (2, 1, True),
+        (1, 2, True),
+        (2.01, 1, False),
+        (1, 2.01, False),
+        (0, 0, True),
+        (0, 1e-9, True),
+        (0, 1, False),
+        (1, 0, False),
+        (float("inf"), 1, False),
+    ],
+)
+def test_norm_ratio(theirs, ours, agree):
+    assert norms_agree(theirs, ours, size=100) is agree
+
+
+def test_not_a_number_agrees_with_nothing():
+    assert not norms_agree(float("nan"), 1.0, 100)
+
+
+@pytest.mark.parametrize(
+    ("raw", "tau", "scale"), [(1, 2, 1), (2, 2, 1), (4, 2, 0.5), (0, 0, 1), (1, 0, 0)]
+)
+def test_clip_scale(raw, tau, scale):
+    assert clip_scale(raw, tau) == scale
+
+
+def test_tau_is_a_fifth_of_phi_until_there_is_history():
+    tracker = ClipTracker(1.5)
+    for k in range(5):
+        assert tracker.tau(phi_norm=10.0) == pytest.approx(2.0), k
+        tracker.update(A, 0.5, False)
+    assert tracker.tau(phi_norm=10.0) == pytest.approx(0.75)
+
+
+def test_tau_follows_the_median_of_the_last_twenty():
+    tracker = seasoned(1.0)
+    for _ in range(9):
+        tracker.update(A, 100.0, True)
+    assert tracker.tau(1.0) == 1.5, "nine of twenty do not move a median"
+    for _ in range(11):
+        tracker.update(A, 2.0, False)
+    assert tracker.tau(1.0) == 3.0
+
+
+def test_three_distinct_partners_clipped_in_a_row_double_tau_until_one_is_not():
+    tracker = seasoned()
+    taus = []
+    for partner in (A, B, C, D, A):
+        tracker.update(partner, 50.0, True)
+        taus.append(tracker.tau(1.0))
+    assert taus == [1.5, 1.5, 3.0, 6.0, 12.0]
+    tracker.update(B, 4.0, False)
+    assert tracker.tau(1.0) == 1.5
+    tracker.update(C, 50.0, True)
+    tracker.update(D, 50.0, True)
+    assert tracker.tau(1.0) == 1.5, "the row starts anew"
+
+
+def test_two_colluding_partners_do_not_double_tau():
+    tracker = seasoned()
+    for _ in range(4):
+        tracker.update(A, 50.0, True)
+        tracker.update(B, 50.0, True)
+    assert tracker.tau(1.0) == 1.5
+
+
+def test_exclusion_doubles_and_is_forgiven():
+    scores = PeerScores()
+    assert not scores.excluded(A, 0.0)
+    assert scores.refused(A, 0.0) == 600.0
+    assert scores.excluded(A, 599.0)
+    assert not scores.excluded(A, 600.0)
+    assert scores.refused(A, 600.0) == 600.0 + 1200.0
+    assert not scores.excluded(B, 600.0)
+    long_after = 1800.0 + 2 * 3600.0
+    assert scores.refused(A, long_after) == long_after + 600.0
+
+
+def test_exclusion_is_never_longer_than_a_day():
+    scores = PeerScores()
+    for _ in range(50):
+        until = scores.refused(A, 0.0)
+    assert until == EXCLUSION_MAX_S
+
+
+def test_a_success_forgets_losses_but_not_refusals():
+    scores = PeerScores()
+    scores.refused(A, 0.0)
+    scores.succeeded(A, 700.0)
+    assert scores.refused(A, 700.0) == 700.0 + 1200.0
+    scores.failed(B, 0.0)
+    scores.failed(B, 0.0)
+    assert scores.avoided(B, 3.9)
+    assert not scores.excluded(B, 0.0), "who was lost may still ask us"
+    scores.succeeded(B, 1.0)
+    assert not scores.avoided(B, 1.0)
+
+
+def test_requests_are_limited_per_peer_and_fragment():
+    scores = PeerScores()
+    assert all(scores.allow_request(A, 7, 0.0) for _ in range(int(REQUEST_BURST)))
+    assert not scores.allow_request(A, 7, 0.0)
+    assert scores.allow_request(A, 8, 0.0)
+    assert scores.allow_request(B, 7, 0.0)
+    assert scores.allow_request(A, 7, 1.0)
+    scores.forget(A)
+    assert sum(scores.allow_request(A, 7, 1.0) for _ in range(100)) == REQUEST_BURST
