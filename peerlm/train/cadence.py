@@ -1,0 +1,52 @@
+"""When the worker hands in which fragment: every H inner steps, each fragment at its own step.
+
+Spreading the fragments over the H steps (Streaming DiLoCo, arXiv 2501.18512) keeps copies, outer
+steps and network traffic even instead of bursting. A fragment whose last boundary the daemon has
+not taken yet stays due and is handed in at a later step: so there is never more than one under way,
+and a slow daemon costs freshness, not training speed. Pure: knows neither tensors nor sockets.
+"""
+
+from __future__ import annotations
+
+from peerlm.types import FragmentId
+
+
+class Cadence:
+    """Args: `fragments`, how many there are; `every`, the plan's H (`mix.inner_steps`)."""
+
+    def __init__(self, fragments: int, every: int) -> None:
+        self._every = every
+        self._offsets = [fragment * every // fragments for fragment in range(fragments)]
+        self._due: set[int] = set()
+        self._under_way: set[int] = set()
+        self._handed_in_at = [0] * fragments
+        self._step = 0
+
+    def stepped(self) -> None:
+        """An inner step is done."""
+        self._step += 1
+        for fragment, offset in enumerate(self._offsets):
+            if (self._step + offset) % self._every == 0:
+                self._due.add(fragment)
+
+    def drain(self) -> None:
+        """No inner step will follow: whatever has moved since it was handed in is due."""
+        self._due |= {f for f, at in enumerate(self._handed_in_at) if at < self._step}
+
+    def ready(self) -> list[FragmentId]:
+        """Fragments to hand in now, in order."""
+        return [FragmentId(fragment) for fragment in sorted(self._due - self._under_way)]
+
+    def handed_in(self, fragment: FragmentId) -> None:
+        assert fragment not in self._under_way, f"two boundaries of fragment {fragment}"
+        self._due.discard(fragment)
+        self._under_way.add(fragment)
+        self._handed_in_at[fragment] = self._step
+
+    def taken(self, fragment: FragmentId) -> None:
+        """The daemon has read the boundary."""
+        self._under_way.remove(fragment)
+
+    def is_idle(self) -> bool:
+        """Nothing is due and nothing under way."""
+        return not self._due and not self._under_way

@@ -1,0 +1,269 @@
+"""What a worker does all day: inner steps, and between two of them whatever the daemon asked for.
+
+The worker never waits for the network, and for the daemon only when it has nothing to do. Between
+steps it applies corrections to θ, hands in fragments that are due (`cadence`), and now and then
+evaluates a copy of φ. Each correction is acknowledged, and each fragment handed in says which
+correction is the last in it: that is all the daemon needs to keep θ and φ in agreement.
+
+The rate follows the swarm's tokens as last told, plus our own since. A step whose loss or gradient
+is not finite moves nothing and is counted; if θ itself is broken the next boundary tells the daemon,
+which resets it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from peerlm.config import NodeSettings, Plan
+from peerlm.data.loader import Loader
+from peerlm.data.shards import Corpus
+from peerlm.model import weights
+from peerlm.model.model import LanguageModel
+from peerlm.model.plan import FragmentSpec
+from peerlm.train import protocol, schedule
+from peerlm.train.cadence import Cadence
+from peerlm.train.channel import Channel
+from peerlm.train.evaluate import evaluate
+from peerlm.train.learner import Learner, choose_device
+from peerlm.train.protocol import Message, Setup
+from peerlm.train.shared import SharedMemory
+from peerlm.types import FragmentId
+
+REPORT_EVERY_S = 1.0
+
+
+class InnerLoop:
+    """One generation of a worker. Build it, `begin`, then `run`.
+
+    Raises:
+        DeviceLost: the device asked for is not there.
+        ConfigError: the corpus cannot be used.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        plan: Plan,
+        settings: NodeSettings,
+        fragments: Sequence[FragmentSpec],
+        memory: SharedMemory,
+        channel: Channel,
+    ) -> None:
+        self._setup, self._plan, self._fragments = setup, plan, fragments
+        self._memory, self._channel = memory, channel
+        device = choose_device(settings.train.device)
+        self._learner = Learner(plan, device, compiled=settings.train.compile)
+        corpus = Corpus.open(
+            [Path(path) for path in setup.corpus], plan.data.vocab, plan.data.val_fraction
+        )
+        self._loader = Loader(corpus, plan, setup.peer, plan.run.rng_seed, setup.first_pass)
+        self._members: tuple[bytes, ...] = ()
+        self._cadence = Cadence(len(fragments), plan.mix.inner_steps)
+        self._applied_seq = [0] * len(fragments)
+        self._pace = Pace(settings.train.pace_tokens_s)
+        self._tally = Tally()
+        self._training = self._draining = self._stopped = False
+        self._swarm_tokens = 0
+        self._tokens_when_steered = 0
+        self._cold_since = 0
+        self._evaluated: LanguageModel | None = None
+        self._held_out: list[NDArray[np.int64]] | None = None
+
+    def begin(self) -> None:
+        """θ := φ, or φ := θ if this is where the run begins; then `Ready`."""
+        if self._setup.fresh:
+            for spec, slot in zip(self._fragments, self._memory.boundary, strict=True):
+                weights.copy_out(self._learner.model, spec, slot)
+            self._channel.send(protocol.Initialised())
+        else:
+            self._load_slow(self._learner.model)
+        self._channel.send(protocol.Ready(str(self._learner.device), torch.get_num_threads()))
+
+    def run(self) -> None:
+        """Until told to stop. Raises `DaemonGone`, `DeviceLost`."""
+        while not self._stopped:
+            for message in self._channel.receive(self._patience_s()):
+                self._take(message)
+            if self._training and self._pace.is_due(time.monotonic()):
+                self._step()
+
+    def _patience_s(self) -> float | None:
+        """How long to wait for a message: not at all if a step is due, for ever if none will be."""
+        return self._pace.wait_s(time.monotonic()) if self._training else None
+
+    # ---------------------------------------------------------------------------- messages
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case protocol.Steer():
+                self._steer(message)
+            case protocol.Correction(fragment, seq, kind):
+                self._correct(fragment, kind)
+                self._applied_seq[fragment] = seq
+                self._channel.send(protocol.Applied(fragment, seq))
+            case protocol.BoundaryTaken(fragment):
+                self._cadence.taken(fragment)
+                if self._draining:
+                    self._go_on_draining()
+            case protocol.Evaluate():
+                self._channel.send(protocol.Evaluated(self._evaluate_slow()))
+            case protocol.Drain():
+                self._keep_still()
+                self._draining = True
+                self._cadence.drain()
+                self._go_on_draining()
+            case protocol.Stop():
+                self._keep_still()
+                self._stopped = True
+            case _:
+                raise AssertionError(f"the daemon sent {type(message).__name__}")
+
+    def _steer(self, told: protocol.Steer) -> None:
+        if told.members != self._members:  # sharing ranges out takes a while
+            self._members = told.members
+            self._loader.set_members(told.members)
+        self._swarm_tokens, self._tokens_when_steered = told.swarm_tokens, self._tally.tokens
+        if not told.training:
+            self._keep_still()
+        elif not self._training:
+            self._training, self._draining = True, False
+            self._tally.begin_report(time.monotonic())
+
+    def _keep_still(self) -> None:
+        if self._training:
+            self._training = False
+            self._report(time.monotonic())
+
+    def _correct(self, fragment: FragmentId, kind: str) -> None:
+        spec, values = self._fragments[fragment], self._memory.correction[fragment]
+        if kind == protocol.RESET:
+            weights.copy_in(self._learner.model, spec, values)
+            self._learner.optimizer.reset(piece.tensor for piece in spec.slices)
+            self._cold_since = self._tally.steps
+        else:
+            weights.add_in(self._learner.model, spec, values)
+
+    def _go_on_draining(self) -> None:
+        self._hand_in()
+        if self._cadence.is_idle():
+            self._draining = False
+            self._channel.send(protocol.Drained())
+
+    # -------------------------------------------------------------------------- inner steps
+
+    def _step(self) -> None:
+        batch_BT1 = self._loader.next_batch()
+        tokens = batch_BT1[:, 1:].size
+        self._pace.began(time.monotonic(), tokens)
+        result = self._learner.step(batch_BT1, self._rate())
+        self._tally.add(tokens, result.loss, result.finite)
+        self._cadence.stepped()
+        self._hand_in()
+        now = time.monotonic()
+        if now - self._tally.report_began >= REPORT_EVERY_S:
+            self._report(now)
+
+    def _rate(self) -> float:
+        train = self._plan.train
+        done = self._swarm_tokens + self._tally.tokens - self._tokens_when_steered
+        asked = schedule.rate(done, self._plan.run.token_budget, train.warmup, train.final_lr)
+        return asked * schedule.rewarm(self._tally.steps - self._cold_since, train.rewarm_steps)
+
+    def _hand_in(self) -> None:
+        """Lay every fragment that is due into shared memory, unless its last boundary is there."""
+        for fragment in self._cadence.ready():
+            slot = self._memory.boundary[fragment]
+            weights.copy_out(self._learner.model, self._fragments[fragment], slot)
+            self._cadence.handed_in(fragment)
+            self._channel.send(
+                protocol.Boundary(fragment, self._applied_seq[fragment], self._tally.steps)
+            )
+
+    def _report(self, now: float) -> None:
+        place = self._loader.position()
+        tally = self._tally
+        self._channel.send(
+            protocol.Progress(
+                steps=tally.steps,
+                tokens=tally.tokens,
+                loss=tally.loss(),
+                tokens_per_s=tally.tokens_per_s(now),
+                nonfinite_steps=tally.nonfinite_steps,
+                data_pass=place["pass"],
+                data_position=place["ranges_done"] / place["ranges_total"],
+            )
+        )
+        tally.begin_report(now)
+
+    # ------------------------------------------------------------------------------- φ itself
+
+    def _evaluate_slow(self) -> float:
+        """Loss of the φ that lies in shared memory, on held-out text. θ is not touched."""
+        if self._evaluated is None:
+            model = LanguageModel(self._plan.model, self._plan.data.vocab)
+            self._evaluated = model.to(self._learner.device).requires_grad_(False)
+        if self._held_out is None:
+            train = self._plan.train
+            self._held_out = self._loader.validation_batches(train.val_batches, train.batch)
+        self._load_slow(self._evaluated)
+        return evaluate(self._evaluated, self._held_out)
+
+    def _load_slow(self, model: LanguageModel) -> None:
+        for spec, values in zip(self._fragments, self._memory.slow, strict=True):
+            weights.copy_in(model, spec, values)
+
+
+class Tally:
+    """What this generation has done, and what of it is not reported yet."""
+
+    def __init__(self) -> None:
+        self.steps = self.tokens = self.nonfinite_steps = 0
+        self.begin_report(0.0)
+
+    def begin_report(self, now: float) -> None:
+        self.report_began = now
+        self._tokens_then = self.tokens
+        self._losses: list[float] = []
+
+    def add(self, tokens: int, loss: float, finite: bool) -> None:
+        """A step is done. One that was not finite taught nothing, so its tokens do not count."""
+        self.steps += 1
+        if finite:
+            self.tokens += tokens
+            self._losses.append(loss)
+        else:
+            self.nonfinite_steps += 1
+
+    def loss(self) -> float | None:
+        """Mean over the finite steps since the last report; None if there were none."""
+        return sum(self._losses) / len(self._losses) if self._losses else None
+
+    def tokens_per_s(self, now: float) -> float:
+        return (self.tokens - self._tokens_then) / max(now - self.report_began, 1e-9)
+
+
+class Pace:
+    """Holds the mean rate to `tokens_s` (0: no limit); what is lost to waiting is not made up for,
+    but for one step, lest wake-ups that come late add up."""
+
+    def __init__(self, tokens_s: float) -> None:
+        self._tokens_s = tokens_s
+        self._due = 0.0
+
+    def began(self, now: float, tokens: int) -> None:
+        """A step over so many tokens begins."""
+        if self._tokens_s:
+            interval = tokens / self._tokens_s
+            self._due = max(self._due, now - interval) + interval
+
+    def is_due(self, now: float) -> bool:
+        return now >= self._due
+
+    def wait_s(self, now: float) -> float:
+        return max(self._due - now, 0.0)

@@ -1,0 +1,105 @@
+"""The worker process: torch lives here, and the network does not.
+
+A daemon starts it as `python -m peerlm.train.worker SOCKET MEMORY PARENT` (two inherited descriptors
+and its own process id), sends `Setup`, and from then on both talk as `train.protocol` says. This
+file is what makes a process of it: it dies with its daemon whatever happens (the kernel kills it when
+the parent's thread ends, and the socket's end of file says so too), keeps within its limits, leaves
+the keyboard's interrupt to the daemon, and turns any failure into one line for a person and a
+traceback on stderr, the daemon's log. It is never restarted in place: the daemon starts another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import traceback
+
+from peerlm.config import NodeSettings, Plan
+from peerlm.model.plan import fragments
+from peerlm.train import protocol
+from peerlm.train.channel import Channel, DaemonGone
+from peerlm.train.shared import SharedMemory
+
+PR_SET_PDEATHSIG = 1
+NICENESS = 5
+"""Training yields the cores to daemons, which must answer probes in time."""
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 when stopped or when the daemon went, 1 after a failure it has told."""
+    connection, memory, parent = (int(argument) for argument in arguments)
+    if not die_with(parent):
+        return 0
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)
+    os.set_inheritable(connection, False)
+    os.set_inheritable(memory, False)
+    channel = Channel(socket.socket(fileno=connection))
+    try:
+        train(channel, memory)
+    except DaemonGone:
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        return tell(channel, error)
+    return 0
+
+
+def die_with(parent: int) -> bool:
+    """Have the kernel kill this process when the parent ends. False: it has ended already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    return os.getppid() == parent
+
+
+def train(channel: Channel, memory: int) -> None:
+    """Set up as told, then learn until told to stop."""
+    setup = channel.receive_one()
+    assert isinstance(setup, protocol.Setup), setup
+    plan, settings = (
+        protocol.unpacked(Plan, setup.plan),
+        protocol.unpacked(NodeSettings, setup.settings),
+    )
+    limit_memory(settings.limits.memory_bytes)
+    import torch  # seconds and hundreds of megabytes: not before death is taken care of
+
+    from peerlm.train.inner_loop import InnerLoop
+
+    torch.set_num_threads(setup.threads)
+    specs = fragments(plan)
+    shared = SharedMemory(memory, specs)
+    os.close(memory)
+    loop = InnerLoop(setup, plan, settings, specs, shared, channel)
+    loop.begin()
+    loop.run()
+
+
+def limit_memory(most_bytes: int) -> None:
+    """Let allocations beyond `limits.memory_bytes` fail here, rather than slow the whole host."""
+    if most_bytes:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
+
+
+def tell(channel: Channel, error: Exception) -> int:
+    try:
+        channel.send(protocol.Failed(one_line(error)))
+    except (DaemonGone, OSError):
+        pass  # the traceback is in the log
+    return 1
+
+
+def one_line(error: Exception) -> str:
+    """Class and first line of the message, at most 300 characters."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # a broken device can hang the interpreter's own way out

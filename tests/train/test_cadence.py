@@ -1,0 +1,78 @@
+"""Which fragment is handed in when."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from peerlm.train.cadence import Cadence
+from peerlm.types import FragmentId
+
+
+def hand_in_all(cadence: Cadence) -> list[int]:
+    """Hand in what is ready, and have the daemon take it at once."""
+    ready = cadence.ready()
+    for fragment in ready:
+        cadence.handed_in(fragment)
+        cadence.taken(fragment)
+    return list(ready)
+
+
+@pytest.mark.parametrize(("fragments", "every"), [(1, 1), (10, 20), (10, 3), (3, 50)])
+def test_each_fragment_comes_once_in_every_h_steps(fragments: int, every: int) -> None:
+    cadence = Cadence(fragments, every)
+    seen: Counter[int] = Counter()
+    for _ in range(4 * every):
+        cadence.stepped()
+        seen.update(hand_in_all(cadence))
+    assert seen == dict.fromkeys(range(fragments), 4)
+
+
+def test_fragments_are_spread_over_the_steps() -> None:
+    cadence = Cadence(fragments=10, every=20)
+    bursts = []
+    for _ in range(40):
+        cadence.stepped()
+        bursts.append(len(hand_in_all(cadence)))
+    assert max(bursts) == 1
+    assert sum(bursts) == 20
+
+
+def test_a_fragment_the_daemon_still_reads_waits_and_does_not_pile_up() -> None:
+    cadence = Cadence(fragments=1, every=2)
+    cadence.stepped()
+    cadence.stepped()
+    cadence.handed_in(FragmentId(0))
+    for _ in range(5):
+        cadence.stepped()
+        assert cadence.ready() == []
+    cadence.taken(FragmentId(0))
+    assert hand_in_all(cadence) == [0]
+    assert cadence.ready() == []
+
+
+def test_draining_hands_in_what_moved_and_nothing_else() -> None:
+    cadence = Cadence(fragments=2, every=4)
+    for _ in range(2):
+        cadence.stepped()
+    assert hand_in_all(cadence) == [1]
+    cadence.drain()
+    assert hand_in_all(cadence) == [0]
+    assert cadence.is_idle()
+
+
+def test_draining_before_the_first_step_has_nothing_to_hand_in() -> None:
+    cadence = Cadence(fragments=2, every=4)
+    cadence.drain()
+    assert cadence.is_idle()
+
+
+def test_draining_is_over_only_when_the_daemon_has_read_everything() -> None:
+    cadence = Cadence(fragments=1, every=4)
+    cadence.stepped()
+    cadence.drain()
+    cadence.handed_in(FragmentId(0))
+    assert not cadence.is_idle()
+    cadence.taken(FragmentId(0))
+    assert cadence.is_idle()
