@@ -35,7 +35,9 @@ def decode(raw: bytes, limit_bytes: int, what: str) -> Any:
     if len(raw) > limit_bytes:
         raise AuthError("too_long", f"{what}: {len(raw)} bytes, at most {limit_bytes} are allowed")
     try:
-        value = msgpack.unpackb(raw, raw=False, use_list=True, strict_map_key=True)
+        value = msgpack.unpackb(
+            raw, raw=False, use_list=True, strict_map_key=True, timestamp=3, ext_hook=_no_extensions
+        )
         is_canonical = encode(value) == raw
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException):
         is_canonical = False
@@ -44,6 +46,11 @@ def decode(raw: bytes, limit_bytes: int, what: str) -> Any:
             "malformed", f"{what}: not canonical msgpack; damaged, or not what it claims to be"
         )
     return value
+
+
+def _no_extensions(code: int, data: bytes) -> None:
+    """Extension types are refused here; timestamps become datetimes, which `encode` refuses."""
+    raise ValueError(f"extension type {code}")
 
 
 def hash32(raw: bytes) -> bytes:

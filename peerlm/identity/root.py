@@ -121,7 +121,7 @@ def verify_plan(blob: bytes, root_public_key: bytes, run_id: RunId) -> SignedPla
             raise AuthError("malformed", "plan: not a signed plan")
     match parts:
         case ["plan", run, int() as revision, bytes() as plan_bytes] if (
-            is_bytes(run, ID_BYTES) and 1 <= revision <= REVISION_MAX
+            is_bytes(run, ID_BYTES) and revision is not True and 1 <= revision <= REVISION_MAX
         ):
             if run != run_id:
                 raise AuthError(
