@@ -1,0 +1,489 @@
+"""The membership core: who is in the swarm, as far as this node can know.
+
+Composes the table of members, the failure detector, suspicions, rumors, anti-entropy and the heal
+task into one machine. It is driven by messages, link hints and the clock; it answers with effects,
+and with changes that the node reads. What it is told as `Alive` must have been verified by the
+caller (signature, certificate chain, revocations): ask `is_news` first, most of it is old.
+
+Verdicts are the swarm's, not the link's: a link that goes down only makes us probe at once. We
+never believe a verdict on ourselves: we raise our counter and say so. A node that was frozen or
+starved moves its own deadlines rather than accuse others.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from peerlm.effects import Effect, Introduce, Log, Send, SendFresh
+from peerlm.membership import sync
+from peerlm.membership.address_book import AddressBook, address_of
+from peerlm.membership.beliefs import Beliefs, alive_subject
+from peerlm.membership.detector import Answer, Ask, Detector, Failed, Step, Way
+from peerlm.membership.heal import Healer
+from peerlm.membership.member import Member, State
+from peerlm.membership.profile import Profile
+from peerlm.membership.rumors import RumorQueue, sends_limit
+from peerlm.membership.table import MemberChanged
+from peerlm.types import Instant, PeerId, WallTime, after
+from peerlm.wire.message import (
+    Ack,
+    Alive,
+    Dead,
+    Gossip,
+    Message,
+    Nack,
+    NodeRecord,
+    Ping,
+    PingRequest,
+    Rumor,
+    Suspect,
+    Sync,
+)
+
+MembershipMessage = Ping | Ack | PingRequest | Nack | Gossip | Sync
+MEMBERSHIP_MESSAGES = (Ping, Ack, PingRequest, Nack, Gossip, Sync)
+"""What `on_message` takes; for `isinstance`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Outcome of a message: what to do, and rumors that are not about membership, unread."""
+
+    effects: list[Effect]
+    others: list[Rumor]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Numbers for status and metrics. Counts include this node, except links and queues."""
+
+    epoch: int
+    counter: int
+    alive: int
+    suspect: int
+    dead: int
+    left: int
+    links: int
+    awareness: int
+    """Lifeguard's local health score; 0 is well."""
+    rumors: int
+    probes: int
+    book: int
+    isolated: bool
+
+
+class Membership:
+    """Built with this node's own record (its epoch greater than at any earlier start).
+
+    sign: makes the signed `Alive` of our record, chain included.
+    curve_of: a peer's CURVE key if known, for probes over fresh connections.
+    book: addresses from earlier starts; `seeds` are added to its own.
+    vitals: where signed vitals are kept, for push-pull.
+    """
+
+    def __init__(
+        self,
+        record: NodeRecord,
+        profile: Profile,
+        rng: random.Random,
+        now: Instant,
+        *,
+        sign: Callable[[NodeRecord], Alive],
+        curve_of: Callable[[PeerId], bytes | None],
+        seeds: tuple[str, ...] = (),
+        book: AddressBook | None = None,
+        vitals: sync.VitalsShelf | None = None,
+    ) -> None:
+        self.me = PeerId(record.peer)
+        self.profile = profile
+        self.book = AddressBook() if book is None else book
+        self.book.seeds = tuple(dict.fromkeys((*seeds, *self.book.seeds)))
+        self._rng = rng
+        self._curve_of = curve_of
+        self._vitals = sync.NoVitals() if vitals is None else vitals
+        self._rumors = RumorQueue()
+        self._detector = Detector(profile, rng, now)
+        self._beliefs = Beliefs(record, profile, sign, self._rumors, self._detector, self.book, now)
+        self._table = self._beliefs.table
+        self._healer = Healer(profile, rng, now)
+        self._links: dict[PeerId, None] = {}
+        self._synced: dict[PeerId, Instant] = {}
+        self._last_round = Instant(-math.inf)
+        self._sync_due = after(now, sync.interval_s(profile, 1, rng))
+        self._awake_until = now
+        self._wanted = Instant(math.inf)
+        self._now = now
+        self._effects: list[Effect] = []
+
+    # --------------------------------------------------------------------------- what is known
+
+    @property
+    def myself(self) -> Alive:
+        """Our own signed record, as it stands now."""
+        return self._beliefs.us.alive
+
+    @property
+    def record(self) -> NodeRecord:
+        return self._beliefs.us.record
+
+    @property
+    def incarnation(self) -> tuple[int, int]:
+        """(boot epoch, counter). The epoch can grow while we run, if our own past is ahead of us
+        (a restored state directory): the node must then keep it."""
+        return self._beliefs.us.incarnation
+
+    @property
+    def _leaving(self) -> bool:
+        return self._beliefs.is_leaving
+
+    @property
+    def goodbye_spread(self) -> bool:
+        """We have left, and told it as often as a rumor is told."""
+        return self._leaving and alive_subject(self.me) not in self._rumors
+
+    def member(self, peer: PeerId) -> Member | None:
+        return self._table.get(peer)
+
+    def members(self) -> dict[PeerId, Member]:
+        """All other members, dead and left ones too, sorted by PeerId."""
+        return {peer: self._table.all()[peer] for peer in sorted(self._table.all())}
+
+    def changes(self) -> list[MemberChanged]:
+        """Changes of other members since the last call, in order."""
+        return self._table.drain_changes()
+
+    def snapshot(self) -> Snapshot:
+        states = [member.state for member in self._table.all().values()]
+        return Snapshot(
+            *self.incarnation,
+            alive=states.count(State.ALIVE) + (not self._leaving),
+            suspect=states.count(State.SUSPECT),
+            dead=states.count(State.DEAD),
+            left=states.count(State.LEFT) + self._leaving,
+            links=len(self._links),
+            awareness=self._detector.awareness.score,
+            rumors=len(self._rumors),
+            probes=len(self._detector.targets()),
+            book=len(self.book),
+            isolated=self._table.n_live == 0,
+        )
+
+    def book_bytes(self, now: Instant, wall: WallTime) -> bytes:
+        """The address book as a file; save it when `book.version` has grown."""
+        for peer in self._table.live():
+            self.book.saw(peer, now)
+        return self.book.to_bytes(now, wall)
+
+    def is_news(self, alive: Alive) -> bool:
+        """Whether this record is later than what we hold: only then verify it, and pass it on to
+        `learn` or `on_message`. False for anything that is no record."""
+        return self._beliefs.is_news(alive)
+
+    # ------------------------------------------------------------------------------- what came
+
+    def on_message(self, peer: PeerId, message: MembershipMessage, now: Instant) -> Heard:
+        """A message from a peer, with unverified `Alive` rumors taken out by the caller."""
+        self._enter(now)
+        others: list[Rumor] = []
+        match message:
+            case Ping():
+                others = self._beliefs.hear(peer, message.rumors, now)
+                self._send(peer, Ack(message.seq, self.me, self._ride(peer)))
+            case Ack():
+                others = self._beliefs.hear(peer, message.rumors, now)
+                self._do(self._detector.on_ack(peer, message), now)
+            case PingRequest():
+                self._on_request(peer, message, now)
+            case Nack():
+                self._detector.on_nack(peer, message)
+            case Gossip():
+                others = self._beliefs.hear(peer, message.rumors, now)
+            case Sync():
+                self._on_sync(peer, message, now)
+            case _:
+                assert_never(message)
+        return Heard(self._outcome(), others)
+
+    def learn(self, rumor: Alive | Suspect | Dead, from_peer: PeerId, now: Instant) -> list[Effect]:
+        """One verified membership fact, from a greeting say."""
+        self._enter(now)
+        self._beliefs.hear(from_peer, (rumor,), now)
+        return self._outcome()
+
+    def on_link_up(self, peer: PeerId, now: Instant) -> list[Effect]:
+        """Exchange tables with whoever is new on the line, unless both just did."""
+        self._enter(now)
+        self._links[peer] = None
+        last = self._synced.get(peer)
+        if last is None or now - last > self.profile.probe_interval_s:
+            self._send(peer, self._digest(reply=False))
+        return self._outcome()
+
+    def on_link_down(self, peer: PeerId, now: Instant) -> list[Effect]:
+        """A hint, never a verdict: probe at once, over a fresh connection."""
+        self._enter(now)
+        self._links.pop(peer, None)
+        self._synced.pop(peer, None)
+        if self.is_live(peer) and not self._leaving:
+            self._do(self._detector.begin(peer, now, self), now)
+        return self._outcome()
+
+    def introduced(self, address: str, peer: PeerId) -> None:
+        """An introduction at this address was answered by this peer (or by ourselves)."""
+        self._healer.answered(address, peer)
+
+    def lagged(self, seconds: float, now: Instant) -> list[Effect]:
+        """Our loop could not run for the last `seconds`: see `events.LoopLagged`. Time already
+        noticed from a late wake does not count twice."""
+        self._enter(now)
+        self._oversleep(min(seconds, now - self._awake_until), now)
+        return self._outcome()
+
+    # ------------------------------------------------------------------------------ what we say
+
+    def announce(
+        self,
+        now: Instant,
+        *,
+        host: str | None = None,
+        intro_port: int | None = None,
+        control_port: int | None = None,
+        bulk_port: int | None = None,
+    ) -> list[Effect]:
+        """Our record has changed (or our certificate, then without arguments): tell everyone."""
+        self._enter(now)
+        old = self.record
+        changed = replace(
+            old,
+            counter=old.counter + 1,
+            host=old.host if host is None else host,
+            intro_port=old.intro_port if intro_port is None else intro_port,
+            control_port=old.control_port if control_port is None else control_port,
+            bulk_port=old.bulk_port if bulk_port is None else bulk_port,
+        )
+        self._beliefs.announce(changed, now)
+        return self._outcome()
+
+    def leave(self, now: Instant) -> list[Effect]:
+        """Say goodbye, signed, to all linked members at once. Afterwards we only pass it on; keep
+        running until `goodbye_spread`, at least 1 and at most 5 seconds."""
+        self._enter(now)
+        if not self._leaving:
+            left = replace(self.record, counter=self.record.counter + 1, left=True)
+            self._beliefs.announce(left, now)
+        return self._outcome()
+
+    def spread(
+        self,
+        rumor: Rumor,
+        subject: bytes,
+        now: Instant,
+        *,
+        teller: PeerId | None = None,
+        sends_max: int | None = None,
+    ) -> list[Effect]:
+        """Gossip a fact of another room. It replaces the last one on `subject`. `teller`: who told
+        us, and need not hear it. `sends_max`: for news that is soon old (vitals), fewer tellings."""
+        self._enter(now)
+        self._rumors.put(b"x" + subject, rumor, teller, sends_max)
+        return self._outcome()
+
+    def expel(self, peer: PeerId, now: Instant) -> list[Effect]:
+        """Forget a peer that is no longer welcome (revoked). Do not verify its records again."""
+        self._enter(now)
+        self._beliefs.expel(peer)
+        self._links.pop(peer, None)
+        self._synced.pop(peer, None)
+        return self._outcome()
+
+    # ------------------------------------------------------------------------------------ clock
+
+    def deadline(self) -> Instant:
+        """When to call `wake`."""
+        times: list[float] = [self._round_due()]
+        if not self._leaving:
+            times += [self._detector.deadline(), self._healer.deadline(), self._sync_due]
+            times += self._beliefs.deadlines()
+        return Instant(min(times))
+
+    def wake(self, now: Instant) -> list[Effect]:
+        """Do what is due."""
+        self._enter(now)
+        if not self._leaving:
+            self._do(self._detector.wake(now, self), now)
+            self._beliefs.end_suspicions(now)
+            self._pull(now)
+            self._heal(now)
+        if now >= self._round_due():
+            self._gossip(now)
+        return self._outcome()
+
+    def check(self) -> None:
+        """Assert what we promise of our own state; what only all tables together show (everyone
+        converges, nobody reachable stays dead) is for whoever sees them all."""
+        self._beliefs.check()
+        for target in self._detector.targets():
+            assert self.is_live(target), "a probe of a member that is not live"
+        assert not math.isnan(self.deadline()), "no deadline"
+
+    # ------------------------------------------------------------- what the detector asks (Reach)
+
+    def live_peers(self) -> list[PeerId]:
+        """Other members alive or suspect, sorted."""
+        return self._table.live()
+
+    def is_live(self, peer: PeerId) -> bool:
+        member = self._table.get(peer)
+        return member is not None and member.is_live
+
+    def is_linked(self, peer: PeerId) -> bool:
+        return peer in self._links
+
+    def can_dial(self, peer: PeerId) -> bool:
+        member = self._table.get(peer)
+        dialable = member is not None and member.record.host and member.record.control_port
+        return bool(dialable) and self._curve_of(peer) is not None
+
+    # -------------------------------------------------------------------------- private: messages
+
+    def _on_request(self, asker: PeerId, message: PingRequest, now: Instant) -> None:
+        target = PeerId(message.target)
+        if target == self.me:
+            self._send(asker, Ack(message.seq, self.me, self._ride(asker)))
+            return
+        self._do(self._detector.on_request(asker, message.seq, target, now, self), now)
+
+    def _on_sync(self, peer: PeerId, message: Sync, now: Instant) -> None:
+        """Answer with our digest, take doubts from theirs, hand over what they lack."""
+        self._synced[peer] = now
+        theirs = {PeerId(entry.peer): entry for entry in message.entries}
+        if not message.reply:
+            self._send(peer, self._digest(reply=True))
+        lacking = sync.newer_than(theirs, self._beliefs.everyone(), self._vitals, self.me)
+        for entry in message.entries:
+            if entry.state in (State.SUSPECT, State.DEAD):
+                self._beliefs.doubt(entry, peer, now)
+        for batch in sync.in_batches(lacking):
+            self._send(peer, batch)
+
+    def _do(self, steps: list[Step], now: Instant) -> None:
+        """Turn what the detector wants into effects and facts."""
+        for step in steps:
+            match step:
+                case Ask():
+                    self._ask(step)
+                case Answer():
+                    self._send(step.to, step.message)
+                case Failed():
+                    self._beliefs.accuse(step.target, now)
+                case _:
+                    assert_never(step)
+
+    def _ask(self, step: Ask) -> None:
+        if step.way is Way.HELPER:
+            self._send(step.to, PingRequest(step.seq, step.target))
+            return
+        ping = Ping(step.seq, self._ride(step.to))
+        if step.way is Way.LINK:
+            self._send(step.to, ping)
+            return
+        member, curve_key = self._table.get(step.to), self._curve_of(step.to)
+        assert member is not None, "a fresh probe of nobody"
+        assert curve_key is not None, "a fresh probe without a key"
+        record = member.record
+        self._effects.append(SendFresh(step.to, record.host, record.control_port, curve_key, ping))
+
+    def _ride(self, to: PeerId) -> tuple[Rumor, ...]:
+        """Rumors for a probe or its answer. First of all what we hold against the reader itself,
+        so that it can refute at once (Lifeguard's buddy rule, here for the dead too)."""
+        first: tuple[Rumor, ...] = ()
+        member = self._table.get(to)
+        if member is not None and member.state in (State.SUSPECT, State.DEAD):
+            kind = Suspect if member.state is State.SUSPECT else Dead
+            first = (kind(to, *member.incarnation, accuser=self.me),)
+        return first + self._rumors.take(to, self.profile.ping_bytes_max, self._sends_limit())
+
+    # ----------------------------------------------------------------------------- private: clock
+
+    def _gossip(self, now: Instant) -> None:
+        """One round: rumors to a few linked members, the dead among them too (they may not be)."""
+        self._last_round = now
+        targets = self._listeners()
+        limit = self._sends_limit()
+        for peer in self._rng.sample(targets, min(self.profile.fan_out, len(targets))):
+            if rumors := self._rumors.take(peer, self.profile.gossip_bytes_max, limit):
+                self._send(peer, Gossip(rumors))
+        self._rumors.end_round(limit)
+
+    def _listeners(self) -> list[PeerId]:
+        known = self._table.all()
+        return [p for p in self._links if p in known and known[p].state is not State.LEFT]
+
+    def _round_due(self) -> Instant:
+        """Rumors wait until someone can hear them."""
+        if not self._rumors or not self._listeners():
+            return Instant(math.inf)
+        return after(self._last_round, self.profile.gossip_interval_s)
+
+    def _pull(self, now: Instant) -> None:
+        """Push-pull with a random linked member."""
+        if now < self._sync_due:
+            return
+        self._sync_due = after(
+            now, sync.interval_s(self.profile, self._table.n_live + 1, self._rng)
+        )
+        self._table.expire(now)
+        if listeners := self._listeners():
+            self._send(self._rng.choice(listeners), self._digest(reply=False))
+
+    def _heal(self, now: Instant) -> None:
+        own = address_of(self.record.host, self.record.intro_port)
+        for address in self._healer.wake(now, self._table.all(), self.book, own):
+            self._effects.append(Introduce(address))
+
+    def _oversleep(self, seconds: float, now: Instant) -> None:
+        """We were deaf: what was due in that time is due that much later."""
+        self._awake_until = now
+        if seconds <= self.profile.lag_tolerance_s:
+            return
+        self._detector.push(seconds)
+        self._beliefs.push(seconds)
+        if seconds > self.profile.probe_timeout_s:
+            self._detector.awareness.add(1)
+        self._effects.append(Log("info", "overslept", (("seconds", round(seconds, 3)),)))
+
+    # --------------------------------------------------------------------------- private: plumbing
+
+    def _enter(self, now: Instant) -> None:
+        """Every entrance: notice if we should have been called long ago."""
+        self._now = now
+        overrun_s = now - max(self._wanted, self._awake_until)
+        if overrun_s > self.profile.lag_tolerance_s:
+            self._oversleep(overrun_s, now)
+
+    def _outcome(self) -> list[Effect]:
+        """Every exit: what to do, and when we want to be woken. A new record of ours goes to all
+        linked members at once: a refutation or a goodbye must not wait for its turn."""
+        if self._beliefs.drain_announced():
+            for peer in self._links:
+                self._send(peer, Gossip((self.myself,)))
+        if self._table.n_live == 0:
+            self._healer.lonely(self._now)
+        self._effects += self._beliefs.drain_logs()
+        self._wanted = max(self.deadline(), self._now)
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _send(self, peer: PeerId, message: Message) -> None:
+        self._effects.append(Send(peer, message))
+
+    def _sends_limit(self) -> int:
+        n = self._table.n_live + 1
+        return sends_limit(self.profile.retransmit_mult, n, self.profile.sends_min)
+
+    def _digest(self, *, reply: bool) -> Sync:
+        return Sync(sync.digest(self._beliefs.everyone(), self._vitals), reply)

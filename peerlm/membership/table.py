@@ -1,0 +1,108 @@
+"""The membership list: one entry per peer, merged by precedence, bounded, with a log of changes.
+
+Entries only ever move up the order of `member`, so an incarnation never decreases (invariant I3).
+Leaving the table is the one exception: retention ran out, the peer was expelled, or a full table
+made room by forgetting the oldest dead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from peerlm.membership.member import Member, State, precedence
+from peerlm.membership.profile import Profile
+from peerlm.types import Instant, PeerId
+from peerlm.wire.message import NodeRecord
+
+
+@dataclass(frozen=True, slots=True)
+class MemberChanged:
+    """A member's state or record changed. `old` is None for one not listed before."""
+
+    peer: PeerId
+    old: State | None
+    new: State
+    record: NodeRecord
+    """The newest one: addresses may have changed even where the state has not."""
+    restarted: bool = False
+    """Its boot epoch grew: links of the old epoch lead nowhere."""
+
+
+class Table:
+    """Members without this node itself."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._members: dict[PeerId, Member] = {}
+        self._changes: list[MemberChanged] = []
+        self._checked: dict[PeerId, tuple[int, bool, int]] = {}
+        self.n_live = 0
+
+    def get(self, peer: PeerId) -> Member | None:
+        return self._members.get(peer)
+
+    def all(self) -> Mapping[PeerId, Member]:
+        """Read-only use; in order of arrival."""
+        return self._members
+
+    def live(self) -> list[PeerId]:
+        """Alive and suspect, sorted."""
+        return sorted(peer for peer, member in self._members.items() if member.is_live)
+
+    def put(self, new: Member) -> bool:
+        """Take this fact if it is later than what is held. False: it is not, or there is no room."""
+        old = self._members.get(new.peer)
+        if old is not None and precedence(new) <= precedence(old):
+            return False
+        if old is None and not self._make_room():
+            return False
+        self._members[new.peer] = new
+        self.n_live += new.is_live - (old is not None and old.is_live)
+        restarted = old is not None and new.record.epoch > old.record.epoch
+        old_state = None if old is None else old.state
+        self._changes.append(MemberChanged(new.peer, old_state, new.state, new.record, restarted))
+        return True
+
+    def remove(self, peer: PeerId) -> Member | None:
+        """Forget a peer. If it was live, the change log shows it as dead."""
+        old = self._members.pop(peer, None)
+        self._checked.pop(peer, None)
+        if old is not None and old.is_live:
+            self.n_live -= 1
+            self._changes.append(MemberChanged(peer, old.state, State.DEAD, old.record))
+        return old
+
+    def expire(self, now: Instant) -> None:
+        """Forget dead and left members whose retention has run out."""
+        for member in list(self._members.values()):
+            age_s = now - member.since
+            dead_long = member.state is State.DEAD and age_s > self._profile.dead_retention_s
+            left_long = member.state is State.LEFT and age_s > self._profile.left_retention_s
+            if dead_long or left_long:
+                self.remove(member.peer)
+
+    def drain_changes(self) -> list[MemberChanged]:
+        """Changes since the last call, in order."""
+        drained, self._changes = self._changes, []
+        return drained
+
+    def check(self) -> None:
+        """Assert that the table is sound and that no entry moved down since the last check."""
+        assert self.n_live == sum(m.is_live for m in self._members.values()), "live count is off"
+        assert len(self._members) <= self._profile.members_max, "more members than allowed"
+        for peer, member in self._members.items():
+            assert member.peer == peer == member.record.peer, "an entry under another's name"
+            assert (member.state is State.LEFT) == member.record.left, "left without a goodbye"
+            rank = (member.record.epoch, member.record.left, member.record.counter)
+            assert rank >= self._checked.get(peer, rank), "an incarnation decreased"
+            self._checked[peer] = rank
+
+    def _make_room(self) -> bool:
+        if len(self._members) < self._profile.members_max:
+            return True
+        gone = [member for member in self._members.values() if not member.is_live]
+        if not gone:
+            return False
+        self.remove(min(gone, key=lambda m: (m.since, m.peer)).peer)
+        return True
