@@ -90,7 +90,8 @@ class SendFresh(Effect):
 class RunExchange(Effect):
     """Encode φ of `fragment`, send it, absorb the reply → `ExchangeEnded`.
 
-    weight: share c of the difference this side moves; clip_norm: τ, the most |d̂| counts for.
+    weight: share c of the difference this side moves; clip_norm: τ, the most |d̂| counts for
+    (None: too few exchanges yet, the driver takes a fifth of |φ|).
     Given up after `progress_timeout_s` without a byte, or `timeout_s` in all.
     """
 
@@ -104,7 +105,7 @@ class RunExchange(Effect):
     key_up: bytes
     key_down: bytes
     weight: float
-    clip_norm: float
+    clip_norm: float | None
     progress_timeout_s: float
     timeout_s: float
 
@@ -122,7 +123,7 @@ class ServeExchange(Effect):
     key_up: bytes
     key_down: bytes
     weight: float
-    clip_norm: float
+    clip_norm: float | None
     progress_timeout_s: float
     timeout_s: float
 
@@ -180,9 +181,11 @@ class InstallSnapshot(Effect):
 
 @dataclass(frozen=True, slots=True)
 class InstallObjects(Effect):
-    """Slow weights := these pulled objects, by fragment → `StateInstalled` or `StateRejected`."""
+    """Slow weights := these pulled objects → `StateInstalled`, or `StateRejected` when an object's
+    values are not finite or do not have the sketch its donor showed to others."""
 
-    objects: tuple[tuple[FragmentId, ObjectHash], ...]
+    objects: tuple[tuple[FragmentId, int, ObjectHash, tuple[float, ...]], ...]
+    """(fragment, version, object hash, sketch)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,9 @@ class WriteSnapshot(Effect):
     """→ `SnapshotWritten` or `SnapshotFailed`. At most one at a time."""
 
     tokens: int
+    own_tokens: int
+    final: bool
+    """The run is settled: these are the finished weights."""
     tallies: tuple[tuple[PeerId, int, int], ...]
     """(peer, boot epoch, tokens): the swarm's grow-only token count."""
 
@@ -208,11 +214,24 @@ class PrepareCorpus(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Save(Effect):
-    """Replace a small file of the state directory, durably: address_book, plan, revocations,
-    chain, flags."""
+    """Replace a small file of the state directory, durably: `address_book` or `plan`."""
 
     name: str
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SaveChain(Effect):
+    """Keep our renewed certificate chain."""
+
+    chain: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveRevocations(Effect):
+    """Keep all revocations known."""
+
+    blobs: tuple[bytes, ...]
 
 
 # -------------------------------------------------------------------------------------- worker

@@ -89,7 +89,8 @@ class ExchangeEnded(Event):
     """The tensors of an exchange this node *initiated* have been moved and applied, or not.
 
     `outcome`: ok, lost (no complete reply in time), refused (the reply failed a gate), cancelled.
-    Norms are of this fragment: `raw_norm` = |d̂|, `applied_norm` = |u| after clipping and weighting.
+    Norms are of this fragment: `raw_norm` = |d̂|, `applied_norm` = |u| after clipping and weighting,
+    `booked` = what clipping kept back: weight · (|d̂| − τ), or 0.
     """
 
     transfer: TransferId
@@ -99,6 +100,7 @@ class ExchangeEnded(Event):
     applied_norm: float = 0.0
     phi_norm: float = 0.0
     clipped: bool = False
+    booked: float = 0.0
     bytes_sent: int = 0
     bytes_received: int = 0
 
@@ -114,6 +116,7 @@ class ExchangeServed(Event):
     applied_norm: float = 0.0
     phi_norm: float = 0.0
     clipped: bool = False
+    booked: float = 0.0
     bytes_sent: int = 0
     bytes_received: int = 0
 

@@ -14,7 +14,6 @@ import dataclasses
 import math
 import types
 from collections.abc import Callable
-from functools import cache
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -75,10 +74,10 @@ def _plain(value: Any) -> Any:
 def _struct(kinds: tuple[type[Struct], ...], raw: Any, where: str) -> Struct:
     if not isinstance(raw, list) or not raw or type(raw[0]) is not int:
         raise WireError(f"{where}: not a struct")
-    kind = _by_code().get(raw[0])
+    kind = _STRUCTS.get(raw[0])
     if kind is None or not issubclass(kind, kinds):
         raise WireError(f"{where}: unknown type {raw[0]}")
-    checkers = _checkers(kind)
+    checkers = _CHECKERS[kind]
     if len(raw) - 1 != len(checkers):
         raise WireError(f"{kind.__name__}: {len(raw) - 1} fields, must be {len(checkers)}")
     return kind(
@@ -89,8 +88,7 @@ def _struct(kinds: tuple[type[Struct], ...], raw: Any, where: str) -> Struct:
     )
 
 
-@cache
-def _by_code() -> dict[int, type[Struct]]:
+def _index() -> dict[int, type[Struct]]:
     kinds = [
         k
         for k in vars(catalogue).values()
@@ -101,7 +99,6 @@ def _by_code() -> dict[int, type[Struct]]:
     return codes
 
 
-@cache
 def _checkers(kind: type[Struct]) -> tuple[tuple[str, Checker], ...]:
     hints = get_type_hints(kind, include_extras=True)
     return tuple((f.name, _checker(hints[f.name])) for f in dataclasses.fields(kind))
@@ -173,3 +170,7 @@ def _sized(kind: type[Any], raw: Any, where: str, bounds: tuple[Any, ...]) -> An
         if isinstance(bound, Most) and len(raw) > bound.value:
             raise WireError(f"{where}: length {len(raw)}, at most {bound.value:g}")
     return raw
+
+
+_STRUCTS = _index()
+_CHECKERS = {kind: _checkers(kind) for kind in _STRUCTS.values()}

@@ -315,7 +315,7 @@ class ExchangeRequest(Message):
     codec_reply: Word
     request_bytes: Annotated[int, Most(2**28)]
     ramp: Annotated[float, Least(0.0), Most(1.0)]
-    """Share of the usual weight this node asks to be given; below 1 while it is new."""
+    """Share of the usual weight this node should be given; below 1 while it is new."""
     key_up: Key32
     key_down: Key32
 
@@ -328,6 +328,8 @@ class ExchangeAnswer(Message):
     transfer: Id16
     verdict: Word
     reason: Line
+    ramp: Annotated[float, Least(0.0), Most(1.0)]
+    """As in the request: the responder's, for the weight the initiator gives it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,643 @@
+"""The exchange as a pure machine: who mixes which fragment with whom, and when to give up.
+
+One exchange moves one fragment between one pair, in flow form: both sides use the same decoded
+difference, so the sum of all slow weights is conserved whatever the codec, delay or order
+(docs/mixing.md). This file holds the protocol around that arithmetic:
+
+    initiator   ASKING ──accept──▶ MOVING ──▶ applied | lost | refused
+                   └─busy, refuse, silence──▶ another partner, three tries in all
+    responder   request ──gates──▶ MOVING ──▶ applied | lost | refused
+
+The one rule that may not be bent: a fragment takes part in one exchange at a time on each node.
+Overlapping exchanges overshoot and can diverge, so whoever is busy answers so. When two nodes ask
+each other for the same fragment at once, the lower node id's request wins and the other is
+withdrawn, so that they never refuse each other for ever. A request seen before is answered as
+before and never applied twice.
+
+Prior art: AD-PSGD (1710.06952) for pairs on their own clocks and its deadlock, NoLoCo (2506.10911).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from peerlm.config import Plan
+from peerlm.effects import CancelTransfer, Effect, Log, RunExchange, Send, ServeExchange
+from peerlm.events import ExchangeEnded, ExchangeServed
+from peerlm.mix import algorithms
+from peerlm.mix.codec import choose_codecs, encoded_size
+from peerlm.mix.robust import ClipTracker, PeerScores
+from peerlm.swarm.sampler import Sampler
+from peerlm.types import FragmentId, Instant, PeerId, TransferId, after, short
+from peerlm.wire.message import ExchangeAnswer, ExchangeDone, ExchangeRequest
+
+TRIES = 3
+"""Partners asked for one exchange before the round is given up; the outer step stays valid."""
+
+ASK_TIMEOUT_S = 3.0
+"""An answer to a request is one small message: silence this long means try somebody else."""
+
+PROGRESS_TIMEOUT_S = 5.0
+"""Longest time a transfer may go without a byte."""
+
+FLOOR_BYTES_S = 50_000.0
+"""Slowest link an exchange is still finished on: bytes ÷ this is its time in all."""
+
+WATCHDOG_S = 10.0
+"""Beyond the driver's own time limits; reaching it means the driver lost an exchange."""
+
+REPLY_MEMORY_S = 30.0
+REPLY_MEMORY = 1024
+"""How long, and how many, answered transfers are remembered, to answer a repeated request alike."""
+
+
+class Phase(StrEnum):
+    ASKING = "asking"
+    WAITING = "waiting"
+    MOVING = "moving"
+
+
+@dataclass(slots=True)
+class Initiated:
+    """An exchange this node started."""
+
+    fragment: FragmentId
+    partners: tuple[PeerId, ...]
+    phase: Phase
+    deadline: Instant
+    transfer: TransferId
+    peer: PeerId
+    codecs: tuple[str, str]
+    keys: tuple[bytes, bytes]
+    tries: int = 1
+    tried: tuple[PeerId, ...] = ()
+    further: int = 0
+    """Exchanges still to be started for this outer step after this one."""
+
+
+@dataclass(slots=True)
+class Served:
+    """An exchange a peer started and this node accepted."""
+
+    fragment: FragmentId
+    peer: PeerId
+    deadline: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What has become of all exchanges since the daemon started, for people and tests."""
+
+    initiated_ok: int
+    served_ok: int
+    busy: int
+    refused: int
+    timed_out: int
+    replayed: int
+    reasons: Mapping[str, int]
+    bytes_sent: int
+    bytes_received: int
+    clipped: int
+    clip_booked: float
+    """Norm of what clipping has kept back, summed over exchanges: how far Σφ may have bent."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """What has to be known of this node to answer a request; kept up by `node`."""
+
+    active: bool = False
+    """It has state of this run's lineage."""
+    frozen: bool = True
+    """Its weights may not move: installing state, or settled for good."""
+    ramp: float = 1.0
+    """Share of the usual weight to be given to it; below 1 for its first outer steps."""
+    plan_hash: bytes = bytes(32)
+    tokens: int = 0
+    settling: bool = False
+    """At the budget: mix in fp32."""
+
+
+@dataclass(slots=True)
+class FragmentState:
+    """What exchanges have taught about one fragment."""
+
+    clip: ClipTracker
+    phi_norm: float = 0.0
+    version: int = 0
+    rounds: int = 0
+    distance: float | None = None
+    """Relative distance to partners: an average over recent exchanges."""
+    last: dict[PeerId, float] = field(default_factory=dict)
+    """Relative distance at the last exchange with each partner."""
+
+
+class Exchanges:
+    """All exchanges of one node.
+
+    Call `start` after an outer step, feed messages and driver events, and call `wake` when
+    `deadline()` has come; each returns effects to carry out.
+
+    Args:
+        endpoint: where a peer's bulk port can be dialled, or None if it cannot.
+        sizes: elements of each fragment, by id.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        plan: Plan,
+        sizes: Sequence[int],
+        sampler: Sampler,
+        endpoint: Callable[[PeerId], tuple[str, int] | None],
+        rng: random.Random,
+    ) -> None:
+        self.standing = Standing()
+        self._me = me
+        self._plan = plan
+        self._algorithm = algorithms.get(plan.mix.algorithm)
+        self._sizes = tuple(sizes)
+        self._sampler = sampler
+        self._endpoint = endpoint
+        self._rng = rng
+        self.fragments = [FragmentState(ClipTracker(plan.mix.clip_factor)) for _ in sizes]
+        self.scores = PeerScores()
+        self._initiated: dict[TransferId, Initiated] = {}
+        self._served: dict[TransferId, Served] = {}
+        self._busy: dict[FragmentId, TransferId] = {}
+        self._answered: OrderedDict[TransferId, tuple[PeerId, Instant]] = OrderedDict()
+        self._counts: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._clip_booked = 0.0
+
+    # ------------------------------------------------------------------------------ starting
+
+    def start(
+        self, fragment: FragmentId, partners: Sequence[PeerId], now: Instant, count: int = 1
+    ) -> list[Effect]:
+        """Start an exchange of `fragment` with one of `partners` (sorted by PeerId), and after it
+        `count` − 1 more with others. Nothing happens when the fragment is busy or nobody is there:
+        being mixed by somebody else is as good."""
+        if fragment in self._busy or count < 1 or self.standing.frozen:
+            return []
+        if not self._algorithm.mixes:
+            return []
+        state = self.fragments[fragment]
+        state.rounds += 1
+        return self._ask(fragment, tuple(partners), (), 1, count - 1, now)
+
+    def is_busy(self, fragment: FragmentId) -> bool:
+        return fragment in self._busy
+
+    def _ask(
+        self,
+        fragment: FragmentId,
+        partners: tuple[PeerId, ...],
+        tried: tuple[PeerId, ...],
+        tries: int,
+        further: int,
+        now: Instant,
+    ) -> list[Effect]:
+        peer = self._choose(fragment, partners, tried, now)
+        if peer is None:
+            return []
+        codecs = self._codecs(fragment)
+        exchange = Initiated(
+            fragment=fragment,
+            partners=partners,
+            phase=Phase.ASKING,
+            deadline=after(now, ASK_TIMEOUT_S),
+            transfer=TransferId(self._rng.randbytes(16)),
+            peer=peer,
+            codecs=codecs,
+            keys=(self._rng.randbytes(32), self._rng.randbytes(32)),
+            tries=tries,
+            tried=(*tried, peer),
+            further=further,
+        )
+        self._initiated[exchange.transfer] = exchange
+        self._busy[fragment] = exchange.transfer
+        return [Send(peer, self._request(exchange))]
+
+    def _choose(
+        self,
+        fragment: FragmentId,
+        partners: tuple[PeerId, ...],
+        tried: tuple[PeerId, ...],
+        now: Instant,
+    ) -> PeerId | None:
+        able = [
+            p
+            for p in partners
+            if p != self._me and self._endpoint(p) is not None and not self.scores.excluded(p, now)
+        ]
+        fresh = [p for p in able if p not in tried] or able
+        well = [p for p in fresh if not self.scores.avoided(p, now)]
+        state = self.fragments[fragment]
+        return self._sampler.choose(well or fresh, self._me, fragment, state.rounds, self._rng)
+
+    def _codecs(self, fragment: FragmentId) -> tuple[str, str]:
+        if self.standing.settling:
+            return "fp32", "fp32"
+        mix, distance = self._plan.mix, self.fragments[fragment].distance
+        if distance is None:
+            return mix.codec_request, mix.codec_reply
+        return choose_codecs(mix.codec_request, mix.codec_reply, distance)
+
+    def _request(self, exchange: Initiated) -> ExchangeRequest:
+        state = self.fragments[exchange.fragment]
+        return ExchangeRequest(
+            transfer=exchange.transfer,
+            plan_hash=self.standing.plan_hash,
+            fragment=exchange.fragment,
+            version=state.version,
+            tokens=self.standing.tokens,
+            codec_request=exchange.codecs[0],
+            codec_reply=exchange.codecs[1],
+            request_bytes=encoded_size(exchange.codecs[0], self._sizes[exchange.fragment]),
+            ramp=self.standing.ramp,
+            key_up=exchange.keys[0],
+            key_down=exchange.keys[1],
+        )
+
+    # ------------------------------------------------------------------------ initiator's side
+
+    def on_answer(self, peer: PeerId, answer: ExchangeAnswer, now: Instant) -> list[Effect]:
+        exchange = self._initiated.get(TransferId(answer.transfer))
+        if exchange is None or exchange.peer != peer or exchange.phase is not Phase.ASKING:
+            return []
+        if answer.verdict == "accept":
+            return self._move(exchange, answer.ramp, now)
+        if answer.verdict == "busy":
+            self._count("busy", answer.reason)
+        else:
+            # Its gates, not its deeds: a peer that will not have us is only left alone for a while.
+            self._count("refused", answer.reason)
+            self.scores.failed(peer, now)
+        return self._next_try(exchange, now)
+
+    def _move(self, exchange: Initiated, ramp: float, now: Instant) -> list[Effect]:
+        endpoint = self._endpoint(exchange.peer)
+        if endpoint is None:
+            return self._next_try(exchange, now)
+        timeout_s = self._timeout_s(exchange.fragment, exchange.codecs)
+        exchange.phase = Phase.MOVING
+        exchange.deadline = after(now, timeout_s + WATCHDOG_S)
+        return [
+            RunExchange(
+                transfer=exchange.transfer,
+                peer=exchange.peer,
+                host=endpoint[0],
+                bulk_port=endpoint[1],
+                fragment=exchange.fragment,
+                codec_request=exchange.codecs[0],
+                codec_reply=exchange.codecs[1],
+                key_up=exchange.keys[0],
+                key_down=exchange.keys[1],
+                weight=self._algorithm.coefficient(self._plan.mix, ramp),
+                clip_norm=self._clip_norm(exchange.fragment),
+                progress_timeout_s=PROGRESS_TIMEOUT_S,
+                timeout_s=timeout_s,
+            )
+        ]
+
+    def ended(self, event: ExchangeEnded, now: Instant) -> list[Effect]:
+        """The driver has finished the tensors of an exchange this node started."""
+        exchange = self._initiated.get(event.transfer)
+        if exchange is None or exchange.phase is not Phase.MOVING:
+            return []
+        self._counts["bytes_sent"] += event.bytes_sent
+        self._counts["bytes_received"] += event.bytes_received
+        done: list[Effect] = [
+            Send(exchange.peer, ExchangeDone(event.transfer, event.outcome == "ok"))
+        ]
+        if event.outcome == "ok":
+            self._counts["initiated_ok"] += 1
+            self._learn(exchange.fragment, exchange.peer, event)
+            self.scores.succeeded(exchange.peer, now)
+            self._release(event.transfer, exchange.fragment)
+            return done + self._further(exchange, now)
+        if event.outcome == "refused":
+            self._count("refused", event.reason)
+            self.scores.refused(exchange.peer, now)
+        elif event.outcome == "lost":
+            self._count("timed_out", event.reason)
+            self.scores.failed(exchange.peer, now)
+        return done + self._next_try(exchange, now)
+
+    def _further(self, exchange: Initiated, now: Instant) -> list[Effect]:
+        others = tuple(p for p in exchange.partners if p not in exchange.tried)
+        if exchange.further < 1 or not others:
+            return []
+        return self._ask(exchange.fragment, others, (), 1, exchange.further - 1, now)
+
+    def _next_try(self, exchange: Initiated, now: Instant) -> list[Effect]:
+        """Another partner at once; the same one again, when there is no other, after a pause."""
+        if exchange.tries >= TRIES or self.standing.frozen:
+            self._release(exchange.transfer, exchange.fragment)
+            return []
+        if any(p not in exchange.tried for p in exchange.partners if p != self._me):
+            return self._retry(exchange, now)
+        # Give up the lock while waiting: the partner may be asking us meanwhile.
+        del self._busy[exchange.fragment]
+        exchange.phase = Phase.WAITING
+        exchange.deadline = after(now, self._rng.uniform(0.05, 0.25) * exchange.tries)
+        return []
+
+    def _retry(self, exchange: Initiated, now: Instant) -> list[Effect]:
+        self._release(exchange.transfer, exchange.fragment)
+        return self._ask(
+            exchange.fragment,
+            exchange.partners,
+            exchange.tried,
+            exchange.tries + 1,
+            exchange.further,
+            now,
+        )
+
+    # ------------------------------------------------------------------------ responder's side
+
+    def on_request(self, peer: PeerId, request: ExchangeRequest, now: Instant) -> list[Effect]:
+        """Answer a peer's request; `node` has checked that its role lets it mix."""
+        transfer = TransferId(request.transfer)
+        if self._was_answered(peer, transfer, now):
+            self._counts["replayed"] += 1
+            return [self._answer(peer, transfer, "accept", "seen before")]
+        verdict, reason = self._judge(peer, request, now)
+        if verdict != "accept":
+            self._reasons[f"answered {verdict}: {reason}"] += 1
+            return [self._answer(peer, transfer, verdict, reason)]
+        self._withdraw_crossing(FragmentId(request.fragment))
+        return self._serve(peer, request, now)
+
+    def _judge(self, peer: PeerId, request: ExchangeRequest, now: Instant) -> tuple[str, str]:
+        """Gates in order: what is wrong with the request, then whether it can be served now."""
+        standing = self.standing
+        if request.plan_hash != standing.plan_hash:
+            return "refuse", "plan"
+        if request.fragment >= len(self._sizes):
+            return "refuse", f"no fragment {request.fragment}"
+        codecs = (request.codec_request, request.codec_reply)
+        if codecs[0] not in ("fp32", "fp16", "int8") or codecs[1] not in (
+            "fp32",
+            "fp16",
+            "int8",
+            "int4",
+        ):
+            return "refuse", "codec"
+        if request.request_bytes != encoded_size(codecs[0], self._sizes[request.fragment]):
+            return "refuse", "size"
+        if not self._algorithm.mixes:
+            return "refuse", "the plan mixes nothing"
+        if self.scores.excluded(peer, now):
+            return "refuse", "excluded"
+        if not self.scores.allow_request(peer, request.fragment, now):
+            return "refuse", "rate"
+        if not standing.active or standing.frozen:
+            return "busy", "joining" if not standing.active else "frozen"
+        return self._judge_lock(peer, FragmentId(request.fragment))
+
+    def _judge_lock(self, peer: PeerId, fragment: FragmentId) -> tuple[str, str]:
+        holder = self._busy.get(fragment)
+        if holder is None:
+            return "accept", ""
+        own = self._initiated.get(holder)
+        crossing = own is not None and own.peer == peer and own.phase is Phase.ASKING
+        if crossing and peer < self._me:
+            return "accept", ""
+        return "busy", "crossing" if crossing else "in exchange"
+
+    def _withdraw_crossing(self, fragment: FragmentId) -> None:
+        holder = self._busy.get(fragment)
+        if holder is not None:
+            self._counts["crossed"] += 1
+            self._release(holder, fragment)
+
+    def _serve(self, peer: PeerId, request: ExchangeRequest, now: Instant) -> list[Effect]:
+        transfer, fragment = TransferId(request.transfer), FragmentId(request.fragment)
+        codecs = (request.codec_request, request.codec_reply)
+        timeout_s = self._timeout_s(fragment, codecs)
+        self._served[transfer] = Served(fragment, peer, after(now, timeout_s + WATCHDOG_S))
+        self._busy[fragment] = transfer
+        serve = ServeExchange(
+            transfer=transfer,
+            peer=peer,
+            fragment=fragment,
+            codec_request=codecs[0],
+            codec_reply=codecs[1],
+            request_bytes=request.request_bytes,
+            key_up=request.key_up,
+            key_down=request.key_down,
+            weight=self._algorithm.coefficient(self._plan.mix, request.ramp),
+            clip_norm=self._clip_norm(fragment),
+            progress_timeout_s=PROGRESS_TIMEOUT_S,
+            timeout_s=timeout_s,
+        )
+        return [serve, self._answer(peer, transfer, "accept", "")]
+
+    def served(self, event: ExchangeServed, now: Instant) -> list[Effect]:
+        """The driver has finished, or given up, an exchange a peer started."""
+        exchange = self._served.pop(event.transfer, None)
+        if exchange is None:
+            return []
+        self._busy.pop(exchange.fragment, None)
+        self._counts["bytes_sent"] += event.bytes_sent
+        self._counts["bytes_received"] += event.bytes_received
+        self._remember(event.transfer, exchange.peer, now)
+        if event.outcome == "ok":
+            self._counts["served_ok"] += 1
+            self._learn(exchange.fragment, exchange.peer, event)
+            self.scores.succeeded(exchange.peer, now)
+        elif event.outcome == "refused":
+            self._reasons[f"answered refuse: {event.reason}"] += 1
+            self.scores.refused(exchange.peer, now)
+            log = Log(
+                "warning",
+                "exchange_refused",
+                (("peer", short(exchange.peer)), ("reason", event.reason)),
+            )
+            return [log, self._answer(exchange.peer, event.transfer, "refuse", event.reason)]
+        else:
+            self._reasons[f"served {event.outcome}: {event.reason}"] += 1
+        return []
+
+    def on_done(self, peer: PeerId, done: ExchangeDone, now: Instant) -> list[Effect]:
+        """The initiator gave up: free the fragment now instead of at the deadline."""
+        exchange = self._served.get(TransferId(done.transfer))
+        if exchange is None or exchange.peer != peer or done.applied:
+            return []
+        del self._served[TransferId(done.transfer)]
+        self._busy.pop(exchange.fragment, None)
+        self._reasons["served cancelled by peer"] += 1
+        return [CancelTransfer(TransferId(done.transfer))]
+
+    def _answer(self, peer: PeerId, transfer: TransferId, verdict: str, reason: str) -> Effect:
+        return Send(peer, ExchangeAnswer(transfer, verdict, reason[:400], self.standing.ramp))
+
+    def _was_answered(self, peer: PeerId, transfer: TransferId, now: Instant) -> bool:
+        served = self._served.get(transfer)
+        if served is not None:
+            return served.peer == peer
+        answered = self._answered.get(transfer)
+        return answered is not None and answered[0] == peer and now - answered[1] < REPLY_MEMORY_S
+
+    def _remember(self, transfer: TransferId, peer: PeerId, now: Instant) -> None:
+        self._answered[transfer] = (peer, now)
+        while len(self._answered) > REPLY_MEMORY:
+            self._answered.popitem(last=False)
+
+    # --------------------------------------------------------------------------------- common
+
+    def use_plan(self, plan: Plan) -> None:
+        """A newer revision of the plan holds for exchanges started or accepted from now on."""
+        self._plan = plan
+        self._algorithm = algorithms.get(plan.mix.algorithm)
+
+    def peer_gone(self, peer: PeerId, now: Instant) -> list[Effect]:
+        """Membership declared the peer dead or left: nothing more will come of its exchanges."""
+        effects: list[Effect] = []
+        for transfer, served in list(self._served.items()):
+            if served.peer == peer:
+                del self._served[transfer]
+                self._busy.pop(served.fragment, None)
+                effects.append(CancelTransfer(transfer))
+        for exchange in list(self._initiated.values()):
+            if exchange.peer == peer:
+                if exchange.phase is Phase.MOVING:
+                    effects.append(CancelTransfer(exchange.transfer))
+                self._count("timed_out", "peer gone")
+                effects += self._next_try(exchange, now)
+        for state in self.fragments:
+            state.last.pop(peer, None)
+        return effects
+
+    def freeze(self) -> list[Effect]:
+        """Stop everything: slow weights must not move from here on until `standing` says so."""
+        moving = [t for t, e in self._initiated.items() if e.phase is Phase.MOVING]
+        effects: list[Effect] = [CancelTransfer(t) for t in (*moving, *self._served)]
+        self._initiated.clear()
+        self._served.clear()
+        self._busy.clear()
+        self.standing.frozen = True
+        return effects
+
+    def wake(self, now: Instant) -> list[Effect]:
+        effects: list[Effect] = []
+        for exchange in [e for e in self._initiated.values() if e.deadline <= now]:
+            match exchange.phase:
+                case Phase.WAITING:
+                    del self._initiated[exchange.transfer]
+                    if exchange.fragment not in self._busy and not self.standing.frozen:
+                        effects += self._ask(
+                            exchange.fragment,
+                            exchange.partners,
+                            exchange.tried,
+                            exchange.tries + 1,
+                            exchange.further,
+                            now,
+                        )
+                case Phase.ASKING:
+                    self._count("timed_out", "no answer")
+                    self.scores.failed(exchange.peer, now)
+                    effects += self._next_try(exchange, now)
+                case Phase.MOVING:
+                    self._count("timed_out", "watchdog")
+                    effects.append(CancelTransfer(exchange.transfer))
+                    effects += self._next_try(exchange, now)
+        for transfer, served in [(t, s) for t, s in self._served.items() if s.deadline <= now]:
+            del self._served[transfer]
+            self._busy.pop(served.fragment, None)
+            self._reasons["served watchdog"] += 1
+            effects.append(CancelTransfer(transfer))
+        return effects
+
+    def deadline(self) -> Instant | None:
+        waiting = [e.deadline for e in self._initiated.values()]
+        waiting += [s.deadline for s in self._served.values()]
+        return min(waiting, default=None)
+
+    def stepped(self, fragment: FragmentId, version: int, phi_norm: float) -> None:
+        """An outer step has changed φ of this fragment."""
+        self.fragments[fragment].version = version
+        self.fragments[fragment].phi_norm = phi_norm
+
+    def distance(self) -> float | None:
+        """Relative consensus distance over all fragments: rms of their recent averages, weighted
+        by size; None before the first exchange."""
+        known = [
+            (size, state.distance)
+            for size, state in zip(self._sizes, self.fragments, strict=True)
+            if state.distance is not None
+        ]
+        if not known:
+            return None
+        total = sum(size for size, _ in known)
+        return float((sum(size * d * d for size, d in known) / total) ** 0.5)
+
+    def totals(self) -> Totals:
+        c = self._counts
+        return Totals(
+            initiated_ok=c["initiated_ok"],
+            served_ok=c["served_ok"],
+            busy=c["busy"],
+            refused=c["refused"],
+            timed_out=c["timed_out"],
+            replayed=c["replayed"],
+            reasons=dict(self._reasons),
+            bytes_sent=c["bytes_sent"],
+            bytes_received=c["bytes_received"],
+            clipped=c["clipped"],
+            clip_booked=self._clip_booked,
+        )
+
+    def check(self) -> None:
+        """Raise if a promise of ours is broken."""
+        for fragment, transfer in self._busy.items():
+            exchange = self._initiated.get(transfer) or self._served.get(transfer)
+            assert exchange is not None, f"fragment {fragment} locked by a forgotten exchange"
+            assert exchange.fragment == fragment, (
+                f"fragment {fragment} locked by another's exchange"
+            )
+        for transfer, initiated in self._initiated.items():
+            holds = self._busy.get(initiated.fragment) == transfer
+            assert holds != (initiated.phase is Phase.WAITING), (
+                f"{initiated.phase} and lock {holds}"
+            )
+        for transfer, served in self._served.items():
+            assert self._busy.get(served.fragment) == transfer, "served without the lock"
+
+    def _learn(
+        self, fragment: FragmentId, peer: PeerId, event: ExchangeEnded | ExchangeServed
+    ) -> None:
+        state = self.fragments[fragment]
+        state.phi_norm = event.phi_norm
+        state.clip.update(peer, event.raw_norm, event.clipped)
+        relative = event.raw_norm / event.phi_norm if event.phi_norm > 0 else 0.0
+        old = state.distance
+        state.distance = relative if old is None else old + 0.2 * (relative - old)
+        state.last[peer] = relative
+        if event.clipped:
+            self._counts["clipped"] += 1
+            self._clip_booked += event.booked
+
+    def _clip_norm(self, fragment: FragmentId) -> float | None:
+        state = self.fragments[fragment]
+        return state.clip.tau(state.phi_norm) if state.phi_norm > 0 else None
+
+    def _timeout_s(self, fragment: FragmentId, codecs: tuple[str, str]) -> float:
+        size = self._sizes[fragment]
+        moved = encoded_size(codecs[0], size) + encoded_size(codecs[1], size)
+        return PROGRESS_TIMEOUT_S + moved / FLOOR_BYTES_S
+
+    def _count(self, outcome: str, reason: str) -> None:
+        self._counts[outcome] += 1
+        self._reasons[f"{outcome}: {reason}"[:80]] += 1
+
+    def _release(self, transfer: TransferId, fragment: FragmentId) -> None:
+        self._initiated.pop(transfer, None)
+        if self._busy.get(fragment) == transfer:
+            del self._busy[fragment]

@@ -1,0 +1,358 @@
+"""Getting what this node lacks: corpus objects and slow weights, from several donors at once.
+
+A newcomer, or a node that was away, asks the active members what they could donate. Each answers
+with its latest snapshot as a list of objects, one a fragment, and a sketch of each (a random
+projection), so that donors can be compared before a byte of state is pulled: one that is far from
+the majority is passed over. Replicas are near consensus, so fragments may come from different
+donors, and a donor's death costs what was under way from it. What arrives is verified by hash, and
+by the driver against the sketch that was shown.
+
+Scheduling is `store.fetch`'s; this file speaks its wishes in messages. It never decides whether
+state is needed: that is the lifecycle's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from peerlm.effects import CancelTransfer, Effect, InstallObjects, RunPull, Send
+from peerlm.events import PullEnded, PullProgressed
+from peerlm.mix.sketch import distance
+from peerlm.store.fetch import CancelPull, Fault, Fetch, Key, Phase, PullEffect, StartPull
+from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
+from peerlm.wire.message import FragmentOffer, PullAnswer, PullRequest, StateAsk, StateGive
+
+ASK_AGAIN_S = 1.0
+"""Donors that had nothing to give, or gave up on, are asked again this often."""
+
+COMPARE_S = 1.5
+"""Once a first donor has answered, others are waited for this long, to compare sketches."""
+
+DONORS_COMPARED = 3
+"""Answers that end the wait early: the donor and two others."""
+
+SKETCH_DISTANCE_MAX = 0.7
+"""Relative distance beyond which two sketches of one fragment disagree. Replicas in training lie
+within a few per cent, after a fresh start within tens; unrelated weights are at about 1.4."""
+
+PROGRESS_TIMEOUT_S = 5.0
+
+FAULTS = {
+    "lost": Fault.LOST,
+    "corrupt": Fault.CORRUPT,
+    "failed": Fault.OURS,
+    "cancelled": Fault.LOST,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """For people: what is being fetched, and how far it is."""
+
+    bytes_done: int = 0
+    bytes_total: int = 0
+    eta_s: float = 0.0
+    trouble: str = ""
+
+
+@dataclass(slots=True)
+class _Pull:
+    fetch: Fetch
+    start: StartPull
+    keys: tuple[bytes, bytes]
+
+
+class Acquisition:
+    """Fetches of one node: at most one for the corpus and one for the slow weights.
+
+    Args:
+        endpoint: where a peer's bulk port can be dialled, or None.
+        fragments: how many the plan has.
+    """
+
+    def __init__(
+        self,
+        fragments: int,
+        endpoint: Callable[[PeerId], tuple[str, int] | None],
+        rng: random.Random,
+    ) -> None:
+        self._count = fragments
+        self._endpoint = endpoint
+        self._rng = rng
+        self._pulls: dict[TransferId, _Pull] = {}
+        self._corpus: Fetch | None = None
+        self._corpus_hashes: tuple[ObjectHash, ...] = ()
+        self._state: Fetch | None = None
+        self._gives: dict[PeerId, StateGive] = {}
+        self._distrusted: dict[PeerId, str] = {}
+        self._donors: tuple[PeerId, ...] = ()
+        self._ask_at: Instant | None = None
+        self._compare_until: Instant | None = None
+        self._chosen: dict[FragmentId, FragmentOffer] = {}
+        self.corpus_arrived = False
+        self.state_arrived = False
+
+    # --------------------------------------------------------------------------------- wishes
+
+    def want_corpus(self, missing: Sequence[ObjectHash], now: Instant) -> list[Effect]:
+        """Fetch these corpus objects from whoever is a donor. `corpus_arrived` tells the end."""
+        self._corpus_hashes = tuple(missing)
+        self._corpus = Fetch(dict.fromkeys(missing, 0), self._rng, now)
+        self.corpus_arrived = False
+        return self._offer_corpus(now)
+
+    def want_state(self, now: Instant) -> list[Effect]:
+        """Fetch slow weights. `state_arrived` tells the end; then call `installation`."""
+        self._drop_state()
+        self.state_arrived = False
+        self._ask_at = now
+        return self._ask(now)
+
+    @property
+    def wants_state(self) -> bool:
+        return self._ask_at is not None or self._state is not None
+
+    def forget_state(self) -> list[Effect]:
+        """State is not needed any more."""
+        effects = self._cancel(self._state)
+        self._drop_state()
+        return effects
+
+    def installation(self) -> InstallObjects:
+        """What to install now that `state_arrived`; the wish is fulfilled by it."""
+        assert self.state_arrived, "state has not arrived"
+        offers = [self._chosen[FragmentId(i)] for i in range(self._count)]
+        self._drop_state()
+        return InstallObjects(
+            tuple(
+                (FragmentId(o.fragment), o.version, ObjectHash(o.object_hash), o.sketch)
+                for o in offers
+            )
+        )
+
+    def rejected(self, reason: str, now: Instant) -> list[Effect]:
+        """What was installed was not what its donors had shown: start over without them."""
+        for peer in self._gives:
+            self._distrusted[peer] = reason
+        return self.want_state(now)
+
+    # --------------------------------------------------------------------------------- donors
+
+    def donors_are(self, donors: Sequence[PeerId], now: Instant) -> list[Effect]:
+        """The active members that can be dialled, sorted. Call when they may have changed."""
+        new = tuple(
+            p for p in donors if self._endpoint(p) is not None and p not in self._distrusted
+        )
+        gone = [peer for peer in self._donors if peer not in new]
+        came = [peer for peer in new if peer not in self._donors]
+        self._donors = new
+        effects: list[Effect] = []
+        for peer in gone:
+            self._gives.pop(peer, None)
+            for fetch in (self._corpus, self._state):
+                if fetch is not None:
+                    effects += self._carry(fetch, fetch.donor_gone(peer, now))
+        if came:
+            effects += self._offer_corpus(now) + self._ask(now)
+        return effects
+
+    def on_state_give(
+        self, peer: PeerId, give: StateGive, plan_hash: bytes, now: Instant
+    ) -> list[Effect]:
+        """A donor's answer. Incomplete or foreign offers count as none."""
+        complete = [o.fragment for o in give.fragments] == list(range(self._count))
+        if not self.wants_state or peer not in self._donors or not complete:
+            return []
+        if give.plan_hash != plan_hash:
+            return []
+        self._gives[peer] = give
+        if self._compare_until is None:
+            self._compare_until = after(now, COMPARE_S)
+        if len(self._gives) >= min(DONORS_COMPARED, len(self._donors)):
+            return self._begin_state(now)
+        return []
+
+    def tokens_offered(self) -> int:
+        """The most advanced snapshot anybody has offered, in swarm tokens."""
+        return max((give.tokens for give in self._gives.values()), default=0)
+
+    def on_pull_answer(self, peer: PeerId, answer: PullAnswer, now: Instant) -> list[Effect]:
+        pull = self._pulls.get(TransferId(answer.transfer))
+        if pull is None or pull.start.peer != peer:
+            return []
+        known = pull.start.size_bytes
+        endpoint = self._endpoint(peer)
+        if answer.verdict != "accept" or endpoint is None or (known and known != answer.size):
+            fault = Fault.BUSY if answer.verdict == "busy" else Fault.MISSING
+            return self._failed(pull, fault, now)
+        run = RunPull(
+            transfer=pull.start.transfer,
+            peer=peer,
+            host=endpoint[0],
+            bulk_port=endpoint[1],
+            object_hash=pull.start.object_hash,
+            size=answer.size,
+            key_up=pull.keys[0],
+            key_down=pull.keys[1],
+            progress_timeout_s=PROGRESS_TIMEOUT_S,
+        )
+        sized = pull.fetch.sized(pull.start.transfer, answer.size, now)
+        return [run, *self._carry(pull.fetch, sized)]
+
+    def progressed(self, event: PullProgressed, now: Instant) -> list[Effect]:
+        pull = self._pulls.get(event.transfer)
+        if pull is None:
+            return []
+        effects = pull.fetch.progress(event.transfer, event.bytes_received, now)
+        return self._carry(pull.fetch, effects)
+
+    def ended(self, event: PullEnded, now: Instant) -> list[Effect]:
+        pull = self._pulls.get(event.transfer)
+        if pull is None:
+            return []
+        if event.outcome != "ok":
+            return self._failed(pull, FAULTS[event.outcome], now)
+        del self._pulls[event.transfer]
+        if pull.fetch is self._state:
+            self._chosen[FragmentId(_fragment(pull.start))] = self._offer_of(pull.start)
+        effects = self._carry(pull.fetch, pull.fetch.pulled(event.transfer, now))
+        self._note_arrivals()
+        return effects
+
+    def wake(self, now: Instant) -> list[Effect]:
+        effects: list[Effect] = []
+        if self._compare_until is not None and self._compare_until <= now:
+            effects += self._begin_state(now)
+        if self._ask_at is not None and self._ask_at <= now:
+            effects += self._ask(now)
+        for fetch in (self._corpus, self._state):
+            if fetch is not None:
+                effects += self._carry(fetch, fetch.wake(now))
+        if self._state is not None and self._state.phase is Phase.STUCK:
+            effects += self.want_state(now)
+        return effects
+
+    def deadline(self) -> Instant | None:
+        waiting = [t for t in (self._ask_at, self._compare_until) if t is not None]
+        waiting += [f.deadline() for f in (self._corpus, self._state) if f is not None]
+        return min(waiting, default=None)
+
+    def progress(self, now: Instant) -> Progress:
+        """Of the state when it is being fetched, else of the corpus."""
+        fetch = self._state or self._corpus
+        if fetch is None:
+            return Progress()
+        status = fetch.status(now)
+        trouble = status.last_fault
+        if status.phase is Phase.STUCK:
+            trouble = f"nobody offers {len(status.unoffered)} of {status.objects_total} objects"
+        return Progress(status.bytes_done, status.bytes_total, status.eta_s, trouble)
+
+    def check(self) -> None:
+        for fetch in (self._corpus, self._state):
+            if fetch is not None:
+                fetch.check()
+
+    # ------------------------------------------------------------------------------- deciding
+
+    def _ask(self, now: Instant) -> list[Effect]:
+        if self._ask_at is None:
+            return []
+        self._ask_at = after(now, ASK_AGAIN_S)
+        asked = [p for p in self._donors if p not in self._gives]
+        self._rng.shuffle(asked)
+        return [Send(peer, StateAsk()) for peer in asked[:DONORS_COMPARED]]
+
+    def _begin_state(self, now: Instant) -> list[Effect]:
+        """Enough donors have answered: pull from those that agree, the most advanced included."""
+        self._compare_until = self._ask_at = None
+        agreeing = agreeing_donors(self._gives)
+        first = self._gives[agreeing[0]]
+        wants: dict[Key, int] = {offer.fragment: offer.size for offer in first.fragments}
+        self._state, self._chosen = Fetch(wants, self._rng, now), {}
+        effects: list[Effect] = []
+        for peer in agreeing:
+            offers = {
+                int(o.fragment): ObjectHash(o.object_hash) for o in self._gives[peer].fragments
+            }
+            effects += self._carry(self._state, self._state.donor_offers(peer, offers, now))
+        return effects
+
+    def _offer_corpus(self, now: Instant) -> list[Effect]:
+        """Any donor is taken to have the whole corpus; one that has not says so when asked."""
+        effects: list[Effect] = []
+        if self._corpus is not None:
+            offers: Mapping[object, ObjectHash] = {h: h for h in self._corpus_hashes}
+            for peer in self._donors:
+                effects += self._carry(self._corpus, self._corpus.donor_offers(peer, offers, now))
+        return effects
+
+    def _offer_of(self, start: StartPull) -> FragmentOffer:
+        return self._gives[start.peer].fragments[_fragment(start)]
+
+    def _failed(self, pull: _Pull, fault: Fault, now: Instant) -> list[Effect]:
+        del self._pulls[pull.start.transfer]
+        return self._carry(pull.fetch, pull.fetch.failed(pull.start.transfer, fault, now))
+
+    def _note_arrivals(self) -> None:
+        if self._corpus is not None and self._corpus.phase is Phase.DONE:
+            self._corpus, self.corpus_arrived = None, True
+        if self._state is not None and self._state.phase is Phase.DONE:
+            self.state_arrived = True
+
+    def _carry(self, fetch: Fetch, wishes: list[PullEffect]) -> list[Effect]:
+        """A fetch's wishes in the node's effects."""
+        effects: list[Effect] = []
+        for wish in wishes:
+            match wish:
+                case StartPull():
+                    keys = (self._rng.randbytes(32), self._rng.randbytes(32))
+                    self._pulls[wish.transfer] = _Pull(fetch, wish, keys)
+                    request = PullRequest(wish.transfer, wish.object_hash, *keys)
+                    effects.append(Send(wish.peer, request))
+                case CancelPull():
+                    self._pulls.pop(wish.transfer, None)
+                    effects.append(CancelTransfer(wish.transfer))
+        return effects
+
+    def _cancel(self, fetch: Fetch | None) -> list[Effect]:
+        doomed = [t for t, pull in self._pulls.items() if pull.fetch is fetch]
+        for transfer in doomed:
+            del self._pulls[transfer]
+        return [CancelTransfer(transfer) for transfer in doomed]
+
+    def _drop_state(self) -> None:
+        self._state = None
+        self._gives, self._chosen = {}, {}
+        self._ask_at = self._compare_until = None
+
+
+def agreeing_donors(gives: Mapping[PeerId, StateGive]) -> tuple[PeerId, ...]:
+    """Donors whose sketches agree with at least half of the others', the most advanced first.
+
+    With two donors that disagree nobody can tell who is right: the one that has seen more tokens
+    is taken, since a node that lags is the commoner case.
+    """
+    ahead = sorted(gives, key=lambda peer: (not gives[peer].final, -gives[peer].tokens, peer))
+    if len(gives) < 3:
+        return tuple(p for p in ahead if _agree(gives[ahead[0]], gives[p]))
+    kept = tuple(
+        peer
+        for peer in ahead
+        if 2 * sum(_agree(gives[peer], gives[o]) for o in ahead if o != peer) >= len(ahead) - 1
+    )
+    return kept or tuple(ahead[:1])
+
+
+def _agree(a: StateGive, b: StateGive) -> bool:
+    return all(
+        distance(x.sketch, y.sketch) <= SKETCH_DISTANCE_MAX
+        for x, y in zip(a.fragments, b.fragments, strict=True)
+    )
+
+
+def _fragment(start: StartPull) -> int:
+    assert isinstance(start.key, int), f"state is wanted by fragment, not by {start.key!r}"
+    return start.key

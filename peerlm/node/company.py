@@ -1,0 +1,523 @@
+"""Who is there: introductions, links, membership, vitals and the plan, as one half of a node.
+
+Everything that comes from a peer about *people* passes here first, and is checked before a core
+sees it: certificate chains by the gate, records and vitals by their owner's signature, plans and
+revocations by the root's. What is left are facts, which membership and the ledger may take as such.
+
+The same plan is the condition for company. A peer with a newer revision gives us that; one with an
+older takes ours; one with *another plan of the same revision* is refused with a line that names
+the first field in which they differ, and hears nothing more from us until one of the two changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from dataclasses import dataclass
+
+from peerlm import config
+from peerlm.effects import (
+    Admit,
+    AnswerIntroduction,
+    Effect,
+    Expel,
+    Introduce,
+    Log,
+    OpenLink,
+    Save,
+    SaveChain,
+    SaveRevocations,
+    Send,
+    UsePlan,
+)
+from peerlm.errors import AuthError, ConfigError, WireError
+from peerlm.events import HelloCame, IntroductionAnswered, IntroductionFailed, LinkDown, LinkUp
+from peerlm.identity.chain import Chain
+from peerlm.identity.gate import Gate
+from peerlm.identity.invite import renew, renewal_due_at
+from peerlm.identity.keys import NodeKeys
+from peerlm.identity.root import SignedPlan, verify_plan
+from peerlm.membership.address_book import AddressBook, address_of
+from peerlm.membership.member import Member
+from peerlm.membership.membership import Membership
+from peerlm.membership.profile import profile_named
+from peerlm.node.contacts import Contacts, neighbours
+from peerlm.swarm.vitals import Ledger
+from peerlm.types import Instant, PeerId, Role, WallTime, after, short
+from peerlm.wire.codec import decode_as, encode
+from peerlm.wire.message import (
+    PROTOCOL_VERSION,
+    Ack,
+    Alive,
+    Gossip,
+    Greeting,
+    Hello,
+    Message,
+    Nack,
+    NodeRecord,
+    Ping,
+    PingRequest,
+    PlanAsk,
+    PlanGive,
+    PlanNews,
+    PlanRefused,
+    Pulse,
+    Refusal,
+    Revoked,
+    Rumor,
+    Sync,
+    Vitals,
+    Welcome,
+)
+
+REVOCATIONS_SENT_MAX = 64
+"""Revocations told to a new contact at once; the rest travels by gossip from others."""
+
+CHAIN_CHECK_S = 60.0
+"""How often certificates are looked at: expired ones leave, our own is renewed at half life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where this node listens. `host` empty: it cannot be dialled."""
+
+    host: str
+    introduction: int
+    control: int
+    bulk: int
+
+
+class Company:
+    """Everybody this node knows, and the plan they share.
+
+    Args:
+        chain: our own certificate chain.
+        plan: the signed plan in force here.
+        epoch: boot epoch, greater than at any earlier start.
+        address_book: from earlier starts; `seeds` are addresses a person gave.
+    """
+
+    def __init__(
+        self,
+        keys: NodeKeys,
+        chain: Chain,
+        gate: Gate,
+        plan: SignedPlan,
+        ports: Ports,
+        epoch: int,
+        rng: random.Random,
+        now: Instant,
+        wall: WallTime,
+        *,
+        seeds: tuple[str, ...],
+        book: AddressBook,
+        ledger: Ledger,
+    ) -> None:
+        self.gate = gate
+        self.plan = plan
+        self.ledger = ledger
+        self.contacts = Contacts(rng)
+        self.refused_plans: dict[PeerId, str] = {}
+        self.misbehaviour: Counter[str] = Counter()
+        self.shut_out = ""
+        """Why members refuse us, when they do: expired, revoked."""
+        self._keys = keys
+        self._chain = chain
+        self._wall = wall
+        self._seeds = seeds
+        self._chain_due = after(now, CHAIN_CHECK_S)
+        self._book_saved = -1
+        own = gate.admit(chain, wall, vouched=True)
+        self.me = own.peer_id
+        gate.know(contact.peer for contact in book.contacts())
+        self._admitted_from_book = self._admit_book(book, wall)
+        record = NodeRecord(
+            peer=self.me,
+            epoch=epoch,
+            counter=0,
+            host=ports.host,
+            intro_port=ports.introduction,
+            control_port=ports.control,
+            bulk_port=ports.bulk,
+            left=False,
+        )
+        self.ports = ports
+        self.membership = Membership(
+            record,
+            profile_named(plan.plan.swarm.profile),
+            rng,
+            now,
+            sign=self._sign_record,
+            curve_of=self._curve_of,
+            seeds=seeds,
+            book=book,
+            vitals=ledger,
+        )
+
+    # ----------------------------------------------------------------------------- what is known
+
+    @property
+    def address(self) -> str:
+        return address_of(self.membership.record.host, self.ports.introduction)
+
+    def live(self) -> list[Member]:
+        """Other live members of the same plan, sorted by PeerId."""
+        members = self.membership.members().values()
+        return [m for m in members if m.is_live and m.peer not in self.refused_plans]
+
+    def vitals_of(self, peer: PeerId) -> Vitals | None:
+        """A live member's latest word on itself, if it is of its present life."""
+        member, vitals = self.membership.member(peer), self.ledger.latest(peer)
+        if member is None or vitals is None or vitals.epoch != member.record.epoch:
+            return None
+        return vitals
+
+    def endpoint(self, peer: PeerId) -> tuple[str, int] | None:
+        """Where the peer's bulk port can be dialled, or None."""
+        member = self.membership.member(peer)
+        if member is None or not member.record.host or not member.record.bulk_port:
+            return None
+        return member.record.host, member.record.bulk_port
+
+    def allows(self, peer: PeerId, role: Role) -> bool:
+        return self.gate.allows(peer, role)
+
+    # ------------------------------------------------------------------------------ introductions
+
+    def start(self, now: Instant) -> list[Effect]:
+        """Seat everybody we knew before, so that they can dial us, and look for them."""
+        return [*self._admitted_from_book, *self.wake(now, self._wall)]
+
+    def hello(self, now: Instant) -> Hello:
+        """What we show when we introduce ourselves."""
+        return Hello(PROTOCOL_VERSION, self.gate.run_id, self._chain)
+
+    def hello_came(self, event: HelloCame) -> list[Effect]:
+        hello = event.hello
+        if hello.version != PROTOCOL_VERSION:
+            detail = (
+                f"protocol {hello.version} there, {PROTOCOL_VERSION} here: update the older node"
+            )
+            return [AnswerIntroduction(event.route, Refusal("version", detail))]
+        if hello.run_id != self.gate.run_id:
+            detail = f"this node is in run {short(self.gate.run_id)}, not {short(hello.run_id)}"
+            return [AnswerIntroduction(event.route, Refusal("wrong_run", detail))]
+        try:
+            verified = self.gate.admit(hello.chain, self._wall)
+        except AuthError as error:
+            log = Log("warning", "hello_refused", (("from", event.from_host), ("why", str(error))))
+            return [log, AnswerIntroduction(event.route, Refusal(error.code, str(error)[:400]))]
+        welcome = Welcome(
+            version=PROTOCOL_VERSION,
+            run_id=self.gate.run_id,
+            chain=self._chain,
+            control_port=self.ports.control,
+            bulk_port=self.ports.bulk,
+            seen_host=event.from_host[:255],
+        )
+        admit = Admit(verified.peer_id, verified.curve_pk)
+        return [admit, AnswerIntroduction(event.route, welcome)]
+
+    def introduction_answered(self, event: IntroductionAnswered, now: Instant) -> list[Effect]:
+        match event.answer:
+            case Refusal(reason=reason, detail=detail):
+                return self._refused(event.address, reason, detail, now)
+            case Welcome() as welcome:
+                return self._welcomed(event, welcome, now)
+
+    def _refused(self, address: str, reason: str, detail: str, now: Instant) -> list[Effect]:
+        self.contacts.failed(address, f"refused: {detail}", reason, now)
+        if reason in ("expired", "revoked", "not_yet_valid"):
+            self.shut_out = f"members refuse this node: {detail}"
+        fields = (("address", address), ("reason", reason), ("detail", detail))
+        return [Log("warning", "introduction_refused", fields)]
+
+    def _welcomed(self, event: IntroductionAnswered, answer: Welcome, now: Instant) -> list[Effect]:
+        try:
+            if answer.version != PROTOCOL_VERSION or answer.run_id != self.gate.run_id:
+                raise AuthError("wrong_run", f"{event.address} answers for another run")
+            verified = self.gate.admit(answer.chain, self._wall, vouched=True)
+        except AuthError as error:
+            return self._refused(event.address, error.code, str(error), now)
+        peer = verified.peer_id
+        self.membership.introduced(event.address, peer)
+        self.contacts.succeeded(event.address)
+        if peer == self.me:
+            return []
+        self.shut_out = ""
+        effects: list[Effect] = [Admit(peer, verified.curve_pk)]
+        effects += self._be_reachable_as(answer.seen_host, now)
+        if self.contacts.is_linked(peer):
+            return effects
+        self.contacts.opening(peer, now)
+        return [*effects, OpenLink(peer, event.host, answer.control_port, verified.curve_pk)]
+
+    def _be_reachable_as(self, seen_host: str, now: Instant) -> list[Effect]:
+        """A node that does not know its own address takes the one a member sees it at."""
+        if self.membership.record.host or not seen_host:
+            return []
+        return self.membership.announce(now, host=seen_host)
+
+    def introduction_failed(self, event: IntroductionFailed, now: Instant) -> list[Effect]:
+        self.contacts.failed(event.address, f"{event.step}: {event.detail}", "", now)
+        fields = (("address", event.address), ("step", event.step), ("detail", event.detail))
+        return [Log("debug", "introduction_failed", fields)]
+
+    # -------------------------------------------------------------------------------------- links
+
+    def link_up(self, event: LinkUp, now: Instant) -> list[Effect]:
+        self.contacts.link_up(event.peer)
+        effects: list[Effect] = []
+        if event.dialled:
+            effects.append(Send(event.peer, self._greeting(reply=False)))
+        effects += self._tell_revocations(event.peer)
+        return effects + self.membership.on_link_up(event.peer, now)
+
+    def link_down(self, event: LinkDown, now: Instant) -> list[Effect]:
+        self.contacts.link_down(event.peer)
+        return self.membership.on_link_down(event.peer, now)
+
+    def _greeting(self, *, reply: bool) -> Greeting:
+        return Greeting(self.membership.myself, self.plan.revision, self.plan.plan_hash, reply)
+
+    def _tell_revocations(self, peer: PeerId) -> list[Effect]:
+        blobs = self.gate.revocations.blobs()[-REVOCATIONS_SENT_MAX:]
+        return [Send(peer, Gossip(tuple(Revoked(blob) for blob in blobs)))] if blobs else []
+
+    # ----------------------------------------------------------------------------------- messages
+
+    def received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
+        """A message about people or the plan. Messages about work are not for this half."""
+        match message:
+            case Greeting():
+                return self._greeted(peer, message, now)
+            case PlanAsk():
+                return [Send(peer, PlanGive(self.plan.blob))]
+            case PlanGive():
+                return self.take_plan(message.signed_plan, peer, now)
+            case PlanRefused():
+                self.refused_plans.setdefault(peer, message.detail)
+                return []
+            case Ping() | Ack() | Gossip():
+                return self._gossiped(peer, message, now)
+            case PingRequest() | Nack() | Sync():
+                return self.membership.on_message(peer, message, now).effects
+        return []
+
+    def hear_about_plan(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
+        """From a peer with another plan only news of its plan is heard."""
+        if isinstance(message, Greeting | PlanAsk | PlanGive):
+            return self.received(peer, message, now)
+        return []
+
+    def _greeted(self, peer: PeerId, greeting: Greeting, now: Instant) -> list[Effect]:
+        effects = self._plan_seen(peer, greeting.plan_revision, greeting.plan_hash)
+        if not greeting.reply:
+            effects.append(Send(peer, self._greeting(reply=True)))
+        if peer not in self.refused_plans and self._is_true(greeting.myself):
+            effects += self.membership.learn(greeting.myself, peer, now)
+        return effects
+
+    def _gossiped(self, peer: PeerId, message: Ping | Ack | Gossip, now: Instant) -> list[Effect]:
+        """Take the untrue out, let membership read its rumors, read the others here."""
+        kept = tuple(r for r in message.rumors if not isinstance(r, Alive) or self._is_true(r))
+        heard = self.membership.on_message(peer, dataclasses.replace(message, rumors=kept), now)
+        effects = heard.effects
+        for rumor in heard.others:
+            effects += self._other_rumor(peer, rumor, now)
+        return effects
+
+    def _is_true(self, alive: Alive) -> bool:
+        """Whether a record is worth reading: news, of an admitted node, and signed by it."""
+        if not self.membership.is_news(alive):
+            return False
+        try:
+            peer = PeerId(decode_as(NodeRecord, alive.record).peer)
+            verified = self.gate.admit(alive.chain, self._wall, vouched=True)
+        except (WireError, AuthError) as error:
+            self.misbehaviour[f"record: {error}"[:80]] += 1
+            return False
+        return verified.peer_id == peer and self.gate.verify(peer, alive.record, alive.signature)
+
+    def _other_rumor(self, teller: PeerId, rumor: Rumor, now: Instant) -> list[Effect]:
+        match rumor:
+            case Pulse():
+                return self._pulse(teller, rumor, now)
+            case Revoked():
+                return self.revoked(rumor.blob, now, teller=teller)
+            case PlanNews():
+                return self._plan_seen(teller, rumor.revision, rumor.plan_hash)
+        return []
+
+    def _pulse(self, teller: PeerId | None, pulse: Pulse, now: Instant) -> list[Effect]:
+        try:
+            vitals = decode_as(Vitals, pulse.vitals)
+        except WireError as error:
+            self.misbehaviour[f"vitals: {error}"[:80]] += 1
+            return []
+        peer = PeerId(vitals.peer)
+        if peer == self.me or not self.ledger.is_news(vitals):
+            return []
+        if not self.gate.verify(peer, pulse.vitals, pulse.signature):
+            self.misbehaviour["vitals: bad signature"] += 1
+            return []
+        self.ledger.merge(vitals, pulse)
+        subject = b"vitals" + peer
+        return self.membership.spread(pulse, subject, now, teller=teller, sends_max=6)
+
+    def publish(self, vitals: Vitals, now: Instant) -> list[Effect]:
+        """Sign and gossip how this node is doing."""
+        encoded = encode(vitals)
+        pulse = Pulse(encoded, self._keys.sign(encoded))
+        self.ledger.merge(vitals, pulse)
+        return self.membership.spread(pulse, b"vitals" + self.me, now, sends_max=6)
+
+    # --------------------------------------------------------------------------- plan, revocation
+
+    def _plan_seen(self, peer: PeerId, revision: int, plan_hash: bytes) -> list[Effect]:
+        if revision == self.plan.revision and plan_hash == self.plan.plan_hash:
+            self.refused_plans.pop(peer, None)
+            return []
+        return [Send(peer, PlanAsk())] if revision >= self.plan.revision else []
+
+    def take_plan(self, blob: bytes, teller: PeerId | None, now: Instant) -> list[Effect]:
+        """A signed plan: newer than ours it holds from now on; another of the same revision is
+        refused, with the field named on both sides."""
+        try:
+            theirs = verify_plan(blob, self.gate.root_public_key, self.gate.run_id)
+        except (AuthError, ConfigError) as error:
+            self.misbehaviour[f"plan: {error}"[:80]] += 1
+            return [Log("warning", "plan_not_valid", (("why", str(error)),))]
+        if theirs.revision == self.plan.revision and theirs.plan_hash != self.plan.plan_hash:
+            return self._refuse_plan(teller, theirs)
+        if theirs.revision <= self.plan.revision:
+            return []
+        self.plan = theirs
+        self.refused_plans.clear()
+        news = PlanNews(theirs.revision, theirs.plan_hash)
+        effects: list[Effect] = [UsePlan(blob), Save("plan", blob)]
+        return [*effects, *self.membership.spread(news, b"plan", now, teller=teller)]
+
+    def _refuse_plan(self, teller: PeerId | None, theirs: SignedPlan) -> list[Effect]:
+        lines = config.differences(self.plan.plan, theirs.plan)
+        line = f"another plan of revision {theirs.revision}: {lines[0]}"
+        log = Log("error", "plan_refused", (("why", line),))
+        if teller is None:
+            return [log]
+        self.refused_plans[teller] = line
+        mirrored = config.differences(theirs.plan, self.plan.plan)[0]
+        return [log, Send(teller, PlanRefused(f"revision {theirs.revision}: {mirrored}"[:400]))]
+
+    def revoked(self, blob: bytes, now: Instant, *, teller: PeerId | None = None) -> list[Effect]:
+        """A revocation, known or new; the expelled lose their links at once."""
+        before = len(self.gate.revocations)
+        try:
+            expelled = self.gate.add_revocation(blob)
+        except AuthError as error:
+            self.misbehaviour[f"revocation: {error}"[:80]] += 1
+            return []
+        if len(self.gate.revocations) == before:
+            return []
+        effects = self.membership.spread(Revoked(blob), b"revoked" + blob[-32:], now, teller=teller)
+        effects.append(SaveRevocations(self.gate.revocations.blobs()))
+        return effects + self._expel(expelled, "revoked", now)
+
+    def _expel(self, peers: tuple[PeerId, ...], why: str, now: Instant) -> list[Effect]:
+        effects: list[Effect] = []
+        for peer in peers:
+            if peer == self.me:
+                self.shut_out = f"this node's certificate is {why}"
+                continue
+            self.contacts.link_down(peer)
+            self.ledger.forget(peer)
+            effects += [Expel(peer), *self.membership.expel(peer, now)]
+            effects.append(Log("warning", "expelled", (("peer", short(peer)), ("why", why))))
+        return effects
+
+    # -------------------------------------------------------------------------------------- clock
+
+    def wake(self, now: Instant, wall: WallTime) -> list[Effect]:
+        self._wall = wall
+        effects: list[Effect] = []
+        if self.membership.deadline() <= now:
+            effects += self.membership.wake(now)
+        effects = [e for e in effects if not isinstance(e, Introduce) or self._may_dial(e, now)]
+        effects += self._keep_links(now)
+        if self._chain_due <= now:
+            effects += self._look_at_chains(now)
+        if self.membership.book.version != self._book_saved:
+            self._book_saved = self.membership.book.version
+            effects.append(Save("address_book", self.membership.book_bytes(now, wall)))
+        return effects
+
+    def deadline(self) -> Instant:
+        due = [self.membership.deadline(), self._chain_due]
+        retry = self.contacts.deadline()
+        return min(due if retry is None else [*due, retry])
+
+    def _may_dial(self, effect: Introduce, now: Instant) -> bool:
+        if not self.contacts.may_dial(effect.address, now):
+            return False
+        self.contacts.dialling(effect.address, now)
+        return True
+
+    def _keep_links(self, now: Instant) -> list[Effect]:
+        """Introduce ourselves to live members we should have a link with and have none."""
+        effects: list[Effect] = []
+        live = [m.peer for m in self.membership.members().values() if m.is_live]
+        for peer in neighbours(self.me, live):
+            member = self.membership.member(peer)
+            assert member is not None
+            address = address_of(member.record.host, member.record.intro_port)
+            if not address or self.contacts.is_linked(peer) or self.contacts.is_pending(peer, now):
+                continue
+            effect = Introduce(address)
+            if self._may_dial(effect, now):
+                effects.append(effect)
+        return effects
+
+    def _look_at_chains(self, now: Instant) -> list[Effect]:
+        self._chain_due = after(now, CHAIN_CHECK_S)
+        effects = self._expel(self.gate.expire(self._wall), "expired", now)
+        own = self.gate.verified(self.me)
+        due = renewal_due_at(own) if own is not None else None
+        if due is not None and due <= self._wall:
+            self._chain = renew(
+                self._chain, self._keys, self.gate.root_public_key, self.gate.run_id, self._wall
+            )
+            self.gate.admit(self._chain, self._wall, vouched=True)
+            effects += [SaveChain(self._chain), *self.membership.announce(now)]
+        return effects
+
+    def leave(self, now: Instant) -> list[Effect]:
+        return self.membership.leave(now)
+
+    @property
+    def chain(self) -> Chain:
+        """Our own chain; a renewal replaces it."""
+        return self._chain
+
+    def check(self) -> None:
+        self.gate.check()
+        self.membership.check()
+
+    def _sign_record(self, record: NodeRecord) -> Alive:
+        encoded = encode(record)
+        return Alive(encoded, self._keys.sign(encoded), self._chain)
+
+    def _curve_of(self, peer: PeerId) -> bytes | None:
+        verified = self.gate.verified(peer)
+        return verified.curve_pk if verified is not None else None
+
+    def _admit_book(self, book: AddressBook, wall: WallTime) -> list[Effect]:
+        """Seats for everybody in the book whose chain still holds."""
+        effects: list[Effect] = []
+        for contact in book.contacts():
+            try:
+                verified = self.gate.admit(contact.chain, wall)
+            except AuthError:
+                continue
+            if verified.peer_id != self.me:
+                effects.append(Admit(verified.peer_id, verified.curve_pk))
+        return effects

@@ -1,0 +1,128 @@
+"""Whom this node keeps a connection with, and how hard it tries.
+
+A contact begins with an introduction in the clear (both show their certificates), then a CURVE
+link to the control port that the answer named. Up to `MESH_MAX` members every pair keeps a link;
+beyond, each node keeps its nearest by XOR of hashed ids, which is a symmetric choice that needs no
+agreement. One working link per pair is enough, whoever dialled it, so a node that nobody can reach
+takes part by dialling out.
+
+An address that fails is tried again with a back-off that doubles up to ten seconds; what went wrong
+last is remembered for `peerlm why`. Nothing here decides who is alive: that is membership's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from peerlm.types import Instant, PeerId, after
+
+NEVER = Instant(0.0)
+
+MESH_MAX = 64
+"""Members up to which everybody keeps a link with everybody."""
+
+NEIGHBOURS = 12
+"""Links a node keeps in a larger swarm: log2 n plus a few keeps a random graph connected."""
+
+BACKOFF_S = 0.2
+BACKOFF_S_MAX = 10.0
+ATTEMPT_S = 10.0
+"""An introduction that has not been heard of after this long counts as failed."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """How dialling one address stands."""
+
+    failures: int = 0
+    not_before: Instant = NEVER
+    running_until: Instant | None = None
+    last_error: str = ""
+    refused: str = ""
+    """The refusal's reason when the other side answered with one."""
+
+
+@dataclass(slots=True)
+class Link:
+    """What connects us with a peer."""
+
+    up: bool = False
+    opened_until: Instant | None = None
+    """A link we asked the driver to open is given this long to come up."""
+
+
+class Contacts:
+    """Dialling state by address and link state by peer. Bounded by the members there are."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._attempts: dict[str, Attempt] = {}
+        self._links: dict[PeerId, Link] = {}
+
+    def may_dial(self, address: str, now: Instant) -> bool:
+        attempt = self._attempts.get(address)
+        if attempt is None:
+            return True
+        running = attempt.running_until is not None and attempt.running_until > now
+        return not running and attempt.not_before <= now
+
+    def dialling(self, address: str, now: Instant) -> None:
+        self._attempts.setdefault(address, Attempt()).running_until = after(now, ATTEMPT_S)
+
+    def succeeded(self, address: str) -> None:
+        self._attempts.pop(address, None)
+
+    def failed(self, address: str, error: str, refused: str, now: Instant) -> None:
+        """Remember why, and when to try again: 0.2 s, doubling to 10 s, jittered by a quarter."""
+        attempt = self._attempts.setdefault(address, Attempt())
+        delay_s = min(BACKOFF_S * 2**attempt.failures, BACKOFF_S_MAX)
+        attempt.failures += 1
+        attempt.not_before = after(now, delay_s * self._rng.uniform(0.75, 1.25))
+        attempt.running_until = None
+        attempt.last_error, attempt.refused = error, refused
+
+    def forget(self, address: str) -> None:
+        self._attempts.pop(address, None)
+
+    def opening(self, peer: PeerId, now: Instant) -> None:
+        self._links.setdefault(peer, Link()).opened_until = after(now, ATTEMPT_S)
+
+    def link_up(self, peer: PeerId) -> None:
+        self._links[peer] = Link(up=True)
+
+    def link_down(self, peer: PeerId) -> None:
+        self._links.pop(peer, None)
+
+    def is_linked(self, peer: PeerId) -> bool:
+        link = self._links.get(peer)
+        return link is not None and link.up
+
+    def is_pending(self, peer: PeerId, now: Instant) -> bool:
+        link = self._links.get(peer)
+        return link is not None and link.opened_until is not None and link.opened_until > now
+
+    def linked(self) -> tuple[PeerId, ...]:
+        return tuple(sorted(peer for peer, link in self._links.items() if link.up))
+
+    def errors(self) -> dict[str, Attempt]:
+        """Addresses that do not answer as they should, with what they said."""
+        return {a: attempt for a, attempt in sorted(self._attempts.items()) if attempt.last_error}
+
+    def deadline(self) -> Instant | None:
+        """When the next address may be tried again."""
+        waiting = [a.running_until or a.not_before for a in self._attempts.values()]
+        return min(waiting, default=None)
+
+
+def neighbours(me: PeerId, members: Sequence[PeerId]) -> tuple[PeerId, ...]:
+    """Which of the live `members` (sorted, without `me`) this node keeps a link with."""
+    if len(members) < MESH_MAX:
+        return tuple(members)
+    own = int.from_bytes(me[:8])
+    nearest = sorted(members, key=lambda peer: own ^ int.from_bytes(peer[:8]))
+    # Nearest by XOR alone would cut the swarm into corners; every second one is a far one.
+    near, far = nearest[: NEIGHBOURS // 2], nearest[NEIGHBOURS // 2 :]
+    step = max(1, len(far) // (NEIGHBOURS - len(near)))
+    return tuple(sorted((*near, *far[::step][: NEIGHBOURS - len(near)])))

@@ -1,0 +1,139 @@
+"""Where a node stands in the life of a run, as a pure function of a few facts.
+
+    starting ─▶ seeking ─▶ fetching ─▶ installing ─▶ ready ⇄ training
+                  └── own snapshot, or (origin) fresh weights ──▶┘      │ budget reached
+                                     done ◀─ settling ◀─ draining ◀─────┘
+
+*Seeking*: no weights yet; find out whether somebody has newer ones than our own snapshot.
+*Ready*: has weights and mixes, but takes no inner steps (paused, not a trainer, text unusable).
+*Draining*: the worker hands in its last progress. *Settling*: mix only, in fp32, until the spread is
+small; nobody decides for the others, everybody sees from gossip when all are settled. *Done*: the
+weights are final; the node stays to serve and donate. A larger budget brings it back to ready.
+
+Fresh nodes must never pass for experienced ones: only the run's origin makes initial weights, and
+only when no active member is in sight and it has no snapshot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+GRACE_S = 4.0
+"""How long a starting node that knows addresses looks for others before it goes on by itself."""
+
+FRESH_GRACE_S = 10.0
+"""The same before an origin that has lost its snapshot makes initial weights again."""
+
+BEHIND_STEPS = 8.0
+"""A snapshot this many outer steps of the whole swarm behind is not worth resuming from while
+somebody has newer weights; less is made good by mixing."""
+
+
+class Phase(StrEnum):
+    STARTING = "starting"
+    SEEKING = "seeking"
+    FETCHING = "fetching"
+    INSTALLING = "installing"
+    READY = "ready"
+    TRAINING = "training"
+    DRAINING = "draining"
+    SETTLING = "settling"
+    DONE = "done"
+    LEAVING = "leaving"
+
+
+NEXT: dict[Phase, tuple[Phase, ...]] = {
+    Phase.STARTING: (Phase.SEEKING,),
+    Phase.SEEKING: (Phase.FETCHING, Phase.INSTALLING),
+    Phase.FETCHING: (Phase.SEEKING, Phase.INSTALLING),
+    Phase.INSTALLING: (Phase.SEEKING, Phase.READY),
+    Phase.READY: (Phase.TRAINING, Phase.DRAINING, Phase.SEEKING),
+    Phase.TRAINING: (Phase.READY, Phase.DRAINING),
+    Phase.DRAINING: (Phase.SETTLING, Phase.READY),
+    Phase.SETTLING: (Phase.DONE, Phase.READY),
+    Phase.DONE: (Phase.READY,),
+    Phase.LEAVING: (),
+}
+"""Legal transitions; any phase may go to leaving."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the decision depends on."""
+
+    waited_s: float
+    """Time since the daemon started."""
+    addresses_known: bool
+    """Somebody could be out there: seeds or an address book."""
+    donors: int
+    """Live members that have weights and can be dialled."""
+    donors_done: bool
+    """One of them says the run is done."""
+    snapshot_tokens: int | None
+    """Swarm tokens of our own newest snapshot; None: there is none."""
+    tokens_per_round: float
+    """What the whole swarm trains on in one outer step of everybody."""
+    swarm_tokens: int
+    budget: int
+    origin: bool
+    state_arrived: bool
+    installed: bool
+    corpus_ready: bool
+    may_train: bool
+    """Role and settings allow it, and it is not paused."""
+    worker_drained: bool
+    settled_everywhere: bool
+    settle_overdue: bool
+
+
+def decide(phase: Phase, f: Facts) -> Phase:
+    """The phase that follows from the facts; the same one when nothing is to change."""
+    match phase:
+        case Phase.STARTING:
+            return Phase.SEEKING
+        case Phase.SEEKING:
+            return _after_seeking(f)
+        case Phase.FETCHING:
+            if f.state_arrived:
+                return Phase.INSTALLING
+            return Phase.SEEKING if not f.donors else phase
+        case Phase.INSTALLING:
+            return Phase.READY if f.installed else phase
+        case Phase.READY | Phase.TRAINING:
+            return _while_running(f)
+        case Phase.DRAINING:
+            if f.swarm_tokens < f.budget:
+                return Phase.READY
+            return Phase.SETTLING if f.worker_drained else phase
+        case Phase.SETTLING:
+            if f.swarm_tokens < f.budget:
+                return Phase.READY
+            return Phase.DONE if f.settled_everywhere or f.settle_overdue else phase
+        case Phase.DONE:
+            return Phase.READY if f.swarm_tokens < f.budget else phase
+        case Phase.LEAVING:
+            return phase
+
+
+def _after_seeking(f: Facts) -> Phase:
+    grace_s = FRESH_GRACE_S if f.snapshot_tokens is None else GRACE_S
+    alone = not f.donors and (f.waited_s >= grace_s or not f.addresses_known)
+    if f.snapshot_tokens is None:
+        if f.donors:
+            return Phase.FETCHING
+        return Phase.INSTALLING if f.origin and alone and f.corpus_ready else Phase.SEEKING
+    if f.donors and (f.donors_done or is_behind(f)):
+        return Phase.FETCHING
+    return Phase.INSTALLING if alone or f.donors else Phase.SEEKING
+
+
+def is_behind(f: Facts) -> bool:
+    assert f.snapshot_tokens is not None, "no snapshot to be behind with"
+    return f.swarm_tokens - f.snapshot_tokens > BEHIND_STEPS * f.tokens_per_round
+
+
+def _while_running(f: Facts) -> Phase:
+    if f.swarm_tokens >= f.budget:
+        return Phase.DRAINING
+    return Phase.TRAINING if f.may_train and f.corpus_ready else Phase.READY

@@ -1,0 +1,509 @@
+"""The whole peer as one pure machine.
+
+`Node` is a core made of all cores: company (who is there) and work (what is done). The daemon and
+the simulator drive the same object: they call `start` once, `handle` for every event, `wake` when
+`deadline()` has come, and carry out the effects they get back, in order. `now` is monotonic, `wall`
+is for certificates; randomness comes from the rng given at birth. Nothing else is read, so the same
+events at the same times give the same effects.
+
+Messages and events are routed here and nowhere else; the two halves never call each other. After
+whatever happened, work is shown the swarm anew, and twice a second this node says how it is doing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from peerlm import events as ev
+from peerlm.config import NodeSettings
+from peerlm.effects import Effect, Halt, Log, Send, WriteSnapshot
+from peerlm.events import Event
+from peerlm.identity.chain import Chain
+from peerlm.identity.gate import Gate
+from peerlm.identity.keys import NodeKeys
+from peerlm.identity.root import SignedPlan
+from peerlm.membership.address_book import AddressBook, address_of
+from peerlm.membership.member import State
+from peerlm.node.company import Company, Ports
+from peerlm.node.lifecycle import Phase
+from peerlm.node.status import MemberSummary, Summary
+from peerlm.node.work import Restored, Seen, Work
+from peerlm.swarm.vitals import Ledger
+from peerlm.types import Instant, PeerId, Role, WallTime, after, short
+from peerlm.wire.message import (
+    ExchangeAnswer,
+    ExchangeDone,
+    ExchangeRequest,
+    Message,
+    PullAnswer,
+    PullRequest,
+    StateAsk,
+    StateGive,
+    Vitals,
+)
+
+LOOK_S = 0.25
+"""How often work is shown the swarm at least."""
+
+PUBLISH_S = 1.0
+PUBLISH_MEMBERS = 8
+"""A node says how it is doing each second, in a swarm above eight each N ÷ 8 seconds: what all say
+together stays the same for each listener."""
+
+RATE_WINDOW_S = 10.0
+
+LEAVE_S_MAX = 8.0
+"""Longest time from `Leave` to `Halt`: worker's progress, snapshot and goodbye."""
+
+GOODBYE_S = 1.0
+"""A goodbye is given at least this long to reach somebody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a node is made from; all of it comes from the state directory and the sockets."""
+
+    keys: NodeKeys
+    chain: Chain
+    gate: Gate
+    plan: SignedPlan
+    settings: NodeSettings
+    ports: Ports
+    epoch: int
+    sizes: Sequence[int]
+    """Elements of each fragment of the plan."""
+    seeds: tuple[str, ...]
+    book: AddressBook
+    origin: bool
+    """This node may make the initial weights."""
+    restored: Restored | None
+    tallies: tuple[tuple[PeerId, int, int], ...]
+    """(peer, boot epoch, tokens) from the snapshot."""
+
+
+class Node:
+    """One peer. See the module's docstring for how it is driven."""
+
+    def __init__(self, birth: Birth, rng: random.Random, now: Instant, wall: WallTime) -> None:
+        self._birth = birth
+        self._ledger = Ledger()
+        self._ledger.restore(birth.tallies)
+        self.company = Company(
+            birth.keys,
+            birth.chain,
+            birth.gate,
+            birth.plan,
+            birth.ports,
+            birth.epoch,
+            rng,
+            now,
+            wall,
+            seeds=birth.seeds,
+            book=birth.book,
+            ledger=self._ledger,
+        )
+        self.me = self.company.me
+        self.work = Work(
+            self.me,
+            birth.plan.plan,
+            birth.plan.plan_hash,
+            birth.sizes,
+            birth.settings,
+            self.company.endpoint,
+            rng,
+            now,
+            origin=birth.origin,
+            restored=birth.restored,
+            may_train=birth.settings.train.enabled and self.company.allows(self.me, Role.TRAIN),
+        )
+        self._look_due = now
+        self._publish_due = now
+        self._version = 0
+        self._rate = 0.0
+        self._rate_seen = (now, self._ledger.total())
+        self._leaving_since: Instant | None = None
+        self._goodbye_at: Instant | None = None
+        self._has_snapshot_to_write = False
+
+    # ------------------------------------------------------------------------------- being driven
+
+    def start(self, now: Instant, wall: WallTime) -> list[Effect]:
+        """First effects. Call once, before anything else."""
+        self._look_due = after(now, LOOK_S)
+        return self._filled([*self.company.start(now), *self.work.start(now)])
+
+    def handle(self, event: Event, now: Instant, wall: WallTime) -> list[Effect]:
+        """What follows from an event."""
+        return self._filled(self._handle(event, now))
+
+    def wake(self, now: Instant, wall: WallTime) -> list[Effect]:
+        """Do what is due."""
+        effects = self.company.wake(now, wall)
+        effects += self.work.exchanges.wake(now)
+        effects += self.work.acquisition.wake(now)
+        effects += self._look(now)
+        if self._publish_due <= now and self._goodbye_at is None:
+            effects += self._publish(now)
+        if self._leaving_since is not None:
+            effects += self._wind_up(now)
+        return self._filled(effects)
+
+    def deadline(self) -> Instant:
+        """When to call `wake`."""
+        due = [self.company.deadline(), self._look_due, self.work.deadline(self._look_due)]
+        return min(due)
+
+    def check(self) -> None:
+        """Raise `AssertionError` if a promise of ours is broken."""
+        self.company.check()
+        self.work.check()
+
+    # ------------------------------------------------------------------------------------- events
+
+    def _handle(self, event: Event, now: Instant) -> list[Effect]:
+        match event:
+            case ev.Received():
+                return self._received(event.peer, event.message, now)
+            case ev.HelloCame():
+                return self.company.hello_came(event)
+            case ev.IntroductionAnswered():
+                return self.company.introduction_answered(event, now)
+            case ev.IntroductionFailed():
+                return self.company.introduction_failed(event, now)
+            case ev.LinkUp():
+                return self.company.link_up(event, now)
+            case ev.LinkDown():
+                return self.company.link_down(event, now)
+            case ev.Misbehaved():
+                self.company.misbehaviour[event.what[:80]] += 1
+                fields = (("peer", short(event.peer)), ("what", event.what))
+                return [Log("warning", "misbehaved", fields)]
+            case ev.LoopLagged():
+                return self.company.membership.lagged(event.seconds, now)
+            case ev.NewPlan():
+                return self._new_plan(event.signed_plan, None, now)
+            case ev.NewRevocation():
+                return self.company.revoked(event.blob, now)
+        return self._handle_work(event, now)
+
+    def _handle_work(self, event: Event, now: Instant) -> list[Effect]:
+        work = self.work
+        match event:
+            case ev.BoundaryReached():
+                return work.boundary(event)
+            case ev.OuterStepped():
+                return work.outer_stepped(event, now)
+            case ev.ExchangeEnded():
+                return self._exchanged(event.outcome, work.exchanges.ended(event, now), now)
+            case ev.ExchangeServed():
+                return self._exchanged(event.outcome, work.exchanges.served(event, now), now)
+            case ev.PullProgressed():
+                return work.acquisition.progressed(event, now)
+            case ev.PullEnded():
+                return [*work.acquisition.ended(event, now), *self._look(now)]
+            case ev.PullServed():
+                work.pull_served(event.transfer)
+                return []
+            case ev.WorkerReady():
+                return work.worker_ready(event, now)
+            case ev.WorkerProgressed():
+                return [*work.worker_progressed(event, now), *self._count_tokens(now)]
+            case ev.Evaluated():
+                return work.evaluated(event)
+            case ev.WorkerDrained():
+                return work.worker_drained(now)
+            case ev.WorkerExited():
+                return work.worker_exited(event, now)
+        return self._handle_disk_and_person(event, now)
+
+    def _handle_disk_and_person(self, event: Event, now: Instant) -> list[Effect]:
+        work = self.work
+        match event:
+            case ev.CorpusReady():
+                return work.corpus("ready", "", now)
+            case ev.CorpusMissing():
+                return work.corpus_missing(event, now)
+            case ev.CorpusUnusable():
+                log = Log("error", "corpus_unusable", (("why", event.reason),))
+                return [log, *work.corpus("unusable", event.reason, now)]
+            case ev.StateInstalled():
+                return work.state_installed(event.origin, now)
+            case ev.StateRejected():
+                log = Log("error", "state_rejected", (("why", event.reason),))
+                return [log, *work.state_rejected(event.reason, now)]
+            case ev.SnapshotWritten():
+                return work.snapshot_written(event, now)
+            case ev.SnapshotFailed():
+                return work.snapshot_failed(event.reason)
+            case ev.ModelWritten():
+                return work.model_written(event.directory, now)
+            case ev.Pause():
+                return work.pause(True, now)
+            case ev.Resume():
+                return work.pause(False, now)
+            case ev.Leave():
+                return self._leave(now)
+        raise AssertionError(f"no half of the node takes a {type(event).__name__}")
+
+    def _received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
+        if peer in self.company.refused_plans:
+            return self.company.hear_about_plan(peer, message, now)
+        work, company = self.work, self.company
+        match message:
+            case ExchangeRequest():
+                if not company.allows(peer, Role.TRAIN):
+                    answer = ExchangeAnswer(message.transfer, "refuse", "role", 0.0)
+                    return [Send(peer, answer)]
+                return work.exchanges.on_request(peer, message, now)
+            case ExchangeAnswer():
+                return work.exchanges.on_answer(peer, message, now)
+            case ExchangeDone():
+                return work.exchanges.on_done(peer, message, now)
+            case StateAsk():
+                return [Send(peer, work.offer())]
+            case StateGive():
+                return work.acquisition.on_state_give(peer, message, work.plan_hash, now)
+            case PullRequest():
+                return work.donate(peer, message)
+            case PullAnswer():
+                return work.acquisition.on_pull_answer(peer, message, now)
+        effects = company.received(peer, message, now)
+        return [*effects, *self._follow_plan(now)]
+
+    def _exchanged(self, outcome: str, effects: list[Effect], now: Instant) -> list[Effect]:
+        if outcome == "ok":
+            self.work.last_exchange = now
+        if self.work.phase is Phase.SETTLING:
+            return [*effects, *self.work.step(now)]
+        return effects
+
+    def _new_plan(self, blob: bytes, teller: PeerId | None, now: Instant) -> list[Effect]:
+        effects = self.company.take_plan(blob, teller, now)
+        return [*effects, *self._follow_plan(now)]
+
+    def _follow_plan(self, now: Instant) -> list[Effect]:
+        plan = self.company.plan
+        if plan.plan_hash == self.work.plan_hash:
+            return []
+        self._publish_due = now
+        fields = (("revision", plan.revision),)
+        return [Log("info", "plan_taken", fields), *self.work.use_plan(plan, now)]
+
+    # --------------------------------------------------------------------------------- the swarm
+
+    def _look(self, now: Instant) -> list[Effect]:
+        """Show work the swarm as it is now."""
+        self._look_due = after(now, LOOK_S)
+        self._measure_rate(now)
+        return self.work.see(self._seen(), now)
+
+    def _seen(self) -> Seen:
+        company = self.company
+        partners, trainers, donors = [], [], []
+        donors_done, unsettled = False, 0
+        for member in company.live():
+            vitals = company.vitals_of(member.peer)
+            if vitals is None or not company.contacts.is_linked(member.peer):
+                continue
+            may_train = company.allows(member.peer, Role.TRAIN)
+            if vitals.active and vitals.plan_revision == company.plan.revision:
+                donors.append(member.peer)
+                donors_done = donors_done or vitals.phase == Phase.DONE
+                if may_train and vitals.phase != Phase.LEAVING:
+                    partners.append(member.peer)
+                    unsettled += not vitals.settled
+            if may_train and vitals.phase == Phase.TRAINING:
+                trainers.append(member.peer)
+        return Seen(
+            partners=tuple(partners),
+            trainers=tuple(trainers),
+            donors=tuple(donors),
+            donors_done=donors_done,
+            unsettled=unsettled,
+            swarm_tokens=self._ledger.total(),
+            addresses_known=bool(self._birth.seeds) or len(company.membership.book) > 0,
+        )
+
+    def _measure_rate(self, now: Instant) -> None:
+        seen_at, seen = self._rate_seen
+        if now - seen_at >= 1.0:
+            rate = (self._ledger.total() - seen) / (now - seen_at)
+            share = min(1.0, (now - seen_at) / RATE_WINDOW_S)
+            self._rate += share * (rate - self._rate) if self._rate else rate
+            self._rate_seen = (now, self._ledger.total())
+
+    def _count_tokens(self, now: Instant) -> list[Effect]:
+        """Our own tokens count at once; the others hear of them with the next vitals."""
+        self._ledger.count_own(self.me, self.company.membership.incarnation[0], self.work.tokens)
+        return self._look(now)
+
+    def _publish(self, now: Instant) -> list[Effect]:
+        members = 1 + len(self.company.membership.live_peers())
+        self._publish_due = after(now, max(PUBLISH_S, members / PUBLISH_MEMBERS))
+        self._version += 1
+        return self.company.publish(self._vitals(now), now)
+
+    def _vitals(self, now: Instant) -> Vitals:
+        work, totals = self.work, self.work.exchanges.totals()
+        return Vitals(
+            peer=self.me,
+            epoch=self.company.membership.incarnation[0],
+            version=self._version,
+            tokens=work.tokens,
+            phase=work.phase,
+            active=work.exchanges.standing.active,
+            participating=work.is_participating(now),
+            settled=work.settled,
+            plan_revision=self.company.plan.revision,
+            loss=work.loss,
+            val_loss=work.val_loss,
+            distance=work.exchanges.distance(),
+            tokens_per_s=work.tokens_per_s,
+            exchanges_ok=totals.initiated_ok + totals.served_ok,
+            bytes_sent=totals.bytes_sent,
+        )
+
+    # ------------------------------------------------------------------------------------ leaving
+
+    def _leave(self, now: Instant) -> list[Effect]:
+        """Wind up: the worker's progress, a snapshot, a goodbye, then `Halt`."""
+        if self._leaving_since is not None:
+            return []
+        self._leaving_since = now
+        return [*self.work.leave(now), *self._publish(now), *self._wind_up(now)]
+
+    def _wind_up(self, now: Instant) -> list[Effect]:
+        assert self._leaving_since is not None
+        overdue = now - self._leaving_since > LEAVE_S_MAX
+        if self._goodbye_at is None:
+            if not (self.work.has_wound_up or now - self._leaving_since > LEAVE_S_MAX / 2):
+                return self.work.wind_up(now)
+            self._goodbye_at = now
+            return self.company.leave(now)
+        alone = not self.company.membership.live_peers()
+        told = self.company.membership.goodbye_spread and now - self._goodbye_at > GOODBYE_S
+        return [Halt("")] if alone or told or overdue else []
+
+    # --------------------------------------------------------------------------------- for people
+
+    def summary(self, now: Instant) -> Summary:
+        """What `status` shows, frozen."""
+        company, work = self.company, self.work
+        totals = work.exchanges.totals()
+        progress = work.acquisition.progress(now)
+        record = company.membership.record
+        return Summary(
+            peer=self.me,
+            run_id=company.gate.run_id,
+            run_name=company.plan.plan.run.name,
+            phase=work.phase,
+            phase_reason=work.reason,
+            address=address_of(record.host, company.ports.introduction),
+            epoch=company.membership.incarnation[0],
+            plan_revision=company.plan.revision,
+            token_budget=company.plan.plan.run.token_budget,
+            tokens=self._ledger.tokens_of(self.me),
+            swarm_tokens=self._ledger.total(),
+            swarm_tokens_per_s=self._rate,
+            loss=work.loss,
+            val_loss=work.val_loss,
+            consensus_distance=work.exchanges.distance(),
+            participating=work.is_participating(now),
+            since_exchange_s=None if work.last_exchange is None else now - work.last_exchange,
+            members=tuple(self._members(now)),
+            exchanges={
+                "ok": totals.initiated_ok + totals.served_ok,
+                "busy": totals.busy,
+                "refused": totals.refused,
+                "timed_out": totals.timed_out,
+            },
+            exchange_reasons=totals.reasons,
+            clip_booked=totals.clip_booked,
+            bytes_sent=totals.bytes_sent,
+            bytes_received=totals.bytes_received,
+            bytes_allreduce=self._bytes_allreduce(),
+            worker_state=work.supervision.state,
+            worker_device=work.supervision.device,
+            worker_threads=work.supervision.threads,
+            worker_restarts=work.supervision.restarts,
+            worker_last_error=work.supervision.last_error,
+            tokens_per_s=work.tokens_per_s,
+            nonfinite_steps=work.nonfinite_steps,
+            data_pass=work.data_pass,
+            data_position=work.data_position,
+            fetched_bytes=progress.bytes_done,
+            fetch_total_bytes=progress.bytes_total,
+            snapshot_number=work.snapshot_number,
+            snapshot_tokens=work.snapshot_tokens,
+            snapshot_error=work.snapshot_error,
+            model_dir=work.model_dir,
+            dial_errors={a: e.last_error for a, e in company.contacts.errors().items()},
+            refused_plans={short(p): line for p, line in company.refused_plans.items()},
+            notes=tuple(n for n in (company.shut_out, progress.trouble) if n),
+        )
+
+    def _members(self, now: Instant) -> list[MemberSummary]:
+        """Everybody, this node included, sorted by id."""
+        company = self.company
+        own = self._summarise(
+            self.me,
+            company.address,
+            "alive",
+            self._vitals(now),
+            self._ledger.tokens_of(self.me),
+            True,
+        )
+        others = [
+            self._summarise(
+                m.peer,
+                address_of(m.record.host, m.record.intro_port),
+                State(m.state).name.lower(),
+                company.vitals_of(m.peer) if m.is_live else None,
+                self._ledger.tokens_of(m.peer),
+                company.contacts.is_linked(m.peer),
+            )
+            for m in company.membership.members().values()
+        ]
+        return sorted([own, *others], key=lambda m: m.peer)
+
+    def _summarise(
+        self, peer: PeerId, address: str, state: str, v: Vitals | None, tokens: int, linked: bool
+    ) -> MemberSummary:
+        return MemberSummary(
+            peer=peer,
+            address=address,
+            state=state,
+            phase=v.phase if v else "",
+            participating=v.participating if v else False,
+            active=v.active if v else False,
+            tokens=tokens,
+            tokens_per_s=v.tokens_per_s if v else 0.0,
+            loss=v.loss if v else None,
+            val_loss=v.val_loss if v else None,
+            distance=v.distance if v else None,
+            linked=linked,
+        )
+
+    def _bytes_allreduce(self) -> int:
+        """Ring all-reduce moves 2 (n−1)/n · 4 bytes a parameter each step, out of every node."""
+        plan = self.company.plan.plan
+        members = 1 + len(self.work.seen.trainers)
+        steps = self.work.tokens // (plan.train.batch * plan.model.context)
+        return int(steps * sum(self._birth.sizes) * 8 * (members - 1) / members)
+
+    def _filled(self, effects: list[Effect]) -> list[Effect]:
+        """Complete what only this file knows: a snapshot's token count."""
+        return [
+            dataclasses.replace(
+                effect,
+                tallies=self._ledger.tallies(),
+                own_tokens=self.work.tokens,
+                final=self.work.phase is Phase.DONE,
+            )
+            if isinstance(effect, WriteSnapshot)
+            else effect
+            for effect in effects
+        ]

@@ -1,0 +1,191 @@
+"""What a person can know of a node: one frozen summary, its JSON form, and "why am I not mixing?".
+
+`Summary` is built by `Node.summary()` from the cores; nothing in it is live. `as_json` is the object
+that `peerlm status --json` prints: its names are stable and described in docs/status.md, and
+peerlm/observe/status.schema.json is what tests hold it to. `why` turns the same summary into at
+most a few lines, the most important first, each saying what is so and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from peerlm.types import PeerId, RunId
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSummary:
+    """One member as this node sees it; `phase` and figures are by its own word."""
+
+    peer: PeerId
+    address: str
+    state: str
+    phase: str
+    participating: bool
+    active: bool
+    tokens: int
+    tokens_per_s: float
+    loss: float | None
+    val_loss: float | None
+    distance: float | None
+    linked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything `status` shows. Times in seconds, losses in nats per token."""
+
+    peer: PeerId
+    run_id: RunId
+    run_name: str
+    phase: str
+    phase_reason: str
+    """Why the node is in this phase, when that is not plain: a line for a person, or empty."""
+    address: str
+    epoch: int
+    plan_revision: int
+    token_budget: int
+    tokens: int
+    swarm_tokens: int
+    swarm_tokens_per_s: float
+    loss: float | None
+    val_loss: float | None
+    consensus_distance: float | None
+    participating: bool
+    since_exchange_s: float | None
+    members: tuple[MemberSummary, ...]
+    exchanges: Mapping[str, int]
+    exchange_reasons: Mapping[str, int]
+    clip_booked: float
+    bytes_sent: int
+    bytes_received: int
+    bytes_allreduce: int
+    """What fp32 ring all-reduce each inner step would have made this node send by now."""
+    worker_state: str
+    worker_device: str
+    worker_threads: int
+    worker_restarts: int
+    worker_last_error: str
+    tokens_per_s: float
+    nonfinite_steps: int
+    data_pass: int
+    data_position: float
+    fetched_bytes: int
+    fetch_total_bytes: int
+    snapshot_number: int
+    snapshot_tokens: int
+    snapshot_error: str
+    model_dir: str
+    dial_errors: Mapping[str, str]
+    refused_plans: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def as_json(s: Summary) -> dict[str, Any]:
+    """The object of `peerlm status --json`."""
+    return {
+        "node_id": s.peer.hex(),
+        "run_id": s.run_id.hex(),
+        "run_name": s.run_name,
+        "state": s.phase,
+        "state_reason": s.phase_reason,
+        "address": s.address,
+        "epoch": s.epoch,
+        "plan_revision": s.plan_revision,
+        "token_budget": s.token_budget,
+        "tokens": s.tokens,
+        "swarm_tokens": s.swarm_tokens,
+        "swarm_tokens_per_s": round(s.swarm_tokens_per_s, 1),
+        "loss": s.loss,
+        "val_loss": s.val_loss,
+        "participating": s.participating,
+        "consensus_distance": s.consensus_distance,
+        "members": [
+            {
+                "id": m.peer.hex(),
+                "address": m.address,
+                "state": m.state,
+                "phase": m.phase,
+                "participating": m.participating,
+                "tokens": m.tokens,
+                "tokens_per_s": round(m.tokens_per_s, 1),
+                "loss": m.loss,
+                "val_loss": m.val_loss,
+                "consensus_distance": m.distance,
+                "linked": m.linked,
+            }
+            for m in s.members
+        ],
+        "exchanges": dict(s.exchanges),
+        "exchange_reasons": dict(s.exchange_reasons),
+        "clip_booked": s.clip_booked,
+        "bytes_sent": s.bytes_sent,
+        "bytes_received": s.bytes_received,
+        "bytes_allreduce": s.bytes_allreduce,
+        "worker": {
+            "state": s.worker_state,
+            "tokens_per_s": round(s.tokens_per_s, 1),
+            "device": s.worker_device,
+            "threads": s.worker_threads,
+            "restarts": s.worker_restarts,
+            "last_error": s.worker_last_error,
+            "nonfinite_steps": s.nonfinite_steps,
+        },
+        "data": {"pass": s.data_pass, "position": round(s.data_position, 4)},
+        "fetch": {"bytes": s.fetched_bytes, "total_bytes": s.fetch_total_bytes},
+        "snapshot": {
+            "number": s.snapshot_number,
+            "tokens": s.snapshot_tokens,
+            "error": s.snapshot_error,
+        },
+        "model_dir": s.model_dir,
+        "why": why(s),
+    }
+
+
+def why(s: Summary) -> list[str]:
+    """Why this node is not mixing (or that it is), most important first. Never empty."""
+    lines = [*_own_state(s), *_company(s), *s.notes]
+    if s.participating and not lines:
+        distance = "" if s.consensus_distance is None else f", distance {s.consensus_distance:.2%}"
+        return [f"mixing: {s.exchanges.get('ok', 0)} exchanges done{distance}"]
+    return lines or ["no exchange has finished lately; `peerlm peers` shows who is there"]
+
+
+def _own_state(s: Summary) -> list[str]:
+    lines = []
+    if s.phase == "done":
+        lines.append(f"the run is done: {s.swarm_tokens:,} tokens; the model is in {s.model_dir}")
+    elif s.phase_reason:
+        lines.append(f"{s.phase}: {s.phase_reason}")
+    elif s.phase not in ("training", "settling"):
+        lines.append(f"this node is {s.phase}")
+    if s.worker_state == "backing_off":
+        lines.append(f"the worker died and will be started again: {s.worker_last_error}")
+    if s.snapshot_error:
+        lines.append(f"snapshots fail, nothing new is kept: {s.snapshot_error}")
+    return lines
+
+
+def _company(s: Summary) -> list[str]:
+    lines = [f"peer {peer} has another plan: {line}" for peer, line in s.refused_plans.items()]
+    others = [m for m in s.members if m.peer != s.peer]
+    alive = [m for m in others if m.state == "alive"]
+    if s.phase in ("training", "seeking", "settling") and not s.participating:
+        if not others:
+            lines.append("this node is alone: no other member is known; `peerlm invite` brings one")
+        elif not alive:
+            lines.append(f"no other member is alive ({len(others)} known)")
+        elif not any(m.active for m in alive):
+            lines.append(f"{len(alive)} members are alive, but none has weights to mix yet")
+        else:
+            lines += [f"exchanges end as {what} ({n} times)" for what, n in _worst(s)]
+    if not alive:
+        lines += [f"{address}: {error}" for address, error in s.dial_errors.items()]
+    return lines
+
+
+def _worst(s: Summary) -> list[tuple[str, int]]:
+    return sorted(s.exchange_reasons.items(), key=lambda item: (-item[1], item[0]))[:2]

@@ -1,0 +1,594 @@
+"""What is done here: weights, worker, exchanges and the run's end, as the other half of a node.
+
+This file turns the lifecycle's phase into effects. It is told who is there (`see`) and how many
+tokens the swarm has seen, and it never asks a peer anything but through exchanges and acquisition.
+Tensors are elsewhere; here a fragment is a number and a boundary an event.
+
+What may happen to a worker is decided here too: it runs while there are inner steps to take or an
+evaluation to make, is started again from the slow weights when it dies, and is told twice a second
+what the swarm's token count is and who else is training, so that the learning rate and the share
+of the text follow without a coordinator.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from peerlm.config import NodeSettings, Plan
+from peerlm.effects import (
+    DrainWorker,
+    Effect,
+    EvaluateSlow,
+    InstallSnapshot,
+    Log,
+    PrepareCorpus,
+    Send,
+    ServePull,
+    StartWorker,
+    SteerWorker,
+    StepOuter,
+    StopWorker,
+    WriteModel,
+    WriteSnapshot,
+)
+from peerlm.events import (
+    BoundaryReached,
+    CorpusMissing,
+    Evaluated,
+    OuterStepped,
+    SnapshotWritten,
+    WorkerExited,
+    WorkerProgressed,
+    WorkerReady,
+)
+from peerlm.identity.root import SignedPlan
+from peerlm.mix.exchange import Exchanges
+from peerlm.node.acquire import PROGRESS_TIMEOUT_S, Acquisition
+from peerlm.node.lifecycle import NEXT, Facts, Phase, decide
+from peerlm.node.supervision import Supervision
+from peerlm.swarm.sampler import sampler_named
+from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
+from peerlm.wire.message import FragmentOffer, PullAnswer, PullRequest, StateGive
+
+RAMP_STEPS = 3
+"""Outer steps over which a newcomer's weight in exchanges rises to the usual."""
+
+STEER_S = 0.5
+SETTLE_PAUSE_S = 0.05
+"""Between two settling exchanges of one fragment, so that the network breathes."""
+
+PULLS_SERVED_MAX = 8
+"""Objects served at once; more are told to come back."""
+
+PARTICIPATING_S = 15.0
+"""An exchange this recent counts as taking part, whatever the pace of outer steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What the state directory holds of slow weights: the newest valid snapshot."""
+
+    number: int
+    tokens: int
+    offers: tuple[tuple[FragmentId, int, ObjectHash, int, tuple[float, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The swarm as it matters to work; members sorted, without this node."""
+
+    partners: tuple[PeerId, ...] = ()
+    """Live, active, of the same plan: whom an exchange may be started with."""
+    trainers: tuple[PeerId, ...] = ()
+    """Live and training: who shares the text."""
+    donors: tuple[PeerId, ...] = ()
+    donors_done: bool = False
+    unsettled: int = 0
+    """Live active members that have not settled."""
+    swarm_tokens: int = 0
+    swarm_tokens_per_s: float = 0.0
+    addresses_known: bool = False
+    distance: float | None = None
+
+
+class Work:
+    """The work of one node. Each method returns effects to carry out.
+
+    Args:
+        corpus_objects: hashes the plan's corpus consists of; donated on request.
+        may_train: this node's certificate has the role and its settings do not forbid it.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        plan: Plan,
+        plan_hash: bytes,
+        sizes: Sequence[int],
+        settings: NodeSettings,
+        endpoint: Callable[[PeerId], tuple[str, int] | None],
+        rng: random.Random,
+        now: Instant,
+        *,
+        origin: bool,
+        restored: Restored | None,
+        may_train: bool,
+    ) -> None:
+        self.me = me
+        self.plan = plan
+        self.plan_hash = plan_hash
+        self.settings = settings
+        self.origin = origin
+        self.restored = restored
+        self.may_train = may_train
+        self.phase = Phase.STARTING
+        self.reason = ""
+        self.paused = False
+        self.tokens = 0
+        """Trained on in this boot epoch."""
+        self.loss: float | None = None
+        self.val_loss: float | None = None
+        self.tokens_per_s = 0.0
+        self.nonfinite_steps = 0
+        self.data_pass, self.data_position = 0, 0.0
+        self.snapshot_number = restored.number if restored else 0
+        self.snapshot_tokens = restored.tokens if restored else 0
+        self.snapshot_error = ""
+        self.model_dir = ""
+        self.settled = False
+        self.installed = False
+        self.last_exchange: Instant | None = None
+        self.seen = Seen()
+        self.supervision = Supervision()
+        sampler = sampler_named(plan.mix.sampler, plan.run.rng_seed)
+        self.exchanges = Exchanges(me, plan, sizes, sampler, endpoint, rng)
+        self.exchanges.standing.plan_hash = plan_hash
+        self.acquisition = Acquisition(len(sizes), endpoint, rng)
+        self._sizes = tuple(sizes)
+        self._rng = rng
+        self._started = now
+        self._offers = restored.offers if restored else ()
+        self._corpus, self._corpus_reason = "unknown", ""
+        self._outer_steps = 0
+        self._generation_tokens = 0
+        self._snapshot_running = False
+        self._snapshot_due = after(now, settings.limits.snapshot_every_s)
+        self._evaluate_due = now
+        self._evaluating = False
+        self._steer_due = now
+        self._drain_sent = False
+        self._drained = False
+        self._boundaries = 0
+        self._settling_since: Instant | None = None
+        self._settle_due: dict[FragmentId, Instant] = {}
+        self._pulls_served: set[TransferId] = set()
+        self._last_snapshot = ""
+
+    # --------------------------------------------------------------------------------- phases
+
+    def start(self, now: Instant) -> list[Effect]:
+        return [PrepareCorpus(), *self.step(now)]
+
+    def see(self, seen: Seen, now: Instant) -> list[Effect]:
+        """Who is there has changed, or time has passed: look again."""
+        gone = [p for p in self.seen.partners if p not in seen.partners]
+        self.seen = seen
+        effects: list[Effect] = []
+        for peer in gone:
+            effects += self.exchanges.peer_gone(peer, now)
+        return effects + self.acquisition.donors_are(seen.donors, now) + self.step(now)
+
+    def step(self, now: Instant) -> list[Effect]:
+        """Follow the facts from phase to phase until none follows, then keep the phase's duties."""
+        effects: list[Effect] = []
+        for _ in range(len(Phase)):
+            following = decide(self.phase, self._facts(now))
+            if following is self.phase:
+                break
+            effects += self._enter(following, now)
+        self.reason = self._reason()
+        return effects + self._duties(now)
+
+    def _facts(self, now: Instant) -> Facts:
+        seen = self.seen
+        return Facts(
+            waited_s=now - self._started,
+            addresses_known=seen.addresses_known,
+            donors=len(seen.donors),
+            donors_done=seen.donors_done,
+            snapshot_tokens=self.restored.tokens if self.restored else None,
+            tokens_per_round=self._tokens_per_round() * (1 + len(seen.trainers)),
+            swarm_tokens=seen.swarm_tokens,
+            budget=self.plan.run.token_budget,
+            origin=self.origin,
+            state_arrived=self.acquisition.state_arrived,
+            installed=self.installed,
+            corpus_ready=self._corpus == "ready",
+            may_train=self.may_train and not self.paused,
+            worker_drained=self._drained,
+            settled_everywhere=self.settled and self.seen.unsettled == 0,
+            settle_overdue=self._settling_since is not None
+            and now - self._settling_since > self.plan.mix.settle_deadline_s,
+        )
+
+    def _tokens_per_round(self) -> int:
+        t = self.plan.train
+        return self.plan.mix.inner_steps * t.batch * self.plan.model.context
+
+    def _enter(self, phase: Phase, now: Instant) -> list[Effect]:
+        assert phase in NEXT[self.phase] or phase is Phase.LEAVING, f"{self.phase} to {phase}"
+        log = Log("info", "phase", (("was", self.phase), ("is", phase)))
+        left, self.phase = self.phase, phase
+        match phase:
+            case Phase.SEEKING:
+                return [log, *self.acquisition.forget_state()]
+            case Phase.FETCHING:
+                return [log, *self.acquisition.want_state(now)]
+            case Phase.INSTALLING:
+                return [log, *self._install(left, now)]
+            case Phase.READY | Phase.TRAINING:
+                return [log, *self._be_ready(left, now)]
+            case Phase.DRAINING:
+                return [log, *self._drain(now)]
+            case Phase.SETTLING:
+                return [log, *self._settle(now)]
+            case Phase.DONE:
+                return [log, *self._finish()]
+        return [log]
+
+    def _install(self, left: Phase, now: Instant) -> list[Effect]:
+        if left is Phase.FETCHING:
+            return [self.acquisition.installation()]
+        if self.restored is not None:
+            return [InstallSnapshot()]
+        return [StartWorker(self.supervision.start(now), fresh=True)]
+
+    def _be_ready(self, left: Phase, now: Instant) -> list[Effect]:
+        standing = self.exchanges.standing
+        standing.active, standing.frozen, standing.settling = True, False, False
+        self.settled, self._settling_since = False, None
+        self._drain_sent = self._drained = False
+        effects: list[Effect] = []
+        if left is Phase.INSTALLING:
+            self._snapshot_due = now
+        if self.phase is Phase.TRAINING and self.supervision.state == "off":
+            effects.append(StartWorker(self.supervision.start(now), fresh=False))
+        return effects + self._steer(now)
+
+    def _drain(self, now: Instant) -> list[Effect]:
+        running = self.supervision.state == "running"
+        self._drained = not running
+        if self.supervision.state == "backing_off":
+            self.supervision.hold()
+        if self.supervision.state == "starting":
+            return [StopWorker(self.supervision.generation)]
+        return [DrainWorker(self.supervision.generation)] if running else []
+
+    def _settle(self, now: Instant) -> list[Effect]:
+        self.exchanges.standing.settling = True
+        self._settling_since = now
+        for state in self.exchanges.fragments:
+            state.last.clear()
+        return []
+
+    def _finish(self) -> list[Effect]:
+        self.settled = True
+        effects = self.exchanges.freeze()
+        return [*effects, WriteModel(self.seen.swarm_tokens), *self._stop_worker()]
+
+    def _stop_worker(self) -> list[Effect]:
+        self.supervision.hold()
+        if self.supervision.state in ("running", "starting"):
+            return [StopWorker(self.supervision.generation)]
+        return []
+
+    # --------------------------------------------------------------------------------- duties
+
+    def _duties(self, now: Instant) -> list[Effect]:
+        """What has to be done again and again in the present phase."""
+        effects: list[Effect] = []
+        if self.phase is Phase.TRAINING and self.supervision.due(now):
+            effects.append(StartWorker(self.supervision.start(now), fresh=False))
+        if self.phase is Phase.SETTLING:
+            effects += self._settle_on(now)
+        if self._steer_due <= now:
+            effects += self._steer(now)
+        if self.installed and self._snapshot_due <= now:
+            effects += self._snapshot(now)
+        if self.phase is Phase.TRAINING and self._evaluate_due <= now:
+            effects += self._evaluate(now)
+        return effects
+
+    def _steer(self, now: Instant) -> list[Effect]:
+        self._steer_due = after(now, STEER_S)
+        self.exchanges.standing.tokens = self.seen.swarm_tokens
+        if self.supervision.state != "running":
+            return []
+        members = tuple(sorted((*self.seen.trainers, self.me)))
+        training = self.phase is Phase.TRAINING
+        return [SteerWorker(self.supervision.generation, training, self.seen.swarm_tokens, members)]
+
+    def _evaluate(self, now: Instant) -> list[Effect]:
+        jitter = self._rng.uniform(0.9, 1.1)
+        self._evaluate_due = after(now, self.plan.train.val_every_s * jitter)
+        if self._evaluating or self.supervision.state != "running":
+            return []
+        self._evaluating = True
+        return [EvaluateSlow(self.supervision.generation, self.seen.swarm_tokens)]
+
+    def _settle_on(self, now: Instant) -> list[Effect]:
+        """Mix every idle fragment that is not yet close to everybody it could be compared with."""
+        effects: list[Effect] = []
+        for index, state in enumerate(self.exchanges.fragments):
+            fragment = FragmentId(index)
+            if self._is_close(state.last) or self.exchanges.is_busy(fragment):
+                continue
+            if self._settle_due.get(fragment, now) <= now:
+                self._settle_due[fragment] = after(now, SETTLE_PAUSE_S)
+                unmet = [p for p in self.seen.partners if not self._is_near(state.last.get(p))]
+                effects += self.exchanges.start(fragment, unmet or self.seen.partners, now)
+        self.settled = all(self._is_close(state.last) for state in self.exchanges.fragments)
+        return effects
+
+    def _is_close(self, last: dict[PeerId, float]) -> bool:
+        """Within half the spread of three partners, or of all there are."""
+        if self.seen.donors_done or not self.seen.partners:
+            return True
+        near = sum(self._is_near(last.get(p)) for p in self.seen.partners)
+        return near >= min(3, len(self.seen.partners))
+
+    def _is_near(self, distance: float | None) -> bool:
+        return distance is not None and distance < self.plan.mix.settle_spread / 2
+
+    # ----------------------------------------------------------------------- weights and worker
+
+    def corpus(self, state: str, reason: str, now: Instant) -> list[Effect]:
+        """The corpus is ready, missing or unusable."""
+        self._corpus = state
+        self._corpus_reason = reason
+        return self.step(now)
+
+    def corpus_missing(self, event: CorpusMissing, now: Instant) -> list[Effect]:
+        effects = self.acquisition.want_corpus(event.missing, now)
+        return effects + self.corpus(
+            "missing", f"fetching {len(event.missing)} corpus objects", now
+        )
+
+    def state_installed(self, origin: str, now: Instant) -> list[Effect]:
+        self.installed = True
+        self.origin = False
+        self._outer_steps = 0 if origin == "peers" else RAMP_STEPS
+        self.exchanges.standing.ramp = self._ramp()
+        return [Log("info", "state_installed", (("origin", origin),)), *self.step(now)]
+
+    def state_rejected(self, reason: str, now: Instant) -> list[Effect]:
+        self.phase = Phase.FETCHING
+        return self.acquisition.rejected(reason, now)
+
+    def worker_ready(self, event: WorkerReady, now: Instant) -> list[Effect]:
+        if event.generation != self.supervision.generation:
+            return []
+        self.supervision.ready(event.device, event.threads)
+        self._generation_tokens = 0
+        self._evaluating = False
+        log = Log("info", "worker_ready", (("device", event.device), ("threads", event.threads)))
+        if self.phase is Phase.DRAINING:
+            return [log, *self._drain(now)]
+        return [log, *self._steer(now)]
+
+    def boundary(self, event: BoundaryReached) -> list[Effect]:
+        if event.generation != self.supervision.generation:
+            return []
+        self._boundaries += 1
+        return [StepOuter(event.generation, event.fragment, event.applied_seq)]
+
+    def outer_stepped(self, event: OuterStepped, now: Instant) -> list[Effect]:
+        self._boundaries -= 1
+        if not event.finite:
+            fields = (("fragment", event.fragment), ("why", "not finite: θ set back to φ"))
+            return [Log("warning", "outer_step_refused", fields), *self._after_drain(now)]
+        self.exchanges.stepped(event.fragment, event.version, event.phi_norm)
+        if event.fragment == 0:
+            self._outer_steps += 1
+            self.exchanges.standing.ramp = self._ramp()
+        effects = self._after_drain(now)
+        if self.phase in (Phase.TRAINING, Phase.READY):
+            effects += self.exchanges.start(
+                event.fragment, self.seen.partners, now, self.plan.mix.exchanges
+            )
+        return effects
+
+    def _ramp(self) -> float:
+        return min(1.0, max(1, self._outer_steps) / RAMP_STEPS)
+
+    def worker_progressed(self, event: WorkerProgressed, now: Instant) -> list[Effect]:
+        if event.generation != self.supervision.generation:
+            return []
+        self.tokens += event.tokens - self._generation_tokens
+        self._generation_tokens = event.tokens
+        if event.loss is not None:
+            self.loss = event.loss
+        self.tokens_per_s, self.nonfinite_steps = event.tokens_per_s, event.nonfinite_steps
+        self.data_pass, self.data_position = event.data_pass, event.data_position
+        if self.supervision.progressed(event.loss, event.nonfinite_steps, now):
+            return []
+        self.supervision.last_error = "every inner step is not finite (loss or gradient NaN)"
+        return [StopWorker(event.generation)]
+
+    def evaluated(self, event: Evaluated) -> list[Effect]:
+        self._evaluating = False
+        self.val_loss = event.val_loss
+        fields = (("val_loss", round(event.val_loss, 4)), ("tokens", event.tokens))
+        return [Log("info", "evaluated", fields)]
+
+    def worker_drained(self, now: Instant) -> list[Effect]:
+        self._drain_sent = True
+        return self._after_drain(now)
+
+    def _after_drain(self, now: Instant) -> list[Effect]:
+        """The drain is over once the outer step of the last boundary is taken too."""
+        if not self._drain_sent or self._boundaries:
+            return []
+        self._drained = True
+        return self.step(now)
+
+    def worker_exited(self, event: WorkerExited, now: Instant) -> list[Effect]:
+        if event.generation != self.supervision.generation:
+            return []
+        wanted = self.phase is Phase.TRAINING
+        self.supervision.exited(event.error, wanted, now)
+        self.tokens_per_s, self._evaluating = 0.0, False
+        self._boundaries = 0
+        if self.phase is Phase.DRAINING:
+            self._drained = True
+        if self.phase is Phase.INSTALLING and not self.installed:
+            # A worker that was to make the initial weights: seek again, then try again.
+            self.phase = Phase.SEEKING
+        level = "warning" if event.error else "info"
+        return [Log(level, "worker_exited", (("error", event.error),)), *self.step(now)]
+
+    # ------------------------------------------------------------------------------ snapshots
+
+    def _snapshot(self, now: Instant) -> list[Effect]:
+        self._snapshot_due = after(now, self.settings.limits.snapshot_every_s)
+        if self._snapshot_running:
+            return []
+        self._snapshot_running = True
+        return [WriteSnapshot(self.seen.swarm_tokens, self.tokens, False, ())]
+
+    def snapshot_now(self, now: Instant) -> list[Effect]:
+        return self._snapshot(now) if self.installed else []
+
+    def snapshot_written(self, event: SnapshotWritten, now: Instant) -> list[Effect]:
+        self._snapshot_running = False
+        self.snapshot_number, self.snapshot_tokens = event.number, event.tokens
+        self.snapshot_error = ""
+        self._offers = event.offers
+        # Never more than a twentieth of the time on the disk.
+        self._snapshot_due = max(self._snapshot_due, after(now, 20 * event.seconds))
+        return []
+
+    def snapshot_failed(self, reason: str) -> list[Effect]:
+        self._snapshot_running = False
+        self.snapshot_error = reason
+        return [Log("error", "snapshot_failed", (("reason", reason),))]
+
+    @property
+    def is_snapshotting(self) -> bool:
+        return self._snapshot_running
+
+    def offer(self) -> StateGive:
+        """What this node could donate: its latest snapshot, once it is active."""
+        active = self.exchanges.standing.active
+        offers = [FragmentOffer(*offer) for offer in self._offers] if active else []
+        final = self.phase is Phase.DONE and bool(self.model_dir)
+        return StateGive(self.plan_hash, self.snapshot_tokens, final, tuple(offers))
+
+    def donate(self, peer: PeerId, request: PullRequest) -> list[Effect]:
+        """Answer a pull: a corpus object or a fragment of the latest snapshot."""
+        transfer, wanted = TransferId(request.transfer), ObjectHash(request.object_hash)
+        sizes = {offer[2]: offer[3] for offer in self._offers}
+        if wanted.hex() not in self.plan.data.shards and wanted not in sizes:
+            return [Send(peer, PullAnswer(transfer, "refuse", "no such object", 0))]
+        if len(self._pulls_served) >= PULLS_SERVED_MAX:
+            return [Send(peer, PullAnswer(transfer, "busy", "serving others", 0))]
+        self._pulls_served.add(transfer)
+        return [
+            ServePull(
+                transfer=transfer,
+                peer=peer,
+                object_hash=wanted,
+                key_up=request.key_up,
+                key_down=request.key_down,
+                progress_timeout_s=PROGRESS_TIMEOUT_S,
+            )
+        ]
+
+    def pull_served(self, transfer: TransferId) -> None:
+        self._pulls_served.discard(transfer)
+
+    # ------------------------------------------------------------------------------ for people
+
+    def is_participating(self, now: Instant) -> bool:
+        if self.settled:
+            return True
+        if self.last_exchange is None:
+            return False
+        pace_s = self._tokens_per_round() / self.tokens_per_s if self.tokens_per_s else 0.0
+        return now - self.last_exchange < max(PARTICIPATING_S, 3 * pace_s)
+
+    def _reason(self) -> str:
+        if self.phase is Phase.SEEKING:
+            if self.origin and self._corpus != "ready":
+                return self._corpus_line()
+            return "looking for a member that has weights"
+        if self.phase is Phase.FETCHING:
+            return "fetching weights from peers"
+        if self.phase is Phase.READY:
+            if self.paused:
+                return "paused: `peerlm resume` goes on"
+            if not self.may_train:
+                return "this node does not train (its role or node.toml train.enabled)"
+            return self._corpus_line()
+        return ""
+
+    def _corpus_line(self) -> str:
+        return {"unknown": "checking the corpus", "ready": ""}.get(
+            self._corpus, self._corpus_reason
+        )
+
+    def pause(self, paused: bool, now: Instant) -> list[Effect]:
+        self.paused = paused
+        return self.step(now)
+
+    def use_plan(self, plan: SignedPlan, now: Instant) -> list[Effect]:
+        """A newer revision holds. The model and the data cannot have changed; all else can."""
+        self.plan, self.plan_hash = plan.plan, plan.plan_hash
+        self.exchanges.use_plan(plan.plan)
+        self.exchanges.standing.plan_hash = plan.plan_hash
+        if self.supervision.state in ("running", "starting"):
+            # The worker reads the plan when it starts.
+            return [StopWorker(self.supervision.generation), *self.step(now)]
+        return self.step(now)
+
+    def model_written(self, directory: str, now: Instant) -> list[Effect]:
+        self.model_dir = directory
+        self._snapshot_due = now
+        return [Log("info", "model_written", (("directory", directory),)), *self.step(now)]
+
+    # -------------------------------------------------------------------------------- leaving
+
+    def leave(self, now: Instant) -> list[Effect]:
+        """Stop inner steps and hand in the worker's progress; then call `wind_up` until
+        `has_wound_up`."""
+        return [*self._enter(Phase.LEAVING, now), *self._drain(now)]
+
+    def wind_up(self, now: Instant) -> list[Effect]:
+        """Once the worker has handed in its progress, freeze and write a last snapshot."""
+        if not self._drained or self._last_snapshot != "":
+            return []
+        if not self.installed:
+            self._last_snapshot = "none"
+            return self._stop_worker()
+        if self._snapshot_running:
+            return []
+        self._last_snapshot = "writing"
+        return [*self.exchanges.freeze(), *self._stop_worker(), *self._snapshot(now)]
+
+    @property
+    def has_wound_up(self) -> bool:
+        return self._last_snapshot != "" and not self._snapshot_running
+
+    def deadline(self, now: Instant) -> Instant:
+        due = [self._steer_due, self._snapshot_due if self.installed else None]
+        due += [self.supervision.deadline(), self.exchanges.deadline(), self.acquisition.deadline()]
+        if self.phase is Phase.SETTLING:
+            due.append(after(now, SETTLE_PAUSE_S))
+        return min(d for d in due if d is not None)
+
+    def check(self) -> None:
+        self.exchanges.check()
+        self.acquisition.check()
+        assert self._boundaries >= 0, "an outer step without a boundary"
