@@ -127,6 +127,11 @@ class Membership:
         return self._beliefs.us.alive
 
     @property
+    def us(self) -> Member:
+        """This node's own entry, for views."""
+        return self._beliefs.us
+
+    @property
     def record(self) -> NodeRecord:
         return self._beliefs.us.record
 
