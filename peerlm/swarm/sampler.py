@@ -2,9 +2,9 @@
 
 `uniform` draws any candidate; it needs no agreement and is the default. `matching` derives from
 (seed, fragment, round) a permutation of all live peers and pairs neighbours in it, so that everyone
-mixes once per round and both ends name each other, as long as their views agree; where they do not,
-an exchange is refused as busy and tried again. Random matchings contract disagreement like random
-pairs (Boyd et al. 2006), with no node left out twice in a row by chance of collisions.
+mixes at most once per round and both ends name each other, as long as their views and round numbers
+agree. Where they do not it is as good as a random choice. (Gossip by random pairs and by matchings:
+Boyd, Ghosh, Prabhakar, Shah 2006.)
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ class Sampler(Protocol):
     def choose(
         self,
         candidates: Sequence[PeerId],
-        exclude: Collection[PeerId],
-        rng: random.Random,
+        me: PeerId,
         fragment: FragmentId,
         round: int,
+        rng: random.Random,
+        exclude: Collection[PeerId] = (),
     ) -> PeerId | None:
-        """`exclude`: candidates not to be taken this time (busy, tried, distrusted)."""
+        """`exclude`: candidates not to be taken this time (busy, tried, distrusted). A matching
+        wants them there and not left out of `candidates`, or the two ends pair differently."""
         ...
 
 
@@ -39,10 +41,11 @@ class Uniform:
     def choose(
         self,
         candidates: Sequence[PeerId],
-        exclude: Collection[PeerId],
-        rng: random.Random,
+        me: PeerId,
         fragment: FragmentId,
         round: int,
+        rng: random.Random,
+        exclude: Collection[PeerId] = (),
     ) -> PeerId | None:
         able = [peer for peer in candidates if peer not in exclude]
         return rng.choice(able) if able else None
@@ -52,20 +55,20 @@ class Matching:
     """The partner that the seeded matching of this round gives; None for the odd one out, and
     where the partner is excluded (nobody else expects us)."""
 
-    def __init__(self, me: PeerId, seed: int) -> None:
-        self._me = me
+    def __init__(self, seed: int) -> None:
         self._seed = seed
 
     def choose(
         self,
         candidates: Sequence[PeerId],
-        exclude: Collection[PeerId],
-        rng: random.Random,
+        me: PeerId,
         fragment: FragmentId,
         round: int,
+        rng: random.Random,
+        exclude: Collection[PeerId] = (),
     ) -> PeerId | None:
-        order = shuffled((*candidates, self._me), self._seed, fragment, round)
-        place = order.index(self._me) ^ 1
+        order = shuffled((*candidates, me), self._seed, fragment, round)
+        place = order.index(me) ^ 1
         partner = order[place] if place < len(order) else None
         return None if partner in exclude else partner
 
@@ -81,12 +84,12 @@ def shuffled(peers: Sequence[PeerId], seed: int, fragment: FragmentId, round: in
     return sorted(peers, key=draw)
 
 
-def sampler_named(name: str, me: PeerId, seed: int) -> Sampler:
+def sampler_named(name: str, seed: int) -> Sampler:
     """The sampler a plan asks for. Raises `ConfigError` for one there is not."""
     match name:
         case "uniform":
             return Uniform()
         case "matching":
-            return Matching(me, seed)
+            return Matching(seed)
         case _:
             raise ConfigError(f"mix.sampler = {name!r}: must be uniform or matching")

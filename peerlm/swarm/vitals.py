@@ -48,19 +48,42 @@ class Ledger:
 
     # -------------------------------------------------------------------------------- merging
 
+    def is_news(self, vitals: Vitals) -> bool:
+        """Whether `merge` would take these: only then verify the signature, and pass them on."""
+        peer, newest = PeerId(vitals.peer), self._newest.get(PeerId(vitals.peer))
+        entry = self._entries.get(peer, {}).get(vitals.epoch)
+        if entry is None and not self._has_room(peer):
+            return False
+        known_tokens, known_version = (entry.tokens, entry.version) if entry else (0, -1)
+        if newest is not None and vitals.epoch < newest.epoch:
+            return vitals.version > known_version and vitals.tokens > known_tokens
+        return vitals.version > known_version
+
     def merge(self, vitals: Vitals, pulse: Pulse) -> bool:
         """Take verified vitals with their proof. True: they were news, pass the pulse on."""
+        if not self.is_news(vitals):
+            return False
         peer = PeerId(vitals.peer)
         entry = self._entry(peer, vitals.epoch)
-        if entry is None or vitals.version <= entry.version:
-            return False
+        assert entry is not None, "news without room"
         entry.version, entry.pulse = vitals.version, pulse
         self._raise(entry, vitals.tokens)
         newest = self._newest.get(peer)
-        if newest is None or (vitals.epoch, vitals.version) > (newest.epoch, newest.version):
+        if newest is None or vitals.epoch >= newest.epoch:
             self._newest[peer] = vitals
         self._drop_empty(peer)
         return True
+
+    def count_own(self, me: PeerId, epoch: int, tokens: int) -> None:
+        """Our own tokens count at once; others hear of them with the next pulse."""
+        if tokens > 0 and (entry := self._entry(me, epoch)) is not None:
+            self._raise(entry, tokens)
+
+    def forget(self, peer: PeerId) -> None:
+        """Drop what an expelled peer says of itself. Its tokens were trained, and stay."""
+        self._newest.pop(peer, None)
+        for entry in self._entries.get(peer, {}).values():
+            entry.pulse = None
 
     def restore(self, tallies: Iterable[tuple[PeerId, int, int]]) -> None:
         """Merge the (peer, epoch, tokens) of a snapshot."""
@@ -87,7 +110,7 @@ class Ledger:
         """Tokens of one node over all its epochs."""
         return sum(entry.tokens for entry in self._entries.get(peer, {}).values())
 
-    def vitals_of(self, peer: PeerId) -> Vitals | None:
+    def latest(self, peer: PeerId) -> Vitals | None:
         """A peer's newest vitals, if it ever sent any."""
         return self._newest.get(peer)
 
@@ -118,12 +141,15 @@ class Ledger:
         epochs = self._entries.get(peer)
         if epochs is not None and epoch in epochs:
             return epochs[epoch]
-        room = self._newcomers_max if epochs is None else self._entries_max
-        if self._n_entries >= room:
+        if not self._has_room(peer):
             self.refused += 1
             return None
         self._n_entries += 1
         return self._entries.setdefault(peer, {}).setdefault(epoch, _Entry())
+
+    def _has_room(self, peer: PeerId) -> bool:
+        is_newcomer = peer not in self._entries
+        return self._n_entries < (self._newcomers_max if is_newcomer else self._entries_max)
 
     def _raise(self, entry: _Entry, tokens: int) -> None:
         if tokens > entry.tokens:
