@@ -1,0 +1,246 @@
+"""`peerlm init`: a new run, and this machine's node as its first."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from peerlm import config
+from peerlm.cli.settings_text import change_node_settings, node_settings, parse_changes
+from peerlm.cli.state import ORIGIN, has_node, read_run, state_option
+from peerlm.errors import ConfigError, StateError
+from peerlm.store import disk
+from peerlm.store.disk import Layout, StateDirectory
+from peerlm.types import Role, WallTime, short
+
+if TYPE_CHECKING:
+    from peerlm.cli.init_from import StartingModel
+
+FOUNDER_LIFE_S = 20 * 365 * 86_400
+"""How long the founder's node may renew its certificates, and invite others without the root key."""
+
+
+@click.command(short_help="Make a run, with this machine as its first node.")
+@click.option("--name", help="Name of the run, for people.  [default: plays]")
+@click.option(
+    "--preset",
+    type=click.Choice(list(config.PRESETS)),
+    default="tiny",
+    show_default=True,
+    help="Where the plan starts from.",
+)
+@click.option(
+    "--data",
+    metavar="URL",
+    help="Text to train on: file, directory, glob, any fsspec URL; `shipped` is a Shakespeare of 1 MB; "
+    "with `local` every node trains on its own (data.local in its node.toml).  [default: shipped]",
+)
+@click.option(
+    "--tokenizer",
+    metavar="FILE",
+    help="A `tokenizers` JSON file.  [default: bytes]",
+)
+@click.option(
+    "--from",
+    "model_dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Start from this exported model instead of random weights; its shape and tokenizer are taken.",
+)
+@click.option(
+    "--set", "plan_pairs", metavar="FIELD=VALUE", multiple=True, help="Change a field of the plan."
+)
+@click.option(
+    "--set-node",
+    "node_pairs",
+    metavar="FIELD=VALUE",
+    multiple=True,
+    help="Change a field of this machine's node.toml.",
+)
+@state_option
+def init(
+    layout: Layout,
+    name: str | None,
+    preset: str,
+    data: str | None,
+    tokenizer: str | None,
+    model_dir: Path | None,
+    plan_pairs: tuple[str, ...],
+    node_pairs: tuple[str, ...],
+) -> None:
+    """Make a run, with this machine as its first node.
+
+    Writes the run's root key, the signed plan (model, data, training, mixing), this node's keys, and
+    the text as token shards which other nodes will fetch from this one or from each other. Nothing
+    runs yet: that is `peerlm up`. No flags at all make a small model on the shipped text.
+
+    The root key signs invites and plans; no running node needs it. `peerlm root export` moves it to a
+    safe place.
+
+    \b
+    Examples:
+      peerlm init
+      peerlm init --name laws --preset small --data 'texts/**/*.txt'
+      peerlm init --data https://example.org/book.txt --set mix.inner_steps=50
+      peerlm init --from finished-model/ --set run.token_budget=5_000_000
+      peerlm init --data local --set-node data.local=/srv/letters
+      peerlm init --set model.blocks=recurrent,feedforward,attention,feedforward
+    """
+    plan_changes = parse_changes(plan_pairs, "--set")
+    node_changes = parse_changes(node_pairs, "--set-node")
+    settings = node_settings(node_changes, "--set-node")
+    plan = _plan(name, preset, data, plan_changes)
+    if has_node(layout):
+        raise StateError(
+            f"{layout.root} already holds a node of run {short(read_run(layout).run_id)}; "
+            "use another --state, or `peerlm rm` it first"
+        )
+    with _claimed(layout) as state:
+        start = _read_start(model_dir, tokenizer, plan_changes)
+        plan = plan if start is None else start.adopted_by(plan)
+        plan = _with_corpus(
+            state, plan, tokenizer or (start.tokenizer if start else None), settings
+        )
+        change_node_settings(state, node_changes, "--set-node")
+        run_id = _found(state, plan, start)
+    _report(layout, plan, short(run_id))
+
+
+def _plan(name: str | None, preset: str, data: str | None, changes: dict[str, str]) -> config.Plan:
+    """The plan as far as flags say it. `--name` and `--data` are short for two fields."""
+    named = {"run.name": name, "data.source": data}
+    flags = {field: value for field, value in named.items() if value is not None}
+    for field in ("data.shards", "data.vocab", "data.tokenizer"):
+        if field in changes:
+            raise ConfigError(f"--set {field}: it follows from --data and --tokenizer")
+    plan = config.preset(preset)
+    return config.with_changes(config.with_changes(plan, flags, "init"), changes, "--set")
+
+
+def _read_start(
+    model_dir: Path | None, tokenizer: str | None, changes: dict[str, str]
+) -> StartingModel | None:
+    if model_dir is None:
+        return None
+    from peerlm.cli.init_from import StartingModel
+
+    return StartingModel.read(model_dir, tokenizer, changes)
+
+
+@contextmanager
+def _claimed(layout: Layout) -> Iterator[StateDirectory]:
+    """The state directory, locked; if it was made for this and all fails, it goes again."""
+    is_new = not layout.root.exists()
+    with StateDirectory(layout.root) as state:
+        try:
+            yield state
+        except BaseException:
+            if is_new:
+                shutil.rmtree(layout.root, ignore_errors=True)
+            raise
+
+
+# ---------------------------------------------------------------------------------- the text
+
+
+def _with_corpus(
+    state: StateDirectory,
+    plan: config.Plan,
+    tokenizer_file: str | None,
+    settings: config.NodeSettings,
+) -> config.Plan:
+    """Keep the tokenizer and the token shards as objects, and name them in the plan."""
+    from blake3 import blake3
+
+    from peerlm.data import tokenizer as tokenizers
+
+    codec = tokenizers.load(tokenizer_file or tokenizers.BYTES, "--tokenizer")
+    named = tokenizers.BYTES
+    if isinstance(codec, tokenizers.JsonTokenizer):
+        named = blake3(codec.data).hexdigest()
+        disk.write_atomic(state.objects / named, codec.data)
+    plan = replace(plan, data=replace(plan.data, tokenizer=named, vocab=codec.vocab))
+    if plan.data.source == "local":
+        _check_local(settings)
+        return plan
+
+    from peerlm.data import shards
+
+    with _progress() as show:
+        made = shards.prepare(plan.data.source, codec, state.objects, progress=show, where="--data")
+    shards.require_one_batch(
+        sum(shard.tokens for shard in made),
+        plan.data.val_fraction,
+        plan.train.batch,
+        plan.model.context,
+        f"--data {plan.data.source}",
+    )
+    hashes = tuple(shard.hash for shard in made)
+    return replace(plan, data=replace(plan.data, shards=hashes))
+
+
+def _check_local(settings: config.NodeSettings) -> None:
+    """With `--data local` this node's own text must be named and readable."""
+    from peerlm.data.corpus import documents
+
+    if not settings.data.local:
+        raise ConfigError("--data local: name this node's own text with --set-node data.local=PATH")
+    next(documents(settings.data.local, "--set-node data.local"))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int], None]]:
+    """Tokens written so far, on a terminal; how many there will be, nobody knows yet."""
+    if not sys.stderr.isatty():
+        yield lambda tokens: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("reading the text") as spinner:
+        yield lambda tokens: spinner.update(f"reading the text: {tokens / 1e6:,.1f} M tokens")
+
+
+# ---------------------------------------------------------------------------------- the run
+
+
+def _found(state: StateDirectory, plan: config.Plan, start: StartingModel | None) -> bytes:
+    """Root key, signed plan, keys and chain; the identity last, for it makes the folder a node's."""
+    from peerlm.identity import files
+    from peerlm.identity.invite import enrol, make_invite, root_inviter
+    from peerlm.identity.keys import NodeKeys
+    from peerlm.identity.root import create_run, sign_plan
+
+    wall = WallTime(time.time())
+    until = WallTime(wall + FOUNDER_LIFE_S)
+    root, keys = create_run(plan.run.name), NodeKeys.generate()
+    signed = sign_plan(root, plan, revision=1)
+    token = make_invite(root_inviter(root), tuple(Role), until, until, ())
+    files.write_root(state.root, root)
+    files.write_plan(state.root, signed.blob)
+    files.write_chain(state.root, enrol(token.inviter, keys, wall))
+    files.write_inviter(state.root, token.inviter)
+    disk.write_atomic(state.root / ORIGIN, b"")
+    if start is not None:
+        start.write_snapshot(state, root.run_id, signed, wall)
+    files.write_keys(state.root, keys)
+    return root.run_id
+
+
+def _report(layout: Layout, plan: config.Plan, run: str) -> None:
+    from peerlm.model.plan import parameter_count
+
+    parameters = parameter_count(plan.model, plan.data.vocab)
+    click.echo(
+        f"run {plan.run.name} ({run}): {parameters / 1e6:,.2f} M parameters, to train on "
+        f"{plan.run.token_budget / 1e6:,.1f} M tokens"
+    )
+    click.echo(f"node in {layout.root}")
+    click.echo("next: `peerlm up` here, then `peerlm invite` for the other machines")

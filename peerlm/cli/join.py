@@ -1,0 +1,123 @@
+"""`peerlm join`: enter a run through any of its members."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from peerlm.cli.settings_text import change_node_settings, node_settings, parse_changes
+from peerlm.cli.state import has_node, read_run, state_option
+from peerlm.errors import ConfigError, StateError
+from peerlm.store.disk import Layout
+from peerlm.types import short
+
+TOKEN_CHARS_MAX = 16_384
+
+
+@click.command(short_help="Enter a run through any of its members, and train.")
+@click.argument("address", metavar="ADDRESS")
+@click.option("--token", envvar="PEERLM_TOKEN", help="The invite.  [env: PEERLM_TOKEN]")
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    help="Read the token from a file, or from standard input with `-`.",
+)
+@click.option(
+    "--wait", is_flag=True, help="Keep trying, with longer and longer pauses, until a peer answers."
+)
+@click.option("--enrol-only", is_flag=True, help="Enrol and end; `peerlm up` trains later.")
+@click.option(
+    "--set-node",
+    "node_pairs",
+    metavar="FIELD=VALUE",
+    multiple=True,
+    help="Change a field of this machine's node.toml.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_533),
+    metavar="N",
+    help="Base port of this node; 0 picks free ones.",
+)
+@state_option
+@click.pass_context
+def join(
+    ctx: click.Context,
+    layout: Layout,
+    address: str,
+    token: str | None,
+    token_file: str | None,
+    wait: bool,
+    enrol_only: bool,
+    node_pairs: tuple[str, ...],
+    port: int | None,
+) -> None:
+    """Enter a run through any of its members, and train until stopped.
+
+    Makes this machine's keys, proves the invite to the peer at ADDRESS (tcp://HOST:PORT; the port is
+    7700 if it is left out), and fetches plan, weights and text from the swarm. Afterwards `peerlm up`
+    is all this machine needs: it finds the swarm through any address it ever knew.
+
+    A token on the command line can be seen in the list of processes; --token-file, standard input or
+    PEERLM_TOKEN keep it out of there.
+
+    \b
+    Examples:
+      peerlm join tcp://192.168.1.20:7700 --token peerlm1-...
+      peerlm join ada.example.org --token-file /run/secrets/peerlm --wait
+      ssh ada peerlm invite | awk '{print $5}' | peerlm join ada --token-file -
+      peerlm join ada --token T --enrol-only && systemctl start peerlm
+      peerlm join ada --token T --set-node train.device=cuda:1 --set-node limits.threads=4
+    """
+    changes = parse_changes(node_pairs, "--set-node")
+    node_settings(changes, "--set-node")
+    secret = _token(token, token_file, ctx)
+    if has_node(layout):
+        raise StateError(
+            f"{layout.root} already holds a node of run {short(read_run(layout).run_id)}: "
+            "`peerlm up` starts it; to enter another run use another --state"
+        )
+    from peerlm.daemon.enrol import enrol
+
+    enrol(layout.root, address, secret, wait=wait, report=lambda line: click.echo(line, err=True))
+    change_node_settings(layout, changes, "--set-node")
+    if enrol_only:
+        click.echo(f"enrolled: node in {layout.root}; `peerlm up` trains")
+        return
+    from peerlm.daemon.main import run
+
+    os.environ.pop("PEERLM_TOKEN", None)  # nothing started from here need see it
+    ctx.exit(run(layout.root, seeds=(address,), port=port))
+
+
+def _token(token: str | None, token_file: str | None, ctx: click.Context) -> str:
+    """The invite from where it was put: an explicit option counts before the environment."""
+    if token_file is not None:
+        source = ctx.get_parameter_source("token")
+        if source is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError("give --token or --token-file, not both")
+        token = _read(token_file)
+    elif token == "-":
+        token = _read("-")
+    if not token or not token.strip():
+        raise click.UsageError(
+            "a token is needed: --token, --token-file or PEERLM_TOKEN; a member prints one with "
+            "`peerlm invite`"
+        )
+    return token.strip()
+
+
+def _read(name: str) -> str:
+    """Raises `ConfigError`."""
+    try:
+        if name == "-":
+            return sys.stdin.read(TOKEN_CHARS_MAX)
+        with Path(name).expanduser().open(encoding="ascii") as file:
+            return file.read(TOKEN_CHARS_MAX)
+    except UnicodeDecodeError:
+        raise ConfigError(f"--token-file {name}: not a token") from None
+    except OSError as error:
+        raise ConfigError(f"--token-file {name}: {error.strerror}") from None

@@ -1,0 +1,138 @@
+"""The `peerlm` command: finds the subcommand, and turns every failure into one line and a code.
+
+    0    done                             4    a token, certificate or signature does not hold
+    1    failed                           5    a peer or source could not be reached
+    2    a setting or argument is wrong   130  interrupted
+    3    the state folder cannot be used, or no daemon runs on it
+
+Subcommands are imported when they are asked for, so that a command that needs little starts at
+once. A traceback is shown only with PEERLM_DEBUG=1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, Unreachable
+
+COMMANDS = {
+    "demo": "demo:demo",
+    "init": "init:init",
+    "up": "up:up",
+    "invite": "invite:invite",
+    "join": "join:join",
+    "status": "status:status",
+    "peers": "status:peers",
+    "why": "status:why",
+    "generate": "generate:generate",
+    "export": "export:export",
+    "plan": "plan:plan",
+    "pause": "steer:pause",
+    "resume": "steer:resume",
+    "stop": "steer:stop",
+    "leave": "steer:leave",
+    "logs": "logs:logs",
+    "revoke": "revoke:revoke",
+    "root": "root:root",
+    "rm": "remove:rm",
+    "completion": "completion:completion",
+    "version": "version:version",
+}
+"""Name → module under peerlm.cli and the command in it; in the order in which help lists them."""
+
+EXIT_CODES: tuple[tuple[type[PeerlmError], int], ...] = (
+    (ConfigError, 2),
+    (StateError, 3),
+    (AuthError, 4),
+    (Unreachable, 5),
+)
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(f"peerlm.cli.{module}"), name)
+        return command
+
+
+@click.group(
+    cls=Commands,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+def cli() -> None:
+    """Train one language model on many machines, none of which matters.
+
+    There is no server and no first machine: every node mixes its weights with others in pairs, any
+    of them may die at any moment, and the address of any lets a new one in.
+
+    \b
+    See it on this machine alone, in three minutes:
+      peerlm demo
+
+    \b
+    A run of your own. On the first machine:
+      peerlm init
+      peerlm up
+      peerlm invite            prints the line for the other machines:
+    \b
+    On every other machine:
+      peerlm join tcp://HOST:PORT --token TOKEN
+
+    \b
+    Every command takes --state DIR: the folder of one node. Without it, in this order:
+    $PEERLM_STATE, $STATE_DIRECTORY (set by systemd), the user's own state folder.
+    Exit codes: 1 failed, 2 wrong setting or argument, 3 state folder or no daemon,
+    4 token or certificate, 5 unreachable, 130 interrupted.
+    """
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run one command; returns the exit code and never raises (but with PEERLM_DEBUG=1)."""
+    try:
+        result = cli.main(args=args, prog_name="peerlm", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if os.environ.get("PEERLM_DEBUG"):
+            raise
+        code, line = explain(error)
+        click.echo(f"peerlm: {line}", err=True)
+        return code
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit code and the line for a person."""
+    match error:
+        case PeerlmError():
+            code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+            return code, " ".join(str(error).split())
+        case OSError() if error.strerror:
+            where = f"{error.filename}: " if error.filename else ""
+            return 1, f"{where}{error.strerror}"
+        case _:
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            return 1, f"internal error: {what}; PEERLM_DEBUG=1 shows where. Please report it"

@@ -1,0 +1,47 @@
+"""`peerlm rm`: forget a node."""
+
+from __future__ import annotations
+
+import shutil
+
+import click
+
+from peerlm.cli.state import has_node, read_run, require_node, state_option
+from peerlm.errors import StateError
+from peerlm.store.disk import Layout, StateDirectory, explained
+from peerlm.types import short
+
+
+@click.command(short_help="Remove this machine's node with all it keeps.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@state_option
+def rm(layout: Layout, yes: bool) -> None:
+    """Remove the node's state folder: its keys, weights, text and log.
+
+    Refused while the daemon runs. On the machine of `peerlm init` the run's root key goes too, unless
+    `peerlm root export` has put a copy elsewhere: without it nobody can invite (but delegates) or
+    change the plan.
+
+    \b
+    Examples:
+      peerlm rm
+      peerlm rm --yes --state /srv/second-node
+    """
+    require_node(layout)
+    with StateDirectory(layout.root):
+        if not yes:
+            click.confirm(_question(layout), abort=True, err=True)
+        if not has_node(layout):
+            raise StateError(f"{layout.root} no longer holds a node")
+        with explained("remove", layout.root):
+            shutil.rmtree(layout.root)
+    click.echo(f"removed {layout.root}")
+
+
+def _question(layout: Layout) -> str:
+    try:
+        who = f"the node of run {short(read_run(layout).run_id)}"
+    except StateError:
+        who = "a damaged node"
+    root = ", with the run's root key" if layout.run_root.exists() else ""
+    return f"Remove {layout.root}: {who}{root}?"

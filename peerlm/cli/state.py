@@ -1,0 +1,94 @@
+"""Which state folder a command works on, and what a node's folder says about it.
+
+`--state`, then PEERLM_STATE, then STATE_DIRECTORY (systemd sets it), then the user's own state folder
+(XDG_STATE_HOME on Linux).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from peerlm.errors import StateError
+from peerlm.store.disk import Layout
+from peerlm.types import PeerId, RunId
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ORIGIN = "origin"
+"""Name of the file that marks the run's first node: it may make the initial weights."""
+
+
+def state_option(command: F) -> F:
+    """Gives a command `--state DIR`, and hands it a `layout: Layout` in its place."""
+    return click.option(
+        "--state",
+        "layout",
+        metavar="DIR",
+        envvar="PEERLM_STATE",
+        type=click.Path(path_type=Path),
+        callback=_layout,
+        help="The node's state folder.  [env: PEERLM_STATE, STATE_DIRECTORY]",
+    )(command)
+
+
+def _layout(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Layout:
+    return Layout((value or default_folder()).expanduser().absolute())
+
+
+def default_folder() -> Path:
+    """The folder of a node for which none was named."""
+    if by_systemd := os.environ.get("STATE_DIRECTORY", "").split(":")[0]:
+        return Path(by_systemd)
+    import platformdirs
+
+    return Path(platformdirs.user_state_path("peerlm"))
+
+
+def has_node(layout: Layout) -> bool:
+    return layout.identity.exists() or layout.chain.exists()
+
+
+def require_node(layout: Layout) -> None:
+    """Raises `StateError` with what to do when there is no node in the folder."""
+    if not has_node(layout):
+        raise StateError(
+            f"no node in {layout.root}: make a run with `peerlm init`, enter one with `peerlm join`, "
+            "or name the node's folder with --state"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RunHere:
+    """The run a node's folder belongs to."""
+
+    run_id: RunId
+    root_public_key: bytes
+    node_id: PeerId
+
+
+def read_run(layout: Layout) -> RunHere:
+    """Which run this node is of, from its own certificate chain.
+
+    Raises:
+        StateError: no node here, or its chain is damaged.
+    """
+    from peerlm.errors import AuthError
+    from peerlm.identity import canonical, chain, files
+
+    require_node(layout)
+    links = files.read_chain_file(layout.root)
+    if not links:
+        raise StateError(f"{layout.chain}: missing; put back a copy of it, or join again")
+    try:
+        body, _ = canonical.decode(links[0], chain.LINK_BYTES_MAX, "invite")
+        _, run_id, root_public_key, *_ = canonical.decode(body, chain.LINK_BYTES_MAX, "invite")
+        verified = chain.read_chain(links, root_public_key, RunId(run_id))
+    except (AuthError, TypeError, ValueError) as error:
+        raise StateError(f"{layout.chain}: damaged: {error}; put back a copy of it") from None
+    return RunHere(RunId(run_id), root_public_key, verified.peer_id)

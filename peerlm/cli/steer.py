@@ -1,0 +1,96 @@
+"""`peerlm pause | resume | stop | leave`: commands that the running daemon carries out."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from peerlm.cli.state import require_node, state_option
+from peerlm.daemon.control import ask
+from peerlm.errors import StateError
+from peerlm.store.disk import Layout, StateDirectory
+
+END_S = 60.0
+"""How long a daemon may take to end: it writes a snapshot first."""
+
+
+@click.command(short_help="Take no inner steps until `resume`.")
+@state_option
+def pause(layout: Layout) -> None:
+    """Take no inner steps until `peerlm resume`.
+
+    The node stays a member: it mixes, keeps and gives state. `status` shows it as ready.
+
+    \b
+    Example:
+      peerlm pause
+    """
+    require_node(layout)
+    ask(layout, "pause")
+    click.echo("paused: this node mixes but does not train; `peerlm resume` goes on")
+
+
+@click.command(short_help="Train again after `pause`.")
+@state_option
+def resume(layout: Layout) -> None:
+    """Train again after `peerlm pause`.
+
+    \b
+    Example:
+      peerlm resume
+    """
+    require_node(layout)
+    ask(layout, "resume")
+    click.echo("resumed")
+
+
+@click.command(short_help="End the daemon; it stays a member and may come back.")
+@state_option
+def stop(layout: Layout) -> None:
+    """Have the daemon write a snapshot and end; `peerlm up` goes on from there.
+
+    Returns when it has ended. To the others the node is dead until it comes back.
+
+    \b
+    Example:
+      peerlm stop
+    """
+    _end(layout, "stop")
+    click.echo("stopped")
+
+
+@click.command(short_help="Leave the swarm, then end the daemon.")
+@state_option
+def leave(layout: Layout) -> None:
+    """Tell the swarm that this node leaves, then end the daemon as `peerlm stop` does.
+
+    The others stop looking for it at once. Its folder stays: `peerlm up` brings it back, `peerlm rm`
+    removes it.
+
+    \b
+    Example:
+      peerlm leave
+    """
+    _end(layout, "leave")
+    click.echo("left the swarm")
+
+
+def _end(layout: Layout, command: str) -> None:
+    """Ask, then wait until nobody holds the state directory. Raises `StateError`."""
+    require_node(layout)
+    ask(layout, command, timeout_s=END_S)
+    deadline = time.monotonic() + END_S
+    while is_held(layout):
+        if time.monotonic() > deadline:
+            raise StateError(f"the daemon on {layout.root} has not ended within {END_S:g} s")
+        time.sleep(0.05)
+
+
+def is_held(layout: Layout) -> bool:
+    """Whether some process has the state directory."""
+    try:
+        StateDirectory(layout.root).close()
+    except StateError:
+        return True
+    return False

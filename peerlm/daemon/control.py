@@ -1,0 +1,283 @@
+"""Local control: how a person's commands reach the daemon on the same machine.
+
+A Unix socket in the state directory takes one JSON object per line and answers each with one:
+
+    {"command": "status"}                 {"ok": true, "result": {"node_id": ...}}
+    {"command": "new_plan", "plan": "…"}  {"ok": false, "error": "one line for a person"}
+
+    command    arguments                           result
+    status     -                                   `node.status.as_json`
+    pause      -                                   {}      take no inner steps until `resume`
+    resume     -                                   {}
+    stop       -                                   {}      snapshot, then end
+    leave      -                                   {}      tell the swarm, snapshot, then end
+    snapshot   -                                   {"number": n, "tokens": n}, once it is on disk
+    new_plan   plan: hex of a signed plan          {"revision": n}
+    revoke     revocation: hex of a signed one     {}
+
+File permissions say who may connect: the owner, and the group in `control.group`. Whatever is
+written on the socket, the daemon only ever answers or hangs up; lines, connections and time are
+bounded. A Unix address holds about a hundred bytes, so longer paths are reached through a short
+name for their directory. This file understands no command; a handler does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import grp
+import json
+import math
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from peerlm.errors import ConfigError, PeerlmError, StateError
+from peerlm.store.disk import Layout, explained
+
+COMMANDS = frozenset(
+    ("status", "pause", "resume", "stop", "leave", "snapshot", "new_plan", "revoke")
+)
+
+LINE_BYTES_MAX = 2 << 20
+"""A signed plan is at most half a MiB and travels as hex; a status of a thousand members is less."""
+
+CONNECTIONS_MAX = 16
+"""At once. One more is told so; a person's script may wait."""
+
+IDLE_S = 60.0
+"""A connection that says nothing for this long is closed."""
+
+PATH_BYTES_MAX = 103
+"""Longest Unix socket address that every supported system takes."""
+
+Handler = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
+"""Carries out (command, arguments); raises `PeerlmError` with the line that the person gets."""
+
+
+class NoDaemon(StateError):
+    """Nobody listens on the state directory's control socket."""
+
+
+# ------------------------------------------------------------------------------------- daemon
+
+
+class ControlServer:
+    """The daemon's end. Made by `serve`; `close` before the state directory's lock is let go."""
+
+    def __init__(self, layout: Layout, handle: Handler) -> None:
+        self._layout = layout
+        self._handle = handle
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self, group: str) -> None:
+        listener = _listen(self._layout, group)
+        self._server = await asyncio.start_unix_server(
+            self._connected, sock=listener, limit=LINE_BYTES_MAX
+        )
+
+    async def close(self) -> None:
+        """Hang up on everybody and take the socket away. May be called again."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+            for connection in self._connections:
+                connection.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+            self._layout.control_socket.unlink(missing_ok=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+                await self._converse(reader, writer)
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_crowded = len(self._connections) > CONNECTIONS_MAX
+        while True:
+            try:
+                line = await asyncio.wait_for(reader.readline(), IDLE_S)
+            except ValueError:  # past the limit: where the next line starts is not known
+                await _reply(writer, _refusal(f"a request takes at most {LINE_BYTES_MAX} bytes"))
+                return
+            if not line.endswith(b"\n"):
+                return
+            if is_crowded:
+                await _reply(writer, _refusal("too many control connections; try again"))
+                return
+            await _reply(writer, await self._answer(line))
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError):
+            return _refusal("a request is one line of JSON")
+        if not isinstance(request, dict) or not isinstance(request.get("command"), str):
+            return _refusal('a request is {"command": "status"} or the like')
+        command = request.pop("command")
+        if command not in COMMANDS:
+            return _refusal(f"no command {command[:40]!r}; there are {', '.join(sorted(COMMANDS))}")
+        try:
+            return {"ok": True, "result": await self._handle(command, request)}
+        except PeerlmError as error:
+            return _refusal(str(error))
+        except Exception as error:  # a fault of ours must not take the daemon down
+            return _refusal(f"internal error in {command}: {error!r}")
+
+
+async def serve(layout: Layout, handle: Handler, group: str = "") -> ControlServer:
+    """Listen on the layout's control socket. The caller holds the state directory's lock.
+
+    `group` (control.group in node.toml) may use the socket too; empty: only the owner.
+
+    Raises:
+        ConfigError: there is no such group, or it cannot be given the socket.
+        StateError: the socket cannot be made.
+    """
+    server = ControlServer(layout, handle)
+    await server.start(group)
+    return server
+
+
+def _listen(layout: Layout, group: str) -> socket.socket:
+    """A listening socket; nobody can connect before its permissions are right."""
+    path = layout.control_socket
+    with explained("make the control socket", path):
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with _short_name(path) as name:
+                listener.bind(name)
+            path.chmod(0o600)
+            if group:
+                _admit_group(layout, group)
+            listener.listen(CONNECTIONS_MAX)
+            listener.setblocking(False)
+        except BaseException:
+            listener.close()
+            raise
+    return listener
+
+
+def _admit_group(layout: Layout, group: str) -> None:
+    """The group may pass through the directory and use the socket; it can read nothing else."""
+    try:
+        gid = grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError(f"node.toml: control.group = {group!r}: no such group here") from None
+    try:
+        for path in (layout.root, layout.control_socket):
+            os.chown(path, -1, gid)
+    except PermissionError:
+        raise ConfigError(
+            f"node.toml: control.group = {group!r}: the daemon's user is not in that group"
+        ) from None
+    layout.root.chmod(0o710)
+    layout.control_socket.chmod(0o660)
+
+
+async def _reply(writer: asyncio.StreamWriter, reply: dict[str, Any]) -> None:
+    writer.write(json.dumps(_finite(reply), separators=(",", ":")).encode() + b"\n")
+    await asyncio.wait_for(writer.drain(), IDLE_S)
+
+
+def _refusal(error: str) -> dict[str, Any]:
+    return {"ok": False, "error": " ".join(error.split())}
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: `null` instead."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {str(key): _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value
+
+
+# ------------------------------------------------------------------------------------- client
+
+
+def ask(layout: Layout, command: str, timeout_s: float = 10.0, **args: Any) -> dict[str, Any]:
+    """Have the daemon that runs on this state directory carry out a command.
+
+    Raises:
+        NoDaemon: none runs there.
+        StateError: it may not be used, or does not answer within `timeout_s`.
+        PeerlmError: its own line, when it could not do as asked.
+    """
+    request = json.dumps({"command": command, **args}).encode() + b"\n"
+    try:
+        line = _exchange(layout.control_socket, request, timeout_s)
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        raise NoDaemon(
+            f"no peerlm daemon runs on {layout.root}: start it with `peerlm up`"
+        ) from None
+    except TimeoutError:
+        raise StateError(
+            f"the daemon on {layout.root} did not answer `{command}` within {timeout_s:g} s"
+        ) from None
+    except PermissionError:
+        raise StateError(
+            f"may not talk to the daemon on {layout.root}: be its owner, or in control.group of "
+            "its node.toml"
+        ) from None
+    except OSError as error:
+        raise StateError(f"cannot talk to the daemon on {layout.root}: {error.strerror}") from None
+    return _result(line, layout)
+
+
+def _exchange(path: Path, request: bytes, timeout_s: float) -> bytes:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout_s)
+        with _short_name(path) as name:
+            connection.connect(name)
+        connection.sendall(request)
+        with connection.makefile("rb") as answers:
+            return answers.readline(LINE_BYTES_MAX + 1)
+
+
+def _result(line: bytes, layout: Layout) -> dict[str, Any]:
+    try:
+        reply = json.loads(line)
+        if reply["ok"]:
+            result: dict[str, Any] = dict(reply["result"])
+            return result
+        error = str(reply["error"])
+    except (ValueError, KeyError, TypeError):
+        raise StateError(f"the daemon on {layout.root} hung up without an answer") from None
+    raise PeerlmError(error)
+
+
+@contextlib.contextmanager
+def _short_name(path: Path) -> Iterator[str]:
+    """A name for the socket at `path` that fits in a Unix address, good inside the block."""
+    if len(os.fsencode(path)) <= PATH_BYTES_MAX:
+        yield str(path)
+    elif sys.platform == "linux":
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield f"/proc/self/fd/{directory}/{path.name}"
+        finally:
+            os.close(directory)
+    elif path.parent.is_dir():
+        with tempfile.TemporaryDirectory(prefix="peerlm-") as folder:
+            link = Path(folder, "d")
+            link.symlink_to(path.parent.absolute())
+            yield str(link / path.name)
+    else:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
