@@ -1,0 +1,1 @@
+"""The one place with sockets, threads and clocks: it carries out what the cores ask for."""
