@@ -22,14 +22,14 @@ from __future__ import annotations
 import random
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from peerlm.config import Plan
 from peerlm.effects import CancelTransfer, Effect, Log, RunExchange, Send, ServeExchange
 from peerlm.events import ExchangeEnded, ExchangeServed
 from peerlm.mix import algorithms
-from peerlm.mix.codec import choose_codecs, encoded_size
+from peerlm.mix.codec import CODECS, WEIGHT_CODECS, choose_codecs, encoded_size
 from peerlm.mix.robust import ClipTracker, PeerScores
 from peerlm.swarm.sampler import Sampler
 from peerlm.types import FragmentId, Instant, PeerId, TransferId, after, short
@@ -37,6 +37,10 @@ from peerlm.wire.message import ExchangeAnswer, ExchangeDone, ExchangeRequest
 
 TRIES = 3
 """Partners asked for one exchange before the round is given up; the outer step stays valid."""
+
+RETRY_PAUSE_S = (0.05, 0.25)
+"""Before the only partner is asked again, times the tries so far; drawn, so that two nodes that
+keep colliding part."""
 
 ASK_TIMEOUT_S = 3.0
 """An answer to a request is one small message: silence this long means try somebody else."""
@@ -61,22 +65,35 @@ class Phase(StrEnum):
     MOVING = "moving"
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What an outer step asks for: one exchange of `fragment`, and `further` ones after it."""
+
+    fragment: FragmentId
+    partners: tuple[PeerId, ...]
+    further: int = 0
+    tries: int = 0
+    tried: tuple[PeerId, ...] = ()
+    """Asked for this exchange, in vain."""
+    met: tuple[PeerId, ...] = ()
+    """Mixed with already in this outer step; not asked again."""
+
+
 @dataclass(slots=True)
 class Initiated:
     """An exchange this node started."""
 
-    fragment: FragmentId
-    partners: tuple[PeerId, ...]
+    wish: Wish
     phase: Phase
     deadline: Instant
     transfer: TransferId
     peer: PeerId
     codecs: tuple[str, str]
     keys: tuple[bytes, bytes]
-    tries: int = 1
-    tried: tuple[PeerId, ...] = ()
-    further: int = 0
-    """Exchanges still to be started for this outer step after this one."""
+
+    @property
+    def fragment(self) -> FragmentId:
+        return self.wish.fragment
 
 
 @dataclass(slots=True)
@@ -182,63 +199,58 @@ class Exchanges:
         """Start an exchange of `fragment` with one of `partners` (sorted by PeerId), and after it
         `count` − 1 more with others. Nothing happens when the fragment is busy or nobody is there:
         being mixed by somebody else is as good."""
-        if fragment in self._busy or count < 1 or self.standing.frozen:
+        if self.is_busy(fragment) or count < 1 or self.standing.frozen:
             return []
         if not self._algorithm.mixes:
             return []
-        state = self.fragments[fragment]
-        state.rounds += 1
-        return self._ask(fragment, tuple(partners), (), 1, count - 1, now)
+        return self._ask(Wish(fragment, tuple(partners), count - 1), now)
 
     def is_busy(self, fragment: FragmentId) -> bool:
-        return fragment in self._busy
+        """In an exchange, or about to ask once more for one."""
+        return fragment in self._busy or any(
+            e.phase is Phase.WAITING and e.fragment == fragment for e in self._initiated.values()
+        )
 
-    def _ask(
-        self,
-        fragment: FragmentId,
-        partners: tuple[PeerId, ...],
-        tried: tuple[PeerId, ...],
-        tries: int,
-        further: int,
-        now: Instant,
-    ) -> list[Effect]:
-        peer = self._choose(fragment, partners, tried, now)
+    def _ask(self, wish: Wish, now: Instant) -> list[Effect]:
+        if wish.tries == 0:
+            self.fragments[wish.fragment].rounds += 1
+        peer = self._choose(wish, now)
         if peer is None:
             return []
-        codecs = self._codecs(fragment)
         exchange = Initiated(
-            fragment=fragment,
-            partners=partners,
+            wish=replace(wish, tries=wish.tries + 1, tried=(*wish.tried, peer)),
             phase=Phase.ASKING,
             deadline=after(now, ASK_TIMEOUT_S),
             transfer=TransferId(self._rng.randbytes(16)),
             peer=peer,
-            codecs=codecs,
+            codecs=self._codecs(wish.fragment),
             keys=(self._rng.randbytes(32), self._rng.randbytes(32)),
-            tries=tries,
-            tried=(*tried, peer),
-            further=further,
         )
         self._initiated[exchange.transfer] = exchange
-        self._busy[fragment] = exchange.transfer
+        self._busy[wish.fragment] = exchange.transfer
         return [Send(peer, self._request(exchange))]
 
-    def _choose(
-        self,
-        fragment: FragmentId,
-        partners: tuple[PeerId, ...],
-        tried: tuple[PeerId, ...],
-        now: Instant,
-    ) -> PeerId | None:
-        able = [
-            p
-            for p in partners
-            if p != self._me and self._endpoint(p) is not None and not self.scores.excluded(p, now)
-        ]
-        fresh = [p for p in able if p not in tried] or able
-        well = [p for p in fresh if not self.scores.avoided(p, now)]
-        state = self.fragments[fragment]
-        return self._sampler.choose(well or fresh, self._me, fragment, state.rounds, self._rng)
+    def _choose(self, wish: Wish, now: Instant) -> PeerId | None:
+        """Somebody new and in good standing if there is one, else somebody asked before."""
+        never = [p for p in wish.partners if not self._is_able(p, wish, now)]
+        tried = [p for p in wish.partners if p in wish.tried]
+        avoided = [p for p in wish.partners if self.scores.avoided(p, now)]
+        rounds = self.fragments[wish.fragment].rounds
+        for spared in (tried + avoided, tried, avoided, []):
+            exclude = (*never, *spared)
+            peer = self._sampler.choose(
+                wish.partners, self._me, wish.fragment, rounds, self._rng, exclude
+            )
+            if peer is not None:
+                return peer
+        return None
+
+    def _is_able(self, peer: PeerId, wish: Wish, now: Instant) -> bool:
+        return (
+            peer not in wish.met
+            and self._endpoint(peer) is not None
+            and not self.scores.excluded(peer, now)
+        )
 
     def _codecs(self, fragment: FragmentId) -> tuple[str, str]:
         if self.standing.settling:
@@ -268,22 +280,27 @@ class Exchanges:
 
     def on_answer(self, peer: PeerId, answer: ExchangeAnswer, now: Instant) -> list[Effect]:
         exchange = self._initiated.get(TransferId(answer.transfer))
-        if exchange is None or exchange.peer != peer or exchange.phase is not Phase.ASKING:
+        if exchange is None and answer.verdict == "accept":
+            # Too late: we asked somebody else. Without a word it would wait for our tensors.
+            return [Send(peer, ExchangeDone(answer.transfer, applied=False))]
+        if exchange is None or exchange.peer != peer or exchange.phase is Phase.WAITING:
             return []
+        is_asking = exchange.phase is Phase.ASKING
         if answer.verdict == "accept":
-            return self._move(exchange, answer.ramp, now)
+            return self._move(exchange, answer.ramp, now) if is_asking else []
+        cancel: list[Effect] = [] if is_asking else [CancelTransfer(exchange.transfer)]
         if answer.verdict == "busy":
             self._count("busy", answer.reason)
         else:
             # Its gates, not its deeds: a peer that will not have us is only left alone for a while.
             self._count("refused", answer.reason)
             self.scores.failed(peer, now)
-        return self._next_try(exchange, now)
+        return cancel + self._next_try(exchange, now)
 
     def _move(self, exchange: Initiated, ramp: float, now: Instant) -> list[Effect]:
         endpoint = self._endpoint(exchange.peer)
         if endpoint is None:
-            return self._next_try(exchange, now)
+            return [self._give_up(exchange), *self._next_try(exchange, now)]
         timeout_s = self._timeout_s(exchange.fragment, exchange.codecs)
         exchange.phase = Phase.MOVING
         exchange.deadline = after(now, timeout_s + WATCHDOG_S)
@@ -330,34 +347,29 @@ class Exchanges:
         return done + self._next_try(exchange, now)
 
     def _further(self, exchange: Initiated, now: Instant) -> list[Effect]:
-        others = tuple(p for p in exchange.partners if p not in exchange.tried)
-        if exchange.further < 1 or not others:
+        wish = exchange.wish
+        if wish.further < 1:
             return []
-        return self._ask(exchange.fragment, others, (), 1, exchange.further - 1, now)
+        met = (*wish.met, exchange.peer)
+        return self._ask(Wish(wish.fragment, wish.partners, wish.further - 1, met=met), now)
+
+    def _give_up(self, exchange: Initiated) -> Effect:
+        """Tell the responder, whose fragment is locked for us."""
+        return Send(exchange.peer, ExchangeDone(exchange.transfer, applied=False))
 
     def _next_try(self, exchange: Initiated, now: Instant) -> list[Effect]:
         """Another partner at once; the same one again, when there is no other, after a pause."""
-        if exchange.tries >= TRIES or self.standing.frozen:
-            self._release(exchange.transfer, exchange.fragment)
-            return []
-        if any(p not in exchange.tried for p in exchange.partners if p != self._me):
-            return self._retry(exchange, now)
-        # Give up the lock while waiting: the partner may be asking us meanwhile.
-        del self._busy[exchange.fragment]
-        exchange.phase = Phase.WAITING
-        exchange.deadline = after(now, self._rng.uniform(0.05, 0.25) * exchange.tries)
-        return []
-
-    def _retry(self, exchange: Initiated, now: Instant) -> list[Effect]:
+        wish = exchange.wish
         self._release(exchange.transfer, exchange.fragment)
-        return self._ask(
-            exchange.fragment,
-            exchange.partners,
-            exchange.tried,
-            exchange.tries + 1,
-            exchange.further,
-            now,
-        )
+        if wish.tries >= TRIES or self.standing.frozen:
+            return []
+        if any(p not in wish.tried and self._is_able(p, wish, now) for p in wish.partners):
+            return self._ask(wish, now)
+        # Without the lock while waiting: the partner may be asking us meanwhile.
+        exchange.phase = Phase.WAITING
+        exchange.deadline = after(now, self._rng.uniform(*RETRY_PAUSE_S) * wish.tries)
+        self._initiated[exchange.transfer] = exchange
+        return []
 
     # ------------------------------------------------------------------------ responder's side
 
@@ -382,12 +394,7 @@ class Exchanges:
         if request.fragment >= len(self._sizes):
             return "refuse", f"no fragment {request.fragment}"
         codecs = (request.codec_request, request.codec_reply)
-        if codecs[0] not in ("fp32", "fp16", "int8") or codecs[1] not in (
-            "fp32",
-            "fp16",
-            "int8",
-            "int4",
-        ):
+        if codecs[0] not in WEIGHT_CODECS or codecs[1] not in CODECS:
             return "refuse", "codec"
         if request.request_bytes != encoded_size(codecs[0], self._sizes[request.fragment]):
             return "refuse", "size"
@@ -441,13 +448,11 @@ class Exchanges:
 
     def served(self, event: ExchangeServed, now: Instant) -> list[Effect]:
         """The driver has finished, or given up, an exchange a peer started."""
-        exchange = self._served.pop(event.transfer, None)
-        if exchange is None:
+        if event.transfer not in self._served:
             return []
-        self._busy.pop(exchange.fragment, None)
+        exchange = self._end_served(event.transfer, now)
         self._counts["bytes_sent"] += event.bytes_sent
         self._counts["bytes_received"] += event.bytes_received
-        self._remember(event.transfer, exchange.peer, now)
         if event.outcome == "ok":
             self._counts["served_ok"] += 1
             self._learn(exchange.fragment, exchange.peer, event)
@@ -470,8 +475,7 @@ class Exchanges:
         exchange = self._served.get(TransferId(done.transfer))
         if exchange is None or exchange.peer != peer or done.applied:
             return []
-        del self._served[TransferId(done.transfer)]
-        self._busy.pop(exchange.fragment, None)
+        self._end_served(TransferId(done.transfer), now)
         self._reasons["served cancelled by peer"] += 1
         return [CancelTransfer(TransferId(done.transfer))]
 
@@ -485,10 +489,14 @@ class Exchanges:
         answered = self._answered.get(transfer)
         return answered is not None and answered[0] == peer and now - answered[1] < REPLY_MEMORY_S
 
-    def _remember(self, transfer: TransferId, peer: PeerId, now: Instant) -> None:
-        self._answered[transfer] = (peer, now)
+    def _end_served(self, transfer: TransferId, now: Instant) -> Served:
+        """Unlock the fragment, and remember the transfer so that it never has a second effect."""
+        exchange = self._served.pop(transfer)
+        assert self._busy.pop(exchange.fragment) == transfer, "served without the lock"
+        self._answered[transfer] = (exchange.peer, now)
         while len(self._answered) > REPLY_MEMORY:
             self._answered.popitem(last=False)
+        return exchange
 
     # --------------------------------------------------------------------------------- common
 
@@ -502,11 +510,12 @@ class Exchanges:
         effects: list[Effect] = []
         for transfer, served in list(self._served.items()):
             if served.peer == peer:
-                del self._served[transfer]
-                self._busy.pop(served.fragment, None)
+                self._end_served(transfer, now)
                 effects.append(CancelTransfer(transfer))
         for exchange in list(self._initiated.values()):
-            if exchange.peer == peer:
+            left = tuple(p for p in exchange.wish.partners if p != peer)
+            exchange.wish = replace(exchange.wish, partners=left)
+            if exchange.peer == peer and exchange.phase is not Phase.WAITING:
                 if exchange.phase is Phase.MOVING:
                     effects.append(CancelTransfer(exchange.transfer))
                 self._count("timed_out", "peer gone")
@@ -515,12 +524,18 @@ class Exchanges:
             state.last.pop(peer, None)
         return effects
 
-    def freeze(self) -> list[Effect]:
+    def freeze(self, now: Instant) -> list[Effect]:
         """Stop everything: slow weights must not move from here on until `standing` says so."""
-        moving = [t for t, e in self._initiated.items() if e.phase is Phase.MOVING]
-        effects: list[Effect] = [CancelTransfer(t) for t in (*moving, *self._served)]
+        effects: list[Effect] = []
+        for exchange in self._initiated.values():
+            if exchange.phase is Phase.MOVING:
+                effects.append(CancelTransfer(exchange.transfer))
+            if exchange.phase is not Phase.WAITING:
+                effects.append(self._give_up(exchange))
+        for transfer in list(self._served):
+            peer = self._end_served(transfer, now).peer
+            effects += [CancelTransfer(transfer), self._answer(peer, transfer, "busy", "frozen")]
         self._initiated.clear()
-        self._served.clear()
         self._busy.clear()
         self.standing.frozen = True
         return effects
@@ -528,32 +543,28 @@ class Exchanges:
     def wake(self, now: Instant) -> list[Effect]:
         effects: list[Effect] = []
         for exchange in [e for e in self._initiated.values() if e.deadline <= now]:
-            match exchange.phase:
-                case Phase.WAITING:
-                    del self._initiated[exchange.transfer]
-                    if exchange.fragment not in self._busy and not self.standing.frozen:
-                        effects += self._ask(
-                            exchange.fragment,
-                            exchange.partners,
-                            exchange.tried,
-                            exchange.tries + 1,
-                            exchange.further,
-                            now,
-                        )
-                case Phase.ASKING:
-                    self._count("timed_out", "no answer")
-                    self.scores.failed(exchange.peer, now)
-                    effects += self._next_try(exchange, now)
-                case Phase.MOVING:
-                    self._count("timed_out", "watchdog")
-                    effects.append(CancelTransfer(exchange.transfer))
-                    effects += self._next_try(exchange, now)
-        for transfer, served in [(t, s) for t, s in self._served.items() if s.deadline <= now]:
-            del self._served[transfer]
-            self._busy.pop(served.fragment, None)
+            effects += self._overdue(exchange, now)
+        for transfer in [t for t, s in self._served.items() if s.deadline <= now]:
+            self._end_served(transfer, now)
             self._reasons["served watchdog"] += 1
             effects.append(CancelTransfer(transfer))
         return effects
+
+    def _overdue(self, exchange: Initiated, now: Instant) -> list[Effect]:
+        match exchange.phase:
+            case Phase.WAITING:
+                del self._initiated[exchange.transfer]
+                if exchange.fragment in self._busy or self.standing.frozen:
+                    return []
+                return self._ask(exchange.wish, now)
+            case Phase.ASKING:
+                self._count("timed_out", "no answer")
+                self.scores.failed(exchange.peer, now)
+                return [self._give_up(exchange), *self._next_try(exchange, now)]
+            case Phase.MOVING:
+                self._count("timed_out", "watchdog")
+                cancel = CancelTransfer(exchange.transfer)
+                return [cancel, self._give_up(exchange), *self._next_try(exchange, now)]
 
     def deadline(self) -> Instant | None:
         waiting = [e.deadline for e in self._initiated.values()]

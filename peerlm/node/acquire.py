@@ -274,7 +274,7 @@ class Acquisition:
         self._state, self._chosen = Fetch(wants, self._rng, now), {}
         effects: list[Effect] = []
         for peer in agreeing:
-            offers = {
+            offers: dict[Key, ObjectHash] = {
                 int(o.fragment): ObjectHash(o.object_hash) for o in self._gives[peer].fragments
             }
             effects += self._carry(self._state, self._state.donor_offers(peer, offers, now))
