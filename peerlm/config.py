@@ -12,6 +12,8 @@ Every field carries its meaning, unit and effect in its metadata, so the comment
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -21,7 +23,10 @@ from peerlm.errors import ConfigError
 
 Scalar = str | int | float | bool
 T = TypeVar("T")
-Check = Callable[[Any], bool]
+Check = Callable[[Any], object]
+
+INT_MAX = 2**62
+"""Every whole number fits a signed plan and a message."""
 
 
 def option(
@@ -117,8 +122,8 @@ class DataSection:
     shards: tuple[str, ...] = option(
         (),
         "Hashes (BLAKE3, hex) of the corpus objects, in order; set at init. Empty with `local`.",
-        allowed="64 hex digits each",
-        ok=lambda v: all(len(s) == 64 for s in v),
+        allowed="64 hex digits each, lower case",
+        ok=lambda v: all(re.fullmatch("[0-9a-f]{64}", s) for s in v),
     )
     val_fraction: float = between(
         0.0, 0.5, 0.05, "Share of the corpus, at its end, held out for validation."
@@ -447,14 +452,18 @@ def _section(kind: type[Any], raw: Any, where: str, section: str) -> Any:
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if (
         kind == tuple[str, ...]
         and isinstance(value, list | tuple)
         and all(isinstance(v, str) for v in value)
     ):
         return tuple(value)
-    if kind in (int, float, str, bool) and type(value) is kind and value == value:
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where} = {value!r}: must be finite")
+    if kind is int and type(value) is int and abs(value) >= INT_MAX:
+        raise ConfigError(f"{where} = {value!r}: must be below 2^62")
+    if kind in (int, float, str, bool) and type(value) is kind:
         return value
     name = "list of strings" if kind == tuple[str, ...] else kind.__name__
     raise ConfigError(f"{where} = {value!r}: must be {name}")

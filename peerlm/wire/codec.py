@@ -29,6 +29,9 @@ FRAME_BYTES_MAX = 1 << 20
 INTRODUCTION_BYTES_MAX = 16 * 1024
 """Largest introduction frame: a hello or welcome with the longest chain fits."""
 
+ARRAY_LEN_MAX = 4096
+"""Longest tuple of the catalogue: a frame cannot become a million empty lists."""
+
 S = TypeVar("S", bound=Struct)
 Checker = Callable[[Any, str], Any]
 
@@ -55,6 +58,7 @@ def decode_as(kind: type[S], data: bytes | memoryview, *, bytes_max: int = FRAME
             raw=False,
             use_list=True,
             strict_map_key=True,
+            max_array_len=ARRAY_LEN_MAX,
             max_map_len=0,
             max_ext_len=0,
         )
