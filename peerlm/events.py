@@ -199,7 +199,11 @@ class ModelWritten(Event):
 
 @dataclass(frozen=True, slots=True)
 class CorpusReady(Event):
-    """All corpus objects the plan names are on this disk and verified."""
+    """All corpus objects the plan names are on this disk and verified; or this node's own text is
+    ready, and `objects` is empty."""
+
+    objects: tuple[tuple[ObjectHash, int], ...] = ()
+    """(hash, bytes) of each, to donate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,9 +295,12 @@ class Resume(Event):
 
 @dataclass(frozen=True, slots=True)
 class Leave(Event):
-    """Say goodbye, then stop. `for_good`: do not come back by itself at the next start."""
+    """Hand in the worker's progress, write a snapshot, say goodbye, then stop."""
 
-    for_good: bool
+
+@dataclass(frozen=True, slots=True)
+class SnapshotWanted(Event):
+    """Write a snapshot now, whenever the next one is due."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,6 +246,23 @@ def read_chain(chain: Sequence[bytes], root_public_key: bytes, run_id: RunId) ->
     )
 
 
+def claimed_run(chain: Sequence[bytes]) -> tuple[RunId, bytes]:
+    """The (run id, root public key) that a chain of our own, kept on our disk, is of.
+
+    Raises `AuthError` if it is damaged. Of a stranger's chain this is only what it claims.
+    """
+    match canonical.decode(chain[0], LINK_BYTES_MAX, "chain") if chain else None:
+        case [bytes() as body, bytes()]:
+            fields = canonical.decode(body, LINK_BYTES_MAX, "chain")
+        case _:
+            raise AuthError("malformed", "the node's certificate chain is damaged")
+    invite = _parse(fields)
+    if not isinstance(invite, Invite):
+        raise AuthError("malformed", "the node's certificate chain is damaged")
+    read_chain(chain, invite.issuer, invite.run_id)
+    return invite.run_id, invite.issuer
+
+
 def read_invites(invites: Sequence[bytes], root_public_key: bytes, run_id: RunId) -> Authority:
     """What the holder of the last invite's key may do; with no invites, what the root may do.
 

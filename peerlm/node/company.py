@@ -17,6 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from peerlm import config
+from peerlm.config import Plan
 from peerlm.effects import (
     Admit,
     AnswerIntroduction,
@@ -393,6 +394,10 @@ class Company:
             return self._refuse_plan(teller, theirs)
         if theirs.revision <= self.plan.revision:
             return []
+        changed = fixed_differences(self.plan.plan, theirs.plan)
+        if changed:
+            line = f"revision {theirs.revision} would change what a run cannot: {changed[0]}"
+            return [Log("error", "plan_refused", (("why", line),))]
         self.plan = theirs
         self.refused_plans.clear()
         news = PlanNews(theirs.revision, theirs.plan_hash)
@@ -521,3 +526,10 @@ class Company:
             if verified.peer_id != self.me:
                 effects.append(Admit(verified.peer_id, verified.curve_pk))
         return effects
+
+
+def fixed_differences(ours: Plan, theirs: Plan) -> list[str]:
+    """Differences in what the weights and the text of a run depend on, which no revision may
+    change; one line each."""
+    fixed = ("model.", "data.", "run.name:", "run.rng_seed:", "mix.fragment_max:")
+    return [line for line in config.differences(ours, theirs) if line.startswith(fixed)]

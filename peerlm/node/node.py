@@ -223,7 +223,7 @@ class Node:
         work = self.work
         match event:
             case ev.CorpusReady():
-                return work.corpus("ready", "", now)
+                return work.corpus_ready(event, now)
             case ev.CorpusMissing():
                 return work.corpus_missing(event, now)
             case ev.CorpusUnusable():
@@ -244,6 +244,8 @@ class Node:
                 return work.pause(True, now)
             case ev.Resume():
                 return work.pause(False, now)
+            case ev.SnapshotWanted():
+                return work.snapshot_now(now)
             case ev.Leave():
                 return self._leave(now)
         raise AssertionError(f"no half of the node takes a {type(event).__name__}")
@@ -367,6 +369,10 @@ class Node:
         )
 
     # ------------------------------------------------------------------------------------ leaving
+
+    @property
+    def is_leaving(self) -> bool:
+        return self._leaving_since is not None
 
     def _leave(self, now: Instant) -> list[Effect]:
         """Wind up: the worker's progress, a snapshot, a goodbye, then `Halt`."""

@@ -36,6 +36,7 @@ from peerlm.effects import (
 from peerlm.events import (
     BoundaryReached,
     CorpusMissing,
+    CorpusReady,
     Evaluated,
     OuterStepped,
     SnapshotWritten,
@@ -151,6 +152,7 @@ class Work:
         self._started = now
         self._offers = restored.offers if restored else ()
         self._corpus, self._corpus_reason = "unknown", ""
+        self._corpus_objects: tuple[tuple[ObjectHash, int], ...] = ()
         self._outer_steps = 0
         self._generation_tokens = 0
         self._snapshot_running = False
@@ -178,7 +180,11 @@ class Work:
         effects: list[Effect] = []
         for peer in gone:
             effects += self.exchanges.peer_gone(peer, now)
-        return effects + self.acquisition.donors_are(seen.donors, now) + self.step(now)
+        effects += self.acquisition.donors_are(seen.donors, now)
+        if self._corpus == "missing" and self.acquisition.corpus_arrived:
+            self.acquisition.corpus_arrived = False
+            effects.append(PrepareCorpus())
+        return effects + self.step(now)
 
     def step(self, now: Instant) -> list[Effect]:
         """Follow the facts from phase to phase until none follows, then keep the phase's duties."""
@@ -235,7 +241,7 @@ class Work:
             case Phase.SETTLING:
                 return [log, *self._settle(now)]
             case Phase.DONE:
-                return [log, *self._finish()]
+                return [log, *self._finish(now)]
         return [log]
 
     def _install(self, left: Phase, now: Instant) -> list[Effect]:
@@ -273,9 +279,9 @@ class Work:
             state.last.clear()
         return []
 
-    def _finish(self) -> list[Effect]:
+    def _finish(self, now: Instant) -> list[Effect]:
         self.settled = True
-        effects = self.exchanges.freeze()
+        effects = self.exchanges.freeze(now)
         return [*effects, WriteModel(self.seen.swarm_tokens), *self._stop_worker()]
 
     def _stop_worker(self) -> list[Effect]:
@@ -349,6 +355,10 @@ class Work:
         self._corpus = state
         self._corpus_reason = reason
         return self.step(now)
+
+    def corpus_ready(self, event: CorpusReady, now: Instant) -> list[Effect]:
+        self._corpus_objects = event.objects
+        return self.corpus("ready", "", now)
 
     def corpus_missing(self, event: CorpusMissing, now: Instant) -> list[Effect]:
         effects = self.acquisition.want_corpus(event.missing, now)
@@ -489,22 +499,23 @@ class Work:
     def donate(self, peer: PeerId, request: PullRequest) -> list[Effect]:
         """Answer a pull: a corpus object or a fragment of the latest snapshot."""
         transfer, wanted = TransferId(request.transfer), ObjectHash(request.object_hash)
-        sizes = {offer[2]: offer[3] for offer in self._offers}
-        if wanted.hex() not in self.plan.data.shards and wanted not in sizes:
+        sizes = dict(self._corpus_objects)
+        if self.exchanges.standing.active:
+            sizes.update((offer[2], offer[3]) for offer in self._offers)
+        if wanted not in sizes:
             return [Send(peer, PullAnswer(transfer, "refuse", "no such object", 0))]
         if len(self._pulls_served) >= PULLS_SERVED_MAX:
             return [Send(peer, PullAnswer(transfer, "busy", "serving others", 0))]
         self._pulls_served.add(transfer)
-        return [
-            ServePull(
-                transfer=transfer,
-                peer=peer,
-                object_hash=wanted,
-                key_up=request.key_up,
-                key_down=request.key_down,
-                progress_timeout_s=PROGRESS_TIMEOUT_S,
-            )
-        ]
+        serve = ServePull(
+            transfer=transfer,
+            peer=peer,
+            object_hash=wanted,
+            key_up=request.key_up,
+            key_down=request.key_down,
+            progress_timeout_s=PROGRESS_TIMEOUT_S,
+        )
+        return [serve, Send(peer, PullAnswer(transfer, "accept", "", sizes[wanted]))]
 
     def pull_served(self, transfer: TransferId) -> None:
         self._pulls_served.discard(transfer)
@@ -575,7 +586,7 @@ class Work:
         if self._snapshot_running:
             return []
         self._last_snapshot = "writing"
-        return [*self.exchanges.freeze(), *self._stop_worker(), *self._snapshot(now)]
+        return [*self.exchanges.freeze(now), *self._stop_worker(), *self._snapshot(now)]
 
     @property
     def has_wound_up(self) -> bool:

@@ -1,0 +1,43 @@
+# Each target makes what it needs; nothing has to be installed by hand but python3 (3.11 or newer).
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+
+.PHONY: help demo test check format sim net slow gpu clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    three nodes train a small Shakespeare on this machine, one is killed on the way"
+	@echo "make test    all tests that need nothing special"
+	@echo "make check   format, lint, types, spelling"
+	@echo "make sim | net | slow | gpu    one kind of test"
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/peerlm demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not gpu and not rig"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check peerlm tests tools
+	$(BIN)/ruff check peerlm tests tools
+	$(BIN)/mypy
+	$(BIN)/codespell peerlm tests docs README.md ARCHITECTURE.md GLOSSARY.md CHANGELOG.md
+
+format: $(STAMP)
+	$(BIN)/ruff format peerlm tests tools
+	$(BIN)/ruff check --fix peerlm tests tools
+
+sim net slow gpu: $(STAMP)
+	$(BIN)/python -m pytest -m $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,46 @@
+"""Which address of this machine others should dial, when nobody has said.
+
+The kernel is asked which interface it would send from, towards a seed peer if one is known, else
+towards the world. Connecting a UDP socket sends nothing. Behind NAT this is the inside address;
+`network.advertise` in node.toml is for that.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+
+from peerlm.config import NetworkSection
+
+ANYWHERE = "192.0.2.1"
+"""An address reserved for documentation: routed like the world, owned by nobody (RFC 5737)."""
+
+
+def advertised_host(network: NetworkSection, seeds: Sequence[str]) -> str:
+    """The host to put into our record: as set, as listened on, or as the kernel would send from."""
+    if network.advertise:
+        return network.advertise
+    if network.host and network.host not in ("0.0.0.0", "::"):
+        return network.host
+    targets = [host for host in map(_ip_of, seeds) if host]
+    return next(filter(None, map(_source_towards, [*targets, ANYWHERE])), "127.0.0.1")
+
+
+def _ip_of(address: str) -> str:
+    """The IP in `tcp://ip:port`; empty for a name, which is not worth a lookup here."""
+    host = address.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return ""
+
+
+def _source_towards(ip: str) -> str:
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((ip, 9))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""

@@ -1,0 +1,301 @@
+"""What a node keeps on disk, and how it gets it into memory: snapshots, corpus, the finished model.
+
+Carries out the disk effects on a thread pool and reports back; decides nothing. Slow weights are
+read one fragment at a time, each under its own turn, so a snapshot never holds up an exchange for
+longer than one fragment takes to copy, and needs no second copy of the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from peerlm import events
+from peerlm.config import NodeSettings, Plan
+from peerlm.daemon.slow_weights import SlowWeights
+from peerlm.data import shards, tokenizer
+from peerlm.effects import InstallObjects, WriteSnapshot
+from peerlm.errors import ChunkCorrupt, ConfigError, PeerlmError, StateError
+from peerlm.events import Event
+from peerlm.identity.root import SignedPlan
+from peerlm.mix.sketch import distance, sketch
+from peerlm.model.export import write_model
+from peerlm.model.plan import FragmentSpec
+from peerlm.store import snapshot
+from peerlm.store.disk import StateDirectory
+from peerlm.store.objects import Objects
+from peerlm.store.snapshot import Contents, FragmentState, Snapshot
+from peerlm.types import FragmentId, ObjectHash, PeerId, RunId, WallTime
+
+R = TypeVar("R")
+
+SKETCH_TOLERANCE = 1e-3
+"""Relative distance between a donor's sketch and one of what it sent: rounding, nothing else."""
+
+SNAPSHOTS_DONATED = 2
+"""Snapshots whose objects can still be pulled: the newest, and the one a joiner may be half through."""
+
+
+class Keeping:
+    """The disk side of one node. `restored` is the newest valid snapshot found at the start."""
+
+    def __init__(
+        self,
+        post: Callable[[Event], None],
+        state: StateDirectory,
+        objects: Objects,
+        run_id: RunId,
+        plan: SignedPlan,
+        specs: tuple[FragmentSpec, ...],
+        settings: NodeSettings,
+        epoch: int,
+        compute: Executor,
+        wall: Callable[[], WallTime],
+    ) -> None:
+        self.plan = plan
+        self.notes: tuple[str, ...] = ()
+        self.restored: Snapshot | None = None
+        self._post = post
+        self._state = state
+        self._objects = objects
+        self._run_id = run_id
+        self._specs = specs
+        self._settings = settings
+        self._epoch = epoch
+        self._compute = compute
+        self._wall = wall
+        self._local_shards: tuple[Path, ...] = ()
+
+    # ------------------------------------------------------------------------------- snapshots
+
+    def find_snapshot(self) -> None:
+        """Look for the newest valid snapshot; a damaged one is passed over and said so.
+
+        Raises:
+            StateError: the newest snapshot is another run's, or of another model.
+        """
+        found = snapshot.load(self._state)
+        self.notes = found.notes
+        if found.snapshot is None:
+            return
+        manifest = found.snapshot.manifest
+        if manifest.contents.run_id != self._run_id:
+            raise StateError(
+                f"{found.snapshot.path}: is of run {manifest.contents.run_id.hex()[:8]}, this state "
+                f"directory is of run {self._run_id.hex()[:8]}; move the file away or use another --state"
+            )
+        shapes = [(record.id, record.phi.size // 4) for record in manifest.fragments]
+        if shapes != [(spec.id, spec.size) for spec in self._specs]:
+            raise StateError(f"{found.snapshot.path}: holds another model than the plan describes")
+        self.restored = found.snapshot
+        self._objects.register_snapshot(found.snapshot)
+        for number in found.damaged:
+            snapshot.remove(self._state, number)
+
+    async def install_snapshot(self, slow: SlowWeights) -> None:
+        """→ `StateInstalled("snapshot")`."""
+        assert self.restored is not None, "no snapshot was found at the start"
+        await self._on_pool(self._read_snapshot, self.restored, slow)
+        self._post(events.StateInstalled("snapshot"))
+
+    def _read_snapshot(self, found: Snapshot, slow: SlowWeights) -> None:
+        file = found.open()
+        for record in found.manifest.fragments:
+            fragment = slow.before_work(record.id)
+            snapshot.read_array(file, record.phi, fragment.phi)
+            snapshot.read_array(file, record.momentum, fragment.momentum)
+            fragment.version = record.version
+
+    async def write_snapshot(self, effect: WriteSnapshot, slow: SlowWeights) -> None:
+        """→ `SnapshotWritten` or `SnapshotFailed`."""
+        contents = Contents(
+            run_id=self._run_id,
+            plan_hash=self.plan.plan_hash,
+            plan_revision=self.plan.revision,
+            tokens={(peer, epoch): tokens for peer, epoch, tokens in effect.tallies},
+            own_tokens=effect.own_tokens,
+            epoch=self._epoch,
+            wall=self._wall(),
+            final=effect.final,
+        )
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            written = await self._on_pool(self._write_snapshot, contents, slow)
+        except PeerlmError as error:
+            self._post(events.SnapshotFailed(str(error)))
+            return
+        offers = tuple(
+            (r.id, r.version, r.phi.hash, r.phi.size, r.sketch) for r in written.manifest.fragments
+        )
+        number, seconds = written.manifest.number, loop.time() - began
+        self._post(events.SnapshotWritten(number, effect.tokens, offers, seconds))
+
+    def _write_snapshot(self, contents: Contents, slow: SlowWeights) -> Snapshot:
+        limit = self._settings.limits.disk_bytes
+        states = self._states(slow)
+        written = snapshot.write(self._state, contents, self._specs, states, limit)
+        self._objects.register_snapshot(written)
+        for number in sorted(self._objects.registered_snapshots)[:-SNAPSHOTS_DONATED]:
+            self._objects.retire_snapshot(number)
+        return written
+
+    def _states(self, slow: SlowWeights) -> Iterator[FragmentState]:
+        seed = self.plan.plan.run.rng_seed
+        for spec in self._specs:
+            state = slow.now(spec.id, lambda fragment: fragment.state())
+            shown = tuple(float(x) for x in sketch(state.phi, seed, spec.id))
+            yield FragmentState(spec.id, state.version, state.phi, state.momentum, shown)
+
+    # ---------------------------------------------------------------------- state from peers
+
+    async def install_objects(self, effect: InstallObjects, slow: SlowWeights) -> None:
+        """→ `StateInstalled("peers")`, or `StateRejected` when values are not what was shown."""
+        for fragment, version, object_hash, shown in effect.objects:
+            reason = await self._on_pool(
+                self._install_object, slow, fragment, version, object_hash, shown
+            )
+            if reason:
+                self._post(events.StateRejected(fragment, reason))
+                return
+        await self._on_pool(self._drop_objects, [entry[2] for entry in effect.objects])
+        self._post(events.StateInstalled("peers"))
+
+    def _install_object(
+        self,
+        slow: SlowWeights,
+        fragment: FragmentId,
+        version: int,
+        object_hash: ObjectHash,
+        shown: tuple[float, ...],
+    ) -> str:
+        values = np.empty(self._specs[fragment].size, np.float32)
+        name = self._specs[fragment].name
+        try:
+            self._objects.read_into(object_hash, values.data.cast("B"))
+        except PeerlmError as error:
+            return f"{name}: {error}"
+        if not np.isfinite(values).all():
+            return f"{name}: holds values that are not finite"
+        if (
+            distance(sketch(values, self.plan.plan.run.rng_seed, fragment), shown)
+            > SKETCH_TOLERANCE
+        ):
+            return f"{name}: is not what its donor had shown"
+        slow.now(fragment, lambda f: f.install(values, version))
+        return ""
+
+    def _drop_objects(self, hashes: list[ObjectHash]) -> None:
+        """Fetched state is in memory; what is kept of it is our own next snapshot."""
+        for object_hash in hashes:
+            self._objects.remove(object_hash)
+
+    # ----------------------------------------------------------------------------------- corpus
+
+    def corpus_paths(self) -> tuple[Path, ...]:
+        """Token shards in order, for the worker."""
+        if self.plan.plan.data.source == "local":
+            return self._local_shards
+        return tuple(self._objects.path(h) for h in corpus_objects(self.plan.plan)[0])
+
+    async def prepare_corpus(self) -> None:
+        """→ `CorpusReady`, `CorpusMissing` or `CorpusUnusable`."""
+        try:
+            event = await self._on_pool(self._check_corpus)
+        except (ConfigError, StateError, OSError) as error:
+            event = events.CorpusUnusable(str(error))
+        self._post(event)
+
+    def _check_corpus(self) -> Event:
+        plan = self.plan.plan
+        token_shards, others = corpus_objects(plan)
+        wanted = (*token_shards, *others)
+        missing = tuple(h for h in wanted if not self._is_whole(h))
+        if missing:
+            return events.CorpusMissing(missing)
+        if plan.data.source == "local":
+            self._prepare_local(plan)
+        corpus = shards.Corpus.open(self.corpus_paths(), plan.data.vocab, plan.data.val_fraction)
+        shards.require_one_batch(
+            corpus.tokens, plan.data.val_fraction, plan.train.batch, plan.model.context
+        )
+        return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
+
+    def _is_whole(self, object_hash: ObjectHash) -> bool:
+        if not self._objects.has(object_hash):
+            return False
+        try:
+            self._objects.verify(object_hash)
+        except ChunkCorrupt:
+            self._objects.remove(object_hash)
+            return False
+        return True
+
+    def _prepare_local(self, plan: Plan) -> None:
+        """This node's own text, cut into shards that are in no list of objects and never leave."""
+        source = self._settings.data.local
+        if not source:
+            raise ConfigError(
+                "node.toml: data.local is empty, but the plan says data.source = local: name this "
+                "node's own text there"
+            )
+        directory = self._state.root / "local"
+        where = "node.toml: data.local"
+        made = shards.prepare(
+            source, self.tokenizer(), directory, progress=lambda _: None, where=where
+        )
+        self._local_shards = tuple(shard.path for shard in made)
+
+    def tokenizer(self) -> tokenizer.Tokenizer:
+        data = self.tokenizer_file()
+        return tokenizer.ByteTokenizer() if data is None else tokenizer.JsonTokenizer(data)
+
+    def tokenizer_file(self) -> bytes | None:
+        """The plan's tokenizer, or None for bytes."""
+        _, others = corpus_objects(self.plan.plan)
+        if not others:
+            return None
+        return self._objects.read(others[0], 0, self._objects.size_bytes(others[0]))
+
+    # ------------------------------------------------------------------------------------ model
+
+    async def write_model(self, tokens: int, slow: SlowWeights) -> None:
+        """→ `ModelWritten`, or a `SnapshotFailed` that says why not."""
+        try:
+            directory = await self._on_pool(self._write_model, tokens, slow)
+        except PeerlmError as error:
+            self._post(events.SnapshotFailed(str(error)))
+            return
+        self._post(events.ModelWritten(str(directory)))
+
+    def _write_model(self, tokens: int, slow: SlowWeights) -> Path:
+        directory = self._state.root / "model"
+        values = [slow.now(spec.id, lambda fragment: fragment.phi.copy()) for spec in self._specs]
+        about = {"run": self._run_id.hex(), "tokens": str(tokens)}
+        write_model(directory, self.plan.plan, values, self.tokenizer_file(), about)
+        return directory
+
+    async def _on_pool(self, call: Callable[..., R], *arguments: Any) -> R:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._compute, call, *arguments)
+
+
+def corpus_objects(plan: Plan) -> tuple[tuple[ObjectHash, ...], tuple[ObjectHash, ...]]:
+    """(token shards in order, other objects the corpus needs: the tokenizer's file)."""
+    token_shards = tuple(ObjectHash(bytes.fromhex(name)) for name in plan.data.shards)
+    if plan.data.tokenizer == "bytes":
+        return token_shards, ()
+    return token_shards, (ObjectHash(bytes.fromhex(plan.data.tokenizer)),)
+
+
+def tallies_of(found: Snapshot | None) -> tuple[tuple[PeerId, int, int], ...]:
+    """The swarm's token count a snapshot knows of."""
+    if found is None:
+        return ()
+    tokens = found.manifest.contents.tokens
+    return tuple((peer, epoch, count) for (peer, epoch), count in sorted(tokens.items()))

@@ -1,0 +1,74 @@
+"""The daemon's log: facts with names, as JSON lines in the state directory and short lines for people.
+
+An entry is an event word and fields. The file is for machines (`peerlm logs` reads it) and turns
+over at 5 MB, keeping one older; standard error is for the journal or the person at the terminal.
+Tokens are taken out of whatever is logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+from peerlm.identity.invite import redact
+
+FILE_BYTES_MAX = 5_000_000
+FILES_KEPT = 1
+
+
+class DaemonLog:
+    """Writes entries; opened once per daemon."""
+
+    def __init__(self, path: Path, level: str, *, quiet: bool = False) -> None:
+        self._logger = logging.Logger(f"peerlm {path}")
+        self._logger.setLevel(level.upper())
+        handlers: list[logging.Handler] = [
+            RotatingFileHandler(path, maxBytes=FILE_BYTES_MAX, backupCount=FILES_KEPT)
+        ]
+        handlers[0].setFormatter(_AsJson())
+        if not quiet:
+            handlers.append(logging.StreamHandler(sys.stderr))
+            handlers[1].setFormatter(_AsLine())
+        for handler in handlers:
+            self._logger.addHandler(handler)
+
+    def write(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
+        """One entry. `level`: debug, info, warning or error."""
+        record = {"event": event, **fields}
+        self._logger.log(
+            logging.getLevelNamesMapping()[level.upper()], event, extra={"fact": record}
+        )
+
+    def close(self) -> None:
+        for handler in list(self._logger.handlers):
+            handler.close()
+            self._logger.removeHandler(handler)
+
+
+class _AsJson(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            **record.__dict__["fact"],
+        }
+        return redact(json.dumps(entry, default=str))
+
+
+class _AsLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fact = dict(record.__dict__["fact"])
+        event = fact.pop("event")
+        fields = " ".join(f"{name}={value}" for name, value in fact.items() if value != "")
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        return redact(f"{_time(record)[11:19]} {level}{event} {fields}".rstrip())
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")

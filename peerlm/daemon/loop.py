@@ -1,0 +1,296 @@
+"""The driver: turns effects into I/O and what comes of it into events.
+
+Events wait in one queue and are handled one at a time on the loop, in order; each gives effects,
+which are carried out at once and in order. One timer stands for the node's deadline. Nothing here
+decides: every `if` is about how, not whether. A fault of our own (an exception in a core, a broken
+invariant) ends the daemon, which starts again from its state directory; a fault of anybody else is
+an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import assert_never
+
+from peerlm import effects as fx
+from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.introduction import Introduction
+from peerlm.daemon.keeping import Keeping
+from peerlm.daemon.link import Links
+from peerlm.daemon.log import DaemonLog
+from peerlm.daemon.slow_weights import SlowWeights
+from peerlm.daemon.transfers import Transfers
+from peerlm.daemon.worker_link import WorkerLink
+from peerlm.effects import Effect
+from peerlm.errors import PeerlmError
+from peerlm.events import Event, LoopLagged, SnapshotFailed
+from peerlm.identity import files
+from peerlm.identity.root import verify_plan
+from peerlm.node.node import Node
+from peerlm.store import disk
+from peerlm.store.disk import StateDirectory
+from peerlm.types import Instant, WallTime
+
+BATCH = 64
+"""Events handled before the loop gets its turn."""
+
+LAG_PROBE_S = 0.1
+LAG_TOLD_S = 0.5
+"""A loop that was held up this long tells membership, which then doubts itself, not its peers."""
+
+LAGS_KEPT = 600
+"""Probes of the loop's lag kept for the status: about the last minute."""
+
+CHECK_S = 5.0
+"""How often the node's invariants are checked."""
+
+
+def now() -> Instant:
+    """The monotonic clock of this daemon."""
+    return Instant(time.monotonic())
+
+
+def wall() -> WallTime:
+    return WallTime(time.time())
+
+
+class Driver:
+    """Drives one node over real sockets, files and processes.
+
+    Set `introduction`, `links`, `bulk`, `transfers`, `keeping` and `worker` before `begin`: they
+    report through `post`, so the driver is there first.
+    """
+
+    introduction: Introduction
+    links: Links
+    bulk: Bulk
+    transfers: Transfers
+    keeping: Keeping
+    worker: WorkerLink
+    slow: SlowWeights
+    node: Node
+
+    def __init__(self, state: StateDirectory, log: DaemonLog, tasks: asyncio.TaskGroup) -> None:
+        self.halted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.lags_s: deque[float] = deque(maxlen=LAGS_KEPT)
+        self._state = state
+        self._log = log
+        self._tasks = tasks
+        self._loop = asyncio.get_running_loop()
+        self._inbox: deque[Event] = deque()
+        self._waiting: list[tuple[tuple[type[Event], ...], asyncio.Future[Event]]] = []
+        self._scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._probe_at = now()
+        self._check_at = now()
+        self._began = False
+        # One thread: two versions of a file must reach the disk in order.
+        self._saver = ThreadPoolExecutor(1, "peerlm-save")
+
+    # ------------------------------------------------------------------------------- the queue
+
+    def post(self, event: Event) -> None:
+        """Take in an event; call on the loop."""
+        self._inbox.append(event)
+        self._schedule()
+
+    async def next_of(self, *kinds: type[Event]) -> Event:
+        """The next event of one of these kinds, once it has been handled."""
+        future: asyncio.Future[Event] = self._loop.create_future()
+        self._waiting.append((kinds, future))
+        return await future
+
+    def begin(self) -> None:
+        """Start the node; events that came before are handled after its first effects."""
+        self._began = True
+        self._guarded(lambda: self._perform_all(self.node.start(now(), wall())))
+        self._schedule()
+        self._probe_lag()
+
+    def end(self) -> None:
+        """No event is handled and no timer runs from here on."""
+        self._began = False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._saver.shutdown()
+
+    def _schedule(self) -> None:
+        if self._began and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        self._scheduled = False
+        if self._began:
+            self._guarded(self._handle_some)
+        if self._inbox:
+            self._schedule()
+
+    def _handle_some(self) -> None:
+        for _ in range(min(BATCH, len(self._inbox))):
+            event = self._inbox.popleft()
+            self._perform_all(self.node.handle(event, now(), wall()))
+            self._tell_waiting(event)
+        self._arm()
+
+    def _tell_waiting(self, event: Event) -> None:
+        for kinds, future in [w for w in self._waiting if isinstance(event, w[0])]:
+            self._waiting.remove((kinds, future))
+            if not future.done():
+                future.set_result(event)
+
+    def _wake(self) -> None:
+        def wake() -> None:
+            self._perform_all(self.node.wake(now(), wall()))
+            if now() >= self._check_at:
+                self._check_at = Instant(now() + CHECK_S)
+                self.node.check()
+            self._arm()
+
+        if self._began:
+            self._guarded(wake)
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        delay_s = max(0.001, self.node.deadline() - now())
+        self._timer = self._loop.call_later(delay_s, self._wake)
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        """Our own fault ends the daemon, with the traceback in its log."""
+        try:
+            work()
+        except Exception as error:
+            self._log.write("error", "internal", {"traceback": traceback.format_exc()})
+            self._halt(f"internal error: {error!r}; see `peerlm logs`")
+
+    def _halt(self, error: str) -> None:
+        if not self.halted.done():
+            self.halted.set_result(error)
+
+    def _probe_lag(self) -> None:
+        lag_s = max(0.0, now() - self._probe_at)
+        self.lags_s.append(lag_s)
+        if lag_s > LAG_TOLD_S:
+            self.post(LoopLagged(lag_s))
+        self._probe_at = Instant(now() + LAG_PROBE_S)
+        if self._began:
+            self._loop.call_later(LAG_PROBE_S, self._probe_lag)
+
+    # --------------------------------------------------------------------------------- effects
+
+    def _perform_all(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            self._perform(effect)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case fx.Send():
+                self.links.send(effect.peer, effect.message)
+            case fx.SendFresh():
+                self.links.send_fresh(
+                    effect.peer, effect.host, effect.control_port, effect.curve_key, effect.message
+                )
+            case fx.Introduce():
+                self.introduction.dial(effect.address, self.node.company.hello(now()))
+            case fx.AnswerIntroduction():
+                self.introduction.answer(effect.route, effect.answer)
+            case fx.Admit():
+                self.links.admit(effect.peer, effect.curve_key)
+            case fx.Expel():
+                self.links.expel(effect.peer)
+            case fx.OpenLink():
+                self.links.open(effect.peer, effect.host, effect.control_port, effect.curve_key)
+            case fx.CloseLink():
+                self.links.close_link(effect.peer)
+            case fx.Log():
+                self._log.write(effect.level, effect.event, dict(effect.fields))
+            case fx.Halt():
+                self._halt(effect.error)
+            case _:
+                self._perform_work(effect)
+
+    def _perform_work(self, effect: Effect) -> None:
+        match effect:
+            case fx.RunExchange():
+                self.transfers.run_exchange(effect)
+            case fx.ServeExchange():
+                self.transfers.serve_exchange(effect)
+            case fx.RunPull():
+                self.transfers.run_pull(effect)
+            case fx.ServePull():
+                self.transfers.serve_pull(effect)
+            case fx.CancelTransfer():
+                self.transfers.cancel(effect.transfer)
+            case fx.StepOuter():
+                step = self.worker.step_outer(
+                    effect.generation, effect.fragment, effect.applied_seq
+                )
+                self._tasks.create_task(step)
+            case fx.StartWorker():
+                self.worker.start(effect.generation, effect.fresh)
+            case fx.StopWorker():
+                self.worker.stop(effect.generation)
+            case fx.SteerWorker():
+                self.worker.steer(
+                    effect.generation, effect.training, effect.swarm_tokens, effect.members
+                )
+            case fx.EvaluateSlow():
+                self.worker.evaluate(effect.generation, effect.tokens)
+            case fx.DrainWorker():
+                self.worker.drain(effect.generation)
+            case _:
+                self._perform_keeping(effect)
+
+    def _perform_keeping(self, effect: Effect) -> None:
+        keeping, slow = self.keeping, self.slow
+        match effect:
+            case fx.InstallSnapshot():
+                self._tasks.create_task(keeping.install_snapshot(slow))
+            case fx.InstallObjects():
+                self._tasks.create_task(keeping.install_objects(effect, slow))
+            case fx.WriteSnapshot():
+                self._tasks.create_task(keeping.write_snapshot(effect, slow))
+            case fx.WriteModel():
+                self._tasks.create_task(keeping.write_model(effect.tokens, slow))
+            case fx.PrepareCorpus():
+                self._tasks.create_task(keeping.prepare_corpus())
+            case fx.Save() | fx.SaveChain() | fx.SaveRevocations():
+                self._tasks.create_task(self._save(effect))
+            case fx.UsePlan():
+                self._use_plan(effect)
+            case _:
+                raise AssertionError(f"no driver for {type(effect).__name__}")
+
+    def _use_plan(self, effect: fx.UsePlan) -> None:
+        gate = self.node.company.gate
+        plan = verify_plan(effect.signed_plan, gate.root_public_key, gate.run_id)
+        self.keeping.plan = plan
+        self.worker.plan = plan.plan
+
+    async def _save(self, effect: fx.Save | fx.SaveChain | fx.SaveRevocations) -> None:
+        try:
+            await self._loop.run_in_executor(self._saver, self._save_now, effect)
+        except PeerlmError as error:
+            self.post(SnapshotFailed(str(error)))
+
+    def _save_now(self, effect: fx.Save | fx.SaveChain | fx.SaveRevocations) -> None:
+        root = self._state.root
+        match effect:
+            case fx.Save(name="address_book", data=data):
+                disk.write_atomic(self._state.address_book, data)
+            case fx.Save(name="plan", data=data):
+                files.write_plan(root, data)
+            case fx.Save(name=name):
+                raise AssertionError(f"nothing is kept under {name!r}")
+            case fx.SaveChain():
+                files.write_chain(root, effect.chain)
+            case fx.SaveRevocations():
+                files.write_revocations(root, effect.blobs)
+            case _:
+                assert_never(effect)

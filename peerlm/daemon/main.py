@@ -1,0 +1,396 @@
+"""One node, from a state directory to a running daemon and back.
+
+`run` reads what the directory holds, binds the ports, builds the node and drives it until it is
+told to stop. Everything that can be wrong with the directory or the ports is found here, before the
+node exists, and raised as one clear line. SIGTERM and SIGINT mean a clean stop: hand in the worker's
+progress, write a snapshot, say goodbye; a second one means at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import uvloop
+
+from peerlm import config, events
+from peerlm.config import NodeSettings
+from peerlm.daemon import control
+from peerlm.daemon.address import advertised_host
+from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.introduction import Introduction
+from peerlm.daemon.keeping import Keeping, tallies_of
+from peerlm.daemon.link import Links
+from peerlm.daemon.log import DaemonLog
+from peerlm.daemon.loop import Driver, now, wall
+from peerlm.daemon.slow_weights import SlowWeights
+from peerlm.daemon.sockets import ports_from
+from peerlm.daemon.transfers import Transfers
+from peerlm.daemon.worker_link import WorkerLink
+from peerlm.errors import AuthError, ConfigError, StateError
+from peerlm.identity import files
+from peerlm.identity.chain import Chain, claimed_run
+from peerlm.identity.gate import Gate
+from peerlm.identity.keys import NodeKeys
+from peerlm.identity.root import SignedPlan, verify_plan
+from peerlm.membership.address_book import AddressBook, read_book
+from peerlm.mix.fragment import SlowFragment
+from peerlm.model.plan import FragmentSpec, fragments
+from peerlm.node import status
+from peerlm.node.company import Ports
+from peerlm.node.node import Birth, Node
+from peerlm.node.work import Restored
+from peerlm.store.disk import StateDirectory, read_file
+from peerlm.store.objects import Objects
+from peerlm.types import short
+
+COMPUTE_THREADS = 2
+"""Arithmetic on slow weights; numpy lets go of the interpreter, so two keep two cores busy."""
+
+DISK_THREADS = 2
+
+ADDRESS_BOOK_BYTES_MAX = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """What a state directory says about its node, checked."""
+
+    keys: NodeKeys
+    chain: Chain
+    gate: Gate
+    plan: SignedPlan
+    settings: NodeSettings
+    origin: bool
+
+
+def run(
+    root: Path, *, seeds: tuple[str, ...] = (), port: int | None = None, quiet: bool = False
+) -> int:
+    """Run the node of the state directory `root` until it is stopped; returns the exit code.
+
+    Args:
+        seeds: addresses to try first, besides the address book.
+        port: base port instead of node.toml's.
+        quiet: log to the file only.
+
+    Raises:
+        StateError, ConfigError, AuthError: the node cannot start; one line says why.
+    """
+    with StateDirectory(root) as state:
+        home = read_home(state)
+        log = DaemonLog(state.log, home.settings.control.log_level, quiet=quiet)
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                error = runner.run(_live(state, home, log, seeds, port))
+        finally:
+            log.close()
+    if error:
+        raise StateError(error)
+    return 0
+
+
+def read_home(state: StateDirectory) -> Home:
+    """Read and check a node's directory. Raises `StateError`, `ConfigError`, `AuthError`."""
+    root = state.root
+    keys, chain = files.read_keys(root), files.read_chain_file(root)
+    if keys is None or chain is None:
+        raise StateError(
+            f"no node in {root}: make a run with `peerlm init` or enter one with `peerlm join`"
+        )
+    try:
+        run_id, root_public_key = claimed_run(chain)
+    except AuthError as error:
+        raise StateError(f"{state.chain}: {error}; put back a copy of it, or join again") from None
+    blob = files.read_plan(root)
+    if blob is None:
+        raise StateError(f"{state.plan}: missing; put back a copy of it, or join again")
+    try:
+        plan = verify_plan(blob, root_public_key, run_id)
+    except AuthError as error:
+        raise StateError(f"{state.plan}: {error}; put back a copy of it, or join again") from None
+    gate = Gate(root_public_key, run_id)
+    gate.revocations.merge(files.read_revocations(root))
+    return Home(keys, chain, gate, plan, read_settings(state.node_settings), _is_origin(root))
+
+
+def read_settings(path: Path) -> NodeSettings:
+    """node.toml, or the defaults where there is none. Raises `ConfigError`."""
+    if not path.exists():
+        return NodeSettings()
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    return config.read_toml(NodeSettings, text, str(path))
+
+
+def _is_origin(root: Path) -> bool:
+    return (root / "origin").exists()
+
+
+# ------------------------------------------------------------------------------------- the daemon
+
+
+async def _live(
+    state: StateDirectory,
+    home: Home,
+    log: DaemonLog,
+    seeds: tuple[str, ...],
+    port: int | None,
+) -> str:
+    """The daemon's life; returns the line to end with, empty for a wanted end."""
+    async with contextlib.AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        driver = Driver(state, log, tasks)
+        ports = await _listen(driver, home, seeds, port, stack)
+        epoch = state.next_epoch(wall())
+        specs = fragments(home.plan.plan)
+        compute = stack.enter_context(ThreadPoolExecutor(COMPUTE_THREADS, "peerlm-compute"))
+        disk = stack.enter_context(ThreadPoolExecutor(DISK_THREADS, "peerlm-disk"))
+        objects = Objects(state, home.settings.limits.disk_bytes)
+        driver.slow = SlowWeights(
+            [SlowFragment(np.zeros(spec.size, np.float32)) for spec in specs], compute
+        )
+        driver.keeping = Keeping(
+            driver.post,
+            state,
+            objects,
+            home.gate.run_id,
+            home.plan,
+            specs,
+            home.settings,
+            epoch,
+            disk,
+            wall,
+        )
+        driver.keeping.find_snapshot()
+        driver.worker = await stack.enter_async_context(
+            WorkerLink(
+                driver.post,
+                driver.slow,
+                home.plan.plan,
+                home.settings,
+                home.keys.peer_id,
+                driver.keeping.corpus_paths,
+                threads=_threads(home.settings),
+                first_pass=epoch % (1 << 31),
+            )
+        )
+        driver.transfers = Transfers(
+            driver.post,
+            driver.bulk,
+            driver.slow,
+            objects,
+            driver.worker.kick,
+            np.random.default_rng(int.from_bytes(os.urandom(8))),
+        )
+        stack.push_async_callback(driver.transfers.close)
+        driver.node = _make_node(home, driver.keeping, specs, ports, epoch, seeds, state, log)
+        server = await control.serve(state, _handler(driver), home.settings.control.group)
+        stack.push_async_callback(server.close)
+        stack.callback(driver.end)
+        _on_signals(driver)
+        _announce(driver, log)
+        driver.begin()
+        return await driver.halted
+
+
+async def _listen(
+    driver: Driver,
+    home: Home,
+    seeds: tuple[str, ...],
+    port: int | None,
+    stack: contextlib.AsyncExitStack,
+) -> Ports:
+    """Bind the three ports. Asked for, they must be free; the default ones may be replaced."""
+    network = home.settings.network
+    base = network.port if port is None else port
+    or_free = port is None and base == config.NetworkSection().port
+    wanted = ports_from(base)
+    driver.introduction = await Introduction.listen(
+        driver.post, network.host, wanted[0], or_free=or_free
+    )
+    stack.push_async_callback(driver.introduction.close)
+    keys = home.keys
+    driver.links = Links(
+        driver.post,
+        network.host,
+        wanted[1],
+        keys.curve_public,
+        keys.curve_secret,
+        keys.peer_id,
+        or_free=or_free,
+    )
+    stack.push_async_callback(driver.links.close, graceful=True)
+    driver.bulk = Bulk(
+        network.host,
+        wanted[2],
+        security=network.bulk_security,
+        upload_bytes_s=network.upload_bytes_s,
+        download_bytes_s=network.download_bytes_s,
+        or_free=or_free,
+    )
+    stack.callback(driver.bulk.close)
+    host = advertised_host(network, seeds)
+    return Ports(host, driver.introduction.port, driver.links.port, driver.bulk.port)
+
+
+def _make_node(
+    home: Home,
+    keeping: Keeping,
+    specs: tuple[FragmentSpec, ...],
+    ports: Ports,
+    epoch: int,
+    seeds: tuple[str, ...],
+    state: StateDirectory,
+    log: DaemonLog,
+) -> Node:
+    restored = None
+    if keeping.restored is not None:
+        manifest = keeping.restored.manifest
+        offers = tuple(
+            (r.id, r.version, r.phi.hash, r.phi.size, r.sketch) for r in manifest.fragments
+        )
+        restored = Restored(manifest.number, manifest.contents.swarm_tokens, offers)
+    for note in keeping.notes:
+        log.write("warning", "snapshot_passed_over", {"why": note})
+    birth = Birth(
+        keys=home.keys,
+        chain=home.chain,
+        gate=home.gate,
+        plan=home.plan,
+        settings=home.settings,
+        ports=ports,
+        epoch=epoch,
+        sizes=[spec.size for spec in specs],
+        seeds=seeds,
+        book=_read_book(state, log),
+        origin=home.origin,
+        restored=restored,
+        tallies=tallies_of(keeping.restored),
+    )
+    return Node(birth, random.Random(os.urandom(16)), now(), wall())
+
+
+def _read_book(state: StateDirectory, log: DaemonLog) -> AddressBook:
+    data = b""
+    if state.address_book.exists():
+        data = read_file(state.address_book, ADDRESS_BOOK_BYTES_MAX)
+    book, note = read_book(data, now(), wall())
+    if note:
+        log.write("warning", "address_book", {"why": note})
+    return book
+
+
+def _threads(settings: NodeSettings) -> int:
+    """CPU threads of the worker: as set, else the cores shared with the workers there already."""
+    if settings.limits.threads:
+        return settings.limits.threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // (1 + _other_workers()))
+
+
+def _other_workers() -> int:
+    """Workers of other nodes on this host."""
+    found = 0
+    for process in psutil.process_iter(["cmdline"]):
+        found += "peerlm.train.worker" in (process.info["cmdline"] or ())
+    return found
+
+
+def _on_signals(driver: Driver) -> None:
+    """The first asks for a clean stop, the second ends at once."""
+
+    def stop() -> None:
+        if driver.node.is_leaving:
+            if not driver.halted.done():
+                driver.halted.set_result("")
+        else:
+            driver.post(events.Leave())
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def _announce(driver: Driver, log: DaemonLog) -> None:
+    company = driver.node.company
+    facts = {
+        "node": short(driver.node.me),
+        "run": f"{company.plan.plan.run.name} ({short(company.gate.run_id)})",
+        "address": company.address,
+        "epoch": company.membership.incarnation[0],
+        "pid": os.getpid(),
+    }
+    log.write("info", "listening", facts)
+
+
+# ------------------------------------------------------------------------------------- control
+
+
+def _handler(driver: Driver) -> control.Handler:
+    """Local commands of a person, in the node's words."""
+
+    async def handle(command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        match command:
+            case "status":
+                return status.as_json(driver.node.summary(now())) | {"daemon": _health(driver)}
+            case "pause":
+                driver.post(events.Pause())
+            case "resume":
+                driver.post(events.Resume())
+            case "stop" | "leave":
+                driver.post(events.Leave())
+            case "snapshot":
+                return await _snapshot(driver)
+            case "new_plan":
+                blob = _bytes(arguments, "plan")
+                gate = driver.node.company.gate
+                plan = verify_plan(blob, gate.root_public_key, gate.run_id)
+                driver.post(events.NewPlan(blob))
+                return {"revision": plan.revision}
+            case "revoke":
+                driver.post(events.NewRevocation(_bytes(arguments, "revocation")))
+        return {}
+
+    return handle
+
+
+def _bytes(arguments: dict[str, Any], name: str) -> bytes:
+    try:
+        return bytes.fromhex(arguments[name])
+    except (KeyError, TypeError, ValueError):
+        raise ConfigError(f"control: {name} must be hex") from None
+
+
+async def _snapshot(driver: Driver) -> dict[str, Any]:
+    """Write a snapshot now and wait for it. Raises `StateError` if it fails."""
+    if not driver.node.work.installed:
+        raise StateError("this node has no weights yet")
+    driver.post(events.SnapshotWanted())
+    match await driver.next_of(events.SnapshotWritten, events.SnapshotFailed):
+        case events.SnapshotWritten(number=number, tokens=tokens):
+            return {"number": number, "tokens": tokens}
+        case events.SnapshotFailed(reason=reason):
+            raise StateError(reason)
+    raise AssertionError("another event was waited for")
+
+
+def _health(driver: Driver) -> dict[str, Any]:
+    lags = sorted(driver.lags_s)
+    p99 = lags[min(len(lags) - 1, int(0.99 * len(lags)))] if lags else 0.0
+    return {
+        "pid": os.getpid(),
+        "rss_mb": round(psutil.Process().memory_info().rss / 1e6, 1),
+        "loop_lag_p99_ms": round(1000 * p99, 2),
+    }

@@ -1,0 +1,252 @@
+"""Exchanges and pulls as the driver carries them out: arithmetic on one side, bytes on the other.
+
+Each effect becomes one task that fetches, awaits, and reports exactly one event. The arithmetic is
+`mix.flow`'s, under the fragment's turn; the bytes are the bulk plane's. A cancelled transfer applies
+nothing from the moment the node asked: the flow is added only while its transfer is still wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+
+from peerlm import events
+from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.slow_weights import SlowWeights
+from peerlm.effects import RunExchange, RunPull, ServeExchange, ServePull
+from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Unreachable, WireError
+from peerlm.events import Event
+from peerlm.mix import flow
+from peerlm.mix.codec import encoded_size
+from peerlm.mix.fragment import SlowFragment
+from peerlm.store.objects import Objects
+from peerlm.types import FragmentId, TransferId
+
+
+class Transfers:
+    """All transfers of one node.
+
+    Args:
+        moved: told after a flow was added to a fragment, so that θ gets it too.
+        noise: random generator of stochastic rounding.
+    """
+
+    def __init__(
+        self,
+        post: Callable[[Event], None],
+        bulk: Bulk,
+        slow: SlowWeights,
+        objects: Objects,
+        moved: Callable[[FragmentId], None],
+        noise: np.random.Generator,
+    ) -> None:
+        self._post = post
+        self._bulk = bulk
+        self._slow = slow
+        self._objects = objects
+        self._moved = moved
+        self._noise = noise
+        self._running: dict[TransferId, asyncio.Task[None]] = {}
+
+    # -------------------------------------------------------------------------------- effects
+
+    def run_exchange(self, effect: RunExchange) -> None:
+        """→ `ExchangeEnded`."""
+        self._spawn(effect.transfer, self._run_exchange(effect))
+
+    def serve_exchange(self, effect: ServeExchange) -> None:
+        """→ `ExchangeServed`."""
+        self._spawn(effect.transfer, self._serve_exchange(effect))
+
+    def run_pull(self, effect: RunPull) -> None:
+        """→ `PullProgressed`…, `PullEnded`."""
+        self._spawn(effect.transfer, self._run_pull(effect))
+
+    def serve_pull(self, effect: ServePull) -> None:
+        """→ `PullServed`."""
+        self._spawn(effect.transfer, self._serve_pull(effect))
+
+    def cancel(self, transfer: TransferId) -> None:
+        """Nothing of this transfer is applied or reported any more."""
+        if task := self._running.pop(transfer, None):
+            task.cancel()
+        self._bulk.cancel(transfer, "cancelled")
+
+    async def close(self) -> None:
+        tasks = list(self._running.values())
+        for transfer in list(self._running):
+            self.cancel(transfer)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _spawn(self, transfer: TransferId, work: Coroutine[Any, Any, None]) -> None:
+        assert transfer not in self._running, "a transfer is run twice"
+        task = asyncio.create_task(work)
+        self._running[transfer] = task
+        task.add_done_callback(lambda _: self._running.pop(transfer, None))
+
+    # ------------------------------------------------------------------------------- exchanges
+
+    async def _run_exchange(self, e: RunExchange) -> None:
+        def request(fragment: SlowFragment) -> flow.Request:
+            return flow.make_request(fragment, e.codec_request, self._noise)
+
+        try:
+            asked = await self._slow.on(e.fragment, request)
+            reply = await self._bulk.exchange(
+                e.transfer,
+                e.host,
+                e.bulk_port,
+                asked.payload,
+                self._reply_bytes(e.fragment, e.codec_reply),
+                e.key_up,
+                e.key_down,
+                e.progress_timeout_s,
+                e.timeout_s,
+            )
+        except (PeerlmError, ValueError) as error:
+            self._post(events.ExchangeEnded(e.transfer, "lost", _reason(error)))
+            return
+
+        def absorb(fragment: SlowFragment) -> flow.Flow | flow.Refused:
+            return flow.absorb(
+                fragment,
+                reply,
+                codec_reply=e.codec_reply,
+                weight=e.weight,
+                clip_norm=e.clip_norm,
+            )
+
+        result = await self._slow.on(e.fragment, absorb)
+        if isinstance(result, flow.Refused):
+            self._post(events.ExchangeEnded(e.transfer, "refused", result.reason))
+            return
+        self._moved(e.fragment)
+        self._post(
+            events.ExchangeEnded(
+                e.transfer,
+                "ok",
+                raw_norm=result.raw_norm,
+                applied_norm=result.applied_norm,
+                phi_norm=result.phi_norm,
+                clipped=result.clipped,
+                booked=result.withheld_norm,
+                bytes_sent=len(asked.payload),
+                bytes_received=len(reply),
+            )
+        )
+
+    async def _serve_exchange(self, e: ServeExchange) -> None:
+        try:
+            request = await self._bulk.expect(
+                e.transfer, e.request_bytes, e.key_up, e.progress_timeout_s, e.timeout_s
+            )
+        except PeerlmError as error:
+            self._post(events.ExchangeServed(e.transfer, "lost", _reason(error)))
+            return
+
+        def respond(fragment: SlowFragment) -> flow.Response | flow.Refused:
+            return flow.respond(
+                fragment,
+                request,
+                codec_request=e.codec_request,
+                codec_reply=e.codec_reply,
+                weight=e.weight,
+                clip_norm=e.clip_norm,
+                rng=self._noise,
+            )
+
+        result = await self._slow.on(e.fragment, respond)
+        if isinstance(result, flow.Refused):
+            self._bulk.cancel(e.transfer, result.reason)
+            self._post(events.ExchangeServed(e.transfer, "refused", result.reason))
+            return
+        self._moved(e.fragment)
+        try:
+            await self._bulk.reply(
+                e.transfer, result.payload, e.key_down, e.progress_timeout_s, e.timeout_s
+            )
+        except PeerlmError:
+            pass  # our side is applied all the same; the peer may ask for the reply once more
+        self._post(
+            events.ExchangeServed(
+                e.transfer,
+                "ok",
+                raw_norm=result.flow.raw_norm,
+                applied_norm=result.flow.applied_norm,
+                phi_norm=result.flow.phi_norm,
+                clipped=result.flow.clipped,
+                booked=result.flow.withheld_norm,
+                bytes_sent=len(result.payload),
+                bytes_received=e.request_bytes,
+            )
+        )
+
+    def _reply_bytes(self, fragment: FragmentId, codec: str) -> int:
+        return encoded_size(codec, self._slow.size(fragment))
+
+    # ----------------------------------------------------------------------------------- pulls
+
+    async def _run_pull(self, e: RunPull) -> None:
+        def progressed(received_bytes: int) -> None:
+            self._post(events.PullProgressed(e.transfer, received_bytes))
+
+        try:
+            partial = self._objects.begin(e.object_hash, e.size)
+        except PeerlmError as error:
+            self._post(events.PullEnded(e.transfer, "failed", str(error)))
+            return
+        try:
+            await self._bulk.pull(
+                e.transfer,
+                e.host,
+                e.bulk_port,
+                e.size,
+                e.key_up,
+                e.key_down,
+                partial.write_at,
+                progressed,
+                e.progress_timeout_s,
+            )
+            await asyncio.get_running_loop().run_in_executor(None, partial.finish)
+        except PeerlmError as error:
+            partial.discard()
+            self._post(events.PullEnded(e.transfer, _fault(error), _reason(error)))
+            return
+        except asyncio.CancelledError:
+            partial.discard()
+            raise
+        self._post(events.PullEnded(e.transfer, "ok"))
+
+    async def _serve_pull(self, e: ServePull) -> None:
+        def read(offset: int, length: int) -> bytes:
+            return self._objects.read(e.object_hash, offset, length)
+
+        try:
+            size = self._objects.size_bytes(e.object_hash)
+            sent = await self._bulk.serve(
+                e.transfer, read, size, e.key_up, e.key_down, e.progress_timeout_s
+            )
+        except PeerlmError:
+            self._post(events.PullServed(e.transfer, "lost", 0))
+            return
+        self._post(events.PullServed(e.transfer, "ok", sent))
+
+
+def _fault(error: PeerlmError) -> str:
+    """In the words of `PullEnded`: whose fault it was."""
+    match error:
+        case ChunkCorrupt() | WireError():
+            return "corrupt"
+        case StateError():
+            return "failed"
+    return "lost"
+
+
+def _reason(error: Exception) -> str:
+    """One line; where it was unreachable, the step first, so that people can count them."""
+    if isinstance(error, Unreachable):
+        return f"{error.step}: {error}"[:200]
+    return str(error)[:200]
