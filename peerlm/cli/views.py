@@ -1,0 +1,179 @@
+"""The answer of `status` for eyes: a panel and a table on a terminal, plain lines in a pipe.
+
+Both are functions of the JSON object alone, so what is shown can always be had by a program.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.bar import Bar
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from peerlm.cli import words
+
+Status = dict[str, Any]
+
+COLOURS = {
+    "alive": "green",
+    "suspect": "yellow",
+    "dead": "red",
+    "left": "bright_black",
+    "training": "green",
+    "settling": "cyan",
+    "done": "bold green",
+}
+BAR_WIDTH = 32
+
+
+def console() -> Console:
+    """Standard output without guesses about numbers and paths."""
+    return Console(highlight=False)
+
+
+def facts(s: Status) -> list[tuple[str, str]]:
+    """What is so, in pairs of a name and a line."""
+    worker, mixing = s["worker"], s["exchanges"]
+    rate = s["swarm_tokens_per_s"]
+    pairs = [
+        ("node", f"{s['node_id'][:8]} of run {s['run_name']} ({s['run_id'][:8]}), {s['state']}"),
+        ("address", s["address"] or "not known yet"),
+        (
+            "tokens",
+            f"{words.count(s['swarm_tokens'])} of {words.count(s['token_budget'])} by the swarm "
+            f"({100 * s['swarm_tokens'] / s['token_budget']:.1f} %), {words.count(s['tokens'])} here; "
+            f"{words.count(rate)}/s, {words.time_left(s['swarm_tokens'], s['token_budget'], rate)}",
+        ),
+        ("loss", f"{words.loss(s['loss'])} training, {words.loss(s['val_loss'])} validation"),
+        ("worker", _worker(worker)),
+        ("mixing", f"{words.counts(mixing)}; distance {words.share(s['consensus_distance'])}"),
+        (
+            "bytes",
+            f"{words.size(s['bytes_sent'])} sent, {words.size(s['bytes_received'])} received"
+            + (
+                f"; all-reduce would have sent {words.size(s['bytes_allreduce'])}"
+                if s["bytes_allreduce"]
+                else ""
+            ),
+        ),
+    ]
+    if total := s["fetch"]["total_bytes"]:
+        pairs.append(("fetching", f"{words.size(s['fetch']['bytes'])} of {words.size(total)}"))
+    pairs.append(("snapshot", _snapshot(s["snapshot"])))
+    if s["model_dir"]:
+        pairs.append(("model", s["model_dir"]))
+    pairs += [("why" if not at else "", line) for at, line in enumerate(s["why"])]
+    return pairs
+
+
+def _worker(worker: Status) -> str:
+    line: str = worker["state"].replace("_", " ")
+    if worker["state"] == "running":
+        line += f" on {worker['device']}, {words.count(worker['tokens_per_s'])} tokens/s"
+        if worker["threads"]:
+            line += f", {worker['threads']} thread{'s' if worker['threads'] > 1 else ''}"
+    if worker["restarts"]:
+        line += f"; restarted {worker['restarts']} times, last: {worker['last_error']}"
+    if worker["nonfinite_steps"]:
+        line += f"; {worker['nonfinite_steps']} steps were not finite"
+    return line
+
+
+def _snapshot(kept: Status) -> str:
+    if kept["error"]:
+        return f"fails: {kept['error']}"
+    if not kept["number"]:
+        return "none yet"
+    return f"number {kept['number']}, at {words.count(kept['tokens'])} tokens of the swarm"
+
+
+MEMBER_COLUMNS = (
+    "node",
+    "address",
+    "state",
+    "phase",
+    "mixes",
+    "tokens",
+    "tok/s",
+    "loss",
+    "val",
+    "distance",
+)
+
+
+def member_row(m: Status, own_id: str, whole_ids: bool) -> tuple[str, ...]:
+    mark = "*" if m["id"] == own_id else ""
+    return (
+        (m["id"] if whole_ids else m["id"][:8]) + mark,
+        m["address"].removeprefix("tcp://") or words.ABSENT,
+        m["state"],
+        m["phase"] or words.ABSENT,
+        "yes" if m["participating"] else "no",
+        words.count(m["tokens"]),
+        words.count(m["tokens_per_s"]) if m["tokens_per_s"] else words.ABSENT,
+        words.loss(m["loss"]),
+        words.loss(m["val_loss"]),
+        words.share(m["consensus_distance"]),
+    )
+
+
+# ------------------------------------------------------------------------------------- pipes
+
+
+def plain_status(s: Status) -> list[str]:
+    """Lines without control codes."""
+    lines = [f"{name:<9} {line}".rstrip() for name, line in facts(s)]
+    return [*lines, "", *plain_members(s, whole_ids=False)]
+
+
+def plain_members(s: Status, whole_ids: bool = True) -> list[str]:
+    """A header and a line for each member, in columns; * marks this node."""
+    rows = [MEMBER_COLUMNS, *(member_row(m, s["node_id"], whole_ids) for m in s["members"])]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+# --------------------------------------------------------------------------------- terminals
+
+
+def status_view(s: Status) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bright_black", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, line in facts(s):
+        if name == "tokens":
+            grid.add_row("", progress_bar(s["swarm_tokens"], s["token_budget"]))
+        grid.add_row(name, Text(line, style=COLOURS.get(s["state"], "") if name == "node" else ""))
+    return Group(grid, Text(), members_table(s))
+
+
+def progress_bar(done: int, budget: int) -> Bar:
+    return Bar(budget, 0, min(done, budget), width=BAR_WIDTH, color="cyan", bgcolor="grey23")
+
+
+def members_table(s: Status, whole_ids: bool = False) -> Table:
+    table = Table(box=None, header_style="bright_black", padding=(0, 1), pad_edge=False)
+    for column in MEMBER_COLUMNS:
+        table.add_column(
+            column,
+            justify="right" if column in MEMBER_COLUMNS[5:] else "left",
+            no_wrap=column != "address",
+        )
+    for m in s["members"]:
+        cells = member_row(m, s["node_id"], whole_ids)
+        table.add_row(
+            *(
+                Text(cell, style=COLOURS.get(cell, "") if 2 <= at <= 3 else "")
+                for at, cell in enumerate(cells)
+            )
+        )
+    return table
+
+
+def trouble(line: str) -> Text:
+    return Text(line, style="red")

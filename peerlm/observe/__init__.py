@@ -1,0 +1,1 @@
+"""What a person or a machine can see of a node; `status.schema.json` fixes `peerlm status --json`."""

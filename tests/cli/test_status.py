@@ -1,0 +1,157 @@
+"""What `status` shows and prints, held to the schema and to docs/status.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from cli_scene import Cli, FakeDaemon, member, sample_summary
+
+from peerlm.cli import views, words
+from peerlm.node.status import as_json
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads(resources.files("peerlm.observe").joinpath("status.schema.json").read_text())
+CONTROL_CODES = re.compile(r"[\x00-\x09\x0b-\x1f\x7f]")
+
+
+def keys_of(schema: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """`members[].id` and the like: every key the schema names."""
+    for name, inner in schema.get("properties", {}).items():
+        yield prefix + name
+        yield from keys_of(inner, f"{prefix}{name}.")
+        if "items" in inner:
+            yield from keys_of(inner["items"], f"{prefix}{name}[].")
+
+
+def objects_of(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if schema.get("type") == "object":
+        yield schema
+    for inner in schema.get("properties", {}).values():
+        yield from objects_of(inner)
+        yield from objects_of(inner.get("items", {}))
+
+
+def test_what_a_node_says_fits_the_schema() -> None:
+    jsonschema.validate(as_json(sample_summary()), SCHEMA)
+    newborn = sample_summary(
+        loss=None, val_loss=None, consensus_distance=None, members=(), address="", phase="seeking"
+    )
+    jsonschema.validate(as_json(newborn), SCHEMA)
+
+
+def test_the_schema_allows_nothing_more_and_nothing_less() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    for schema in objects_of(SCHEMA):
+        if "properties" in schema:
+            assert schema["additionalProperties"] is False
+            assert schema["required"] == list(schema["properties"])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**as_json(sample_summary()), "mood": "fine"}, SCHEMA)
+
+
+def test_every_key_is_explained_once() -> None:
+    page = (ROOT / "docs" / "status.md").read_text()
+    documented = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert sorted(documented) == sorted(keys_of(SCHEMA))
+
+
+def test_json_is_one_object_as_the_daemon_gave_it(peerlm: Cli, daemon: FakeDaemon) -> None:
+    outcome = peerlm("status", "--json", "--state", daemon.layout.root)
+    assert outcome.code == 0
+    assert json.loads(outcome.out) == daemon.answers["status"]
+    members = json.loads(peerlm("peers", "--json", "--state", daemon.layout.root).out)
+    assert members == daemon.answers["status"]["members"]
+
+
+def test_in_a_pipe_status_is_plain_lines(peerlm: Cli, daemon: FakeDaemon) -> None:
+    out = peerlm("status", "--state", daemon.layout.root).out
+    assert not CONTROL_CODES.search(out)
+    for fact in (
+        "01010101 of run plays (aaaaaaaa), training",
+        "2.5 M of 20 M by the swarm (12.5 %), 1 M here; 5 k/s, about 58 min 20 s left",
+        "1.750 training, 1.810 validation",
+        "running on cpu, 2.5 k tokens/s, 1 thread; restarted 1 times, last: killed by signal 9",
+        "12 ok, 2 busy, 1 timed out; distance 1.2 %",
+        "12.3 MB sent, 11 MB received; all-reduce would have sent 99 MB",
+        "number 4, at 2.4 M tokens of the swarm",
+    ):
+        assert fact in out, fact
+
+
+def test_the_view_on_a_terminal_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    console = Console(width=120, force_terminal=True, color_system=None)
+    console.print(views.status_view(as_json(sample_summary())))
+    out = capsys.readouterr().out
+    for name, line in views.facts(as_json(sample_summary())):
+        assert name in out
+        assert all(word in out for word in line.split()), line
+
+
+def test_peers_shows_whole_ids_and_marks_this_node(peerlm: Cli, daemon: FakeDaemon) -> None:
+    lines = peerlm("peers", "--state", daemon.layout.root).out.splitlines()
+    assert lines[1].startswith("01" * 16 + "*")
+    assert "dead" in lines[2]
+
+
+def test_why_prints_each_reason(peerlm: Cli, daemon: FakeDaemon) -> None:
+    alone = sample_summary(participating=False, members=(member(1),), notes=("a note",))
+    daemon.answers["status"] = as_json(alone)
+    out = peerlm("why", "--state", daemon.layout.root).out
+    assert "this node is alone" in out
+    assert "a note" in out
+
+
+def test_what_is_wrong_is_shown() -> None:
+    troubled = as_json(
+        sample_summary(
+            worker_state="backing_off",
+            snapshot_error="disk full",
+            fetched_bytes=5_000_000,
+            fetch_total_bytes=10_000_000,
+            swarm_tokens_per_s=0.0,
+            address="",
+            nonfinite_steps=3,
+        )
+    )
+    text = "\n".join(views.plain_status(troubled))
+    for fact in (
+        "backing off; restarted 1 times",
+        "3 steps were not finite",
+        "fails: disk full",
+        "5 MB of 10 MB",
+        "time left unknown",
+        "not known yet",
+    ):
+        assert fact in text, fact
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (words.count(0), "0"),
+        (words.count(999), "999"),
+        (words.count(1234), "1.23 k"),
+        (words.count(20_000_000), "20 M"),
+        (words.size(512), "512 B"),
+        (words.size(1_500_000_000), "1.5 GB"),
+        (words.span(59), "59 s"),
+        (words.span(75), "1 min 15 s"),
+        (words.span(3600), "1 h"),
+        (words.span(200_000), "2 d 7 h"),
+        (words.share(0.00012), "0.012 %"),
+        (words.share(None), "–"),
+        (words.time_left(10, 10, 5.0), "budget reached"),
+        (words.counts({"ok": 0, "busy": 0}), "none yet"),
+    ],
+)
+def test_figures_are_short(given: str, text: str) -> None:
+    assert given == text
