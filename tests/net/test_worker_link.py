@@ -152,6 +152,7 @@ async def agree_from_first_to_last(corpus: list[Path]) -> None:
         await node.wait(events.WorkerDrained)
         taken = len(node.all_of(events.OuterStepped))
         assert len(node.all_of(events.BoundaryReached)) == taken
+        assert sum(fragment.version for fragment in node.fragments) == taken  # none was void
         node.link.evaluate(1, tokens=18)
         assert np.isfinite((await node.wait(events.Evaluated)).val_loss)
         node.link.stop(1)
