@@ -49,6 +49,7 @@ class Beliefs:
         self._book = book
         self._suspicions: dict[PeerId, Suspicion] = {}
         self._announced = False
+        self._doubters: dict[PeerId, None] = {}
         self._logs: list[Log] = []
         self.announce(record, now)
 
@@ -69,6 +70,11 @@ class Beliefs:
         """Whether our record changed since the last call."""
         announced, self._announced = self._announced, False
         return announced
+
+    def drain_doubters(self) -> list[PeerId]:
+        """Who holds a doubt of us and should hear at once what we are."""
+        doubters, self._doubters = list(self._doubters), {}
+        return doubters
 
     def drain_logs(self) -> list[Log]:
         logs, self._logs = self._logs, []
@@ -174,7 +180,7 @@ class Beliefs:
     def _on_suspect(self, rumor: Suspect, teller: PeerId, now: Instant) -> None:
         peer, accuser = PeerId(rumor.peer), PeerId(rumor.accuser)
         if peer == self.me:
-            self._refute(rumor, now)
+            self._refute(rumor, teller, now)
             return
         member = self.table.get(peer)
         if member is None or member.incarnation != (rumor.epoch, rumor.counter):
@@ -196,7 +202,7 @@ class Beliefs:
     def _on_dead(self, rumor: Dead, teller: PeerId, now: Instant) -> None:
         peer = PeerId(rumor.peer)
         if peer == self.me:
-            self._refute(rumor, now)
+            self._refute(rumor, teller, now)
             return
         member = self.table.get(peer)
         if member is None or member.incarnation != (rumor.epoch, rumor.counter):
@@ -214,14 +220,19 @@ class Beliefs:
         self._detector.forget(peer)
         self._rumors.drop(_verdict_subject(peer))
 
-    def _refute(self, rumor: Suspect | Dead, now: Instant) -> None:
+    def _refute(self, rumor: Suspect | Dead, teller: PeerId, now: Instant) -> None:
         """Somebody doubts the incarnation we are: be a later one. Doubts of earlier ones are
         answered by what we are, and of later ones nobody can have a record."""
-        if (rumor.epoch, rumor.counter) != self.us.incarnation or self.is_leaving:
+        doubted = (rumor.epoch, rumor.counter)
+        if doubted > self.us.incarnation or teller == self.me:
             return
-        self._detector.awareness.add(1)
-        self.announce(replace(self.us.record, counter=rumor.counter + 1), now)
-        self._log("warning", "refuted", accuser=short(rumor.accuser), counter=rumor.counter + 1)
+        if doubted == self.us.incarnation and not self.is_leaving:
+            self._detector.awareness.add(1)
+            self.announce(replace(self.us.record, counter=rumor.counter + 1), now)
+            accuser, counter = short(rumor.accuser), rumor.counter + 1
+            self._log("warning", "refuted", accuser=accuser, counter=counter)
+        if rumor.accuser == teller:
+            self._doubters[teller] = None
 
     def _outdo(self, theirs: NodeRecord, now: Instant) -> None:
         """A record of ours that is ahead of us: our memory was rolled back, or we have a double."""

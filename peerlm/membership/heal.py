@@ -63,7 +63,7 @@ class Healer:
         if self._isolated:
             return self._try_all(now, book, own)
         self._retry_s = self._profile.isolated_retry_s
-        self._due = after(now, self._profile.heal_interval_s)
+        self._due = after(now, self._profile.heal_interval_s * self._rng.uniform(0.8, 1.2))
         if self._rng.random() >= max(0.1, 3 / n_live):
             return []
         lost = self._lost(now, members, book, own)

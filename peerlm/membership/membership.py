@@ -147,8 +147,9 @@ class Membership:
 
     @property
     def goodbye_spread(self) -> bool:
-        """We have left, and told it as often as a rumor is told."""
-        return self._leaving and alive_subject(self.me) not in self._rumors
+        """We have left, and told it as often as a rumor is told, or nobody listens any more."""
+        told = alive_subject(self.me) not in self._rumors or not self._listeners()
+        return self._leaving and told
 
     def member(self, peer: PeerId) -> Member | None:
         return self._table.get(peer)
@@ -395,12 +396,8 @@ class Membership:
         ping = Ping(step.seq, self._ride(step.to))
         if step.way is Way.LINK:
             self._send(step.to, ping)
-            return
-        member, curve_key = self._table.get(step.to), self._curve_of(step.to)
-        assert member is not None, "a fresh probe of nobody"
-        assert curve_key is not None, "a fresh probe without a key"
-        record = member.record
-        self._effects.append(SendFresh(step.to, record.host, record.control_port, curve_key, ping))
+        else:
+            self._send_fresh(step.to, ping)
 
     def _ride(self, to: PeerId) -> tuple[Rumor, ...]:
         """Rumors for a probe or its answer. First of all what we hold against the reader itself,
@@ -473,15 +470,30 @@ class Membership:
     def _outcome(self) -> list[Effect]:
         """Every exit: what to do, and when we want to be woken. A new record of ours goes to all
         linked members at once: a refutation or a goodbye must not wait for its turn."""
-        if self._beliefs.drain_announced():
-            for peer in self._links:
-                self._send(peer, Gossip((self.myself,)))
+        told = list(self._links) if self._beliefs.drain_announced() else []
+        for peer in dict.fromkeys((*told, *self._beliefs.drain_doubters())):
+            self._tell(peer)
         if self._table.n_live == 0:
             self._healer.lonely(self._now)
         self._effects += self._beliefs.drain_logs()
         self._wanted = max(self.deadline(), self._now)
         effects, self._effects = self._effects, []
         return effects
+
+    def _tell(self, peer: PeerId) -> None:
+        """Our record, by whatever way there is: who holds us dead has closed its link with us."""
+        message = Gossip((self.myself,))
+        if self.is_linked(peer) or not self.can_dial(peer):
+            self._send(peer, message)
+        else:
+            self._send_fresh(peer, message)
+
+    def _send_fresh(self, peer: PeerId, message: Message) -> None:
+        member, curve_key = self._table.get(peer), self._curve_of(peer)
+        assert member is not None, "a fresh connection to nobody"
+        assert curve_key is not None, "a fresh connection without a key"
+        record = member.record
+        self._effects.append(SendFresh(peer, record.host, record.control_port, curve_key, message))
 
     def _send(self, peer: PeerId, message: Message) -> None:
         self._effects.append(Send(peer, message))

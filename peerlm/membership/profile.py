@@ -42,7 +42,8 @@ class Profile:
     """Time between two push-pulls with a random member, ± 20 %; multiplied by
     ceil(log2 N − 5) + 1 above 32 members. What rumors missed is repaired this late."""
     heal_interval_s: float = 10.0
-    """Each such time, with probability max(0.1, 3/N), one dead or unknown address is tried."""
+    """Each such time, ± 20 %, with probability max(0.1, 3/N), one dead or unknown address is tried.
+    Smaller heals a partition sooner and dials the dead more often."""
     isolated_retry_s: float = 1.0
     """A node without live members tries addresses this often; doubles with each fruitless pass."""
     isolated_retry_max_s: float = 30.0
