@@ -21,15 +21,23 @@ from __future__ import annotations
 
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from peerlm.config import Plan
 from peerlm.effects import CancelTransfer, Effect, Log, RunExchange, Send, ServeExchange
 from peerlm.events import ExchangeEnded, ExchangeServed
 from peerlm.mix import algorithms
 from peerlm.mix.codec import CODECS, WEIGHT_CODECS, choose_codecs, encoded_size
+from peerlm.mix.exchange_records import (
+    FragmentState,
+    Initiated,
+    Phase,
+    Served,
+    Standing,
+    Totals,
+    Wish,
+)
 from peerlm.mix.robust import ClipTracker, PeerScores
 from peerlm.swarm.sampler import Sampler
 from peerlm.types import FragmentId, Instant, PeerId, TransferId, after, short
@@ -57,100 +65,6 @@ WATCHDOG_S = 10.0
 REPLY_MEMORY_S = 30.0
 REPLY_MEMORY = 1024
 """How long, and how many, answered transfers are remembered, to answer a repeated request alike."""
-
-
-class Phase(StrEnum):
-    ASKING = "asking"
-    WAITING = "waiting"
-    MOVING = "moving"
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """What an outer step asks for: one exchange of `fragment`, and `further` ones after it."""
-
-    fragment: FragmentId
-    partners: tuple[PeerId, ...]
-    further: int = 0
-    tries: int = 0
-    tried: tuple[PeerId, ...] = ()
-    """Asked for this exchange, in vain."""
-    met: tuple[PeerId, ...] = ()
-    """Mixed with already in this outer step; not asked again."""
-
-
-@dataclass(slots=True)
-class Initiated:
-    """An exchange this node started."""
-
-    wish: Wish
-    phase: Phase
-    deadline: Instant
-    transfer: TransferId
-    peer: PeerId
-    codecs: tuple[str, str]
-    keys: tuple[bytes, bytes]
-
-    @property
-    def fragment(self) -> FragmentId:
-        return self.wish.fragment
-
-
-@dataclass(slots=True)
-class Served:
-    """An exchange a peer started and this node accepted."""
-
-    fragment: FragmentId
-    peer: PeerId
-    deadline: Instant
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What has become of all exchanges since the daemon started, for people and tests."""
-
-    initiated_ok: int
-    served_ok: int
-    busy: int
-    refused: int
-    timed_out: int
-    replayed: int
-    reasons: Mapping[str, int]
-    bytes_sent: int
-    bytes_received: int
-    clipped: int
-    clip_booked: float
-    """Norm of what clipping has kept back, summed over exchanges: how far Σφ may have bent."""
-
-
-@dataclass(slots=True)
-class Standing:
-    """What has to be known of this node to answer a request; kept up by `node`."""
-
-    active: bool = False
-    """It has state of this run's lineage."""
-    frozen: bool = True
-    """Its weights may not move: installing state, or settled for good."""
-    ramp: float = 1.0
-    """Share of the usual weight to be given to it; below 1 for its first outer steps."""
-    plan_hash: bytes = bytes(32)
-    tokens: int = 0
-    settling: bool = False
-    """At the budget: mix in fp32."""
-
-
-@dataclass(slots=True)
-class FragmentState:
-    """What exchanges have taught about one fragment."""
-
-    clip: ClipTracker
-    phi_norm: float = 0.0
-    version: int = 0
-    rounds: int = 0
-    distance: float | None = None
-    """Relative distance to partners: an average over recent exchanges."""
-    last: dict[PeerId, float] = field(default_factory=dict)
-    """Relative distance at the last exchange with each partner."""
 
 
 class Exchanges:
@@ -280,10 +194,11 @@ class Exchanges:
 
     def on_answer(self, peer: PeerId, answer: ExchangeAnswer, now: Instant) -> list[Effect]:
         exchange = self._initiated.get(TransferId(answer.transfer))
-        if exchange is None and answer.verdict == "accept":
-            # Too late: we asked somebody else. Without a word it would wait for our tensors.
-            return [Send(peer, ExchangeDone(answer.transfer, applied=False))]
-        if exchange is None or exchange.peer != peer or exchange.phase is Phase.WAITING:
+        if exchange is None or exchange.phase is Phase.WAITING:
+            # Too late: we have given it up. Without a word it would wait for our tensors.
+            done = Send(peer, ExchangeDone(answer.transfer, applied=False))
+            return [done] if answer.verdict == "accept" else []
+        if exchange.peer != peer:
             return []
         is_asking = exchange.phase is Phase.ASKING
         if answer.verdict == "accept":
@@ -383,7 +298,7 @@ class Exchanges:
         if verdict != "accept":
             self._reasons[f"answered {verdict}: {reason}"] += 1
             return [self._answer(peer, transfer, verdict, reason)]
-        self._withdraw_crossing(FragmentId(request.fragment))
+        self._withdraw_crossing(FragmentId(request.fragment), peer)
         return self._serve(peer, request, now)
 
     def _judge(self, peer: PeerId, request: ExchangeRequest, now: Instant) -> tuple[str, str]:
@@ -418,11 +333,14 @@ class Exchanges:
             return "accept", ""
         return "busy", "crossing" if crossing else "in exchange"
 
-    def _withdraw_crossing(self, fragment: FragmentId) -> None:
+    def _withdraw_crossing(self, fragment: FragmentId, peer: PeerId) -> None:
         holder = self._busy.get(fragment)
         if holder is not None:
             self._counts["crossed"] += 1
             self._release(holder, fragment)
+        for exchange in [e for e in self._initiated.values() if e.phase is Phase.WAITING]:
+            if exchange.fragment == fragment and exchange.peer == peer:
+                self._release(exchange.transfer, fragment)  # as good as our own
 
     def _serve(self, peer: PeerId, request: ExchangeRequest, now: Instant) -> list[Effect]:
         transfer, fragment = TransferId(request.transfer), FragmentId(request.fragment)

@@ -1,0 +1,552 @@
+"""Scenes of the exchange protocol, and a search for any order of events that breaks its promises."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from exchange_pool import SIZES, Pool, peer_id
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from peerlm.effects import CancelTransfer, RunExchange, Send, ServeExchange
+from peerlm.mix.codec import encoded_size
+from peerlm.mix.exchange import ASK_TIMEOUT_S, TRIES
+from peerlm.types import FragmentId, Instant
+from peerlm.wire.message import ExchangeAnswer, ExchangeDone, ExchangeRequest
+
+
+def the_request(pool: Any) -> ExchangeRequest:
+    (found,) = [m for _, _, m in pool.mail if isinstance(m, ExchangeRequest)]
+    return found
+
+
+def answers(effects: list[Any]) -> list[tuple[str, str]]:
+    return [
+        (e.message.verdict, e.message.reason)
+        for e in effects
+        if isinstance(e, Send) and isinstance(e.message, ExchangeAnswer)
+    ]
+
+
+# -------------------------------------------------------------------------------- the plain course
+
+
+def test_two_nodes_mix_a_fragment() -> None:
+    pool = Pool(2)
+    pool.start(1)
+    request = the_request(pool)
+    assert request.request_bytes == encoded_size("int8", SIZES[0])
+    pool.deliver()
+    serve = pool.site(2).running[request.transfer]
+    assert isinstance(serve, ServeExchange)
+    pool.deliver()
+    run = pool.site(1).running[request.transfer]
+    assert isinstance(run, RunExchange)
+    assert (run.key_up, run.key_down) == (serve.key_up, serve.key_down)
+    assert run.weight == serve.weight == 0.5
+    assert (run.codec_request, run.codec_reply) == ("int8", "int4")
+    pool.complete_all()
+    assert pool.site(1).machine.totals().initiated_ok == 1
+    assert pool.site(2).machine.totals().served_ok == 1
+    assert pool.site(1).machine.distance() == pytest.approx(0.05)
+    assert pool.locked() == []
+    assert pool.site(1).machine.deadline() is None
+
+
+def test_fragments_are_independent() -> None:
+    pool = Pool(2)
+    pool.start(1, 0)
+    pool.start(2, 1)
+    pool.start(1, 1)
+    assert len(pool.mail) == 3
+    pool.complete_all()
+    totals = [pool.site(i).machine.totals() for i in (1, 2)]
+    assert sum(t.initiated_ok for t in totals) == sum(t.served_ok for t in totals) == 2
+
+
+def test_a_busy_fragment_is_not_started_again() -> None:
+    pool = Pool(3)
+    pool.start(1)
+    pool.start(1)
+    assert len(pool.mail) == 1
+
+
+def test_further_exchanges_go_to_distinct_partners() -> None:
+    pool = Pool(4)
+    pool.start(1, count=3)
+    pool.complete_all()
+    met = [e.peer for e in pool.site(1).effects if isinstance(e, RunExchange)]
+    assert sorted(met) == [peer_id(i) for i in (2, 3, 4)]
+    assert pool.site(1).machine.totals().initiated_ok == 3
+
+
+def test_no_more_exchanges_than_partners() -> None:
+    pool = Pool(2)
+    pool.start(1, count=4)
+    pool.complete_all()
+    assert pool.site(1).machine.totals().initiated_ok == 1
+    assert pool.locked() == []
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_matching_pairs_both_ends(count: int) -> None:
+    pool = Pool(4, **{"mix.sampler": "matching"})
+    for number in (1, 2, 3, 4):
+        pool.start(number, count=count)
+    asked = {sender: to for sender, to, _ in pool.mail}
+    assert len(asked) == 4
+    assert all(asked[to] == sender for sender, to in asked.items())
+    pool.complete_all()
+    assert sum(pool.site(i).machine.totals().initiated_ok for i in (1, 2, 3, 4)) >= 2
+
+
+def test_nobody_to_mix_with_is_no_trouble() -> None:
+    pool = Pool(1)
+    pool.start(1)
+    assert pool.mail == []
+    pool = Pool(2)
+    pool.unreachable.add(peer_id(2))
+    pool.start(1)
+    assert pool.mail == []
+
+
+def test_a_plan_without_mixing_asks_nobody_and_refuses() -> None:
+    pool = Pool(2, **{"mix.algorithm": "local"})
+    pool.start(1)
+    assert pool.mail == []
+
+
+# ------------------------------------------------------------------------------ no for an answer
+
+
+def test_busy_sends_us_to_the_next_partner() -> None:
+    pool = Pool(3)
+    pool.start(1)
+    first = pool.mail[0][1]
+    pool.sites[first].machine.standing.active = False
+    pool.deliver()
+    pool.deliver()
+    assert pool.site(1).machine.totals().busy == 1
+    assert pool.site(1).machine.totals().reasons == {"busy: joining": 1}
+    assert pool.mail[0][1] not in (first, peer_id(1))
+    pool.complete_all()
+    assert pool.site(1).machine.totals().initiated_ok == 1
+
+
+def test_three_tries_and_the_round_is_given_up() -> None:
+    pool = Pool(5)
+    for site in pool.sites.values():
+        site.machine.standing.frozen = site.me != peer_id(1)
+    pool.start(1)
+    pool.deliver_all()
+    asked = [e for e in pool.site(1).effects if isinstance(e, Send)]
+    assert len({e.peer for e in asked}) == len(asked) == TRIES
+    assert pool.locked() == []
+
+
+def test_the_only_partner_is_asked_again_after_a_pause() -> None:
+    pool = Pool(2)
+    pool.site(2).machine.standing.frozen = True
+    pool.start(1)
+    pool.deliver_all()
+    assert pool.mail == []
+    deadline = pool.site(1).machine.deadline()
+    assert deadline is not None
+    assert 0.04 < deadline < 0.3
+    pool.site(2).machine.standing.frozen = False
+    pool.pass_time(1.0)
+    pool.complete_all()
+    assert pool.site(1).machine.totals().initiated_ok == 1
+
+
+def test_while_waiting_to_ask_again_the_partner_may_ask_us() -> None:
+    pool = Pool(2)
+    pool.site(2).machine.standing.frozen = True
+    pool.start(1)
+    pool.deliver_all()
+    pool.site(2).machine.standing.frozen = False
+    pool.start(2)
+    pool.complete_all()
+    assert pool.site(1).machine.totals().served_ok == 1
+    assert pool.site(1).machine.deadline() is None, "being mixed is as good"
+
+
+def test_a_waiting_retry_never_takes_a_lock_from_another_exchange() -> None:
+    pool = Pool(2)
+    pool.site(2).machine.standing.frozen = True
+    pool.start(1)
+    pool.deliver_all()
+    pool.site(2).machine.standing.frozen = False
+    pool.start(2)
+    pool.deliver()
+    assert pool.site(1).running
+    pool.pass_time(1.0)
+    assert len(pool.site(1).running) == 1
+    assert not [m for _, to, m in pool.mail if to == peer_id(2) and isinstance(m, ExchangeRequest)]
+
+
+def test_silence_sends_us_to_the_next_partner_and_frees_the_silent_one() -> None:
+    pool = Pool(3)
+    pool.start(1)
+    transfer, silent = the_request(pool).transfer, pool.mail[0][1]
+    pool.deliver()  # the answer is lost
+    pool.mail.clear()
+    pool.pass_time(ASK_TIMEOUT_S + 0.1)
+    assert pool.site(1).machine.totals().timed_out == 1
+    assert pool.sites[silent].running
+    pool.deliver_all()
+    assert transfer not in pool.sites[silent].running
+    pool.complete_all()
+    assert pool.site(1).machine.totals().initiated_ok == 1
+    assert pool.locked() == []
+
+
+def test_an_acceptance_that_comes_too_late_frees_the_responder() -> None:
+    pool = Pool(2)
+    pool.start(1)
+    pool.deliver()
+    late = pool.mail.pop()
+    pool.pass_time(ASK_TIMEOUT_S + 0.1)
+    pool.mail = [late]
+    pool.deliver_all()
+    assert not pool.site(2).running
+    assert not pool.site(1).running
+
+
+def test_a_failing_partner_is_avoided_while_others_are_there() -> None:
+    pool = Pool(3)
+    pool.start(1)
+    bad = pool.mail[0][1]
+    pool.mail.clear()
+    pool.pass_time(ASK_TIMEOUT_S + 0.1)
+    pool.complete_all()
+    for _ in range(6):
+        pool.start(1)
+        assert pool.mail[0][1] != bad
+        pool.complete_all()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"plan_hash": b"x" * 32}, "plan"),
+        ({"fragment": 2}, "no fragment 2"),
+        ({"codec_request": "int4"}, "codec"),
+        ({"codec_request": "zip"}, "codec"),
+        ({"codec_reply": "topk"}, "codec"),
+        ({"request_bytes": 5}, "size"),
+        ({"codec_request": "fp32"}, "size"),
+    ],
+)
+def test_a_wrong_request_is_refused_and_locks_nothing(
+    change: dict[str, object], reason: str
+) -> None:
+    pool = Pool(2)
+    pool.start(1)
+    sender, to, request = pool.mail.pop()
+    pool.mail.append((sender, to, dataclasses.replace(request, **change)))
+    assert answers(pool.deliver()) == [("refuse", reason)]
+    assert not pool.site(2).running
+    assert not pool.site(2).machine.is_busy(FragmentId(0))
+
+
+def test_a_flood_of_requests_is_refused_at_some_point() -> None:
+    pool = Pool(2)
+    pool.start(1)
+    sender, to, request = pool.mail.pop()
+    said = []
+    for number in range(100):
+        flood = dataclasses.replace(request, transfer=bytes([number]) * 16)
+        pool.mail = [(sender, to, flood)]
+        said += answers(pool.deliver())
+    assert said[0] == ("accept", "")
+    assert said[1] == ("busy", "in exchange")
+    assert said[-1] == ("refuse", "rate")
+    pool.mail.clear()
+    pool.pass_time(30.0)
+    assert pool.locked() == []
+
+
+# --------------------------------------------------------------------------- crossing and replays
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("answers_first", [True, False])
+def test_of_crossing_requests_exactly_one_survives(
+    order: tuple[int, int], answers_first: bool
+) -> None:
+    pool = Pool(2)
+    pool.start(1)
+    pool.start(2)
+    if order == (1, 0):
+        pool.mail.reverse()
+    if answers_first:
+        pool.deliver()
+        pool.deliver(1)
+        pool.deliver_all()
+    else:
+        pool.deliver_all()
+    (run,) = pool.site(1).running.values()
+    (serve,) = pool.site(2).running.values()
+    assert isinstance(run, RunExchange), "the lower id's request wins"
+    assert isinstance(serve, ServeExchange)
+    assert run.transfer == serve.transfer
+    pool.complete_all()
+    assert pool.locked() == []
+    assert pool.site(2).machine.deadline() is None, "being mixed is as good"
+
+
+def test_a_replayed_request_is_answered_without_a_second_effect() -> None:
+    pool = Pool(2)
+    pool.start(1)
+    pool.deliver(keep=True)
+    request = pool.mail[0]
+    effects = pool.deliver(keep=True)
+    assert answers(effects) == [("accept", "seen before")]
+    assert not any(isinstance(e, ServeExchange) for e in effects)
+    pool.mail = [m for m in pool.mail if m != request]
+    pool.complete_all()
+    pool.mail = [request]
+    effects = pool.deliver()
+    assert answers(effects) == [("accept", "seen before")]
+    pool.complete_all()
+    assert pool.site(2).machine.totals().served_ok == 1
+    assert pool.site(2).machine.totals().replayed == 2
+    assert pool.locked() == []
+
+
+def test_a_request_that_was_given_up_has_no_effect_when_it_comes_again() -> None:
+    pool = Pool(2)
+    pool.start(1)
+    request = pool.mail[0]
+    pool.deliver()
+    pool.mail.clear()
+    pool.pass_time(ASK_TIMEOUT_S + 0.1)
+    pool.deliver_all()
+    pool.mail = [request]
+    assert not any(isinstance(e, ServeExchange) for e in pool.deliver())
+
+
+def test_nobody_can_answer_or_end_for_another() -> None:
+    pool = Pool(3)
+    pool.start(1)
+    request, asked = the_request(pool), pool.mail[0][1]
+    other = next(p for p in (peer_id(2), peer_id(3)) if p != asked)
+    pool.mail.insert(0, (other, peer_id(1), ExchangeAnswer(request.transfer, "accept", "", 1.0)))
+    pool.deliver()
+    assert not pool.site(1).running
+    pool.deliver()
+    pool.mail.insert(0, (other, asked, ExchangeDone(request.transfer, applied=False)))
+    pool.deliver()
+    assert pool.sites[asked].running
+
+
+# -------------------------------------------------------------------------------- ends of all kinds
+
+
+def test_a_lost_reply_is_counted_and_tried_elsewhere() -> None:
+    pool = Pool(3)
+    pool.start(1)
+    pool.deliver_all()
+    (transfer,) = pool.site(1).running
+    pool.complete(transfer, reply_lost=True)
+    assert pool.site(1).machine.totals().timed_out == 1
+    pool.complete_all()
+    assert pool.site(1).machine.totals().initiated_ok == 1
+    assert pool.locked() == []
+
+
+def test_a_reply_that_fails_a_gate_excludes_its_sender() -> None:
+    pool = Pool(2)
+    pool.start(1)
+    pool.deliver_all()
+    (transfer,) = pool.site(1).running
+    pool.finish(peer_id(1), transfer, "refused", "norm")
+    pool.complete_all()
+    pool.pass_time(2.0)
+    pool.start(1)
+    assert pool.mail == []
+    pool.start(2)
+    assert answers(pool.deliver()) == [("refuse", "excluded")]
+    pool.mail.clear()
+    pool.pass_time(700.0)
+    pool.mail.clear()
+    pool.start(1)
+    assert pool.mail
+
+
+def test_tensors_that_fail_a_gate_are_told_to_the_initiator_at_once() -> None:
+    pool = Pool(3)
+    pool.start(1)
+    first = pool.mail[0][1]
+    pool.deliver_all()
+    (transfer,) = pool.site(1).running
+    pool.finish(first, transfer, "refused", "not finite")
+    effects = pool.deliver()
+    assert CancelTransfer(transfer) in effects
+    assert pool.site(1).machine.totals().reasons == {"refused: not finite": 1}
+    pool.complete_all()
+    assert pool.site(1).machine.totals().initiated_ok == 1
+
+
+def test_a_driver_that_forgets_an_exchange_is_noticed() -> None:
+    pool = Pool(2)
+    pool.start(1)
+    pool.deliver_all()
+    for site in pool.sites.values():
+        site.running.clear()
+    pool.pass_time(60.0)
+    pool.mail.clear()
+    pool.pass_time(60.0)
+    assert pool.locked() == []
+    assert "served watchdog" in pool.site(2).machine.totals().reasons
+
+
+def test_a_peer_that_is_gone_frees_what_was_with_it() -> None:
+    pool = Pool(3)
+    pool.start(1, 0)
+    gone = pool.mail[0][1]
+    pool.deliver_all()
+    effects = pool.site(1).machine.peer_gone(gone, Instant(pool.now))
+    pool.carry(peer_id(1), effects)
+    assert any(isinstance(e, CancelTransfer) for e in effects)
+    assert pool.mail[-1][1] != gone, "the other one is asked instead"
+    pool.sites[gone].running.clear()
+    pool.carry(gone, pool.sites[gone].machine.peer_gone(peer_id(1), Instant(pool.now)))
+    pool.complete_all()
+    pool.pass_time(5.0)
+    assert pool.locked() == []
+
+
+def test_a_peer_that_is_gone_is_not_asked_again_after_the_pause() -> None:
+    pool = Pool(2)
+    pool.site(2).machine.standing.frozen = True
+    pool.start(1)
+    pool.deliver_all()
+    pool.carry(peer_id(1), pool.site(1).machine.peer_gone(peer_id(2), Instant(pool.now)))
+    pool.pass_time(2.0)
+    assert pool.mail == []
+    assert pool.locked() == []
+
+
+@pytest.mark.parametrize("who", [1, 2])
+def test_freezing_stops_everything_and_tells_the_other_side(who: int) -> None:
+    pool = Pool(2)
+    pool.start(1, 0)
+    pool.deliver_all()
+    pool.start(1, 1)
+    pool.carry(peer_id(who), pool.site(who).machine.freeze(Instant(pool.now)))
+    assert not pool.site(who).running
+    pool.deliver_all()
+    pool.pass_time(2.0)
+    assert not pool.site(1).running
+    assert not pool.site(2).running
+    assert not pool.site(who).machine.is_busy(FragmentId(0))
+    pool.mail.clear()
+    pool.start(who)
+    assert pool.mail == []
+    pool.pass_time(20.0)
+    pool.mail.clear()
+    pool.start(3 - who)
+    assert answers(pool.deliver()) == [("busy", "frozen")]
+
+
+def test_settling_mixes_in_fp32_and_nearness_asks_for_finer_codecs() -> None:
+    pool = Pool(2)
+    pool.site(1).machine.standing.settling = True
+    pool.start(1)
+    assert (the_request(pool).codec_request, the_request(pool).codec_reply) == ("fp32", "fp32")
+    pool = Pool(2)
+    pool.site(1).machine.fragments[0].distance = 1e-3
+    pool.start(1)
+    assert the_request(pool).codec_request == "fp16"
+
+
+def test_a_newcomer_is_given_less_weight() -> None:
+    pool = Pool(2)
+    pool.site(1).machine.standing.ramp = 1 / 3
+    pool.start(1)
+    pool.deliver_all()
+    (run,), (serve,) = pool.site(1).running.values(), pool.site(2).running.values()
+    assert run.weight == 0.5, "the newcomer is pulled with full weight"
+    assert serve.weight == pytest.approx(0.5 / 3), "and pulls with little"
+
+
+# ------------------------------------------------------------------------------ any order of things
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Some nodes, a pool of messages that arrive in any order, twice or never, drivers that fail."""
+
+    @initialize(n=st.integers(2, 4), matching=st.booleans(), seed=st.integers(0, 1000))
+    def begin(self, n: int, matching: bool, seed: int) -> None:
+        self.pool = Pool(n, seed, **{"mix.sampler": "matching" if matching else "uniform"})
+        self.n = n
+
+    @rule(number=st.integers(1, 4), fragment=st.integers(0, 1), count=st.integers(1, 3))
+    def start(self, number: int, fragment: int, count: int) -> None:
+        self.pool.start(1 + number % self.n, fragment, count)
+
+    @precondition(lambda self: self.pool.mail)
+    @rule(index=st.integers(0, 100), keep=st.booleans())
+    def deliver(self, index: int, keep: bool) -> None:
+        self.pool.deliver(index % len(self.pool.mail), keep=keep)
+
+    @precondition(lambda self: self.pool.mail)
+    @rule(index=st.integers(0, 100))
+    def lose(self, index: int) -> None:
+        self.pool.mail.pop(index % len(self.pool.mail))
+
+    @precondition(lambda self: any(s.running for s in self.pool.sites.values()))
+    @rule(
+        pick=st.integers(0, 100), outcome=st.sampled_from(["ok", "ok", "lost", "refused", "gone"])
+    )
+    def driver(self, pick: int, outcome: str) -> None:
+        running = [(s.me, t) for s in self.pool.sites.values() for t in s.running]
+        me, transfer = running[pick % len(running)]
+        if outcome == "gone":
+            del self.pool.sites[me].running[transfer]
+        else:
+            self.pool.finish(me, transfer, outcome, "why")
+
+    @rule(seconds=st.sampled_from([0.01, 0.2, 1.0, 4.0, 40.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.pool.pass_time(seconds)
+
+    @rule(number=st.integers(1, 4), other=st.integers(1, 4))
+    def peer_gone(self, number: int, other: int) -> None:
+        me, peer = peer_id(1 + number % self.n), peer_id(1 + other % self.n)
+        if me != peer:
+            machine = self.pool.sites[me].machine
+            self.pool.carry(me, machine.peer_gone(peer, Instant(self.pool.now)))
+
+    @rule(number=st.integers(1, 4), thaw=st.booleans())
+    def freeze(self, number: int, thaw: bool) -> None:
+        me = peer_id(1 + number % self.n)
+        machine = self.pool.sites[me].machine
+        self.pool.carry(me, machine.freeze(Instant(self.pool.now)))
+        machine.standing.frozen = not thaw
+
+    @invariant()
+    def promises_hold(self) -> None:
+        for site in getattr(self, "pool", Pool(0)).sites.values():
+            site.machine.check()
+            fragments = [e.fragment for e in site.running.values()]
+            assert len(fragments) == len(set(fragments)), "two exchanges on one fragment"
+
+    def teardown(self) -> None:
+        """The network is well again and time passes: everything ends unlocked."""
+        if not hasattr(self, "pool"):
+            return
+        for _ in range(12):
+            self.pool.complete_all()
+            self.pool.pass_time(10.0)
+        assert self.pool.locked() == []
+        assert not any(site.machine.deadline() for site in self.pool.sites.values())
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
