@@ -183,7 +183,7 @@ async def _live(
                 home.keys.peer_id,
                 driver.keeping.corpus_paths,
                 threads=_threads(home.settings),
-                first_pass=epoch % (1 << 31),
+                first_pass=epoch,
             )
         )
         driver.transfers = Transfers(
@@ -240,7 +240,7 @@ async def _listen(
         download_bytes_s=network.download_bytes_s,
         or_free=or_free,
     )
-    stack.callback(driver.bulk.close)
+    stack.push_async_callback(driver.bulk.close)
     host = advertised_host(network, seeds)
     return Ports(host, driver.introduction.port, driver.links.port, driver.bulk.port)
 

@@ -141,7 +141,12 @@ class Transfers:
     async def _serve_exchange(self, e: ServeExchange) -> None:
         try:
             request = await self._bulk.expect(
-                e.transfer, e.request_bytes, e.key_up, e.progress_timeout_s, e.timeout_s
+                e.transfer,
+                e.request_bytes,
+                e.key_up,
+                e.key_down,
+                e.progress_timeout_s,
+                e.timeout_s,
             )
         except PeerlmError as error:
             self._post(events.ExchangeServed(e.transfer, "lost", _reason(error)))
@@ -165,9 +170,7 @@ class Transfers:
             return
         self._moved(e.fragment)
         try:
-            await self._bulk.reply(
-                e.transfer, result.payload, e.key_down, e.progress_timeout_s, e.timeout_s
-            )
+            await self._bulk.reply(e.transfer, result.payload)
         except PeerlmError:
             pass  # our side is applied all the same; the peer may ask for the reply once more
         self._post(

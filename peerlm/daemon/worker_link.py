@@ -291,12 +291,11 @@ def _take_batch(slow: SlowFragment, generation: int, slot: Vector) -> Batch | No
 
 
 async def _insist(worker: WorkerProcess) -> None:
-    for harder in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            async with asyncio.timeout(STOP_PATIENCE_S):
-                await worker.closed.wait()
-        except TimeoutError:
-            worker.signal(harder)
+    try:
+        async with asyncio.timeout(STOP_PATIENCE_S):
+            await worker.closed.wait()
+    except TimeoutError:
+        worker.signal(signal.SIGKILL)
 
 
 def _ending(status: int) -> str:

@@ -383,10 +383,11 @@ class Node:
 
     def _wind_up(self, now: Instant) -> list[Effect]:
         assert self._leaving_since is not None
-        overdue = now - self._leaving_since > LEAVE_S_MAX
+        took_s = now - self._leaving_since
+        overdue = took_s > LEAVE_S_MAX
         if self._goodbye_at is None:
-            if not (self.work.has_wound_up or now - self._leaving_since > LEAVE_S_MAX / 2):
-                return self.work.wind_up(now)
+            if not (self.work.has_wound_up or overdue):
+                return self.work.wind_up(now, overdue=took_s > LEAVE_S_MAX / 2)
             self._goodbye_at = now
             return self.company.leave(now)
         alone = not self.company.membership.live_peers()

@@ -317,10 +317,10 @@ class Work:
         return [SteerWorker(self.supervision.generation, training, self.seen.swarm_tokens, members)]
 
     def _evaluate(self, now: Instant) -> list[Effect]:
-        jitter = self._rng.uniform(0.9, 1.1)
-        self._evaluate_due = after(now, self.plan.train.val_every_s * jitter)
         if self._evaluating or self.supervision.state != "running":
             return []
+        jitter = self._rng.uniform(0.9, 1.1)
+        self._evaluate_due = after(now, self.plan.train.val_every_s * jitter)
         self._evaluating = True
         return [EvaluateSlow(self.supervision.generation, self.seen.swarm_tokens)]
 
@@ -451,7 +451,7 @@ class Work:
         self.supervision.exited(event.error, wanted, now)
         self.tokens_per_s, self._evaluating = 0.0, False
         self._boundaries = 0
-        if self.phase is Phase.DRAINING:
+        if self.phase in (Phase.DRAINING, Phase.LEAVING):
             self._drained = True
         if self.phase is Phase.INSTALLING and not self.installed:
             # A worker that was to make the initial weights: seek again, then try again.
@@ -576,9 +576,10 @@ class Work:
         `has_wound_up`."""
         return [*self._enter(Phase.LEAVING, now), *self._drain(now)]
 
-    def wind_up(self, now: Instant) -> list[Effect]:
-        """Once the worker has handed in its progress, freeze and write a last snapshot."""
-        if not self._drained or self._last_snapshot != "":
+    def wind_up(self, now: Instant, *, overdue: bool) -> list[Effect]:
+        """Once the worker has handed in its progress, or too long has gone by, freeze and write a
+        last snapshot."""
+        if not (self._drained or overdue) or self._last_snapshot != "":
             return []
         if not self.installed:
             self._last_snapshot = "none"

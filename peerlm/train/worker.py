@@ -33,7 +33,9 @@ def main(arguments: list[str]) -> int:
     connection, memory, parent = (int(argument) for argument in arguments)
     if not die_with(parent):
         return 0
+    # A terminal's Ctrl-C and a service manager's SIGTERM reach the whole group: the daemon decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.nice(NICENESS)
     os.set_inheritable(connection, False)
     os.set_inheritable(memory, False)
