@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 
 import click
@@ -139,6 +138,8 @@ def bare(address: str) -> str:
 
 def _address_by_settings(layout: Layout) -> str:
     from peerlm.cli.settings_text import read_node_settings
+    from peerlm.daemon.address import advertised_host
+    from peerlm.membership.address_book import address_of
 
     network = read_node_settings(layout).network
     if network.port == 0:
@@ -146,18 +147,4 @@ def _address_by_settings(layout: Layout) -> str:
             "the port is not known before the node runs (network.port = 0): start it with `peerlm up`, "
             "or say --address HOST:PORT"
         )
-    host, colon, port = bare(network.advertise).rpartition(":")
-    if colon and port.isdigit() and (":" not in host or host.endswith("]")):
-        return bare(network.advertise)
-    host = bare(network.advertise) or network.host or _outgoing_address()
-    return f"[{host}]:{network.port}" if ":" in host else f"{host}:{network.port}"
-
-
-def _outgoing_address() -> str:
-    """This machine's address on the interface that leads out. Sends nothing."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
+    return bare(address_of(advertised_host(network, ()), network.port))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -22,24 +23,50 @@ FOLLOW_S = 0.25
 @click.option(
     "-n", "--lines", type=click.IntRange(0), default=50, show_default=True, help="Last lines shown."
 )
+@click.option(
+    "--json", "as_json", is_flag=True, help="Entries as they are kept, one object a line."
+)
 @state_option
-def logs(layout: Layout, follow: bool, lines: int) -> None:
-    """Show the last lines of the node's log.
+def logs(layout: Layout, follow: bool, lines: int, as_json: bool) -> None:
+    """Show the last lines of the node's log: what happened, when (UTC), with its figures.
 
     \b
     Examples:
       peerlm logs
       peerlm logs -n 500
       peerlm logs -f
+      peerlm logs -n 1000 --json | jq 'select(.level != "info")'
     """
     require_node(layout)
     if not layout.log.exists() and not follow:
         raise StateError(f"{layout.log}: nothing yet; the daemon has not run here")
     tail, end = last_lines(layout.log, lines)
-    click.echo(tail, nl=False)
+    show = _echo if as_json else _echo_readable
+    show(tail)
     if follow:
         for more in _written_after(layout.log, end):
-            click.echo(more, nl=False)
+            show(more)
+
+
+def _echo(entries: bytes) -> None:
+    click.echo(entries, nl=False)
+
+
+def _echo_readable(entries: bytes) -> None:
+    for line in entries.decode(errors="replace").splitlines():
+        click.echo(readable(line))
+
+
+def readable(line: str) -> str:
+    """A log entry for people; what is no entry stays as it is."""
+    try:
+        entry = json.loads(line)
+        moment, level, event = entry.pop("time"), entry.pop("level"), entry.pop("event")
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return line
+    moment = str(moment)[:19].replace("T", " ")
+    fields = "".join(f" {name}={value}" for name, value in entry.items() if value != "")
+    return f"{moment} {'' if level == 'info' else f'{level}: '}{event}{fields}"
 
 
 def last_lines(path: Path, count: int) -> tuple[bytes, int]:
@@ -58,15 +85,17 @@ def last_lines(path: Path, count: int) -> tuple[bytes, int]:
 
 
 def _written_after(path: Path, position: int) -> Iterator[bytes]:
-    """What is appended from now on; a file that was replaced or cut is read from its start."""
+    """Whole lines appended from now on; a file that was replaced or cut is read from its start."""
     while True:
+        lines = b""
         if path.exists():
             with path.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
-                file.seek(position if size >= position else 0)
-                if more := file.read(BLOCK_BYTES):
-                    yield more
-                position = file.tell()
-            if len(more) == BLOCK_BYTES:
-                continue
-        time.sleep(FOLLOW_S)
+                position = file.seek(position if size >= position else 0)
+                lines = file.read(BLOCK_BYTES)
+            lines = lines[: lines.rfind(b"\n") + 1]
+            position += len(lines)
+        if lines:
+            yield lines
+        else:
+            time.sleep(FOLLOW_S)

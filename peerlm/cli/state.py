@@ -79,16 +79,15 @@ def read_run(layout: Layout) -> RunHere:
         StateError: no node here, or its chain is damaged.
     """
     from peerlm.errors import AuthError
-    from peerlm.identity import canonical, chain, files
+    from peerlm.identity import chain, files
 
     require_node(layout)
     links = files.read_chain_file(layout.root)
     if not links:
         raise StateError(f"{layout.chain}: missing; put back a copy of it, or join again")
     try:
-        body, _ = canonical.decode(links[0], chain.LINK_BYTES_MAX, "invite")
-        _, run_id, root_public_key, *_ = canonical.decode(body, chain.LINK_BYTES_MAX, "invite")
-        verified = chain.read_chain(links, root_public_key, RunId(run_id))
-    except (AuthError, TypeError, ValueError) as error:
+        run_id, root_public_key = chain.claimed_run(links)
+        verified = chain.read_chain(links, root_public_key, run_id)
+    except AuthError as error:
         raise StateError(f"{layout.chain}: damaged: {error}; put back a copy of it") from None
-    return RunHere(RunId(run_id), root_public_key, verified.peer_id)
+    return RunHere(run_id, root_public_key, verified.peer_id)

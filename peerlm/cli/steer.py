@@ -45,12 +45,12 @@ def resume(layout: Layout) -> None:
     click.echo("resumed")
 
 
-@click.command(short_help="End the daemon; it stays a member and may come back.")
+@click.command(short_help="End the daemon cleanly.")
 @state_option
 def stop(layout: Layout) -> None:
-    """Have the daemon write a snapshot and end; `peerlm up` goes on from there.
+    """Have the daemon hand in the worker's progress, write a snapshot, say goodbye and end.
 
-    Returns when it has ended. To the others the node is dead until it comes back.
+    Returns when it has ended. `peerlm up` goes on from there; SIGTERM and Ctrl-C do the same.
 
     \b
     Example:
@@ -60,13 +60,13 @@ def stop(layout: Layout) -> None:
     click.echo("stopped")
 
 
-@click.command(short_help="Leave the swarm, then end the daemon.")
+@click.command(short_help="Leave the swarm and end the daemon.")
 @state_option
 def leave(layout: Layout) -> None:
-    """Tell the swarm that this node leaves, then end the daemon as `peerlm stop` does.
+    """Leave the swarm: as `peerlm stop`, for a machine that is not meant to come back.
 
-    The others stop looking for it at once. Its folder stays: `peerlm up` brings it back, `peerlm rm`
-    removes it.
+    The others stop looking for it at once. Its folder stays until `peerlm rm`; `peerlm up` would
+    bring the node back.
 
     \b
     Example:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peerlm.daemon import control
-from peerlm.node.status import MemberSummary, Summary
+from peerlm.node.status import MemberSummary, Summary, as_json
 from peerlm.store.disk import Layout
 from peerlm.types import PeerId, RunId
 
@@ -149,3 +149,8 @@ def sample_summary(**changes: Any) -> Summary:
         ),
         **changes,
     )
+
+
+def answer_of(summary: Summary) -> dict[str, Any]:
+    """What the daemon's `status` gives: the node's summary, and its process."""
+    return as_json(summary) | {"daemon": {"pid": 7, "rss_mb": 63.4, "loop_lag_p99_ms": 1.5}}

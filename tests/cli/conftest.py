@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from peerlm.cli.main import main
-from peerlm.node.status import as_json
 from peerlm.store.disk import Layout
 
 sys.path.append(str(Path(__file__).parent))
 
-from cli_scene import SMALL, Cli, FakeDaemon, Outcome, sample_summary, serving
+from cli_scene import SMALL, Cli, FakeDaemon, Outcome, answer_of, sample_summary, serving
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +53,7 @@ def founded(_founded: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def daemon(founded: Path) -> Iterator[FakeDaemon]:
-    fake = FakeDaemon(Layout(founded), [], {"status": as_json(sample_summary())})
+    fake = FakeDaemon(Layout(founded), [], {"status": answer_of(sample_summary())})
 
     async def handle(command: str, args: dict[str, Any]) -> dict[str, Any]:
         fake.asked.append((command, args))

@@ -11,10 +11,9 @@ from typing import Any
 
 import jsonschema
 import pytest
-from cli_scene import Cli, FakeDaemon, member, sample_summary
+from cli_scene import Cli, FakeDaemon, answer_of, member, sample_summary
 
 from peerlm.cli import views, words
-from peerlm.node.status import as_json
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads(resources.files("peerlm.observe").joinpath("status.schema.json").read_text())
@@ -39,11 +38,11 @@ def objects_of(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def test_what_a_node_says_fits_the_schema() -> None:
-    jsonschema.validate(as_json(sample_summary()), SCHEMA)
+    jsonschema.validate(answer_of(sample_summary()), SCHEMA)
     newborn = sample_summary(
         loss=None, val_loss=None, consensus_distance=None, members=(), address="", phase="seeking"
     )
-    jsonschema.validate(as_json(newborn), SCHEMA)
+    jsonschema.validate(answer_of(newborn), SCHEMA)
 
 
 def test_the_schema_allows_nothing_more_and_nothing_less() -> None:
@@ -53,7 +52,7 @@ def test_the_schema_allows_nothing_more_and_nothing_less() -> None:
             assert schema["additionalProperties"] is False
             assert schema["required"] == list(schema["properties"])
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**as_json(sample_summary()), "mood": "fine"}, SCHEMA)
+        jsonschema.validate({**answer_of(sample_summary()), "mood": "fine"}, SCHEMA)
 
 
 def test_every_key_is_explained_once() -> None:
@@ -89,9 +88,9 @@ def test_the_view_on_a_terminal_says_the_same(capsys: pytest.CaptureFixture[str]
     from rich.console import Console
 
     console = Console(width=120, force_terminal=True, color_system=None)
-    console.print(views.status_view(as_json(sample_summary())))
+    console.print(views.status_view(answer_of(sample_summary())))
     out = capsys.readouterr().out
-    for name, line in views.facts(as_json(sample_summary())):
+    for name, line in views.facts(answer_of(sample_summary())):
         assert name in out
         assert all(word in out for word in line.split()), line
 
@@ -104,14 +103,14 @@ def test_peers_shows_whole_ids_and_marks_this_node(peerlm: Cli, daemon: FakeDaem
 
 def test_why_prints_each_reason(peerlm: Cli, daemon: FakeDaemon) -> None:
     alone = sample_summary(participating=False, members=(member(1),), notes=("a note",))
-    daemon.answers["status"] = as_json(alone)
+    daemon.answers["status"] = answer_of(alone)
     out = peerlm("why", "--state", daemon.layout.root).out
     assert "this node is alone" in out
     assert "a note" in out
 
 
 def test_what_is_wrong_is_shown() -> None:
-    troubled = as_json(
+    troubled = answer_of(
         sample_summary(
             worker_state="backing_off",
             snapshot_error="disk full",
