@@ -17,9 +17,9 @@ SMALL = {"dim": 16, "heads": 4, "kv_heads": 2, "hidden": 24, "context": 8}
 MODELS = {
     "attention tied": ModelSection(blocks=("attention", "feedforward") * 2, **SMALL),
     "attention untied": ModelSection(blocks=("attention", "feedforward"), tied=False, **SMALL),
-    "gru": ModelSection(blocks=("recurrent", "feedforward"), **SMALL),
+    "gru": ModelSection(blocks=("recurrent", "feedforward"), cell="gru", **SMALL),
     "lstm untied": ModelSection(blocks=("recurrent",) * 2, cell="lstm", tied=False, **SMALL),
-    "hybrid": ModelSection(blocks=("recurrent", "attention", "feedforward"), **SMALL),
+    "hybrid": ModelSection(blocks=("recurrent", "attention", "feedforward"), cell="gru", **SMALL),
 }
 
 
