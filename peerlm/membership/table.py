@@ -7,6 +7,7 @@ made room by forgetting the oldest dead.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ from peerlm.membership.member import Member, State, precedence
 from peerlm.membership.profile import Profile
 from peerlm.types import Instant, PeerId
 from peerlm.wire.message import NodeRecord
+
+CHANGES_MAX = 8192
+"""Changes kept for a reader; one that never reads loses the oldest and still has the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Table:
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
         self._members: dict[PeerId, Member] = {}
-        self._changes: list[MemberChanged] = []
+        self._changes: deque[MemberChanged] = deque(maxlen=CHANGES_MAX)
         self._checked: dict[PeerId, tuple[int, bool, int]] = {}
         self.n_live = 0
 
@@ -84,7 +88,8 @@ class Table:
 
     def drain_changes(self) -> list[MemberChanged]:
         """Changes since the last call, in order."""
-        drained, self._changes = self._changes, []
+        drained = list(self._changes)
+        self._changes.clear()
         return drained
 
     def check(self) -> None:
