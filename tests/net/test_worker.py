@@ -23,7 +23,7 @@ from peerlm.train.shared import SharedMemory
 from peerlm.types import FragmentId
 from tests.net.tiny_run import FRAGMENTS, ME, PLAN, settings, shards
 
-pytestmark = pytest.mark.net
+pytestmark = [pytest.mark.net, pytest.mark.timeout(60)]
 M = TypeVar("M", bound=Message)
 MODULE = [sys.executable, "-m", "peerlm.train.worker"]
 
