@@ -255,7 +255,7 @@ class Exchanges:
             return done + self._further(exchange, now)
         if event.outcome == "refused":
             self._count("refused", event.reason)
-            self.scores.refused(exchange.peer, now)
+            self._distrust(exchange.peer, event.reason, now)
         elif event.outcome == "lost":
             self._count("timed_out", event.reason)
             self.scores.failed(exchange.peer, now)
@@ -377,7 +377,7 @@ class Exchanges:
             self.scores.succeeded(exchange.peer, now)
         elif event.outcome == "refused":
             self._reasons[f"answered refuse: {event.reason}"] += 1
-            self.scores.refused(exchange.peer, now)
+            self._distrust(exchange.peer, event.reason, now)
             log = Log(
                 "warning",
                 "exchange_refused",
@@ -552,6 +552,13 @@ class Exchanges:
         if event.clipped:
             self._counts["clipped"] += 1
             self._clip_booked += event.booked
+
+    def _distrust(self, peer: PeerId, reason: str, now: Instant) -> None:
+        """A gate held. Weights of another size can be an honest laggard's, all else cannot."""
+        if reason.startswith("norm"):
+            self.scores.misfit(peer, now)
+        else:
+            self.scores.refused(peer, now)
 
     def _clip_norm(self, fragment: FragmentId) -> float | None:
         state = self.fragments[fragment]

@@ -24,8 +24,9 @@ from peerlm.types import FragmentId, Instant, PeerId, after
 NORM_RATIO_MAX = 2.0
 """Weights whose norm is more than this many times ours, or less than its inverse, are refused."""
 
-SMALL_RMS = 1e-3
-"""Fragments below this rms per element count as this large, so that those which start at zero mix."""
+SMALL_RMS = 2e-2
+"""Fragments below this rms per element count as this large, so that those which start at zero, and
+grow tenfold within a few outer steps, mix while they do."""
 
 FIRST_CLIP = 0.2
 """τ as a share of |φ|, until `HISTORY_MIN` differences have been seen."""
@@ -95,6 +96,9 @@ EXCLUSION_MAX_S = 86_400.0
 FORGIVENESS_S = 3600.0
 """A refusal weighs less by one for each hour after its exclusion has ended."""
 
+MISFITS_MAX = 20
+"""Misfits and losses in a row, without one good exchange, that count as a refusal."""
+
 FAILURE_PAUSE_S = 2.0
 FAILURE_PAUSE_MAX_S = 60.0
 
@@ -134,6 +138,13 @@ class PeerScores:
         exclusion_s = EXCLUSION_S * 2.0 ** min(record.refusals - 1, 20)
         record.excluded_until = after(now, min(exclusion_s, EXCLUSION_MAX_S))
         return record.excluded_until
+
+    def misfit(self, peer: PeerId, now: Instant) -> None:
+        """`peer`'s weights are of another size than ours. One of us may merely be behind, early in a
+        run above all: leave it alone for a while, and out only when it happens again and again."""
+        self.failed(peer, now)
+        if self._records[peer].failures >= MISFITS_MAX:
+            self.refused(peer, now)
 
     def failed(self, peer: PeerId, now: Instant) -> None:
         """An exchange with `peer` was lost: try others first for a little while."""

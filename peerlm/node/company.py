@@ -68,6 +68,8 @@ from peerlm.wire.message import (
     Revoked,
     Rumor,
     Sync,
+    Tallies,
+    Tally,
     Vitals,
     Welcome,
 )
@@ -273,6 +275,7 @@ class Company:
         if event.dialled:
             effects.append(Send(event.peer, self._greeting(reply=False)))
         effects += self._tell_revocations(event.peer)
+        effects.append(Send(event.peer, self._tallies()))
         return effects + self.membership.on_link_up(event.peer, now)
 
     def link_down(self, event: LinkDown, now: Instant) -> list[Effect]:
@@ -281,6 +284,9 @@ class Company:
 
     def _greeting(self, *, reply: bool) -> Greeting:
         return Greeting(self.membership.myself, self.plan.revision, self.plan.plan_hash, reply)
+
+    def _tallies(self) -> Tallies:
+        return Tallies(tuple(Tally(*entry) for entry in self.ledger.tallies()))
 
     def _tell_revocations(self, peer: PeerId) -> list[Effect]:
         blobs = self.gate.revocations.blobs()[-REVOCATIONS_SENT_MAX:]
@@ -299,6 +305,12 @@ class Company:
                 return self.take_plan(message.signed_plan, peer, now)
             case PlanRefused():
                 self.refused_plans.setdefault(peer, message.detail)
+                return []
+            case Tallies():
+                if self.gate.allows(peer, Role.TRAIN):
+                    self.ledger.restore(
+                        (PeerId(t.peer), t.epoch, t.tokens) for t in message.entries
+                    )
                 return []
             case Ping() | Ack() | Gossip():
                 return self._gossiped(peer, message, now)
@@ -365,14 +377,14 @@ class Company:
             return []
         self.ledger.merge(vitals, pulse)
         subject = b"vitals" + peer
-        return self.membership.spread(pulse, subject, now, teller=teller, sends_max=6)
+        return self.membership.spread(pulse, subject, now, teller=teller, sends_max=3)
 
     def publish(self, vitals: Vitals, now: Instant) -> list[Effect]:
         """Sign and gossip how this node is doing."""
         encoded = encode(vitals)
         pulse = Pulse(encoded, self._keys.sign(encoded))
         self.ledger.merge(vitals, pulse)
-        return self.membership.spread(pulse, b"vitals" + self.me, now, sends_max=6)
+        return self.membership.spread(pulse, b"vitals" + self.me, now, sends_max=3)
 
     # --------------------------------------------------------------------------- plan, revocation
 

@@ -265,7 +265,7 @@ class Node:
             case ExchangeDone():
                 return work.exchanges.on_done(peer, message, now)
             case StateAsk():
-                return [Send(peer, work.offer())]
+                return work.asked_for_state(peer, now)
             case StateGive():
                 return work.acquisition.on_state_give(peer, message, work.plan_hash, now)
             case PullRequest():

@@ -63,6 +63,10 @@ SETTLE_PAUSE_S = 0.05
 PULLS_SERVED_MAX = 8
 """Objects served at once; more are told to come back."""
 
+OFFER_AGE_S = 5.0
+"""A snapshot older than this is renewed before it is offered: while training is young, half a minute
+is most of it."""
+
 PARTICIPATING_S = 15.0
 """An exchange this recent counts as taking part, whatever the pace of outer steps."""
 
@@ -156,6 +160,8 @@ class Work:
         self._outer_steps = 0
         self._generation_tokens = 0
         self._snapshot_running = False
+        self._snapshot_at: Instant | None = None
+        self._offers_wanted: dict[PeerId, None] = {}
         self._snapshot_due = after(now, settings.limits.snapshot_every_s)
         self._evaluate_due = now
         self._evaluating = False
@@ -478,18 +484,32 @@ class Work:
         self._offers = event.offers
         # Never more than a twentieth of the time on the disk.
         self._snapshot_due = max(self._snapshot_due, after(now, 20 * event.seconds))
-        return []
+        self._snapshot_at = now
+        return self._give_offers()
+
+    def _give_offers(self) -> list[Effect]:
+        waiting, self._offers_wanted = self._offers_wanted, {}
+        return [Send(peer, self._offer()) for peer in waiting]
 
     def snapshot_failed(self, reason: str) -> list[Effect]:
         self._snapshot_running = False
         self.snapshot_error = reason
-        return [Log("error", "snapshot_failed", (("reason", reason),))]
+        return [Log("error", "snapshot_failed", (("reason", reason),)), *self._give_offers()]
 
     @property
     def is_snapshotting(self) -> bool:
         return self._snapshot_running
 
-    def offer(self) -> StateGive:
+    def asked_for_state(self, peer: PeerId, now: Instant) -> list[Effect]:
+        """Offer the latest snapshot, or make a newer one first."""
+        fresh = self._snapshot_at is not None and now - self._snapshot_at < OFFER_AGE_S
+        standing = self.exchanges.standing
+        if fresh or not standing.active or standing.frozen or self.snapshot_error:
+            return [Send(peer, self._offer())]
+        self._offers_wanted[peer] = None
+        return self._snapshot(now)
+
+    def _offer(self) -> StateGive:
         """What this node could donate: its latest snapshot, once it is active."""
         active = self.exchanges.standing.active
         offers = [FragmentOffer(*offer) for offer in self._offers] if active else []

@@ -276,6 +276,25 @@ class Sync(Message):
     reply: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Tally(Struct):
+    """Tokens that a node trained on in one boot epoch."""
+
+    code: ClassVar[int] = 38
+    peer: Id16
+    epoch: Count
+    tokens: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Tallies(Message):
+    """The swarm's token count as the sender knows it, the long dead included; merged by maximum.
+    Told on a new link: vitals tell of the living, this of everybody else."""
+
+    code: ClassVar[int] = 39
+    entries: Annotated[tuple[Tally, ...], Most(10_000)]
+
+
 # ------------------------------------------------------------------------------------------ plan
 
 

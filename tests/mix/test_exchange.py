@@ -364,7 +364,7 @@ def test_a_reply_that_fails_a_gate_excludes_its_sender() -> None:
     pool.start(1)
     pool.deliver_all()
     (transfer,) = pool.site(1).running
-    pool.finish(peer_id(1), transfer, "refused", "norm")
+    pool.finish(peer_id(1), transfer, "refused", "not finite")
     pool.complete_all()
     pool.pass_time(2.0)
     pool.start(1)
