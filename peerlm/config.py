@@ -69,7 +69,7 @@ class RunSection:
     rng_seed: int = at_least(0, 1, "Seed of initial weights, data order and sketches.")
     token_budget: int = at_least(
         1,
-        20_000_000,
+        4_000_000,
         "The run is done when the swarm has trained on this many tokens in all; "
         "raise it with `peerlm plan set` to go on.",
         unit="tokens",
