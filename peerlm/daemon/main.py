@@ -16,6 +16,7 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import format_exception
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.sockets import ports_from
 from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
-from peerlm.errors import AuthError, ConfigError, StateError
+from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError
 from peerlm.identity import files
 from peerlm.identity.chain import Chain, claimed_run
 from peerlm.identity.gate import Gate
@@ -92,11 +93,23 @@ def run(
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 error = runner.run(_live(state, home, log, seeds, port))
+        except ExceptionGroup as group:
+            cause = _first_cause(group)
+            if isinstance(cause, PeerlmError):
+                raise cause from None
+            log.write("error", "internal", {"traceback": "".join(format_exception(cause))})
+            error = f"internal error: {cause!r}; see `peerlm logs`"
         finally:
             log.close()
     if error:
         raise StateError(error)
     return 0
+
+
+def _first_cause(group: ExceptionGroup[Exception]) -> Exception:
+    """The first error within groups of errors: task groups wrap whatever ends them."""
+    first = group.exceptions[0]
+    return _first_cause(first) if isinstance(first, ExceptionGroup) else first
 
 
 def read_home(state: StateDirectory) -> Home:
