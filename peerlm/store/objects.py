@@ -24,9 +24,10 @@ from peerlm.store import disk
 from peerlm.store.disk import AtomicFile, Bytes, Layout, ReadFile
 from peerlm.store.snapshot import Region, Snapshot
 from peerlm.types import ObjectHash, short
+from peerlm.wire.frame import CHUNK_BYTES
 
-PIECE_BYTES = 1 << 20
-"""Bytes of an object in one frame of the bulk plane; the last piece is what is left."""
+PIECE_BYTES = CHUNK_BYTES
+"""An object is pulled in frames of the bulk plane; the last piece is what is left."""
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 
