@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import zmq
 
@@ -17,7 +18,29 @@ from peerlm.daemon.inlet import Inlet
 from peerlm.daemon.sockets import Context
 
 ADDRESS = "inproc://zeromq.zap.01"
-_REQUEST_PARTS = 9  # route, empty, version, request id, domain, address, identity, mechanism, key
+REQUEST_PARTS_MAX = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A connection's handshake, waiting for a verdict."""
+
+    envelope: tuple[bytes, ...]
+    mechanism: bytes
+    credentials: tuple[bytes, ...]
+
+    def reply(self, status: bytes, user_id: str) -> list[bytes]:
+        """What to send back: status 200 lets in, 400 does not."""
+        return [*self.envelope, status, b"", user_id.encode(), b""]
+
+
+def parse(parts: list[zmq.Frame]) -> Request | None:
+    """libzmq's question, or None for what is none."""
+    fields = tuple(part.bytes for part in parts)
+    if not 8 <= len(fields) <= REQUEST_PARTS_MAX:
+        return None
+    route, empty, version, request, _domain, _address, _identity, mechanism, *credentials = fields
+    return Request((route, empty, version, request), mechanism, tuple(credentials))
 
 
 class Admission:
@@ -34,21 +57,18 @@ class Admission:
         router = context.socket(zmq.ROUTER)
         router.set(zmq.LINGER, 0)
         router.bind(ADDRESS)
-        self._inlet = Inlet(router, _REQUEST_PARTS, self._on_request)
+        self._inlet = Inlet(router, REQUEST_PARTS_MAX, self._on_request)
 
     def close(self) -> None:
         self._inlet.close()
 
     def _on_request(self, parts: list[zmq.Frame]) -> None:
-        fields = [part.bytes for part in parts]
-        if len(fields) != _REQUEST_PARTS:
-            self._counters["handshakes_denied"] += 1
+        request = parse(parts)
+        if request is None:
             return
-        route, empty, version, request, *_, mechanism, credential = fields
-        key = credential.hex()
-        if mechanism == b"CURVE" and self._admits(key):
-            verdict = [b"200", b"", key.encode(), b""]
+        key = request.credentials[0].hex() if request.credentials else ""
+        if request.mechanism == b"CURVE" and self._admits(key):
+            self._inlet.send(request.reply(b"200", key))
         else:
             self._counters["handshakes_denied"] += 1
-            verdict = [b"400", b"this key is not admitted", b"", b""]
-        self._inlet.send([route, empty, version, request, *verdict])
+            self._inlet.send(request.reply(b"400", ""))
