@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 import tomlkit
 from tomlkit.items import Table
 
-from peerlm.config import NodeSettings, Plan, from_dict, read_toml, to_dict, with_changes
+from peerlm.config import NodeSettings, read_toml, to_dict, with_changes
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
 from peerlm.store.disk import Layout
@@ -124,21 +124,3 @@ def explanation(field: dataclasses.Field[Any]) -> str:
 def toml_value(value: Any) -> str:
     """A value as TOML spells it."""
     return str(tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string())
-
-
-def settings_tables(kind: type[Plan] | type[NodeSettings]) -> Iterator[str]:
-    """docs/settings.md of one file: a heading and a table for each section."""
-    defaults = from_dict(kind, {}, "defaults")
-    values = to_dict(defaults)
-    for section in dataclasses.fields(kind):
-        yield f"### [{section.name}]\n"
-        yield "| field | default | unit | allowed | meaning |"
-        yield "|---|---|---|---|---|"
-        for field in dataclasses.fields(getattr(defaults, section.name)):
-            meta = field.metadata
-            default = toml_value(values[section.name][field.name])
-            yield (
-                f"| `{field.name}` | `{default}` | {meta['unit']} | {meta['allowed']} | "
-                f"{meta['doc']} |"
-            )
-        yield ""

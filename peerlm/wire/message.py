@@ -214,6 +214,8 @@ class Greeting(Message):
 
 @dataclass(frozen=True, slots=True)
 class Ping(Message):
+    """Are you well? Answered by Ack with the same `seq`."""
+
     code: ClassVar[int] = 31
     seq: Count
     rumors: Rumors
@@ -249,6 +251,8 @@ class Nack(Message):
 
 @dataclass(frozen=True, slots=True)
 class Gossip(Message):
+    """Rumors, sent on a timer of their own."""
+
     code: ClassVar[int] = 35
     rumors: Rumors
 
@@ -300,11 +304,15 @@ class Tallies(Message):
 
 @dataclass(frozen=True, slots=True)
 class PlanAsk(Message):
+    """Send me your plan."""
+
     code: ClassVar[int] = 40
 
 
 @dataclass(frozen=True, slots=True)
 class PlanGive(Message):
+    """The plan in force at the sender, as the root signed it."""
+
     code: ClassVar[int] = 41
     signed_plan: Annotated[bytes, Most(512 * 1024)]
 
