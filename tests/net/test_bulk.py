@@ -16,7 +16,6 @@ from peerlm.daemon.bulk import Bulk
 from peerlm.errors import ChunkCorrupt, ConfigError, Unreachable, WireError
 from peerlm.wire.frame import CHUNK_BYTES, cookie
 
-BOTH_LOOPS = True
 PROGRESS_S, TIMEOUT_S = 5.0, 15.0
 HERE = "127.0.0.1"
 
@@ -141,10 +140,10 @@ async def test_wrong_keys_move_nothing(make) -> None:
     ann, bob = make(), make()
     a = Agreement()
     other = Agreement(id=a.id, up=a.up)  # let in, but nothing it is told can be read
-    served = asyncio.ensure_future(respond(bob, other, 100, b"", progress_s=0.6))
+    served = asyncio.ensure_future(respond(bob, other, 100, b"", progress_s=1.0))
     await until(lambda: a.id in bob._mover._entries)
     outcomes = await asyncio.gather(
-        exchange(ann, bob.port, a, bytes(100), 10, progress_s=0.6),
+        exchange(ann, bob.port, a, bytes(100), 10, progress_s=1.0),
         served,
         return_exceptions=True,
     )

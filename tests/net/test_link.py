@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable
 
+import psutil
 import pytest
 import pytest_asyncio
 import zmq
@@ -358,3 +359,17 @@ async def test_all_addresses_means_ipv6_too(town) -> None:
         writer.close()
         await writer.wait_closed()
     await with_all.close()
+
+
+async def test_links_that_come_and_go_leave_nothing_behind(town) -> None:
+    ann, bob = town.node(), town.node()
+    ann.befriend(bob)
+    descriptors_before = psutil.Process().num_fds()
+    for seq in range(30):
+        ann.open(bob)
+        await ann.box.wait(LinkUp)
+        ann.links.send(bob.id, ping(seq))
+        await bob.box.wait(Received)
+        ann.links.close_link(bob.id)
+    await until(lambda: psutil.Process().num_fds() <= descriptors_before + 2)
+    assert len(bob.links._peers[ann.id].routes) <= link.ROUTES_MAX
