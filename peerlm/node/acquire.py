@@ -105,10 +105,10 @@ class Acquisition:
 
     def want_state(self, now: Instant) -> list[Effect]:
         """Fetch slow weights. `state_arrived` tells the end; then call `installation`."""
-        self._drop_state()
+        effects = self.forget_state()
         self.state_arrived = False
         self._ask_at = now
-        return self._ask(now)
+        return [*effects, *self._ask(now)]
 
     @property
     def wants_state(self) -> bool:

@@ -155,6 +155,9 @@ class Work:
         self._rng = rng
         self._started = now
         self._offers = restored.offers if restored else ()
+        self._offers_before: tuple[
+            tuple[FragmentId, int, ObjectHash, int, tuple[float, ...]], ...
+        ] = ()
         self._corpus, self._corpus_reason = "unknown", ""
         self._corpus_objects: tuple[tuple[ObjectHash, int], ...] = ()
         self._outer_steps = 0
@@ -481,7 +484,7 @@ class Work:
         self._snapshot_running = False
         self.snapshot_number, self.snapshot_tokens = event.number, event.tokens
         self.snapshot_error = ""
-        self._offers = event.offers
+        self._offers_before, self._offers = self._offers, event.offers
         # Never more than a twentieth of the time on the disk.
         self._snapshot_due = max(self._snapshot_due, after(now, 20 * event.seconds))
         self._snapshot_at = now
@@ -517,11 +520,13 @@ class Work:
         return StateGive(self.plan_hash, self.snapshot_tokens, final, tuple(offers))
 
     def donate(self, peer: PeerId, request: PullRequest) -> list[Effect]:
-        """Answer a pull: a corpus object or a fragment of the latest snapshot."""
+        """Answer a pull: a corpus object, or a fragment of one of the latest two snapshots, since a
+        newer one may be written while somebody is half through the one that was offered."""
         transfer, wanted = TransferId(request.transfer), ObjectHash(request.object_hash)
         sizes = dict(self._corpus_objects)
         if self.exchanges.standing.active:
-            sizes.update((offer[2], offer[3]) for offer in self._offers)
+            offers = (*self._offers_before, *self._offers)
+            sizes.update((offer[2], offer[3]) for offer in offers)
         if wanted not in sizes:
             return [Send(peer, PullAnswer(transfer, "refuse", "no such object", 0))]
         if len(self._pulls_served) >= PULLS_SERVED_MAX:
