@@ -34,7 +34,7 @@ from peerlm.identity.root import verify_plan
 from peerlm.node.node import Node
 from peerlm.store import disk
 from peerlm.store.disk import StateDirectory
-from peerlm.types import Instant, WallTime
+from peerlm.types import FragmentId, Instant, WallTime
 
 BATCH = 64
 """Events handled before the loop gets its turn."""
@@ -98,6 +98,12 @@ class Driver:
         """Take in an event; call on the loop."""
         self._inbox.append(event)
         self._schedule()
+
+    def start_exchange(self, fragment: FragmentId) -> None:
+        """Start an exchange of `fragment` now, outer step or not: for measurements."""
+        work = self.node.work
+        self._perform_all(work.exchanges.start(fragment, work.seen.partners, now()))
+        self._arm()
 
     async def next_of(self, *kinds: type[Event]) -> Event:
         """The next event of one of these kinds, once it has been handled."""

@@ -13,6 +13,7 @@ import contextlib
 import os
 import random
 import signal
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,23 @@ async def _live(
     port: int | None,
 ) -> str:
     """The daemon's life; returns the line to end with, empty for a wanted end."""
+    async with open_daemon(state, home, log, seeds, port) as driver:
+        _on_signals(driver)
+        _announce(driver, log)
+        driver.begin()
+        return await driver.halted
+
+
+@contextlib.asynccontextmanager
+async def open_daemon(
+    state: StateDirectory,
+    home: Home,
+    log: DaemonLog,
+    seeds: tuple[str, ...] = (),
+    port: int | None = None,
+) -> AsyncIterator[Driver]:
+    """A daemon with its ports bound and its node made, ready to `begin`; all of it ends with the
+    context."""
     async with contextlib.AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         driver = Driver(state, log, tasks)
@@ -212,10 +230,7 @@ async def _live(
         server = await control.serve(state, _handler(driver), home.settings.control.group)
         stack.push_async_callback(server.close)
         stack.callback(driver.end)
-        _on_signals(driver)
-        _announce(driver, log)
-        driver.begin()
-        return await driver.halted
+        yield driver
 
 
 async def _listen(

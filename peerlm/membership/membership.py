@@ -456,7 +456,7 @@ class Membership:
         self._beliefs.push(seconds)
         if seconds > self.profile.probe_timeout_s:
             self._detector.awareness.add(1)
-        self._effects.append(Log("info", "overslept", (("seconds", round(seconds, 3)),)))
+        self._effects.append(Log("debug", "overslept", (("seconds", round(seconds, 3)),)))
 
     # --------------------------------------------------------------------------- private: plumbing
 

@@ -492,6 +492,7 @@ class Company:
             effect = Introduce(address)
             if self._may_dial(effect, now):
                 effects.append(effect)
+        self.contacts.looked(now)
         return effects
 
     def _look_at_chains(self, now: Instant) -> list[Effect]:

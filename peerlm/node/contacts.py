@@ -60,6 +60,7 @@ class Contacts:
         self._rng = rng
         self._attempts: dict[str, Attempt] = {}
         self._links: dict[PeerId, Link] = {}
+        self._looked = NEVER
 
     def may_dial(self, address: str, now: Instant) -> bool:
         attempt = self._attempts.get(address)
@@ -110,10 +111,14 @@ class Contacts:
         """Addresses that do not answer as they should, with what they said."""
         return {a: attempt for a, attempt in sorted(self._attempts.items()) if attempt.last_error}
 
+    def looked(self, now: Instant) -> None:
+        """Whatever may be tried by now was looked at; nobody need be woken for it again."""
+        self._looked = now
+
     def deadline(self) -> Instant | None:
         """When the next address may be tried again."""
         waiting = [a.running_until or a.not_before for a in self._attempts.values()]
-        return min(waiting, default=None)
+        return min((at for at in waiting if at > self._looked), default=None)
 
 
 def neighbours(me: PeerId, members: Sequence[PeerId]) -> tuple[PeerId, ...]:

@@ -581,11 +581,16 @@ class Work:
 
     def use_plan(self, plan: SignedPlan, now: Instant) -> list[Effect]:
         """A newer revision holds. The model and the data cannot have changed; all else can."""
+        old = self.plan
         self.plan, self.plan_hash = plan.plan, plan.plan_hash
         self.exchanges.use_plan(plan.plan)
         self.exchanges.standing.plan_hash = plan.plan_hash
-        if self.supervision.state in ("running", "starting"):
-            # The worker reads the plan when it starts.
+        is_workers = (old.train, old.mix.inner_steps) != (
+            self.plan.train,
+            self.plan.mix.inner_steps,
+        )
+        if is_workers and self.supervision.state in ("running", "starting"):
+            # The worker reads the plan when it starts; only the budget it is told as it goes.
             return [StopWorker(self.supervision.generation), *self.step(now)]
         return self.step(now)
 
