@@ -170,7 +170,7 @@ class Machine:
             if self.node is None:
                 return
         self.node.check()
-        total = self.node.summary(self.world.now).swarm_tokens
+        total = self.node.company.ledger.total()
         assert total >= self.total, "the swarm's tokens went backwards"
         self.total = total
         self._schedule()
