@@ -107,7 +107,8 @@ class WorkerLink:
     ) -> None:
         """A later word takes the place of one that has not left yet."""
         if (worker := self._current(generation)) is not None:
-            worker.say(protocol.Steer(training, swarm_tokens, members))
+            budget = self.plan.run.token_budget
+            worker.say(protocol.Steer(training, swarm_tokens, budget, members))
 
     def evaluate(self, generation: int, tokens: int) -> None:
         """Copy φ and have it evaluated → `Evaluated`. Ignored before the worker is ready and while

@@ -69,7 +69,7 @@ class InnerLoop:
         self._pace = Pace(settings.train.pace_tokens_s)
         self._tally = Tally()
         self._training = self._draining = self._stopped = False
-        self._swarm_tokens = 0
+        self._swarm_tokens, self._token_budget = 0, self._plan.run.token_budget
         self._tokens_when_steered = 0
         self._cold_since = 0
         self._evaluated: LanguageModel | None = None
@@ -129,6 +129,7 @@ class InnerLoop:
             self._members = told.members
             self._loader.set_members(told.members)
         self._swarm_tokens, self._tokens_when_steered = told.swarm_tokens, self._tally.tokens
+        self._token_budget = told.token_budget
         if not told.training:
             self._keep_still()
         elif not self._training:
@@ -172,7 +173,7 @@ class InnerLoop:
     def _rate(self) -> float:
         train = self._plan.train
         done = self._swarm_tokens + self._tally.tokens - self._tokens_when_steered
-        asked = schedule.rate(done, self._plan.run.token_budget, train.warmup, train.final_lr)
+        asked = schedule.rate(done, self._token_budget, train.warmup, train.final_lr)
         return asked * schedule.rewarm(self._tally.steps - self._cold_since, train.rewarm_steps)
 
     def _hand_in(self) -> None:

@@ -65,10 +65,11 @@ class Setup(Message):
 
 @dataclass(frozen=True, slots=True)
 class Steer(Message):
-    """As `effects.SteerWorker`."""
+    """As `effects.SteerWorker`; `token_budget` is that of the plan's newest revision."""
 
     training: bool
     swarm_tokens: int
+    token_budget: int
     members: tuple[PeerId, ...]
 
 

@@ -65,7 +65,7 @@ class Daemon:
         )
 
     def train(self) -> None:
-        self.channel.send(protocol.Steer(True, 0, (ME,)))
+        self.channel.send(protocol.Steer(True, 0, PLAN.run.token_budget, (ME,)))
 
     def hear(self, kind: type[M], that: Callable[[M], bool] = lambda _: True) -> M:
         """The next such message; what comes before it is kept in `heard`. Boundaries are taken."""
