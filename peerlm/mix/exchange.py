@@ -119,6 +119,11 @@ class Exchanges:
             return []
         return self._ask(Wish(fragment, tuple(partners), count - 1), now)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the plan's algorithm exchanges at all."""
+        return self._algorithm.mixes
+
     def is_busy(self, fragment: FragmentId) -> bool:
         """In an exchange, or about to ask once more for one."""
         return fragment in self._busy or any(

@@ -93,6 +93,8 @@ class Acquisition:
         self._chosen: dict[FragmentId, FragmentOffer] = {}
         self.corpus_arrived = False
         self.state_arrived = False
+        self.is_final = False
+        """What is being fetched are the finished weights."""
 
     # --------------------------------------------------------------------------------- wishes
 
@@ -270,6 +272,7 @@ class Acquisition:
         self._compare_until = self._ask_at = None
         agreeing = agreeing_donors(self._gives)
         first = self._gives[agreeing[0]]
+        self.is_final = first.final
         wants: dict[Key, int] = {offer.fragment: offer.size for offer in first.fragments}
         self._state, self._chosen = Fetch(wants, self._rng, now), {}
         effects: list[Effect] = []
@@ -330,11 +333,14 @@ class Acquisition:
 
 
 def agreeing_donors(gives: Mapping[PeerId, StateGive]) -> tuple[PeerId, ...]:
-    """Donors whose sketches agree with at least half of the others', the most advanced first.
+    """Donors whose sketches agree with at least half of the others', the most advanced first. Once
+    there are finished weights, only these count.
 
     With two donors that disagree nobody can tell who is right: the one that has seen more tokens
     is taken, since a node that lags is the commoner case.
     """
+    if any(give.final for give in gives.values()):
+        gives = {peer: give for peer, give in gives.items() if give.final}
     ahead = sorted(gives, key=lambda peer: (not gives[peer].final, -gives[peer].tokens, peer))
     if len(gives) < 3:
         return tuple(p for p in ahead if _agree(gives[ahead[0]], gives[p]))

@@ -8,10 +8,12 @@
 *Ready*: has weights and mixes, but takes no inner steps (paused, not a trainer, text unusable).
 *Draining*: the worker hands in its last progress. *Settling*: mix only, in fp32, until the spread is
 small; nobody decides for the others, everybody sees from gossip when all are settled. *Done*: the
-weights are final; the node stays to serve and donate. A larger budget brings it back to ready.
+weights are final; the node stays to serve and donate. A larger budget brings it back to ready. Who
+comes too late to settle with the others fetches the finished weights from one that is done.
 
 Fresh nodes must never pass for experienced ones: only the run's origin makes initial weights, and
-only when no active member is in sight and it has no snapshot.
+only when no active member is in sight and it has no snapshot. If it finds later that the others are
+far ahead, it was a *stray*, and fetches theirs.
 """
 
 from __future__ import annotations
@@ -45,13 +47,13 @@ class Phase(StrEnum):
 
 NEXT: dict[Phase, tuple[Phase, ...]] = {
     Phase.STARTING: (Phase.SEEKING,),
-    Phase.SEEKING: (Phase.FETCHING, Phase.INSTALLING),
+    Phase.SEEKING: (Phase.FETCHING, Phase.INSTALLING, Phase.READY),
     Phase.FETCHING: (Phase.SEEKING, Phase.INSTALLING),
     Phase.INSTALLING: (Phase.SEEKING, Phase.READY),
-    Phase.READY: (Phase.TRAINING, Phase.DRAINING, Phase.SEEKING),
-    Phase.TRAINING: (Phase.READY, Phase.DRAINING),
+    Phase.READY: (Phase.TRAINING, Phase.DRAINING, Phase.FETCHING),
+    Phase.TRAINING: (Phase.READY, Phase.DRAINING, Phase.FETCHING),
     Phase.DRAINING: (Phase.SETTLING, Phase.READY),
-    Phase.SETTLING: (Phase.DONE, Phase.READY),
+    Phase.SETTLING: (Phase.DONE, Phase.READY, Phase.FETCHING),
     Phase.DONE: (Phase.READY,),
     Phase.LEAVING: (),
 }
@@ -79,10 +81,15 @@ class Facts:
     origin: bool
     state_arrived: bool
     installed: bool
+    has_final: bool
+    """Its weights are the finished ones, fetched from a node that is done."""
+    is_stray: bool
+    """It made initial weights itself, has never mixed them, and others are far ahead."""
     corpus_ready: bool
     may_train: bool
     """Role and settings allow it, and it is not paused."""
     worker_drained: bool
+    settled: bool
     settled_everywhere: bool
     settle_overdue: bool
 
@@ -107,9 +114,7 @@ def decide(phase: Phase, f: Facts) -> Phase:
                 return Phase.READY
             return Phase.SETTLING if f.worker_drained else phase
         case Phase.SETTLING:
-            if f.swarm_tokens < f.budget:
-                return Phase.READY
-            return Phase.DONE if f.settled_everywhere or f.settle_overdue else phase
+            return _while_settling(f)
         case Phase.DONE:
             return Phase.READY if f.swarm_tokens < f.budget else phase
         case Phase.LEAVING:
@@ -117,6 +122,8 @@ def decide(phase: Phase, f: Facts) -> Phase:
 
 
 def _after_seeking(f: Facts) -> Phase:
+    if f.installed:
+        return Phase.READY
     grace_s = FRESH_GRACE_S if f.snapshot_tokens is None else GRACE_S
     alone = not f.donors and (f.waited_s >= grace_s or not f.addresses_known)
     if f.snapshot_tokens is None:
@@ -134,6 +141,18 @@ def is_behind(f: Facts) -> bool:
 
 
 def _while_running(f: Facts) -> Phase:
+    if f.is_stray and f.donors:
+        return Phase.FETCHING
     if f.swarm_tokens >= f.budget:
         return Phase.DRAINING
     return Phase.TRAINING if f.may_train and f.corpus_ready else Phase.READY
+
+
+def _while_settling(f: Facts) -> Phase:
+    if f.swarm_tokens < f.budget:
+        return Phase.READY
+    if f.has_final or f.settled_everywhere:
+        return Phase.DONE
+    if f.donors_done and not f.settled:
+        return Phase.FETCHING
+    return Phase.DONE if f.settle_overdue else Phase.SETTLING

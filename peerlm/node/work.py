@@ -47,7 +47,7 @@ from peerlm.events import (
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.exchange import Exchanges
 from peerlm.node.acquire import PROGRESS_TIMEOUT_S, Acquisition
-from peerlm.node.lifecycle import NEXT, Facts, Phase, decide
+from peerlm.node.lifecycle import BEHIND_STEPS, NEXT, Facts, Phase, decide
 from peerlm.node.supervision import Supervision
 from peerlm.swarm.sampler import sampler_named
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
@@ -59,6 +59,9 @@ RAMP_STEPS = 3
 STEER_S = 0.5
 SETTLE_PAUSE_S = 0.05
 """Between two settling exchanges of one fragment, so that the network breathes."""
+
+SNAPSHOT_BUSY_S = 0.2
+"""A snapshot that falls due while another is being written looks again this much later."""
 
 PULLS_SERVED_MAX = 8
 """Objects served at once; more are told to come back."""
@@ -144,6 +147,7 @@ class Work:
         self.model_dir = ""
         self.settled = False
         self.installed = False
+        self.has_final = False
         self.last_exchange: Instant | None = None
         self.seen = Seen()
         self.supervision = Supervision()
@@ -163,17 +167,20 @@ class Work:
         self._outer_steps = 0
         self._generation_tokens = 0
         self._snapshot_running = False
+        self._writing_final = self._offers_final = False
         self._snapshot_at: Instant | None = None
         self._offers_wanted: dict[PeerId, None] = {}
         self._snapshot_due = after(now, settings.limits.snapshot_every_s)
         self._evaluate_due = now
         self._evaluating = False
         self._steer_due = now
+        self._is_fresh = False
         self._drain_sent = False
         self._drained = False
         self._boundaries = 0
         self._settling_since: Instant | None = None
         self._settle_due: dict[FragmentId, Instant] = {}
+        self._settled_at = now
         self._pulls_served: set[TransferId] = set()
         self._last_snapshot = ""
 
@@ -220,13 +227,22 @@ class Work:
             origin=self.origin,
             state_arrived=self.acquisition.state_arrived,
             installed=self.installed,
+            has_final=self.has_final,
+            is_stray=self._is_stray(),
             corpus_ready=self._corpus == "ready",
             may_train=self.may_train and not self.paused,
             worker_drained=self._drained,
+            settled=self.settled,
             settled_everywhere=self.settled and self.seen.unsettled == 0,
             settle_overdue=self._settling_since is not None
             and now - self._settling_since > self.plan.mix.settle_deadline_s,
         )
+
+    def _is_stray(self) -> bool:
+        others_tokens = self.seen.swarm_tokens - self.tokens
+        behind = BEHIND_STEPS * self._tokens_per_round() * (1 + len(self.seen.trainers))
+        alone = self._is_fresh and self.last_exchange is None
+        return alone and self.exchanges.mixes and others_tokens > behind
 
     def _tokens_per_round(self) -> int:
         t = self.plan.train
@@ -240,7 +256,7 @@ class Work:
             case Phase.SEEKING:
                 return [log, *self.acquisition.forget_state()]
             case Phase.FETCHING:
-                return [log, *self.acquisition.want_state(now)]
+                return [log, *self._suspend(now), *self.acquisition.want_state(now)]
             case Phase.INSTALLING:
                 return [log, *self._install(left, now)]
             case Phase.READY | Phase.TRAINING:
@@ -253,8 +269,17 @@ class Work:
                 return [log, *self._finish(now)]
         return [log]
 
+    def _suspend(self, now: Instant) -> list[Effect]:
+        """Other weights are on their way: these neither learn nor mix any more."""
+        if not self.exchanges.standing.active:
+            return []
+        self.exchanges.standing.active = False
+        return [*self.exchanges.freeze(now), *self._steer(now)]
+
     def _install(self, left: Phase, now: Instant) -> list[Effect]:
         if left is Phase.FETCHING:
+            self.installed = False
+            self.has_final = self.acquisition.is_final
             return [self.acquisition.installation()]
         if self.restored is not None:
             return [InstallSnapshot()]
@@ -264,6 +289,7 @@ class Work:
         standing = self.exchanges.standing
         standing.active, standing.frozen, standing.settling = True, False, False
         self.settled, self._settling_since = False, None
+        self.has_final = self.has_final and self.seen.swarm_tokens >= self.plan.run.token_budget
         self._drain_sent = self._drained = False
         effects: list[Effect] = []
         if left is Phase.INSTALLING:
@@ -274,7 +300,7 @@ class Work:
 
     def _drain(self, now: Instant) -> list[Effect]:
         running = self.supervision.state == "running"
-        self._drained = not running
+        self._drained, self._drain_sent = not running, False
         if self.supervision.state == "backing_off":
             self.supervision.hold()
         if self.supervision.state == "starting":
@@ -335,6 +361,7 @@ class Work:
 
     def _settle_on(self, now: Instant) -> list[Effect]:
         """Mix every idle fragment that is not yet close to everybody it could be compared with."""
+        self._settled_at = now
         effects: list[Effect] = []
         for index, state in enumerate(self.exchanges.fragments):
             fragment = FragmentId(index)
@@ -378,6 +405,7 @@ class Work:
     def state_installed(self, origin: str, now: Instant) -> list[Effect]:
         self.installed = True
         self.origin = False
+        self._is_fresh = origin == "fresh"
         self._outer_steps = 0 if origin == "peers" else RAMP_STEPS
         self.exchanges.standing.ramp = self._ramp()
         return [Log("info", "state_installed", (("origin", origin),)), *self.step(now)]
@@ -443,6 +471,8 @@ class Work:
         return [Log("info", "evaluated", fields)]
 
     def worker_drained(self, now: Instant) -> list[Effect]:
+        if self.phase not in (Phase.DRAINING, Phase.LEAVING):
+            return []
         self._drain_sent = True
         return self._after_drain(now)
 
@@ -471,10 +501,14 @@ class Work:
     # ------------------------------------------------------------------------------ snapshots
 
     def _snapshot(self, now: Instant) -> list[Effect]:
-        self._snapshot_due = after(now, self.settings.limits.snapshot_every_s)
         if self._snapshot_running:
+            self._snapshot_due = after(now, SNAPSHOT_BUSY_S)
+            return []
+        self._snapshot_due = after(now, self.settings.limits.snapshot_every_s)
+        if self.phase is Phase.DONE and self._offers_final:
             return []
         self._snapshot_running = True
+        self._writing_final = self.phase is Phase.DONE
         return [WriteSnapshot(self.seen.swarm_tokens, self.tokens, False, ())]
 
     def snapshot_now(self, now: Instant) -> list[Effect]:
@@ -485,6 +519,7 @@ class Work:
         self.snapshot_number, self.snapshot_tokens = event.number, event.tokens
         self.snapshot_error = ""
         self._offers_before, self._offers = self._offers, event.offers
+        self._offers_final = self._writing_final
         # Never more than a twentieth of the time on the disk.
         self._snapshot_due = max(self._snapshot_due, after(now, 20 * event.seconds))
         self._snapshot_at = now
@@ -516,7 +551,7 @@ class Work:
         """What this node could donate: its latest snapshot, once it is active."""
         active = self.exchanges.standing.active
         offers = [FragmentOffer(*offer) for offer in self._offers] if active else []
-        final = self.phase is Phase.DONE and bool(self.model_dir)
+        final = self.phase is Phase.DONE and self._offers_final
         return StateGive(self.plan_hash, self.snapshot_tokens, final, tuple(offers))
 
     def donate(self, peer: PeerId, request: PullRequest) -> list[Effect]:
@@ -627,7 +662,7 @@ class Work:
         due = [self._steer_due, self._snapshot_due if self.installed else None]
         due += [self.supervision.deadline(), self.exchanges.deadline(), self.acquisition.deadline()]
         if self.phase is Phase.SETTLING:
-            due.append(after(now, SETTLE_PAUSE_S))
+            due += [at for at in self._settle_due.values() if at > self._settled_at]
         return min(d for d in due if d is not None)
 
     def check(self) -> None:
