@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -17,6 +18,7 @@ from peerlm.errors import ConfigError, PeerlmError
 if TYPE_CHECKING:
     from peerlm.cli.demo_story import Story
 
+MODEL = "model"
 SPREAD_MAX = 1e-3
 LEARNT_SHARE = 0.75
 """The loss must fall at least to this share of what it was with random weights."""
@@ -110,23 +112,33 @@ def _perform(folder: Path, nodes: int, minutes: float, as_json: bool, keep: bool
     finally:
         view.close()
         end_all(story.scene.nodes, patience_s=0.0)
-        if not error and not keep:
-            for node in story.scene.nodes:
-                shutil.rmtree(node.layout.root, ignore_errors=True)
-                node.output.unlink(missing_ok=True)
+        if not keep and not error:
+            _tidy(folder, keep_model=bool(result["ok"]))
     if as_json:
         click.echo(json.dumps({key: result[key] for key in KEYS}))
     return not error
 
 
+def _tidy(folder: Path, keep_model: bool) -> None:
+    """Leave the model of a demo that went well, nothing of one that was interrupted."""
+    for path in folder.iterdir():
+        if path.is_dir() and not (keep_model and path.name == MODEL):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file():
+            path.unlink(missing_ok=True)
+    if not keep_model:
+        folder.rmdir()
+
+
 def _prove(story: Story, folder: Path, result: dict[str, Any]) -> str:
     """Fill in the result from what the nodes wrote; returns the sample. Raises `DemoFailed`."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one token at a time has no use for more
     from peerlm.cli.demo_nodes import DemoFailed
     from peerlm.cli.demo_proof import relative_spread, sample, validation_loss
 
     scene, facts = story.scene, story.facts
     spread = relative_spread(facts.models)
-    model = shutil.copytree(facts.models[0], folder / "model")
+    model = shutil.copytree(facts.models[0], folder / MODEL)
     loss = validation_loss(model, scene.nodes[0].layout)
     result.update(
         tokens=scene.tokens,
