@@ -34,8 +34,8 @@ from peerlm.daemon.keeping import Keeping, tallies_of
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver, now, wall
+from peerlm.daemon.ports import preferred, remember
 from peerlm.daemon.slow_weights import SlowWeights
-from peerlm.daemon.sockets import ports_from
 from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError
@@ -183,7 +183,7 @@ async def open_daemon(
     async with contextlib.AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         driver = Driver(state, log, tasks)
-        ports = await _listen(driver, home, seeds, port, stack)
+        ports = await _listen(driver, state, home, seeds, port, stack)
         epoch = state.next_epoch(wall())
         specs = fragments(home.plan.plan)
         compute = stack.enter_context(ThreadPoolExecutor(COMPUTE_THREADS, "peerlm-compute"))
@@ -235,6 +235,7 @@ async def open_daemon(
 
 async def _listen(
     driver: Driver,
+    state: StateDirectory,
     home: Home,
     seeds: tuple[str, ...],
     port: int | None,
@@ -243,8 +244,8 @@ async def _listen(
     """Bind the three ports. Asked for, they must be free; the default ones may be replaced."""
     network = home.settings.network
     base = network.port if port is None else port
-    or_free = port is None and base == config.NetworkSection().port
-    wanted = ports_from(base)
+    or_free = base == 0 or (port is None and base == config.NetworkSection().port)
+    wanted = preferred(state, base, or_free=or_free)
     driver.introduction = await Introduction.listen(
         driver.post, network.host, wanted[0], or_free=or_free
     )
@@ -269,8 +270,9 @@ async def _listen(
         or_free=or_free,
     )
     stack.push_async_callback(driver.bulk.close)
-    host = advertised_host(network, seeds)
-    return Ports(host, driver.introduction.port, driver.links.port, driver.bulk.port)
+    taken = (driver.introduction.port, driver.links.port, driver.bulk.port)
+    remember(state, base, taken)
+    return Ports(advertised_host(network, seeds), *taken)
 
 
 def _make_node(
