@@ -553,6 +553,8 @@ class Exchanges:
         relative = event.raw_norm / event.phi_norm if event.phi_norm > 0 else 0.0
         old = state.distance
         state.distance = relative if old is None else old + 0.2 * (relative - old)
+        moved = event.applied_norm / event.phi_norm if event.phi_norm > 0 else 0.0
+        state.last = {p: distance + moved for p, distance in state.last.items()}
         state.last[peer] = relative
         if event.clipped:
             self._counts["clipped"] += 1

@@ -105,4 +105,5 @@ class FragmentState:
     distance: float | None = None
     """Relative distance to partners: an average over recent exchanges."""
     last: dict[PeerId, float] = field(default_factory=dict)
-    """Relative distance at the last exchange with each partner."""
+    """Relative distance at the last exchange with each partner, and how far we have moved since: where
+    both ends say less than x, they are within 2x."""

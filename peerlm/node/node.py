@@ -133,7 +133,7 @@ class Node:
     def start(self, now: Instant, wall: WallTime) -> list[Effect]:
         """First effects. Call once, before anything else."""
         self._look_due = after(now, LOOK_S)
-        return self._filled([*self.company.start(now), *self.work.start(now)])
+        return self._filled([*self.company.start(now), *self.work.start(self._seen(), now)])
 
     def handle(self, event: Event, now: Instant, wall: WallTime) -> list[Effect]:
         """What follows from an event."""
@@ -264,6 +264,8 @@ class Node:
                 return work.exchanges.on_answer(peer, message, now)
             case ExchangeDone():
                 return work.exchanges.on_done(peer, message, now)
+            case StateAsk() | PullRequest() if not company.may_hold(peer):
+                return []
             case StateAsk():
                 return work.asked_for_state(peer, now)
             case StateGive():
@@ -311,6 +313,8 @@ class Node:
             if vitals is None or not company.contacts.is_linked(member.peer):
                 continue
             may_train = company.allows(member.peer, Role.TRAIN)
+            if not company.may_hold(member.peer):
+                continue
             if vitals.active and vitals.plan_revision == company.plan.revision:
                 donors.append(member.peer)
                 donors_done = donors_done or vitals.phase == Phase.DONE

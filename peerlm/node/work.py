@@ -12,6 +12,7 @@ of the text follow without a coordinator.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,9 @@ RAMP_STEPS = 3
 STEER_S = 0.5
 SETTLE_PAUSE_S = 0.05
 """Between two settling exchanges of one fragment, so that the network breathes."""
+
+SETTLE_ALONE_S = 3.0
+"""A node that has lost sight of everybody while settling waits this long before it settles alone."""
 
 SNAPSHOT_BUSY_S = 0.2
 """A snapshot that falls due while another is being written looks again this much later."""
@@ -180,14 +184,14 @@ class Work:
         self._boundaries = 0
         self._settling_since: Instant | None = None
         self._settle_due: dict[FragmentId, Instant] = {}
-        self._settled_at = now
+        self._settled_at = self._company_at = now
         self._pulls_served: set[TransferId] = set()
         self._last_snapshot = ""
 
     # --------------------------------------------------------------------------------- phases
 
-    def start(self, now: Instant) -> list[Effect]:
-        return [PrepareCorpus(), *self.step(now)]
+    def start(self, seen: Seen, now: Instant) -> list[Effect]:
+        return [PrepareCorpus(), *self.see(seen, now)]
 
     def see(self, seen: Seen, now: Instant) -> list[Effect]:
         """Who is there has changed, or time has passed: look again."""
@@ -224,7 +228,7 @@ class Work:
             tokens_per_round=self._tokens_per_round() * (1 + len(seen.trainers)),
             swarm_tokens=seen.swarm_tokens,
             budget=self.plan.run.token_budget,
-            origin=self.origin,
+            origin=self.origin and not self.supervision.is_waiting(now),
             state_arrived=self.acquisition.state_arrived,
             installed=self.installed,
             has_final=self.has_final,
@@ -309,7 +313,7 @@ class Work:
 
     def _settle(self, now: Instant) -> list[Effect]:
         self.exchanges.standing.settling = True
-        self._settling_since = now
+        self._settling_since = self._company_at = now
         for state in self.exchanges.fragments:
             state.last.clear()
         return []
@@ -362,6 +366,8 @@ class Work:
     def _settle_on(self, now: Instant) -> list[Effect]:
         """Mix every idle fragment that is not yet close to everybody it could be compared with."""
         self._settled_at = now
+        if self.seen.partners:
+            self._company_at = now
         effects: list[Effect] = []
         for index, state in enumerate(self.exchanges.fragments):
             fragment = FragmentId(index)
@@ -376,8 +382,8 @@ class Work:
 
     def _is_close(self, last: dict[PeerId, float]) -> bool:
         """Within half the spread of three partners, or of all there are."""
-        if self.seen.donors_done or not self.seen.partners:
-            return True
+        if not self.seen.partners:
+            return self._settled_at - self._company_at >= SETTLE_ALONE_S
         near = sum(self._is_near(last.get(p)) for p in self.seen.partners)
         return near >= min(3, len(self.seen.partners))
 
@@ -466,6 +472,8 @@ class Work:
 
     def evaluated(self, event: Evaluated) -> list[Effect]:
         self._evaluating = False
+        if not math.isfinite(event.val_loss):
+            return [Log("warning", "evaluated", (("why", "no held-out text, or φ is broken"),))]
         self.val_loss = event.val_loss
         fields = (("val_loss", round(event.val_loss, 4)), ("tokens", event.tokens))
         return [Log("info", "evaluated", fields)]
@@ -486,14 +494,15 @@ class Work:
     def worker_exited(self, event: WorkerExited, now: Instant) -> list[Effect]:
         if event.generation != self.supervision.generation:
             return []
-        wanted = self.phase is Phase.TRAINING
+        was_to_begin = self.phase is Phase.INSTALLING and not self.installed
+        wanted = self.phase is Phase.TRAINING or was_to_begin
         self.supervision.exited(event.error, wanted, now)
         self.tokens_per_s, self._evaluating = 0.0, False
         self._boundaries = 0
         if self.phase in (Phase.DRAINING, Phase.LEAVING):
             self._drained = True
-        if self.phase is Phase.INSTALLING and not self.installed:
-            # A worker that was to make the initial weights: seek again, then try again.
+        if was_to_begin:
+            # It was to make the initial weights: seek again, and try again after the back-off.
             self.phase = Phase.SEEKING
         level = "warning" if event.error else "info"
         return [Log(level, "worker_exited", (("error", event.error),)), *self.step(now)]
