@@ -80,5 +80,9 @@ class Supervision:
     def due(self, now: Instant) -> bool:
         return self._retry_at is not None and self._retry_at <= now
 
+    def is_waiting(self, now: Instant) -> bool:
+        """A worker died, and it is too early to start the next."""
+        return self._retry_at is not None and now < self._retry_at
+
     def deadline(self) -> Instant | None:
         return self._retry_at

@@ -4,8 +4,8 @@ A daemon starts it as `python -m peerlm.train.worker SOCKET MEMORY PARENT` (two 
 and its own process id), sends `Setup`, and from then on both talk as `train.protocol` says. This
 file is what makes a process of it: it dies with its daemon whatever happens (the kernel kills it when
 the parent's thread ends, and the socket's end of file says so too), keeps within its limits, leaves
-the keyboard's interrupt to the daemon, and turns any failure into one line for a person and a
-traceback on stderr, the daemon's log. It is never restarted in place: the daemon starts another.
+the keyboard's interrupt to the daemon, and turns any failure into one line for a person; one that
+nobody foresaw leaves a traceback on stderr, the daemon's log, too. It is never restarted in place: the daemon starts another.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import traceback
 
 from peerlm.config import NodeSettings, Plan
+from peerlm.errors import PeerlmError
 from peerlm.model.plan import fragments
 from peerlm.train import protocol
 from peerlm.train.channel import Channel, DaemonGone
@@ -44,6 +45,8 @@ def main(arguments: list[str]) -> int:
         train(channel, memory)
     except DaemonGone:
         return 0
+    except PeerlmError as error:  # nothing to look for in our code: the daemon says what is wrong
+        return tell(channel, error)
     except Exception as error:
         traceback.print_exc()
         return tell(channel, error)
