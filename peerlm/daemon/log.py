@@ -7,6 +7,7 @@ Tokens are taken out of whatever is logged.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from peerlm.identity.invite import redact
 
@@ -29,11 +30,11 @@ class DaemonLog:
         self._logger = logging.Logger(f"peerlm {path}")
         self._logger.setLevel(level.upper())
         handlers: list[logging.Handler] = [
-            RotatingFileHandler(path, maxBytes=FILE_BYTES_MAX, backupCount=FILES_KEPT)
+            _File(path, maxBytes=FILE_BYTES_MAX, backupCount=FILES_KEPT)
         ]
         handlers[0].setFormatter(_AsJson())
         if not quiet:
-            handlers.append(logging.StreamHandler(sys.stderr))
+            handlers.append(_Stream(sys.stderr))
             handlers[1].setFormatter(_AsLine())
         for handler in handlers:
             self._logger.addHandler(handler)
@@ -47,8 +48,24 @@ class DaemonLog:
 
     def close(self) -> None:
         for handler in list(self._logger.handlers):
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()
             self._logger.removeHandler(handler)
+
+
+class _DropsWhatCannotBeWritten(logging.Handler):
+    """A full disk or a closed terminal costs the entry; elsewhere it is said that the disk is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+class _File(_DropsWhatCannotBeWritten, RotatingFileHandler):
+    pass
+
+
+class _Stream(_DropsWhatCannotBeWritten, logging.StreamHandler[TextIO]):
+    pass
 
 
 class _AsJson(logging.Formatter):
