@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,11 +85,13 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"} | changes
 
 
-def peerlm(*args: object, stdin: str = "", timeout_s: float = COMMAND_S, **changes: Any) -> Outcome:
-    """Run a command to its end."""
+def peerlm(
+    *args: object, before: Sequence[str] = (), timeout_s: float = COMMAND_S, **changes: Any
+) -> Outcome:
+    """Run a command to its end. `before`: a command to run it by."""
     done = subprocess.run(
-        [*PEERLM, *map(str, args)],
-        input=stdin,
+        [*before, *PEERLM, *map(str, args)],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=timeout_s,
