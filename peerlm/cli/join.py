@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -80,9 +81,7 @@ def join(
             f"{layout.root} already holds a node of run {short(read_run(layout).run_id)}: "
             "`peerlm up` starts it; to enter another run use another --state"
         )
-    from peerlm.daemon.enrol import enrol
-
-    enrol(layout.root, address, secret, wait=wait, report=lambda line: click.echo(line, err=True))
+    _enrol(layout, address, secret, wait)
     change_node_settings(layout, changes, "--set-node")
     if enrol_only:
         click.echo(f"enrolled: node in {layout.root}; `peerlm up` trains")
@@ -91,6 +90,21 @@ def join(
 
     os.environ.pop("PEERLM_TOKEN", None)  # nothing started from here need see it
     ctx.exit(run(layout.root, seeds=(address,), port=port))
+
+
+def _enrol(layout: Layout, address: str, token: str, wait: bool) -> None:
+    """A folder that was made for an attempt which failed goes again."""
+    from peerlm.daemon.enrol import enrol
+
+    is_new = not layout.root.exists()
+    try:
+        enrol(
+            layout.root, address, token, wait=wait, report=lambda line: click.echo(line, err=True)
+        )
+    except BaseException:
+        if is_new and not has_node(layout):
+            shutil.rmtree(layout.root, ignore_errors=True)
+        raise
 
 
 def _token(token: str | None, token_file: str | None, ctx: click.Context) -> str:

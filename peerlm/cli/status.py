@@ -68,10 +68,7 @@ def peers(layout: Layout, as_json: bool) -> None:
         return
     from peerlm.cli import views
 
-    if sys.stdout.isatty():
-        views.console().print(views.members_table(answer, whole_ids=True))
-    else:
-        click.echo("\n".join(views.plain_members(answer)))
+    click.echo("\n".join(views.plain_peers(answer)))
 
 
 @click.command(short_help="Say why this node is not mixing, or that it is.")

@@ -89,27 +89,33 @@ def _snapshot(kept: Status) -> str:
     return f"number {kept['number']}, at {words.count(kept['tokens'])} tokens of the swarm"
 
 
-MEMBER_COLUMNS = (
-    "node",
-    "address",
-    "state",
-    "phase",
-    "mixes",
-    "tokens",
-    "tok/s",
-    "loss",
-    "val",
-    "distance",
-)
+MEMBER_COLUMNS = ("node", "address", "state", "mixes", "tokens", "tok/s", "loss", "val", "dist")
+"""As many as fit on eighty columns; a living member's state is what it says it is doing."""
+
+PEER_COLUMNS = ("id", "address", "state", "phase", "linked", *MEMBER_COLUMNS[3:])
 
 
-def member_row(m: Status, own_id: str, whole_ids: bool) -> tuple[str, ...]:
-    mark = "*" if m["id"] == own_id else ""
+def member_row(m: Status, own_id: str) -> tuple[str, ...]:
+    doing = m["phase"] if m["state"] == "alive" and m["phase"] else m["state"]
+    return (m["id"][:8] + _mark(m, own_id), _address(m), doing, *_figures(m))
+
+
+def peer_row(m: Status, own_id: str) -> tuple[str, ...]:
+    linked = "yes" if m["linked"] else "no"
+    phase = m["phase"] or words.ABSENT
+    return (m["id"] + _mark(m, own_id), _address(m), m["state"], phase, linked, *_figures(m))
+
+
+def _mark(m: Status, own_id: str) -> str:
+    return "*" if m["id"] == own_id else ""
+
+
+def _address(m: Status) -> str:
+    return m["address"].removeprefix("tcp://") or words.ABSENT
+
+
+def _figures(m: Status) -> tuple[str, ...]:
     return (
-        (m["id"] if whole_ids else m["id"][:8]) + mark,
-        m["address"].removeprefix("tcp://") or words.ABSENT,
-        m["state"],
-        m["phase"] or words.ABSENT,
         "yes" if m["participating"] else "no",
         words.count(m["tokens"]),
         words.count(m["tokens_per_s"]) if m["tokens_per_s"] else words.ABSENT,
@@ -125,12 +131,16 @@ def member_row(m: Status, own_id: str, whole_ids: bool) -> tuple[str, ...]:
 def plain_status(s: Status) -> list[str]:
     """Lines without control codes."""
     lines = [f"{name:<9} {line}".rstrip() for name, line in facts(s)]
-    return [*lines, "", *plain_members(s, whole_ids=False)]
+    rows = [member_row(m, s["node_id"]) for m in s["members"]]
+    return [*lines, "", *_columns([MEMBER_COLUMNS, *rows])]
 
 
-def plain_members(s: Status, whole_ids: bool = True) -> list[str]:
-    """A header and a line for each member, in columns; * marks this node."""
-    rows = [MEMBER_COLUMNS, *(member_row(m, s["node_id"], whole_ids) for m in s["members"])]
+def plain_peers(s: Status) -> list[str]:
+    """A header and a line for each member, with whole ids; * marks this node."""
+    return _columns([PEER_COLUMNS, *(peer_row(m, s["node_id"]) for m in s["members"])])
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -156,22 +166,13 @@ def progress_bar(done: int, budget: int) -> Bar:
     return Bar(budget, 0, min(done, budget), width=BAR_WIDTH, color="cyan", bgcolor="grey23")
 
 
-def members_table(s: Status, whole_ids: bool = False) -> Table:
-    table = Table(box=None, header_style="bright_black", padding=(0, 1), pad_edge=False)
-    for column in MEMBER_COLUMNS:
-        table.add_column(
-            column,
-            justify="right" if column in MEMBER_COLUMNS[5:] else "left",
-            no_wrap=column != "address",
-        )
+def members_table(s: Status) -> Table:
+    table = Table(box=None, header_style="bright_black", padding=(0, 1, 0, 0), pad_edge=False)
+    for at, column in enumerate(MEMBER_COLUMNS):
+        table.add_column(column, justify="right" if at > 3 else "left", no_wrap=True)
     for m in s["members"]:
-        cells = member_row(m, s["node_id"], whole_ids)
-        table.add_row(
-            *(
-                Text(cell, style=COLOURS.get(cell, "") if 2 <= at <= 3 else "")
-                for at, cell in enumerate(cells)
-            )
-        )
+        node, address, state, *figures = member_row(m, s["node_id"])
+        table.add_row(node, address, Text(state, style=COLOURS.get(state, "")), *figures)
     return table
 
 

@@ -178,6 +178,32 @@ def test_join_does_not_touch_a_node_that_is_there(peerlm: Cli, founded: Path) ->
     assert_one_line(outcome, 3, "already holds a node", "`peerlm up` starts it")
 
 
+def test_a_token_that_was_cut_short_is_refused_and_leaves_nothing(
+    peerlm: Cli, founded: Path, tmp_path: Path
+) -> None:
+    line = JOIN_LINE.fullmatch(peerlm("invite", "--state", founded, "--address", "h:1").out)
+    assert line
+    outcome = peerlm("join", "h:1", "--token", line[2][:-9], "--state", tmp_path / "n")
+    assert_one_line(outcome, 4, "cut short")
+    assert line[2][20:-9] not in outcome.err
+    assert not (tmp_path / "n").exists()
+
+
+@pytest.mark.net
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [("127.0.0.1:1", ("connect", "refused")), ("no-such-host.invalid", ("resolve",))],
+)
+def test_an_address_that_cannot_be_reached_says_at_which_step(
+    peerlm: Cli, founded: Path, tmp_path: Path, address: str, words: tuple[str, ...]
+) -> None:
+    line = JOIN_LINE.fullmatch(peerlm("invite", "--state", founded, "--address", "h:1").out)
+    assert line
+    outcome = peerlm("join", address, "--token", line[2], "--state", tmp_path / "n")
+    assert_one_line(outcome, 5, *words)
+    assert not (tmp_path / "n").exists()
+
+
 def test_join_checks_settings_before_it_goes_out(peerlm: Cli, tmp_path: Path) -> None:
     options = ("--token", "x", "--set-node", "limits.threads=-1", "--state", tmp_path / "n")
     assert_one_line(peerlm("join", "h", *options), 2, "limits.threads = -1", "≥ 0")

@@ -99,7 +99,9 @@ def test_a_wait_that_is_in_vain_says_for_what_and_how_the_nodes_are(
     story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo_story, "POLL_S", 0.0)
-    with pytest.raises(DemoFailed, match=r"every node mixes: not within .*; node 1 is not started;"):
+    with pytest.raises(
+        DemoFailed, match=r"every node mixes: not within .*; node 1 is not started;"
+    ):
         story._wait("every node mixes", lambda: False, limit_s=0.01)
 
 

@@ -72,6 +72,8 @@ def test_json_is_one_object_as_the_daemon_gave_it(peerlm: Cli, daemon: FakeDaemo
 def test_in_a_pipe_status_is_plain_lines(peerlm: Cli, daemon: FakeDaemon) -> None:
     out = peerlm("status", "--state", daemon.layout.root).out
     assert not CONTROL_CODES.search(out)
+    assert "01010101*  10.0.0.1:7700  training  yes    1 M     2.35 k  1.750  1.800  1.2 %" in out
+    assert "02020202   10.0.0.2:7700  dead      no " in out
     for fact in (
         "01010101 of run plays (aaaaaaaa), training",
         "2.5 M of 20 M by the swarm (12.5 %), 1 M here; 5 k/s, about 58 min 20 s left",
@@ -87,9 +89,10 @@ def test_in_a_pipe_status_is_plain_lines(peerlm: Cli, daemon: FakeDaemon) -> Non
 def test_the_view_on_a_terminal_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     from rich.console import Console
 
-    console = Console(width=120, force_terminal=True, color_system=None)
+    console = Console(width=80, force_terminal=True, color_system=None)
     console.print(views.status_view(answer_of(sample_summary())))
     out = capsys.readouterr().out
+    assert "01010101* 10.0.0.1:7700 training yes      1 M 2.35 k 1.750 1.800 1.2 %" in out
     for name, line in views.facts(answer_of(sample_summary())):
         assert name in out
         assert all(word in out for word in line.split()), line
