@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from peerlm.effects import CancelTransfer, Effect, InstallObjects, RunPull, Send
 from peerlm.events import PullEnded, PullProgressed
-from peerlm.mix.sketch import distance
+from peerlm.node.finals import agree
 from peerlm.store.fetch import CancelPull, Fault, Fetch, Key, Phase, PullEffect, StartPull
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
 from peerlm.wire.message import FragmentOffer, PullAnswer, PullRequest, StateAsk, StateGive
@@ -36,6 +36,9 @@ DONORS_COMPARED = 3
 SKETCH_DISTANCE_MAX = 0.7
 """Relative distance beyond which two sketches of one fragment disagree. Replicas in training lie
 within a few per cent, after a fresh start within tens; unrelated weights are at about 1.4."""
+
+FINAL_DISTANCE_MAX = 0.01
+"""The same for finished weights, which agree to a tenth of a per cent unless they were finished apart."""
 
 PROGRESS_TIMEOUT_S = 5.0
 
@@ -339,24 +342,20 @@ def agreeing_donors(gives: Mapping[PeerId, StateGive]) -> tuple[PeerId, ...]:
     With two donors that disagree nobody can tell who is right: the one that has seen more tokens
     is taken, since a node that lags is the commoner case.
     """
+    distance_max = SKETCH_DISTANCE_MAX
     if any(give.final for give in gives.values()):
         gives = {peer: give for peer, give in gives.items() if give.final}
+        distance_max = FINAL_DISTANCE_MAX
     ahead = sorted(gives, key=lambda peer: (not gives[peer].final, -gives[peer].tokens, peer))
     if len(gives) < 3:
-        return tuple(p for p in ahead if _agree(gives[ahead[0]], gives[p]))
+        return tuple(p for p in ahead if agree(gives[ahead[0]], gives[p], distance_max))
     kept = tuple(
         peer
         for peer in ahead
-        if 2 * sum(_agree(gives[peer], gives[o]) for o in ahead if o != peer) >= len(ahead) - 1
+        if 2 * sum(agree(gives[peer], gives[o], distance_max) for o in ahead if o != peer)
+        >= len(ahead) - 1
     )
     return kept or tuple(ahead[:1])
-
-
-def _agree(a: StateGive, b: StateGive) -> bool:
-    return all(
-        distance(x.sketch, y.sketch) <= SKETCH_DISTANCE_MAX
-        for x, y in zip(a.fragments, b.fragments, strict=True)
-    )
 
 
 def _fragment(start: StartPull) -> int:

@@ -54,7 +54,7 @@ NEXT: dict[Phase, tuple[Phase, ...]] = {
     Phase.TRAINING: (Phase.READY, Phase.DRAINING, Phase.FETCHING),
     Phase.DRAINING: (Phase.SETTLING, Phase.READY),
     Phase.SETTLING: (Phase.DONE, Phase.READY, Phase.FETCHING),
-    Phase.DONE: (Phase.READY,),
+    Phase.DONE: (Phase.READY, Phase.FETCHING),
     Phase.LEAVING: (),
 }
 """Legal transitions; any phase may go to leaving."""
@@ -85,6 +85,8 @@ class Facts:
     """Its weights are the finished ones, fetched from a node that is done."""
     is_stray: bool
     """It made initial weights itself, has never mixed them, and others are far ahead."""
+    is_outdone: bool
+    """It is done, and has seen another finished model that takes the place of its own."""
     corpus_ready: bool
     may_train: bool
     """Role and settings allow it, and it is not paused."""
@@ -116,7 +118,9 @@ def decide(phase: Phase, f: Facts) -> Phase:
         case Phase.SETTLING:
             return _while_settling(f)
         case Phase.DONE:
-            return Phase.READY if f.swarm_tokens < f.budget else phase
+            if f.swarm_tokens < f.budget:
+                return Phase.READY
+            return Phase.FETCHING if f.is_outdone and f.donors_done else phase
         case Phase.LEAVING:
             return phase
 

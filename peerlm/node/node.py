@@ -269,7 +269,7 @@ class Node:
             case StateAsk():
                 return work.asked_for_state(peer, now)
             case StateGive():
-                return work.acquisition.on_state_give(peer, message, work.plan_hash, now)
+                return work.state_shown(peer, message, now)
             case PullRequest():
                 return work.donate(peer, message)
             case PullAnswer():
@@ -307,7 +307,7 @@ class Node:
     def _seen(self) -> Seen:
         company = self.company
         partners, trainers, donors = [], [], []
-        donors_done, unsettled = False, 0
+        done, unsettled = [], 0
         for member in company.live():
             vitals = company.vitals_of(member.peer)
             if vitals is None or not company.contacts.is_linked(member.peer):
@@ -317,7 +317,8 @@ class Node:
                 continue
             if vitals.active and vitals.plan_revision == company.plan.revision:
                 donors.append(member.peer)
-                donors_done = donors_done or vitals.phase == Phase.DONE
+                if vitals.phase == Phase.DONE:
+                    done.append(member.peer)
                 if may_train and vitals.phase != Phase.LEAVING:
                     partners.append(member.peer)
                     unsettled += not vitals.settled
@@ -327,7 +328,7 @@ class Node:
             partners=tuple(partners),
             trainers=tuple(trainers),
             donors=tuple(donors),
-            donors_done=donors_done,
+            done=tuple(done),
             unsettled=unsettled,
             swarm_tokens=self._ledger.total(),
             addresses_known=bool(self._birth.seeds) or len(company.membership.book) > 0,

@@ -48,6 +48,7 @@ from peerlm.events import (
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.exchange import Exchanges
 from peerlm.node.acquire import PROGRESS_TIMEOUT_S, Acquisition
+from peerlm.node.finals import Finals
 from peerlm.node.lifecycle import BEHIND_STEPS, NEXT, Facts, Phase, decide
 from peerlm.node.supervision import Supervision
 from peerlm.swarm.sampler import sampler_named
@@ -96,7 +97,8 @@ class Seen:
     trainers: tuple[PeerId, ...] = ()
     """Live and training: who shares the text."""
     donors: tuple[PeerId, ...] = ()
-    donors_done: bool = False
+    done: tuple[PeerId, ...] = ()
+    """Donors that say the run is done."""
     unsettled: int = 0
     """Live active members that have not settled."""
     swarm_tokens: int = 0
@@ -159,6 +161,7 @@ class Work:
         self.exchanges = Exchanges(me, plan, sizes, sampler, endpoint, rng)
         self.exchanges.standing.plan_hash = plan_hash
         self.acquisition = Acquisition(len(sizes), endpoint, rng)
+        self._finals = Finals()
         self._sizes = tuple(sizes)
         self._rng = rng
         self._started = now
@@ -223,7 +226,7 @@ class Work:
             waited_s=now - self._started,
             addresses_known=seen.addresses_known,
             donors=len(seen.donors),
-            donors_done=seen.donors_done,
+            donors_done=bool(seen.done),
             snapshot_tokens=self.restored.tokens if self.restored else None,
             tokens_per_round=self._tokens_per_round() * (1 + len(seen.trainers)),
             swarm_tokens=seen.swarm_tokens,
@@ -233,6 +236,7 @@ class Work:
             installed=self.installed,
             has_final=self.has_final,
             is_stray=self._is_stray(),
+            is_outdone=self._finals.outdone,
             corpus_ready=self._corpus == "ready",
             may_train=self.may_train and not self.paused,
             worker_drained=self._drained,
@@ -283,6 +287,7 @@ class Work:
     def _install(self, left: Phase, now: Instant) -> list[Effect]:
         if left is Phase.FETCHING:
             self.installed = False
+            self._finals.forget()
             self.has_final = self.acquisition.is_final
             return [self.acquisition.installation()]
         if self.restored is not None:
@@ -293,6 +298,7 @@ class Work:
         standing = self.exchanges.standing
         standing.active, standing.frozen, standing.settling = True, False, False
         self.settled, self._settling_since = False, None
+        self._finals.forget()
         self.has_final = self.has_final and self.seen.swarm_tokens >= self.plan.run.token_budget
         self._drain_sent = self._drained = False
         effects: list[Effect] = []
@@ -338,6 +344,8 @@ class Work:
             effects.append(StartWorker(self.supervision.start(now), fresh=False))
         if self.phase is Phase.SETTLING:
             effects += self._settle_on(now)
+        if self.phase is Phase.DONE and self._offers_final:
+            effects += self._finals.ask(self.seen.done, now)
         if self._steer_due <= now:
             effects += self._steer(now)
         if self.installed and self._snapshot_due <= now:
@@ -533,6 +541,14 @@ class Work:
         self._snapshot_due = max(self._snapshot_due, after(now, 20 * event.seconds))
         self._snapshot_at = now
         return self._give_offers()
+
+    def state_shown(self, peer: PeerId, give: StateGive, now: Instant) -> list[Effect]:
+        """A donor shows what it has: to be fetched, or compared with what we have finished."""
+        if self.phase is Phase.DONE:
+            spread = self.plan.mix.settle_spread
+            self._finals.shown(self.me, self._offer(), peer, give, spread)
+            return self.step(now)
+        return self.acquisition.on_state_give(peer, give, self.plan_hash, now)
 
     def _give_offers(self) -> list[Effect]:
         waiting, self._offers_wanted = self._offers_wanted, {}
