@@ -164,6 +164,8 @@ def _own_state(s: Summary) -> list[str]:
         lines.append(f"this node is {s.phase}")
     if s.worker_state == "backing_off":
         lines.append(f"the worker died and will be started again: {s.worker_last_error}")
+    elif s.nonfinite_steps:
+        lines.append(f"{s.nonfinite_steps} inner steps were not finite (NaN), and were not taken")
     if s.snapshot_error:
         lines.append(f"snapshots fail, nothing new is kept: {s.snapshot_error}")
     return lines
