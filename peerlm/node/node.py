@@ -119,6 +119,8 @@ class Node:
             restored=birth.restored,
             may_train=birth.settings.train.enabled and self.company.allows(self.me, Role.TRAIN),
         )
+        # Who knocks at a node that begins a run is nobody it would have to wait for.
+        self._expects_others = bool(birth.seeds) or len(birth.book) > 0
         self._look_due = now
         self._publish_due = now
         self._version = 0
@@ -331,7 +333,7 @@ class Node:
             done=tuple(done),
             unsettled=unsettled,
             swarm_tokens=self._ledger.total(),
-            addresses_known=bool(self._birth.seeds) or len(company.membership.book) > 0,
+            addresses_known=self._expects_others,
         )
 
     def _measure_rate(self, now: Instant) -> None:
