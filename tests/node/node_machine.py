@@ -133,6 +133,15 @@ class Machine:
                 action()
             self.post(ev.LoopLagged(seconds))
 
+    def logs(self) -> list[tuple[float, fx.Log]]:
+        return [(at, e) for at, e in self.effects if isinstance(e, fx.Log)]
+
+    def installed_from(self) -> list[str]:
+        """Where its weights came from, over all its lives."""
+        return [
+            str(dict(e.fields)["origin"]) for _, e in self.logs() if e.event == "state_installed"
+        ]
+
     def distance_to(self, other: Machine) -> float:
         ours, theirs = (np.concatenate([s.phi for s in m.slow]) for m in (self.toy, other.toy))
         return float(np.linalg.norm(ours - theirs) / max(np.linalg.norm(ours), 1e-9))

@@ -1,6 +1,6 @@
 """What a machine of the world works with: weights, a worker, transfers and a disk, all tiny.
 
-The arithmetic is real (`mix.fragment`, `mix.flow`, `mix.sketch`, the worker's `Cadence`), on two
+The arithmetic is real (`mix.fragment`, `mix.flow`, `mix.sketch`, the worker's `Cadence`), on three
 fragments of a few numbers. The worker is a toy: plain gradient steps on a quadratic with noise of
 its own, so that nodes drift apart unless they mix. Effects become events as the daemon's driver
 makes them, late as there, and not at all once cancelled or of an older generation.
@@ -32,7 +32,7 @@ from peerlm.types import FragmentId, ObjectHash, PeerId, TransferId
 if TYPE_CHECKING:
     from node_machine import Machine
 
-SIZES = (96, 32)
+SIZES = (64, 32, 32)
 TICK_STEPS = 4
 """Inner steps between two looks of the toy worker at its mail."""
 RATE, NOISE = 0.01, 0.002
