@@ -308,8 +308,10 @@ mixing_figures = _figures(
         "node.acquire",
         "SKETCH_DISTANCE_MAX",
     ),
+    ("the same for finished weights", "relative", "node.acquire", "FINAL_DISTANCE_MAX"),
     ("donors whose sketches are compared", "", "node.acquire", "DONORS_COMPARED"),
     ("outer steps of the swarm a snapshot may lag", "", "node.lifecycle", "BEHIND_STEPS"),
+    ("wait for others before settling alone", "s", "node.work", "SETTLE_ALONE_S"),
     ("wait for others before going on from one's own snapshot", "s", "node.lifecycle", "GRACE_S"),
     ("the same for an origin without one", "s", "node.lifecycle", "FRESH_GRACE_S"),
 )
