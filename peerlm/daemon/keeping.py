@@ -24,7 +24,6 @@ from peerlm.errors import ChunkCorrupt, ConfigError, PeerlmError, StateError
 from peerlm.events import Event
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.sketch import distance, sketch
-from peerlm.model.export import write_model
 from peerlm.model.plan import FragmentSpec
 from peerlm.store import snapshot
 from peerlm.store.disk import StateDirectory
@@ -274,6 +273,8 @@ class Keeping:
         self._post(events.ModelWritten(str(directory)))
 
     def _write_model(self, tokens: int, slow: SlowWeights) -> Path:
+        from peerlm.model.export import write_model  # its libraries are needed once in a run
+
         directory = self._state.root / "model"
         values = [slow.now(spec.id, lambda fragment: fragment.phi.copy()) for spec in self._specs]
         about = {"run": self._run_id.hex(), "tokens": str(tokens)}

@@ -77,6 +77,9 @@ from peerlm.wire.message import (
 REVOCATIONS_SENT_MAX = 64
 """Revocations told to a new contact at once; the rest travels by gossip from others."""
 
+TALLIES_MAX = 4096
+"""Entries of the token count told on a new link."""
+
 CHAIN_CHECK_S = 60.0
 """How often certificates are looked at: expired ones leave, our own is renewed at half life."""
 
@@ -131,8 +134,8 @@ class Company:
         self._seeds = seeds
         self._chain_due = after(now, CHAIN_CHECK_S)
         self._book_saved = -1
-        own = gate.admit(chain, wall, vouched=True)
-        self.me = own.peer_id
+        self._kept: list[Effect] = []
+        self.me = self._admit_ourselves(wall)
         gate.know(contact.peer for contact in book.contacts())
         self._admitted_from_book = self._admit_book(book, wall)
         record = NodeRecord(
@@ -157,6 +160,19 @@ class Company:
             book=book,
             vitals=ledger,
         )
+
+    def _admit_ourselves(self, wall: WallTime) -> PeerId:
+        """Our own seat; a certificate that ended while we were away is renewed first, if its
+        invite still allows it. Raises `AuthError`."""
+        try:
+            return self.gate.admit(self._chain, wall, vouched=True).peer_id
+        except AuthError as error:
+            if error.code != "expired":
+                raise
+        gate = self.gate
+        self._chain = renew(self._chain, self._keys, gate.root_public_key, gate.run_id, wall)
+        self._kept.append(SaveChain(self._chain))
+        return gate.admit(self._chain, wall, vouched=True).peer_id
 
     # ----------------------------------------------------------------------------- what is known
 
@@ -186,11 +202,15 @@ class Company:
     def allows(self, peer: PeerId, role: Role) -> bool:
         return self.gate.allows(peer, role)
 
+    def may_hold(self, peer: PeerId) -> bool:
+        """Whether its roles let a peer have the weights and the text, and so donate them."""
+        return any(self.gate.allows(peer, r) for r in (Role.TRAIN, Role.STORE, Role.SERVE))
+
     # ------------------------------------------------------------------------------ introductions
 
     def start(self, now: Instant) -> list[Effect]:
         """Seat everybody we knew before, so that they can dial us, and look for them."""
-        return [*self._admitted_from_book, *self.wake(now, self._wall)]
+        return [*self._kept, *self._admitted_from_book, *self.wake(now, self._wall)]
 
     def hello(self, now: Instant) -> Hello:
         """What we show when we introduce ourselves."""
@@ -286,7 +306,9 @@ class Company:
         return Greeting(self.membership.myself, self.plan.revision, self.plan.plan_hash, reply)
 
     def _tallies(self) -> Tallies:
-        return Tallies(tuple(Tally(*entry) for entry in self.ledger.tallies()))
+        """The largest that fit a message; what is left out is what matters least."""
+        entries = sorted(self.ledger.tallies(), key=lambda entry: (-entry[2], entry[:2]))
+        return Tallies(tuple(Tally(*entry) for entry in entries[:TALLIES_MAX]))
 
     def _tell_revocations(self, peer: PeerId) -> list[Effect]:
         blobs = self.gate.revocations.blobs()[-REVOCATIONS_SENT_MAX:]

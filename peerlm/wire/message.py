@@ -296,7 +296,7 @@ class Tallies(Message):
     Told on a new link: vitals tell of the living, this of everybody else."""
 
     code: ClassVar[int] = 39
-    entries: Annotated[tuple[Tally, ...], Most(10_000)]
+    entries: Annotated[tuple[Tally, ...], Most(4096)]
 
 
 # ------------------------------------------------------------------------------------------ plan
