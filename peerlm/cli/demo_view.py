@@ -18,7 +18,13 @@ from peerlm.cli.demo_story import Scene
 LINE_EVERY_S = 10.0
 EVENTS_SHOWN = 8
 NODE_COLUMNS = ("", "state", "tokens/s", "loss", "val", "swarm tokens", "exchanges", "sent")
-COLOURS = {**views.COLOURS, "killed": "bold red", "fetching": "yellow", "seeking": "yellow"}
+COLOURS = {
+    **views.COLOURS,
+    "killed": "bold red",
+    "fetching": "yellow",
+    "seeking": "yellow",
+    "mixing, no worker yet": "yellow",
+}
 
 
 class View(Protocol):
@@ -129,6 +135,8 @@ def node_cells(node: DemoNode) -> tuple[str, ...]:
     state = node.state
     if state == "fetching" and fetch["total_bytes"]:
         state += f" {words.size(fetch['bytes'])} of {words.size(fetch['total_bytes'])}"
+    if state == "training" and s["worker"]["state"] != "running":
+        state = "mixing, no worker yet"
     return (
         state,
         words.count(s["worker"]["tokens_per_s"]),
