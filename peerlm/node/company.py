@@ -433,9 +433,11 @@ class Company:
             line = f"revision {theirs.revision} would change what a run cannot: {changed[0]}"
             return [Log("error", "plan_refused", (("why", line),))]
         self.plan = theirs
+        # Those whose plan was refused hear nothing else from us.
+        told: list[Effect] = [Send(p, PlanGive(blob)) for p in self.refused_plans if p != teller]
         self.refused_plans.clear()
         news = PlanNews(theirs.revision, theirs.plan_hash)
-        effects: list[Effect] = [UsePlan(blob), Save("plan", blob)]
+        effects: list[Effect] = [UsePlan(blob), Save("plan", blob), *told]
         return [*effects, *self.membership.spread(news, b"plan", now, teller=teller)]
 
     def _refuse_plan(self, teller: PeerId | None, theirs: SignedPlan) -> list[Effect]:

@@ -32,7 +32,7 @@ from peerlm.node.lifecycle import Phase
 from peerlm.node.status import MemberSummary, Summary
 from peerlm.node.work import Restored, Seen, Work
 from peerlm.swarm.vitals import Ledger
-from peerlm.types import Instant, PeerId, Role, WallTime, after, short
+from peerlm.types import Instant, PeerId, Role, TransferId, WallTime, after, short
 from peerlm.wire.message import (
     ExchangeAnswer,
     ExchangeDone,
@@ -42,6 +42,7 @@ from peerlm.wire.message import (
     PullRequest,
     StateAsk,
     StateGive,
+    Tallies,
     Vitals,
 )
 
@@ -261,6 +262,9 @@ class Node:
                 if not company.allows(peer, Role.TRAIN):
                     answer = ExchangeAnswer(message.transfer, "refuse", "role", 0.0)
                     return [Send(peer, answer)]
+                if work.is_taken(TransferId(message.transfer)):
+                    answer = ExchangeAnswer(message.transfer, "refuse", "transfer id is taken", 0.0)
+                    return [Send(peer, answer)]
                 return work.exchanges.on_request(peer, message, now)
             case ExchangeAnswer():
                 return work.exchanges.on_answer(peer, message, now)
@@ -277,6 +281,9 @@ class Node:
             case PullAnswer():
                 return work.acquisition.on_pull_answer(peer, message, now)
         effects = company.received(peer, message, now)
+        if isinstance(message, Tallies):
+            # Before anybody who says so mixes with us: are we far behind?
+            effects += self._look(now)
         return [*effects, *self._follow_plan(now)]
 
     def _exchanged(self, outcome: str, effects: list[Effect], now: Instant) -> list[Effect]:

@@ -49,7 +49,7 @@ from peerlm.identity.root import SignedPlan
 from peerlm.mix.exchange import Exchanges
 from peerlm.node.acquire import PROGRESS_TIMEOUT_S, Acquisition
 from peerlm.node.finals import Finals
-from peerlm.node.lifecycle import BEHIND_STEPS, NEXT, Facts, Phase, decide
+from peerlm.node.lifecycle import BEHIND_STEPS, FRESH_GRACE_S, NEXT, Facts, Phase, decide
 from peerlm.node.supervision import Supervision
 from peerlm.swarm.sampler import sampler_named
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
@@ -182,6 +182,7 @@ class Work:
         self._evaluating = False
         self._steer_due = now
         self._is_fresh = False
+        self._stray_since: Instant | None = None
         self._drain_sent = False
         self._drained = False
         self._boundaries = 0
@@ -203,6 +204,7 @@ class Work:
         effects: list[Effect] = []
         for peer in gone:
             effects += self.exchanges.peer_gone(peer, now)
+        effects += self._mind_straying(now)
         effects += self.acquisition.donors_are(seen.donors, now)
         if self._corpus == "missing" and self.acquisition.corpus_arrived:
             self.acquisition.corpus_arrived = False
@@ -235,7 +237,7 @@ class Work:
             state_arrived=self.acquisition.state_arrived,
             installed=self.installed,
             has_final=self.has_final,
-            is_stray=self._is_stray(),
+            is_stray=self._stray_since is not None,
             is_outdone=self._finals.outdone,
             corpus_ready=self._corpus == "ready",
             may_train=self.may_train and not self.paused,
@@ -246,11 +248,24 @@ class Work:
             and now - self._settling_since > self.plan.mix.settle_deadline_s,
         )
 
-    def _is_stray(self) -> bool:
+    def _mind_straying(self, now: Instant) -> list[Effect]:
+        """Initial weights of our own that nobody has mixed yet, and others are far ahead: keep them
+        to ourselves until somebody gives us better ones, or it turns out that nobody has any."""
+        since = self._stray_since
+        if since is not None:
+            if self.seen.donors or now - since < FRESH_GRACE_S:
+                return []
+            self._stray_since, self._is_fresh = None, False
+            standing = self.exchanges.standing
+            standing.active, standing.frozen = self.installed, not self.installed
+            return []
         others_tokens = self.seen.swarm_tokens - self.tokens
         behind = BEHIND_STEPS * self._tokens_per_round() * (1 + len(self.seen.trainers))
-        alone = self._is_fresh and self.last_exchange is None
-        return alone and self.exchanges.mixes and others_tokens > behind
+        unmixed = self._is_fresh and self.exchanges.mixes and self.last_exchange is None
+        if not unmixed or others_tokens <= behind:
+            return []
+        self._stray_since = now
+        return self._suspend(now)
 
     def _tokens_per_round(self) -> int:
         t = self.plan.train
@@ -419,7 +434,7 @@ class Work:
     def state_installed(self, origin: str, now: Instant) -> list[Effect]:
         self.installed = True
         self.origin = False
-        self._is_fresh = origin == "fresh"
+        self._is_fresh, self._stray_since = origin == "fresh", None
         self._outer_steps = 0 if origin == "peers" else RAMP_STEPS
         self.exchanges.standing.ramp = self._ramp()
         return [Log("info", "state_installed", (("origin", origin),)), *self.step(now)]
@@ -587,6 +602,8 @@ class Work:
         if self.exchanges.standing.active:
             offers = (*self._offers_before, *self._offers)
             sizes.update((offer[2], offer[3]) for offer in offers)
+        if self.is_taken(transfer) or self.exchanges.is_taken(transfer):
+            return [Send(peer, PullAnswer(transfer, "refuse", "transfer id is taken", 0))]
         if wanted not in sizes:
             return [Send(peer, PullAnswer(transfer, "refuse", "no such object", 0))]
         if len(self._pulls_served) >= PULLS_SERVED_MAX:
@@ -601,6 +618,10 @@ class Work:
             progress_timeout_s=PROGRESS_TIMEOUT_S,
         )
         return [serve, Send(peer, PullAnswer(transfer, "accept", "", sizes[wanted]))]
+
+    def is_taken(self, transfer: TransferId) -> bool:
+        """Some pull has this id, served or our own."""
+        return transfer in self._pulls_served or self.acquisition.is_taken(transfer)
 
     def pull_served(self, transfer: TransferId) -> None:
         self._pulls_served.discard(transfer)

@@ -41,7 +41,7 @@ def test_without_mixing_nodes_would_drift_apart() -> None:
     mixed.run(20)
     apart.run(20)
     assert all(trained(apart, i) for i in range(3))
-    assert apart.spread() > 3 * mixed.spread()
+    assert apart.spread() > 2 * mixed.spread()
 
 
 def test_every_node_counts_the_tokens_of_all() -> None:
