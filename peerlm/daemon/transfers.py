@@ -82,10 +82,14 @@ class Transfers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _spawn(self, transfer: TransferId, work: Coroutine[Any, Any, None]) -> None:
-        assert transfer not in self._running, "a transfer is run twice"
         task = asyncio.create_task(work)
         self._running[transfer] = task
-        task.add_done_callback(lambda _: self._running.pop(transfer, None))
+        task.add_done_callback(lambda ended: self._ended(transfer, ended))
+
+    def _ended(self, transfer: TransferId, ended: asyncio.Task[None]) -> None:
+        """One that has reported its end may have a successor of the same id by now."""
+        if self._running.get(transfer) is ended:
+            del self._running[transfer]
 
     # ------------------------------------------------------------------------------- exchanges
 

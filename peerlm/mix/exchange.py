@@ -124,6 +124,11 @@ class Exchanges:
         """Whether the plan's algorithm exchanges at all."""
         return self._algorithm.mixes
 
+    def is_taken(self, transfer: TransferId) -> bool:
+        """Some exchange has this id. Ids are drawn at random: who uses one twice means harm."""
+        taken = (self._initiated, self._served, self._answered)
+        return any(transfer in exchanges for exchanges in taken)
+
     def is_busy(self, fragment: FragmentId) -> bool:
         """In an exchange, or about to ask once more for one."""
         return fragment in self._busy or any(
@@ -299,6 +304,8 @@ class Exchanges:
         if self._was_answered(peer, transfer, now):
             self._counts["replayed"] += 1
             return [self._answer(peer, transfer, "accept", "seen before")]
+        if self.is_taken(transfer):
+            return [self._answer(peer, transfer, "refuse", "transfer id is taken")]
         verdict, reason = self._judge(peer, request, now)
         if verdict != "accept":
             self._reasons[f"answered {verdict}: {reason}"] += 1

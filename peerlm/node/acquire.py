@@ -65,6 +65,7 @@ class _Pull:
     fetch: Fetch
     start: StartPull
     keys: tuple[bytes, bytes]
+    is_accepted: bool = False
 
 
 class Acquisition:
@@ -185,13 +186,14 @@ class Acquisition:
 
     def on_pull_answer(self, peer: PeerId, answer: PullAnswer, now: Instant) -> list[Effect]:
         pull = self._pulls.get(TransferId(answer.transfer))
-        if pull is None or pull.start.peer != peer:
+        if pull is None or pull.start.peer != peer or pull.is_accepted:
             return []
         known = pull.start.size_bytes
         endpoint = self._endpoint(peer)
         if answer.verdict != "accept" or endpoint is None or (known and known != answer.size):
             fault = Fault.BUSY if answer.verdict == "busy" else Fault.MISSING
             return self._failed(pull, fault, now)
+        pull.is_accepted = True
         run = RunPull(
             transfer=pull.start.transfer,
             peer=peer,
@@ -254,6 +256,10 @@ class Acquisition:
         if status.phase is Phase.STUCK:
             trouble = f"nobody offers {len(status.unoffered)} of {status.objects_total} objects"
         return Progress(status.bytes_done, status.bytes_total, status.eta_s, trouble)
+
+    def is_taken(self, transfer: TransferId) -> bool:
+        """One of our pulls has this id."""
+        return transfer in self._pulls
 
     def check(self) -> None:
         for fetch in (self._corpus, self._state):
