@@ -50,7 +50,7 @@ PLAN = {
 class World:
     """Machines by number. `speed`: tokens/s of each worker unless the machine says otherwise."""
 
-    def __init__(self, seed: int = 0, *, speed: float = 40_000.0, **changes: object) -> None:
+    def __init__(self, seed: int = 0, *, speed: float = 20_000.0, **changes: object) -> None:
         self.seed, self.speed = seed, speed
         self.rng = random.Random(f"world {seed}")
         self.now = Instant(0.0)
