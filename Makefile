@@ -5,13 +5,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: help demo test check format sim net slow gpu clean
+FIGURES := daemon conservation join all_killed mixing_cost learning
+FLAGS   :=
+
+.PHONY: help demo test check format sim net slow gpu figures figures-long clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    three nodes train a small Shakespeare on this machine, one is killed on the way"
 	@echo "make test    all tests that need nothing special"
 	@echo "make check   format, lint, types, spelling"
+	@echo "make figures | figures-long    measure what docs/results.md promises; FLAGS=--record writes it there"
 	@echo "make sim | net | slow | gpu    one kind of test"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -27,17 +31,25 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not rig"
 
 check: $(STAMP)
-	$(BIN)/ruff format --check peerlm tests tools
-	$(BIN)/ruff check peerlm tests tools
+	$(BIN)/ruff format --check peerlm tests tools bench
+	$(BIN)/ruff check peerlm tests tools bench
 	$(BIN)/mypy
-	$(BIN)/codespell peerlm tests docs README.md ARCHITECTURE.md GLOSSARY.md CHANGELOG.md
+	$(BIN)/codespell peerlm tests bench docs README.md ARCHITECTURE.md GLOSSARY.md CHANGELOG.md
 
 format: $(STAMP)
-	$(BIN)/ruff format peerlm tests tools
-	$(BIN)/ruff check --fix peerlm tests tools
+	$(BIN)/ruff format peerlm tests tools bench
+	$(BIN)/ruff check --fix peerlm tests tools bench
 
 sim net slow gpu: $(STAMP)
 	$(BIN)/python -m pytest -m $@
+
+figures: $(STAMP)
+	@missed=; for figure in $(FIGURES); do \
+	    echo "$$figure:"; $(BIN)/python -m bench.$$figure $(FLAGS) || missed="$$missed $$figure"; echo; \
+	done; test -z "$$missed" || { echo "missed:$$missed"; exit 1; }
+
+figures-long: $(STAMP)
+	$(BIN)/python -m bench.chaos $(FLAGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,211 @@
+"""Swarms of real nodes for figures: founded, joined, held until all are there, watched, ended.
+
+A node of a figure is the demo's: a `peerlm` process on loopback with a folder of its own. A `Swarm`
+adds what all figures need. Nodes that have joined are paused until every one is ready, so that all
+start from the same weights at the same time and none trains alone. Everything that is waited for has
+a deadline and a name; a swarm that is closed leaves no process.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from bench.report import Missed
+from peerlm.cli.demo_nodes import DemoNode, end_all, peerlm
+from peerlm.daemon.control import ask
+
+Values = Mapping[str, object]
+
+LOCAL: Values = {"network.host": "127.0.0.1", "network.port": 0, "limits.threads": 1}
+"""What every node of a figure has in its node.toml."""
+
+ENDED = ("killed", "ended (0)", "not started")
+"""What a node may be besides up: nothing of this comes without the figure's own doing."""
+
+POLL_S = 0.25
+SOON_S = 120.0
+"""Longest wait for a single step: generous, since a missed bound is a row and not an error."""
+
+
+def options(flag: str, values: Values) -> list[str]:
+    return [part for name, value in values.items() for part in (flag, f"{name}={value}")]
+
+
+class Swarm:
+    """Nodes of one run under `folder`; the first one founded it.
+
+    Args:
+        plan: changes to `preset`'s plan.
+        local: changes to `LOCAL`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        size: int,
+        plan: Values,
+        local: Values | None = None,
+        preset: str = "tiny",
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.nodes = [DemoNode(number, folder) for number in range(1, size + 1)]
+        self.local = {**LOCAL, **(local or {})}
+        self._plan, self._preset = plan, preset
+        self._highest: dict[tuple[int, int], int] = {}
+        self.steps_back: list[str] = []
+        """Each time a node's count of the swarm's tokens fell within one life of the node."""
+
+    # ------------------------------------------------------------------------------- beginning
+
+    def found(self) -> None:
+        """`peerlm init`, in the first node's folder."""
+        state = str(self.nodes[0].layout.root)
+        settings = options("--set", self._plan) + options("--set-node", self.local)
+        peerlm("init", "--state", state, "--preset", self._preset, *settings)
+
+    def start(self) -> None:
+        """Found the run and bring every node in; all begin to train together."""
+        first, *others = self.nodes
+        self.found()
+        first.start("up")
+        self.hold(first)
+        for node in others:
+            self.join(node)
+        for node in others:
+            self.hold(node)
+        self.wait("every node has the weights and sees the others", self._all_ready)
+        for node in self.nodes:
+            ask(node.layout, "resume")
+
+    def hold(self, node: DemoNode) -> None:
+        """Pause it as soon as it answers, which is seconds before it could take a step."""
+        self.wait(f"{node.name} answers", lambda: node.status is not None, poll_s=0.05)
+        ask(node.layout, "pause")
+
+    def join(self, node: DemoNode) -> None:
+        """`peerlm join`, through the first node."""
+        address, token = self.invitation()
+        settings = options("--set-node", self.local)
+        node.start("join", address, "--token", token, *settings)
+
+    def invitation(self) -> tuple[str, str]:
+        """(address, token) as `peerlm invite` prints them."""
+        words = peerlm("invite", "--state", str(self.nodes[0].layout.root)).split()
+        return words[2], words[4]
+
+    def _all_ready(self) -> bool:
+        ids = {s["node_id"] for s in self.statuses()}
+        return len(ids) == len(self.nodes) and all(
+            s["state"] == "ready" and {m["id"] for m in s["members"] if m["linked"]} >= ids
+            for s in self.statuses()
+        )
+
+    # -------------------------------------------------------------------------------- watching
+
+    def statuses(self) -> list[dict[str, Any]]:
+        """The last answer of each node that gave one."""
+        return [node.status for node in self.nodes if node.status is not None]
+
+    @property
+    def tokens(self) -> int:
+        """The swarm's, by the node that has heard of most."""
+        return max((int(s["swarm_tokens"]) for s in self.statuses()), default=0)
+
+    def look(self) -> None:
+        """Ask every node, and note where a count has fallen."""
+        for node in self.nodes:
+            node.look()
+            if node.status is None:
+                continue
+            life, tokens = (node.number, node.status["epoch"]), node.status["swarm_tokens"]
+            before = self._highest.get(life, 0)
+            if tokens < before:
+                self.steps_back.append(f"{node.name}: {before:,} → {tokens:,}")
+            self._highest[life] = max(before, tokens)
+
+    def wait(
+        self,
+        what: str,
+        is_so: Callable[[], bool],
+        limit_s: float = SOON_S,
+        poll_s: float = POLL_S,
+    ) -> float:
+        """Look until it is so; returns the seconds it took.
+
+        Raises:
+            Missed: it was not so in time; `DemoFailed`: a node has ended by itself.
+        """
+        began = time.monotonic()
+        while True:
+            self.look()
+            if is_so():
+                return time.monotonic() - began
+            for node in self.nodes:
+                if node.state not in ENDED:
+                    node.check_up()
+            if time.monotonic() - began > limit_s:
+                raise Missed(f"{what}: not within {limit_s:.0f} s; {self.words()}")
+            time.sleep(poll_s)
+
+    def let_pass(self, seconds: float) -> None:
+        """Look on for a while."""
+        until = time.monotonic() + seconds
+        self.wait("time passes", lambda: time.monotonic() >= until, seconds + SOON_S)
+
+    def all_done(self) -> bool:
+        """Every node has settled and written the finished model."""
+        statuses = self.statuses()
+        return len(statuses) == len(self.nodes) and all(
+            s["state"] == "done" and s["model_dir"] for s in statuses
+        )
+
+    def models(self) -> list[Path]:
+        return [Path(s["model_dir"]) for s in self.statuses() if s["model_dir"]]
+
+    def words(self) -> str:
+        """What the nodes say of themselves, for whoever has to find out what went wrong."""
+        return "; ".join(
+            f"{n.name} is {n.state}" + (f" ({n.status['why'][0]})" if n.status else "")
+            for n in self.nodes
+        )
+
+    # -------------------------------------------------------------------------------- the logs
+
+    def tracebacks(self) -> int:
+        """Faults of peerlm's own in all that the nodes have written."""
+        texts = []
+        for node in self.nodes:
+            logs = sorted(node.layout.log.parent.glob(node.layout.log.name + "*"))
+            texts += [p.read_text(errors="replace") for p in (node.output, *logs) if p.exists()]
+        return sum(text.count("Traceback") + text.count("internal error") for text in texts)
+
+
+@contextmanager
+def running(swarm: Swarm) -> Iterator[Swarm]:
+    """The swarm, of which nothing runs afterwards."""
+    try:
+        yield swarm
+    finally:
+        end_all(swarm.nodes, patience_s=0.0)
+
+
+def processes(swarm: Swarm) -> list[psutil.Process]:
+    """Daemons and workers of the swarm that run now."""
+    found = []
+    for status in swarm.statuses():
+        daemon = psutil.Process(status["daemon"]["pid"])
+        found += [daemon, *daemon.children(recursive=True)]
+    return found
+
+
+def cpu_seconds(of: Sequence[psutil.Process]) -> float:
+    """Processor time that they have used so far."""
+    times = [process.cpu_times() for process in of]
+    return sum(t.user + t.system for t in times)
