@@ -50,7 +50,7 @@ from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.node import status
 from peerlm.node.company import Ports
 from peerlm.node.node import Birth, Node
-from peerlm.node.work import Restored
+from peerlm.node.snapshots import Restored
 from peerlm.store.disk import StateDirectory, read_file
 from peerlm.store.objects import Objects
 from peerlm.types import short

@@ -29,8 +29,9 @@ from peerlm.membership.address_book import AddressBook, address_of
 from peerlm.membership.member import State
 from peerlm.node.company import Company, Ports
 from peerlm.node.lifecycle import Phase
+from peerlm.node.snapshots import Restored
 from peerlm.node.status import MemberSummary, Summary
-from peerlm.node.work import Restored, Seen, Work
+from peerlm.node.work import Seen, Work
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import Instant, PeerId, Role, TransferId, WallTime, after, short
 from peerlm.wire.message import (
@@ -129,7 +130,6 @@ class Node:
         self._rate_seen = (now, self._ledger.total())
         self._leaving_since: Instant | None = None
         self._goodbye_at: Instant | None = None
-        self._has_snapshot_to_write = False
 
     # ------------------------------------------------------------------------------- being driven
 
@@ -208,7 +208,7 @@ class Node:
             case ev.PullEnded():
                 return [*work.acquisition.ended(event, now), *self._look(now)]
             case ev.PullServed():
-                work.pull_served(event.transfer)
+                work.snapshots.served(event.transfer)
                 return []
             case ev.WorkerReady():
                 return work.worker_ready(event, now)
@@ -457,9 +457,9 @@ class Node:
             data_position=work.data_position,
             fetched_bytes=progress.bytes_done,
             fetch_total_bytes=progress.bytes_total,
-            snapshot_number=work.snapshot_number,
-            snapshot_tokens=work.snapshot_tokens,
-            snapshot_error=work.snapshot_error,
+            snapshot_number=work.snapshots.number,
+            snapshot_tokens=work.snapshots.tokens,
+            snapshot_error=work.snapshots.error,
             model_dir=work.model_dir,
             dial_errors={a: e.last_error for a, e in company.contacts.errors().items()},
             refused_plans={short(p): line for p, line in company.refused_plans.items()},
@@ -522,7 +522,6 @@ class Node:
                 effect,
                 tallies=self._ledger.tallies(),
                 own_tokens=self.work.tokens,
-                final=self.work.phase is Phase.DONE,
             )
             if isinstance(effect, WriteSnapshot)
             else effect

@@ -12,6 +12,7 @@ of the text follow without a coordinator.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -26,13 +27,11 @@ from peerlm.effects import (
     Log,
     PrepareCorpus,
     Send,
-    ServePull,
     StartWorker,
     SteerWorker,
     StepOuter,
     StopWorker,
     WriteModel,
-    WriteSnapshot,
 )
 from peerlm.events import (
     BoundaryReached,
@@ -47,13 +46,14 @@ from peerlm.events import (
 )
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.exchange import Exchanges
-from peerlm.node.acquire import PROGRESS_TIMEOUT_S, Acquisition
+from peerlm.node.acquire import Acquisition
 from peerlm.node.finals import Finals
 from peerlm.node.lifecycle import BEHIND_STEPS, FRESH_GRACE_S, NEXT, Facts, Phase, decide
+from peerlm.node.snapshots import Restored, Snapshots
 from peerlm.node.supervision import Supervision
 from peerlm.swarm.sampler import sampler_named
-from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
-from peerlm.wire.message import FragmentOffer, PullAnswer, PullRequest, StateGive
+from peerlm.types import FragmentId, Instant, PeerId, TransferId, after
+from peerlm.wire.message import PullRequest, StateGive
 
 RAMP_STEPS = 3
 """Outer steps over which a newcomer's weight in exchanges rises to the usual."""
@@ -65,27 +65,8 @@ SETTLE_PAUSE_S = 0.05
 SETTLE_ALONE_S = 3.0
 """A node that has lost sight of everybody while settling waits this long before it settles alone."""
 
-SNAPSHOT_BUSY_S = 0.2
-"""A snapshot that falls due while another is being written looks again this much later."""
-
-PULLS_SERVED_MAX = 8
-"""Objects served at once; more are told to come back."""
-
-OFFER_AGE_S = 5.0
-"""A snapshot older than this is renewed before it is offered: while training is young, half a minute
-is most of it."""
-
 PARTICIPATING_S = 15.0
 """An exchange this recent counts as taking part, whatever the pace of outer steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What the state directory holds of slow weights: the newest valid snapshot."""
-
-    number: int
-    tokens: int
-    offers: tuple[tuple[FragmentId, int, ObjectHash, int, tuple[float, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +128,6 @@ class Work:
         self.tokens_per_s = 0.0
         self.nonfinite_steps = 0
         self.data_pass, self.data_position = 0, 0.0
-        self.snapshot_number = restored.number if restored else 0
-        self.snapshot_tokens = restored.tokens if restored else 0
-        self.snapshot_error = ""
         self.model_dir = ""
         self.settled = False
         self.installed = False
@@ -157,6 +135,7 @@ class Work:
         self.last_exchange: Instant | None = None
         self.seen = Seen()
         self.supervision = Supervision()
+        self.snapshots = Snapshots(settings.limits.snapshot_every_s, restored, now)
         sampler = sampler_named(plan.mix.sampler, plan.run.rng_seed)
         self.exchanges = Exchanges(me, plan, sizes, sampler, endpoint, rng)
         self.exchanges.standing.plan_hash = plan_hash
@@ -165,19 +144,9 @@ class Work:
         self._sizes = tuple(sizes)
         self._rng = rng
         self._started = now
-        self._offers = restored.offers if restored else ()
-        self._offers_before: tuple[
-            tuple[FragmentId, int, ObjectHash, int, tuple[float, ...]], ...
-        ] = ()
         self._corpus, self._corpus_reason = "unknown", ""
-        self._corpus_objects: tuple[tuple[ObjectHash, int], ...] = ()
         self._outer_steps = 0
         self._generation_tokens = 0
-        self._snapshot_running = False
-        self._writing_final = self._offers_final = False
-        self._snapshot_at: Instant | None = None
-        self._offers_wanted: dict[PeerId, None] = {}
-        self._snapshot_due = after(now, settings.limits.snapshot_every_s)
         self._evaluate_due = now
         self._evaluating = False
         self._steer_due = now
@@ -189,7 +158,6 @@ class Work:
         self._settling_since: Instant | None = None
         self._settle_due: dict[FragmentId, Instant] = {}
         self._settled_at = self._company_at = now
-        self._pulls_served: set[TransferId] = set()
         self._last_snapshot = ""
 
     # --------------------------------------------------------------------------------- phases
@@ -318,7 +286,7 @@ class Work:
         self._drain_sent = self._drained = False
         effects: list[Effect] = []
         if left is Phase.INSTALLING:
-            self._snapshot_due = now
+            self.snapshots.due = now
         if self.phase is Phase.TRAINING and self.supervision.state == "off":
             effects.append(StartWorker(self.supervision.start(now), fresh=False))
         return effects + self._steer(now)
@@ -359,11 +327,11 @@ class Work:
             effects.append(StartWorker(self.supervision.start(now), fresh=False))
         if self.phase is Phase.SETTLING:
             effects += self._settle_on(now)
-        if self.phase is Phase.DONE and self._offers_final:
+        if self.phase is Phase.DONE and self.snapshots.is_final:
             effects += self._finals.ask(self.seen.done, now)
         if self._steer_due <= now:
             effects += self._steer(now)
-        if self.installed and self._snapshot_due <= now:
+        if self.installed and self.snapshots.due <= now:
             effects += self._snapshot(now)
         if self.phase is Phase.TRAINING and self._evaluate_due <= now:
             effects += self._evaluate(now)
@@ -422,7 +390,7 @@ class Work:
         return self.step(now)
 
     def corpus_ready(self, event: CorpusReady, now: Instant) -> list[Effect]:
-        self._corpus_objects = event.objects
+        self.snapshots.corpus = event.objects
         return self.corpus("ready", "", now)
 
     def corpus_missing(self, event: CorpusMissing, now: Instant) -> list[Effect]:
@@ -533,29 +501,18 @@ class Work:
     # ------------------------------------------------------------------------------ snapshots
 
     def _snapshot(self, now: Instant) -> list[Effect]:
-        if self._snapshot_running:
-            self._snapshot_due = after(now, SNAPSHOT_BUSY_S)
-            return []
-        self._snapshot_due = after(now, self.settings.limits.snapshot_every_s)
-        if self.phase is Phase.DONE and self._offers_final:
-            return []
-        self._snapshot_running = True
-        self._writing_final = self.phase is Phase.DONE
-        return [WriteSnapshot(self.seen.swarm_tokens, self.tokens, False, ())]
+        is_done = self.phase is Phase.DONE
+        return self.snapshots.write(self.seen.swarm_tokens, self.tokens, now, final=is_done)
 
     def snapshot_now(self, now: Instant) -> list[Effect]:
         return self._snapshot(now) if self.installed else []
 
     def snapshot_written(self, event: SnapshotWritten, now: Instant) -> list[Effect]:
-        self._snapshot_running = False
-        self.snapshot_number, self.snapshot_tokens = event.number, event.tokens
-        self.snapshot_error = ""
-        self._offers_before, self._offers = self._offers, event.offers
-        self._offers_final = self._writing_final
-        # Never more than a twentieth of the time on the disk.
-        self._snapshot_due = max(self._snapshot_due, after(now, 20 * event.seconds))
-        self._snapshot_at = now
-        return self._give_offers()
+        self.snapshots.written(event, now)
+        return self.snapshots.offer_to_askers(self._offer())
+
+    def snapshot_failed(self, reason: str) -> list[Effect]:
+        return [*self.snapshots.failed(reason), *self.snapshots.offer_to_askers(self._offer())]
 
     def state_shown(self, peer: PeerId, give: StateGive, now: Instant) -> list[Effect]:
         """A donor shows what it has: to be fetched, or compared with what we have finished."""
@@ -565,66 +522,28 @@ class Work:
             return self.step(now)
         return self.acquisition.on_state_give(peer, give, self.plan_hash, now)
 
-    def _give_offers(self) -> list[Effect]:
-        waiting, self._offers_wanted = self._offers_wanted, {}
-        return [Send(peer, self._offer()) for peer in waiting]
-
-    def snapshot_failed(self, reason: str) -> list[Effect]:
-        self._snapshot_running = False
-        self.snapshot_error = reason
-        return [Log("error", "snapshot_failed", (("reason", reason),)), *self._give_offers()]
-
-    @property
-    def is_snapshotting(self) -> bool:
-        return self._snapshot_running
-
     def asked_for_state(self, peer: PeerId, now: Instant) -> list[Effect]:
         """Offer the latest snapshot, or make a newer one first."""
-        fresh = self._snapshot_at is not None and now - self._snapshot_at < OFFER_AGE_S
         standing = self.exchanges.standing
-        if fresh or not standing.active or standing.frozen or self.snapshot_error:
+        if self.snapshots.is_fresh(now) or not standing.active or standing.frozen:
             return [Send(peer, self._offer())]
-        self._offers_wanted[peer] = None
+        self.snapshots.offer_later(peer)
         return self._snapshot(now)
 
     def _offer(self) -> StateGive:
-        """What this node could donate: its latest snapshot, once it is active."""
-        active = self.exchanges.standing.active
-        offers = [FragmentOffer(*offer) for offer in self._offers] if active else []
-        final = self.phase is Phase.DONE and self._offers_final
-        return StateGive(self.plan_hash, self.snapshot_tokens, final, tuple(offers))
+        offer = self.snapshots.offer(self.plan_hash, active=self.exchanges.standing.active)
+        return dataclasses.replace(offer, final=offer.final and self.phase is Phase.DONE)
 
     def donate(self, peer: PeerId, request: PullRequest) -> list[Effect]:
-        """Answer a pull: a corpus object, or a fragment of one of the latest two snapshots, since a
-        newer one may be written while somebody is half through the one that was offered."""
-        transfer, wanted = TransferId(request.transfer), ObjectHash(request.object_hash)
-        sizes = dict(self._corpus_objects)
-        if self.exchanges.standing.active:
-            offers = (*self._offers_before, *self._offers)
-            sizes.update((offer[2], offer[3]) for offer in offers)
-        if self.is_taken(transfer) or self.exchanges.is_taken(transfer):
-            return [Send(peer, PullAnswer(transfer, "refuse", "transfer id is taken", 0))]
-        if wanted not in sizes:
-            return [Send(peer, PullAnswer(transfer, "refuse", "no such object", 0))]
-        if len(self._pulls_served) >= PULLS_SERVED_MAX:
-            return [Send(peer, PullAnswer(transfer, "busy", "serving others", 0))]
-        self._pulls_served.add(transfer)
-        serve = ServePull(
-            transfer=transfer,
-            peer=peer,
-            object_hash=wanted,
-            key_up=request.key_up,
-            key_down=request.key_down,
-            progress_timeout_s=PROGRESS_TIMEOUT_S,
-        )
-        return [serve, Send(peer, PullAnswer(transfer, "accept", "", sizes[wanted]))]
+        """Answer a pull: a corpus object, or a fragment of a recent snapshot."""
+        transfer = TransferId(request.transfer)
+        taken = self.is_taken(transfer) or self.exchanges.is_taken(transfer)
+        active = self.exchanges.standing.active
+        return self.snapshots.donate(peer, request, active=active, taken=taken)
 
     def is_taken(self, transfer: TransferId) -> bool:
         """Some pull has this id, served or our own."""
-        return transfer in self._pulls_served or self.acquisition.is_taken(transfer)
-
-    def pull_served(self, transfer: TransferId) -> None:
-        self._pulls_served.discard(transfer)
+        return self.snapshots.is_serving(transfer) or self.acquisition.is_taken(transfer)
 
     # ------------------------------------------------------------------------------ for people
 
@@ -677,7 +596,7 @@ class Work:
 
     def model_written(self, directory: str, now: Instant) -> list[Effect]:
         self.model_dir = directory
-        self._snapshot_due = now
+        self.snapshots.due = now
         return [Log("info", "model_written", (("directory", directory),)), *self.step(now)]
 
     # -------------------------------------------------------------------------------- leaving
@@ -695,17 +614,17 @@ class Work:
         if not self.installed:
             self._last_snapshot = "none"
             return self._stop_worker()
-        if self._snapshot_running:
+        if self.snapshots.is_writing:
             return []
         self._last_snapshot = "writing"
         return [*self.exchanges.freeze(now), *self._stop_worker(), *self._snapshot(now)]
 
     @property
     def has_wound_up(self) -> bool:
-        return self._last_snapshot != "" and not self._snapshot_running
+        return self._last_snapshot != "" and not self.snapshots.is_writing
 
     def deadline(self, now: Instant) -> Instant:
-        due = [self._steer_due, self._snapshot_due if self.installed else None]
+        due = [self._steer_due, self.snapshots.due if self.installed else None]
         due += [self.supervision.deadline(), self.exchanges.deadline(), self.acquisition.deadline()]
         if self.phase is Phase.SETTLING:
             due += [at for at in self._settle_due.values() if at > self._settled_at]
