@@ -8,12 +8,13 @@ STAMP  := $(VENV)/installed
 FIGURES := daemon conservation join all_killed mixing_cost learning
 FLAGS   :=
 
-.PHONY: help demo test check format sim net slow gpu figures figures-long clean
+.PHONY: help demo test core check format sim net slow gpu figures figures-long clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    three nodes train a small Shakespeare on this machine, one is killed on the way"
 	@echo "make test    all tests that need nothing special"
+	@echo "make core    the tests of the pure rooms alone: run them on every save"
 	@echo "make check   format, lint, types, spelling"
 	@echo "make figures | figures-long    measure what docs/results.md promises; FLAGS=--record writes it there"
 	@echo "make sim | net | slow | gpu    one kind of test"
@@ -29,6 +30,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not gpu and not rig"
+
+core: $(STAMP)
+	$(BIN)/python -m pytest -m "not sim and not net and not slow and not gpu and not rig"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check peerlm tests tools bench

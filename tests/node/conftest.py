@@ -1,8 +1,13 @@
-"""Lets the tests of this room import `world` and `machine`, wherever pytest is started."""
+"""Scenes of whole nodes on a virtual clock. All are marked `sim`; their world is importable."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parent))
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.sim)
