@@ -342,7 +342,7 @@ protocol_figures = _figures(
     ("members up to which everybody links with everybody", "", "node.contacts", "MESH_MAX"),
     ("links a node keeps in a larger swarm", "", "node.contacts", "NEIGHBOURS"),
     ("entries of the token count", "", "swarm.vitals", "ENTRIES_MAX"),
-    ("objects served at once", "", "node.work", "PULLS_SERVED_MAX"),
+    ("objects served at once", "", "node.snapshots", "PULLS_MAX"),
 )
 
 
