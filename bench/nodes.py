@@ -1,8 +1,8 @@
 """Swarms of real nodes for figures: founded, joined, held until all are there, watched, ended.
 
 A node of a figure is the demo's: a `peerlm` process on loopback with a folder of its own. A `Swarm`
-adds what all figures need. Nodes that have joined are paused until every one is ready, so that all
-start from the same weights at the same time and none trains alone. Everything that is waited for has
+adds what all figures need. Nodes that have joined are paused until every one has its weights and its
+worker, so that all start from the same weights at the same time and none trains alone. Everything that is waited for has
 a deadline and a name; a swarm that is closed leaves no process.
 """
 
@@ -81,8 +81,23 @@ class Swarm:
         for node in others:
             self.hold(node)
         self.wait("every node has the weights and sees the others", self._all_ready)
+        self._start_workers()
         for node in self.nodes:
             ask(node.layout, "resume")
+
+    def _start_workers(self) -> None:
+        """A worker starts when there is a step to take: stop each at its first."""
+        idle = list(self.nodes)
+        for node in idle:
+            ask(node.layout, "resume")
+
+        def all_stopped() -> bool:
+            for node in [n for n in idle if n.status and n.status["worker"]["state"] == "running"]:
+                ask(node.layout, "pause")
+                idle.remove(node)
+            return not idle
+
+        self.wait("every node has a worker", all_stopped, poll_s=0.05)
 
     def hold(self, node: DemoNode) -> None:
         """Pause it as soon as it answers, which is seconds before it could take a step."""
