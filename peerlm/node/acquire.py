@@ -42,6 +42,15 @@ FINAL_DISTANCE_MAX = 0.01
 
 PROGRESS_TIMEOUT_S = 5.0
 
+BYTES = 4
+"""Of an element: state travels as fp32."""
+
+BARREN_S = 15.0
+"""A fetch of state that has brought nothing for this long is begun anew."""
+
+SET_ASIDE_S = 60.0
+"""Whoever had offered what then did not come is asked only if there is nobody else, for this long."""
+
 FAULTS = {
     "lost": Fault.LOST,
     "corrupt": Fault.CORRUPT,
@@ -73,16 +82,16 @@ class Acquisition:
 
     Args:
         endpoint: where a peer's bulk port can be dialled, or None.
-        fragments: how many the plan has.
+        sizes: elements of each fragment of the plan.
     """
 
     def __init__(
         self,
-        fragments: int,
+        sizes: Sequence[int],
         endpoint: Callable[[PeerId], tuple[str, int] | None],
         rng: random.Random,
     ) -> None:
-        self._count = fragments
+        self._sizes = tuple(sizes)
         self._endpoint = endpoint
         self._rng = rng
         self._pulls: dict[TransferId, _Pull] = {}
@@ -90,7 +99,12 @@ class Acquisition:
         self._corpus_hashes: tuple[ObjectHash, ...] = ()
         self._state: Fetch | None = None
         self._gives: dict[PeerId, StateGive] = {}
+        self._givers: dict[FragmentId, PeerId] = {}
+        """Who sent which fragment of the state that arrived last."""
         self._distrusted: dict[PeerId, str] = {}
+        self._aside_until: dict[PeerId, Instant] = {}
+        self._barren_at: Instant | None = None
+        self._pulled_from: tuple[PeerId, ...] = ()
         self._donors: tuple[PeerId, ...] = ()
         self._ask_at: Instant | None = None
         self._compare_until: Instant | None = None
@@ -129,7 +143,7 @@ class Acquisition:
     def installation(self) -> InstallObjects:
         """What to install now that `state_arrived`; the wish is fulfilled by it."""
         assert self.state_arrived, "state has not arrived"
-        offers = [self._chosen[FragmentId(i)] for i in range(self._count)]
+        offers = [self._chosen[FragmentId(i)] for i in range(len(self._sizes))]
         self._drop_state()
         return InstallObjects(
             tuple(
@@ -138,10 +152,11 @@ class Acquisition:
             )
         )
 
-    def rejected(self, reason: str, now: Instant) -> list[Effect]:
-        """What was installed was not what its donors had shown: start over without them."""
-        for peer in self._gives:
+    def rejected(self, fragment: FragmentId, reason: str, now: Instant) -> list[Effect]:
+        """A fragment was not what its donor had shown: start over without that donor."""
+        if (peer := self._givers.get(fragment)) is not None:
             self._distrusted[peer] = reason
+            self._donors = tuple(p for p in self._donors if p != peer)
         return self.want_state(now)
 
     # --------------------------------------------------------------------------------- donors
@@ -167,16 +182,18 @@ class Acquisition:
     def on_state_give(
         self, peer: PeerId, give: StateGive, plan_hash: bytes, now: Instant
     ) -> list[Effect]:
-        """A donor's answer. Incomplete or foreign offers count as none."""
-        complete = [o.fragment for o in give.fragments] == list(range(self._count))
-        if not self.wants_state or peer not in self._donors or not complete:
+        """A donor's answer. Incomplete or foreign offers count as none, as do late ones: what is
+        being pulled is what was offered first."""
+        shape = [(o.fragment, o.size) for o in give.fragments]
+        complete = shape == [(i, BYTES * size) for i, size in enumerate(self._sizes)]
+        if self._ask_at is None or peer not in self._willing(now) or not complete:
             return []
         if give.plan_hash != plan_hash:
             return []
         self._gives[peer] = give
         if self._compare_until is None:
             self._compare_until = after(now, COMPARE_S)
-        if len(self._gives) >= min(DONORS_COMPARED, len(self._donors)):
+        if len(self._gives) >= min(DONORS_COMPARED, len(self._willing(now))):
             return self._begin_state(now)
         return []
 
@@ -212,6 +229,7 @@ class Acquisition:
         pull = self._pulls.get(event.transfer)
         if pull is None:
             return []
+        self._note_progress(pull, now)
         effects = pull.fetch.progress(event.transfer, event.bytes_received, now)
         return self._carry(pull.fetch, effects)
 
@@ -223,7 +241,10 @@ class Acquisition:
             return self._failed(pull, FAULTS[event.outcome], now)
         del self._pulls[event.transfer]
         if pull.fetch is self._state:
-            self._chosen[FragmentId(_fragment(pull.start))] = self._offer_of(pull.start)
+            fragment = FragmentId(_fragment(pull.start))
+            self._chosen[fragment] = self._offer_of(pull.start)
+            self._givers[fragment] = pull.start.peer
+            self._note_progress(pull, now)
         effects = self._carry(pull.fetch, pull.fetch.pulled(event.transfer, now))
         self._note_arrivals()
         return effects
@@ -237,12 +258,17 @@ class Acquisition:
         for fetch in (self._corpus, self._state):
             if fetch is not None:
                 effects += self._carry(fetch, fetch.wake(now))
-        if self._state is not None and self._state.phase is Phase.STUCK:
+        barren = self._barren_at is not None and self._barren_at <= now
+        stuck = self._state is not None and self._state.phase is Phase.STUCK
+        if stuck or (barren and not self.state_arrived):
+            for peer in self._pulled_from:
+                self._aside_until[peer] = after(now, SET_ASIDE_S)
             effects += self.want_state(now)
         return effects
 
     def deadline(self) -> Instant | None:
-        waiting = [t for t in (self._ask_at, self._compare_until) if t is not None]
+        times = (self._ask_at, self._compare_until, self._barren_at)
+        waiting = [t for t in times if t is not None]
         waiting += [f.deadline() for f in (self._corpus, self._state) if f is not None]
         return min(waiting, default=None)
 
@@ -272,9 +298,18 @@ class Acquisition:
         if self._ask_at is None:
             return []
         self._ask_at = after(now, ASK_AGAIN_S)
-        asked = [p for p in self._donors if p not in self._gives]
+        asked = [p for p in self._willing(now) if p not in self._gives]
         self._rng.shuffle(asked)
         return [Send(peer, StateAsk()) for peer in asked[:DONORS_COMPARED]]
+
+    def _willing(self, now: Instant) -> tuple[PeerId, ...]:
+        """Donors that were not set aside; all of them if there are no others."""
+        fresh = tuple(p for p in self._donors if self._aside_until.get(p, now) <= now)
+        return fresh or self._donors
+
+    def _note_progress(self, pull: _Pull, now: Instant) -> None:
+        if pull.fetch is self._state:
+            self._barren_at = after(now, BARREN_S)
 
     def _begin_state(self, now: Instant) -> list[Effect]:
         """Enough donors have answered: pull from those that agree, the most advanced included."""
@@ -284,6 +319,8 @@ class Acquisition:
         self.is_final = first.final
         wants: dict[Key, int] = {offer.fragment: offer.size for offer in first.fragments}
         self._state, self._chosen = Fetch(wants, self._rng, now), {}
+        self._givers, self._barren_at = {}, after(now, BARREN_S)
+        self._pulled_from = agreeing
         effects: list[Effect] = []
         for peer in agreeing:
             offers: dict[Key, ObjectHash] = {
@@ -338,7 +375,7 @@ class Acquisition:
     def _drop_state(self) -> None:
         self._state = None
         self._gives, self._chosen = {}, {}
-        self._ask_at = self._compare_until = None
+        self._ask_at = self._compare_until = self._barren_at = None
 
 
 def agreeing_donors(gives: Mapping[PeerId, StateGive]) -> tuple[PeerId, ...]:

@@ -236,7 +236,7 @@ class Node:
                 return work.state_installed(event.origin, now)
             case ev.StateRejected():
                 log = Log("error", "state_rejected", (("why", event.reason),))
-                return [log, *work.state_rejected(event.reason, now)]
+                return [log, *work.state_rejected(event.fragment, event.reason, now)]
             case ev.SnapshotWritten():
                 return work.snapshot_written(event, now)
             case ev.SnapshotFailed():

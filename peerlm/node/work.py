@@ -139,7 +139,7 @@ class Work:
         sampler = sampler_named(plan.mix.sampler, plan.run.rng_seed)
         self.exchanges = Exchanges(me, plan, sizes, sampler, endpoint, rng)
         self.exchanges.standing.plan_hash = plan_hash
-        self.acquisition = Acquisition(len(sizes), endpoint, rng)
+        self.acquisition = Acquisition(sizes, endpoint, rng)
         self._finals = Finals()
         self._sizes = tuple(sizes)
         self._rng = rng
@@ -407,9 +407,9 @@ class Work:
         self.exchanges.standing.ramp = self._ramp()
         return [Log("info", "state_installed", (("origin", origin),)), *self.step(now)]
 
-    def state_rejected(self, reason: str, now: Instant) -> list[Effect]:
+    def state_rejected(self, fragment: FragmentId, reason: str, now: Instant) -> list[Effect]:
         self.phase = Phase.FETCHING
-        return self.acquisition.rejected(reason, now)
+        return self.acquisition.rejected(fragment, reason, now)
 
     def worker_ready(self, event: WorkerReady, now: Instant) -> list[Effect]:
         if event.generation != self.supervision.generation:

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 import zmq
 from hostile import Hostile, Vector, entered, payload_of
-from swarm import Node, Swarm, wait_for
+from swarm import NODE, Node, Swarm, options, succeed, wait_for
 from zmq.utils import z85
 
 from peerlm.errors import PeerlmError
@@ -33,11 +33,14 @@ from peerlm.wire.message import (
     PROTOCOL_VERSION,
     ExchangeAnswer,
     ExchangeRequest,
+    FragmentOffer,
     Gossip,
     Hello,
     PullAnswer,
     PullRequest,
     Refusal,
+    StateAsk,
+    StateGive,
 )
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="function")]
@@ -345,3 +348,49 @@ def bad_blocks(codec: str, size: int, scale: float) -> bytes:
     start = len(payload_of(np.zeros(0, np.float32)))
     honest[start : start + 4 * blocks] = np.full(blocks, scale, "<f4").tobytes()
     return bytes(honest)
+
+
+# ----------------------------------------------------------------------- taken for a donor
+
+
+def lies(peer: Hostile, what: str) -> StateGive:
+    """Finished weights that nobody has, far ahead of everybody."""
+    plan_hash = peer.plan.plan_hash
+    honest = [
+        FragmentOffer(i, 1, secrets.token_bytes(32), 4 * size, (1.0,) * 32)
+        for i, size in enumerate(peer.sizes)
+    ]
+    lying = {
+        "huge": [replace(offer, size=2**32) for offer in honest],
+        "empty": [replace(offer, size=0, sketch=()) for offer in honest],
+        "twice": [honest[0], *honest],
+        "no data": honest,
+    }
+    return StateGive(plan_hash, 2**40, what == "no data", tuple(lying[what]))
+
+
+async def test_a_lying_donor_keeps_nobody_out(swarm: Swarm, honest: Node) -> None:
+    newcomer = swarm.node()
+    address, token = honest.address, swarm.invite("--address", "127.0.0.1:1")
+    settings = options("--set-node", NODE)
+    succeed(
+        "join", address, "--token", token, "--state", newcomer.folder, "--enrol-only", *settings
+    )
+    honest.kill()
+    newcomer.up()
+    newcomer.wait(lambda s: s["address"], "it is up, and knows nobody")
+    async with entered(honest.folder, newcomer.address) as peer:
+        peer.pose_as_member()
+        for what in ("huge", "empty", "twice", "no data"):
+            await peer.wait_message(StateAsk)
+            peer.say(lies(peer, what))
+        pull = await peer.wait_message(PullRequest)
+        for _ in range(3):
+            peer.say(PullAnswer(pull.transfer, "accept", "", 4 * peer.sizes[0]))
+        honest.up()
+        await asyncio.to_thread(
+            newcomer.wait, lambda s: s["state"] == "training", "it has weights, from who has some"
+        )
+        values = await asyncio.to_thread(newcomer.weights)
+        assert all(np.isfinite(v).all() for v in values)
+    newcomer.kill()
