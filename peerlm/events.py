@@ -149,10 +149,13 @@ class PullServed(Event):
 
 @dataclass(frozen=True, slots=True)
 class OuterStepped(Event):
-    """The outer step of a boundary is done. Not finite: θ was reset to φ, nothing else happened."""
+    """A boundary has been dealt with. Not finite: θ was reset to φ. Not stepped: for that reason, or
+    because the boundary was void; nothing else happened then and the norms mean nothing."""
 
+    generation: int
     fragment: FragmentId
     finite: bool
+    stepped: bool
     version: int
     progress_norm: float
     phi_norm: float

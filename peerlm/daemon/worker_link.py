@@ -26,7 +26,7 @@ from peerlm.daemon.worker_process import WorkerProcess
 from peerlm.errors import WireError
 from peerlm.events import Event
 from peerlm.mix import algorithms
-from peerlm.mix.fragment import Batch, SlowFragment
+from peerlm.mix.fragment import Batch, Outcome, SlowFragment
 from peerlm.mix.vector import Vector
 from peerlm.model.plan import fragments
 from peerlm.train import protocol
@@ -141,7 +141,13 @@ class WorkerLink:
         worker.say(protocol.BoundaryTaken(fragment))
         self._post(
             events.OuterStepped(
-                fragment, result.finite, result.version, result.progress_norm, result.phi_norm
+                generation=generation,
+                fragment=fragment,
+                finite=result.finite,
+                stepped=result.outcome is Outcome.STEPPED,
+                version=result.version,
+                progress_norm=result.progress_norm,
+                phi_norm=result.phi_norm,
             )
         )
         self.kick(fragment)

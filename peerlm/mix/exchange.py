@@ -19,6 +19,7 @@ Prior art: AD-PSGD (1710.06952) for pairs on their own clocks and its deadlock, 
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
@@ -62,6 +63,15 @@ FLOOR_BYTES_S = 50_000.0
 WATCHDOG_S = 10.0
 """Beyond the driver's own time limits; reaching it means the driver lost an exchange."""
 
+YOU_ARE_BEHIND = "norm: you are behind"
+"""A refusal that tells a peer to fetch newer weights."""
+
+BEHIND_MEMORY_S = 60.0
+NEVER = Instant(-math.inf)
+
+REASONS_MAX = 48
+"""Reasons that are told apart in the counts."""
+
 REPLY_MEMORY_S = 30.0
 REPLY_MEMORY = 1024
 """How long, and how many, answered transfers are remembered, to answer a repeated request alike."""
@@ -104,6 +114,7 @@ class Exchanges:
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._clip_booked = 0.0
+        self._ahead_of_us: dict[PeerId, Instant] = {}
 
     # ------------------------------------------------------------------------------ starting
 
@@ -220,6 +231,8 @@ class Exchanges:
             # Its gates, not its deeds: a peer that will not have us is only left alone for a while.
             self._count("refused", answer.reason)
             self.scores.failed(peer, now)
+            if answer.reason.startswith(YOU_ARE_BEHIND):
+                self._ahead_of_us[peer] = now
         return cancel + self._next_try(exchange, now)
 
     def _move(self, exchange: Initiated, ramp: float, now: Instant) -> list[Effect]:
@@ -308,7 +321,7 @@ class Exchanges:
             return [self._answer(peer, transfer, "refuse", "transfer id is taken")]
         verdict, reason = self._judge(peer, request, now)
         if verdict != "accept":
-            self._reasons[f"answered {verdict}: {reason}"] += 1
+            self._note(f"answered {verdict}: {reason}")
             return [self._answer(peer, transfer, verdict, reason)]
         self._withdraw_crossing(FragmentId(request.fragment), peer)
         return self._serve(peer, request, now)
@@ -319,7 +332,7 @@ class Exchanges:
         if request.plan_hash != standing.plan_hash:
             return "refuse", "plan"
         if request.fragment >= len(self._sizes):
-            return "refuse", f"no fragment {request.fragment}"
+            return "refuse", "no such fragment"
         codecs = (request.codec_request, request.codec_reply)
         if codecs[0] not in WEIGHT_CODECS or codecs[1] not in CODECS:
             return "refuse", "codec"
@@ -358,7 +371,9 @@ class Exchanges:
         transfer, fragment = TransferId(request.transfer), FragmentId(request.fragment)
         codecs = (request.codec_request, request.codec_reply)
         timeout_s = self._timeout_s(fragment, codecs)
-        self._served[transfer] = Served(fragment, peer, after(now, timeout_s + WATCHDOG_S))
+        self._served[transfer] = Served(
+            fragment, peer, request.version, after(now, timeout_s + WATCHDOG_S)
+        )
         self._busy[fragment] = transfer
         serve = ServeExchange(
             transfer=transfer,
@@ -388,17 +403,36 @@ class Exchanges:
             self._learn(exchange.fragment, exchange.peer, event)
             self.scores.succeeded(exchange.peer, now)
         elif event.outcome == "refused":
-            self._reasons[f"answered refuse: {event.reason}"] += 1
-            self._distrust(exchange.peer, event.reason, now)
-            log = Log(
-                "warning",
-                "exchange_refused",
-                (("peer", short(exchange.peer)), ("reason", event.reason)),
-            )
-            return [log, self._answer(exchange.peer, event.transfer, "refuse", event.reason)]
+            return self._refused(event, exchange, now)
         else:
-            self._reasons[f"served {event.outcome}: {event.reason}"] += 1
+            self._note(f"served {event.outcome}: {event.reason}")
         return []
+
+    def _refused(self, event: ExchangeServed, exchange: Served, now: Instant) -> list[Effect]:
+        """A peer's weights failed a gate. When it is their size, one of us may merely have missed
+        what the others have learnt since: the one with fewer outer steps behind its fragment."""
+        self._note(f"answered refuse: {event.reason}")
+        self._distrust(exchange.peer, event.reason, now)
+        reason = event.reason
+        if reason.startswith("norm"):
+            ours = self.fragments[exchange.fragment].version
+            if exchange.version < ours:
+                reason = YOU_ARE_BEHIND
+            elif exchange.version > ours:
+                self._ahead_of_us[exchange.peer] = now
+        fields = (("peer", short(exchange.peer)), ("reason", event.reason))
+        log = Log("warning", "exchange_refused", fields)
+        return [log, self._answer(exchange.peer, event.transfer, "refuse", reason)]
+
+    def is_behind(self, partners: Sequence[PeerId], now: Instant) -> bool:
+        """Whether two partners, or the only one, lately found our weights to be of a time gone by.
+        Mixing will not make that good, since nobody mixes with them: newer ones must be fetched."""
+        lately = [p for p in partners if now - self._ahead_of_us.get(p, NEVER) < BEHIND_MEMORY_S]
+        return bool(partners) and len(lately) >= min(2, len(partners))
+
+    def caught_up(self) -> None:
+        """The weights are not the ones that were found to be behind."""
+        self._ahead_of_us.clear()
 
     def on_done(self, peer: PeerId, done: ExchangeDone, now: Instant) -> list[Effect]:
         """The initiator gave up: free the fragment now instead of at the deadline."""
@@ -406,7 +440,7 @@ class Exchanges:
         if exchange is None or exchange.peer != peer or done.applied:
             return []
         self._end_served(TransferId(done.transfer), now)
-        self._reasons["served cancelled by peer"] += 1
+        self._note("served cancelled by peer")
         return [CancelTransfer(TransferId(done.transfer))]
 
     def _answer(self, peer: PeerId, transfer: TransferId, verdict: str, reason: str) -> Effect:
@@ -450,6 +484,7 @@ class Exchanges:
                     effects.append(CancelTransfer(exchange.transfer))
                 self._count("timed_out", "peer gone")
                 effects += self._next_try(exchange, now)
+        self._ahead_of_us.pop(peer, None)
         for state in self.fragments:
             state.last.pop(peer, None)
         return effects
@@ -476,7 +511,7 @@ class Exchanges:
             effects += self._overdue(exchange, now)
         for transfer in [t for t, s in self._served.items() if s.deadline <= now]:
             self._end_served(transfer, now)
-            self._reasons["served watchdog"] += 1
+            self._note("served watchdog")
             effects.append(CancelTransfer(transfer))
         return effects
 
@@ -555,6 +590,7 @@ class Exchanges:
         self, fragment: FragmentId, peer: PeerId, event: ExchangeEnded | ExchangeServed
     ) -> None:
         state = self.fragments[fragment]
+        self._ahead_of_us.pop(peer, None)
         state.phi_norm = event.phi_norm
         state.clip.update(peer, event.raw_norm, event.clipped)
         relative = event.raw_norm / event.phi_norm if event.phi_norm > 0 else 0.0
@@ -570,7 +606,7 @@ class Exchanges:
     def _distrust(self, peer: PeerId, reason: str, now: Instant) -> None:
         """A gate held. Weights of another size can be an honest laggard's, all else cannot."""
         if reason.startswith("norm"):
-            self.scores.misfit(peer, now)
+            self.scores.failed(peer, now)
         else:
             self.scores.refused(peer, now)
 
@@ -585,7 +621,14 @@ class Exchanges:
 
     def _count(self, outcome: str, reason: str) -> None:
         self._counts[outcome] += 1
-        self._reasons[f"{outcome}: {reason}"[:80]] += 1
+        self._note(f"{outcome}: {reason}")
+
+    def _note(self, reason: str) -> None:
+        """Count a reason without its figures. What a peer answers is its own text, so there is an
+        end to how many are told apart."""
+        words = ":".join(reason.split(":")[:2])[:60]
+        known = words in self._reasons or len(self._reasons) < REASONS_MAX
+        self._reasons[words if known else "other"] += 1
 
     def _release(self, transfer: TransferId, fragment: FragmentId) -> None:
         self._initiated.pop(transfer, None)

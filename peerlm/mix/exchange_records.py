@@ -57,6 +57,8 @@ class Served:
 
     fragment: FragmentId
     peer: PeerId
+    version: int
+    """Of the peer's fragment: the outer steps behind it."""
     deadline: Instant
 
 

@@ -96,9 +96,6 @@ EXCLUSION_MAX_S = 86_400.0
 FORGIVENESS_S = 3600.0
 """A refusal weighs less by one for each hour after its exclusion has ended."""
 
-MISFITS_MAX = 20
-"""Misfits and losses in a row, without one good exchange, that count as a refusal."""
-
 FAILURE_PAUSE_S = 2.0
 FAILURE_PAUSE_MAX_S = 60.0
 
@@ -139,15 +136,9 @@ class PeerScores:
         record.excluded_until = after(now, min(exclusion_s, EXCLUSION_MAX_S))
         return record.excluded_until
 
-    def misfit(self, peer: PeerId, now: Instant) -> None:
-        """`peer`'s weights are of another size than ours. One of us may merely be behind, early in a
-        run above all: leave it alone for a while, and out only when it happens again and again."""
-        self.failed(peer, now)
-        if self._records[peer].failures >= MISFITS_MAX:
-            self.refused(peer, now)
-
     def failed(self, peer: PeerId, now: Instant) -> None:
-        """An exchange with `peer` was lost: try others first for a little while."""
+        """An exchange with `peer` was lost, or its weights are of another size than ours, which an
+        honest laggard's can be: try others first for a little while."""
         record = self._records.setdefault(peer, _Record())
         pause_s = FAILURE_PAUSE_S * 2.0 ** min(record.failures, 20)
         record.failures += 1

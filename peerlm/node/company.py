@@ -74,8 +74,8 @@ from peerlm.wire.message import (
     Welcome,
 )
 
-REVOCATIONS_SENT_MAX = 64
-"""Revocations told to a new contact at once; the rest travels by gossip from others."""
+REVOCATIONS_PER_MESSAGE = 32
+"""Of the largest size, so many fit a control frame."""
 
 TALLIES_MAX = 4096
 """Entries of the token count told on a new link."""
@@ -169,10 +169,9 @@ class Company:
         except AuthError as error:
             if error.code != "expired":
                 raise
-        gate = self.gate
-        self._chain = renew(self._chain, self._keys, gate.root_public_key, gate.run_id, wall)
+        self._renew()
         self._kept.append(SaveChain(self._chain))
-        return gate.admit(self._chain, wall, vouched=True).peer_id
+        return self.gate.admit(self._chain, wall, vouched=True).peer_id
 
     # ----------------------------------------------------------------------------- what is known
 
@@ -311,8 +310,11 @@ class Company:
         return Tallies(tuple(Tally(*entry) for entry in entries[:TALLIES_MAX]))
 
     def _tell_revocations(self, peer: PeerId) -> list[Effect]:
-        blobs = self.gate.revocations.blobs()[-REVOCATIONS_SENT_MAX:]
-        return [Send(peer, Gossip(tuple(Revoked(blob) for blob in blobs)))] if blobs else []
+        rumors = [Revoked(blob) for blob in self.gate.revocations.blobs()]
+        step = REVOCATIONS_PER_MESSAGE
+        return [
+            Send(peer, Gossip(tuple(rumors[at : at + step]))) for at in range(0, len(rumors), step)
+        ]
 
     # ----------------------------------------------------------------------------------- messages
 
@@ -371,7 +373,7 @@ class Company:
             peer = PeerId(decode_as(NodeRecord, alive.record).peer)
             verified = self.gate.admit(alive.chain, self._wall, vouched=True)
         except (WireError, AuthError) as error:
-            self.misbehaviour[f"record: {error}"[:80]] += 1
+            self._misbehaved("record", error)
             return False
         return verified.peer_id == peer and self.gate.verify(peer, alive.record, alive.signature)
 
@@ -389,17 +391,25 @@ class Company:
         try:
             vitals = decode_as(Vitals, pulse.vitals)
         except WireError as error:
-            self.misbehaviour[f"vitals: {error}"[:80]] += 1
+            self._misbehaved("vitals", error)
             return []
         peer = PeerId(vitals.peer)
         if peer == self.me or not self.ledger.is_news(vitals):
             return []
         if not self.gate.verify(peer, pulse.vitals, pulse.signature):
-            self.misbehaviour["vitals: bad signature"] += 1
+            self.misbehaviour["vitals: bad_signature"] += 1
+            return []
+        if vitals.tokens and not self.gate.allows(peer, Role.TRAIN):
+            self.misbehaviour["vitals: tokens without the role"] += 1
             return []
         self.ledger.merge(vitals, pulse)
         subject = b"vitals" + peer
         return self.membership.spread(pulse, subject, now, teller=teller, sends_max=3)
+
+    def _misbehaved(self, what: str, error: Exception) -> None:
+        """Count in words of our own: a peer's text as a key would let it fill our memory."""
+        code = error.code if isinstance(error, AuthError) else "malformed"
+        self.misbehaviour[f"{what}: {code}"] += 1
 
     def publish(self, vitals: Vitals, now: Instant) -> list[Effect]:
         """Sign and gossip how this node is doing."""
@@ -422,7 +432,7 @@ class Company:
         try:
             theirs = verify_plan(blob, self.gate.root_public_key, self.gate.run_id)
         except (AuthError, ConfigError) as error:
-            self.misbehaviour[f"plan: {error}"[:80]] += 1
+            self._misbehaved("plan", error)
             return [Log("warning", "plan_not_valid", (("why", str(error)),))]
         if theirs.revision == self.plan.revision and theirs.plan_hash != self.plan.plan_hash:
             return self._refuse_plan(teller, theirs)
@@ -456,7 +466,7 @@ class Company:
         try:
             expelled = self.gate.add_revocation(blob)
         except AuthError as error:
-            self.misbehaviour[f"revocation: {error}"[:80]] += 1
+            self._misbehaved("revocation", error)
             return []
         if len(self.gate.revocations) == before:
             return []
@@ -521,16 +531,19 @@ class Company:
 
     def _look_at_chains(self, now: Instant) -> list[Effect]:
         self._chain_due = after(now, CHAIN_CHECK_S)
-        effects = self._expel(self.gate.expire(self._wall), "expired", now)
         own = self.gate.verified(self.me)
         due = renewal_due_at(own) if own is not None else None
+        effects: list[Effect] = []
         if due is not None and due <= self._wall:
-            self._chain = renew(
-                self._chain, self._keys, self.gate.root_public_key, self.gate.run_id, self._wall
-            )
-            self.gate.admit(self._chain, self._wall, vouched=True)
+            self._renew()
             effects += [SaveChain(self._chain), *self.membership.announce(now)]
-        return effects
+        return effects + self._expel(self.gate.expire(self._wall), "expired", now)
+
+    def _renew(self) -> None:
+        """A fresh certificate in the place of ours. Raises `AuthError` past the invite's end."""
+        gate = self.gate
+        self._chain = renew(self._chain, self._keys, gate.root_public_key, gate.run_id, self._wall)
+        gate.admit(self._chain, self._wall, vouched=True)
 
     def leave(self, now: Instant) -> list[Effect]:
         return self.membership.leave(now)

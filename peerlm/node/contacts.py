@@ -78,7 +78,7 @@ class Contacts:
     def failed(self, address: str, error: str, refused: str, now: Instant) -> None:
         """Remember why, and when to try again: 0.2 s, doubling to 10 s, jittered by a quarter."""
         attempt = self._attempts.setdefault(address, Attempt())
-        delay_s = min(BACKOFF_S * 2**attempt.failures, BACKOFF_S_MAX)
+        delay_s = min(BACKOFF_S * 2.0 ** min(attempt.failures, 10), BACKOFF_S_MAX)
         attempt.failures += 1
         attempt.not_before = after(now, delay_s * self._rng.uniform(0.75, 1.25))
         attempt.running_until = None

@@ -53,6 +53,9 @@ class Finals:
         self, me: PeerId, ours: StateGive, peer: PeerId, theirs: StateGive, spread: float
     ) -> None:
         """A peer we asked has shown its weights; `ours` is what we would show."""
+        if theirs.final and not ours.final and theirs.plan_hash == ours.plan_hash:
+            self.outdone = True  # we had run out of time to settle
+            return
         comparable = len(ours.fragments) == len(theirs.fragments)
         if not (theirs.final and ours.final and comparable) or theirs.plan_hash != ours.plan_hash:
             return

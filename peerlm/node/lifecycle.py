@@ -29,7 +29,8 @@ FRESH_GRACE_S = 10.0
 
 BEHIND_STEPS = 8.0
 """A snapshot this many outer steps of the whole swarm behind is not worth resuming from while
-somebody has newer weights; less is made good by mixing."""
+somebody has newer weights, nor is one that has seen less than half of the run; less is made good by
+mixing."""
 
 
 class Phase(StrEnum):
@@ -141,7 +142,8 @@ def _after_seeking(f: Facts) -> Phase:
 
 def is_behind(f: Facts) -> bool:
     assert f.snapshot_tokens is not None, "no snapshot to be behind with"
-    return f.swarm_tokens - f.snapshot_tokens > BEHIND_STEPS * f.tokens_per_round
+    missed = f.swarm_tokens - f.snapshot_tokens
+    return missed > min(BEHIND_STEPS * f.tokens_per_round, f.snapshot_tokens)
 
 
 def _while_running(f: Facts) -> Phase:
@@ -157,6 +159,6 @@ def _while_settling(f: Facts) -> Phase:
         return Phase.READY
     if f.has_final or f.settled_everywhere:
         return Phase.DONE
-    if f.donors_done and not f.settled:
+    if (f.donors_done and not f.settled) or (f.is_stray and f.donors):
         return Phase.FETCHING
     return Phase.DONE if f.settle_overdue else Phase.SETTLING

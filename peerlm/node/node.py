@@ -181,7 +181,7 @@ class Node:
             case ev.LinkDown():
                 return self.company.link_down(event, now)
             case ev.Misbehaved():
-                self.company.misbehaviour[event.what[:80]] += 1
+                self.company.misbehaviour["message: malformed"] += 1
                 fields = (("peer", short(event.peer)), ("what", event.what))
                 return [Log("warning", "misbehaved", fields)]
             case ev.LoopLagged():
@@ -326,7 +326,7 @@ class Node:
                 continue
             if vitals.active and vitals.plan_revision == company.plan.revision:
                 donors.append(member.peer)
-                if vitals.phase == Phase.DONE:
+                if vitals.phase == Phase.DONE and vitals.settled:
                     done.append(member.peer)
                 if may_train and vitals.phase != Phase.LEAVING:
                     partners.append(member.peer)

@@ -3,7 +3,8 @@
 A worker may die of anything: a CUDA error, the OOM killer, a bad batch. It is started again from
 the slow weights after a back-off that doubles with each death in a row, up to a minute, and is
 forgotten once a worker has made progress for a while. A worker that runs but whose every step is
-not finite is no use either: it is replaced like a dead one.
+not finite is no use either, nor is one that gives no sign of life: it is condemned, and replaced
+like a dead one. A worker that stops because it was asked to, for a new plan, is started at once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ BACKOFF_S_MAX = 60.0
 
 HEALTHY_S = 60.0
 """Progress this long after a start wipes the slate clean."""
+
+HUNG_S = 900.0
+"""A worker that should be training and has told nothing for this long hangs. A step of a large model
+on a slow machine takes minutes."""
 
 BARREN_REPORTS = 10
 """Reports in a row with steps but no finite loss, after which the worker is replaced."""
@@ -39,37 +44,58 @@ class Supervision:
     _nonfinite_seen: int = 0
     _started: Instant = NEVER
     _retry_at: Instant | None = None
+    _heard: Instant = NEVER
+    _condemned: str = ""
 
     def start(self, now: Instant) -> int:
         """A worker is being started; returns its generation."""
         self.generation += 1
         self.state = "starting"
-        self._started = now
+        self._started = self._heard = now
         self._retry_at = None
+        self._condemned = ""
         self._barren = self._nonfinite_seen = 0
         return self.generation
 
     def ready(self, device: str, threads: int) -> None:
         self.state, self.device, self.threads = "running", device, threads
 
-    def progressed(self, loss: float | None, nonfinite_steps: int, now: Instant) -> bool:
-        """A report came. False: the worker does nothing useful and should be replaced."""
+    def progressed(self, loss: float | None, nonfinite_steps: int, now: Instant) -> None:
+        """A report came."""
+        self._heard = now
         grew, self._nonfinite_seen = nonfinite_steps > self._nonfinite_seen, nonfinite_steps
         self._barren = self._barren + 1 if grew and loss is None else 0
         if now - self._started > HEALTHY_S and not self._barren:
             self._failures = 0
-        return self._barren < BARREN_REPORTS
+
+    def condemn(self, now: Instant) -> bool:
+        """Whether the worker should be stopped because it is of no use. True once a generation."""
+        if self.state not in ("starting", "running") or self._condemned:
+            return False
+        if self._barren >= BARREN_REPORTS:
+            self._condemned = "every inner step is not finite (loss or gradient NaN)"
+        elif now - self._heard > HUNG_S:
+            self._condemned = f"no sign of progress for {HUNG_S:.0f} s"
+        return bool(self._condemned)
 
     def exited(self, error: str, wanted: bool, now: Instant) -> None:
         """It is gone. `wanted`: a worker should be running, so plan the next start."""
         self.state = "off"
+        error = error or self._condemned
         if error:
             self.last_error = error
-        if wanted:
-            delay_s = min(BACKOFF_S * 2**self._failures, BACKOFF_S_MAX)
+        if not wanted:
+            return
+        delay_s = 0.0
+        if error:
+            delay_s = min(BACKOFF_S * 2.0 ** min(self._failures, 10), BACKOFF_S_MAX)
             self._failures += 1
             self.restarts += 1
-            self.state, self._retry_at = "backing_off", after(now, delay_s)
+        self.state, self._retry_at = "backing_off", after(now, delay_s)
+
+    def heard(self, now: Instant) -> None:
+        """It is not expected to make progress, so its silence means nothing."""
+        self._heard = now
 
     def hold(self) -> None:
         """No worker is wanted any more."""

@@ -217,8 +217,9 @@ class Work:
         )
 
     def _mind_straying(self, now: Instant) -> list[Effect]:
-        """Initial weights of our own that nobody has mixed yet, and others are far ahead: keep them
-        to ourselves until somebody gives us better ones, or it turns out that nobody has any."""
+        """Weights that others have left behind, found so by them, or initial ones of our own that
+        nobody has mixed yet while others are far ahead: keep them to ourselves until somebody gives
+        us better ones, or it turns out that nobody has any."""
         since = self._stray_since
         if since is not None:
             if self.seen.donors or now - since < FRESH_GRACE_S:
@@ -226,7 +227,11 @@ class Work:
             self._stray_since, self._is_fresh = None, False
             standing = self.exchanges.standing
             standing.active, standing.frozen = self.installed, not self.installed
+            self.exchanges.caught_up()
             return []
+        if self.exchanges.is_behind(self.seen.partners, now):
+            self._stray_since = now
+            return self._suspend(now)
         others_tokens = self.seen.swarm_tokens - self.tokens
         behind = BEHIND_STEPS * self._tokens_per_round() * (1 + len(self.seen.trainers))
         unmixed = self._is_fresh and self.exchanges.mixes and self.last_exchange is None
@@ -281,6 +286,7 @@ class Work:
         standing = self.exchanges.standing
         standing.active, standing.frozen, standing.settling = True, False, False
         self.settled, self._settling_since = False, None
+        self.snapshots.is_final = False
         self._finals.forget()
         self.has_final = self.has_final and self.seen.swarm_tokens >= self.plan.run.token_budget
         self._drain_sent = self._drained = False
@@ -308,7 +314,8 @@ class Work:
         return []
 
     def _finish(self, now: Instant) -> list[Effect]:
-        self.settled = True
+        """Who ran out of time to settle is done too, but its weights are nobody's final ones."""
+        self.settled = self.settled or self.has_final
         effects = self.exchanges.freeze(now)
         return [*effects, WriteModel(self.seen.swarm_tokens), *self._stop_worker()]
 
@@ -330,7 +337,7 @@ class Work:
         if self.phase is Phase.DONE and self.snapshots.is_final:
             effects += self._finals.ask(self.seen.done, now)
         if self._steer_due <= now:
-            effects += self._steer(now)
+            effects += [*self._steer(now), *self._watch_worker(now)]
         if self.installed and self.snapshots.due <= now:
             effects += self._snapshot(now)
         if self.phase is Phase.TRAINING and self._evaluate_due <= now:
@@ -403,6 +410,7 @@ class Work:
         self.installed = True
         self.origin = False
         self._is_fresh, self._stray_since = origin == "fresh", None
+        self.exchanges.caught_up()
         self._outer_steps = 0 if origin == "peers" else RAMP_STEPS
         self.exchanges.standing.ramp = self._ramp()
         return [Log("info", "state_installed", (("origin", origin),)), *self.step(now)]
@@ -429,10 +437,14 @@ class Work:
         return [StepOuter(event.generation, event.fragment, event.applied_seq)]
 
     def outer_stepped(self, event: OuterStepped, now: Instant) -> list[Effect]:
+        if event.generation != self.supervision.generation or not self._boundaries:
+            return []
         self._boundaries -= 1
         if not event.finite:
             fields = (("fragment", event.fragment), ("why", "not finite: θ set back to φ"))
             return [Log("warning", "outer_step_refused", fields), *self._after_drain(now)]
+        if not event.stepped:
+            return self._after_drain(now)
         self.exchanges.stepped(event.fragment, event.version, event.phi_norm)
         if event.fragment == 0:
             self._outer_steps += 1
@@ -456,10 +468,14 @@ class Work:
             self.loss = event.loss
         self.tokens_per_s, self.nonfinite_steps = event.tokens_per_s, event.nonfinite_steps
         self.data_pass, self.data_position = event.data_pass, event.data_position
-        if self.supervision.progressed(event.loss, event.nonfinite_steps, now):
-            return []
-        self.supervision.last_error = "every inner step is not finite (loss or gradient NaN)"
-        return [StopWorker(event.generation)]
+        self.supervision.progressed(event.loss, event.nonfinite_steps, now)
+        return self._watch_worker(now)
+
+    def _watch_worker(self, now: Instant) -> list[Effect]:
+        """Stop a worker that is of no use; its exit is followed by a new one."""
+        if self.phase not in (Phase.TRAINING, Phase.DRAINING):
+            self.supervision.heard(now)
+        return [StopWorker(self.supervision.generation)] if self.supervision.condemn(now) else []
 
     def evaluated(self, event: Evaluated) -> list[Effect]:
         self._evaluating = False
@@ -501,8 +517,8 @@ class Work:
     # ------------------------------------------------------------------------------ snapshots
 
     def _snapshot(self, now: Instant) -> list[Effect]:
-        is_done = self.phase is Phase.DONE
-        return self.snapshots.write(self.seen.swarm_tokens, self.tokens, now, final=is_done)
+        final = self.phase is Phase.DONE and self.settled
+        return self.snapshots.write(self.seen.swarm_tokens, self.tokens, now, final=final)
 
     def snapshot_now(self, now: Instant) -> list[Effect]:
         return self._snapshot(now) if self.installed else []

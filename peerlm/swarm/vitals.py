@@ -26,6 +26,13 @@ NEWCOMERS_MAX = ENTRIES_MAX * 3 // 4
 """From here on peers never counted are refused, and the rest is left to restarts of known ones."""
 
 
+TOKENS_MAX = 2**50
+"""Of one node in one boot epoch: a claim beyond counts as this much."""
+
+TOTAL_MAX = 2**62
+"""What a message can hold; the sum of claims stops here."""
+
+
 @dataclass(slots=True)
 class _Entry:
     tokens: int = 0
@@ -95,7 +102,7 @@ class Ledger:
 
     def total(self) -> int:
         """Tokens the swarm has trained on, as far as is known here. Never decreases."""
-        return self._total
+        return min(self._total, TOTAL_MAX)
 
     def tallies(self) -> tuple[tuple[PeerId, int, int], ...]:
         """(peer, epoch, tokens) of every entry with tokens, sorted: for a snapshot."""
@@ -152,6 +159,7 @@ class Ledger:
         return self._n_entries < (self._newcomers_max if is_newcomer else self._entries_max)
 
     def _raise(self, entry: _Entry, tokens: int) -> None:
+        tokens = min(tokens, TOKENS_MAX)
         if tokens > entry.tokens:
             self._total += tokens - entry.tokens
             entry.tokens = tokens

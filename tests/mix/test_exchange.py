@@ -233,7 +233,7 @@ def test_a_failing_partner_is_avoided_while_others_are_there() -> None:
     ("change", "reason"),
     [
         ({"plan_hash": b"x" * 32}, "plan"),
-        ({"fragment": 2}, "no fragment 2"),
+        ({"fragment": 2}, "no such fragment"),
         ({"codec_request": "int4"}, "codec"),
         ({"codec_request": "zip"}, "codec"),
         ({"codec_reply": "topk"}, "codec"),

@@ -23,7 +23,7 @@ from peerlm.identity.chain import Chain
 from peerlm.identity.root import verify_plan
 from peerlm.mix import algorithms, flow
 from peerlm.mix.codec import encoded_size
-from peerlm.mix.fragment import Batch, Kind, SlowFragment
+from peerlm.mix.fragment import Outcome, Batch, Kind, SlowFragment
 from peerlm.mix.sketch import distance, sketch
 from peerlm.mix.vector import Vector
 from peerlm.train.cadence import Cadence
@@ -279,7 +279,13 @@ class Toy:
         worker.cadence.taken(fragment)
         self.machine.post(
             ev.OuterStepped(
-                fragment, result.finite, result.version, result.progress_norm, result.phi_norm
+                generation=worker.generation,
+                fragment=fragment,
+                finite=result.finite,
+                stepped=result.outcome is Outcome.STEPPED,
+                version=result.version,
+                progress_norm=result.progress_norm,
+                phi_norm=result.phi_norm,
             )
         )
         self._moved(fragment)
