@@ -59,6 +59,10 @@ RAMP_STEPS = 3
 """Outer steps over which a newcomer's weight in exchanges rises to the usual."""
 
 STEER_S = 0.5
+
+FIRST_EVALUATION_S = 8.0
+"""A new worker is left to its first steps for so long."""
+
 SETTLE_PAUSE_S = 0.05
 """Between two settling exchanges of one fragment, so that the network breathes."""
 
@@ -425,6 +429,8 @@ class Work:
         self.supervision.ready(event.device, event.threads)
         self._generation_tokens = 0
         self._evaluating = False
+        # Steps first: evaluating a large model takes as long as several of them.
+        self._evaluate_due = max(self._evaluate_due, after(now, FIRST_EVALUATION_S))
         log = Log("info", "worker_ready", (("device", event.device), ("threads", event.threads)))
         if self.phase is Phase.DRAINING:
             return [log, *self._drain(now)]
