@@ -13,7 +13,6 @@ the other.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import numpy.typing as npt
 from peerlm.data.corpus import documents
 from peerlm.data.tokenizer import TokenIds, Tokenizer, token_dtype
 from peerlm.errors import ChunkCorrupt, ConfigError
+from peerlm.store import disk
 
 SHARD_TOKENS = 8_000_000
 MAGIC = b"plmtoken"
@@ -60,10 +60,11 @@ def prepare(
 
     Raises:
         ConfigError: the source cannot be used; see `corpus.documents`.
-        OSError: `out_dir` cannot be written.
+        StateError: `out_dir` cannot be written.
     """
     assert 0 < shard_tokens < 1 << 32, "a header counts tokens in 32 bits"
-    out_dir.mkdir(parents=True, exist_ok=True)
+    with disk.explained("make", out_dir):
+        out_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     shards: list[ShardInfo] = []
     ids = (tokenizer.encode(piece) for piece in documents(source, where))
     for shard_ids in _regrouped(ids, shard_tokens):
@@ -91,24 +92,15 @@ def _regrouped(pieces: Iterable[TokenIds], size: int) -> Iterator[TokenIds]:
 
 
 def _write_shard(ids: TokenIds, out_dir: Path) -> ShardInfo:
-    """Write, sync, rename, sync the directory; nothing to do if the file is there already."""
+    """Whole or not at all; nothing to do if the file is there already."""
     header = HEADER.pack(MAGIC, VERSION, ids.dtype.itemsize, 0, len(ids))
     body = np.ascontiguousarray(ids).data.cast("B")
     digest = blake3.blake3(header).update(body).hexdigest()
     path = out_dir / digest
     if not (path.is_file() and path.stat().st_size == HEADER.size + len(body)):
-        beside = out_dir / f".{digest}.part"
-        with beside.open("wb") as file:
+        with disk.AtomicFile(path) as file:
             file.write(header)
             file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        directory = os.open(out_dir, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
     return ShardInfo(digest, len(ids), path)
 
 

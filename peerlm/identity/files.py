@@ -1,8 +1,7 @@
 """The private files of a state directory: whole or not there, and readable by their owner only.
 
-A file is written beside its place, flushed to disk, renamed over the old one, and the directory is
-flushed too: after a power cut it is the old or the new one, never half of either. Secrets that others
-can read are refused, as ssh refuses them.
+After a power cut a file is the old or the new one, never half of either (`store.disk`). Secrets that
+others can read are refused, as ssh refuses them.
 
     identity      the node's keys                      (secret)
     chain         its certificate chain
@@ -27,6 +26,7 @@ from peerlm.identity.chain import LINK_BYTES_MAX, LINKS_MAX, Chain
 from peerlm.identity.invite import Inviter
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import RunRoot
+from peerlm.store import disk
 
 IDENTITY = "identity"
 CHAIN = "chain"
@@ -72,11 +72,7 @@ def read_root(state_dir: Path) -> RunRoot | None:
 
 def remove_root(state_dir: Path) -> None:
     """Take the root key off this machine, after `export_root` has put it elsewhere. Raises `StateError`."""
-    try:
-        (state_dir / ROOT).unlink(missing_ok=True)
-        _flush_directory(state_dir)
-    except OSError as error:
-        raise StateError(f"cannot remove {state_dir / ROOT}: {error.strerror}") from None
+    disk.remove(state_dir / ROOT)
 
 
 def write_inviter(state_dir: Path, inviter: Inviter) -> None:
@@ -136,26 +132,7 @@ def import_root(path: Path) -> RunRoot:
 
 def write_private(path: Path, data: bytes) -> None:
     """Put `data` at `path`, all or nothing, readable by the owner only. Raises `StateError`."""
-    beside = path.with_name(f".{path.name}.new")
-    try:
-        beside.unlink(missing_ok=True)
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.rename(path)
-        _flush_directory(path.parent)
-    except OSError as error:
-        raise StateError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _flush_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    disk.write_atomic(path, data)
 
 
 def _read(path: Path, parse: Callable[[bytes], T], *, is_secret: bool) -> T | None:

@@ -4,28 +4,28 @@
     plan.toml           what the model is; its SHA-256 is in the safetensors metadata
     tokenizer.json      only when the plan has one
 
-Each file is written beside its place, flushed to the disk and renamed over it, the weights last, so
-a crash leaves the old model or the new one; weights whose plan is another's are refused on reading.
+Each file is replaced whole or not at all, the weights last, so a crash leaves the old model or the
+new one; weights whose plan is another's are refused on reading.
 Nothing is ever pickled. Writing and `read_model` need no torch, because a daemon writes models.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 import tomlkit
 from numpy.typing import NDArray
 
 from peerlm.config import Plan, read_toml, to_dict
 from peerlm.errors import ConfigError
 from peerlm.model.plan import fragments, parameter_shapes
+from peerlm.store import disk
 
 if TYPE_CHECKING:
     from peerlm.model.model import LanguageModel
@@ -44,9 +44,10 @@ def write_model(
 ) -> None:
     """Write the model whose fragments, in the plan's order, are flat fp32 `fragment_values`.
 
-    `metadata` is added to the safetensors header. Raises `OSError` when the disk will not take it.
+    `metadata` is added to the safetensors header. Raises `StateError` when the disk will not take it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    with disk.explained("make", directory):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     plan_toml = render_plan(plan).encode()
     header = {
         **(metadata or {}),
@@ -55,9 +56,9 @@ def write_model(
     }
     tensors = join_fragments(plan, fragment_values)
     if tokenizer is not None:
-        _replace(directory / TOKENIZER, lambda path: path.write_bytes(tokenizer))
-    _replace(directory / PLAN, lambda path: path.write_bytes(plan_toml))
-    _replace(directory / WEIGHTS, lambda path: safetensors.numpy.save_file(tensors, path, header))
+        disk.write_atomic(directory / TOKENIZER, tokenizer)
+    disk.write_atomic(directory / PLAN, plan_toml)
+    _write_tensors(directory / WEIGHTS, tensors, header)
 
 
 def read_model(directory: Path) -> tuple[Plan, list[Values]]:
@@ -143,18 +144,16 @@ def render_plan(plan: Plan) -> str:
     )
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that a crash at any moment leaves the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.new")
-    write(temporary)
-    _flush(temporary)
-    os.replace(temporary, path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_tensors(path: Path, tensors: Mapping[str, Values], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, tensor by tensor: no second copy of the model is ever in memory."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, values in tensors.items():
+        start, end = end, end + values.nbytes
+        header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with disk.AtomicFile(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for values in tensors.values():
+            file.write(values.reshape(-1).data.cast("B"))

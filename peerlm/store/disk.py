@@ -18,7 +18,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -120,7 +120,8 @@ class AtomicFile:
         """Forget the file; after `commit` only release it. May be called again."""
         if self._open:
             self._open = False
-            self._temp.unlink(missing_ok=True)
+            with suppress(OSError):  # what made us give up says more; a sweep takes the litter
+                self._temp.unlink(missing_ok=True)
             os.close(self._fd)
 
     def __enter__(self) -> Self:
@@ -354,6 +355,16 @@ class Layout:
         return self.root / "objects"
 
     @property
+    def model(self) -> Path:
+        """Directory of the finished model; made at the end of the run."""
+        return self.root / "model"
+
+    @property
+    def local_text(self) -> Path:
+        """Directory of the shards of this node's own text, which never leave it."""
+        return self.root / "local"
+
+    @property
     def log(self) -> Path:
         """What the daemon wrote about itself."""
         return self.root / "log"
@@ -401,8 +412,12 @@ class StateDirectory(Layout):
             with explained("use", root):
                 for directory in (self.snapshots, self.objects):
                     directory.mkdir(mode=0o700, exist_ok=True)
-            for directory in (root, self.snapshots, self.objects):
-                sweep(directory)
+                for directory in (self.snapshots, self.objects, self.model, self.local_text):
+                    if directory.is_dir():
+                        directory.chmod(0o700)
+            for directory in (root, self.snapshots, self.objects, self.model, self.local_text):
+                if directory.is_dir():
+                    sweep(directory)
         except BaseException:
             self.close()
             raise

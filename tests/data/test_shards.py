@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import blake3
@@ -10,6 +11,7 @@ from peerlm.data import shards
 from peerlm.data.shards import Corpus, ShardInfo, prepare, require_one_batch
 from peerlm.data.tokenizer import ByteTokenizer, TokenIds
 from peerlm.errors import ChunkCorrupt, ConfigError
+from peerlm.store import disk
 
 TEXT = "".join(f"line {i} of the text\n" for i in range(50))
 
@@ -68,17 +70,19 @@ def test_making_them_again_changes_nothing(source: str, made: list[ShardInfo]) -
 def test_a_kill_between_write_and_rename_leaves_nothing_that_counts(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(self: Path, target: Path) -> None:
+    def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", killed)
+        patch.setattr(disk.os, "rename", killed)
+        patch.setattr(disk.AtomicFile, "abort", lambda file: os.close(file._fd))
         with pytest.raises(KeyboardInterrupt):
             prepare(source, ByteTokenizer(), out)
     assert [p.name[0] for p in out.iterdir()] == ["."]
 
     (shard,) = prepare(source, ByteTokenizer(), out)
+    disk.sweep(out)
     assert list(out.iterdir()) == [shard.path]
 
 

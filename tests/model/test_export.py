@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,12 +14,12 @@ import safetensors.numpy
 import torch
 
 from peerlm import config
-from peerlm.errors import ConfigError
-from peerlm.model import export
+from peerlm.errors import ConfigError, StateError
 from peerlm.model.export import load_model, read_model, render_plan, write_model
 from peerlm.model.model import LanguageModel
 from peerlm.model.plan import fragments
 from peerlm.model.weights import copy_out
+from peerlm.store import disk
 
 PLAN = config.Plan(
     model=config.ModelSection(
@@ -80,13 +81,19 @@ def test_a_crash_between_the_files_leaves_the_old_weights_whole_and_the_mix_refu
     write_model(tmp_path, PLAN, values)
     before = (tmp_path / "model.safetensors").read_bytes()
 
-    def power_cut(*_: object) -> None:
-        raise OSError("no space left on device")
+    write = disk.AtomicFile.write
 
-    monkeypatch.setattr(export.safetensors.numpy, "save_file", power_cut)
+    def fill_up(file: disk.AtomicFile, data: bytes) -> None:
+        if file.path.name == "model.safetensors":
+            with disk.explained("write", file.path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        write(file, data)
+
+    monkeypatch.setattr(disk.AtomicFile, "write", fill_up)
     renamed = replace(PLAN, run=config.RunSection(name="other"))
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StateError, match=r"model\.safetensors: the disk is full"):
         write_model(tmp_path, renamed, values)
+    assert not list(tmp_path.glob(".*"))
     assert (tmp_path / "model.safetensors").read_bytes() == before
     with pytest.raises(ConfigError, match="written with another plan"):
         read_model(tmp_path)

@@ -242,3 +242,29 @@ def test_epochs_only_rise_whatever_the_clock_does(tmp_path: Path) -> None:
         assert state.next_epoch(WallTime(3.0)) == 1003
         state.epoch.write_bytes(b"\x00garbage")
         assert state.next_epoch(WallTime(2000.0)) == 2000
+
+
+def test_giving_up_says_why_even_when_the_litter_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def write() -> None:
+        with AtomicFile(tmp_path / "plan") as file:
+            monkeypatch.setattr(Path, "unlink", refuse)
+            with disk.explained("write", file.path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StateError, match="the disk is full"):
+        write()
+
+
+def test_folders_made_by_earlier_versions_are_swept_and_narrowed(tmp_path: Path) -> None:
+    for name in ("model", "local"):
+        (tmp_path / name).mkdir(mode=0o755)
+        (tmp_path / name / ".plan.toml.1-0.tmp").write_bytes(b"left by a dead writer")
+    StateDirectory(tmp_path).close()
+    for name in ("model", "local"):
+        assert names(tmp_path / name) == []
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
