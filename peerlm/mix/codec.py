@@ -60,13 +60,14 @@ def encoded_size(codec: str, size: int) -> int:
     raise ValueError(f"no codec {codec!r}; codecs are {', '.join(CODECS)}")
 
 
-def encode(values: Vector, codec: str, rng: np.random.Generator) -> bytearray:
+def encode(values: Vector, codec: str, rng: np.random.Generator) -> memoryview:
     """The bytes of `values` [n]. `rng` is drawn from by int8 and int4 only.
 
     Raises:
         ValueError: unknown codec; an element that is not finite or too large for the codec.
     """
-    encoded = bytearray(encoded_size(codec, values.size))
+    # Not a bytearray: zeroing a large one would hold up the whole process.
+    encoded = np.empty(encoded_size(codec, values.size), np.uint8).data
     block = BLOCK if codec in ("int8", "int4") else 0
     HEADER.pack_into(encoded, 0, MAGIC, CODECS.index(codec), block, values.size)
     if codec in ("fp32", "fp16"):

@@ -31,7 +31,7 @@ Buffer = bytes | bytearray | memoryview
 class Request:
     """`payload` is encode(φ_i), `phi_norm` is |φ_i|, `version` the outer steps in it."""
 
-    payload: bytearray
+    payload: memoryview
     phi_norm: float
     version: int
 
@@ -55,7 +55,7 @@ class Flow:
 class Response:
     """`payload` is encode(d), to be sent, and kept for a repeated request."""
 
-    payload: bytearray
+    payload: memoryview
     flow: Flow
 
 

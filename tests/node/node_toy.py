@@ -360,7 +360,7 @@ class Toy:
                 self.world.delay_s(), lambda: self._absorb(run, there, bytes(response.payload))
             )
 
-    def respond(self, e: fx.ServeExchange, payload: bytearray) -> flow.Response | flow.Refused:
+    def respond(self, e: fx.ServeExchange, payload: memoryview) -> flow.Response | flow.Refused:
         assert len(payload) == e.request_bytes
         response = flow.respond(
             self.slow[e.fragment],
