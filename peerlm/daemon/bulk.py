@@ -244,7 +244,9 @@ class Bulk:
             pass  # the loop is closed: nobody waits any more
 
     def _report_crash(self, error: BaseException) -> None:
-        self._loop.call_exception_handler({"message": "the bulk thread ended", "exception": error})
+        self._loop.call_exception_handler(
+            {"message": "the bulk thread ended", "exception": error, "fatal": True}
+        )
 
 
 def _nobody(_: object) -> None:

@@ -23,7 +23,8 @@ class Inlet:
     """Owns `socket`; calls `handle(parts)` on the loop for each message, in order.
 
     `parts` may be one longer than `parts_max`: then the message had too many. What `handle` raises
-    goes to the loop's exception handler, and the next message is handled all the same.
+    goes to the loop's exception handler (of a daemon, that ends it), and the next message is
+    handled all the same.
     """
 
     def __init__(
@@ -72,6 +73,6 @@ class Inlet:
                 self._handle(parts)
             except Exception as error:
                 self._loop.call_exception_handler(
-                    {"message": "handling a message failed", "exception": error}
+                    {"message": "handling a message failed", "exception": error, "fatal": True}
                 )
         self._schedule()

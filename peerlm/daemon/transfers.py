@@ -2,14 +2,15 @@
 
 Each effect becomes one task that fetches, awaits, and reports exactly one event. The arithmetic is
 `mix.flow`'s, under the fragment's turn; the bytes are the bulk plane's. A cancelled transfer applies
-nothing from the moment the node asked: the flow is added only while its transfer is still wanted.
+nothing from the moment the node asked: whether it is still wanted is looked at within the very call
+that adds the flow.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,8 +23,10 @@ from peerlm.events import Event
 from peerlm.mix import flow
 from peerlm.mix.codec import encoded_size
 from peerlm.mix.fragment import SlowFragment
-from peerlm.store.objects import Objects
+from peerlm.store.objects import Objects, Partial
 from peerlm.types import FragmentId, TransferId
+
+R = TypeVar("R")
 
 
 class Transfers:
@@ -90,6 +93,10 @@ class Transfers:
         """One that has reported its end may have a successor of the same id by now."""
         if self._running.get(transfer) is ended:
             del self._running[transfer]
+        if not ended.cancelled() and (error := ended.exception()) is not None:
+            ended.get_loop().call_exception_handler(
+                {"message": "a transfer failed", "exception": error, "fatal": True}
+            )
 
     # ------------------------------------------------------------------------------- exchanges
 
@@ -123,11 +130,10 @@ class Transfers:
                 clip_norm=e.clip_norm,
             )
 
-        result = await self._slow.on(e.fragment, absorb)
+        result = await self._apply(e.transfer, e.fragment, absorb)
         if isinstance(result, flow.Refused):
             self._post(events.ExchangeEnded(e.transfer, "refused", result.reason))
             return
-        self._moved(e.fragment)
         self._post(
             events.ExchangeEnded(
                 e.transfer,
@@ -167,12 +173,11 @@ class Transfers:
                 rng=self._noise,
             )
 
-        result = await self._slow.on(e.fragment, respond)
+        result = await self._apply(e.transfer, e.fragment, respond)
         if isinstance(result, flow.Refused):
             self._bulk.cancel(e.transfer, result.reason)
             self._post(events.ExchangeServed(e.transfer, "refused", result.reason))
             return
-        self._moved(e.fragment)
         try:
             await self._bulk.reply(e.transfer, result.payload)
         except PeerlmError:
@@ -191,6 +196,23 @@ class Transfers:
             )
         )
 
+    async def _apply(
+        self, transfer: TransferId, fragment: FragmentId, call: Callable[[SlowFragment], R]
+    ) -> R:
+        """`call` under the fragment's turn, unless the transfer has been cancelled by then."""
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def call_if_wanted(slow: SlowFragment) -> R:
+            if self._running.get(transfer) is not task:
+                raise asyncio.CancelledError
+            result = call(slow)
+            # From here, for a flow that was added is θ's too, whatever becomes of the task.
+            if not isinstance(result, flow.Refused):
+                loop.call_soon_threadsafe(self._moved, fragment)
+            return result
+
+        return await self._slow.on(fragment, call_if_wanted)
+
     def _reply_bytes(self, fragment: FragmentId, codec: str) -> int:
         return encoded_size(codec, self._slow.size(fragment))
 
@@ -201,7 +223,7 @@ class Transfers:
             self._post(events.PullProgressed(e.transfer, received_bytes))
 
         try:
-            partial = self._objects.begin(e.object_hash, e.size)
+            partial = await self._begin(e)
         except PeerlmError as error:
             self._post(events.PullEnded(e.transfer, "failed", str(error)))
             return
@@ -227,6 +249,16 @@ class Transfers:
             raise
         self._post(events.PullEnded(e.transfer, "ok"))
 
+    async def _begin(self, e: RunPull) -> Partial:
+        """Room for the object: measuring the directory may take a while. Raises `StateError`."""
+        loop = asyncio.get_running_loop()
+        begun = loop.run_in_executor(None, self._objects.begin, e.object_hash, e.size)
+        try:
+            return await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            begun.add_done_callback(_discard)
+            raise
+
     async def _serve_pull(self, e: ServePull) -> None:
         def read(offset: int, length: int) -> bytes:
             return self._objects.read(e.object_hash, offset, length)
@@ -240,6 +272,11 @@ class Transfers:
             self._post(events.PullServed(e.transfer, "lost", 0))
             return
         self._post(events.PullServed(e.transfer, "ok", sent))
+
+
+def _discard(begun: asyncio.Future[Partial]) -> None:
+    if not begun.cancelled() and begun.exception() is None:
+        begun.result().discard()
 
 
 def _fault(error: PeerlmError) -> str:
