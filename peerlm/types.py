@@ -54,6 +54,11 @@ def after(now: Instant, delay_s: float) -> Instant:
     return Instant(now + delay_s)
 
 
+def printable(text: str) -> str:
+    """`text` on one line and without control characters: whoever wrote it, it can be shown."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def short(identifier: bytes) -> str:
     """The first eight hex digits: how people see a peer, a run or an object."""
     return identifier.hex()[:8]

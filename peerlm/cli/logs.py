@@ -13,6 +13,7 @@ import click
 from peerlm.cli.state import require_node, state_option
 from peerlm.errors import StateError
 from peerlm.store.disk import Layout
+from peerlm.types import printable
 
 BLOCK_BYTES = 1 << 16
 FOLLOW_S = 0.25
@@ -63,10 +64,10 @@ def readable(line: str) -> str:
         entry = json.loads(line)
         moment, level, event = entry.pop("time"), entry.pop("level"), entry.pop("event")
     except (ValueError, AttributeError, KeyError, TypeError):
-        return line
+        return printable(line)
     moment = str(moment)[:19].replace("T", " ")
     fields = "".join(f" {name}={value}" for name, value in entry.items() if value != "")
-    return f"{moment} {'' if level == 'info' else f'{level}: '}{event}{fields}"
+    return printable(f"{moment} {'' if level == 'info' else f'{level}: '}{event}{fields}")
 
 
 def last_lines(path: Path, count: int) -> tuple[bytes, int]:

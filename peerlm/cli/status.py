@@ -13,6 +13,7 @@ from peerlm.cli.state import require_node, state_option
 from peerlm.daemon.control import ask
 from peerlm.errors import StateError
 from peerlm.store.disk import Layout
+from peerlm.types import printable
 
 WATCH_S = 1.0
 
@@ -82,7 +83,7 @@ def why(layout: Layout) -> None:
     """
     require_node(layout)
     for line in ask(layout, "status")["why"]:
-        click.echo(line)
+        click.echo(printable(line))
 
 
 def _repeat(layout: Layout, watch: bool, show: Any) -> None:

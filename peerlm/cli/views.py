@@ -1,6 +1,7 @@
 """The answer of `status` for eyes: a panel and a table on a terminal, plain lines in a pipe.
 
-Both are functions of the JSON object alone, so what is shown can always be had by a program.
+Both are functions of the JSON object alone, so what is shown can always be had by a program. Much of
+it is peers' text: it reaches the terminal without control characters and is no markup to rich.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peerlm.cli import words
+from peerlm.types import printable
 
 Status = dict[str, Any]
 
@@ -65,7 +67,7 @@ def facts(s: Status) -> list[tuple[str, str]]:
     if s["model_dir"]:
         pairs.append(("model", s["model_dir"]))
     pairs += [("why" if not at else "", line) for at, line in enumerate(s["why"])]
-    return pairs
+    return [(name, printable(line)) for name, line in pairs]
 
 
 def _worker(worker: Status) -> str:
@@ -111,7 +113,7 @@ def _mark(m: Status, own_id: str) -> str:
 
 
 def _address(m: Status) -> str:
-    return m["address"].removeprefix("tcp://") or words.ABSENT
+    return printable(m["address"].removeprefix("tcp://")) or words.ABSENT
 
 
 def _figures(m: Status) -> tuple[str, ...]:
@@ -172,9 +174,10 @@ def members_table(s: Status) -> Table:
         table.add_column(column, justify="right" if at > 3 else "left", no_wrap=True)
     for m in s["members"]:
         node, address, state, *figures = member_row(m, s["node_id"])
-        table.add_row(node, address, Text(state, style=COLOURS.get(state, "")), *figures)
+        shown = Text(state, style=COLOURS.get(state, ""))
+        table.add_row(Text(node), Text(address), shown, *map(Text, figures))
     return table
 
 
 def trouble(line: str) -> Text:
-    return Text(line, style="red")
+    return Text(printable(line), style="red")

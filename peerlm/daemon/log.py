@@ -10,14 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, TextIO
 
 from peerlm.identity.invite import redact
+from peerlm.types import printable
 
 FILE_BYTES_MAX = 5_000_000
 FILES_KEPT = 1
@@ -61,7 +64,10 @@ class _DropsWhatCannotBeWritten(logging.Handler):
 
 
 class _File(_DropsWhatCannotBeWritten, RotatingFileHandler):
-    pass
+    def _open(self) -> TextIOWrapper:
+        file = super()._open()
+        os.fchmod(file.fileno(), 0o600)
+        return file
 
 
 class _Stream(_DropsWhatCannotBeWritten, logging.StreamHandler[TextIO]):
@@ -82,9 +88,17 @@ class _AsLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fact = dict(record.__dict__["fact"])
         event = fact.pop("event")
-        fields = " ".join(f"{name}={value}" for name, value in fact.items() if value != "")
+        fields = " ".join(f"{name}={_shown(value)}" for name, value in fact.items() if value != "")
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         return redact(f"{_time(record)[11:19]} {level}{event} {fields}".rstrip())
+
+
+def _shown(value: object) -> str:
+    """Text may be a peer's: a terminal must not obey it. Only a traceback keeps its lines."""
+    text = str(value)
+    if text.startswith("Traceback"):
+        return "\n".join(map(printable, text.split("\n")))
+    return printable(text)
 
 
 def _time(record: logging.LogRecord) -> str:

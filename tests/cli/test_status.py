@@ -157,3 +157,22 @@ def test_what_is_wrong_is_shown() -> None:
 )
 def test_figures_are_short(given: str, text: str) -> None:
     assert given == text
+
+
+def test_a_peers_text_cannot_command_the_terminal(peerlm: Cli, daemon: FakeDaemon) -> None:
+    from rich.console import Console
+
+    evil = "tcp://[/red]\x1b[2J\nfake line\u202e"
+    status = answer_of(sample_summary(members=(member(1), member(2, address=evil))))
+    status["why"] = ["refused by \x1b]0;title\x07 them\nand more"]
+    daemon.answers["status"] = status
+    for command in ("status", "peers", "why"):
+        out = peerlm(command, "--state", daemon.layout.root).out
+        assert not CONTROL_CODES.search(out)
+        assert "\u202e" not in out
+        assert not [line for line in out.splitlines() if line.startswith(("fake", "and more"))]
+    console = Console(width=200, force_terminal=False, color_system=None)
+    with console.capture() as shown:
+        console.print(views.status_view(status))
+    assert "[/red]" in shown.get()
+    assert "\x1b" not in shown.get()
