@@ -56,7 +56,7 @@ class WorkerProcess:
                 stdout=output,
                 stderr=output,
                 pass_fds=descriptors,
-                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+                env=_environment(threads),
             )
         finally:
             self._its_socket.close()  # or its death would not end the stream
@@ -108,3 +108,9 @@ class WorkerProcess:
         for end in (self._socket, self._its_socket, self._memory_file):
             end.close()
         self.closed.set()
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Ours, but for the invite: a worker has no use for secrets."""
+    kept = {name: value for name, value in os.environ.items() if name != "PEERLM_TOKEN"}
+    return {**kept, "OMP_NUM_THREADS": str(threads)}
