@@ -179,6 +179,22 @@ class SnapshotFailed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class SaveFailed(Event):
+    """What a `Save…` effect gave could not be written; the driver tries again by itself."""
+
+    name: str
+    """address_book, plan, chain or revocations."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFailed(Event):
+    """The finished model could not be written."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StateInstalled(Event):
     """Slow weights are in memory. `origin`: fresh, snapshot or peers."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,7 +42,8 @@ SNAPSHOTS_DONATED = 2
 
 
 class Keeping:
-    """The disk side of one node. `restored` is the newest valid snapshot found at the start."""
+    """The disk side of one node. `restored` is the newest valid snapshot found at the start; `moved`
+    is told of fragments that were replaced, so that a worker's θ follows."""
 
     def __init__(
         self,
@@ -55,6 +57,7 @@ class Keeping:
         epoch: int,
         compute: Executor,
         wall: Callable[[], WallTime],
+        moved: Callable[[FragmentId], None],
     ) -> None:
         self.plan = plan
         self.notes: tuple[str, ...] = ()
@@ -68,6 +71,7 @@ class Keeping:
         self._epoch = epoch
         self._compute = compute
         self._wall = wall
+        self._moved = moved
         self._local_shards: tuple[Path, ...] = ()
 
     # ------------------------------------------------------------------------------- snapshots
@@ -163,6 +167,8 @@ class Keeping:
                 self._post(events.StateRejected(fragment, reason))
                 return
         await self._on_pool(self._drop_objects, [entry[2] for entry in effect.objects])
+        for entry in effect.objects:
+            self._moved(entry[0])
         self._post(events.StateInstalled("peers"))
 
     def _install_object(
@@ -192,6 +198,14 @@ class Keeping:
     def _drop_objects(self, hashes: list[ObjectHash]) -> None:
         """Fetched state is in memory; what is kept of it is our own next snapshot."""
         for object_hash in hashes:
+            with suppress(StateError):  # then the next start drops it
+                self._objects.remove(object_hash)
+
+    def drop_leftovers(self) -> None:
+        """Remove fetched state that an interrupted fetch has left: no donor has it for ever, and
+        nobody asks for it again. Call at the start. Raises: StateError."""
+        token_shards, others = corpus_objects(self.plan.plan)
+        for object_hash in set(self._objects.files) - {*token_shards, *others}:
             self._objects.remove(object_hash)
 
     # ----------------------------------------------------------------------------------- corpus
@@ -206,7 +220,7 @@ class Keeping:
         """→ `CorpusReady`, `CorpusMissing` or `CorpusUnusable`."""
         try:
             event = await self._on_pool(self._check_corpus)
-        except (ConfigError, StateError, OSError) as error:
+        except (PeerlmError, OSError) as error:
             event = events.CorpusUnusable(str(error))
         self._post(event)
 
@@ -243,7 +257,7 @@ class Keeping:
                 "node.toml: data.local is empty, but the plan says data.source = local: name this "
                 "node's own text there"
             )
-        directory = self._state.root / "local"
+        directory = self._state.local_text
         where = "node.toml: data.local"
         made = shards.prepare(
             source, self.tokenizer(), directory, progress=lambda _: None, where=where
@@ -264,18 +278,18 @@ class Keeping:
     # ------------------------------------------------------------------------------------ model
 
     async def write_model(self, tokens: int, slow: SlowWeights) -> None:
-        """→ `ModelWritten`, or a `SnapshotFailed` that says why not."""
+        """→ `ModelWritten` or `ModelFailed`."""
         try:
             directory = await self._on_pool(self._write_model, tokens, slow)
         except PeerlmError as error:
-            self._post(events.SnapshotFailed(str(error)))
+            self._post(events.ModelFailed(str(error)))
             return
         self._post(events.ModelWritten(str(directory)))
 
     def _write_model(self, tokens: int, slow: SlowWeights) -> Path:
         from peerlm.model.export import write_model  # its libraries are needed once in a run
 
-        directory = self._state.root / "model"
+        directory = self._state.model
         values = [slow.now(spec.id, lambda fragment: fragment.phi.copy()) for spec in self._specs]
         about = {"run": self._run_id.hex(), "tokens": str(tokens)}
         write_model(directory, self.plan.plan, values, self.tokenizer_file(), about)

@@ -15,7 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import assert_never
+from typing import Any, assert_never
 
 from peerlm import effects as fx
 from peerlm.daemon.bulk import Bulk
@@ -28,7 +28,7 @@ from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
 from peerlm.effects import Effect
 from peerlm.errors import PeerlmError
-from peerlm.events import Event, LoopLagged, SnapshotFailed
+from peerlm.events import Event, LoopLagged, SaveFailed
 from peerlm.identity import files
 from peerlm.identity.root import verify_plan
 from peerlm.node.node import Node
@@ -45,6 +45,11 @@ LAG_TOLD_S = 0.5
 
 LAGS_KEPT = 600
 """Probes of the loop's lag kept for the status: about the last minute."""
+
+SAVE_AGAIN_S = 5.0
+"""What could not be saved is tried again after this time."""
+
+Save = fx.Save | fx.SaveChain | fx.SaveRevocations
 
 CHECK_S = 5.0
 """How often the node's invariants are checked."""
@@ -89,6 +94,7 @@ class Driver:
         self._probe_at = now()
         self._check_at = now()
         self._began = False
+        self._unsaved: dict[str, Save] = {}
         # One thread: two versions of a file must reach the disk in order.
         self._saver = ThreadPoolExecutor(1, "peerlm-save")
 
@@ -174,6 +180,18 @@ class Driver:
         except Exception as error:
             self._log.write("error", "internal", {"traceback": traceback.format_exc()})
             self._halt(f"internal error: {error!r}; see `peerlm logs`")
+
+    def on_loop_fault(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """The loop's exception handler. What callbacks and tasks of ours raise is our own fault and
+        ends the daemon; what sockets raise that nobody listens to any more is not."""
+        error = context.get("exception")
+        is_fault = error is not None and not isinstance(error, (OSError, PeerlmError))
+        if context.get("fatal", is_fault):
+            told = "".join(traceback.format_exception(error)) if error else context["message"]
+            self._log.write("error", "internal", {"traceback": told})
+            self._halt(f"internal error: {error!r}; see `peerlm logs`")
+        else:
+            self._log.write("debug", "loop", {"what": context["message"], "why": repr(error)})
 
     def _halt(self, error: str) -> None:
         if not self.halted.done():
@@ -279,13 +297,24 @@ class Driver:
         self.keeping.plan = plan
         self.worker.plan = plan.plan
 
-    async def _save(self, effect: fx.Save | fx.SaveChain | fx.SaveRevocations) -> None:
+    async def _save(self, effect: Save) -> None:
+        """Write it, and again later if that fails, unless there is something newer by then."""
+        name = _name_of(effect)
+        self._unsaved[name] = effect
         try:
             await self._loop.run_in_executor(self._saver, self._save_now, effect)
         except PeerlmError as error:
-            self.post(SnapshotFailed(str(error)))
+            self.post(SaveFailed(name, str(error)))
+            self._loop.call_later(SAVE_AGAIN_S, self._save_again, name, effect)
+        else:
+            if self._unsaved.get(name) is effect:
+                del self._unsaved[name]
 
-    def _save_now(self, effect: fx.Save | fx.SaveChain | fx.SaveRevocations) -> None:
+    def _save_again(self, name: str, effect: Save) -> None:
+        if self._began and self._unsaved.get(name) is effect:
+            self._tasks.create_task(self._save(effect))
+
+    def _save_now(self, effect: Save) -> None:
         root = self._state.root
         match effect:
             case fx.Save(name="address_book", data=data):
@@ -300,3 +329,15 @@ class Driver:
                 files.write_revocations(root, effect.blobs)
             case _:
                 assert_never(effect)
+
+
+def _name_of(effect: Save) -> str:
+    match effect:
+        case fx.Save(name=name):
+            return name
+        case fx.SaveChain():
+            return "chain"
+        case fx.SaveRevocations():
+            return "revocations"
+        case _:
+            assert_never(effect)

@@ -63,6 +63,11 @@ class Objects:
             return self._sizes[object_hash]
         return self._place(object_hash).size_bytes
 
+    @property
+    def files(self) -> tuple[ObjectHash, ...]:
+        """Objects that have a file of their own."""
+        return tuple(self._sizes)
+
     def path(self, object_hash: ObjectHash) -> Path:
         """Where the object's own file lies, or would lie."""
         return self._layout.objects / object_hash.hex()

@@ -153,4 +153,12 @@ def sample_summary(**changes: Any) -> Summary:
 
 def answer_of(summary: Summary) -> dict[str, Any]:
     """What the daemon's `status` gives: the node's summary, and its process."""
-    return as_json(summary) | {"daemon": {"pid": 7, "rss_mb": 63.4, "loop_lag_p99_ms": 1.5}}
+    process = {
+        "pid": 7,
+        "rss_mb": 63.4,
+        "loop_lag_p99_ms": 1.5,
+        "bulk_bytes_sent": 12_400_000,
+        "bulk_bytes_received": 11_100_000,
+        "counters": {"links_garbage": 2, "introduction_over_budget": 1, "bulk_dropped_corrupt": 3},
+    }
+    return as_json(summary) | {"daemon": process}

@@ -1,0 +1,125 @@
+"""The disk side of a node: what fails there is an event, never the end of the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from peerlm import config, events
+from peerlm.daemon.keeping import Keeping
+from peerlm.daemon.slow_weights import SlowWeights
+from peerlm.data import shards
+from peerlm.effects import InstallObjects
+from peerlm.errors import ChunkCorrupt
+from peerlm.events import Event
+from peerlm.identity.root import create_run, sign_plan
+from peerlm.mix.fragment import SlowFragment
+from peerlm.mix.sketch import sketch
+from peerlm.model.plan import fragments
+from peerlm.store import disk
+from peerlm.store.disk import StateDirectory
+from peerlm.store.objects import Objects
+from peerlm.types import FragmentId, WallTime
+
+KEPT = b"a shard that the plan names"
+
+
+class Scene:
+    """A `Keeping` on a folder, its posts and what it was told to have moved."""
+
+    def __init__(self, folder: Path, pool: ThreadPoolExecutor) -> None:
+        self.posted: list[Event] = []
+        self.moved: list[FragmentId] = []
+        self.state = StateDirectory(folder)
+        self.objects = Objects(self.state)
+        name = self.objects.put(KEPT).hex()
+        changes = {
+            "model.dim": 16,
+            "model.heads": 2,
+            "model.hidden": 16,
+            "model.blocks": ["feedforward"],
+            "data.shards": [name],
+        }
+        plan = config.with_changes(config.preset("tiny"), changes, "scene")
+        self.specs = fragments(plan)
+        self.slow = SlowWeights(
+            [SlowFragment(np.zeros(s.size, np.float32)) for s in self.specs], pool
+        )
+        root = create_run("scene")
+        self.keeping = Keeping(
+            self.posted.append,
+            self.state,
+            self.objects,
+            root.run_id,
+            sign_plan(root, plan, revision=1),
+            self.specs,
+            config.NodeSettings(),
+            1,
+            pool,
+            lambda: WallTime(0.0),
+            self.moved.append,
+        )
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    with ThreadPoolExecutor(2) as pool:
+        scene = Scene(tmp_path / "node", pool)
+        yield scene
+        scene.state.close()
+
+
+def test_a_full_disk_at_the_end_of_the_run_is_told(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk.os, "pwrite", full)
+        asyncio.run(scene.keeping.write_model(7, scene.slow))
+    asyncio.run(scene.keeping.write_model(7, scene.slow))
+    failed, written = scene.posted
+    assert isinstance(failed, events.ModelFailed)
+    assert "the disk is full" in failed.reason
+    assert written == events.ModelWritten(str(scene.state.model))
+    assert {p.stat().st_mode & 0o777 for p in scene.state.model.iterdir()} == {0o600}
+    assert scene.state.model.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_corpus_that_is_no_corpus_is_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def corrupt(*_: object) -> None:
+        raise ChunkCorrupt("shard x: shorter than a header")
+
+    monkeypatch.setattr(shards.Corpus, "open", corrupt)
+    asyncio.run(scene.keeping.prepare_corpus())
+    assert scene.posted == [events.CorpusUnusable("shard x: shorter than a header")]
+
+
+def test_state_that_an_interrupted_fetch_left_goes_and_the_corpus_stays(scene: Scene) -> None:
+    left = scene.objects.put(b"a fragment of long ago")
+    scene.keeping.drop_leftovers()
+    assert not scene.objects.has(left)
+    assert not scene.objects.path(left).exists()
+    assert len(scene.objects.files) == 1
+    assert scene.objects.read(scene.objects.files[0], 0, len(KEPT)) == KEPT
+
+
+def test_weights_from_peers_reach_a_worker_that_runs(scene: Scene) -> None:
+    seed = scene.keeping.plan.plan.run.rng_seed
+    entries = []
+    for spec in scene.specs:
+        values = np.full(spec.size, 0.5, np.float32)
+        shown = tuple(float(x) for x in sketch(values, seed, spec.id))
+        entries.append((spec.id, 3, scene.objects.put(values.tobytes()), shown))
+    told = []
+    scene.keeping._post = lambda event: told.append((event, tuple(scene.moved)))
+    asyncio.run(scene.keeping.install_objects(InstallObjects(tuple(entries)), scene.slow))
+    every = tuple(spec.id for spec in scene.specs)
+    assert told == [(events.StateInstalled("peers"), every)]
