@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -81,8 +82,7 @@ def join(
             f"{layout.root} already holds a node of run {short(read_run(layout).run_id)}: "
             "`peerlm up` starts it; to enter another run use another --state"
         )
-    _enrol(layout, address, secret, wait)
-    change_node_settings(layout, changes, "--set-node")
+    _enrol(layout, address, secret, wait, changes)
     if enrol_only:
         click.echo(f"enrolled: node in {layout.root}; `peerlm up` trains")
         return
@@ -92,14 +92,22 @@ def join(
     ctx.exit(run(layout.root, seeds=(address,), port=port))
 
 
-def _enrol(layout: Layout, address: str, token: str, wait: bool) -> None:
-    """A folder that was made for an attempt which failed goes again."""
+def _enrol(
+    layout: Layout, address: str, token: str, wait: bool, changes: Mapping[str, str]
+) -> None:
+    """A folder that was made for an attempt which failed goes again. node.toml is there before the
+    keys are, so that no node ever runs without the limits it was given."""
     from peerlm.daemon.enrol import enrol
 
     is_new = not layout.root.exists()
     try:
         enrol(
-            layout.root, address, token, wait=wait, report=lambda line: click.echo(line, err=True)
+            layout.root,
+            address,
+            token,
+            wait=wait,
+            report=lambda line: click.echo(line, err=True),
+            before_keys=lambda: change_node_settings(layout, changes, "--set-node"),
         )
     except BaseException:
         if is_new and not has_node(layout):

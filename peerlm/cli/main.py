@@ -18,6 +18,7 @@ import sys
 import click
 
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, Unreachable
+from peerlm.types import printable
 
 COMMANDS = {
     "demo": "demo:demo",
@@ -102,6 +103,7 @@ def cli() -> None:
 
 def main(args: list[str] | None = None) -> int:
     """Run one command; returns the exit code and never raises (but with PEERLM_DEBUG=1)."""
+    os.umask(0o077)  # keys, weights, text and logs are the owner's alone
     try:
         result = cli.main(args=args, prog_name="peerlm", standalone_mode=False)
         sys.stdout.flush()
@@ -129,10 +131,13 @@ def explain(error: Exception) -> tuple[int, str]:
     match error:
         case PeerlmError():
             code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
-            return code, " ".join(str(error).split())
+            return code, printable(" ".join(str(error).split()))
         case OSError() if error.strerror:
             where = f"{error.filename}: " if error.filename else ""
             return 1, f"{where}{error.strerror}"
         case _:
             what = " ".join(f"{type(error).__name__}: {error}".split())
-            return 1, f"internal error: {what}; PEERLM_DEBUG=1 shows where. Please report it"
+            return (
+                1,
+                f"internal error: {printable(what)}; PEERLM_DEBUG=1 shows where. Please report it",
+            )

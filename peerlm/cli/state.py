@@ -51,7 +51,8 @@ def default_folder() -> Path:
 
 
 def has_node(layout: Layout) -> bool:
-    return layout.identity.exists() or layout.chain.exists()
+    """The identity is written last: what a kill in between has left is no node, and is replaced."""
+    return layout.identity.exists()
 
 
 def require_node(layout: Layout) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
 
 import click
 
 from peerlm.cli.state import require_node, state_option
-from peerlm.daemon.control import ask
+from peerlm.daemon.control import ask, is_served
 from peerlm.errors import StateError
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.disk import Layout
 
 END_S = 60.0
 """How long a daemon may take to end: it writes a snapshot first."""
@@ -77,20 +79,27 @@ def leave(layout: Layout) -> None:
 
 
 def _end(layout: Layout, command: str) -> None:
-    """Ask, then wait until nobody holds the state directory. Raises `StateError`."""
+    """Ask, then wait until the daemon is gone. Raises `StateError`."""
     require_node(layout)
     ask(layout, command, timeout_s=END_S)
     deadline = time.monotonic() + END_S
-    while is_held(layout):
+    while is_served(layout) or is_held(layout):
         if time.monotonic() > deadline:
             raise StateError(f"the daemon on {layout.root} has not ended within {END_S:g} s")
         time.sleep(0.05)
 
 
 def is_held(layout: Layout) -> bool:
-    """Whether some process has the state directory."""
+    """Whether some process has the state directory, as far as we may know: those who only may use
+    the control socket cannot look at the lock, and that the socket is gone is enough for them."""
     try:
-        StateDirectory(layout.root).close()
-    except StateError:
+        lock = os.open(layout.lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
         return True
-    return False
+    finally:
+        os.close(lock)

@@ -241,6 +241,20 @@ def ask(layout: Layout, command: str, timeout_s: float = 10.0, **args: Any) -> d
     return _result(line, layout)
 
 
+def is_served(layout: Layout) -> bool:
+    """Whether a daemon listens on the control socket; one that was killed leaves a dead socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        try:
+            with _short_name(layout.control_socket) as name:
+                connection.connect(name)
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            return False
+        except OSError:
+            return True  # too busy to let us in
+        return True
+
+
 def _exchange(path: Path, request: bytes, timeout_s: float) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)

@@ -48,13 +48,20 @@ RETRY_S_MAX = 30.0
 
 
 def enrol(
-    root: Path, address: str, token_text: str, *, wait: bool, report: Callable[[str], None]
+    root: Path,
+    address: str,
+    token_text: str,
+    *,
+    wait: bool,
+    report: Callable[[str], None],
+    before_keys: Callable[[], None] = lambda: None,
 ) -> None:
     """Enrol this machine's node in `root` through the member at `address`.
 
     Args:
         wait: keep trying, with a growing pause, while the member cannot be reached.
         report: told one line for each step, for a person.
+        before_keys: called when a member has let us in, before the keys make this folder a node's.
 
     Raises:
         AuthError: the token is not good, or the member refuses it.
@@ -75,6 +82,7 @@ def enrol(
         files.write_chain(root, chain)
         if token.inviter.authority().may_invite:
             files.write_inviter(root, token.inviter)
+        before_keys()
         files.write_keys(root, keys)
     report(f"enrolled in run {plan.plan.run.name}, plan revision {plan.revision}")
 

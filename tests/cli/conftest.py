@@ -60,6 +60,8 @@ def daemon(founded: Path) -> Iterator[FakeDaemon]:
         answer = fake.answers.get(command, {})
         if isinstance(answer, Exception):
             raise answer
+        if command in ("stop", "leave"):
+            fake.layout.control_socket.unlink()
         return dict(answer)
 
     with serving(fake.layout, handle):

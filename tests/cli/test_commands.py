@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -321,6 +323,87 @@ def test_revoke_refuses_what_names_nobody(peerlm: Cli, daemon: FakeDaemon, text:
 def test_steering_asks_the_daemon(peerlm: Cli, daemon: FakeDaemon, command: str) -> None:
     assert peerlm(command, "--state", daemon.layout.root).code == 0
     assert daemon.asked == [(command, {})]
+
+
+def test_who_may_only_use_the_socket_can_wait_for_the_end(
+    peerlm: Cli, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = os.open
+
+    def refuse(path: object, *args: int, **kwargs: int) -> int:
+        if path == daemon.layout.lock:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert peerlm("stop", "--state", daemon.layout.root).code == 0
+
+
+def test_the_end_is_not_there_before_the_socket_and_the_lock_are_gone(founded: Path) -> None:
+    from peerlm.cli.steer import is_held
+    from peerlm.daemon.control import is_served
+
+    layout = Layout(founded)
+    assert not is_held(layout)
+    assert not is_served(layout)
+    with StateDirectory(founded):
+        assert is_held(layout)
+    assert not is_held(layout)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(layout.control_socket))
+        listener.listen()
+        assert is_served(layout)
+    assert not is_served(layout)  # killed: the socket's name is still there
+
+
+def test_a_folder_of_an_entrance_that_was_cut_short_is_no_node(
+    peerlm: Cli, founded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Layout(founded).identity.unlink()
+    assert_one_line(peerlm("up", "--state", founded), 3, "no node")
+    assert peerlm("init", "--state", founded, *SMALL).code == 0
+    assert Layout(founded).identity.exists()
+
+
+def test_what_commands_write_is_the_owners_alone(peerlm: Cli, tmp_path: Path) -> None:
+    assert peerlm("init", "--state", tmp_path / "a", *SMALL).code == 0
+    wide = [p for p in (tmp_path / "a").rglob("*") if p.stat().st_mode & 0o077]
+    assert wide == []
+
+
+def test_a_node_has_its_limits_before_it_has_its_keys(
+    peerlm: Cli, tmp_path: Path, founded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peerlm.daemon import enrol as entrance
+
+    blob, token = files.read_plan(founded), peerlm("invite", "--state", founded, "--address", "a")
+    text = re.findall(r"peerlm1-[A-Za-z0-9_-]+", token.out)[0]
+    run = read_run(Layout(founded))
+    assert blob is not None
+
+    async def plan(*_: object) -> object:
+        return verify_plan(blob, run.root_public_key, run.run_id)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    new = tmp_path / "new"
+    new.mkdir()
+    monkeypatch.setattr(entrance, "_fetch_plan", plan)
+    monkeypatch.setattr(entrance.files, "write_keys", killed)
+    capped = ("--enrol-only", "--set-node", "limits.threads=3", "--state", new)
+    assert peerlm("join", "a", "--token", text, *capped).code == 130
+    assert "threads = 3" in Layout(new).node_settings.read_text()
+    assert not Layout(new).identity.exists()
+
+
+def test_logs_never_command_the_terminal(peerlm: Cli, founded: Path) -> None:
+    Layout(founded).log.write_text(
+        '{"time": "t", "level": "info", "event": "x", "why": "\\u001b[2J\\n!"}\n'
+    )
+    out = peerlm("logs", "--state", founded).out
+    assert out.count("\n") == 1
+    assert "\x1b" not in out
 
 
 def test_logs_shows_the_last_lines(peerlm: Cli, founded: Path) -> None:
