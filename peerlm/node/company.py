@@ -249,7 +249,7 @@ class Company:
                 return self._welcomed(event, welcome, now)
 
     def _refused(self, address: str, reason: str, detail: str, now: Instant) -> list[Effect]:
-        self.contacts.failed(address, f"refused: {detail}", reason, now)
+        self.contacts.failed(address, f"refused: {detail}", now)
         if reason in ("expired", "revoked", "not_yet_valid"):
             self.shut_out = f"members refuse this node: {detail}"
         fields = (("address", address), ("reason", reason), ("detail", detail))
@@ -282,7 +282,7 @@ class Company:
         return self.membership.announce(now, host=seen_host)
 
     def introduction_failed(self, event: IntroductionFailed, now: Instant) -> list[Effect]:
-        self.contacts.failed(event.address, f"{event.step}: {event.detail}", "", now)
+        self.contacts.failed(event.address, f"{event.step}: {event.detail}", now)
         fields = (("address", event.address), ("step", event.step), ("detail", event.detail))
         return [Log("debug", "introduction_failed", fields)]
 
@@ -495,6 +495,7 @@ class Company:
             effects += self.membership.wake(now)
         effects = [e for e in effects if not isinstance(e, Introduce) or self._may_dial(e, now)]
         effects += self._keep_links(now)
+        self.contacts.keep_only(self._addresses())
         if self._chain_due <= now:
             effects += self._look_at_chains(now)
         if self.membership.book.version != self._book_saved:
@@ -528,6 +529,13 @@ class Company:
                 effects.append(effect)
         self.contacts.looked(now)
         return effects
+
+    def _addresses(self) -> set[str]:
+        """Where somebody is known to live or to have lived."""
+        book = self.membership.book
+        members = self.membership.members().values()
+        lived_at = {address_of(m.record.host, m.record.intro_port) for m in members}
+        return {*book.seeds, *(contact.address for contact in book.contacts()), *lived_at}
 
     def _look_at_chains(self, now: Instant) -> list[Effect]:
         self._chain_due = after(now, CHAIN_CHECK_S)

@@ -13,7 +13,7 @@ last is remembered for `peerlm why`. Nothing here decides who is alive: that is 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from peerlm.types import Instant, PeerId, after
@@ -40,8 +40,6 @@ class Attempt:
     not_before: Instant = NEVER
     running_until: Instant | None = None
     last_error: str = ""
-    refused: str = ""
-    """The refusal's reason when the other side answered with one."""
 
 
 @dataclass(slots=True)
@@ -75,17 +73,14 @@ class Contacts:
     def succeeded(self, address: str) -> None:
         self._attempts.pop(address, None)
 
-    def failed(self, address: str, error: str, refused: str, now: Instant) -> None:
+    def failed(self, address: str, error: str, now: Instant) -> None:
         """Remember why, and when to try again: 0.2 s, doubling to 10 s, jittered by a quarter."""
         attempt = self._attempts.setdefault(address, Attempt())
         delay_s = min(BACKOFF_S * 2.0 ** min(attempt.failures, 10), BACKOFF_S_MAX)
         attempt.failures += 1
         attempt.not_before = after(now, delay_s * self._rng.uniform(0.75, 1.25))
         attempt.running_until = None
-        attempt.last_error, attempt.refused = error, refused
-
-    def forget(self, address: str) -> None:
-        self._attempts.pop(address, None)
+        attempt.last_error = error
 
     def opening(self, peer: PeerId, now: Instant) -> None:
         self._links.setdefault(peer, Link()).opened_until = after(now, ATTEMPT_S)
@@ -104,12 +99,15 @@ class Contacts:
         link = self._links.get(peer)
         return link is not None and link.opened_until is not None and link.opened_until > now
 
-    def linked(self) -> tuple[PeerId, ...]:
-        return tuple(sorted(peer for peer, link in self._links.items() if link.up))
-
     def errors(self) -> dict[str, Attempt]:
         """Addresses that do not answer as they should, with what they said."""
         return {a: attempt for a, attempt in sorted(self._attempts.items()) if attempt.last_error}
+
+    def keep_only(self, addresses: Collection[str]) -> None:
+        """Forget how dialling went at addresses that nobody lives at any more."""
+        for address in [a for a in self._attempts if a not in addresses]:
+            if self._attempts[address].running_until is None:
+                del self._attempts[address]
 
     def looked(self, now: Instant) -> None:
         """Whatever may be tried by now was looked at; nobody need be woken for it again."""

@@ -241,6 +241,11 @@ class Node:
                 return work.snapshot_written(event, now)
             case ev.SnapshotFailed():
                 return work.snapshot_failed(event.reason)
+            case ev.SaveFailed():
+                fields = (("name", event.name), ("why", event.reason))
+                return [Log("error", "save_failed", fields)]
+            case ev.ModelFailed():
+                return work.model_failed(event.reason, now)
             case ev.ModelWritten():
                 return work.model_written(event.directory, now)
             case ev.Pause():
@@ -277,7 +282,7 @@ class Node:
             case StateGive():
                 return work.state_shown(peer, message, now)
             case PullRequest():
-                return work.donate(peer, message)
+                return work.donate(peer, message, now)
             case PullAnswer():
                 return work.acquisition.on_pull_answer(peer, message, now)
         effects = company.received(peer, message, now)

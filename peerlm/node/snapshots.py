@@ -31,7 +31,12 @@ DISK_SHARE = 20.0
 """Writing takes at most one part in so many of the time."""
 
 PULLS_MAX = 8
-"""Objects served at once."""
+PULLS_MAX_EACH = 4
+"""Objects served at once: to all, and to one peer."""
+
+HELD_INTERVALS = 10
+"""While somebody pulls a snapshot, no newer one takes its place for up to so many intervals: on a
+slow link a joiner would otherwise start over for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +64,23 @@ class Snapshots:
         """(hash, bytes) of the corpus objects on our disk."""
         self._every_s = every_s
         self._written_at: Instant | None = None
+        self._rest_until = now
         self._writing_final = False
         self._offers: Offers = restored.offers if restored else ()
         self._offers_before: Offers = ()
         self._askers: dict[PeerId, None] = {}
-        self._served: set[TransferId] = set()
+        self._served: dict[TransferId, PeerId] = {}
+        self._pulled_at: Instant | None = None
+        """When an object of a snapshot was last asked for."""
 
     # -------------------------------------------------------------------------------- writing
+
+    def is_held(self, now: Instant) -> bool:
+        """Somebody is half through the latest snapshot, and it is not too old for that."""
+        if self._pulled_at is None or self._written_at is None:
+            return False
+        lately = bool(self._served) or now - self._pulled_at < OFFER_AGE_S
+        return lately and now - self._written_at < HELD_INTERVALS * self._every_s
 
     def write(
         self, swarm_tokens: int, own_tokens: int, now: Instant, *, final: bool
@@ -86,7 +101,8 @@ class Snapshots:
         self.is_final = self._writing_final
         self._offers_before, self._offers = self._offers, event.offers
         self._written_at = now
-        self.due = max(self.due, after(now, DISK_SHARE * event.seconds))
+        self._rest_until = after(now, DISK_SHARE * event.seconds)
+        self.due = max(self.due, self._rest_until)
 
     def failed(self, reason: str) -> list[Effect]:
         self.is_writing, self.error = False, reason
@@ -97,7 +113,7 @@ class Snapshots:
     def is_fresh(self, now: Instant) -> bool:
         """The latest one is new enough to be offered as it is, or a newer one cannot be had."""
         recent = self._written_at is not None and now - self._written_at < OFFER_AGE_S
-        return recent or bool(self.error)
+        return recent or bool(self.error) or self.is_held(now) or now < self._rest_until
 
     def offer_later(self, peer: PeerId) -> None:
         """Offer the next snapshot to this peer as soon as it is written."""
@@ -113,7 +129,7 @@ class Snapshots:
         return [Send(peer, offer) for peer in askers]
 
     def donate(
-        self, peer: PeerId, request: PullRequest, *, active: bool, taken: bool
+        self, peer: PeerId, request: PullRequest, now: Instant, *, active: bool, taken: bool
     ) -> list[Effect]:
         """Answer a pull. `taken`: its transfer id is in use."""
         transfer, wanted = TransferId(request.transfer), ObjectHash(request.object_hash)
@@ -124,9 +140,12 @@ class Snapshots:
             return [Send(peer, PullAnswer(transfer, "refuse", "transfer id is taken", 0))]
         if wanted not in sizes:
             return [Send(peer, PullAnswer(transfer, "refuse", "no such object", 0))]
-        if len(self._served) >= PULLS_MAX:
+        each = sum(served == peer for served in self._served.values())
+        if len(self._served) >= PULLS_MAX or each >= PULLS_MAX_EACH:
             return [Send(peer, PullAnswer(transfer, "busy", "serving others", 0))]
-        self._served.add(transfer)
+        self._served[transfer] = peer
+        if wanted not in dict(self.corpus):
+            self._pulled_at = now
         serve = ServePull(
             transfer=transfer,
             peer=peer,
@@ -142,4 +161,4 @@ class Snapshots:
 
     def served(self, transfer: TransferId) -> None:
         """A pull has ended, one way or another."""
-        self._served.discard(transfer)
+        self._served.pop(transfer, None)

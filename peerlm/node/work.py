@@ -60,6 +60,9 @@ RAMP_STEPS = 3
 
 STEER_S = 0.5
 
+MODEL_AGAIN_S = 30.0
+"""A finished model that could not be written is tried again after so long."""
+
 FIRST_EVALUATION_S = 8.0
 """A new worker is left to its first steps for so long."""
 
@@ -158,6 +161,7 @@ class Work:
         self._stray_since: Instant | None = None
         self._drain_sent = False
         self._drained = False
+        self._model_due: Instant | None = None
         self._boundaries = 0
         self._settling_since: Instant | None = None
         self._settle_due: dict[FragmentId, Instant] = {}
@@ -338,12 +342,15 @@ class Work:
             effects.append(StartWorker(self.supervision.start(now), fresh=False))
         if self.phase is Phase.SETTLING:
             effects += self._settle_on(now)
+        if self.phase is Phase.DONE and self._model_due is not None and self._model_due <= now:
+            self._model_due = None
+            effects.append(WriteModel(self.seen.swarm_tokens))
         if self.phase is Phase.DONE and self.snapshots.is_final:
             effects += self._finals.ask(self.seen.done, now)
         if self._steer_due <= now:
             effects += [*self._steer(now), *self._watch_worker(now)]
         if self.installed and self.snapshots.due <= now:
-            effects += self._snapshot(now)
+            effects += self._snapshot_unless_held(now)
         if self.phase is Phase.TRAINING and self._evaluate_due <= now:
             effects += self._evaluate(now)
         return effects
@@ -526,6 +533,12 @@ class Work:
         final = self.phase is Phase.DONE and self.settled
         return self.snapshots.write(self.seen.swarm_tokens, self.tokens, now, final=final)
 
+    def _snapshot_unless_held(self, now: Instant) -> list[Effect]:
+        if self.phase is not Phase.DONE and self.snapshots.is_held(now):
+            self.snapshots.due = after(now, STEER_S)
+            return []
+        return self._snapshot(now)
+
     def snapshot_now(self, now: Instant) -> list[Effect]:
         return self._snapshot(now) if self.installed else []
 
@@ -556,12 +569,12 @@ class Work:
         offer = self.snapshots.offer(self.plan_hash, active=self.exchanges.standing.active)
         return dataclasses.replace(offer, final=offer.final and self.phase is Phase.DONE)
 
-    def donate(self, peer: PeerId, request: PullRequest) -> list[Effect]:
+    def donate(self, peer: PeerId, request: PullRequest, now: Instant) -> list[Effect]:
         """Answer a pull: a corpus object, or a fragment of a recent snapshot."""
         transfer = TransferId(request.transfer)
         taken = self.is_taken(transfer) or self.exchanges.is_taken(transfer)
         active = self.exchanges.standing.active
-        return self.snapshots.donate(peer, request, active=active, taken=taken)
+        return self.snapshots.donate(peer, request, now, active=active, taken=taken)
 
     def is_taken(self, transfer: TransferId) -> bool:
         """Some pull has this id, served or our own."""
@@ -616,8 +629,15 @@ class Work:
             return [StopWorker(self.supervision.generation), *self.step(now)]
         return self.step(now)
 
+    def model_failed(self, reason: str, now: Instant) -> list[Effect]:
+        """The finished weights are safe in a snapshot; the model is written again later."""
+        self.snapshots.error = reason
+        self._model_due = after(now, MODEL_AGAIN_S)
+        return [Log("error", "model_not_written", (("why", reason),))]
+
     def model_written(self, directory: str, now: Instant) -> list[Effect]:
         self.model_dir = directory
+        self._model_due, self.snapshots.error = None, ""
         self.snapshots.due = now
         return [Log("info", "model_written", (("directory", directory),)), *self.step(now)]
 
@@ -647,7 +667,9 @@ class Work:
 
     def deadline(self, now: Instant) -> Instant:
         due = [self._steer_due, self.snapshots.due if self.installed else None]
-        due += [self.supervision.deadline(), self.exchanges.deadline(), self.acquisition.deadline()]
+        due += [self.exchanges.deadline(), self.acquisition.deadline()]
+        if self.phase in (Phase.TRAINING, Phase.SEEKING):
+            due.append(self.supervision.deadline())
         if self.phase is Phase.SETTLING:
             due += [at for at in self._settle_due.values() if at > self._settled_at]
         return min(d for d in due if d is not None)
