@@ -13,7 +13,6 @@ import contextlib
 import os
 import random
 import signal
-import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,10 +59,6 @@ COMPUTE_THREADS = 2
 """Arithmetic on slow weights; numpy lets go of the interpreter, so two keep two cores busy."""
 
 DISK_THREADS = 2
-
-SWITCH_S = 0.001
-"""How long a thread may keep the interpreter while another waits; Python's own 5 ms, times the
-threads that move and encode 100 MB, is what the loop would be late by."""
 
 ADDRESS_BOOK_BYTES_MAX = 64 << 20
 
@@ -186,7 +181,6 @@ async def open_daemon(
 ) -> AsyncIterator[Driver]:
     """A daemon with its ports bound and its node made, ready to `begin`; all of it ends with the
     context."""
-    sys.setswitchinterval(SWITCH_S)
     async with contextlib.AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         driver = Driver(state, log, tasks)
