@@ -59,11 +59,6 @@ class OpenLink(Effect):
 
 
 @dataclass(frozen=True, slots=True)
-class CloseLink(Effect):
-    peer: PeerId
-
-
-@dataclass(frozen=True, slots=True)
 class Send(Effect):
     """Send over any connection with the peer; dropped and counted when there is none."""
 

@@ -230,8 +230,6 @@ class Driver:
                 self.links.expel(effect.peer)
             case fx.OpenLink():
                 self.links.open(effect.peer, effect.host, effect.control_port, effect.curve_key)
-            case fx.CloseLink():
-                self.links.close_link(effect.peer)
             case fx.Log():
                 self._log.write(effect.level, effect.event, dict(effect.fields))
             case fx.Halt():

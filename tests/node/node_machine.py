@@ -215,8 +215,6 @@ class Machine:
                 self._close(effect.peer)
             case fx.OpenLink():
                 self._open(effect)
-            case fx.CloseLink():
-                self._close(effect.peer)
             case fx.Halt():
                 self.halted.append(effect.error)
                 self.die()
