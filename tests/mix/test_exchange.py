@@ -550,3 +550,42 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def refused_for_size(pool: Pool, initiator: int, responder: int) -> None:
+    """An exchange whose responder finds the initiator's weights of another size."""
+    pool.start(initiator)
+    pool.deliver_all()
+    (transfer,) = pool.site(responder).running
+    pool.finish(peer_id(responder), transfer, "refused", "norm: |x̂| = 9 where |φ| = 1")
+    pool.deliver_all()
+
+
+def test_the_one_with_fewer_outer_steps_learns_that_it_is_behind() -> None:
+    pool = Pool(2)
+    pool.site(2).machine.stepped(FragmentId(0), 50, 1.0)
+    pool.site(1).machine.stepped(FragmentId(0), 3, 9.0)
+    refused_for_size(pool, 1, 2)
+    now = Instant(pool.now)
+    assert pool.site(1).machine.is_behind((peer_id(2),), now)
+    assert not pool.site(2).machine.is_behind((peer_id(1),), now)
+    pool.site(1).machine.caught_up()
+    assert not pool.site(1).machine.is_behind((peer_id(2),), now)
+
+
+def test_one_partner_of_several_cannot_make_a_node_believe_it_is_behind() -> None:
+    pool = Pool(3)
+    pool.site(2).machine.stepped(FragmentId(0), 50, 1.0)
+    pool.unreachable = {peer_id(3)}
+    refused_for_size(pool, 1, 2)
+    partners = (peer_id(2), peer_id(3))
+    assert not pool.site(1).machine.is_behind(partners, Instant(pool.now))
+
+
+def test_weights_of_another_size_exclude_nobody() -> None:
+    pool = Pool(2)
+    for _ in range(30):
+        refused_for_size(pool, 1, 2)
+        pool.pass_time(100.0)
+        pool.mail.clear()
+    assert not pool.site(2).machine.scores.excluded(peer_id(1), Instant(pool.now))

@@ -26,7 +26,7 @@ from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
 from peerlm.node.company import Ports
 from peerlm.node.node import Birth, Node
-from peerlm.node.work import Restored
+from peerlm.node.snapshots import Restored
 from peerlm.types import PeerId
 from peerlm.wire.codec import decode, encode
 from peerlm.wire.message import Message, Refusal, Welcome

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from node_world import World
+from node_world import DAY, World
 
 from peerlm.effects import RunExchange, RunPull
 from peerlm.events import Leave, Pause, Resume
-from peerlm.types import Role
+from peerlm.types import Instant, Role
 
 
 def trained(world: World, number: int) -> int:
@@ -343,3 +343,16 @@ def test_a_broken_theta_is_set_back_and_never_reaches_anybody() -> None:
     assert "outer_step_refused" in words
     assert world.spread() < 0.05
     assert world.all_mixing()
+
+
+def test_a_node_that_slept_past_its_certificate_renews_it_and_goes_on() -> None:
+    world = World().swarm(1)
+    world.within(30, lambda: world.all_in("training"), "it trains")
+    world.kill(0)
+    world.now = Instant(world.now + 100 * DAY)
+    world.restart(0)
+    world.within(30, lambda: world.all_in("training"), "it trains again")
+    node = world.machines[0].node
+    own = node.company.gate.verified(node.me)
+    assert own is not None
+    assert own.not_after > world.wall

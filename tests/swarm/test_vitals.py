@@ -134,3 +134,12 @@ def test_restarts_without_training_take_no_room() -> None:
     for epoch in range(100):
         tell(ledger, vitals(A, epoch, 1, 0))
     assert ledger.version_of(A) == (99, 1)
+
+
+def test_no_claim_of_tokens_can_make_the_count_too_large_to_tell() -> None:
+    ledger = Ledger()
+    tell(ledger, *(vitals(A, epoch, 1, 2**62) for epoch in range(1, 10)))
+    ledger.restore((A, epoch, 2**62) for epoch in range(10, 5000))
+    assert ledger.total() <= 2**62
+    assert all(tokens <= 2**50 for _, _, tokens in ledger.tallies())
+    ledger.check()

@@ -1,0 +1,66 @@
+"""When a worker is started again."""
+
+from __future__ import annotations
+
+from peerlm.node.supervision import BACKOFF_S_MAX, BARREN_REPORTS, HUNG_S, Supervision
+from peerlm.types import Instant
+
+NOW = Instant(100.0)
+
+
+def died(supervision: Supervision, error: str = "boom") -> float:
+    """A generation that dies at once; how long the next one is waited for."""
+    supervision.start(NOW)
+    supervision.exited(error, True, NOW)
+    due = supervision.deadline()
+    assert due is not None
+    return due - NOW
+
+
+def test_deaths_in_a_row_wait_longer_but_never_beyond_a_minute_however_many() -> None:
+    supervision = Supervision()
+    waits = [died(supervision) for _ in range(3000)]
+    assert waits[:4] == [1.0, 2.0, 4.0, 8.0]
+    assert waits[-1] == BACKOFF_S_MAX
+    assert supervision.restarts == 3000
+    assert supervision.last_error == "boom"
+
+
+def test_a_worker_that_was_asked_to_stop_is_started_again_at_once() -> None:
+    supervision = Supervision()
+    assert died(supervision, "") == 0.0
+    assert (supervision.restarts, supervision.last_error) == (0, "")
+
+
+def test_a_worker_whose_every_step_is_not_finite_is_condemned_once_and_counts_as_dead() -> None:
+    supervision = Supervision()
+    supervision.start(NOW)
+    supervision.ready("cpu", 1)
+    for report in range(BARREN_REPORTS):
+        assert not supervision.condemn(NOW)
+        supervision.progressed(None, report + 1, NOW)
+    assert supervision.condemn(NOW)
+    assert not supervision.condemn(NOW)
+    supervision.exited("", True, NOW)
+    assert "not finite" in supervision.last_error
+    assert supervision.restarts == 1
+
+
+def test_a_silent_worker_is_condemned_unless_nothing_is_expected_of_it() -> None:
+    supervision = Supervision()
+    supervision.start(NOW)
+    supervision.ready("cpu", 1)
+    late = Instant(NOW + HUNG_S + 1)
+    supervision.heard(late)
+    assert not supervision.condemn(late)
+    assert supervision.condemn(Instant(late + HUNG_S + 1))
+
+
+def test_progress_for_a_while_wipes_the_slate_clean() -> None:
+    supervision = Supervision()
+    for _ in range(5):
+        died(supervision)
+    supervision.start(NOW)
+    supervision.progressed(1.0, 0, Instant(NOW + 61))
+    supervision.exited("boom", True, NOW)
+    assert supervision.deadline() == NOW + 1.0
