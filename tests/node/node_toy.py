@@ -23,7 +23,7 @@ from peerlm.identity.chain import Chain
 from peerlm.identity.root import verify_plan
 from peerlm.mix import algorithms, flow
 from peerlm.mix.codec import encoded_size
-from peerlm.mix.fragment import Outcome, Batch, Kind, SlowFragment
+from peerlm.mix.fragment import Batch, Kind, Outcome, SlowFragment
 from peerlm.mix.sketch import distance, sketch
 from peerlm.mix.vector import Vector
 from peerlm.train.cadence import Cadence
