@@ -298,7 +298,6 @@ mixing_figures = _figures(
     ("first exclusion after a gate held", "s", "mix.robust", "EXCLUSION_S"),
     ("longest exclusion", "s", "mix.robust", "EXCLUSION_MAX_S"),
     ("time that takes one refusal off the count", "s", "mix.robust", "FORGIVENESS_S"),
-    ("misfits and losses in a row that count as a refusal", "", "mix.robust", "MISFITS_MAX"),
     ("requests for one fragment a peer may make", "per s", "mix.robust", "REQUESTS_PER_S"),
     ("outer steps over which a newcomer's weight ramps", "", "mix.algorithms", "RAMP_STEPS"),
     ("numbers in a sketch", "", "mix.sketch", "SKETCH_SIZE"),
@@ -311,7 +310,7 @@ mixing_figures = _figures(
     ("the same for finished weights", "relative", "node.acquire", "FINAL_DISTANCE_MAX"),
     ("donors whose sketches are compared", "", "node.acquire", "DONORS_COMPARED"),
     ("outer steps of the swarm a snapshot may lag", "", "node.lifecycle", "BEHIND_STEPS"),
-    ("wait for others before settling alone", "s", "node.work", "SETTLE_ALONE_S"),
+    ("wait for others before settling alone", "s", "node.settling", "ALONE_S"),
     ("wait for others before going on from one's own snapshot", "s", "node.lifecycle", "GRACE_S"),
     ("the same for an origin without one", "s", "node.lifecycle", "FRESH_GRACE_S"),
 )

@@ -49,6 +49,7 @@ from peerlm.mix.exchange import Exchanges
 from peerlm.node.acquire import Acquisition
 from peerlm.node.finals import Finals
 from peerlm.node.lifecycle import BEHIND_STEPS, FRESH_GRACE_S, NEXT, Facts, Phase, decide
+from peerlm.node.settling import Settling
 from peerlm.node.snapshots import Restored, Snapshots
 from peerlm.node.supervision import Supervision
 from peerlm.swarm.sampler import sampler_named
@@ -65,12 +66,6 @@ MODEL_AGAIN_S = 30.0
 
 FIRST_EVALUATION_S = 8.0
 """A new worker is left to its first steps for so long."""
-
-SETTLE_PAUSE_S = 0.05
-"""Between two settling exchanges of one fragment, so that the network breathes."""
-
-SETTLE_ALONE_S = 3.0
-"""A node that has lost sight of everybody while settling waits this long before it settles alone."""
 
 PARTICIPATING_S = 15.0
 """An exchange this recent counts as taking part, whatever the pace of outer steps."""
@@ -142,6 +137,7 @@ class Work:
         self.last_exchange: Instant | None = None
         self.seen = Seen()
         self.supervision = Supervision()
+        self.settling = Settling()
         self.snapshots = Snapshots(settings.limits.snapshot_every_s, restored, now)
         sampler = sampler_named(plan.mix.sampler, plan.run.rng_seed)
         self.exchanges = Exchanges(me, plan, sizes, sampler, endpoint, rng)
@@ -163,9 +159,6 @@ class Work:
         self._drained = False
         self._model_due: Instant | None = None
         self._boundaries = 0
-        self._settling_since: Instant | None = None
-        self._settle_due: dict[FragmentId, Instant] = {}
-        self._settled_at = self._company_at = now
         self._last_snapshot = ""
 
     # --------------------------------------------------------------------------------- phases
@@ -220,8 +213,7 @@ class Work:
             worker_drained=self._drained,
             settled=self.settled,
             settled_everywhere=self.settled and self.seen.unsettled == 0,
-            settle_overdue=self._settling_since is not None
-            and now - self._settling_since > self.plan.mix.settle_deadline_s,
+            settle_overdue=self.settling.is_overdue(self.plan.mix.settle_deadline_s, now),
         )
 
     def _mind_straying(self, now: Instant) -> list[Effect]:
@@ -293,7 +285,8 @@ class Work:
     def _be_ready(self, left: Phase, now: Instant) -> list[Effect]:
         standing = self.exchanges.standing
         standing.active, standing.frozen, standing.settling = True, False, False
-        self.settled, self._settling_since = False, None
+        self.settled = False
+        self.settling.end()
         self.snapshots.is_final = False
         self._finals.forget()
         self.has_final = self.has_final and self.seen.swarm_tokens >= self.plan.run.token_budget
@@ -316,7 +309,7 @@ class Work:
 
     def _settle(self, now: Instant) -> list[Effect]:
         self.exchanges.standing.settling = True
-        self._settling_since = self._company_at = now
+        self.settling.begin(now)
         for state in self.exchanges.fragments:
             state.last.clear()
         return []
@@ -373,31 +366,21 @@ class Work:
         return [EvaluateSlow(self.supervision.generation, self.seen.swarm_tokens)]
 
     def _settle_on(self, now: Instant) -> list[Effect]:
-        """Mix every idle fragment that is not yet close to everybody it could be compared with."""
-        self._settled_at = now
-        if self.seen.partners:
-            self._company_at = now
+        """Mix every idle fragment that is not yet close to those it could be compared with."""
+        partners, spread = self.seen.partners, self.plan.mix.settle_spread
+        self.settling.look(partners, now)
         effects: list[Effect] = []
+        is_close = [
+            self.settling.is_close(state.last, partners, spread)
+            for state in self.exchanges.fragments
+        ]
         for index, state in enumerate(self.exchanges.fragments):
             fragment = FragmentId(index)
-            if self._is_close(state.last) or self.exchanges.is_busy(fragment):
-                continue
-            if self._settle_due.get(fragment, now) <= now:
-                self._settle_due[fragment] = after(now, SETTLE_PAUSE_S)
-                unmet = [p for p in self.seen.partners if not self._is_near(state.last.get(p))]
-                effects += self.exchanges.start(fragment, unmet or self.seen.partners, now)
-        self.settled = all(self._is_close(state.last) for state in self.exchanges.fragments)
+            if not is_close[index] and not self.exchanges.is_busy(fragment):
+                unmet = self.settling.to_mix_with(fragment, state.last, partners, spread)
+                effects += self.exchanges.start(fragment, unmet, now)
+        self.settled = all(is_close)
         return effects
-
-    def _is_close(self, last: dict[PeerId, float]) -> bool:
-        """Within half the spread of three partners, or of all there are."""
-        if not self.seen.partners:
-            return self._settled_at - self._company_at >= SETTLE_ALONE_S
-        near = sum(self._is_near(last.get(p)) for p in self.seen.partners)
-        return near >= min(3, len(self.seen.partners))
-
-    def _is_near(self, distance: float | None) -> bool:
-        return distance is not None and distance < self.plan.mix.settle_spread / 2
 
     # ----------------------------------------------------------------------- weights and worker
 
@@ -671,7 +654,7 @@ class Work:
         if self.phase in (Phase.TRAINING, Phase.SEEKING):
             due.append(self.supervision.deadline())
         if self.phase is Phase.SETTLING:
-            due += [at for at in self._settle_due.values() if at > self._settled_at]
+            due.append(self.settling.deadline())
         return min(d for d in due if d is not None)
 
     def check(self) -> None:
