@@ -6,7 +6,7 @@ key, the run's root, and flows only through signatures that any node can check a
     root ─▶ invite ─▶ (invite ─▶)* enrolment ─▶ certificate
 
     canonical   one byte string for one value
-    keys        Ed25519 for signing, X25519 for CURVE, Z85
+    keys        Ed25519 for signing, X25519 for CURVE
     chain       the signed links and how a chain of them is checked
     root        the run's authority and the plan it signs
     invite      tokens, enrolling, renewing

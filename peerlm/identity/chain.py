@@ -164,11 +164,6 @@ class Verified:
     serials: tuple[Serial, ...]
     """Of every link, the root's side first: invites, then the node's id, then its certificate."""
 
-    @property
-    def invite_serial(self) -> Serial:
-        """Of the invite by which the node came."""
-        return self.serials[-3]
-
 
 FindRevoked = Callable[[tuple[Serial, ...]], Serial | None]
 """Given the serials of a chain in order, the first that is revoked, if any."""
@@ -198,29 +193,12 @@ def root_authority(root_public_key: bytes) -> Authority:
 # ---------------------------------------------------------------------------------- checking
 
 
-def verify_chain(
-    chain: Sequence[bytes],
-    root_public_key: bytes,
-    run_id: RunId,
-    wall: WallTime,
-    revoked: FindRevoked = nothing_revoked,
-    *,
-    known: bool = False,
-    skew_s: float = SKEW_S,
-) -> Verified:
-    """Check a node's whole chain as of now. `known`: this node id has been met before, or is vouched for.
+def read_chain(chain: Sequence[bytes], root_public_key: bytes, run_id: RunId) -> Verified:
+    """What time cannot change about a node's chain: shape, signatures, roles. Worth caching.
 
     Raises:
-        AuthError: `malformed`, `too_long`, `wrong_run`, `wrong_root`, `bad_signature`, `roles_exceed`,
-            `revoked`, `not_yet_valid` or `expired`.
+        AuthError: `malformed`, `too_long`, `wrong_run`, `wrong_root`, `bad_signature`, `roles_exceed`.
     """
-    verified = read_chain(chain, root_public_key, run_id)
-    check_now(verified, wall, revoked, known=known, skew_s=skew_s)
-    return verified
-
-
-def read_chain(chain: Sequence[bytes], root_public_key: bytes, run_id: RunId) -> Verified:
-    """The part of `verify_chain` that time cannot change: shape, signatures, roles. Worth caching."""
     if not 3 <= len(chain) <= LINKS_MAX:
         code = "malformed" if len(chain) < 3 else "too_long"
         raise AuthError(
@@ -267,7 +245,7 @@ def read_invites(invites: Sequence[bytes], root_public_key: bytes, run_id: RunId
     """What the holder of the last invite's key may do; with no invites, what the root may do.
 
     Raises:
-        AuthError: as `verify_chain`, without the codes that depend on time.
+        AuthError: as `read_chain`.
     """
     if len(invites) > INVITES_MAX:
         raise AuthError(
@@ -300,7 +278,11 @@ def check_now(
     known: bool = False,
     skew_s: float = SKEW_S,
 ) -> None:
-    """The part of `verify_chain` that changes with time: revocations and dates."""
+    """What changes with time: revocations and dates. `known`: this id was met before, or is vouched for.
+
+    Raises:
+        AuthError: `revoked`, `not_yet_valid` or `expired`.
+    """
     who = f"node {verified.peer_id.hex()}"
     serial = revoked(verified.serials)
     if serial is not None:

@@ -1,8 +1,8 @@
 """The gate: who is admitted at this moment, and by which CURVE key each of them is recognised.
 
 A node shows its chain; if it holds, the node takes a seat here until its certificate expires or a
-revocation expels it. Everything else asks this table: the CURVE handshake whether a key may connect,
-the inbox whose key a message came by, each effect whether the peer's role allows it.
+revocation expels it. Everything else follows from this table: which CURVE key may connect and for
+whom it speaks, what a peer's role allows, whose signature stands under a record.
 
 Of two chains for one node the newer certificate counts, whatever order they come in, so an old chain
 played back cannot bring an old CURVE key back. One CURVE key belongs to one node: the first that
@@ -65,7 +65,7 @@ class Gate:
         member we dialled; the closing date for new nodes is then not ours to enforce.
 
         Raises:
-            AuthError: as `verify_chain`; `key_taken` if another node has certified the same CURVE
+            AuthError: as `read_chain` and `check_now`; `key_taken` if another node has certified the same CURVE
                 key; `full` if there is no seat.
         """
         try:
@@ -108,28 +108,11 @@ class Gate:
         """Drop the peers whose certificates have ended; their connections must be closed."""
         return self._drop_if(lambda seat: wall > seat.not_after + self.skew_s)
 
-    def next_expiry(self) -> WallTime | None:
-        """When `expire` will next have something to do."""
-        ends = [seat.not_after for seat in self._seats.values()]
-        return WallTime(min(ends) + self.skew_s) if ends else None
-
-    def forget(self, peer: PeerId) -> None:
-        """Free the seat of a peer that is long gone; it stays known."""
-        self._drop_if(lambda seat: seat.peer_id == peer)
-
     # -------------------------------------------------------------------------------- asking
-
-    def peers(self) -> tuple[PeerId, ...]:
-        """Everybody admitted, sorted."""
-        return tuple(sorted(self._seats))
 
     def verified(self, peer: PeerId) -> Verified | None:
         """The chain that counts for this peer, if it is admitted."""
         return self._seats.get(peer)
-
-    def peer_of_curve(self, curve_pk: bytes) -> PeerId | None:
-        """The admitted peer that speaks with this CURVE key (32 raw bytes)."""
-        return self._by_curve.get(curve_pk)
 
     def allows(self, peer: PeerId, role: Role) -> bool:
         """Whether the peer is admitted with this role."""

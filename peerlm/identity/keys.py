@@ -111,10 +111,6 @@ class NodeKeys:
         """Sign a record of this node's own; `Gate.verify` checks it."""
         return self.signing.sign(Purpose.RECORD, message)
 
-    def with_new_curve(self, entropy: Entropy = os.urandom) -> NodeKeys:
-        """The same node with a fresh CURVE key; it counts once a renewed certificate names it."""
-        return NodeKeys(self.signing, entropy(KEY_BYTES))
-
     def to_bytes(self) -> bytes:
         """All secrets, sealed, for the identity file."""
         return canonical.seal(
@@ -135,28 +131,3 @@ class NodeKeys:
 
     def __repr__(self) -> str:
         return f"NodeKeys({short(self.peer_id)})"
-
-
-# --------------------------------------------------------------------------------------- Z85
-
-_Z85 = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-:+=^!/*?&<>()[]{}@%$#"
-_Z85_VALUE = {digit: value for value, digit in enumerate(_Z85)}
-
-
-def z85_encode(raw: bytes) -> bytes:
-    """ZeroMQ's spelling of keys (RFC 32): five digits for four bytes. The length must divide by four."""
-    assert len(raw) % 4 == 0, f"Z85 takes multiples of 4 bytes, not {len(raw)}"
-    words = (int.from_bytes(raw[i : i + 4], "big") for i in range(0, len(raw), 4))
-    return bytes(_Z85[word // 85**power % 85] for word in words for power in (4, 3, 2, 1, 0))
-
-
-def z85_decode(text: bytes) -> bytes:
-    """Undo `z85_encode`. Raises `AuthError` `malformed`."""
-    words = []
-    for start in range(0, len(text), 5):
-        digits = [_Z85_VALUE.get(digit, -1) for digit in text[start : start + 5]]
-        word = sum(digit * 85**power for digit, power in zip(digits, (4, 3, 2, 1, 0), strict=False))
-        if len(digits) != 5 or -1 in digits or word >= 2**32:
-            raise AuthError("malformed", f"{text[:48]!r} is not a Z85 key")
-        words.append(word)
-    return b"".join(word.to_bytes(4, "big") for word in words)

@@ -146,21 +146,9 @@ class Revocations:
         """Whether a chain with these serials, in order from the root, is revoked."""
         return self.first_revoked(serials) is not None
 
-    def ids(self) -> tuple[bytes, ...]:
-        """Names of all statements (16 bytes each), sorted: what two nodes compare."""
-        return tuple(sorted(self._blobs))
-
-    def blob(self, revocation_id: bytes) -> bytes | None:
-        """The statement with this name, to hand on."""
-        return self._blobs.get(revocation_id)
-
     def blobs(self) -> tuple[bytes, ...]:
         """All statements, in the order of their names; to keep on disk."""
-        return tuple(self._blobs[revocation_id] for revocation_id in self.ids())
-
-    def digest(self) -> bytes:
-        """32 bytes that are equal where the sets are equal."""
-        return canonical.hash32(b"".join(self.ids()))
+        return tuple(self._blobs[revocation_id] for revocation_id in sorted(self._blobs))
 
     def __len__(self) -> int:
         return len(self._blobs)

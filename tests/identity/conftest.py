@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 import pytest
 
 from peerlm.errors import AuthError
-from peerlm.identity.chain import Chain, Verified, verify_chain
+from peerlm.identity.chain import Chain, Verified, check_now, read_chain
 from peerlm.identity.invite import Inviter, Token, enrol, make_invite, root_inviter
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import create_run
@@ -53,7 +53,10 @@ class Run:
         return keys, enrol((token or self.invite()).inviter, keys, self.now)
 
     def verify(self, chain: Chain, after_days: float = 0, **options: object) -> Verified:
-        return verify_chain(chain, *self.place, WallTime(self.now + after_days * DAY), **options)
+        """Read a chain and hold it against the date so many days from now."""
+        verified = read_chain(chain, *self.place)
+        check_now(verified, WallTime(self.now + after_days * DAY), **options)
+        return verified
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from peerlm.identity.invite import (
     renewal_due_at,
     root_inviter,
 )
-from peerlm.identity.keys import SigningKey
+from peerlm.identity.keys import NodeKeys, SigningKey
 from peerlm.types import Role, WallTime
 
 DAY = 86_400
@@ -205,7 +205,7 @@ def test_a_node_that_was_away_past_its_certificate_renews_it_by_itself(run, refu
 
 def test_a_renewal_may_bring_a_new_curve_key(run):
     keys, chain = run.newcomer()
-    fresh = keys.with_new_curve(run.entropy)
+    fresh = NodeKeys(keys.signing, run.keys().curve_secret)
     verified = run.verify(renew(chain, fresh, *run.place, run.now))
     assert verified.peer_id == keys.peer_id
     assert verified.curve_pk == fresh.curve_public != keys.curve_public
