@@ -174,11 +174,6 @@ class PeerScores:
         bucket.requests -= 1
         return True
 
-    def forget(self, peer: PeerId) -> None:
-        """`peer` has left the swarm for good (its refusals stay until they are forgiven)."""
-        for key in [key for key in self._buckets if key[0] == peer]:
-            del self._buckets[key]
-
     def _refusals(self, record: _Record, now: Instant) -> int:
         if record.refusals == 0:
             return 0

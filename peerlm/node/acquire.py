@@ -130,10 +130,6 @@ class Acquisition:
         self._ask_at = now
         return [*effects, *self._ask(now)]
 
-    @property
-    def wants_state(self) -> bool:
-        return self._ask_at is not None or self._state is not None
-
     def forget_state(self) -> list[Effect]:
         """State is not needed any more."""
         effects = self._cancel(self._state)
@@ -196,10 +192,6 @@ class Acquisition:
         if len(self._gives) >= min(DONORS_COMPARED, len(self._willing(now))):
             return self._begin_state(now)
         return []
-
-    def tokens_offered(self) -> int:
-        """The most advanced snapshot anybody has offered, in swarm tokens."""
-        return max((give.tokens for give in self._gives.values()), default=0)
 
     def on_pull_answer(self, peer: PeerId, answer: PullAnswer, now: Instant) -> list[Effect]:
         pull = self._pulls.get(TransferId(answer.transfer))

@@ -438,7 +438,6 @@ class Node:
             val_loss=work.val_loss,
             consensus_distance=work.exchanges.distance(),
             participating=work.is_participating(now),
-            since_exchange_s=None if work.last_exchange is None else now - work.last_exchange,
             members=tuple(self._members(now)),
             exchanges={
                 "ok": totals.initiated_ok + totals.served_ok,

@@ -54,7 +54,6 @@ class Summary:
     val_loss: float | None
     consensus_distance: float | None
     participating: bool
-    since_exchange_s: float | None
     members: tuple[MemberSummary, ...]
     exchanges: Mapping[str, int]
     exchange_reasons: Mapping[str, int]

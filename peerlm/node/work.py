@@ -85,9 +85,7 @@ class Seen:
     unsettled: int = 0
     """Live active members that have not settled."""
     swarm_tokens: int = 0
-    swarm_tokens_per_s: float = 0.0
     addresses_known: bool = False
-    distance: float | None = None
 
 
 class Work:

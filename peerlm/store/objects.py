@@ -143,22 +143,6 @@ class Objects:
             self._sizes[object_hash] = len(data)
         return object_hash
 
-    def add_file(self, path: Path) -> ObjectHash:
-        """Keep a copy of a file, block by block; returns its name. Raises: StateError."""
-        source = ReadFile(path)
-        object_hash = source.hash(0, source.size_bytes)
-        if object_hash in self._sizes:
-            return object_hash
-        copy = self.begin(object_hash, source.size_bytes)
-        try:
-            for offset in range(0, source.size_bytes, PIECE_BYTES):
-                length = min(PIECE_BYTES, source.size_bytes - offset)
-                copy.write_at(offset, source.read_at(offset, length))
-            copy.finish()
-        finally:
-            copy.discard()
-        return object_hash
-
     def begin(self, object_hash: ObjectHash, size_bytes: int) -> Partial:
         """Room for an object about to be pulled. Raises: StateError when there is none."""
         disk.check_room(self._layout.root, size_bytes, self._disk_limit_bytes, "an object")

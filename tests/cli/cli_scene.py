@@ -120,7 +120,6 @@ def sample_summary(**changes: Any) -> Summary:
             val_loss=1.81,
             consensus_distance=0.0123,
             participating=True,
-            since_exchange_s=0.4,
             members=(member(1), member(2, state="dead", phase="", participating=False, loss=None)),
             exchanges={"ok": 12, "busy": 2, "refused": 0, "timed_out": 1},
             exchange_reasons={"busy: exchanging": 2},

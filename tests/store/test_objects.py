@@ -65,15 +65,6 @@ def test_kept_bytes_are_found_by_their_hash_after_a_restart(
     assert again.path(name).read_bytes() == b"to be or not to be"
 
 
-def test_a_file_is_copied_in(tmp_path: Path, objects: Objects) -> None:
-    (tmp_path / "text").write_bytes(TEXT)
-    name = objects.add_file(tmp_path / "text")
-    assert objects.add_file(tmp_path / "text") == name
-    assert objects.read(name, PIECE_BYTES - 1, 5) == TEXT[PIECE_BYTES - 1 : PIECE_BYTES + 4]
-    with pytest.raises(StateError, match="cannot read"):
-        objects.add_file(tmp_path / "nothing")
-
-
 @pytest.mark.parametrize(("offset", "length"), [(-1, 2), (0, 19), (18, 1), (3, -1), (2**63, 1)])
 def test_a_peer_cannot_read_past_an_object(objects: Objects, offset: int, length: int) -> None:
     name = objects.put(b"to be or not to be")
