@@ -202,7 +202,6 @@ class Exchanges:
             plan_hash=self.standing.plan_hash,
             fragment=exchange.fragment,
             version=state.version,
-            tokens=self.standing.tokens,
             codec_request=exchange.codecs[0],
             codec_reply=exchange.codecs[1],
             request_bytes=encoded_size(exchange.codecs[0], self._sizes[exchange.fragment]),

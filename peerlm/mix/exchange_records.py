@@ -91,7 +91,6 @@ class Standing:
     ramp: float = 1.0
     """Share of the usual weight to be given to it; below 1 for its first outer steps."""
     plan_hash: bytes = bytes(32)
-    tokens: int = 0
     settling: bool = False
     """At the budget: mix in fp32."""
 

@@ -368,7 +368,7 @@ class Node:
         return self.company.publish(self._vitals(now), now)
 
     def _vitals(self, now: Instant) -> Vitals:
-        work, totals = self.work, self.work.exchanges.totals()
+        work = self.work
         return Vitals(
             peer=self.me,
             epoch=self.company.membership.incarnation[0],
@@ -383,8 +383,6 @@ class Node:
             val_loss=work.val_loss,
             distance=work.exchanges.distance(),
             tokens_per_s=work.tokens_per_s,
-            exchanges_ok=totals.initiated_ok + totals.served_ok,
-            bytes_sent=totals.bytes_sent,
         )
 
     # ------------------------------------------------------------------------------------ leaving

@@ -348,7 +348,6 @@ class Work:
 
     def _steer(self, now: Instant) -> list[Effect]:
         self._steer_due = after(now, STEER_S)
-        self.exchanges.standing.tokens = self.seen.swarm_tokens
         if self.supervision.state != "running":
             return []
         members = tuple(sorted((*self.seen.trainers, self.me)))

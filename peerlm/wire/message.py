@@ -130,8 +130,6 @@ class Vitals(Struct):
     distance: float | None
     """Relative distance of φ to its partners', from its recent exchanges."""
     tokens_per_s: float
-    exchanges_ok: Count
-    bytes_sent: Count
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +335,6 @@ class ExchangeRequest(Message):
     plan_hash: Hash32
     fragment: Annotated[int, Most(1_000_000)]
     version: Count
-    tokens: Count
     codec_request: Word
     codec_reply: Word
     request_bytes: Annotated[int, Most(2**28)]

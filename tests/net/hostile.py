@@ -178,8 +178,6 @@ class Hostile:
             val_loss=None,
             distance=None,
             tokens_per_s=0.0,
-            exchanges_ok=0,
-            bytes_sent=0,
         )
         encoded = encode_message(replace(vitals, **changes))  # type: ignore[arg-type]
         return Pulse(encoded, self.keys.sign(encoded))
@@ -194,7 +192,6 @@ class Hostile:
             plan_hash=self.plan.plan_hash,
             fragment=fragment,
             version=1,
-            tokens=0,
             codec_request="fp32",
             codec_reply="fp32",
             request_bytes=encoded_size("fp32", size),

@@ -15,7 +15,7 @@ A, B, C = (PeerId(bytes([i]) * 16) for i in range(3))
 
 def vitals(peer: PeerId, epoch: int, version: int, tokens: int) -> Vitals:
     return Vitals(
-        peer, epoch, version, tokens, "training", True, True, False, 1, None, None, None, 0.0, 0, 0
+        peer, epoch, version, tokens, "training", True, True, False, 1, None, None, None, 0.0
     )
 
 
