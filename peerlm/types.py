@@ -1,6 +1,6 @@
 """The few words every room shares.
 
-They are `NewType`s so that a type checker keeps an `Instant` from being used as a `Duration`, or a
+They are `NewType`s so that a type checker keeps an `Instant` from being used as a `WallTime`, or a
 peer's id from being used as a run's; at run time they are plain ints, floats and bytes.
 """
 
@@ -26,9 +26,6 @@ TransferId = NewType("TransferId", bytes)
 
 Instant = NewType("Instant", float)
 """Seconds on a monotonic clock with an arbitrary zero. Never compared between machines."""
-
-Duration = NewType("Duration", float)
-"""Seconds between two instants."""
 
 WallTime = NewType("WallTime", float)
 """Seconds since the Unix epoch; only certificates and people need it."""

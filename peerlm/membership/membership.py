@@ -2,7 +2,7 @@
 
 Composes the table of members, the failure detector, suspicions, rumors, anti-entropy and the heal
 task into one machine. It is driven by messages, link hints and the clock; it answers with effects,
-and with changes that the node reads. What it is told as `Alive` must have been verified by the
+and the node reads the table. What it is told as `Alive` must have been verified by the
 caller (signature, certificate chain, revocations): ask `is_news` first, most of it is old.
 
 Verdicts are the swarm's, not the link's: a link that goes down only makes us probe at once. We
@@ -45,8 +45,7 @@ from peerlm.wire.message import (
 )
 
 MembershipMessage = Ping | Ack | PingRequest | Nack | Gossip | Sync
-MEMBERSHIP_MESSAGES = (Ping, Ack, PingRequest, Nack, Gossip, Sync)
-"""What `on_message` takes; for `isinstance`."""
+"""What `on_message` takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +54,6 @@ class Heard:
 
     effects: list[Effect]
     others: list[Rumor]
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Numbers for status and metrics. Counts include this node, except links and queues."""
-
-    epoch: int
-    counter: int
-    alive: int
-    suspect: int
-    dead: int
-    left: int
-    links: int
-    awareness: int
-    """Lifeguard's local health score; 0 is well."""
-    rumors: int
-    probes: int
-    book: int
-    isolated: bool
 
 
 class Membership:
@@ -159,24 +139,9 @@ class Membership:
         return {peer: self._table.all()[peer] for peer in sorted(self._table.all())}
 
     def changes(self) -> list[MemberChanged]:
-        """Changes of other members since the last call, in order."""
+        """Changes of other members since the last call, in order. Simulations read them: the node
+        looks at the table itself."""
         return self._table.drain_changes()
-
-    def snapshot(self) -> Snapshot:
-        states = [member.state for member in self._table.all().values()]
-        return Snapshot(
-            *self.incarnation,
-            alive=states.count(State.ALIVE) + (not self._leaving),
-            suspect=states.count(State.SUSPECT),
-            dead=states.count(State.DEAD),
-            left=states.count(State.LEFT) + self._leaving,
-            links=len(self._links),
-            awareness=self._detector.awareness.score,
-            rumors=len(self._rumors),
-            probes=len(self._detector.targets()),
-            book=len(self.book),
-            isolated=self._table.n_live == 0,
-        )
 
     def book_bytes(self, now: Instant, wall: WallTime) -> bytes:
         """The address book as a file; save it when `book.version` has grown."""

@@ -17,7 +17,7 @@ from peerlm.types import Instant, PeerId
 from peerlm.wire.message import NodeRecord
 
 CHANGES_MAX = 8192
-"""Changes kept for a reader; one that never reads loses the oldest and still has the table."""
+"""Changes kept for a reader (a simulation); without one the oldest are lost, the table is not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from peerlm.effects import Effect, Introduce, Send, SendFresh
 from peerlm.membership.member import State
-from peerlm.membership.membership import MEMBERSHIP_MESSAGES, Membership
+from peerlm.membership.membership import Membership, MembershipMessage
 from peerlm.membership.profile import LAN, Profile
 from peerlm.membership.table import MemberChanged
 from peerlm.types import Instant, PeerId
@@ -214,7 +214,7 @@ class World:
             )
 
     def _receive(self, number: int, sender: int, epoch: int, message: object) -> None:
-        assert isinstance(message, MEMBERSHIP_MESSAGES)
+        assert isinstance(message, MembershipMessage)
         heard = self.nodes[number].on_message(peer_id(sender), message, Instant(self.now))
         self._carry(number, heard.effects)
 
