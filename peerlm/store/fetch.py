@@ -98,13 +98,11 @@ class Phase(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Status:
     phase: Phase
-    objects_done: int
     objects_total: int
     bytes_done: int
     """Verified, plus what has arrived of pulls under way."""
     bytes_total: int
     """Of the wants whose size is known."""
-    rate_bytes_s: float
     eta_s: float
     """Of the bytes known, at the present rate; infinite when nothing moves."""
     unoffered: tuple[Key, ...]
@@ -285,15 +283,13 @@ class Fetch:
         sizes = self._sizes | {key: pull.size_bytes for key, pull in busy.items()}
         here = sum(size for key, size in sizes.items() if key not in self._missing)
         done = here + sum(pull.received_bytes for pull in busy.values())
-        total, rate = sum(sizes.values()), self._rate.at(now)
+        total = sum(sizes.values())
         return Status(
             phase=self.phase,
-            objects_done=len(self._sizes) - len(self._missing),
             objects_total=len(self._sizes),
             bytes_done=done,
             bytes_total=total,
-            rate_bytes_s=rate,
-            eta_s=self._eta_s(total - done, rate),
+            eta_s=self._eta_s(total - done, self._rate.at(now)),
             unoffered=tuple(
                 key for key in self._missing if key not in busy and not self._donors_of(key)
             ),
