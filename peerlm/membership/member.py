@@ -74,9 +74,3 @@ def precedence(member: Member) -> tuple[object, ...]:
     records with one number can make; the earlier `since` breaks the rest."""
     proof = (member.alive.record, member.alive.signature, member.alive.chain)
     return (*rank_of(member.record), int(member.state), *proof, -member.since)
-
-
-def merge(a: Member, b: Member) -> Member:
-    """The later of two facts about one peer."""
-    assert a.peer == b.peer, "facts about two peers do not merge"
-    return a if precedence(a) >= precedence(b) else b

@@ -6,10 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from membership_harness import record_of, sign
 
-from peerlm.membership.member import Member, State, accused, from_alive, merge, precedence
+from peerlm.membership.member import Member, State, accused, from_alive, precedence
+from peerlm.membership.profile import LAN
+from peerlm.membership.table import Table
 from peerlm.types import Instant
 
 NOW = Instant(0.0)
+
+
+def merge(*facts: Member) -> Member:
+    """What a table holds after hearing these facts about one peer."""
+    table = Table(LAN)
+    for fact in facts:
+        table.put(fact)
+    [held] = table.all().values()
+    return held
 
 
 @st.composite
