@@ -2,9 +2,9 @@
 
 Start: from the execution of `peerlm up` to the first answer on its control socket, which is there
 after the three ports are bound; asked every 5 ms, median of five starts. Memory: of a member that has
-no weights yet, two seconds after its start. Lag: two daemons exchange one fragment of 25 M parameters
-as fp32, which is 100 MB each way, one exchange after another, while each measures how late its own
-loop wakes up.
+no weights yet, two seconds after its start. Lag: two daemons exchange 25 M parameters as fp32, which is
+100 MB each way, again and again, while each measures how late its own loop wakes up: first in fragments
+of at most 4 M parameters, as plans have them, then in a single one, to see where the limit is.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ BIG = {
     "model.blocks": "feedforward",
     "model.dim": 1024,
     "model.hidden": 8139,
-    "mix.fragment_max": 30_000_000,
     "mix.codec_request": "fp32",
     "mix.codec_reply": "fp32",
 }
-"""One block of 25 M parameters in one fragment, beside two small ones."""
+"""One block of 25 M parameters, beside two small modules."""
+
+WHOLE = {"mix.fragment_max": 30_000_000}
+"""The block is a single fragment."""
 
 
 def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
@@ -62,7 +64,8 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
         Row("start to listening, slowest", max(took), "s"),
         Row("processor time until then, median", statistics.median(busy), "s"),
         Row("memory (RSS) without a model, largest", max(sizes), "MB", at_most=RSS_MB_MAX),
-        *lag_under_load(folder / "load", args.seconds, args.seed),
+        *lag_under_load(folder / "cut", args.seconds, args.seed, {}, "fragments"),
+        *lag_under_load(folder / "whole", args.seconds, args.seed, WHOLE, "one fragment"),
     ]
 
 
@@ -86,16 +89,18 @@ def start_once(swarm: Swarm) -> tuple[float, float, float]:
     return took_s, busy_s, rss_mb
 
 
-def lag_under_load(folder: Path, seconds: float, rng_seed: int) -> list[Row]:
-    with mixers(folder, 2, BIG, rng_seed) as members:
+def lag_under_load(
+    folder: Path, seconds: float, rng_seed: int, changes: dict[str, Any], name: str
+) -> list[Row]:
+    with mixers(folder, 2, {**BIG, **changes}, rng_seed) as members:
         plan = current_plan(members[0].node.layout).plan
-        largest_mb = 4 * max(spec.size for spec in fragments(plan)) / 1e6
+        sizes_mb = [4 * spec.size / 1e6 for spec in fragments(plan)]
         for member in members:
             member.tell("rest", REST_LAG_S)
         for member in members:
             member.hear()
         at_rest = [status_of(member)["daemon"]["loop_lag_p99_ms"] for member in members]
-        say(f"two daemons exchange {largest_mb:.0f} MB for {seconds:.0f} s")
+        say(f"two daemons exchange {sum(sizes_mb):.0f} MB for {seconds:.0f} s, {name}")
         members[1].tell("rest", 0)
         members[0].tell("load", seconds)
         members[1].hear()
@@ -104,12 +109,13 @@ def lag_under_load(folder: Path, seconds: float, rng_seed: int) -> list[Row]:
     lags = [status["daemon"]["loop_lag_p99_ms"] for status in statuses]
     sent_mb = sum(status["bytes_sent"] for status in statuses) / 1e6
     return [
-        Row("one exchange, each way", largest_mb, "MB", at_least=100),
-        Row("moved by exchanges, both ways", sent_mb, "MB", at_least=2 * largest_mb),
-        Row("in", took_s, "s"),
-        Row("loop lag p99 at rest, worse of two", max(at_rest), "ms"),
-        Row("loop lag p99 meanwhile, initiator", lags[0], "ms", at_most=LAG_MS_MAX),
-        Row("loop lag p99 meanwhile, responder", lags[1], "ms", at_most=LAG_MS_MAX),
+        Row(f"{name}: of the model, each way", sum(sizes_mb), "MB", at_least=100),
+        Row(f"{name}: largest exchange", max(sizes_mb), "MB"),
+        Row(f"{name}: moved, both ways", sent_mb, "MB", at_least=2 * sum(sizes_mb)),
+        Row(f"{name}: in", took_s, "s"),
+        Row(f"{name}: loop lag p99 at rest, worse of two", max(at_rest), "ms"),
+        Row(f"{name}: loop lag p99, initiator", lags[0], "ms", at_most=LAG_MS_MAX),
+        Row(f"{name}: loop lag p99, responder", lags[1], "ms", at_most=LAG_MS_MAX),
     ]
 
 
