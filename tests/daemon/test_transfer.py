@@ -49,7 +49,7 @@ def random_bytes(length: int) -> bytes:
 
 
 def converse(a: Transfer, b: Transfer, now: float, spoil) -> None:
-    """Carry frames to and fro until both are silent; `spoil(frames)` may drop and damage some."""
+    """Carry frames there and back until both are silent; `spoil(frames)` may drop and damage some."""
     while True:
         there = frames_of(a)
         carry(spoil(there), b, now)
