@@ -42,6 +42,11 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "observe": (set(), set()),
+    "sim": (
+        {"wire", "events", "effects", "identity", "membership", "swarm", "mix", "store", "node"}
+        | {"data", "train"},
+        {"numpy"},
+    ),
 }
 """Room → (other rooms, third parties) it may import, besides WORDS. `daemon` and `cli` may import
 what they like, but for what stands below."""

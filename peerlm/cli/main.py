@@ -11,12 +11,12 @@ once. A traceback is shown only with PEERLM_DEBUG=1.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 
 import click
 
+from peerlm.cli.commands import Commands
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, Unreachable
 from peerlm.types import printable
 
@@ -30,6 +30,7 @@ COMMANDS = {
     "peers": "status:peers",
     "why": "status:why",
     "generate": "generate:generate",
+    "sim": "sim:sim",
     "export": "export:export",
     "plan": "plan:plan",
     "pause": "steer:pause",
@@ -55,22 +56,9 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 
 
-class Commands(click.Group):
-    """A group that imports a command when it is needed."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, name = COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(importlib.import_module(f"peerlm.cli.{module}"), name)
-        return command
-
-
 @click.group(
     cls=Commands,
+    commands_at=COMMANDS,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

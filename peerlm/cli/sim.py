@@ -1,0 +1,20 @@
+"""`peerlm sim`: a swarm in one process, on a virtual clock, by a seed. Its commands live beside it."""
+
+from __future__ import annotations
+
+import click
+
+from peerlm.cli.commands import Commands
+
+COMMANDS = {
+    "mixing": "sim_mixing:mixing",
+}
+
+
+@click.group(cls=Commands, commands_at=COMMANDS, no_args_is_help=True)
+def sim() -> None:
+    """Try a swarm before you buy the machines: the real node, many times, in one process.
+
+    Time, network, disks and learners are simulated; everything a node decides is the code that the
+    daemon runs. The same seed always gives the same run.
+    """
