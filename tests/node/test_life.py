@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from node_world import DAY, World
+from node_scene import DAY, World
 
 from peerlm.effects import RunExchange, RunPull
 from peerlm.events import Leave, Pause, Resume
-from peerlm.types import Instant, Role
+from peerlm.types import Role
 
 
 def trained(world: World, number: int) -> int:
@@ -33,7 +33,7 @@ def test_three_nodes_found_a_swarm_train_and_mix() -> None:
     assert all(trained(world, i) > first[i] for i in range(3))
     assert world.spread() < 0.05, "they stay near each other while they train"
     assert all(world.summary(i).val_loss is not None for i in range(3))
-    assert max(m.toy.loss() for m in world.up()) < 0.1, "and near what they learn"
+    assert max(m.labour.loss() for m in world.up()) < 0.1, "and near what they learn"
 
 
 def test_without_mixing_nodes_would_drift_apart() -> None:
@@ -158,7 +158,7 @@ def test_only_an_origin_makes_initial_weights() -> None:
     world.run(60)
     assert phases(world, 1) == "seeking"
     assert world.summary(1).phase_reason == "looking for a member that has weights"
-    assert world.machines[1].toy.worker is None
+    assert world.machines[1].labour.worker is None
 
 
 def test_a_split_swarm_goes_on_in_both_halves_and_becomes_one_again() -> None:
@@ -199,7 +199,7 @@ def test_a_joiner_fetches_from_several_donors_and_survives_the_death_of_one() ->
 
     # The corpus first, then the weights: kill whoever serves while it is serving.
     world.run(10, has_begun)
-    victim = world.numbers[pulls[-1].peer]
+    victim = world.number_of(pulls[-1].peer)
     world.kill(victim)
     world.within(20, lambda: phases(world, 3) == "training", "it got everything from the others")
     assert joiner.installed_from() == ["peers"]
@@ -286,7 +286,7 @@ def test_leaving_never_hangs(moment: str) -> None:
     world.run(3)
     if moment == "worker dead":
         machine.fatal = "CUDA error"
-        machine.toy.worker_ends("CUDA error")
+        machine.labour.worker_ends("CUDA error")
         world.run(0.5)
     machine.post(Leave())
     world.within(10, lambda: machine.node is None, "it halts")
@@ -298,7 +298,7 @@ def test_a_node_that_does_not_train_still_stores_and_mixes() -> None:
     world.add(2, 0, **{"train.enabled": False})
     world.within(20, lambda: phases(world, 2) == "ready", "holds the weights")
     world.run(5)
-    assert world.machines[2].toy.worker is None
+    assert world.machines[2].labour.worker is None
     assert world.summary(2).tokens == 0
     assert world.member(0, 2).active
 
@@ -307,7 +307,7 @@ def test_an_observer_neither_trains_nor_mixes() -> None:
     world = mixing(2)
     observer = world.add(2, 0, roles=(Role.OBSERVE,))
     world.run(20)
-    assert observer.toy.worker is None
+    assert observer.labour.worker is None
     assert not [e for _, e in observer.effects if isinstance(e, RunExchange)]
     asked = {
         e.peer for i in (0, 1) for _, e in world.machines[i].effects if isinstance(e, RunExchange)
@@ -319,7 +319,7 @@ def test_a_worker_that_dies_is_started_again_ever_later() -> None:
     world = mixing(2)
     machine = world.machines[1]
     machine.fatal = "CUDA error: out of memory"
-    machine.toy.worker_ends("CUDA error: out of memory")
+    machine.labour.worker_ends("CUDA error: out of memory")
     world.run(20)
     s = world.summary(1)
     assert s.worker_last_error == "CUDA error: out of memory"
@@ -349,7 +349,7 @@ def test_a_node_that_slept_past_its_certificate_renews_it_and_goes_on() -> None:
     world = World().swarm(1)
     world.within(30, lambda: world.all_in("training"), "it trains")
     world.kill(0)
-    world.now = Instant(world.now + 100 * DAY)
+    world.run(100 * DAY)
     world.restart(0)
     world.within(30, lambda: world.all_in("training"), "it trains again")
     node = world.machines[0].node

@@ -12,7 +12,7 @@ import random
 import sys
 
 import pytest
-from node_world import World
+from node_scene import World
 
 from peerlm.config import with_changes
 from peerlm.events import Leave, NewPlan, Pause, Resume
@@ -73,7 +73,7 @@ class Schedule:
         elif fault == "everybody" and rng.random() < 0.2:
             for other in world.machines:
                 world.kill(other)
-        elif machine.node is not None and not machine.is_frozen():
+        elif machine.node is not None and not machine.is_frozen:
             self._befall_running(fault, number)
 
     def _befall_running(self, fault: str, number: int) -> None:
@@ -84,7 +84,7 @@ class Schedule:
             case "freeze":
                 world.freeze(number, rng.choice([0.7, 3.0, 8.0, 15.0]))
             case "worker":
-                machine.toy.worker_ends("CUDA error")
+                machine.labour.worker_ends("CUDA error")
             case "poison":
                 machine.poisoned = True
             case "join" if len(world.machines) < 7 and number:

@@ -1,0 +1,393 @@
+"""One machine: a disk that survives, and a process that carries out a node's effects.
+
+This file is the process, its connections and its introductions; what the process works with is
+labour.py's and transfers.py's. Everything that takes time takes it on the world's clock, and an
+action of a process that has died since does nothing.
+
+A connection is a *line*: two machines have as many as were opened (a link, and one for each probe
+over a fresh connection), and a node is told of the first and of the last. The far end of a line
+learns of a death at once if the dead machine's kernel still answers, else by silence.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from peerlm import effects as fx
+from peerlm import events as ev
+from peerlm.config import NodeSettings, with_changes
+from peerlm.effects import Effect
+from peerlm.events import Event
+from peerlm.identity.gate import Gate
+from peerlm.identity.keys import NodeKeys
+from peerlm.identity.root import verify_plan
+from peerlm.membership.address_book import AddressBook, read_book
+from peerlm.mix.fragment import SlowFragment
+from peerlm.node.company import Ports
+from peerlm.node.node import Birth, Node
+from peerlm.node.snapshots import Restored
+from peerlm.sim.disk import Disk
+from peerlm.sim.labour import Labour
+from peerlm.types import FragmentId, PeerId, WallTime
+from peerlm.wire.codec import encode
+from peerlm.wire.message import Message
+
+if TYPE_CHECKING:
+    from peerlm.sim.world import World
+
+REFUSED_S = 0.05
+SILENT_S = 8.0
+"""How long a driver waits for an answer that never comes."""
+
+FRESH_LINE_S = 10.0
+"""A connection made for one probe is kept so long."""
+
+NEVER = float("inf")
+
+
+class Attack(Protocol):
+    """A way to lie in exchanges."""
+
+    def stand_in(self, fragment: FragmentId, slow: SlowFragment) -> SlowFragment:
+        """What to mix instead of our slow weights of this fragment."""
+        ...
+
+
+class Machine:
+    """See the module's docstring. `life` grows with every start and death of the process."""
+
+    def __init__(
+        self, world: World, number: int, keys: NodeKeys, disk: Disk, settings: dict[str, Any]
+    ) -> None:
+        self.world, self.number, self.keys, self.disk = world, number, keys, disk
+        self.settings = with_changes(NodeSettings(), settings, "node.toml")
+        self.seeds: tuple[str, ...] = ()
+        self.node: Node | None = None
+        self.life = 0
+        self.host = f"h{number}"
+        self.port = 7700
+        self.speed = world.speed
+        """Tokens a second of its worker."""
+        self.slowness: tuple[float, float] | None = None
+        """Seconds each message waits before it is read, uniform between the two."""
+        self.wall_skew_s = 0.0
+        self.attack: Attack | None = None
+        """What it mixes instead of its own weights, if it means harm."""
+        self.fatal = ""
+        """Workers die of this while it is set."""
+        self.poisoned = False
+        """The next inner step breaks θ."""
+        self.labour: Labour
+        self.lines: dict[PeerId, dict[str, None]] = {}
+        self.admitted: dict[PeerId, bytes] = {}
+        self.halted: list[str] = []
+        self.effects: list[tuple[float, Effect]] = []
+        """What the node asked for, of all its lives, while the world remembers."""
+        self._frozen: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        self._wake_at = NEVER
+        self._tokens_seen = 0
+        self._heard_until = 0.0
+
+    # ---------------------------------------------------------------------------- life and death
+
+    def start(self, *, new_ports: bool = False) -> None:
+        assert self.node is None, f"machine {self.number} is up"
+        world, disk = self.world, self.disk
+        self.life += 1
+        self.port += 10 if new_ports else 0
+        disk.epoch += 1
+        for peer, ways in self.lines.items():  # those who still wait for our last life
+            for way in ways:
+                world.reset(self, world.of(peer), way)
+        self.lines, self.admitted = {}, {}
+        self._wake_at, self._tokens_seen, self._heard_until = NEVER, 0, 0.0
+        rng = random.Random(f"{world.seed} {self.number} {self.life}")
+        root = world.root
+        gate = Gate(root.public_key, root.run_id)
+        gate.revocations.merge(disk.revocations)
+        plan = verify_plan(disk.plan, root.public_key, root.run_id)
+        book = read_book(disk.book, world.now, self.wall)[0] if disk.book else AddressBook()
+        last = disk.snapshots[-1] if disk.snapshots else None
+        self.labour = Labour(self, plan.plan, rng.getrandbits(64))
+        birth = Birth(
+            keys=self.keys,
+            chain=disk.chain,
+            gate=gate,
+            plan=plan,
+            settings=self.settings,
+            ports=Ports(self.host, self.port, self.port + 1, self.port + 2),
+            epoch=disk.epoch,
+            sizes=world.sizes,
+            seeds=self.seeds,
+            book=book,
+            origin=disk.origin,
+            restored=Restored(last.number, last.tokens, last.offers) if last else None,
+            tallies=last.tallies if last else (),
+        )
+        self.node = Node(birth, rng, world.now, self.wall)
+        self._perform(self.node.start(world.now, self.wall))
+
+    def die(self, *, silently: bool = False) -> None:
+        """The process is gone. Whoever is connected with it is told by the kernel, or, `silently`
+        (power, a cable), finds out by silence."""
+        if self.node is None:
+            return
+        self.node, self._frozen = None, None
+        self.life += 1
+        for peer, ways in self.lines.items():
+            for way in ways:
+                if silently:
+                    self.world.watch(self.world.of(peer), self)
+                else:
+                    self.world.reset(self, self.world.of(peer), way)
+
+    @property
+    def address(self) -> str:
+        return f"tcp://{self.host}:{self.port}"
+
+    @property
+    def is_up(self) -> bool:
+        return self.node is not None
+
+    @property
+    def is_frozen(self) -> bool:
+        return self._frozen is not None
+
+    @property
+    def wall(self) -> WallTime:
+        return WallTime(self.world.wall + self.wall_skew_s)
+
+    def freeze(self) -> None:
+        """It stands still: nothing is heard from it, what comes waits."""
+        if self._frozen is None:
+            self._frozen = []
+
+    def thaw(self, seconds: float) -> None:
+        """It goes on as if nothing had been, `seconds` later."""
+        waiting, self._frozen = self._frozen or [], None
+        for action, args in waiting:
+            action(*args)
+        if self.node is not None:
+            self.post(ev.LoopLagged(seconds))
+
+    def logs(self) -> list[tuple[float, fx.Log]]:
+        return [(at, e) for at, e in self.effects if isinstance(e, fx.Log)]
+
+    def installed_from(self) -> list[str]:
+        """Where its weights came from, over all its lives."""
+        return [
+            str(dict(e.fields)["origin"]) for _, e in self.logs() if e.event == "state_installed"
+        ]
+
+    # -------------------------------------------------------------------------- events, the clock
+
+    def post(self, event: Event) -> None:
+        """The node's next event, now or when the machine thaws."""
+        if self._frozen is not None:
+            self._frozen.append((self._post_if, (self.life, event)))
+        elif self.node is not None:
+            self.world.trace.event(self.world.now, self.number, event)
+            self._perform(self.node.handle(event, self.world.now, self.wall))
+
+    def _post_if(self, life: int, event: Event) -> None:
+        if self.life == life:
+            self.post(event)
+
+    def later(self, delay_s: float, action: Callable[..., None], *args: Any) -> None:
+        """Do this after a while, if this process still lives; a frozen one does it when it thaws."""
+        self.world.clock.at(delay_s, self._act, self.life, action, args)
+
+    def _act(self, life: int, action: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if self.life != life or self.node is None:
+            return
+        if self._frozen is not None:
+            self._frozen.append((self._act, (life, action, args)))
+        else:
+            action(*args)
+
+    def _perform(self, effects: list[Effect]) -> None:
+        node, world = self.node, self.world
+        assert node is not None
+        for effect in effects:
+            world.trace.effect(world.now, self.number, effect)
+            if world.remembers:
+                self.effects.append((world.now, effect))
+            self._do(effect)
+            if self.node is None:
+                return
+        node.check()
+        tokens = node.company.ledger.total()
+        assert tokens >= self._tokens_seen, "the swarm's tokens went backwards"
+        self._tokens_seen = tokens
+        due = max(node.deadline(), world.now + 0.001)
+        if due < self._wake_at or self._wake_at <= world.now:
+            self._wake_at = due
+            self.later(due - world.now, self._wake, due)
+
+    def _wake(self, due: float) -> None:
+        if self._wake_at == due and self.node is not None:
+            self._wake_at = NEVER
+            self._perform(self.node.wake(self.world.now, self.wall))
+
+    # ------------------------------------------------------------------------------------ effects
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case fx.Send(peer=peer, message=message):
+                self._send(peer, message)
+            case fx.SendFresh():
+                self._send_fresh(effect)
+            case fx.Introduce(address=address):
+                self._introduce(address)
+            case fx.AnswerIntroduction():
+                self._answer(effect)
+            case fx.Admit(peer=peer, curve_key=key):
+                self.world.check_admission(self, peer, key)
+                self.admitted[peer] = key
+            case fx.Expel(peer=peer):
+                self.admitted.pop(peer, None)
+                self._close(peer)
+            case fx.OpenLink():
+                self._open(effect)
+            case fx.Halt(error=error):
+                self.halted.append(error)
+                self.die()
+            case fx.Log():
+                pass
+            case _:
+                self.labour.perform(effect)
+
+    # ----------------------------------------------------------------------------------- messages
+
+    def _send(self, peer: PeerId, message: Message) -> None:
+        ways = self.lines.get(peer)
+        if not ways:
+            return
+        there, data = self.world.of(peer), encode(message)
+        self.world.trace.message(self.number, there.number, data)
+        self.world.network.carry(
+            self.number,
+            there.number,
+            len(data),
+            there.arrive,
+            there.life,
+            self.keys.peer_id,
+            message,
+            sure=any(way.startswith("fresh") for way in ways),
+        )
+
+    def _send_fresh(self, effect: fx.SendFresh) -> None:
+        """A connection of its own, kept for a while; the other side takes it for a line."""
+        there, data = self.world.of(effect.peer), encode(effect.message)
+        self.world.trace.message(self.number, there.number, data)
+        way = self.world.new_way("fresh")
+        self.world.network.carry(
+            self.number,
+            there.number,
+            len(data),
+            there.fresh_line,
+            effect.control_port,
+            self.keys.peer_id,
+            way,
+            effect.message,
+            fresh=True,
+        )
+
+    def arrive(self, life: int, peer: PeerId, message: Message) -> None:
+        """A message came over a line with that life of this machine."""
+        if self.life == life and peer in self.admitted:
+            if self.slowness is None:
+                self.post(ev.Received(peer, message))
+                return
+            now = self.world.now
+            self._heard_until = max(self._heard_until, now + self.world.rng.uniform(*self.slowness))
+            self.later(self._heard_until - now, self.post, ev.Received(peer, message))
+
+    def fresh_line(self, port: int, peer: PeerId, way: str, message: Message) -> None:
+        """A peer has opened a connection for this message."""
+        knows = self.node is not None and peer in self.admitted and port == self.port + 1
+        if not knows or not self.world.network.reaches(self.number, self.world.of(peer).number):
+            return
+        self.line_up(peer, way, dialled=False)
+        self.arrive(self.life, peer, message)
+        self.world.clock.at(FRESH_LINE_S, self.line_down, peer, "closed", way)
+
+    # -------------------------------------------------------------------------------------- lines
+
+    def line_up(self, peer: PeerId, way: str, *, dialled: bool) -> None:
+        """One more way to the peer."""
+        if self.node is not None and peer in self.admitted:
+            is_new = peer not in self.lines
+            self.lines.setdefault(peer, {})[way] = None
+            if is_new:
+                self.post(ev.LinkUp(peer, dialled))
+
+    def line_down(self, peer: PeerId, reason: str, way: str) -> None:
+        """One way to the peer is gone; perhaps it was the last."""
+        ways = self.lines.get(peer)
+        if self.node is None or ways is None or way not in ways:
+            return
+        del ways[way]
+        if not ways:
+            del self.lines[peer]
+            self.post(ev.LinkDown(peer, reason))
+
+    def lines_down(self, peer: PeerId, reason: str) -> None:
+        """Nothing was heard from the peer for too long: all ways to it are closed, at both ends."""
+        for way in list(self.lines.get(peer, ())):
+            self.line_down(peer, reason, way)
+            self.world.reset(self, self.world.of(peer), way)
+
+    def _close(self, peer: PeerId) -> None:
+        for way in self.lines.pop(peer, ()):
+            self.world.reset(self, self.world.of(peer), way)
+
+    def _open(self, effect: fx.OpenLink) -> None:
+        """A CURVE handshake: both must know the other's key."""
+        there = self.world.of(effect.peer)
+        listens = there.is_up and there.port + 1 == effect.control_port
+        if self.world.is_silent(self.number, there.number) or not listens:
+            self.later(SILENT_S, self._not_opened, effect.peer, "timeout")
+        elif self.keys.peer_id not in there.admitted:
+            self.later(REFUSED_S, self._not_opened, effect.peer, "denied")
+        else:
+            self.world.carry(self, there, there.shake, self, self.life, effect.control_port)
+
+    def shake(self, dialler: Machine, life: int, port: int) -> None:
+        """The handshake is through."""
+        if dialler.life == life and self.port + 1 == port and self.is_up:
+            me, other, way = self.keys.peer_id, dialler.keys.peer_id, self.world.new_way("link")
+            self.line_up(other, way, dialled=False)
+            dialler.line_up(me, way, dialled=True)
+
+    def _not_opened(self, peer: PeerId, reason: str) -> None:
+        if peer not in self.lines:
+            self.post(ev.LinkDown(peer, reason))
+
+    # ------------------------------------------------------------------------------ introductions
+
+    def _introduce(self, address: str) -> None:
+        assert self.node is not None
+        world, there = self.world, self.world.at_address(address)
+        if there is None or not there.is_up:
+            failed = ev.IntroductionFailed(address, "connect", "connection refused")
+            self.later(REFUSED_S, self.post, failed)
+        elif world.is_silent(self.number, there.number) or world.is_lost():
+            failed = ev.IntroductionFailed(address, "connect", "no answer")
+            self.later(SILENT_S, self.post, failed)
+        else:
+            route = f"{self.number} {self.life} {address}".encode()
+            hello = self.node.company.hello(world.now)
+            world.carry(self, there, there.post, ev.HelloCame(route, hello, self.host))
+
+    def _answer(self, effect: fx.AnswerIntroduction) -> None:
+        number, life, address = effect.route.decode().split(" ")
+        asker = self.world.machines[int(number)]
+        event = ev.IntroductionAnswered(address, self.host, effect.answer)
+        self.world.carry(self, asker, asker.answered, int(life), event)
+
+    def answered(self, life: int, event: ev.IntroductionAnswered) -> None:
+        if self.life == life:
+            self.post(event)

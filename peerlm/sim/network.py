@@ -1,0 +1,192 @@
+"""The network between machines: delay, loss, bandwidth, cuts in one or both directions.
+
+By default a line is a TCP connection, as between daemons: what the network loses comes late (after
+retransmission time-outs that double) and holds up what was sent behind it, and what is sent while a
+line is cut comes after the cut, if the connection lives so long. With `datagrams` a lost message is
+gone, which is what SWIM was made for; only connections made for one message (`carry(fresh=True)`) and
+the answers on them are then still reliable. Different lines between two machines keep no order among each other.
+
+Bulk transfers share each machine's line: one after another, at the slower end's rate, or at what TCP
+makes of loss and delay where that is less (Mathis et al. 1997: 1.22 · MSS / (RTT · √loss)).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from peerlm.errors import ConfigError
+from peerlm.sim.clock import Clock
+
+RTO_S = 0.2
+"""Shortest retransmission time-out of TCP on Linux; doubles with each loss in a row."""
+RTO_DOUBLINGS = 8
+
+SEGMENT_BYTES = 1448
+MATHIS = 1.22
+
+ENVELOPE_BYTES = 110
+"""What a control message costs on the wire besides its own bytes: CURVE (33), ZeroMQ (9), TCP and IP
+with time stamps (52), and a share of the acknowledgement."""
+
+FRESH_BYTES = 1500
+"""What a new CURVE connection costs its dialler: TCP, ZeroMQ's greeting, hello, initiate, close."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """How one direction between two machines behaves."""
+
+    delay_s: tuple[float, float] = (0.001, 0.01)
+    """One way, uniform between the two."""
+    loss: float = 0.0
+    """Of packets."""
+    rate_bytes_s: float = 125e6
+    """Of bulk transfers; 1 Gbit/s."""
+    duplicate: float = 0.0
+    """Share of messages that come twice. TCP does not do that; a node must stand it all the same."""
+    datagrams: bool = False
+
+
+UNITS = {"kbit": 125.0, "mbit": 125e3, "gbit": 125e6}
+
+
+def read_wire(text: str) -> Wire:
+    """A wire as a person writes it: `100mbit,50ms,1%`, in any order; each part may be left out.
+
+    Raises:
+        ConfigError: a part that is none of the three.
+    """
+    rate, delay, loss = Wire().rate_bytes_s, Wire().delay_s, 0.0
+    for part in filter(None, (p.strip().lower() for p in text.split(","))):
+        try:
+            if part.endswith("%"):
+                loss = float(part[:-1]) / 100
+            elif part.endswith("ms"):
+                ms = float(part[:-2])
+                delay = (0.95e-3 * ms, 1.05e-3 * ms)
+            else:
+                rate = float(part[:-4]) * UNITS[part[-4:]]
+        except (ValueError, KeyError):
+            raise ConfigError(
+                f"--link {text!r}: {part!r} is no rate (100mbit, 1gbit, 512kbit), delay (50ms) or "
+                "loss (1%)"
+            ) from None
+    if not (0 <= loss < 1 and 0 < rate < math.inf and 0 <= delay[0] < 60):
+        raise ConfigError(f"--link {text!r}: a rate above 0, a delay below 60 s, loss below 100 %")
+    return Wire(delay, loss, rate)
+
+
+class Network:
+    """Lines between machines by number. `wire` is every direction's unless `set_wire` says more."""
+
+    def __init__(self, clock: Clock, rng: random.Random, wire: Wire) -> None:
+        self.wire = wire
+        self.messages: dict[int, int] = {}
+        """Control messages sent by each machine."""
+        self.bytes: dict[int, int] = {}
+        """Their bytes, on the wire."""
+        self.bulk_bytes: dict[int, int] = {}
+        self._clock, self._rng = clock, rng
+        self._own: dict[tuple[int, int], Wire] = {}
+        self._cuts: set[tuple[int, int]] = set()
+        self._held: dict[tuple[int, int], list[tuple[Callable[..., None], tuple[Any, ...]]]] = {}
+        self._free: dict[tuple[int, int], float] = {}
+        self._up: dict[int, float] = {}
+        self._down: dict[int, float] = {}
+
+    # -------------------------------------------------------------------------------------- cuts
+
+    def cut(self, a: int, b: int) -> None:
+        """Nothing from `a` arrives at `b` any more."""
+        self._cuts.add((a, b))
+
+    def mend(self, a: int, b: int) -> None:
+        """It does again, what was held up by the cut first."""
+        self._cuts.discard((a, b))
+        for arrive, args in self._held.pop((a, b), []):
+            self._clock.at(self._rng.uniform(0.0, RTO_S), arrive, *args)
+
+    def cuts(self) -> list[tuple[int, int]]:
+        return sorted(self._cuts)
+
+    def reaches(self, a: int, b: int) -> bool:
+        return (a, b) not in self._cuts
+
+    def forget(self, a: int, b: int) -> None:
+        """The connection is gone, and with it what was held up."""
+        self._held.pop((a, b), None)
+
+    # ----------------------------------------------------------------------------------- messages
+
+    def set_wire(self, a: int, b: int, wire: Wire) -> None:
+        self._own[a, b] = wire
+
+    def wire_of(self, a: int, b: int) -> Wire:
+        return self._own.get((a, b), self.wire) if self._own else self.wire
+
+    def delay_s(self, a: int, b: int) -> float:
+        """Of one small message, retransmissions included."""
+        wire = self.wire_of(a, b)
+        delay_s = self._rng.uniform(*wire.delay_s)
+        if wire.loss:
+            for doubling in range(RTO_DOUBLINGS):
+                if self._rng.random() >= wire.loss:
+                    break
+                delay_s += RTO_S * 2**doubling
+        return delay_s
+
+    def carry(
+        self,
+        a: int,
+        b: int,
+        size: int,
+        arrive: Callable[..., None],
+        *args: Any,
+        fresh: bool = False,
+        sure: bool = False,
+    ) -> None:
+        """A control message of `size` bytes. `fresh`: over a connection made for it; `sure`: over one
+        that is reliable even where messages are datagrams."""
+        wire = self.wire_of(a, b)
+        self.messages[a] = self.messages.get(a, 0) + 1
+        sure = sure or fresh or not wire.datagrams
+        overhead = ENVELOPE_BYTES + (FRESH_BYTES if fresh else 0)
+        self.bytes[a] = self.bytes.get(a, 0) + size + overhead
+        if (a, b) in self._cuts:
+            if sure and not fresh:
+                self._held.setdefault((a, b), []).append((arrive, args))
+            return
+        clock = self._clock
+        if not sure:
+            if not wire.loss or self._rng.random() >= wire.loss:
+                clock.at(self._rng.uniform(*wire.delay_s), arrive, *args)
+            return
+        at = clock.now + self.delay_s(a, b)
+        if fresh:
+            at += self._rng.uniform(*wire.delay_s) * 2  # its handshake
+        else:
+            at = max(at, self._free.get((a, b), 0.0))
+            self._free[a, b] = at
+        clock.at(at - clock.now, arrive, *args)
+        if wire.duplicate and self._rng.random() < wire.duplicate:
+            clock.at(at - clock.now + self._rng.uniform(0.0, 1.0), arrive, *args)
+
+    # --------------------------------------------------------------------------------------- bulk
+
+    def transfer_s(self, a: int, b: int, size: int) -> float:
+        """How long `size` bytes from `a` to `b` take if begun now; both lines are taken for it."""
+        now, wire = self._clock.now, self.wire_of(a, b)
+        rate = wire.rate_bytes_s
+        if wire.loss:
+            round_trip_s = 2 * max(wire.delay_s[1], 1e-4)
+            rate = min(rate, MATHIS * SEGMENT_BYTES / (round_trip_s * math.sqrt(wire.loss)))
+        begin = max(now, self._up.get(a, 0.0), self._down.get(b, 0.0))
+        end = begin + size / rate
+        # A transfer that loss makes slow leaves the rest of the line to others.
+        self._up[a] = self._down[b] = begin + size / wire.rate_bytes_s
+        self.bulk_bytes[a] = self.bulk_bytes.get(a, 0) + size
+        return end - now + self._rng.uniform(*wire.delay_s)

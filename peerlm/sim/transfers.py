@@ -1,0 +1,266 @@
+"""Exchanges and pulls between two simulated processes: the flow arithmetic is real, the bytes are not.
+
+A transfer takes what its bytes take on the network between the two machines, a fragment weighing
+what the *plan's* fragment weighs, however small the learner's is. Both ends have their time-outs,
+and whichever end is dead, frozen, cut off or has cancelled by the time something arrives never sees
+it; so a reply can be lost after the responder has moved, as on a real network.
+
+After each completed exchange the two flows are compared: what one side gained the other must have
+lost, up to what clipping kept back. That is the promise all of mixing rests on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from peerlm import effects as fx
+from peerlm import events as ev
+from peerlm.mix import flow
+from peerlm.mix.codec import encoded_size
+from peerlm.mix.vector import Vector, norm
+from peerlm.types import FragmentId, TransferId
+
+if TYPE_CHECKING:
+    from peerlm.sim.labour import Labour
+    from peerlm.sim.machine import Machine
+
+REFUSED_S = 0.01
+"""Until it is known that nobody listens at a port."""
+
+ROUNDING = 1e-5
+"""Relative to |φ|: what fp32 additions of two flows may differ by."""
+
+Run = fx.RunExchange | fx.RunPull
+Serve = fx.ServeExchange | fx.ServePull
+
+
+@dataclass(slots=True)
+class _Running:
+    effect: Run | Serve
+    lost_at: float
+    """When the end that waits gives up."""
+
+
+class Transfers:
+    """One process's ends of all transfers under way."""
+
+    def __init__(self, labour: Labour, rng: np.random.Generator) -> None:
+        self._labour, self._rng = labour, rng
+        self._machine, self._world = labour.machine, labour.machine.world
+        self._running: dict[TransferId, _Running] = {}
+
+    def run(self, effect: Run) -> None:
+        """Begin what this node asked for."""
+        there, machine = self._world.of(effect.peer), self._machine
+        self._begin(effect)
+        if not there.is_up:
+            machine.later(REFUSED_S, self._lost, effect.transfer, "connect: refused")
+            return
+        assert (effect.host, effect.bulk_port) == (there.host, there.port + 2) or (
+            there.life > 1
+        ), "a transfer to a port nobody has ever listened at"
+        network = self._world.network
+        if isinstance(effect, fx.RunPull):
+            took_s = network.transfer_s(there.number, machine.number, effect.size)
+        else:
+            size = self._bytes(effect.codec_request, effect.fragment)
+            took_s = network.transfer_s(machine.number, there.number, size)
+        self._expect(effect.transfer, took_s)
+        there.labour.transfers._expect(effect.transfer, took_s)
+        if not self._world.is_lost():
+            machine.later(took_s, self._arrived, effect, there)
+
+    def serve(self, effect: Serve) -> None:
+        """Be ready for what a peer was granted."""
+        self._begin(effect)
+
+    def cancel(self, transfer: TransferId) -> None:
+        self._running.pop(transfer, None)
+
+    # ----------------------------------------------------------------------------------- private
+
+    def _bytes(self, codec: str, fragment: FragmentId) -> int:
+        return encoded_size(codec, self._world.sizes[fragment])
+
+    def _begin(self, effect: Run | Serve) -> None:
+        if isinstance(effect, fx.RunExchange | fx.ServeExchange):
+            for running in self._running.values():
+                other = running.effect
+                assert (
+                    not isinstance(other, fx.RunExchange | fx.ServeExchange)
+                    or other.fragment != effect.fragment
+                ), f"two exchanges of fragment {effect.fragment} at once"
+        self._running[effect.transfer] = _Running(effect, self._world.now)
+        self._expect(effect.transfer, 0.0)
+
+    def _expect(self, transfer: TransferId, took_s: float) -> None:
+        """Bytes flow for so long; silence counts from then on."""
+        running = self._running.get(transfer)
+        if running is not None:
+            effect = running.effect
+            wait_s = took_s + effect.progress_timeout_s
+            if isinstance(effect, fx.RunExchange | fx.ServeExchange):
+                wait_s = min(wait_s, effect.timeout_s)
+            running.lost_at = self._world.now + wait_s
+            self._machine.later(wait_s, self._give_up, transfer, running.lost_at)
+
+    def _give_up(self, transfer: TransferId, at: float) -> None:
+        running = self._running.get(transfer)
+        if running is not None and running.lost_at == at:
+            self._lost(transfer, "no byte")
+
+    def _lost(self, transfer: TransferId, why: str) -> None:
+        self._ended(transfer, "lost", why)
+
+    def _counterpart(self, transfer: TransferId, there: Machine) -> Run | Serve | None:
+        """The other end of a transfer, if it is there and hears us."""
+        if not there.is_up or self._world.is_silent(self._machine.number, there.number):
+            return None
+        running = there.labour.transfers._running.get(transfer)
+        return running.effect if running is not None and transfer in self._running else None
+
+    def _arrived(self, effect: Run, there: Machine) -> None:
+        serve = self._counterpart(effect.transfer, there)
+        if isinstance(effect, fx.RunPull):
+            if isinstance(serve, fx.ServePull):
+                self._pulled(effect, there)
+        elif isinstance(serve, fx.ServeExchange):
+            self._exchange(effect, serve, there)
+
+    # --------------------------------------------------------------------------------- exchanges
+
+    def _exchange(self, run: fx.RunExchange, serve: fx.ServeExchange, there: Machine) -> None:
+        assert (serve.key_up, serve.key_down) == (run.key_up, run.key_down), "keys of two exchanges"
+        slow = self._labour.slow[run.fragment]
+        attack = self._machine.attack
+        if attack is not None:
+            slow = attack.stand_in(run.fragment, slow)
+        request = flow.make_request(slow, run.codec_request, self._rng)
+        theirs = there.labour.transfers
+        before = there.labour.slow[run.fragment].phi.copy()
+        response = theirs._respond(serve, request.payload)
+        if not isinstance(response, flow.Response):
+            return
+        gained = there.labour.slow[run.fragment].phi - before
+        size = self._bytes(run.codec_reply, run.fragment)
+        took_s = self._world.network.transfer_s(there.number, self._machine.number, size)
+        self._expect(run.transfer, took_s)
+        if not self._world.is_lost():
+            reply = bytes(response.payload)
+            booked = response.flow.withheld_norm
+            self._machine.later(took_s, self._absorb, run, serve, there, reply, gained, booked)
+
+    def _respond(
+        self, serve: fx.ServeExchange, payload: memoryview
+    ) -> flow.Response | flow.Refused:
+        slow, attack = self._labour.slow[serve.fragment], self._machine.attack
+        if attack is not None:
+            slow = attack.stand_in(serve.fragment, slow)
+        response = flow.respond(
+            slow,
+            payload,
+            codec_request=serve.codec_request,
+            codec_reply=serve.codec_reply,
+            weight=serve.weight,
+            clip_norm=serve.clip_norm,
+            rng=self._rng,
+        )
+        if isinstance(response, flow.Refused):
+            self._ended(serve.transfer, "refused", response.reason)
+        else:
+            self._labour.moved(serve.fragment)
+            sent = self._bytes(serve.codec_reply, serve.fragment)
+            received = self._bytes(serve.codec_request, serve.fragment)
+            self._ended(serve.transfer, "ok", "", response.flow, sent, received)
+        return response
+
+    def _absorb(
+        self,
+        run: fx.RunExchange,
+        served: fx.ServeExchange,
+        there: Machine,
+        reply: bytes,
+        gained: Vector,
+        booked: float,
+    ) -> None:
+        """The reply has come; `gained` [n] is what the responder's φ moved by."""
+        silent = self._world.is_silent(self._machine.number, there.number)
+        if run.transfer not in self._running or not there.is_up or silent:
+            return
+        slow = self._labour.slow[run.fragment]
+        before = slow.phi.copy()
+        result = flow.absorb(
+            slow, reply, codec_reply=run.codec_reply, weight=run.weight, clip_norm=run.clip_norm
+        )
+        if isinstance(result, flow.Refused):
+            self._ended(run.transfer, "refused", result.reason)
+            return
+        if self._machine.attack is None and there.attack is None:
+            missing = norm(slow.phi - before + gained)
+            # A newcomer's ramp weighs the two sides differently, and is meant to.
+            bent = abs(run.weight - served.weight) * result.raw_norm
+            allowed = booked + result.withheld_norm + bent + ROUNDING * (1 + norm(before))
+            assert missing <= allowed, (
+                f"an exchange of fragment {run.fragment} made {missing:.3g} of nothing, "
+                f"{allowed:.3g} is booked"
+            )
+        self._labour.moved(run.fragment)
+        sent = self._bytes(run.codec_request, run.fragment)
+        received = self._bytes(run.codec_reply, run.fragment)
+        self._ended(run.transfer, "ok", "", result, sent, received)
+
+    # ------------------------------------------------------------------------------------- pulls
+
+    def _pulled(self, run: fx.RunPull, there: Machine) -> None:
+        data = there.disk.objects.get(run.object_hash)
+        if data is None:
+            return
+        there.labour.transfers._ended(run.transfer, "ok", sent=run.size)
+        self._labour.disk.objects[run.object_hash] = data
+        self._ended(run.transfer, "ok")
+
+    # --------------------------------------------------------------------------------------- end
+
+    def _ended(
+        self,
+        transfer: TransferId,
+        outcome: str,
+        reason: str = "",
+        moved: flow.Flow | None = None,
+        sent: int = 0,
+        received: int = 0,
+    ) -> None:
+        """Report the end of a transfer, unless it has ended already."""
+        running = self._running.pop(transfer, None)
+        if running is None:
+            return
+        match running.effect:
+            case fx.RunPull():
+                self._machine.post(ev.PullEnded(transfer, outcome, reason))
+                return
+            case fx.ServePull():
+                self._machine.post(ev.PullServed(transfer, outcome, sent))
+                return
+            case fx.RunExchange():
+                kind: type[ev.ExchangeEnded | ev.ExchangeServed] = ev.ExchangeEnded
+            case _:
+                kind = ev.ExchangeServed
+        if moved is None:
+            event = kind(transfer, outcome, reason, bytes_sent=sent, bytes_received=received)
+        else:
+            event = kind(
+                transfer,
+                outcome,
+                reason,
+                raw_norm=moved.raw_norm,
+                applied_norm=moved.applied_norm,
+                phi_norm=moved.phi_norm,
+                clipped=moved.clipped,
+                booked=moved.withheld_norm,
+                bytes_sent=sent,
+                bytes_received=received,
+            )
+        self._machine.post(event)

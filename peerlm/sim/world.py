@@ -1,0 +1,340 @@
+"""A swarm in one process: one virtual clock, one seed, and machines that run real nodes.
+
+Everything drawn comes from the seed, and every effect of every node enters one digest, so a run can
+be compared with itself on another day, another interpreter, another machine. Machines can be killed
+at any moment, frozen, slowed, cut off in one direction or both, and started again from their disks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from peerlm.config import Plan, with_changes
+from peerlm.identity.invite import enrol, make_invite, root_inviter
+from peerlm.identity.keys import NodeKeys
+from peerlm.identity.revocation import sign_revocation
+from peerlm.identity.root import SignedPlan, create_run, sign_plan
+from peerlm.mix.vector import Vector
+from peerlm.node.status import MemberSummary, Summary
+from peerlm.sim.clock import Clock
+from peerlm.sim.disk import Disk
+from peerlm.sim.learner import Learner, Quadratic
+from peerlm.sim.machine import Machine
+from peerlm.sim.network import Network, Wire
+from peerlm.sim.trace import Trace
+from peerlm.types import Instant, ObjectHash, PeerId, Role, WallTime
+
+START = 1_800_000_000.0
+DAY = 86_400.0
+
+SILENCE_S = 6.0
+"""After this long without a sign of life a connection counts as broken (ZeroMQ's heartbeat)."""
+
+TEXT = b"all the corpus there is " * 40
+WORKING = (Role.TRAIN, Role.STORE, Role.SERVE, Role.OBSERVE)
+WATCHING = (Role.OBSERVE,)
+
+PLAN: Mapping[str, Any] = {
+    "run.token_budget": 100_000_000,
+    "swarm.profile": "lan",
+    "train.batch": 8,
+    "model.context": 128,
+    "mix.inner_steps": 20,
+    "mix.settle_deadline_s": 60.0,
+}
+"""A run whose steps are short and whose end is far."""
+
+
+def plan_of(**changes: Any) -> Plan:
+    """`PLAN` with these changes, keys with `__` for the dot."""
+    named = {key.replace("__", "."): value for key, value in changes.items()}
+    return with_changes(Plan(), {**PLAN, **named}, "world")
+
+
+class World:
+    """Machines by number.
+
+    Args:
+        plan: what to train; its `data` is replaced by a corpus of one small object.
+        sizes: parameters in each fragment, for what transfers weigh; the learner's own by default.
+        learner: what is learnt, and how many fragments there are.
+        speed: tokens a second of each worker unless its machine says otherwise.
+        scheduled: learning rates follow the plan's schedule; else they stay at the learner's peak.
+        remembers: keep every effect on its machine, for tests.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        plan: Plan | None = None,
+        sizes: tuple[int, ...] | None = None,
+        learner: Learner | None = None,
+        speed: float = 20_000.0,
+        wire: Wire | None = None,
+        trace: Trace | None = None,
+        scheduled: bool = False,
+        remembers: bool = False,
+    ) -> None:
+        self.seed, self.speed, self.remembers = seed, speed, remembers
+        self.scheduled = scheduled
+        self.rng = random.Random(f"world {seed}")
+        self.clock = Clock()
+        self.network = Network(
+            self.clock, random.Random(f"network {seed}"), Wire() if wire is None else wire
+        )
+        self.trace = Trace() if trace is None else trace
+        self.learner: Learner = Quadratic((64, 32, 32)) if learner is None else learner
+        self.sizes = self.learner.sizes if sizes is None else sizes
+        assert len(self.sizes) == len(self.learner.sizes), "a learner of other fragments"
+        self.loss = 0.0
+        """Probability that a transfer or an introduction is lost on the way, whatever the wire."""
+        self.machines: dict[int, Machine] = {}
+        self._by_peer: dict[PeerId, Machine] = {}
+        self._quiet_since: dict[tuple[int, int], Instant] = {}
+        self._ways = 0
+        self._entropy = random.Random(f"entropy {seed}").randbytes
+        self.root = create_run("toy", self._entropy)
+        self._inviter = root_inviter(self.root)
+        shard = ObjectHash(hashlib.blake2b(TEXT, digest_size=32).digest())
+        self.corpus = {shard: TEXT}
+        given = plan_of() if plan is None else plan
+        given = with_changes(given, {"data.shards": (shard.hex(),)}, "world")
+        self.plan = self.sign(given, 1)
+
+    # ------------------------------------------------------------------------------ what happens
+
+    def add(
+        self,
+        number: int,
+        *seeds: int,
+        roles: tuple[Role, ...] = WORKING,
+        plan: SignedPlan | None = None,
+        start: bool = True,
+        **settings: Any,
+    ) -> Machine:
+        """A new machine that was invited, and tries the addresses of `seeds`. The first one is the
+        run's origin and has the corpus."""
+        keys = NodeKeys.generate(self._entropy)
+        until = WallTime(START + 365 * DAY)
+        token = make_invite(self._inviter, roles, until, until, (), self._entropy)
+        disk = Disk((plan or self.plan).blob, enrol(token.inviter, keys, self.wall))
+        if not self.machines:
+            disk.origin = True
+            disk.objects.update(self.corpus)
+        machine = Machine(self, number, keys, disk, settings)
+        machine.seeds = tuple(self.machines[s].address for s in seeds)
+        self.machines[number] = self._by_peer[keys.peer_id] = machine
+        if start:
+            machine.start()
+        return machine
+
+    def swarm(self, n: int, **settings: Any) -> World:
+        """`n` machines, each told the address of the first."""
+        for number in range(n):
+            self.add(number, *([0] if number else []), **settings)
+        return self
+
+    def kill(self, number: int, *, silently: bool = False) -> None:
+        """SIGKILL: everything but the disk is gone. `silently`: as when the power fails."""
+        self.machines[number].die(silently=silently)
+
+    def restart(self, number: int, *, new_ports: bool = False) -> None:
+        self.machines[number].start(new_ports=new_ports)
+
+    def freeze(self, number: int, seconds: float) -> None:
+        """The whole machine stands still, then goes on as if nothing had been."""
+        machine = self.machines[number]
+        machine.freeze()
+        for peer in machine.lines:
+            self.watch(self.of(peer), machine)
+        self.clock.at(seconds, self._thaw, machine, machine.life, seconds)
+
+    def _thaw(self, machine: Machine, life: int, seconds: float) -> None:
+        if machine.life == life:
+            for other in self.machines:
+                self._quiet_since.pop((other, machine.number), None)
+            machine.thaw(seconds)
+            for peer in list(machine.lines):
+                if self.is_silent(machine.number, self.of(peer).number):
+                    self.watch(machine, self.of(peer))
+
+    def cut(self, a: int, b: int) -> None:
+        """Packets from `a` do not arrive at `b` any more."""
+        self.network.cut(a, b)
+        if self.machines[a].keys.peer_id in self.machines[b].lines:
+            self.watch(self.machines[b], self.machines[a])
+
+    def mend(self, a: int, b: int) -> None:
+        self._quiet_since.pop((b, a), None)
+        self.network.mend(a, b)
+
+    def split(self, *sides: Iterable[int]) -> None:
+        """Machines of different sides do not hear each other; who is on no side hears all. Earlier
+        splits are over."""
+        side = {number: i for i, members in enumerate(sides) for number in members}
+        apart = {(a, b) for a in side for b in side if side[a] != side[b]}
+        for pair in self.network.cuts():
+            if pair not in apart:
+                self.mend(*pair)
+        for pair in sorted(apart):
+            if self.network.reaches(*pair):
+                self.cut(*pair)
+
+    def heal(self) -> None:
+        """All cuts are mended."""
+        for pair in self.network.cuts():
+            self.mend(*pair)
+
+    def sign(self, plan: Plan, revision: int) -> SignedPlan:
+        return sign_plan(self.root, plan, revision)
+
+    def revocation_of(self, number: int) -> bytes:
+        peer = self.machines[number].keys.peer_id
+        return sign_revocation(self._inviter, [peer], self.wall)
+
+    # ---------------------------------------------------------------------------------- what is
+
+    @property
+    def now(self) -> Instant:
+        return self.clock.now
+
+    @property
+    def wall(self) -> WallTime:
+        return WallTime(START + self.clock.now)
+
+    def of(self, peer: PeerId) -> Machine:
+        return self._by_peer[peer]
+
+    def number_of(self, peer: PeerId) -> int:
+        return self._by_peer[peer].number
+
+    def up(self) -> list[Machine]:
+        return [m for m in self.machines.values() if m.is_up]
+
+    def summary(self, number: int) -> Summary:
+        node = self.machines[number].node
+        assert node is not None, f"machine {number} is down"
+        return node.summary(self.now)
+
+    def member(self, viewer: int, number: int) -> MemberSummary | None:
+        peer = self.machines[number].keys.peer_id
+        return next((m for m in self.summary(viewer).members if m.peer == peer), None)
+
+    def all_in(self, *phases: str) -> bool:
+        return all(self.summary(m.number).phase in phases for m in self.up())
+
+    def all_mixing(self) -> bool:
+        """Everybody up trains, takes part, and sees everybody up alive."""
+        up = {m.keys.peer_id for m in self.up()}
+        for machine in self.up():
+            s = self.summary(machine.number)
+            alive = {m.peer for m in s.members if m.state == "alive"}
+            if s.phase != "training" or not s.participating or alive != up:
+                return False
+        return True
+
+    def spread(self) -> float:
+        """Largest relative distance of any two nodes' weights."""
+        weights = [m.labour.phi() for m in self.up()]
+        return max((_relative_distance(a, b) for a in weights for b in weights), default=0.0)
+
+    def digest(self) -> str:
+        return self.trace.digest()
+
+    def story(self) -> str:
+        """How everybody is, in a few lines, for a claim that failed."""
+        lines = [f"t = {self.now:.2f}"]
+        for machine in self.up():
+            s = self.summary(machine.number)
+            states = {self.number_of(m.peer): m.state for m in s.members}
+            lines.append(
+                f"{machine.number}: {s.phase} {s.phase_reason!r} tokens {s.tokens}/{s.swarm_tokens}"
+                f" worker {s.worker_state} mixing {s.participating} members {states}"
+                f" exchanges {dict(s.exchanges)} {dict(s.exchange_reasons)} dial {dict(s.dial_errors)}"
+            )
+        return "\n".join(lines)
+
+    # ------------------------------------------------------------------------------------- clock
+
+    def run(self, seconds: float, until: Callable[[], bool] | None = None) -> float:
+        """Let time pass, at most so long; stops once `until` holds. Says how long it took."""
+        return self.clock.run(seconds, until)
+
+    # --------------------------------------------------------------------- for the machines alone
+
+    def new_way(self, kind: str) -> str:
+        """The name of one connection; both ends know it by this."""
+        self._ways += 1
+        return f"{kind} {self._ways}"
+
+    def at_address(self, address: str) -> Machine | None:
+        host = address.removeprefix("tcp://").partition(":")[0]
+        number = host.removeprefix("h")
+        machine = self.machines.get(int(number)) if number.isdigit() else None
+        return machine if machine is not None and machine.address == address else None
+
+    def is_silent(self, a: int, b: int) -> bool:
+        """From `b` comes no answer to `a` at all, not even that nobody is there."""
+        apart = not (self.network.reaches(a, b) and self.network.reaches(b, a))
+        return apart or self.machines[b].is_frozen
+
+    def is_lost(self) -> bool:
+        return self.loss > 0 and self.rng.random() < self.loss
+
+    def carry(self, a: Machine, b: Machine, action: Callable[..., None], *args: Any) -> None:
+        """Something small of another connection than the control line's, from `a` to `b`."""
+        self.clock.at(
+            self.network.delay_s(a.number, b.number), self._arrive, a, b, b.life, action, args
+        )
+
+    def _arrive(
+        self, a: Machine, b: Machine, life: int, action: Callable[..., None], args: tuple[Any, ...]
+    ) -> None:
+        if b.life == life and b.is_up and self.network.reaches(a.number, b.number):
+            action(*args)
+
+    def reset(self, a: Machine, b: Machine, way: str) -> None:
+        """The kernel of `a` closes a connection; `b` hears of it, or of nothing."""
+        self.network.forget(a.number, b.number)
+        self.network.forget(b.number, a.number)
+        if self.network.reaches(a.number, b.number):
+            delay_s = self.network.delay_s(a.number, b.number)
+            self.clock.at(delay_s, b.line_down, a.keys.peer_id, "closed", way)
+        else:
+            self.watch(b, a)
+
+    def watch(self, a: Machine, b: Machine) -> None:
+        """`a` may have stopped hearing `b`: if so for long enough, it gives its lines up."""
+        pair = (a.number, b.number)
+        if pair not in self._quiet_since:
+            self._quiet_since[pair] = self.now
+            self.clock.at(SILENCE_S, self._silence, a, b, b.life, self.now)
+
+    def _silence(self, a: Machine, b: Machine, life: int, since: Instant) -> None:
+        pair = (a.number, b.number)
+        if self._quiet_since.get(pair) != since:
+            return
+        del self._quiet_since[pair]
+        gone = not b.is_up or b.life != life
+        if a.is_frozen:
+            return  # it looks again when it thaws
+        if gone or b.is_frozen or not self.network.reaches(b.number, a.number):
+            a.lines_down(b.keys.peer_id, "timeout")
+
+    def check_admission(self, machine: Machine, peer: PeerId, key: bytes) -> None:
+        """Nobody acts on a key that no certificate of the run stands behind."""
+        there = self._by_peer.get(peer)
+        assert there is not None, f"machine {machine.number} admits {peer.hex()}, whom nobody made"
+        assert there.keys.curve_public == key, (
+            f"machine {machine.number} admits machine {there.number} under a key that is not its own"
+        )
+
+
+def _relative_distance(a: Vector, b: Vector) -> float:
+    return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-9))
