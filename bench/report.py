@@ -21,7 +21,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +40,28 @@ class Missed(PeerlmError):
 
 
 @dataclass(frozen=True, slots=True)
+class Quantiles:
+    """How often-measured things spread, by nearest rank; no bound can be put on them."""
+
+    p50: float
+    p90: float
+    max: float
+    n: int
+
+    @staticmethod
+    def of(samples: Sequence[float]) -> Quantiles:
+        """Raises `Missed` when there are no samples."""
+        if not samples:
+            raise Missed("nothing was measured")
+        ordered, n = sorted(samples), len(samples)
+        p50, p90 = (ordered[math.ceil(share * n) - 1] for share in (0.5, 0.9))
+        return Quantiles(p50, p90, ordered[-1], n)
+
+    def __str__(self) -> str:
+        return " / ".join(shown(value) for value in (self.p50, self.p90, self.max))
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of a figure. A bound is the most (or least) that `value` may be; None: no promise.
 
@@ -47,15 +69,11 @@ class Row:
     """
 
     what: str
-    value: float | str | None
+    value: float | str | Quantiles | None
     unit: str = ""
     at_most: float | None = None
     at_least: float | None = None
     below: float | None = None
-
-    @property
-    def is_number(self) -> bool:
-        return isinstance(self.value, int | float) and math.isfinite(self.value)
 
     @property
     def ok(self) -> bool | None:
@@ -127,7 +145,7 @@ class Report:
         rows = [
             {
                 "what": r.what,
-                "value": r.value if r.is_number or r.value is None else str(r.value),
+                "value": _as_json(r.value),
                 "unit": r.unit,
                 "target": r.target,
                 "ok": r.ok,
@@ -139,17 +157,25 @@ class Report:
         return json.dumps(whole, ensure_ascii=False)
 
 
-def shown(value: float | str | None) -> str:
+def shown(value: float | str | Quantiles | None) -> str:
     """A number as a person wants it: three or four digits that mean something."""
     if value is None:
         return "never"
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str | Quantiles):
+        return str(value)
     if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 10):
         return f"{value:,.0f}"
     if value and (abs(value) < 1e-3 or abs(value) >= 1e7):
         return f"{value:.2g}"
     return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def _as_json(value: float | str | Quantiles | None) -> object:
+    if isinstance(value, Quantiles):
+        return asdict(value)
+    if value is None or (isinstance(value, int | float) and math.isfinite(value)):
+        return value
+    return str(value)
 
 
 # ------------------------------------------------------------------------------------ the frame

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import report
-from bench.report import Missed, Report, Row, recorded
+from bench.report import Missed, Quantiles, Report, Row, recorded
 
 PAGE = """# Results
 
@@ -53,6 +53,16 @@ def test_one_missed_bound_makes_the_report_fail() -> None:
     assert not of(kept, missed).ok
     assert json.loads(of(kept, missed).as_json())["rows"][1]["ok"] is False
     assert "MISSED" in of(missed).as_text()
+
+
+def test_a_spread_is_three_numbers_in_a_table_and_an_object_in_json() -> None:
+    spread = Quantiles.of([0.5, 0.1, 0.2, 0.3, 0.4, 1.0, 0.9, 0.8, 0.7, 0.6])
+    figure = of(Row("verdict", spread, "s"))
+    assert "| verdict | 0.5 / 0.9 / 1 s |  |  |" in figure.as_markdown()
+    value = json.loads(figure.as_json())["rows"][0]["value"]
+    assert value == {"p50": 0.5, "p90": 0.9, "max": 1.0, "n": 10}
+    with pytest.raises(Missed):
+        Quantiles.of([])
 
 
 def test_recording_replaces_the_figures_own_block() -> None:
