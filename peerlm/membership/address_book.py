@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 
+from peerlm.membership.member import Member
 from peerlm.types import Instant, PeerId, WallTime
 from peerlm.wire.message import Alive, NodeRecord
 
@@ -38,8 +40,6 @@ class Contact:
     bulk_port: int
     epoch: int
     left: bool
-    seen: Instant
-    """When it was last known to live."""
     chain: tuple[bytes, ...]
 
     @property
@@ -55,14 +55,31 @@ def address_of(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
+@lru_cache(maxsize=2048)
+def contact_of(record: NodeRecord, chain: tuple[bytes, ...]) -> Contact:
+    """The contact a verified record makes. Shared by all books of a process: they are many in a
+    simulation, and most entries of one change rarely."""
+    return Contact(
+        PeerId(record.peer),
+        record.host,
+        record.intro_port,
+        record.control_port,
+        record.bulk_port,
+        record.epoch,
+        record.left,
+        chain,
+    )
+
+
 class AddressBook:
-    """Contacts by peer, and the seed addresses a person gave. `version` grows with each change
-    worth saving (a new sighting of a known address is not)."""
+    """Contacts by peer, when each was seen last, and the seed addresses a person gave. `version`
+    grows with each change worth saving (a new sighting of a known address is not)."""
 
     def __init__(self, seeds: tuple[str, ...] = ()) -> None:
         self.seeds = seeds
         self.version = 0
         self._contacts: dict[PeerId, Contact] = {}
+        self._seen: dict[PeerId, Instant] = {}
 
     def __len__(self) -> int:
         return len(self._contacts)
@@ -74,47 +91,57 @@ class AddressBook:
     def get(self, peer: PeerId) -> Contact | None:
         return self._contacts.get(peer)
 
+    def seen(self, peer: PeerId) -> Instant:
+        """When a peer of the book was last known to live."""
+        return self._seen[peer]
+
     def note(self, record: NodeRecord, alive: Alive, now: Instant) -> None:
         """Remember a verified record."""
-        peer = PeerId(record.peer)
-        self._put(
-            Contact(
-                peer,
-                record.host,
-                record.intro_port,
-                record.control_port,
-                record.bulk_port,
-                record.epoch,
-                record.left,
-                now,
-                alive.chain,
-            )
-        )
+        self._put(contact_of(record, alive.chain), now)
+
+    def remember(self, members: Iterable[Member], now: Instant) -> None:
+        """Begin with these, who are alive now. There must be room for them."""
+        for member in members:
+            self._contacts[member.peer] = contact_of(member.record, member.alive.chain)
+            self._seen[member.peer] = now
+        assert len(self._contacts) <= ENTRIES_MAX, "more than the book holds"
+
+    def add_seeds(self, seeds: tuple[str, ...]) -> None:
+        """Addresses a person gave; they go before those of earlier times."""
+        merged = tuple(dict.fromkeys((*seeds, *self.seeds)))
+        if merged != self.seeds:
+            self.seeds = merged
+            self.version += 1
 
     def saw(self, peer: PeerId, now: Instant) -> None:
         """This peer is alive now, where we know it to be."""
         contact = self._contacts.get(peer)
         if contact is not None and not contact.left:
-            self._contacts[peer] = _seen_at(contact, now)
+            self._seen[peer] = now
 
     def drop(self, peer: PeerId) -> None:
         """Forget a peer (it was revoked)."""
         if self._contacts.pop(peer, None) is not None:
+            del self._seen[peer]
             self.version += 1
 
     def to_bytes(self, now: Instant, wall: WallTime) -> bytes:
         """The book as a file."""
         lines = [json.dumps({"format": FORMAT, "seeds": list(self.seeds)})]
-        lines += [json.dumps(_to_json(c, wall - (now - c.seen))) for c in self.contacts()]
+        for contact in self.contacts():
+            seen_wall = wall - (now - self._seen[contact.peer])
+            lines.append(f'{{"seen": {seen_wall:.3f}, {_fixed_part(contact)}')
         return ("\n".join(lines) + "\n").encode()
 
-    def _put(self, contact: Contact) -> None:
-        before = self._contacts.pop(contact.peer, None)
+    def _put(self, contact: Contact, seen: Instant) -> None:
+        peer = contact.peer
+        before = self._contacts.get(peer)
         if before is None and len(self._contacts) >= ENTRIES_MAX:
-            oldest = min(self._contacts.values(), key=lambda c: (c.seen, c.peer))
-            del self._contacts[oldest.peer]
-        self._contacts[contact.peer] = contact
-        if before is None or _seen_at(before, contact.seen) != contact:
+            oldest = min(self._contacts, key=lambda p: (self._seen[p], p))
+            del self._contacts[oldest], self._seen[oldest]
+        self._contacts[peer] = contact
+        self._seen[peer] = seen
+        if before != contact:
             self.version += 1
 
 
@@ -136,33 +163,31 @@ def read_book(data: bytes, now: Instant, wall: WallTime) -> tuple[AddressBook, s
     for line in lines[1:]:
         if not line.strip():
             continue
-        contact = _from_json(line, now, wall)
-        if contact is None:
+        entry = _from_json(line, now, wall)
+        if entry is None:
             damaged += 1
         else:
-            book._put(contact)
+            book._put(*entry)
     book.version = 0
     note = f"address book: {damaged} damaged lines left out, {len(book)} kept" if damaged else ""
     return book, note
 
 
-def _seen_at(contact: Contact, seen: Instant) -> Contact:
-    return replace(contact, seen=seen)
-
-
-def _to_json(contact: Contact, seen_wall: float) -> dict[str, Any]:
-    return {
+@lru_cache(maxsize=1024)
+def _fixed_part(contact: Contact) -> str:
+    """Its line in the file, without the opening brace and the time."""
+    fields = {
         "peer": contact.peer.hex(),
         "host": contact.host,
         "ports": [contact.intro_port, contact.control_port, contact.bulk_port],
         "epoch": contact.epoch,
         "left": contact.left,
-        "seen": round(seen_wall, 3),
         "chain": [base64.b64encode(link).decode() for link in contact.chain],
     }
+    return json.dumps(fields)[1:]
 
 
-def _from_json(line: bytes, now: Instant, wall: WallTime) -> Contact | None:
+def _from_json(line: bytes, now: Instant, wall: WallTime) -> tuple[Contact, Instant] | None:
     try:
         raw = json.loads(line)
         peer = bytes.fromhex(raw["peer"])
@@ -187,4 +212,5 @@ def _from_json(line: bytes, now: Instant, wall: WallTime) -> Contact | None:
         return None
     seen = Instant(now - age_s)
     intro, control, bulk = ports
-    return Contact(PeerId(peer), host, intro, control, bulk, epoch, bool(raw["left"]), seen, chain)
+    left = bool(raw["left"])
+    return Contact(PeerId(peer), host, intro, control, bulk, epoch, left, chain), seen

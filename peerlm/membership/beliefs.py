@@ -10,8 +10,9 @@ mints incarnations. The record comes by gossip or push-pull, and the doubt with 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from peerlm.effects import Log
 from peerlm.errors import WireError
@@ -151,13 +152,30 @@ class Beliefs:
         for suspicion in self._suspicions.values():
             suspicion.push(seconds)
 
+    def remember(self, members: Mapping[PeerId, Member], now: Instant) -> None:
+        """Begin among these, as if met before; tells nobody."""
+        others = {peer: member for peer, member in members.items() if peer != self.me}
+        assert all(m.state is not State.SUSPECT for m in others.values()), "a suspect remembered"
+        self.table.remember(others)
+        self._book.remember(others.values(), now)
+
     def check(self) -> None:
-        self.table.check()
+        """Assert that what changed since the last check is sound."""
+        for peer in self.table.check():
+            self._check_suspicion(peer)
         assert self.me not in self.table.all(), "we list ourselves"
-        for peer, member in self.table.all().items():
-            suspected = member.state is State.SUSPECT
-            assert suspected == (peer in self._suspicions), "suspicion and state disagree"
         assert all(peer in self.table.all() for peer in self._suspicions), "a suspicion of nobody"
+
+    def audit(self) -> None:
+        """Assert that everything is sound."""
+        self.check()
+        self.table.audit()
+        for peer in self.table.all():
+            self._check_suspicion(peer)
+
+    def _check_suspicion(self, peer: PeerId) -> None:
+        suspected = self.table.all()[peer].state is State.SUSPECT
+        assert suspected == (peer in self._suspicions), "suspicion and state disagree"
 
     # ----------------------------------------------------------------------------------- private
 
@@ -259,7 +277,13 @@ def _verdict_subject(peer: PeerId) -> bytes:
 
 
 def _record_of(alive: Alive) -> NodeRecord | None:
+    return _decoded(alive.record)
+
+
+@lru_cache(maxsize=2048)
+def _decoded(record: bytes) -> NodeRecord | None:
+    """Read once, though it is heard from many."""
     try:
-        return decode_as(NodeRecord, alive.record)
+        return decode_as(NodeRecord, record)
     except WireError:
         return None

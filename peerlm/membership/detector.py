@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -30,7 +31,8 @@ RELAYS_MAX = 256
 class Reach(Protocol):
     """What the detector must know of the members."""
 
-    def live_peers(self) -> list[PeerId]: ...
+    def live_peers(self) -> Sequence[PeerId]: ...
+    def linked_peers(self) -> Sequence[PeerId]: ...
     def is_live(self, peer: PeerId) -> bool: ...
     def is_linked(self, peer: PeerId) -> bool: ...
     def can_dial(self, peer: PeerId) -> bool: ...
@@ -235,7 +237,7 @@ class Detector:
         probe.direct_until = math.inf
         rest_s = self._profile.probe_interval_s - self._profile.probe_timeout_s
         probe.until = max(probe.until, after(now, rest_s))
-        able = [p for p in reach.live_peers() if p != probe.target and reach.is_linked(p)]
+        able = [p for p in reach.linked_peers() if p != probe.target]
         helpers = self._rng.sample(able, min(self._profile.indirect_probers, len(able)))
         probe.helpers = dict.fromkeys(helpers, False)
         steps: list[Step] = [Ask(Way.HELPER, helper, probe.target, seq) for helper in helpers]
@@ -259,7 +261,7 @@ class Detector:
                 peer = self._round.pop()
                 if reach.is_live(peer) and not self.is_probing(peer):
                     return peer
-            self._round = reach.live_peers()
+            self._round = list(reach.live_peers())
             self._rng.shuffle(self._round)
         return None
 

@@ -9,9 +9,9 @@ size. A node with no live member left tries addresses all the time, with back-of
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-from peerlm.membership.address_book import AddressBook, Contact, address_of
+from peerlm.membership.address_book import AddressBook, address_of
 from peerlm.membership.member import Member, State
 from peerlm.membership.profile import Profile
 from peerlm.types import Instant, PeerId, after
@@ -72,7 +72,7 @@ class Healer:
     def _try_all(self, now: Instant, book: AddressBook, own: str) -> list[str]:
         """Seeds first, then the most recently seen; a pass without success doubles the wait."""
         if not self._pass:
-            recent: Sequence[Contact] = sorted(book.contacts(), key=lambda c: (-c.seen, c.peer))
+            recent = sorted(book.contacts(), key=lambda c: (-book.seen(c.peer), c.peer))
             addresses = [*book.seeds, *(contact.address for contact in recent)]
             self._pass = [a for a in dict.fromkeys(addresses) if a and a != own]
         tries, self._pass = self._pass[:TRIES_AT_ONCE], self._pass[TRIES_AT_ONCE:]
@@ -97,7 +97,7 @@ class Healer:
         for contact in book.contacts():
             member_or_none = members.get(contact.peer)
             is_dead = member_or_none is not None and member_or_none.state is State.DEAD
-            is_unknown = member_or_none is None and not contact.left and contact.seen > oldest
-            if is_dead or is_unknown:
+            is_unknown = member_or_none is None and not contact.left
+            if is_dead or (is_unknown and book.seen(contact.peer) > oldest):
                 addresses.append(contact.address)
         return [a for a in dict.fromkeys(addresses) if a and a not in lived_at]

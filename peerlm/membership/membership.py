@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -33,6 +33,7 @@ from peerlm.wire.message import (
     Ack,
     Alive,
     Dead,
+    DigestEntry,
     Gossip,
     Message,
     Nack,
@@ -81,7 +82,7 @@ class Membership:
         self.me = PeerId(record.peer)
         self.profile = profile
         self.book = AddressBook() if book is None else book
-        self.book.seeds = tuple(dict.fromkeys((*seeds, *self.book.seeds)))
+        self.book.add_seeds(seeds)
         self._rng = rng
         self._curve_of = curve_of
         self._vitals = sync.NoVitals() if vitals is None else vitals
@@ -91,6 +92,10 @@ class Membership:
         self._table = self._beliefs.table
         self._healer = Healer(profile, rng, now)
         self._links: dict[PeerId, None] = {}
+        self._links_version = 0
+        self._linked: tuple[object, tuple[PeerId, ...]] = (None, ())
+        self._heard_by: tuple[object, tuple[PeerId, ...]] = (None, ())
+        self._digested: tuple[object, tuple[DigestEntry, ...]] = (None, ())
         self._synced: dict[PeerId, Instant] = {}
         self._last_round = Instant(-math.inf)
         self._sync_due = after(now, sync.interval_s(profile, 1, rng))
@@ -98,6 +103,7 @@ class Membership:
         self._wanted = Instant(math.inf)
         self._now = now
         self._effects: list[Effect] = []
+        self._due = self._next_due()
 
     # --------------------------------------------------------------------------- what is known
 
@@ -134,9 +140,14 @@ class Membership:
     def member(self, peer: PeerId) -> Member | None:
         return self._table.get(peer)
 
-    def members(self) -> dict[PeerId, Member]:
-        """All other members, dead and left ones too, sorted by PeerId."""
-        return {peer: self._table.all()[peer] for peer in sorted(self._table.all())}
+    def members(self) -> Mapping[PeerId, Member]:
+        """All other members, dead and left ones too, sorted by PeerId. Read-only."""
+        return self._table.in_order()
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Grows with every change of `members` or of who is linked."""
+        return self._table.version, self._links_version
 
     def changes(self) -> list[MemberChanged]:
         """Changes of other members since the last call, in order. Simulations read them: the node
@@ -153,6 +164,15 @@ class Membership:
         """Whether this record is later than what we hold: only then verify it, and pass it on to
         `learn` or `on_message`. False for anything that is no record."""
         return self._beliefs.is_news(alive)
+
+    def remember(self, members: Mapping[PeerId, Member], now: Instant) -> None:
+        """Begin in a swarm that has met: know these members (our own entry is passed over) and tell
+        nobody. For simulations: entries may be shared between nodes. Before anything else."""
+        self._enter(now)
+        self._beliefs.remember(members, now)
+        wait_s = sync.interval_s(self.profile, self._table.n_live + 1, self._rng)
+        self._sync_due = after(now, wait_s * self._rng.random())
+        self._due = self._next_due()
 
     # ------------------------------------------------------------------------------- what came
 
@@ -189,6 +209,7 @@ class Membership:
         """Exchange tables with whoever is new on the line, unless both just did."""
         self._enter(now)
         self._links[peer] = None
+        self._links_version += 1
         last = self._synced.get(peer)
         if last is None or now - last > self.profile.probe_interval_s:
             self._send(peer, self._digest(reply=False))
@@ -197,8 +218,7 @@ class Membership:
     def on_link_down(self, peer: PeerId, now: Instant) -> list[Effect]:
         """A hint, never a verdict: probe at once, over a fresh connection."""
         self._enter(now)
-        self._links.pop(peer, None)
-        self._synced.pop(peer, None)
+        self._unlink(peer)
         if self.is_live(peer) and not self._leaving:
             self._do(self._detector.begin(peer, now, self), now)
         return self._outcome()
@@ -267,14 +287,16 @@ class Membership:
         """Forget a peer that is no longer welcome (revoked). Do not verify its records again."""
         self._enter(now)
         self._beliefs.expel(peer)
-        self._links.pop(peer, None)
-        self._synced.pop(peer, None)
+        self._unlink(peer)
         return self._outcome()
 
     # ------------------------------------------------------------------------------------ clock
 
     def deadline(self) -> Instant:
         """When to call `wake`."""
+        return self._due
+
+    def _next_due(self) -> Instant:
         times: list[float] = [self._round_due()]
         if not self._leaving:
             times += [self._detector.deadline(), self._healer.deadline(), self._sync_due]
@@ -294,18 +316,38 @@ class Membership:
         return self._outcome()
 
     def check(self) -> None:
-        """Assert what we promise of our own state; what only all tables together show (everyone
-        converges, nobody reachable stays dead) is for whoever sees them all."""
+        """Assert what we promise of our own state, where it changed since the last check; what only
+        all tables together show (everyone converges, nobody reachable stays dead) is for whoever
+        sees them all."""
         self._beliefs.check()
         for target in self._detector.targets():
             assert self.is_live(target), "a probe of a member that is not live"
-        assert not math.isnan(self.deadline()), "no deadline"
+        assert not math.isnan(self._due), "no deadline"
+
+    def audit(self) -> None:
+        """`check` of everything, whether it changed or not."""
+        self.check()
+        self._beliefs.audit()
+        assert self._due == self._next_due(), "the deadline is stale"
+        assert self._digest(reply=False).entries == self._entries(), "the digest is stale"
 
     # ------------------------------------------------------------- what the detector asks (Reach)
 
-    def live_peers(self) -> list[PeerId]:
+    def live_peers(self) -> tuple[PeerId, ...]:
         """Other members alive or suspect, sorted."""
         return self._table.live()
+
+    @property
+    def n_live(self) -> int:
+        """How many those are."""
+        return self._table.n_live
+
+    def linked_peers(self) -> tuple[PeerId, ...]:
+        """Those of them we have a link with, sorted."""
+        if self._linked[0] != self.version:
+            linked = tuple(peer for peer in sorted(self._links) if self.is_live(peer))
+            self._linked = (self.version, linked)
+        return self._linked[1]
 
     def is_live(self, peer: PeerId) -> bool:
         member = self._table.get(peer)
@@ -331,9 +373,12 @@ class Membership:
     def _on_sync(self, peer: PeerId, message: Sync, now: Instant) -> None:
         """Answer with our digest, take doubts from theirs, hand over what they lack."""
         self._synced[peer] = now
-        theirs = {PeerId(entry.peer): entry for entry in message.entries}
+        ours = self._digest(reply=True)
         if not message.reply:
-            self._send(peer, self._digest(reply=True))
+            self._send(peer, ours)
+        if message.entries == ours.entries:
+            return
+        theirs = {PeerId(entry.peer): entry for entry in message.entries}
         lacking = sync.newer_than(theirs, self._beliefs.everyone(), self._vitals, self.me)
         for entry in message.entries:
             if entry.state in (State.SUSPECT, State.DEAD):
@@ -386,9 +431,13 @@ class Membership:
                 self._send(peer, Gossip(rumors))
         self._rumors.end_round(limit)
 
-    def _listeners(self) -> list[PeerId]:
-        known = self._table.all()
-        return [p for p in self._links if p in known and known[p].state is not State.LEFT]
+    def _listeners(self) -> tuple[PeerId, ...]:
+        """Linked members but those who left, in the order of their links."""
+        if self._heard_by[0] != self.version:
+            known = self._table.all()
+            able = tuple(p for p in self._links if p in known and known[p].state is not State.LEFT)
+            self._heard_by = (self.version, able)
+        return self._heard_by[1]
 
     def _round_due(self) -> Instant:
         """Rumors wait until someone can hear them."""
@@ -441,7 +490,8 @@ class Membership:
         if self._table.n_live == 0:
             self._healer.lonely(self._now)
         self._effects += self._beliefs.drain_logs()
-        self._wanted = max(self.deadline(), self._now)
+        self._due = self._next_due()
+        self._wanted = max(self._due, self._now)
         effects, self._effects = self._effects, []
         return effects
 
@@ -468,4 +518,15 @@ class Membership:
         return sends_limit(self.profile.retransmit_mult, n, self.profile.sends_min)
 
     def _digest(self, *, reply: bool) -> Sync:
-        return Sync(sync.digest(self._beliefs.everyone(), self._vitals), reply)
+        state = (self._table.version, self._beliefs.us, self._vitals.version)
+        if self._digested[0] != state:
+            self._digested = (state, self._entries())
+        return Sync(self._digested[1], reply)
+
+    def _entries(self) -> tuple[DigestEntry, ...]:
+        return sync.digest(self._beliefs.everyone(), self._vitals)
+
+    def _unlink(self, peer: PeerId) -> None:
+        self._links.pop(peer, None)
+        self._synced.pop(peer, None)
+        self._links_version += 1

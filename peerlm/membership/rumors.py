@@ -9,6 +9,7 @@ holds one rumor per subject. After SWIM section 4.1 and memberlist's broadcast q
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from peerlm.types import PeerId
@@ -49,21 +50,24 @@ def rumor_bytes(rumor: Rumor) -> int:
 class _Told:
     rumor: Rumor
     size: int
-    order: int
+    since: int
+    """The round in which it was put."""
     sends_max: int | None
     sends: int = 0
-    rounds: int = 0
-    told: dict[PeerId, int] = field(default_factory=dict)
-    """How often each peer was told; who told us need not hear it."""
+    told: list[PeerId] = field(default_factory=list)
+    """Whom, once for each telling; who told us need not hear it."""
 
 
 class RumorQueue:
-    """Bounded; one rumor per subject."""
+    """Bounded; one rumor per subject. Kept in tiers by tellings, so that no message needs a sort."""
 
     def __init__(self, subjects_max: int = SUBJECTS_MAX) -> None:
         self._subjects_max = subjects_max
         self._entries: dict[bytes, _Told] = {}
-        self._order = 0
+        """In order of arrival."""
+        self._tiers: list[dict[bytes, _Told]] = []
+        """By tellings so far, in each the one moved there last comes last."""
+        self._round = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -80,50 +84,63 @@ class RumorQueue:
     ) -> None:
         """Tell this from now on, instead of anything older on the subject. `sends_max`: fewer
         tellings than the limit, for news that will soon be old anyway."""
-        self._entries.pop(subject, None)
+        self.drop(subject)
         if len(self._entries) >= self._subjects_max:
-            worn = max(
-                self._entries, key=lambda s: (self._entries[s].sends, -self._entries[s].order)
-            )
-            del self._entries[worn]
-        self._order += 1
-        told = {} if teller is None else {teller: TELLINGS_PER_PEER}
-        size = rumor_bytes(rumor)
-        self._entries[subject] = _Told(rumor, size, self._order, sends_max, told=told)
+            most_told = next(tier for tier in reversed(self._tiers) if tier)
+            self.drop(next(iter(most_told)))
+        told = [] if teller is None else [teller] * TELLINGS_PER_PEER
+        entry = _Told(rumor, rumor_bytes(rumor), self._round, sends_max, told=told)
+        self._entries[subject] = entry
+        self._tier(0)[subject] = entry
 
     def drop(self, subject: bytes) -> None:
         """Stop telling it, if we do."""
-        self._entries.pop(subject, None)
+        entry = self._entries.pop(subject, None)
+        if entry is not None:
+            del self._tiers[entry.sends][subject]
 
     def take(
         self, to: PeerId, bytes_max: int, limit: int, count_max: int = COUNT_MAX
     ) -> tuple[Rumor, ...]:
         """Rumors for one message to this peer, least told and then newest first. Each counts as
         told and goes when told `limit` times; one that does not fit waits for a larger message."""
-        taken: list[Rumor] = []
+        taken: list[tuple[bytes, _Told]] = []
         room = bytes_max
-        ordered = sorted(self._entries.items(), key=lambda item: (item[1].sends, -item[1].order))
-        for subject, entry in ordered:
+        for subject, entry in self._least_told_first():
             if len(taken) >= count_max:
                 break
-            if entry.size > room or entry.told.get(to, 0) >= TELLINGS_PER_PEER:
-                continue
-            room -= entry.size
-            taken.append(entry.rumor)
-            entry.sends += 1
-            entry.told[to] = entry.told.get(to, 0) + 1
-            if entry.sends >= _least(limit, entry.sends_max):
-                del self._entries[subject]
-        return tuple(taken)
+            if entry.size <= room and entry.told.count(to) < TELLINGS_PER_PEER:
+                room -= entry.size
+                taken.append((subject, entry))
+        for subject, entry in reversed(taken):
+            self._count(subject, entry, to, limit)
+        return tuple(entry.rumor for _, entry in taken)
 
     def end_round(self, limit: int) -> None:
         """A gossip round is over. In a small swarm a rumor has soon been told to all; it goes
         after as many rounds as it may have tellings."""
-        for subject, entry in list(self._entries.items()):
-            entry.rounds += 1
-            if entry.rounds >= limit:
-                del self._entries[subject]
+        self._round += 1
+        while self._entries:
+            oldest = next(iter(self._entries))
+            if self._round - self._entries[oldest].since < limit:
+                break
+            self.drop(oldest)
 
+    def _least_told_first(self) -> Iterator[tuple[bytes, _Told]]:
+        for tier in self._tiers:
+            yield from reversed(tier.items())
 
-def _least(limit: int, sends_max: int | None) -> int:
-    return limit if sends_max is None else min(limit, sends_max)
+    def _count(self, subject: bytes, entry: _Told, to: PeerId, limit: int) -> None:
+        """It was told once more: a tier up, or out."""
+        del self._tiers[entry.sends][subject]
+        entry.sends += 1
+        entry.told.append(to)
+        if entry.sends >= (limit if entry.sends_max is None else min(limit, entry.sends_max)):
+            del self._entries[subject]
+        else:
+            self._tier(entry.sends)[subject] = entry
+
+    def _tier(self, sends: int) -> dict[bytes, _Told]:
+        while len(self._tiers) <= sends:
+            self._tiers.append({})
+        return self._tiers[sends]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Protocol
 
 from peerlm.membership.member import Member, State
@@ -31,6 +32,11 @@ BATCHES_MAX = 32
 class VitalsShelf(Protocol):
     """Where signed vitals are kept (`swarm.vitals.Ledger`)."""
 
+    @property
+    def version(self) -> int:
+        """Grows whenever an answer of the two below may change."""
+        ...
+
     def version_of(self, peer: PeerId) -> tuple[int, int]:
         """(epoch, version) of the newest vitals held; (0, 0) for none."""
         ...
@@ -42,6 +48,8 @@ class VitalsShelf(Protocol):
 
 class NoVitals:
     """An empty shelf."""
+
+    version = 0
 
     def version_of(self, peer: PeerId) -> tuple[int, int]:
         return (0, 0)
@@ -58,15 +66,18 @@ def interval_s(profile: Profile, n_members: int, rng: random.Random) -> float:
 
 def digest(members: Iterable[Member], vitals: VitalsShelf) -> tuple[DigestEntry, ...]:
     """One entry per member, sorted by PeerId. Include this node's own entry in `members`."""
-    entries = []
-    for member in sorted(members, key=lambda m: m.peer):
-        vitals_epoch, vitals_version = vitals.version_of(member.peer)
-        entries.append(
-            DigestEntry(
-                member.peer, *member.incarnation, int(member.state), vitals_epoch, vitals_version
-            )
-        )
-    return tuple(entries)
+    return tuple(
+        _entry(m.peer, *m.incarnation, int(m.state), *vitals.version_of(m.peer))
+        for m in sorted(members, key=lambda m: m.peer)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _entry(
+    peer: PeerId, epoch: int, counter: int, state: int, vitals_epoch: int, vitals_version: int
+) -> DigestEntry:
+    """Shared: most of a digest is as it was in the last one."""
+    return DigestEntry(peer, epoch, counter, state, vitals_epoch, vitals_version)
 
 
 def newer_than(

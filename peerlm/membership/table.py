@@ -3,6 +3,8 @@
 Entries only ever move up the order of `member`, so an incarnation never decreases (invariant I3).
 Leaving the table is the one exception: retention ran out, the peer was expelled, or a full table
 made room by forgetting the oldest dead.
+
+What readers ask for all the time (who lives, everybody in order) is computed once per `version`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from peerlm.membership.member import Member, State, precedence
+from peerlm.membership.member import Member, State, precedence, rank_of
 from peerlm.membership.profile import Profile
 from peerlm.types import Instant, PeerId
 from peerlm.wire.message import NodeRecord
@@ -40,8 +42,13 @@ class Table:
         self._profile = profile
         self._members: dict[PeerId, Member] = {}
         self._changes: deque[MemberChanged] = deque(maxlen=CHANGES_MAX)
-        self._checked: dict[PeerId, tuple[int, bool, int]] = {}
+        self._ranks: dict[PeerId, tuple[int, bool, int]] = {}
+        self._touched: dict[PeerId, None] = {}
+        self._live: tuple[int, tuple[PeerId, ...]] = (-1, ())
+        self._sorted: tuple[int, Mapping[PeerId, Member]] = (-1, {})
         self.n_live = 0
+        self.version = 0
+        """Grows with every change."""
 
     def get(self, peer: PeerId) -> Member | None:
         return self._members.get(peer)
@@ -50,9 +57,27 @@ class Table:
         """Read-only use; in order of arrival."""
         return self._members
 
-    def live(self) -> list[PeerId]:
+    def in_order(self) -> Mapping[PeerId, Member]:
+        """Read-only; sorted by PeerId. The same object until something changes."""
+        if self._sorted[0] != self.version:
+            ordered = {peer: self._members[peer] for peer in sorted(self._members)}
+            self._sorted = (self.version, ordered)
+        return self._sorted[1]
+
+    def live(self) -> tuple[PeerId, ...]:
         """Alive and suspect, sorted."""
-        return sorted(peer for peer, member in self._members.items() if member.is_live)
+        if self._live[0] != self.version:
+            live = sorted(peer for peer, member in self._members.items() if member.is_live)
+            self._live = (self.version, tuple(live))
+        return self._live[1]
+
+    def remember(self, members: Mapping[PeerId, Member]) -> None:
+        """Begin with these entries, which may be shared with other tables. Only in an empty table;
+        the change log does not show them."""
+        assert not self._members, "remembered after others were met"
+        self._members = dict(members)
+        self.n_live = sum(member.is_live for member in members.values())
+        self.version += 1
 
     def put(self, new: Member) -> bool:
         """Take this fact if it is later than what is held. False: it is not, or there is no room."""
@@ -62,6 +87,7 @@ class Table:
         if old is None and not self._make_room():
             return False
         self._members[new.peer] = new
+        self._touch(new.peer)
         self.n_live += new.is_live - (old is not None and old.is_live)
         restarted = old is not None and new.record.epoch > old.record.epoch
         old_state = None if old is None else old.state
@@ -71,8 +97,12 @@ class Table:
     def remove(self, peer: PeerId) -> Member | None:
         """Forget a peer. If it was live, the change log shows it as dead."""
         old = self._members.pop(peer, None)
-        self._checked.pop(peer, None)
-        if old is not None and old.is_live:
+        self._ranks.pop(peer, None)
+        self._touched.pop(peer, None)
+        if old is None:
+            return None
+        self.version += 1
+        if old.is_live:
             self.n_live -= 1
             self._changes.append(MemberChanged(peer, old.state, State.DEAD, old.record))
         return old
@@ -92,16 +122,33 @@ class Table:
         self._changes.clear()
         return drained
 
-    def check(self) -> None:
-        """Assert that the table is sound and that no entry moved down since the last check."""
+    def check(self) -> list[PeerId]:
+        """Assert that entries put since the last check are sound and did not move down. Returns
+        whose they are."""
+        assert 0 <= self.n_live <= len(self._members) <= self._profile.members_max, "bounds"
+        touched, self._touched = list(self._touched), {}
+        for peer in touched:
+            self._check_entry(peer, self._members[peer])
+        return touched
+
+    def audit(self) -> None:
+        """`check` of everything."""
         assert self.n_live == sum(m.is_live for m in self._members.values()), "live count is off"
-        assert len(self._members) <= self._profile.members_max, "more members than allowed"
+        assert self.n_live == len(self.live()), "the list of the living is stale"
+        assert self.in_order() == self._members, "the list of everybody is stale"
         for peer, member in self._members.items():
-            assert member.peer == peer == member.record.peer, "an entry under another's name"
-            assert (member.state is State.LEFT) == member.record.left, "left without a goodbye"
-            rank = (member.record.epoch, member.record.left, member.record.counter)
-            assert rank >= self._checked.get(peer, rank), "an incarnation decreased"
-            self._checked[peer] = rank
+            self._check_entry(peer, member)
+
+    def _check_entry(self, peer: PeerId, member: Member) -> None:
+        assert member.peer == peer == member.record.peer, "an entry under another's name"
+        assert (member.state is State.LEFT) == member.record.left, "left without a goodbye"
+        rank = rank_of(member.record)
+        assert rank >= self._ranks.get(peer, rank), "an incarnation decreased"
+        self._ranks[peer] = rank
+
+    def _touch(self, peer: PeerId) -> None:
+        self._touched[peer] = None
+        self.version += 1
 
     def _make_room(self) -> bool:
         if len(self._members) < self._profile.members_max:

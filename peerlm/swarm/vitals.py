@@ -52,6 +52,10 @@ class Ledger:
         self._total = 0
         self.refused = 0
         """Facts not taken because the ledger was full."""
+        self.version = 0
+        """Grows with every fact taken in."""
+        self.standing = 0
+        """Grows when a peer's newest vitals differ in more than figures: see `_standing_of`."""
 
     # -------------------------------------------------------------------------------- merging
 
@@ -78,6 +82,8 @@ class Ledger:
         newest = self._newest.get(peer)
         if newest is None or vitals.epoch >= newest.epoch:
             self._newest[peer] = vitals
+            self.standing += newest is None or _standing_of(newest) != _standing_of(vitals)
+        self.version += 1
         self._drop_empty(peer)
         return True
 
@@ -88,7 +94,9 @@ class Ledger:
 
     def forget(self, peer: PeerId) -> None:
         """Drop what an expelled peer says of itself. Its tokens were trained, and stay."""
-        self._newest.pop(peer, None)
+        if self._newest.pop(peer, None) is not None:
+            self.standing += 1
+        self.version += 1
         for entry in self._entries.get(peer, {}).values():
             entry.pulse = None
 
@@ -170,3 +178,9 @@ class Ledger:
         for epoch in [e for e, entry in epochs.items() if e < current and not entry.tokens]:
             del epochs[epoch]
             self._n_entries -= 1
+
+
+def _standing_of(vitals: Vitals) -> tuple[object, ...]:
+    """What decides how others deal with a node."""
+    v = vitals
+    return v.epoch, v.phase, v.active, v.participating, v.settled, v.plan_revision

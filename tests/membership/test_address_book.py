@@ -26,7 +26,7 @@ def test_a_book_comes_back_as_it_was_on_another_clock() -> None:
     assert again.seeds == ("tcp://seed:7700",)
     assert len(again) == 3
     for before, after in zip(book.contacts(), again.contacts(), strict=True):
-        assert abs(after.seen - (before.seen - 200.0 - 60.0 + 5.0)) < 1e-2
+        assert abs(again.seen(after.peer) - (book.seen(before.peer) - 200.0 - 60.0 + 5.0)) < 1e-2
         assert (after.peer, after.address, after.epoch, after.chain) == (
             before.peer,
             before.address,

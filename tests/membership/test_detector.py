@@ -24,6 +24,9 @@ class Reachable:
     def live_peers(self) -> list[PeerId]:
         return list(self.peers)
 
+    def linked_peers(self) -> list[PeerId]:
+        return [peer for peer in self.peers if peer not in self.unlinked]
+
     def is_live(self, peer: PeerId) -> bool:
         return peer in self.peers
 

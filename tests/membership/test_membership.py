@@ -156,7 +156,7 @@ def test_a_suspicion_runs_out_and_a_later_record_raises_the_dead() -> None:
         now = node.deadline()
         node.wake(now)
     assert state_of(node, B) is State.DEAD
-    assert node.live_peers() == []
+    assert node.live_peers() == ()
     node.learn(sign(record_of(1)), B, now)
     assert state_of(node, B) is State.DEAD
     node.learn(sign(record_of(1, counter=1)), B, now)
