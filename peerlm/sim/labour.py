@@ -201,6 +201,7 @@ class Labour:
             worker.steps += 1
             worker.cadence.stepped()
         worker.tokens += self._tick_tokens
+        self.machine.tokens_trained += self._tick_tokens
         self._read_mail(worker)
         self._hand_in(worker)
         if self.world.now - worker.reported >= REPORT_S:

@@ -77,6 +77,10 @@ class Machine:
         """What it mixes instead of its own weights, if it means harm."""
         self.fatal = ""
         """Workers die of this while it is set."""
+        self.disk_lied = False
+        """It may begin a life with a boot epoch it has had before."""
+        self.tokens_trained = 0
+        """Over all its lives; what no count in the swarm may exceed."""
         self.poisoned = False
         """The next inner step breaks θ."""
         self.labour: Labour

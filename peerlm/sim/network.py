@@ -122,8 +122,12 @@ class Network:
 
     # ----------------------------------------------------------------------------------- messages
 
-    def set_wire(self, a: int, b: int, wire: Wire) -> None:
-        self._own[a, b] = wire
+    def set_wire(self, a: int, b: int, wire: Wire | None) -> None:
+        """This direction is of its own kind from now on; None: like all others."""
+        if wire is None:
+            self._own.pop((a, b), None)
+        else:
+            self._own[a, b] = wire
 
     def wire_of(self, a: int, b: int) -> Wire:
         return self._own.get((a, b), self.wire) if self._own else self.wire

@@ -191,6 +191,19 @@ class World:
         for pair in self.network.cuts():
             self.mend(*pair)
 
+    def power_cut(self, number: int) -> None:
+        """It is gone at once, and its disk may not have kept what it said it had."""
+        machine = self.machines[number]
+        if machine.is_up:
+            machine.die(silently=True)
+            machine.disk_lied |= machine.disk.power_cut(self.rng) == "epoch"
+
+    def set_wires(self, number: int, wire: Wire | None) -> None:
+        """All lines to and from this machine are like that from now on; None: like all others."""
+        for other in self.machines:
+            self.network.set_wire(number, other, wire)
+            self.network.set_wire(other, number, wire)
+
     def sign(self, plan: Plan, revision: int) -> SignedPlan:
         return sign_plan(self.root, plan, revision)
 

@@ -1,0 +1,60 @@
+"""What must hold in every run, whatever happens.
+
+Node-local promises are asserted by the node itself after every event (`Node.check`), those of a
+transfer by transfers.py, those of admission by the world. Here is what only somebody sees who looks
+at all machines at once: *safety*, which holds at any instant, and *liveness*, which must come true
+once nothing is broken any more.
+"""
+
+from __future__ import annotations
+
+from peerlm.sim.world import World
+
+SPREAD_MAX = 0.1
+"""Nodes that train and mix stay this near each other, relative to |φ|."""
+
+
+class Safety:
+    """Looks at all machines from time to time; remembers what may never go back."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._own: dict[int, tuple[int, int]] = {}
+        self.looks = 0
+
+    def look(self) -> None:
+        """Raises `AssertionError` if the swarm breaks a promise."""
+        self.looks += 1
+        world = self._world
+        for machine in world.up():
+            node = machine.node
+            assert node is not None
+            getattr(node, "audit", node.check)()
+            self._incarnation(machine.number, node.company.membership.incarnation)
+        trained = sum(machine.tokens_trained for machine in world.machines.values())
+        for machine in world.up():
+            node = machine.node
+            assert node is not None
+            counted = node.company.ledger.total()
+            assert counted <= trained, (
+                f"machine {machine.number} counts {counted} tokens, {trained} were trained"
+            )
+            for peer, member in node.company.membership.members().items():
+                owner = world.of(peer).number
+                minted = self._own.get(owner)
+                assert minted is None or member.incarnation <= minted, (
+                    f"machine {machine.number} holds incarnation {member.incarnation} of machine "
+                    f"{owner}, which has minted {minted}"
+                )
+
+    def _incarnation(self, number: int, now: tuple[int, int]) -> None:
+        """The latest a machine has minted; a disk that lies may take it back for a while."""
+        before = self._own.get(number, now)
+        lied = self._world.machines[number].disk_lied
+        assert now >= before or lied, f"machine {number} fell from incarnation {before} to {now}"
+        self._own[number] = max(before, now)
+
+
+def is_well(world: World) -> bool:
+    """One swarm, everyone takes part, and all are near each other."""
+    return world.all_mixing() and world.spread() < SPREAD_MAX
