@@ -42,7 +42,7 @@ from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, address_of
 from peerlm.membership.member import Member
 from peerlm.membership.membership import Membership
-from peerlm.membership.profile import profile_named
+from peerlm.membership.profile import Profile, profile_named
 from peerlm.node.contacts import Contacts, neighbours
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import Instant, PeerId, Role, WallTime, after, short
@@ -119,6 +119,7 @@ class Company:
         seeds: tuple[str, ...],
         book: AddressBook,
         ledger: Ledger,
+        profile: Profile | None = None,
     ) -> None:
         self.gate = gate
         self.plan = plan
@@ -151,7 +152,7 @@ class Company:
         self.ports = ports
         self.membership = Membership(
             record,
-            profile_named(plan.plan.swarm.profile),
+            profile or profile_named(plan.plan.swarm.profile),
             rng,
             now,
             sign=self._sign_record,

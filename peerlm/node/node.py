@@ -27,6 +27,7 @@ from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan
 from peerlm.membership.address_book import AddressBook, address_of
 from peerlm.membership.member import State
+from peerlm.membership.profile import Profile
 from peerlm.node.company import Company, Ports
 from peerlm.node.lifecycle import Phase
 from peerlm.node.snapshots import Restored
@@ -84,6 +85,8 @@ class Birth:
     restored: Restored | None
     tallies: tuple[tuple[PeerId, int, int], ...]
     """(peer, boot epoch, tokens) from the snapshot."""
+    profile: Profile | None = None
+    """Timers other than the plan's preset, which a simulation may compare."""
 
 
 class Node:
@@ -106,6 +109,7 @@ class Node:
             seeds=birth.seeds,
             book=birth.book,
             ledger=self._ledger,
+            profile=birth.profile,
         )
         self.me = self.company.me
         self.work = Work(
