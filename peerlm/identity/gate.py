@@ -10,16 +10,16 @@ certified it. So no member can take over a key that is seated; a member that cop
 *newcomer* and is quicker can keep that newcomer out (`key_taken`) until it is revoked or the newcomer
 takes a fresh key, but it can never speak with a key whose secret half it lacks.
 
-The costly half of a check (signatures, about 0.6 ms) is remembered by the chain's hash; dates and
+The costly half of a check (signatures, about 0.6 ms) is remembered by the chain's bytes; dates and
 revocations are looked at every time. Pure: wall time is an argument, no file and no socket is touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from peerlm.errors import AuthError
-from peerlm.identity import canonical
 from peerlm.identity.chain import SKEW_S, Chain, Verified, check_now, read_chain
 from peerlm.identity.keys import Purpose, is_signed
 from peerlm.identity.revocation import Revocations
@@ -28,7 +28,8 @@ from peerlm.types import PeerId, Role, RunId, WallTime
 PEERS_MAX = 4096
 """Seats. A holder of an invite can enrol as many nodes as it likes, so there is an end to it."""
 READ_MAX = 4096
-"""Chains whose signatures are remembered; the one unused for longest is dropped and read again if shown."""
+"""Chains whose signatures are remembered, by all gates of a process together; the one unused for
+longest is dropped and read again if shown."""
 KNOWN_MAX = 65_536
 """Node ids remembered as met; the oldest is dropped and then needs a member's word to come back."""
 
@@ -51,9 +52,10 @@ class Gate:
         self.revocations = Revocations(root_public_key, run_id)
         self.refusals: dict[str, int] = {}
         """How often something was refused, by `AuthError.code`."""
+        self.version = 0
+        """Grows with every change of the seats."""
         self._seats: dict[PeerId, Verified] = {}
         self._by_curve: dict[bytes, PeerId] = {}
-        self._read: dict[bytes, Verified] = {}
         self._known: dict[PeerId, None] = {}
 
     # ------------------------------------------------------------------------------ coming in
@@ -69,7 +71,7 @@ class Gate:
                 key; `full` if there is no seat.
         """
         try:
-            verified = self._read_once(chain)
+            verified = _read_once(chain, self.root_public_key, self.run_id)
             known = vouched or verified.peer_id in self._known
             check_now(
                 verified, wall, self.revocations.first_revoked, known=known, skew_s=self.skew_s
@@ -122,27 +124,20 @@ class Gate:
     def verify(self, peer: PeerId, message: bytes, signature: bytes) -> bool:
         """Whether an admitted peer signed this record (`NodeKeys.sign`)."""
         seat = self._seats.get(peer)
-        return seat is not None and is_signed(seat.ed25519_pk, Purpose.RECORD, message, signature)
+        return seat is not None and _is_record(seat.ed25519_pk, message, signature)
 
     def check(self) -> None:
-        """Raise `AssertionError` if the two tables disagree or a bound is broken."""
-        by_curve = {seat.curve_pk: peer for peer, seat in self._seats.items()}
-        assert by_curve == self._by_curve, "one CURVE key, one seat"
-        assert len(by_curve) == len(self._seats) <= self.peers_max
-        assert len(self._read) <= READ_MAX
+        """Raise `AssertionError` if the two tables cannot agree or a bound is broken."""
+        assert len(self._by_curve) == len(self._seats) <= self.peers_max, "one CURVE key, one seat"
         assert len(self._known) <= KNOWN_MAX
 
-    # ------------------------------------------------------------------------------ the tables
+    def audit(self) -> None:
+        """Raise `AssertionError` if the two tables disagree anywhere."""
+        self.check()
+        by_curve = {seat.curve_pk: peer for peer, seat in self._seats.items()}
+        assert by_curve == self._by_curve, "one CURVE key, one seat"
 
-    def _read_once(self, chain: Chain) -> Verified:
-        name = canonical.hash32(canonical.encode(list(chain)))
-        verified = self._read.pop(name, None) or read_chain(
-            chain, self.root_public_key, self.run_id
-        )
-        self._read[name] = verified
-        if len(self._read) > READ_MAX:
-            del self._read[next(iter(self._read))]
-        return verified
+    # ------------------------------------------------------------------------------ the tables
 
     def _seat(self, verified: Verified) -> Verified:
         peer = verified.peer_id
@@ -162,6 +157,7 @@ class Gate:
             del self._by_curve[current.curve_pk]
         self._seats[peer] = verified
         self._by_curve[verified.curve_pk] = peer
+        self.version += 1
         self.know([peer])
         return verified
 
@@ -169,10 +165,22 @@ class Gate:
         dropped = tuple(sorted(peer for peer, seat in self._seats.items() if is_over(seat)))
         for peer in dropped:
             del self._by_curve[self._seats.pop(peer).curve_pk]
+        self.version += len(dropped)
         return dropped
 
     def _count(self, error: AuthError) -> None:
         self.refusals[error.code] = self.refusals.get(error.code, 0) + 1
+
+
+@lru_cache(maxsize=READ_MAX)
+def _read_once(chain: Chain, root_public_key: bytes, run_id: RunId) -> Verified:
+    return read_chain(chain, root_public_key, run_id)
+
+
+@lru_cache(maxsize=1024)
+def _is_record(public: bytes, message: bytes, signature: bytes) -> bool:
+    """Records are short, and all nodes of a process (a simulation) are shown the same ones."""
+    return is_signed(public, Purpose.RECORD, message, signature)
 
 
 def _recency(verified: Verified) -> tuple[int, int, bytes]:

@@ -12,19 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import lru_cache
 
 from peerlm.effects import Log
-from peerlm.errors import WireError
 from peerlm.membership.address_book import AddressBook
 from peerlm.membership.detector import Detector
-from peerlm.membership.member import Member, State, accused, from_alive, rank_of
+from peerlm.membership.member import Member, State, accused, from_alive, rank_of, record_of
 from peerlm.membership.profile import Profile
 from peerlm.membership.rumors import RumorQueue
 from peerlm.membership.suspicion import Suspicion, begin_suspicion
 from peerlm.membership.table import Table
 from peerlm.types import Instant, PeerId, short
-from peerlm.wire.codec import decode_as
 from peerlm.wire.message import Alive, Dead, DigestEntry, NodeRecord, Rumor, Suspect
 
 
@@ -89,7 +86,7 @@ class Beliefs:
 
     def is_news(self, alive: Alive) -> bool:
         """Whether this record is later than what we hold. False for anything that is no record."""
-        record = _record_of(alive)
+        record = record_of(alive)
         if record is None:
             return False
         known = self.us if record.peer == self.me else self.table.get(PeerId(record.peer))
@@ -180,7 +177,7 @@ class Beliefs:
     # ----------------------------------------------------------------------------------- private
 
     def _on_alive(self, alive: Alive, teller: PeerId, now: Instant) -> None:
-        record = _record_of(alive)
+        record = record_of(alive)
         if record is None:
             return
         if record.peer == self.me:
@@ -274,16 +271,3 @@ def alive_subject(peer: PeerId) -> bytes:
 
 def _verdict_subject(peer: PeerId) -> bytes:
     return b"v" + peer
-
-
-def _record_of(alive: Alive) -> NodeRecord | None:
-    return _decoded(alive.record)
-
-
-@lru_cache(maxsize=2048)
-def _decoded(record: bytes) -> NodeRecord | None:
-    """Read once, though it is heard from many."""
-    try:
-        return decode_as(NodeRecord, record)
-    except WireError:
-        return None

@@ -15,8 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import lru_cache
 
+from peerlm.errors import WireError
 from peerlm.types import Instant, PeerId
+from peerlm.wire.codec import decode_as
 from peerlm.wire.message import Alive, NodeRecord
 
 
@@ -50,6 +53,20 @@ class Member:
     def is_live(self) -> bool:
         """Alive or merely suspected."""
         return self.state <= State.SUSPECT
+
+
+def record_of(alive: Alive) -> NodeRecord | None:
+    """What a record says, not whether it is true; None for junk."""
+    return _decoded(alive.record)
+
+
+@lru_cache(maxsize=2048)
+def _decoded(record: bytes) -> NodeRecord | None:
+    """Read once, though it is heard from many, and by all nodes of a process (a simulation)."""
+    try:
+        return decode_as(NodeRecord, record)
+    except WireError:
+        return None
 
 
 def rank_of(record: NodeRecord) -> tuple[int, bool, int]:

@@ -44,7 +44,7 @@ class Table:
         self._changes: deque[MemberChanged] = deque(maxlen=CHANGES_MAX)
         self._ranks: dict[PeerId, tuple[int, bool, int]] = {}
         self._touched: dict[PeerId, None] = {}
-        self._live: tuple[int, tuple[PeerId, ...]] = (-1, ())
+        self._live: tuple[PeerId, ...] | None = ()
         self._sorted: tuple[int, Mapping[PeerId, Member]] = (-1, {})
         self.n_live = 0
         self.version = 0
@@ -65,11 +65,10 @@ class Table:
         return self._sorted[1]
 
     def live(self) -> tuple[PeerId, ...]:
-        """Alive and suspect, sorted."""
-        if self._live[0] != self.version:
-            live = sorted(peer for peer, member in self._members.items() if member.is_live)
-            self._live = (self.version, tuple(live))
-        return self._live[1]
+        """Alive and suspect, sorted. The same object until somebody comes or goes."""
+        if self._live is None:
+            self._live = tuple(sorted(p for p, member in self._members.items() if member.is_live))
+        return self._live
 
     def remember(self, members: Mapping[PeerId, Member]) -> None:
         """Begin with these entries, which may be shared with other tables. Only in an empty table;
@@ -77,6 +76,7 @@ class Table:
         assert not self._members, "remembered after others were met"
         self._members = dict(members)
         self.n_live = sum(member.is_live for member in members.values())
+        self._live = None
         self.version += 1
 
     def put(self, new: Member) -> bool:
@@ -88,7 +88,10 @@ class Table:
             return False
         self._members[new.peer] = new
         self._touch(new.peer)
-        self.n_live += new.is_live - (old is not None and old.is_live)
+        was_live = old is not None and old.is_live
+        if new.is_live != was_live:
+            self.n_live += new.is_live - was_live
+            self._live = None
         restarted = old is not None and new.record.epoch > old.record.epoch
         old_state = None if old is None else old.state
         self._changes.append(MemberChanged(new.peer, old_state, new.state, new.record, restarted))
@@ -104,6 +107,7 @@ class Table:
         self.version += 1
         if old.is_live:
             self.n_live -= 1
+            self._live = None
             self._changes.append(MemberChanged(peer, old.state, State.DEAD, old.record))
         return old
 

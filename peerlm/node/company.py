@@ -14,7 +14,9 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from peerlm import config
 from peerlm.config import Plan
@@ -40,7 +42,7 @@ from peerlm.identity.invite import renew, renewal_due_at
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, address_of
-from peerlm.membership.member import Member
+from peerlm.membership.member import Member, record_of
 from peerlm.membership.membership import Membership
 from peerlm.membership.profile import Profile, profile_named
 from peerlm.node.contacts import Contacts, neighbours
@@ -79,6 +81,9 @@ REVOCATIONS_PER_MESSAGE = 32
 
 TALLIES_MAX = 4096
 """Entries of the token count told on a new link."""
+
+BOOK_S = 1.0
+"""The address book is saved at most this often."""
 
 CHAIN_CHECK_S = 60.0
 """How often certificates are looked at: expired ones leave, our own is renewed at half life."""
@@ -134,7 +139,12 @@ class Company:
         self._wall = wall
         self._seeds = seeds
         self._chain_due = after(now, CHAIN_CHECK_S)
-        self._book_saved = -1
+        self._book_saved = 0
+        self._book_due = now
+        self._looked_at: object = None
+        """The state of things when links were last looked at; None: look in any case."""
+        self._live: tuple[PeerId, ...] = ()
+        self._neighbours: tuple[PeerId, ...] = ()
         self._kept: list[Effect] = []
         self.me = self._admit_ourselves(wall)
         gate.know(contact.peer for contact in book.contacts())
@@ -180,10 +190,20 @@ class Company:
     def address(self) -> str:
         return address_of(self.membership.record.host, self.ports.introduction)
 
-    def live(self) -> list[Member]:
-        """Other live members of the same plan, sorted by PeerId."""
-        members = self.membership.members().values()
-        return [m for m in members if m.is_live and m.peer not in self.refused_plans]
+    def linked(self) -> list[PeerId]:
+        """Live members of the same plan that we have a link with, sorted."""
+        return [p for p in self.membership.linked_peers() if p not in self.refused_plans]
+
+    @property
+    def version(self) -> tuple[object, ...]:
+        """Changes with whom we know, whom we are linked with, what they may do and how they are."""
+        return (
+            self.membership.version,
+            self.ledger.standing,
+            self.gate.version,
+            self.plan.revision,
+            tuple(self.refused_plans),
+        )
 
     def vitals_of(self, peer: PeerId) -> Vitals | None:
         """A live member's latest word on itself, if it is of its present life."""
@@ -243,6 +263,7 @@ class Company:
         return [admit, AnswerIntroduction(event.route, welcome)]
 
     def introduction_answered(self, event: IntroductionAnswered, now: Instant) -> list[Effect]:
+        self._looked_at = None
         match event.answer:
             case Refusal(reason=reason, detail=detail):
                 return self._refused(event.address, reason, detail, now)
@@ -360,7 +381,9 @@ class Company:
     def _gossiped(self, peer: PeerId, message: Ping | Ack | Gossip, now: Instant) -> list[Effect]:
         """Take the untrue out, let membership read its rumors, read the others here."""
         kept = tuple(r for r in message.rumors if not isinstance(r, Alive) or self._is_true(r))
-        heard = self.membership.on_message(peer, dataclasses.replace(message, rumors=kept), now)
+        if len(kept) < len(message.rumors):
+            message = dataclasses.replace(message, rumors=kept)
+        heard = self.membership.on_message(peer, message, now)
         effects = heard.effects
         for rumor in heard.others:
             effects += self._other_rumor(peer, rumor, now)
@@ -368,14 +391,15 @@ class Company:
 
     def _is_true(self, alive: Alive) -> bool:
         """Whether a record is worth reading: news, of an admitted node, and signed by it."""
-        if not self.membership.is_news(alive):
+        record = record_of(alive)
+        if record is None or not self.membership.is_news(alive):
             return False
         try:
-            peer = PeerId(decode_as(NodeRecord, alive.record).peer)
             verified = self.gate.admit(alive.chain, self._wall, vouched=True)
-        except (WireError, AuthError) as error:
+        except AuthError as error:
             self._misbehaved("record", error)
             return False
+        peer = PeerId(record.peer)
         return verified.peer_id == peer and self.gate.verify(peer, alive.record, alive.signature)
 
     def _other_rumor(self, teller: PeerId, rumor: Rumor, now: Instant) -> list[Effect]:
@@ -389,10 +413,9 @@ class Company:
         return []
 
     def _pulse(self, teller: PeerId | None, pulse: Pulse, now: Instant) -> list[Effect]:
-        try:
-            vitals = decode_as(Vitals, pulse.vitals)
-        except WireError as error:
-            self._misbehaved("vitals", error)
+        vitals = _vitals_of(pulse.vitals)
+        if vitals is None:
+            self.misbehaviour["vitals: malformed"] += 1
             return []
         peer = PeerId(vitals.peer)
         if peer == self.me or not self.ledger.is_news(vitals):
@@ -495,19 +518,24 @@ class Company:
         if self.membership.deadline() <= now:
             effects += self.membership.wake(now)
         effects = [e for e in effects if not isinstance(e, Introduce) or self._may_dial(e, now)]
-        effects += self._keep_links(now)
-        self.contacts.keep_only(self._addresses())
+        effects += self._look_at_links(now)
         if self._chain_due <= now:
             effects += self._look_at_chains(now)
-        if self.membership.book.version != self._book_saved:
-            self._book_saved = self.membership.book.version
+        if self._book_changed and self._book_due <= now:
+            self._book_saved, self._book_due = self.membership.book.version, after(now, BOOK_S)
             effects.append(Save("address_book", self.membership.book_bytes(now, wall)))
         return effects
 
     def deadline(self) -> Instant:
         due = [self.membership.deadline(), self._chain_due]
+        if self._book_changed:
+            due.append(self._book_due)
         retry = self.contacts.deadline()
         return min(due if retry is None else [*due, retry])
+
+    @property
+    def _book_changed(self) -> bool:
+        return self.membership.book.version != self._book_saved
 
     def _may_dial(self, effect: Introduce, now: Instant) -> bool:
         if not self.contacts.may_dial(effect.address, now):
@@ -515,11 +543,23 @@ class Company:
         self.contacts.dialling(effect.address, now)
         return True
 
+    def _look_at_links(self, now: Instant) -> list[Effect]:
+        """Whom we should be linked with, where there is anything new to see."""
+        state = (self.membership.version, self.membership.book.version)
+        retry = self.contacts.deadline()
+        if state == self._looked_at and (retry is None or retry > now):
+            return []
+        self._looked_at = state
+        if self._live is not (live := self.membership.live_peers()):
+            self._live, self._neighbours = live, neighbours(self.me, live)
+        if self.contacts.has_attempts:
+            self.contacts.keep_only(self._addresses())
+        return self._keep_links(now)
+
     def _keep_links(self, now: Instant) -> list[Effect]:
         """Introduce ourselves to live members we should have a link with and have none."""
         effects: list[Effect] = []
-        live = [m.peer for m in self.membership.members().values() if m.is_live]
-        for peer in neighbours(self.me, live):
+        for peer in self._neighbours:
             member = self.membership.member(peer)
             assert member is not None
             address = address_of(member.record.host, member.record.intro_port)
@@ -562,9 +602,26 @@ class Company:
         """Our own chain; a renewal replaces it."""
         return self._chain
 
+    def remember(self, members: Mapping[PeerId, Member], now: Instant) -> list[Effect]:
+        """Begin in a swarm that has met (`Membership.remember`), with a seat for each member. Before
+        `start`. Raises `AuthError` if a chain does not hold."""
+        self.membership.remember(members, now)
+        self._book_saved = self.membership.book.version
+        seats = [
+            self.gate.admit(member.alive.chain, self._wall, vouched=True)
+            for peer, member in members.items()
+            if peer != self.me
+        ]
+        return [Admit(seat.peer_id, seat.curve_pk) for seat in seats]
+
     def check(self) -> None:
         self.gate.check()
         self.membership.check()
+
+    def audit(self) -> None:
+        self.gate.audit()
+        self.membership.audit()
+        self.ledger.check()
 
     def _sign_record(self, record: NodeRecord) -> Alive:
         encoded = encode(record)
@@ -585,6 +642,15 @@ class Company:
             if verified.peer_id != self.me:
                 effects.append(Admit(verified.peer_id, verified.curve_pk))
         return effects
+
+
+@lru_cache(maxsize=1024)
+def _vitals_of(encoded: bytes) -> Vitals | None:
+    """Read once, though they are heard from several, and by all nodes of a process."""
+    try:
+        return decode_as(Vitals, encoded)
+    except WireError:
+        return None
 
 
 def fixed_differences(ours: Plan, theirs: Plan) -> list[str]:

@@ -42,22 +42,15 @@ class Attempt:
     last_error: str = ""
 
 
-@dataclass(slots=True)
-class Link:
-    """What connects us with a peer."""
-
-    up: bool = False
-    opened_until: Instant | None = None
-    """A link we asked the driver to open is given this long to come up."""
-
-
 class Contacts:
     """Dialling state by address and link state by peer. Bounded by the members there are."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._attempts: dict[str, Attempt] = {}
-        self._links: dict[PeerId, Link] = {}
+        self._links: dict[PeerId, None] = {}
+        self._opening: dict[PeerId, Instant] = {}
+        """Links we asked the driver to open, and until when they are waited for."""
         self._looked = NEVER
 
     def may_dial(self, address: str, now: Instant) -> bool:
@@ -83,21 +76,26 @@ class Contacts:
         attempt.last_error = error
 
     def opening(self, peer: PeerId, now: Instant) -> None:
-        self._links.setdefault(peer, Link()).opened_until = after(now, ATTEMPT_S)
+        self._opening[peer] = after(now, ATTEMPT_S)
 
     def link_up(self, peer: PeerId) -> None:
-        self._links[peer] = Link(up=True)
+        self._links[peer] = None
+        self._opening.pop(peer, None)
 
     def link_down(self, peer: PeerId) -> None:
         self._links.pop(peer, None)
+        self._opening.pop(peer, None)
 
     def is_linked(self, peer: PeerId) -> bool:
-        link = self._links.get(peer)
-        return link is not None and link.up
+        return peer in self._links
 
     def is_pending(self, peer: PeerId, now: Instant) -> bool:
-        link = self._links.get(peer)
-        return link is not None and link.opened_until is not None and link.opened_until > now
+        return self._opening.get(peer, now) > now
+
+    @property
+    def has_attempts(self) -> bool:
+        """Whether any address is being tried, or failed."""
+        return bool(self._attempts)
 
     def errors(self) -> dict[str, Attempt]:
         """Addresses that do not answer as they should, with what they said."""
@@ -114,8 +112,9 @@ class Contacts:
         self._looked = now
 
     def deadline(self) -> Instant | None:
-        """When the next address may be tried again."""
+        """When the next address may be tried again, or a link is not waited for any longer."""
         waiting = [a.running_until or a.not_before for a in self._attempts.values()]
+        waiting += self._opening.values()
         return min((at for at in waiting if at > self._looked), default=None)
 
 

@@ -56,6 +56,11 @@ PUBLISH_MEMBERS = 8
 """A node says how it is doing each second, in a swarm above eight each N ÷ 8 seconds: what all say
 together stays the same for each listener."""
 
+SAY_AGAIN = 3
+QUIET_FACTOR = 10
+"""What a node has said so often and is still so, it says this much rarer. Newcomers get it by
+push-pull."""
+
 RATE_WINDOW_S = 10.0
 
 LEAVE_S_MAX = 8.0
@@ -128,7 +133,11 @@ class Node:
         # Who knocks at a node that begins a run is nobody it would have to wait for.
         self._expects_others = bool(birth.seeds) or len(birth.book) > 0
         self._look_due = now
+        self._seen_at: object = None
         self._publish_due = now
+        self._published: Vitals | None = None
+        self._said = 0
+        self._said_at = now
         self._version = 0
         self._rate = 0.0
         self._rate_seen = (now, self._ledger.total())
@@ -164,9 +173,18 @@ class Node:
         return min(due)
 
     def check(self) -> None:
-        """Raise `AssertionError` if a promise of ours is broken."""
+        """Raise `AssertionError` if a promise of ours is broken, as far as anything changed since
+        the last check: cheap enough for after each event."""
         self.company.check()
         self.work.check()
+
+    def audit(self) -> None:
+        """`check` of everything, changed or not."""
+        self.check()
+        self.company.audit()
+        if self._seen_at == self.company.version:
+            seen = dataclasses.replace(self.work.seen, swarm_tokens=self._ledger.total())
+            assert seen == self._read_swarm(), "work is shown a swarm that is no more"
 
     # ------------------------------------------------------------------------------------- events
 
@@ -323,25 +341,34 @@ class Node:
         return self.work.see(self._seen(), now)
 
     def _seen(self) -> Seen:
+        """The swarm as work sees it; read anew only where it changed."""
+        version, tokens = self.company.version, self._ledger.total()
+        if version != self._seen_at:
+            self._seen_at = version
+            return self._read_swarm()
+        seen = self.work.seen
+        if seen.swarm_tokens == tokens:
+            return seen
+        return dataclasses.replace(seen, swarm_tokens=tokens)
+
+    def _read_swarm(self) -> Seen:
         company = self.company
         partners, trainers, donors = [], [], []
         done, unsettled = [], 0
-        for member in company.live():
-            vitals = company.vitals_of(member.peer)
-            if vitals is None or not company.contacts.is_linked(member.peer):
+        for peer in company.linked():
+            vitals = company.vitals_of(peer)
+            if vitals is None or not company.may_hold(peer):
                 continue
-            may_train = company.allows(member.peer, Role.TRAIN)
-            if not company.may_hold(member.peer):
-                continue
+            may_train = company.allows(peer, Role.TRAIN)
             if vitals.active and vitals.plan_revision == company.plan.revision:
-                donors.append(member.peer)
+                donors.append(peer)
                 if vitals.phase == Phase.DONE and vitals.settled:
-                    done.append(member.peer)
+                    done.append(peer)
                 if may_train and vitals.phase != Phase.LEAVING:
-                    partners.append(member.peer)
+                    partners.append(peer)
                     unsettled += not vitals.settled
             if may_train and vitals.phase == Phase.TRAINING:
-                trainers.append(member.peer)
+                trainers.append(peer)
         return Seen(
             partners=tuple(partners),
             trainers=tuple(trainers),
@@ -366,17 +393,27 @@ class Node:
         return self._look(now)
 
     def _publish(self, now: Instant) -> list[Effect]:
-        members = 1 + len(self.company.membership.live_peers())
-        self._publish_due = after(now, max(PUBLISH_S, members / PUBLISH_MEMBERS))
+        """Say how we are. What we have said `SAY_AGAIN` times already is said ten times rarer."""
+        members = 1 + self.company.membership.n_live
+        interval_s = max(PUBLISH_S, members / PUBLISH_MEMBERS)
+        self._publish_due = after(now, interval_s)
+        vitals = self._vitals(now)
+        if vitals == self._published:
+            if self._said >= SAY_AGAIN and now - self._said_at < QUIET_FACTOR * interval_s:
+                return []
+        else:
+            self._said = 0
+        self._published = vitals
+        self._said, self._said_at = self._said + 1, now
         self._version += 1
-        return self.company.publish(self._vitals(now), now)
+        return self.company.publish(dataclasses.replace(vitals, version=self._version), now)
 
     def _vitals(self, now: Instant) -> Vitals:
         work = self.work
         return Vitals(
             peer=self.me,
             epoch=self.company.membership.incarnation[0],
-            version=self._version,
+            version=0,
             tokens=work.tokens,
             phase=work.phase,
             active=work.exchanges.standing.active,
@@ -411,7 +448,7 @@ class Node:
                 return self.work.wind_up(now, overdue=took_s > LEAVE_S_MAX / 2)
             self._goodbye_at = now
             return self.company.leave(now)
-        alone = not self.company.membership.live_peers()
+        alone = not self.company.membership.n_live
         told = self.company.membership.goodbye_spread and now - self._goodbye_at > GOODBYE_S
         return [Halt("")] if alone or told or overdue else []
 

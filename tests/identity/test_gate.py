@@ -20,7 +20,7 @@ DAY = 86_400
 def gate(run):
     gate = Gate(*run.place)
     yield gate
-    gate.check()
+    gate.audit()
 
 
 def later(run, days):
@@ -103,7 +103,7 @@ def test_a_renewed_chain_brings_its_new_curve_key_and_an_old_one_does_not_come_b
         gate = Gate(*run.place)
         for shown in order:
             counting = gate.admit(shown, later(run, 45), vouched=True)
-            gate.check()
+            gate.audit()
         assert counting.curve_pk == fresh.curve_public
         assert gate.verified(keys.peer_id) == counting
 
@@ -205,16 +205,15 @@ def test_there_is_an_end_to_the_seats_but_those_seated_may_renew(run, refused):
     assert gate.admit(renew(chain, keys, *run.place, later(run, 1)), later(run, 1))
     gate.add_revocation(sign_revocation(run.inviter, [keys.peer_id], run.now))
     assert gate.admit(guests[2][1], run.now)
-    gate.check()
+    gate.audit()
 
 
 def test_what_is_remembered_is_bounded(run, gate, monkeypatch):
-    monkeypatch.setattr("peerlm.identity.gate.READ_MAX", 4)
     monkeypatch.setattr("peerlm.identity.gate.KNOWN_MAX", 4)
     guests = [run.newcomer() for _ in range(6)]
     for _, chain in guests:
         gate.admit(chain, run.now)
-    gate.check()
+    gate.audit()
     assert all(gate.verified(keys.peer_id) for keys, _ in guests)
 
 
