@@ -7,7 +7,11 @@ import click
 from peerlm.cli.commands import Commands
 
 COMMANDS = {
+    "membership": "sim_membership:membership",
     "mixing": "sim_mixing:mixing",
+    "train": "sim_train:train",
+    "faults": "sim_faults:faults",
+    "replay": "sim_replay:replay",
 }
 
 

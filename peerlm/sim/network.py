@@ -85,6 +85,8 @@ class Network:
 
     def __init__(self, clock: Clock, rng: random.Random, wire: Wire) -> None:
         self.wire = wire
+        self.fresh_is_sure = True
+        """Where messages are datagrams: whether those over fresh connections are not."""
         self.messages: dict[int, int] = {}
         """Control messages sent by each machine."""
         self.bytes: dict[int, int] = {}
@@ -157,7 +159,7 @@ class Network:
         that is reliable even where messages are datagrams."""
         wire = self.wire_of(a, b)
         self.messages[a] = self.messages.get(a, 0) + 1
-        sure = sure or fresh or not wire.datagrams
+        sure = ((sure or fresh) and self.fresh_is_sure) or not wire.datagrams
         overhead = ENVELOPE_BYTES + (FRESH_BYTES if fresh else 0)
         self.bytes[a] = self.bytes.get(a, 0) + size + overhead
         if (a, b) in self._cuts:

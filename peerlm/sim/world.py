@@ -19,7 +19,11 @@ from peerlm.identity.invite import enrol, make_invite, root_inviter
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.revocation import sign_revocation
 from peerlm.identity.root import SignedPlan, create_run, sign_plan
+from peerlm.membership.member import Member
+from peerlm.membership.profile import Profile
+from peerlm.membership.table import MemberChanged
 from peerlm.mix.vector import Vector
+from peerlm.node.contacts import neighbours
 from peerlm.node.status import MemberSummary, Summary
 from peerlm.sim.clock import Clock
 from peerlm.sim.disk import Disk
@@ -64,6 +68,7 @@ class World:
         sizes: parameters in each fragment, for what transfers weigh; the learner's own by default.
         learner: what is learnt, and how many fragments there are.
         speed: tokens a second of each worker unless its machine says otherwise.
+        profile: timers of membership instead of the plan's preset.
         scheduled: learning rates follow the plan's schedule; else they stay at the learner's peak.
         remembers: keep every effect on its machine, for tests.
     """
@@ -78,11 +83,14 @@ class World:
         speed: float = 20_000.0,
         wire: Wire | None = None,
         trace: Trace | None = None,
+        profile: Profile | None = None,
         scheduled: bool = False,
         remembers: bool = False,
     ) -> None:
         self.seed, self.speed, self.remembers = seed, speed, remembers
-        self.scheduled = scheduled
+        self.scheduled, self.profile = scheduled, profile
+        self.observer: Callable[[Instant, int, MemberChanged], None] | None = None
+        """Hears of every change in every member table: when, whose table, what."""
         self.rng = random.Random(f"world {seed}")
         self.clock = Clock()
         self.network = Network(
@@ -138,6 +146,27 @@ class World:
         """`n` machines, each told the address of the first."""
         for number in range(n):
             self.add(number, *([0] if number else []), **settings)
+        return self
+
+    def met(self, n: int, **settings: Any) -> World:
+        """`n` machines that have met: all know all, and are linked as they would be. Nothing of how
+        that came about is simulated, so a thousand of them begin at once."""
+        for number in range(n):
+            self.add(number, **settings)
+        machines = list(self.machines.values())
+        members: dict[PeerId, Member] = {}
+        for machine in sorted(machines, key=lambda m: m.keys.peer_id):
+            assert machine.node is not None
+            members[machine.keys.peer_id] = machine.node.company.membership.us
+        keys = {m.keys.peer_id: m.keys.curve_public for m in machines}
+        chains = [m.disk.chain for m in machines]
+        for machine in machines:
+            machine.know(members, keys, chains)
+        for machine in machines:
+            for peer in neighbours(
+                machine.keys.peer_id, [p for p in members if p != machine.keys.peer_id]
+            ):
+                machine.be_linked(self.of(peer))
         return self
 
     def kill(self, number: int, *, silently: bool = False) -> None:

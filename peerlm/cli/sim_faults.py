@@ -1,0 +1,75 @@
+"""`peerlm sim faults`: random trouble by the seed, and whether the swarm comes out of it well."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+
+import click
+
+from peerlm.cli.sim_pool import all_runs, processors
+from peerlm.errors import ConfigError, PeerlmError
+from peerlm.sim.figures import quantiles
+from peerlm.sim.menus import NODES, RECOVERY_S, Lived, live_through
+
+SEEDS_MAX = 1_000_000
+
+
+@click.command()
+@click.option("--seeds", default="1-20", show_default=True, metavar="FIRST-LAST")
+@click.option("--nodes", default=NODES, show_default=True)
+@click.option("--jobs", default=0, help="Processes at once; 0: as many as processors.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def faults(seeds: str, nodes: int, jobs: int, as_json: bool) -> None:
+    """A minute of random faults for each seed, then peace: is everything well again?
+
+    Kills, power cuts with disks that lied, freezes, slow nodes, partitions of every shape, lost and
+    doubled messages, dead and poisoned workers, new plans, revocations. Promises are checked after
+    every event; a seed that breaks one is shown with the command that plays it again.
+    """
+    first, last = _range(seeds)
+    if not 3 <= nodes <= 64:
+        raise ConfigError(f"--nodes {nodes}: must be between 3 and 64")
+    calls = [(seed, nodes) for seed in range(first, last + 1)]
+    failed: list[Lived] = []
+    recoveries: list[float] = []
+    digest = hashlib.blake2b(digest_size=16)
+    for lived in all_runs(live_through, calls, jobs or processors(), "random faults"):
+        digest.update(lived.digest.encode())
+        if lived.story:
+            failed.append(lived)
+            click.echo(
+                f"seed {lived.seed} ({', '.join(lived.menu)}): {lived.story}\n"
+                f"see it again: peerlm sim replay {lived.seed} --nodes {nodes}",
+                err=True,
+            )
+        else:
+            recoveries.append(lived.recovery_s)
+    found = {
+        "seeds": [first, last],
+        "nodes": nodes,
+        "failed": [lived.seed for lived in failed],
+        "recovery_s": quantiles(recoveries),
+        "digest": digest.hexdigest(),
+    }
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        worst = max(recoveries, default=0.0)
+        click.echo(
+            f"{len(calls)} seeds, {len(failed)} failed; all was well at most {worst:.1f} s after the "
+            f"last fault (bound {RECOVERY_S:g} s); digest {digest.hexdigest()}"
+        )
+    if failed:
+        raise PeerlmError(f"{len(failed)} of {len(calls)} seeds broke a promise")
+
+
+def _range(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    if match is None:
+        raise ConfigError(f"--seeds {text!r}: must be FIRST-LAST, e.g. 1-500, or one number")
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first or last - first >= SEEDS_MAX:
+        raise ConfigError(f"--seeds {text!r}: the last must not be before the first")
+    return first, last

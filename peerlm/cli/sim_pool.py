@@ -1,0 +1,90 @@
+"""Many independent runs over all processors, with progress on a terminal and results in order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+AHEAD = 4
+"""Calls given to each process before the first of them is done."""
+
+
+def processors() -> int:
+    """Those this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def all_runs(
+    call: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], jobs: int, what: str
+) -> Iterator[Result]:
+    """`call(*each)` for each of `arguments`, in their order. `call` must be a module's function."""
+    # Each process is one simulation; libraries with threads of their own would fight over cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with _progress(len(arguments), what) as advance:
+        if jobs == 1 or len(arguments) == 1:
+            for each in arguments:
+                result = call(*each)
+                advance()
+                yield result
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(jobs, len(arguments)), context) as pool:
+            try:
+                yield from _in_order(pool, call, arguments, jobs * AHEAD, advance)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
+                raise
+
+
+def _in_order(
+    pool: ProcessPoolExecutor,
+    call: Callable[..., Result],
+    arguments: Sequence[tuple[Any, ...]],
+    ahead: int,
+    advance: Callable[[], None],
+) -> Iterator[Result]:
+    given, told = 0, 0
+    running, done = {}, {}
+    while told < len(arguments):
+        while given < len(arguments) and len(running) < ahead:
+            running[pool.submit(call, *arguments[given])] = given
+            given += 1
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            done[running.pop(future)] = future.result()
+            advance()
+        while told in done:
+            yield done.pop(told)
+            told += 1
+
+
+class _progress:
+    """A bar on stderr if that is a terminal; else nothing."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self._total, self._what = total, what
+        self._bar: Any = None
+
+    def __enter__(self) -> Callable[[], None]:
+        if not sys.stderr.isatty() or self._total < 2:
+            return lambda: None
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self._bar = Progress(console=Console(stderr=True), transient=True)
+        self._bar.start()
+        task = self._bar.add_task(self._what, total=self._total)
+        return lambda: self._bar.advance(task)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

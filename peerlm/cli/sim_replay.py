@@ -1,0 +1,59 @@
+"""`peerlm sim replay`: one run again, with everything that every node heard and did."""
+
+from __future__ import annotations
+
+import click
+
+from peerlm.cli.sim_membership import pairs_of
+from peerlm.errors import ConfigError, PeerlmError
+from peerlm.sim.menus import NODES, live_through
+from peerlm.sim.scenarios import play, read_params
+from peerlm.sim.trace import Trace
+from peerlm.types import Instant
+
+
+@click.command()
+@click.argument("seed", type=int)
+@click.option("--nodes", default=NODES, show_default=True)
+@click.option(
+    "--scenario", default="", help="A scenario of `sim membership` instead of random faults."
+)
+@click.option("--profile", default="lan", show_default=True)
+@click.option("--param", "given", multiple=True, metavar="KEY=VALUE")
+@click.option(
+    "--story", default=None, type=int, metavar="NODE", help="Only what this node heard and did."
+)
+@click.option("--digest", "only_digest", is_flag=True, help="Only the digest of the trace.")
+def replay(
+    seed: int,
+    nodes: int,
+    scenario: str,
+    profile: str,
+    given: tuple[str, ...],
+    story: int | None,
+    only_digest: bool,
+) -> None:
+    """Play a seed again and print its trace: time, node, < for what it heard, > for what it did.
+
+    The last line is the trace's digest: equal digests, equal runs.
+    """
+    if story is not None and not 0 <= story < 4096:
+        raise ConfigError(f"--story {story}: must be the number of a node, from 0")
+
+    def tell(now: Instant, number: int, direction: str, what: str) -> None:
+        if story in (None, number):
+            click.echo(f"{now:10.4f} {number:4d} {direction} {what}")
+
+    trace = Trace(None if only_digest else tell)
+    if scenario:
+        params = read_params(scenario, pairs_of(given))
+        try:
+            digest = play(scenario, nodes, seed, params=params, profile=profile, trace=trace).digest
+        except AssertionError as broken:
+            raise PeerlmError(f"seed {seed}: {broken}") from broken
+    else:
+        lived = live_through(seed, nodes, trace)
+        digest = lived.digest
+        if lived.story:
+            raise PeerlmError(f"seed {seed} ({', '.join(lived.menu)}): {lived.story}")
+    click.echo(digest)
