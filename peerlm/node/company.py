@@ -437,10 +437,14 @@ class Company:
 
     def publish(self, vitals: Vitals, now: Instant) -> list[Effect]:
         """Sign and gossip how this node is doing."""
-        encoded = encode(vitals)
-        pulse = Pulse(encoded, self._keys.sign(encoded))
+        pulse = self.pulse(vitals)
         self.ledger.merge(vitals, pulse)
         return self.membership.spread(pulse, b"vitals" + self.me, now, sends_max=3)
+
+    def pulse(self, vitals: Vitals) -> Pulse:
+        """Our vitals with our signature."""
+        encoded = encode(vitals)
+        return Pulse(encoded, self._keys.sign(encoded))
 
     # --------------------------------------------------------------------------- plan, revocation
 
@@ -602,17 +606,22 @@ class Company:
         """Our own chain; a renewal replaces it."""
         return self._chain
 
-    def remember(self, members: Mapping[PeerId, Member], now: Instant) -> list[Effect]:
-        """Begin in a swarm that has met (`Membership.remember`), with a seat for each member. Before
-        `start`. Raises `AuthError` if a chain does not hold."""
+    def remember(
+        self, members: Mapping[PeerId, Member], pulses: Mapping[PeerId, Pulse], now: Instant
+    ) -> list[Effect]:
+        """Begin in a swarm that has met: `Membership.remember`, with seats and vitals for all.
+        Raises `AuthError` if a chain does not hold."""
         self.membership.remember(members, now)
-        self._book_saved = self.membership.book.version
-        seats = [
-            self.gate.admit(member.alive.chain, self._wall, vouched=True)
-            for peer, member in members.items()
-            if peer != self.me
-        ]
-        return [Admit(seat.peer_id, seat.curve_pk) for seat in seats]
+        effects: list[Effect] = []
+        for peer, member in members.items():
+            if peer != self.me:
+                seat = self.gate.admit(member.alive.chain, self._wall, vouched=True)
+                effects.append(Admit(peer, seat.curve_pk))
+        for pulse in pulses.values():
+            vitals = _vitals_of(pulse.vitals)
+            assert vitals is not None, "a pulse without vitals"
+            self.ledger.merge(vitals, pulse)
+        return effects
 
     def check(self) -> None:
         self.gate.check()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from peerlm import events as ev
@@ -26,7 +26,7 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan
 from peerlm.membership.address_book import AddressBook, address_of
-from peerlm.membership.member import State
+from peerlm.membership.member import Member, State
 from peerlm.membership.profile import Profile
 from peerlm.node.company import Company, Ports
 from peerlm.node.lifecycle import Phase
@@ -42,6 +42,7 @@ from peerlm.wire.message import (
     Message,
     PullAnswer,
     PullRequest,
+    Pulse,
     StateAsk,
     StateGive,
     Tallies,
@@ -92,6 +93,14 @@ class Birth:
     """(peer, boot epoch, tokens) from the snapshot."""
     profile: Profile | None = None
     """Timers other than the plan's preset, which a simulation may compare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acquaintance:
+    """A node as others know it."""
+
+    member: Member
+    pulse: Pulse
 
 
 class Node:
@@ -150,6 +159,20 @@ class Node:
         """First effects. Call once, before anything else."""
         self._look_due = after(now, LOOK_S)
         return self._filled([*self.company.start(now), *self.work.start(self._seen(), now)])
+
+    def acquaintance(self, now: Instant) -> Acquaintance:
+        """What those who have met this node know of it, as it stands now."""
+        vitals = dataclasses.replace(self._vitals(now), version=self._version)
+        return Acquaintance(self.company.membership.us, self.company.pulse(vitals))
+
+    def remember(self, swarm: Mapping[PeerId, Acquaintance], now: Instant) -> list[Effect]:
+        """Begin in a swarm that has met, this node among them: know its members, links aside, and
+        have nothing to tell them. For simulations, right after `start`; what is given is shared
+        between the nodes, which is what lets a process hold a thousand."""
+        members = {peer: known.member for peer, known in swarm.items()}
+        pulses = {peer: known.pulse for peer, known in swarm.items()}
+        self._published, self._said = self._vitals(now), SAY_AGAIN
+        return self.company.remember(members, pulses, now)
 
     def handle(self, event: Event, now: Instant, wall: WallTime) -> list[Effect]:
         """What follows from an event."""

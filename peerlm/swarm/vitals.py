@@ -50,6 +50,8 @@ class Ledger:
         self._newest: dict[PeerId, Vitals] = {}
         self._n_entries = 0
         self._total = 0
+        self._tallied: tuple[int, tuple[tuple[PeerId, int, int], ...]] = (0, ())
+        """What was counted when the total was this."""
         self.refused = 0
         """Facts not taken because the ledger was full."""
         self.version = 0
@@ -114,12 +116,15 @@ class Ledger:
 
     def tallies(self) -> tuple[tuple[PeerId, int, int], ...]:
         """(peer, epoch, tokens) of every entry with tokens, sorted: for a snapshot."""
-        return tuple(
-            (peer, epoch, self._entries[peer][epoch].tokens)
-            for peer in sorted(self._entries)
-            for epoch in sorted(self._entries[peer])
-            if self._entries[peer][epoch].tokens
-        )
+        if self._tallied[0] != self._total:
+            counted = tuple(
+                (peer, epoch, self._entries[peer][epoch].tokens)
+                for peer in sorted(self._entries)
+                for epoch in sorted(self._entries[peer])
+                if self._entries[peer][epoch].tokens
+            )
+            self._tallied = (self._total, counted)
+        return self._tallied[1]
 
     def tokens_of(self, peer: PeerId) -> int:
         """Tokens of one node over all its epochs."""
