@@ -9,7 +9,7 @@ from peerlm.cli.commands import Commands
 COMMANDS = {
     "membership": "sim_membership:membership",
     "mixing": "sim_mixing:mixing",
-    "train": "sim_train:train",
+    "train": "sim_train:sim_train",
     "faults": "sim_faults:faults",
     "replay": "sim_replay:replay",
 }

@@ -14,8 +14,10 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from peerlm.errors import ConfigError
+from peerlm.events import Leave
 from peerlm.membership.member import State
 from peerlm.membership.profile import Profile, profile_named
 from peerlm.membership.table import MemberChanged
@@ -219,7 +221,7 @@ def restart(scene: Scene) -> None:
         world.restart(victim)
         scene.began = world.now
         epoch = world.machines[victim].disk.epoch
-        scene.until("alive_again_s", lambda v=victim, e=epoch: _all_hold_epoch(scene, v, e))
+        scene.until("alive_again_s", partial(_all_hold_epoch, scene, victim, epoch))
         scene.victims.clear()
         world.run(2.0)
 
@@ -255,8 +257,6 @@ def join(scene: Scene) -> None:
 
 def leave(scene: Scene) -> None:
     """One machine says goodbye."""
-    from peerlm.events import Leave
-
     (leaver,) = scene.pick(1)
     scene.happens()
     scene.world.machines[leaver].post(Leave())
@@ -277,7 +277,8 @@ def churn(scene: Scene) -> None:
     world, params = scene.world, scene.params
     n, gap_s = len(world.machines), 60.0 / (params["per_minute"] * len(world.machines))
     scene.happens()
-    end, next_at, next_look = world.now + 60.0 * params["minutes"], world.now, world.now + 5.0
+    end = world.now + 60.0 * params["minutes"]
+    next_at, next_look = float(world.now), world.now + 5.0
     while world.now < end:
         world.run(max(0.0, min(next_at, next_look) - world.now))
         if world.now >= next_at:

@@ -284,7 +284,7 @@ class World:
     def spread(self) -> float:
         """Largest relative distance of any two nodes' weights."""
         weights = [m.labour.phi() for m in self.up()]
-        return max((_relative_distance(a, b) for a in weights for b in weights), default=0.0)
+        return max((relative_distance(a, b) for a in weights for b in weights), default=0.0)
 
     def digest(self) -> str:
         return self.trace.digest()
@@ -378,5 +378,6 @@ class World:
         )
 
 
-def _relative_distance(a: Vector, b: Vector) -> float:
+def relative_distance(a: Vector, b: Vector) -> float:
+    """|a − b| ÷ |a|."""
     return float(np.linalg.norm(a - b) / max(float(np.linalg.norm(a)), 1e-9))

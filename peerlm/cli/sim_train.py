@@ -1,0 +1,269 @@
+"""`peerlm sim train`: what a run on these machines, links and faults would cost and learn."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from peerlm import config
+from peerlm.config import Plan
+from peerlm.data.corpus import SHIPPED, documents
+from peerlm.errors import ConfigError, PeerlmError
+from peerlm.model.plan import fragments
+from peerlm.sim.faults import Fault, read_faults
+from peerlm.sim.learner import ByteModel
+from peerlm.sim.network import read_wire
+from peerlm.sim.training import Point, Trained, train
+
+TEXT_BYTES = 2_000_000
+"""More than the small model can learn from in a run worth waiting for."""
+
+
+@click.command()
+@click.option("--nodes", default=8, show_default=True)
+@click.option(
+    "--plan",
+    "source",
+    default="tiny",
+    show_default=True,
+    help="A plan.toml (as `peerlm plan show` prints it), or a preset: "
+    + ", ".join(config.PRESETS)
+    + ".",
+)
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a field of the plan."
+)
+@click.option(
+    "--link", default="1gbit,1ms", show_default=True, help="Lines between nodes: rate,delay,loss."
+)
+@click.option(
+    "--speed",
+    default="20000",
+    show_default=True,
+    help="Tokens a second of a node; several, with commas, are given to the nodes in turn.",
+)
+@click.option(
+    "--faults",
+    "faults_file",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="What goes wrong when; TOML.",
+)
+@click.option("--text", default=SHIPPED, show_default=True, help="Text to learn: a file or URL.")
+@click.option("--seed", default=1, show_default=True)
+@click.option(
+    "--plot",
+    default=None,
+    type=click.Path(path_type=Path),
+    help="Draw the run into this file (png, svg, pdf).",
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object, with every point of the curves."
+)
+def sim_train(
+    nodes: int,
+    source: str,
+    changes: tuple[str, ...],
+    link: str,
+    speed: str,
+    faults_file: Path | None,
+    text: str,
+    seed: int,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Train a swarm that does not exist yet, before you buy its machines.
+
+    Nodes, mixing and faults are what the daemon would do; bytes and times follow from the plan's
+    sizes and from the links and speeds you give. A small language model learns in the place of the
+    plan's: compare its losses between settings, do not expect them of the real one.
+
+    \b
+      peerlm sim train --nodes 12 --plan small --link 100mbit,50ms,1% --speed 8000,8000,2000
+      peerlm sim train --nodes 8 --set mix.inner_steps=100 --plot run.png
+    """
+    if not 1 <= nodes <= 256:
+        raise ConfigError(f"--nodes {nodes}: must be between 1 and 256")
+    plan, wire = read_plan(source, changes), read_wire(link)
+    faults = _faults(faults_file, nodes)
+    sizes = tuple(spec.size for spec in fragments(plan))
+    learner = ByteModel(_text(text), len(sizes))
+    if plot is not None:
+        _can_draw(plot)
+    with _Progress(plan.run.token_budget) as progress:
+        try:
+            trained = train(
+                plan, nodes, learner, sizes, _speeds(speed), wire, faults, seed, progress.tell
+            )
+        except AssertionError as broken:
+            raise PeerlmError(f"seed {seed}: {broken}") from broken
+    found = summarise(plan, nodes, link, seed, sizes, trained)
+    if plot is not None:
+        from peerlm.cli.sim_plot import draw
+
+        draw(plot, f"{nodes} nodes, {source}, {link}", trained, faults)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _show(found)
+    if not trained.ended:
+        raise PeerlmError(
+            f"the run had not ended after {trained.seconds:,.0f} virtual s: see `training` and `nodes` of "
+            "its points; are the links too slow for the plan, or is everybody down?"
+        )
+
+
+def read_plan(source: str, changes: tuple[str, ...]) -> Plan:
+    """A preset, or a file. Raises `ConfigError`."""
+    from peerlm.cli.settings_text import parse_changes
+
+    if source in config.PRESETS:
+        plan = config.preset(source)
+    else:
+        try:
+            plan = config.read_toml(Plan, Path(source).read_text("utf-8"), source)
+        except (OSError, UnicodeDecodeError) as error:
+            presets = ", ".join(config.PRESETS)
+            raise ConfigError(
+                f"--plan {source}: no preset ({presets}) and no file: {error}"
+            ) from None
+    return config.with_changes(plan, parse_changes(changes, "--set"), "--set")
+
+
+def _faults(file: Path | None, nodes: int) -> tuple[Fault, ...]:
+    if file is None:
+        return ()
+    try:
+        document = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"--faults {file}: {error}") from None
+    return read_faults(document, str(file), nodes)
+
+
+def _text(source: str) -> bytes:
+    text = bytearray()
+    for document in documents(source, "--text"):
+        text += document.encode()
+        if len(text) >= TEXT_BYTES:
+            break
+    if len(text) < 10_000:
+        raise ConfigError(f"--text {source}: {len(text)} bytes are too few to learn from")
+    return bytes(text[:TEXT_BYTES])
+
+
+def _speeds(text: str) -> list[float]:
+    try:
+        speeds = [float(part) for part in text.split(",")]
+    except ValueError:
+        speeds = []
+    if not speeds or not all(0 < s < 1e12 for s in speeds):
+        raise ConfigError(f"--speed {text!r}: must be tokens a second, or several with commas")
+    return speeds
+
+
+def _can_draw(path: Path) -> None:
+    """Before the work and not after it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ConfigError("--plot needs matplotlib: pip install 'peerlm[plot]'") from None
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--plot {path}: must end in .png, .svg or .pdf")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--plot {path}: there is no folder {path.absolute().parent}")
+
+
+def summarise(
+    plan: Plan, nodes: int, link: str, seed: int, sizes: tuple[int, ...], trained: Trained
+) -> dict[str, Any]:
+    """The JSON object."""
+    last = trained.points[-1]
+    sent = {n: trained.bulk_bytes.get(n, 0) + trained.control_bytes.get(n, 0) for n in range(nodes)}
+    per_node = sum(sent.values()) / nodes
+    return {
+        "scenario": "train",
+        "nodes": nodes,
+        "seed": seed,
+        "link": link,
+        "parameters": sum(sizes),
+        "fragments": len(sizes),
+        "token_budget": plan.run.token_budget,
+        "ended": trained.ended,
+        "seconds": trained.seconds,
+        "tokens": last.tokens,
+        "tokens_per_s": last.tokens / trained.seconds,
+        "loss": last.loss_mean if trained.model_loss is None else trained.model_loss,
+        "loss_worst_node": last.loss_worst,
+        "spread": last.spread,
+        "bytes_per_node": per_node,
+        "bytes_per_node_s": per_node / trained.seconds,
+        "control_bytes_per_node_s": sum(trained.control_bytes.values()) / nodes / trained.seconds,
+        "allreduce_bytes_per_node": trained.allreduce_bytes_per_node,
+        "exchanges": trained.exchanges,
+        "digest": trained.digest,
+        "points": [dataclasses.asdict(point) for point in trained.points],
+    }
+
+
+def _show(found: dict[str, Any]) -> None:
+    def mb(name: str) -> str:
+        return f"{found[name] / 1e6:,.1f} MB"
+
+    saved = found["allreduce_bytes_per_node"] / max(1.0, found["bytes_per_node"])
+    lines = {
+        "model": f"{found['parameters']:,} parameters in {found['fragments']} fragments",
+        "time": f"{found['seconds']:,.0f} s for {found['tokens']:,} tokens ({found['tokens_per_s']:,.0f}/s)",
+        "loss": f"{found['loss']:.4f} nats/byte of the stand-in (worst node {found['loss_worst_node']:.4f})",
+        "spread": f"{found['spread']:.1e}",
+        "sent by a node": f"{mb('bytes_per_node')}, {found['bytes_per_node_s'] / 1e3:,.1f} kB/s, of it "
+        f"{found['control_bytes_per_node_s'] / 1e3:,.1f} kB/s control",
+        "all-reduce": f"{mb('allreduce_bytes_per_node')} from each node, {saved:,.0f} times as much",
+        "exchanges": ", ".join(f"{count} {name}" for name, count in found["exchanges"].items()),
+        "digest": found["digest"],
+    }
+    for name, line in lines.items():
+        click.echo(f"{name:>15}  {line}")
+
+
+class _Progress:
+    """A bar of tokens on stderr if that is a terminal."""
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> _Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.fields[virtual]}"),
+                BarColumn(),
+                TextColumn("loss {task.fields[loss]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("", total=self._budget, virtual="0 s", loss="")
+            self._bar.start()
+        return self
+
+    def tell(self, point: Point) -> None:
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                completed=min(point.tokens, self._budget),
+                virtual=f"{point.seconds:,.0f} virtual s",
+                loss=f"{point.loss_mean:.3f}",
+            )
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,159 @@
+"""A whole training run of a swarm that does not exist yet: loss against tokens, bytes and time.
+
+What is real: the nodes, their decisions, the arithmetic of mixing, codecs, clipping, and a small
+language model that learns real text. What is computed: how long things take, from the plan's sizes
+and the links and speeds that were given, and how many bytes they are. The small model stands in for
+the plan's: its losses tell which of two settings learns more and how much a fault costs, not what
+the plan's model will reach. Bytes and times are the plan's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from peerlm.config import Plan
+from peerlm.mix.vector import Vector
+from peerlm.sim.checks import Safety
+from peerlm.sim.faults import Fault, plan_faults
+from peerlm.sim.learner import Learner
+from peerlm.sim.network import Wire
+from peerlm.sim.world import World, relative_distance
+
+POINTS = 100
+"""Looks at the swarm over the budget."""
+
+PATIENCE = 20.0
+"""Times the ideal duration after which a run that has not ended is called off."""
+
+START_S = 30.0
+"""What founding the swarm and settling may take besides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The swarm at one moment."""
+
+    seconds: float
+    tokens: int
+    """Trained by all, whether or not everybody has heard of them."""
+    loss_mean: float
+    """Of the mean of all slow weights: what merging now would give."""
+    loss_worst: float
+    """Of the slow weights of the node that is worst off."""
+    spread: float
+    nodes: int
+    """Up."""
+    training: int
+    bytes_per_node: float
+    """Sent so far: exchanges, state, and control messages."""
+
+
+@dataclass(slots=True)
+class Trained:
+    points: list[Point] = field(default_factory=list)
+    ended: bool = False
+    """Every node that is up holds the finished model."""
+    seconds: float = 0.0
+    bulk_bytes: dict[int, int] = field(default_factory=dict)
+    control_bytes: dict[int, int] = field(default_factory=dict)
+    exchanges: dict[str, int] = field(default_factory=dict)
+    model_loss: float | None = None
+    """Of the model that was written."""
+    allreduce_bytes_per_node: float = 0.0
+    """What averaging every gradient by ring all-reduce would have sent from each node."""
+    digest: str = ""
+
+
+def train(
+    plan: Plan,
+    nodes: int,
+    learner: Learner,
+    sizes: tuple[int, ...],
+    speeds: Sequence[float],
+    wire: Wire,
+    faults: Sequence[Fault],
+    seed: int,
+    tell: Callable[[Point], None] = lambda point: None,
+) -> Trained:
+    """Train to the plan's budget. `speeds`: tokens a second of each node, repeated in turn.
+
+    Raises:
+        AssertionError: a promise was broken on the way.
+    """
+    world = World(seed, plan=plan, sizes=sizes, learner=learner, wire=wire, scheduled=True)
+    safety, trained = Safety(world), Trained()
+    for number in range(nodes):
+        machine = world.add(number, *([0] if number else []), start=False)
+        machine.speed = speeds[number % len(speeds)]
+        machine.start()
+    plan_faults(world, faults)
+    ideal_s = plan.run.token_budget / sum(m.speed for m in world.machines.values())
+    end_s = START_S + PATIENCE * ideal_s
+    every_s = ideal_s / POINTS
+    while not trained.ended and world.now < end_s:
+        world.run(every_s)
+        safety.look()
+        point = look(world)
+        trained.points.append(point)
+        tell(point)
+        trained.ended = bool(world.up()) and world.all_in("done") and _all_written(world)
+    trained.seconds = world.now
+    _sum_up(world, trained)
+    return trained
+
+
+def look(world: World) -> Point:
+    """The swarm as it is."""
+    up = world.up()
+    weights = [[slow.phi for slow in m.labour.slow] for m in up if _has_weights(world, m.number)]
+    sent = sum(world.network.bulk_bytes.values()) + sum(world.network.bytes.values())
+    mean_loss = worst = spread = float("nan")
+    if weights:
+        mean = [_mean(parts) for parts in zip(*weights, strict=True)]
+        mean_loss = world.learner.loss(mean)
+        worst = max(world.learner.loss(phi) for phi in weights)
+        centre = np.concatenate(mean)
+        spread = max(relative_distance(centre, np.concatenate(phi)) for phi in weights)
+    return Point(
+        seconds=world.now,
+        tokens=sum(m.tokens_trained for m in world.machines.values()),
+        loss_mean=mean_loss,
+        loss_worst=worst,
+        spread=spread,
+        nodes=len(up),
+        training=sum(world.summary(m.number).phase == "training" for m in up),
+        bytes_per_node=sent / max(1, len(world.machines)),
+    )
+
+
+def _mean(parts: Sequence[Vector]) -> Vector:
+    total = np.zeros(parts[0].size, np.float64)
+    for part in parts:
+        total += part
+    return (total / len(parts)).astype(np.float32)
+
+
+def _has_weights(world: World, number: int) -> bool:
+    return world.summary(number).phase in ("training", "settling", "done", "paused")
+
+
+def _all_written(world: World) -> bool:
+    return all(world.summary(m.number).model_dir for m in world.up())
+
+
+def _sum_up(world: World, trained: Trained) -> None:
+    network = world.network
+    trained.bulk_bytes, trained.control_bytes = dict(network.bulk_bytes), dict(network.bytes)
+    for machine in world.up():
+        for outcome, count in world.summary(machine.number).exchanges.items():
+            trained.exchanges[outcome] = trained.exchanges.get(outcome, 0) + count
+    written = [m.disk.models[-1] for m in world.machines.values() if m.disk.models]
+    if written:
+        trained.model_loss = world.learner.loss(written[0])
+    n, plan = len(world.machines), world.plan.plan
+    steps = trained.points[-1].tokens / n / (plan.train.batch * plan.model.context)
+    trained.allreduce_bytes_per_node = steps * sum(world.sizes) * 8 * (n - 1) / n
+    trained.digest = world.digest()
