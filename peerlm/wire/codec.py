@@ -30,7 +30,11 @@ INTRODUCTION_BYTES_MAX = 16 * 1024
 """Largest introduction frame: a hello or welcome with the longest chain fits."""
 
 ARRAY_LEN_MAX = 4096
-"""Longest tuple of the catalogue: a frame cannot become a million empty lists."""
+"""Longest tuple of the catalogue."""
+
+LISTS_MAX = 3 * ARRAY_LEN_MAX
+"""Lists in one frame: a donor's offer of `ARRAY_LEN_MAX` fragments holds twice as many. A frame of a
+million of the smallest would take half a second to read."""
 
 S = TypeVar("S", bound=Struct)
 Checker = Callable[[Any, str], Any]
@@ -56,7 +60,7 @@ def decode_as(kind: type[S], data: bytes | memoryview, *, bytes_max: int = FRAME
         raw = msgpack.unpackb(
             data,
             raw=False,
-            use_list=True,
+            list_hook=_counted(),
             strict_map_key=True,
             max_array_len=ARRAY_LEN_MAX,
             max_map_len=0,
@@ -65,6 +69,20 @@ def decode_as(kind: type[S], data: bytes | memoryview, *, bytes_max: int = FRAME
     except (ValueError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"not msgpack: {type(error).__name__} {error}"[:200]) from None
     return _struct((kind,), raw, kind.__name__)  # type: ignore[return-value]
+
+
+def _counted() -> Callable[[list[Any]], list[Any]]:
+    """Sees every list of a frame when it is complete; raises `ValueError` when there are too many."""
+    left = LISTS_MAX
+
+    def count(found: list[Any]) -> list[Any]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {LISTS_MAX} lists")
+        return found
+
+    return count
 
 
 def _plain(value: Any) -> Any:

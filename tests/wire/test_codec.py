@@ -293,6 +293,7 @@ BOMBS = {
     "timestamp": b"\x92\x1f\xd6\xff\x00\x00\x00\x00",
     "nested claims": b"\xdd\x00\x0f\xff\xff" * 200_000,
     "many empty arrays": b"\x93\x1f\x01\xdd\x00\x0f\x00\x00" + b"\x90" * 0xF0000,
+    "many lists in lists": b"\xdc\x01\xf4" + (b"\x91" * 1010 + b"\x00") * 500,
     "many nils": b"\xdd\x00\x0f\x00\x00" + b"\xc0" * 0xF0000,
     "long text of a bad field": msgpack.packb(["x" * 1_000_000]),
     "huge number where text goes": msgpack.packb([42, 2**63]),
@@ -309,7 +310,7 @@ def test_bombs_cost_little_time_and_memory(name: str) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - began < 2.0
+    assert time.perf_counter() - began < 1.0
     assert peak < 8 * FRAME_BYTES_MAX
     assert len(str(caught.value)) < 400
 
