@@ -10,6 +10,7 @@ Never decodes to anything but msgpack's plain types, and never raises anything b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
@@ -19,6 +20,13 @@ from peerlm.errors import AuthError
 
 CHECKSUM_BYTES = 4
 
+ITEMS_MAX = 8192
+"""Of one array: more shard hashes than the longest plan has room for. Arrays within arrays that claim
+a million items each would otherwise take gigabytes before the first is found to be missing."""
+
+CONTAINERS_MAX = 64
+"""Arrays and maps in one value: a plan has the most, one a section and a few in them."""
+
 
 def encode(value: Any) -> bytes:
     """The canonical bytes of lists, dicts, strings, bytes, ints, floats and bools."""
@@ -26,7 +34,7 @@ def encode(value: Any) -> bytes:
     return packed
 
 
-def decode(raw: bytes, limit_bytes: int, what: str) -> Any:
+def decode(raw: bytes, limit_bytes: int, what: str, items_max: int = ITEMS_MAX) -> Any:
     """The value whose canonical encoding is `raw`; lists stay lists. Its shape is for the caller to check.
 
     Raises:
@@ -35,8 +43,17 @@ def decode(raw: bytes, limit_bytes: int, what: str) -> Any:
     if len(raw) > limit_bytes:
         raise AuthError("too_long", f"{what}: {len(raw)} bytes, at most {limit_bytes} are allowed")
     try:
+        count = _counted()
         value = msgpack.unpackb(
-            raw, raw=False, use_list=True, strict_map_key=True, timestamp=3, ext_hook=_no_extensions
+            raw,
+            raw=False,
+            strict_map_key=True,
+            timestamp=3,
+            ext_hook=_no_extensions,
+            list_hook=count,
+            object_hook=count,
+            max_array_len=min(items_max, len(raw)),
+            max_map_len=min(items_max, len(raw)),
         )
         is_canonical = encode(value) == raw
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException):
@@ -46,6 +63,20 @@ def decode(raw: bytes, limit_bytes: int, what: str) -> Any:
             "malformed", f"{what}: not canonical msgpack; damaged, or not what it claims to be"
         )
     return value
+
+
+def _counted() -> Callable[[Any], Any]:
+    """Sees every array and map when it is complete; raises `ValueError` when there are too many."""
+    left = CONTAINERS_MAX
+
+    def count(found: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {CONTAINERS_MAX} arrays and maps")
+        return found
+
+    return count
 
 
 def _no_extensions(code: int, data: bytes) -> None:

@@ -36,6 +36,8 @@ REVOCATIONS = "revocations"
 PLAN = "plan"
 
 FILE_BYTES_MAX = 64 * 2**20
+BLOBS_MAX = 2**20
+"""In one file: far more revocations than it has room for."""
 T = TypeVar("T")
 
 
@@ -156,7 +158,7 @@ def _read(path: Path, parse: Callable[[bytes], T], *, is_secret: bool) -> T | No
 
 def _blobs(raw: bytes, limit_bytes: int) -> tuple[bytes, ...]:
     complaint = "damaged"
-    blobs = canonical.decode(canonical.unseal(raw, complaint), limit_bytes, "file")
+    blobs = canonical.decode(canonical.unseal(raw, complaint), limit_bytes, "file", BLOBS_MAX)
     if not isinstance(blobs, list) or not all(isinstance(blob, bytes) for blob in blobs):
         raise AuthError("malformed", complaint)
     return tuple(blobs)
