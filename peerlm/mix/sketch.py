@@ -42,13 +42,16 @@ def sketch(values: Vector, rng_seed: int, fragment: int, k: int = SKETCH_SIZE) -
 def distance(ours: Sequence[float] | Vector, theirs: Sequence[float] | Vector) -> float:
     """Estimate of |a − b| ÷ max(|a|, |b|) from two sketches of the same seed and fragment.
 
-    inf if they cannot be compared: different lengths, elements that are not finite.
+    inf if they cannot be compared: different lengths, elements or norms that are not finite.
     """
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return math.inf
-    largest = max(np.linalg.norm(a), np.linalg.norm(b))
-    return float(np.linalg.norm(a - b) / largest) if largest > 0 else 0.0
+    with np.errstate(over="ignore"):
+        largest, apart = max(np.linalg.norm(a), np.linalg.norm(b)), np.linalg.norm(a - b)
+    if not (np.isfinite(largest) and np.isfinite(apart)):
+        return math.inf
+    return float(apart / largest) if largest > 0 else 0.0
 
 
 def _hashes(piece: slice, key: int) -> NDArray[np.uint32]:

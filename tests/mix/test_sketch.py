@@ -65,3 +65,8 @@ def test_what_cannot_be_compared_is_infinitely_far():
     assert distance(good, good[:5]) == math.inf
     assert distance(good.tolist(), tuple(good.tolist())) == 0
     assert distance([0.0] * 4, [0.0] * 4) == 0
+
+
+def test_a_sketch_beyond_all_numbers_is_infinitely_far():
+    assert distance([1.0, 2.0], [1.7e308, -1.7e308]) == math.inf
+    assert distance([-1.7e308], [1.7e308]) == math.inf
