@@ -24,12 +24,18 @@ import msgpack
 
 from peerlm import config
 from peerlm.config import NodeSettings, Plan
-from peerlm.errors import WireError
+from peerlm.errors import ConfigError, WireError
 from peerlm.types import FragmentId, PeerId
 
 LENGTH = struct.Struct("<I")
 MESSAGE_BYTES_MAX = 16 << 20
 """Far above the largest true message, a `Setup` that names some hundred thousand shards."""
+
+ITEMS_MAX = 1 << 18
+"""Of one list: so many shards fit a message."""
+
+TUPLES_MAX = 4
+"""In one message: itself, and those of its fields."""
 
 ADD, RESET = "add", "reset"
 """Kinds of correction: θ += values; θ := values and forget what the optimizer knew of θ."""
@@ -212,13 +218,18 @@ class Frames:
 def decode(body: bytes) -> Message:
     """A message from the bytes behind its length. Raises `WireError`."""
     try:
-        raw = msgpack.unpackb(body, use_list=False)
+        raw = msgpack.unpackb(
+            body,
+            list_hook=_tuples(),
+            max_array_len=min(len(body), ITEMS_MAX),
+        )
     except (ValueError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"worker socket: not msgpack: {type(error).__name__}") from None
     named = isinstance(raw, tuple) and raw and type(raw[0]) is str
     kind: Any = kinds().get(raw[0]) if named else None
     if kind is None:
-        raise WireError(f"worker socket: unknown message {str(raw)[:60]}")
+        name = raw[0][:60] if named else type(raw).__name__
+        raise WireError(f"worker socket: unknown message {name!r}")
     fields = _fields(kind)
     if len(raw) - 1 != len(fields):
         raise WireError(
@@ -226,9 +237,23 @@ def decode(body: bytes) -> Message:
         )
     for (name, fits), value in zip(fields, raw[1:], strict=True):
         if not fits(value):
-            raise WireError(f"worker socket: {kind.__name__}.{name} = {str(value)[:60]}")
+            raise WireError(f"worker socket: {kind.__name__}.{name} = {repr(value)[:60]}")
     message: Message = kind(*raw[1:])
     return message
+
+
+def _tuples() -> Callable[[list[Any]], tuple[Any, ...]]:
+    """Lists to tuples, up to `TUPLES_MAX` of them; beyond, `ValueError`."""
+    left = TUPLES_MAX
+
+    def count(found: list[Any]) -> tuple[Any, ...]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"more than {TUPLES_MAX} lists")
+        return tuple(found)
+
+    return count
 
 
 @cache
@@ -266,4 +291,9 @@ def packed(settings: Plan | NodeSettings) -> bytes:
 
 def unpacked(kind: type[T], data: bytes) -> T:
     """Settings out of `Setup`. Raises `ConfigError`."""
-    return config.from_dict(kind, msgpack.unpackb(data), f"{kind.__name__} from the daemon")
+    where = f"{kind.__name__} from the daemon"
+    try:
+        raw = msgpack.unpackb(data)
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise ConfigError(f"{where}: not msgpack: {type(error).__name__}") from None
+    return config.from_dict(kind, raw, where)

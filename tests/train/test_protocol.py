@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peerlm.config import NodeSettings, Plan, preset, with_changes
-from peerlm.errors import WireError
+from peerlm.errors import ConfigError, WireError
 from peerlm.train import protocol
 from peerlm.train.protocol import Frames, Message
 from peerlm.types import FragmentId, PeerId
@@ -116,3 +116,15 @@ def test_settings_arrive_as_they_were() -> None:
 def test_the_daemon_can_read_it_without_torch() -> None:
     program = "import sys; import peerlm.train.protocol, peerlm.train.shared; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_lists_in_lists_are_no_message_and_no_other_error() -> None:
+    for depth in (2, 900, 1010, 1023, 5000):
+        with pytest.raises(WireError):
+            protocol.decode(b"\x91" * depth + b"\x00")
+
+
+def test_settings_that_are_none_are_refused() -> None:
+    for data in (b"", b"\xc1", b"\x91" * 2000, b"\x93\x01\x02\x03", b"\x81\xa3run\x01"):
+        with pytest.raises(ConfigError):
+            protocol.unpacked(Plan, data)
