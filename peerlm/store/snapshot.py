@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from peerlm.errors import ChunkCorrupt, StateError
 from peerlm.store import disk
 from peerlm.store.disk import AtomicFile, Bytes, Layout, ReadFile
-from peerlm.types import FragmentId, ObjectHash, PeerId, RunId, WallTime
+from peerlm.types import FragmentId, ObjectHash, PeerId, RunId, WallTime, printable
 
 Array = NDArray[np.float32]
 
@@ -345,10 +345,12 @@ def _decode(data: bytes, path: Path) -> Manifest:
     try:
         body = json.loads(text)
         if body["format"] != FORMAT:
-            raise StateError(f"{path} is of format {body['format']}, this peerlm reads {FORMAT}")
+            theirs = printable(str(body["format"])[:60])
+            raise StateError(f"{path} is of format {theirs}, this peerlm reads {FORMAT}")
         return _manifest_from_json(body)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ChunkCorrupt(f"{path} is not a manifest: {error!r}") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        why = printable(repr(error)[:200])
+        raise ChunkCorrupt(f"{path} is not a manifest: {why}") from error
 
 
 def _manifest_from_json(body: dict[str, Any]) -> Manifest:
