@@ -28,6 +28,12 @@ Check = Callable[[Any], object]
 INT_MAX = 2**62
 """Every whole number fits a signed plan and a message."""
 
+DOTS_MAX = 64
+"""In one line of a settings file; ours have two. A key of n parts costs `tomllib` n² memory."""
+
+SHOWN_CHARS_MAX = 120
+"""Of a wrong value, in the line that complains of it."""
+
 
 def option(
     default: Any, doc: str, *, unit: str = "", allowed: str = "", ok: Check | None = None
@@ -384,10 +390,12 @@ def from_dict(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
         ConfigError: unknown section or field, wrong type, value out of range.
     """
     hints = get_type_hints(kind)
-    unknown = sorted(set(raw) - set(hints))
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{where}: must be a table of sections, not {_shown(raw)}")
+    unknown = sorted(str(name) for name in raw if name not in hints)
     if unknown:
         raise ConfigError(
-            f"{where}: unknown section [{unknown[0]}]; sections are {', '.join(hints)}"
+            f"{where}: unknown section [{_cut(unknown[0])}]; sections are {', '.join(hints)}"
         )
     settings = kind(
         **{name: _section(hints[name], raw.get(name, {}), where, name) for name in hints}
@@ -399,10 +407,13 @@ def from_dict(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
 
 def read_toml(kind: type[T], text: str, where: str) -> T:
     """Parse and check a settings file. Raises `ConfigError` with the line of a syntax error."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.count(".") > DOTS_MAX and not line.lstrip().startswith("#"):
+            raise ConfigError(f"{where}: line {number} has more than {DOTS_MAX} dots")
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{where}: not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits is no TOML error
+        raise ConfigError(f"{where}: not valid TOML: {_cut(str(error))}") from None
     return from_dict(kind, raw, where)
 
 
@@ -412,7 +423,7 @@ def with_changes(settings: T, changes: Mapping[str, Any], where: str) -> T:
     for dotted, value in changes.items():
         section, _, name = dotted.partition(".")
         if section not in raw or name not in raw[section]:
-            raise ConfigError(f"{where}: no field {dotted!r}; see `peerlm plan show`")
+            raise ConfigError(f"{where}: no field {_shown(dotted)}; see `peerlm plan show`")
         kind = get_type_hints(get_type_hints(type(settings))[section])[name]
         raw[section][name] = (
             _parse(kind, value, f"{where}: {dotted}") if isinstance(value, str) else value
@@ -440,13 +451,14 @@ def differences(ours: Plan, theirs: Plan) -> list[str]:
 
 def _section(kind: type[Any], raw: Any, where: str, section: str) -> Any:
     if not isinstance(raw, Mapping):
-        raise ConfigError(f"{where}: [{section}] must be a table, not {raw!r}")
+        raise ConfigError(f"{where}: [{section}] must be a table, not {_shown(raw)}")
     hints = get_type_hints(kind)
     values = {}
     for name, value in raw.items():
         if name not in hints:
             raise ConfigError(
-                f"{where}: unknown field {section}.{name}; [{section}] has {', '.join(hints)}"
+                f"{where}: unknown field {section}.{_cut(str(name))}; "
+                f"[{section}] has {', '.join(hints)}"
             )
         values[name] = _typed(hints[name], value, f"{where}: {section}.{name}")
     built = kind(**values)
@@ -454,14 +466,14 @@ def _section(kind: type[Any], raw: Any, where: str, section: str) -> Any:
         ok, value = f.metadata["ok"], getattr(built, f.name)
         if ok is not None and not ok(value):
             raise ConfigError(
-                f"{where}: {section}.{f.name} = {value!r}: must be {f.metadata['allowed']}"
+                f"{where}: {section}.{f.name} = {_shown(value)}: must be {f.metadata['allowed']}"
             )
     return built
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
     if kind in (int, float) and type(value) is int and abs(value) >= INT_MAX:
-        raise ConfigError(f"{where} = {value!r}: must be below 2^62")
+        raise ConfigError(f"{where} = {_shown(value)}: must be below 2^62")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if (
@@ -475,7 +487,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     if kind in (int, float, str, bool) and type(value) is kind:
         return value
     name = "list of strings" if kind == tuple[str, ...] else kind.__name__
-    raise ConfigError(f"{where} = {value!r}: must be {name}")
+    raise ConfigError(f"{where} = {_shown(value)}: must be {name}")
 
 
 def _parse(kind: Any, text: str, where: str) -> Any:
@@ -488,7 +500,21 @@ def _parse(kind: Any, text: str, where: str) -> Any:
     try:
         return kind(text.replace("_", "")) if kind in (int, float) else _typed(kind, text, where)
     except ValueError:
-        raise ConfigError(f"{where} = {text!r}: must be {kind.__name__}") from None
+        raise ConfigError(f"{where} = {_shown(text)}: must be {kind.__name__}") from None
+
+
+def _shown(value: Any) -> str:
+    """A wrong value for a person's eyes: one line, and not all of it when it is long."""
+    try:
+        return _cut(repr(value))
+    except (ValueError, RecursionError):  # an int of thousands of digits, lists in lists in lists
+        return f"a {type(value).__name__} too large to show"
+
+
+def _cut(text: str) -> str:
+    """On one line, of a bounded length."""
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_CHARS_MAX else line[:SHOWN_CHARS_MAX] + "…"
 
 
 def _check_plan(plan: Plan, where: str) -> None:

@@ -102,6 +102,24 @@ def test_wrong_node_settings_are_refused_alike(text: str, says: str) -> None:
     assert says in refusal(config.read_toml, NodeSettings, text, "node.toml")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[run]\nrng_seed = " + "9" * 5000,
+        "[run]\nrng_seed = 0x" + "f" * 5000,
+        "[run]\nname = [0x" + "f" * 5000 + "]",
+        "[run]\nname = '" + "x" * 5000 + "'",
+        "[run]\nname = " + "[" * 3000 + "]" * 3000,
+        "run = " + "{run = " * 3000 + "1" + "}" * 3000,
+        "a" + ".a" * 100_000 + " = 1",
+        "[" + "x" * 5000 + "]",
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_is_too_large_or_too_deep_is_refused_with_a_short_line(text: str) -> None:
+    assert len(refusal(config.read_toml, Plan, text, "plan.toml")) < 400
+
+
 def test_whole_numbers_pass_where_fractions_are_asked() -> None:
     plan = config.read_toml(Plan, "[train]\nlr = 1\n", "plan.toml")
     assert plan.train.lr == 1.0
