@@ -173,9 +173,15 @@ class TrainSection:
 @dataclass(frozen=True, slots=True)
 class MixSection:
     algorithm: str = one_of(
-        "outer_mix", ("outer_mix", "local", "dgd"), "How slow weights move; see docs/mixing.md."
+        "outer_mix",
+        ("outer_mix", "noloco", "adpsgd", "dgd", "local"),
+        "How slow weights move; see docs/mixing.md.",
     )
-    sampler: str = one_of("uniform", ("uniform", "matching"), "Whom an outer step mixes with.")
+    sampler: str = one_of(
+        "uniform",
+        ("uniform", "matching", "ring", "onepeer_exp", "base2", "latency_biased"),
+        "Whom an outer step mixes with; see docs/mixing.md.",
+    )
     inner_steps: int = at_least(
         1,
         20,
@@ -192,6 +198,13 @@ class MixSection:
     )
     outer_momentum: float = between(0.0, 0.99, 0.5, "Outer momentum α.")
     outer_lr: float = between(0.0, 2.0, 1.0, "Outer step size ν.")
+    gamma: float = between(
+        0.01,
+        2.0,
+        0.7,
+        "Weight γ of progress and of the pull towards a partner in `noloco`, which takes no other; "
+        "must be below 2(1 − α²).",
+    )
     weight: float = between(
         0.01, 0.5, 0.5, "Share c of the difference each side moves in an exchange."
     )
@@ -519,7 +532,7 @@ def _cut(text: str) -> str:
 
 def _check_plan(plan: Plan, where: str) -> None:
     """Rules that span fields."""
-    m, t = plan.model, plan.train
+    m, t, alpha, gamma = plan.model, plan.train, plan.mix.outer_momentum, plan.mix.gamma
     if m.dim % m.heads:
         raise ConfigError(
             f"{where}: model.dim = {m.dim} is not a multiple of model.heads = {m.heads}"
@@ -531,6 +544,11 @@ def _check_plan(plan: Plan, where: str) -> None:
     if (m.dim // m.heads) % 2:
         raise ConfigError(
             f"{where}: model.dim / model.heads = {m.dim // m.heads} must be even for rotary positions"
+        )
+    if plan.mix.algorithm == "noloco" and gamma >= 2 * (1 - alpha**2):
+        raise ConfigError(
+            f"{where}: mix.gamma = {gamma} makes noloco diverge with mix.outer_momentum = {alpha}: "
+            f"must be below 2(1 - {alpha}²) = {2 * (1 - alpha**2):.3g}"
         )
     if t.batch % t.accumulate:
         raise ConfigError(

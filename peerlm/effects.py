@@ -87,6 +87,7 @@ class RunExchange(Effect):
 
     weight: share c of the difference this side moves; clip_norm: τ, the most |d̂| counts for
     (None: too few exchanges yet, the driver takes a fifth of |φ|).
+    through_momentum: it is m that moves by it, and φ in the next outer step.
     Given up after `progress_timeout_s` without a byte, or `timeout_s` in all.
     """
 
@@ -103,6 +104,7 @@ class RunExchange(Effect):
     clip_norm: float | None
     progress_timeout_s: float
     timeout_s: float
+    through_momentum: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ class ServeExchange(Effect):
     clip_norm: float | None
     progress_timeout_s: float
     timeout_s: float
+    through_momentum: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def test_every_field_is_documented_and_its_default_allowed(kind: Any) -> None:
         ("[train]\nclip = inf\n", "train.clip = inf: must be"),
         (
             "[mix]\nalgorithm = 'magic'\n",
-            "mix.algorithm = 'magic': must be one of outer_mix, local",
+            "mix.algorithm = 'magic': must be one of outer_mix, noloco",
         ),
         ("[model]\nblocks = []\n", "model.blocks = (): must be a list of: attention"),
         (

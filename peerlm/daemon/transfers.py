@@ -128,6 +128,7 @@ class Transfers:
                 codec_reply=e.codec_reply,
                 weight=e.weight,
                 clip_norm=e.clip_norm,
+                through_momentum=e.through_momentum,
             )
 
         result = await self._apply(e.transfer, e.fragment, absorb)
@@ -171,6 +172,7 @@ class Transfers:
                 weight=e.weight,
                 clip_norm=e.clip_norm,
                 rng=self._noise,
+                through_momentum=e.through_momentum,
             )
 
         result = await self._apply(e.transfer, e.fragment, respond)

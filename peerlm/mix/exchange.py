@@ -40,7 +40,8 @@ from peerlm.mix.exchange_records import (
     Wish,
 )
 from peerlm.mix.robust import ClipTracker, PeerScores
-from peerlm.swarm.sampler import Sampler
+from peerlm.swarm.sampler import Choice, Sampler
+from peerlm.swarm.samplers.drawn import Uniform
 from peerlm.types import FragmentId, Instant, PeerId, TransferId, after, short
 from peerlm.wire.message import ExchangeAnswer, ExchangeDone, ExchangeRequest
 
@@ -68,6 +69,7 @@ YOU_ARE_BEHIND = "norm: you are behind"
 
 BEHIND_MEMORY_S = 60.0
 NEVER = Instant(-math.inf)
+ANYBODY = Uniform()
 
 REASONS_MAX = 48
 """Reasons that are told apart in the counts."""
@@ -149,15 +151,18 @@ class Exchanges:
     def _ask(self, wish: Wish, now: Instant) -> list[Effect]:
         if wish.tries == 0:
             self.fragments[wish.fragment].rounds += 1
-        peer = self._choose(wish, now)
-        if peer is None:
+        choice = self._choose(wish, now)
+        if choice is None:
             return []
+        peer = choice.peer
         exchange = Initiated(
             wish=replace(wish, tries=wish.tries + 1, tried=(*wish.tried, peer)),
             phase=Phase.ASKING,
+            asked=now,
             deadline=after(now, ASK_TIMEOUT_S),
             transfer=TransferId(self._rng.randbytes(16)),
             peer=peer,
+            share=choice.share,
             codecs=self._codecs(wish.fragment),
             keys=(self._rng.randbytes(32), self._rng.randbytes(32)),
         )
@@ -165,19 +170,21 @@ class Exchanges:
         self._busy[wish.fragment] = exchange.transfer
         return [Send(peer, self._request(exchange))]
 
-    def _choose(self, wish: Wish, now: Instant) -> PeerId | None:
+    def _choose(self, wish: Wish, now: Instant) -> Choice | None:
         """Somebody new and in good standing if there is one, else somebody asked before."""
         never = [p for p in wish.partners if not self._is_able(p, wish, now)]
         tried = [p for p in wish.partners if p in wish.tried]
         avoided = [p for p in wish.partners if self.scores.avoided(p, now)]
         rounds = self.fragments[wish.fragment].rounds
+        # While settling, partners are chosen by need: a schedule over a few of them has no meaning.
+        sampler = ANYBODY if self.standing.settling else self._sampler
         for spared in (tried + avoided, tried, avoided, []):
             exclude = (*never, *spared)
-            peer = self._sampler.choose(
+            choice = sampler.choose(
                 wish.partners, self._me, wish.fragment, rounds, self._rng, exclude
             )
-            if peer is not None:
-                return peer
+            if choice is not None:
+                return choice
         return None
 
     def _is_able(self, peer: PeerId, wish: Wish, now: Instant) -> bool:
@@ -205,7 +212,7 @@ class Exchanges:
             codec_request=exchange.codecs[0],
             codec_reply=exchange.codecs[1],
             request_bytes=encoded_size(exchange.codecs[0], self._sizes[exchange.fragment]),
-            ramp=self.standing.ramp,
+            ramp=self.standing.ramp * exchange.share,
             key_up=exchange.keys[0],
             key_down=exchange.keys[1],
         )
@@ -221,6 +228,8 @@ class Exchanges:
         if exchange.peer != peer:
             return []
         is_asking = exchange.phase is Phase.ASKING
+        if is_asking:
+            self._sampler.answered(peer, now - exchange.asked)
         if answer.verdict == "accept":
             return self._move(exchange, answer.ramp, now) if is_asking else []
         cancel: list[Effect] = [] if is_asking else [CancelTransfer(exchange.transfer)]
@@ -252,10 +261,11 @@ class Exchanges:
                 codec_reply=exchange.codecs[1],
                 key_up=exchange.keys[0],
                 key_down=exchange.keys[1],
-                weight=self._algorithm.coefficient(self._plan.mix, ramp),
+                weight=self._weight(ramp * exchange.share),
                 clip_norm=self._clip_norm(exchange.fragment),
                 progress_timeout_s=PROGRESS_TIMEOUT_S,
                 timeout_s=timeout_s,
+                through_momentum=self._through_momentum(),
             )
         ]
 
@@ -383,10 +393,11 @@ class Exchanges:
             request_bytes=request.request_bytes,
             key_up=request.key_up,
             key_down=request.key_down,
-            weight=self._algorithm.coefficient(self._plan.mix, request.ramp),
+            weight=self._weight(request.ramp),
             clip_norm=self._clip_norm(fragment),
             progress_timeout_s=PROGRESS_TIMEOUT_S,
             timeout_s=timeout_s,
+            through_momentum=self._through_momentum(),
         )
         return [serve, self._answer(peer, transfer, "accept", "")]
 
@@ -612,6 +623,16 @@ class Exchanges:
     def _clip_norm(self, fragment: FragmentId) -> float | None:
         state = self.fragments[fragment]
         return state.clip.tau(state.phi_norm) if state.phi_norm > 0 else None
+
+    def _weight(self, ramp: float) -> float:
+        mix = self._plan.mix
+        return (
+            mix.weight * ramp if self.standing.settling else self._algorithm.coefficient(mix, ramp)
+        )
+
+    def _through_momentum(self) -> bool:
+        """Not while settling: no outer step comes any more that would move φ."""
+        return self._algorithm.through_momentum and not self.standing.settling
 
     def _timeout_s(self, fragment: FragmentId, codecs: tuple[str, str]) -> float:
         size = self._sizes[fragment]

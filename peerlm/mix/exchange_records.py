@@ -40,9 +40,12 @@ class Initiated:
 
     wish: Wish
     phase: Phase
+    asked: Instant
     deadline: Instant
     transfer: TransferId
     peer: PeerId
+    share: float
+    """Of `mix.weight`, as the sampler wants it for this pair."""
     codecs: tuple[str, str]
     keys: tuple[bytes, bytes]
 

@@ -38,7 +38,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """What an exchange did to this side's φ."""
+    """What an exchange did to this side's φ, or to its m."""
 
     raw_norm: float
     """|d̂| as it came."""
@@ -85,10 +85,12 @@ def respond(
     weight: float,
     clip_norm: float | None,
     rng: np.random.Generator,
+    through_momentum: bool = False,
 ) -> Response | Refused:
     """The responder's whole part: judge the request, compute the reply, apply our side of it.
 
-    `weight` is c; `clip_norm` is τ, None while there is no history.
+    `weight` is c; `clip_norm` is τ, None while there is no history; `through_momentum` adds our side
+    to m instead of φ.
     """
     assert codec_request in WEIGHT_CODECS, f"{codec_request} is for differences only"
     try:
@@ -104,7 +106,8 @@ def respond(
     except ValueError as error:
         return Refused(f"not finite: the difference does not fit {codec_reply}: {error}")
     decoded = decode(payload, fragment.size, (codec_reply,), out=difference)
-    return Response(payload, _apply(fragment, decoded, ours_norm, -weight, clip_norm))
+    flow = _apply(fragment, decoded, ours_norm, -weight, clip_norm, through_momentum)
+    return Response(payload, flow)
 
 
 def absorb(
@@ -114,6 +117,7 @@ def absorb(
     codec_reply: str,
     weight: float,
     clip_norm: float | None,
+    through_momentum: bool = False,
 ) -> Flow | Refused:
     """The initiator's second half: judge the reply and apply our side of it."""
     try:
@@ -123,7 +127,7 @@ def absorb(
     raw_norm, phi_norm = norm(decoded), fragment.phi_norm()
     if not difference_is_possible(raw_norm, phi_norm, fragment.size):
         return Refused(f"norm: |d̂| = {raw_norm:.3g} where |φ| = {phi_norm:.3g}")
-    return _apply(fragment, decoded, phi_norm, weight, clip_norm)
+    return _apply(fragment, decoded, phi_norm, weight, clip_norm, through_momentum)
 
 
 def _apply(
@@ -132,12 +136,16 @@ def _apply(
     phi_norm: float,
     weight: float,
     clip_norm: float | None,
+    through_momentum: bool,
 ) -> Flow:
     raw_norm = norm(difference)
     if clip_norm is None:
         clip_norm = first_clip_norm(phi_norm, fragment.size)
     scale = clip_scale(raw_norm, clip_norm)
-    fragment.add_flow(difference, weight * scale)
+    if through_momentum:
+        fragment.add_to_momentum(difference, weight * scale)
+    else:
+        fragment.add_flow(difference, weight * scale)
     return Flow(
         raw_norm=raw_norm,
         applied_norm=abs(weight) * scale * raw_norm,

@@ -215,6 +215,11 @@ class SlowFragment:
             if queued is not None:
                 queued[piece] += flow
 
+    def add_to_momentum(self, values: Vector, scale: float = 1.0) -> None:
+        """m += scale × values [n]; φ and θ learn of it in the next outer step."""
+        for piece in pieces(self.size):
+            self.momentum[piece] += values[piece] * np.float32(scale)
+
     # ------------------------------------------------------------------------------- promise
 
     def check(self, theta: Vector, applied_seq: int, progress: Vector) -> None:

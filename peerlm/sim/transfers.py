@@ -167,6 +167,7 @@ class Transfers:
             weight=serve.weight,
             clip_norm=serve.clip_norm,
             rng=self._rng,
+            through_momentum=serve.through_momentum,
         )
         if isinstance(response, flow.Refused):
             self._ended(serve.transfer, "refused", response.reason)
@@ -193,12 +194,18 @@ class Transfers:
         slow = self._labour.slow[run.fragment]
         before = slow.phi.copy()
         result = flow.absorb(
-            slow, reply, codec_reply=run.codec_reply, weight=run.weight, clip_norm=run.clip_norm
+            slow,
+            reply,
+            codec_reply=run.codec_reply,
+            weight=run.weight,
+            clip_norm=run.clip_norm,
+            through_momentum=run.through_momentum,
         )
         if isinstance(result, flow.Refused):
             self._ended(run.transfer, "refused", result.reason)
             return
-        if self._machine.attack is None and there.attack is None:
+        same_way = run.through_momentum == served.through_momentum
+        if self._machine.attack is None and there.attack is None and same_way:
             missing = norm(slow.phi - before + gained)
             # A newcomer's ramp weighs the two sides differently, and is meant to.
             bent = abs(run.weight - served.weight) * result.raw_norm

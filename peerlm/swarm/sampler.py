@@ -1,95 +1,34 @@
-"""Whom to mix a fragment with.
+"""Names of the ways to choose a partner.
 
-`uniform` draws any candidate; it needs no agreement and is the default. `matching` derives from
-(seed, fragment, round) a permutation of all live peers and pairs neighbours in it, so that everyone
-mixes at most once per round and both ends name each other, as long as their views and round numbers
-agree. Where they do not it is as good as a random choice. (Gossip by random pairs and by matchings:
-Boyd, Ghosh, Prabhakar, Shah 2006.)
+`uniform` draws any candidate; it needs no agreement and is the default. `latency_biased` prefers near
+ones. The others follow a schedule (see samplers/scheduled.py): as long as views and round numbers agree
+they do better than chance, and where they do not they are as good as some other choice.
 """
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Collection, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 from peerlm.errors import ConfigError
-from peerlm.types import FragmentId, PeerId
+from peerlm.swarm.samplers.base2 import Base2
+from peerlm.swarm.samplers.choice import Choice, Sampler
+from peerlm.swarm.samplers.drawn import LatencyBiased, Uniform
+from peerlm.swarm.samplers.scheduled import Matching, OnePeerExponential, Ring, Scheduled
 
+__all__ = ["Choice", "Sampler", "sampler_named"]
 
-class Sampler(Protocol):
-    """Chooses a partner from `candidates` (sorted, without this node), or None."""
-
-    def choose(
-        self,
-        candidates: Sequence[PeerId],
-        me: PeerId,
-        fragment: FragmentId,
-        round: int,
-        rng: random.Random,
-        exclude: Collection[PeerId] = (),
-    ) -> PeerId | None:
-        """`exclude`: candidates not to be taken this time (busy, tried, distrusted). A matching
-        wants them there and not left out of `candidates`, or the two ends pair differently."""
-        ...
-
-
-class Uniform:
-    """Any candidate with equal probability."""
-
-    def choose(
-        self,
-        candidates: Sequence[PeerId],
-        me: PeerId,
-        fragment: FragmentId,
-        round: int,
-        rng: random.Random,
-        exclude: Collection[PeerId] = (),
-    ) -> PeerId | None:
-        able = [peer for peer in candidates if peer not in exclude]
-        return rng.choice(able) if able else None
-
-
-class Matching:
-    """The partner that the seeded matching of this round gives; None for the odd one out, and
-    where the partner is excluded (nobody else expects us)."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def choose(
-        self,
-        candidates: Sequence[PeerId],
-        me: PeerId,
-        fragment: FragmentId,
-        round: int,
-        rng: random.Random,
-        exclude: Collection[PeerId] = (),
-    ) -> PeerId | None:
-        order = shuffled((*candidates, me), self._seed, fragment, round)
-        place = order.index(me) ^ 1
-        partner = order[place] if place < len(order) else None
-        return None if partner in exclude else partner
-
-
-def shuffled(peers: Sequence[PeerId], seed: int, fragment: FragmentId, round: int) -> list[PeerId]:
-    """The peers in an order that depends on the arguments alone: sorted by a keyed hash, which no
-    version of Python or of its `random` can change between two nodes."""
-    key = f"{seed}/{fragment}/{round}".encode()
-
-    def draw(peer: PeerId) -> bytes:
-        return hashlib.blake2b(peer, digest_size=16, key=hashlib.sha256(key).digest()).digest()
-
-    return sorted(peers, key=draw)
+MAKERS: dict[str, Callable[[int], Sampler]] = {
+    "uniform": lambda seed: Uniform(),
+    "matching": lambda seed: Scheduled(Matching(seed)),
+    "ring": lambda seed: Scheduled(Ring()),
+    "onepeer_exp": lambda seed: Scheduled(OnePeerExponential()),
+    "base2": lambda seed: Scheduled(Base2()),
+    "latency_biased": lambda seed: LatencyBiased(),
+}
 
 
 def sampler_named(name: str, seed: int) -> Sampler:
     """The sampler a plan asks for. Raises `ConfigError` for one there is not."""
-    match name:
-        case "uniform":
-            return Uniform()
-        case "matching":
-            return Matching(seed)
-        case _:
-            raise ConfigError(f"mix.sampler = {name!r}: must be uniform or matching")
+    if name not in MAKERS:
+        raise ConfigError(f"mix.sampler = {name!r}: must be one of {', '.join(MAKERS)}")
+    return MAKERS[name](seed)

@@ -339,7 +339,8 @@ class ExchangeRequest(Message):
     codec_reply: Word
     request_bytes: Annotated[int, Most(2**28)]
     ramp: Annotated[float, Least(0.0), Most(1.0)]
-    """Share of the usual weight this node should be given; below 1 while it is new."""
+    """Share of the usual weight this node should be given; below 1 while it is new, or where its
+    sampler mixes the pair by less."""
     key_up: Key32
     key_down: Key32
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from peerlm.config import MixSection
+from peerlm.config import MixSection, Plan, with_changes
 from peerlm.errors import ConfigError
 from peerlm.mix import algorithms
 
@@ -43,14 +43,66 @@ def test_outer_step_is_nesterov_momentum_on_progress(name):
     assert np.allclose(momentum, momentum_64, atol=1e-5)
 
 
+def test_noloco_is_the_papers_step_with_the_pull_of_the_round_before():
+    """m ← α m + γ Δ + γ/2 (φ_j − φ_i), φ ← φ + m; the pull was added while inner steps ran."""
+    rng, mix = np.random.default_rng(0), MixSection(outer_momentum=0.5, gamma=0.7)
+    noloco = algorithms.get("noloco")
+    share = noloco.coefficient(mix, ramp=1.0, meetings=1)
+    phi = rng.standard_normal((2, 50)).astype(np.float32)
+    waiting = np.zeros_like(phi)
+    phi_64, momentum_64 = phi.astype(np.float64), np.zeros((2, 50))
+    for _ in range(6):
+        progress = rng.standard_normal((2, 50)).astype(np.float32)
+        pull = phi_64[::-1] - phi_64
+        momentum_64 = 0.5 * momentum_64 + 0.7 * progress + 0.35 * pull
+        phi_64 = phi_64 + momentum_64
+        waiting += np.float32(share) * (phi[::-1] - phi)
+        for i in (0, 1):
+            noloco.outer(phi[i], waiting[i], progress[i], mix)
+    assert np.allclose(phi, phi_64, atol=1e-5)
+    assert phi.dtype == waiting.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["dgd", "adpsgd"])
+def test_without_outer_momentum_phi_arrives_where_the_inner_steps_did(name):
+    phi, momentum = np.ones(3, np.float32), np.ones(3, np.float32)
+    algorithms.get(name).outer(phi, momentum, np.full(3, 2, np.float32), MixSection())
+    assert phi.tolist() == [3, 3, 3]
+    assert momentum.tolist() == [1, 1, 1]
+
+
 def test_who_mixes_and_how_much():
     mix = MixSection(weight=0.4)
-    outer_mix, local, dgd = (algorithms.get(name) for name in ("outer_mix", "local", "dgd"))
-    assert [a.mixes for a in (outer_mix, local, dgd)] == [True, False, True]
-    assert outer_mix.coefficient(mix, ramp=1.0) == 0.4
-    assert outer_mix.coefficient(mix, ramp=0.5) == 0.2
-    assert local.coefficient(mix, ramp=1.0) == 0
-    assert dgd.coefficient(mix, ramp=1.0, edge=1 / 3) == pytest.approx(1 / 3)
+    known = {name: algorithms.get(name) for name in algorithms.ALGORITHMS}
+    assert [name for name, a in known.items() if not a.mixes] == ["local"]
+    assert [name for name, a in known.items() if a.through_momentum] == ["noloco"]
+    assert known["outer_mix"].coefficient(mix, ramp=1.0) == 0.4
+    assert known["outer_mix"].coefficient(mix, ramp=0.5) == 0.2
+    assert known["dgd"].coefficient(mix, ramp=2 / 3) == pytest.approx(0.8 / 3)
+    assert known["adpsgd"].coefficient(mix, ramp=0.5) == 0.25
+    assert known["local"].coefficient(mix, ramp=1.0) == 0
+
+
+@pytest.mark.parametrize("exchanges", [1, 3])
+def test_the_pulls_of_noloco_add_up_to_one_between_two_outer_steps(exchanges):
+    mix, noloco = MixSection(gamma=0.8, exchanges=exchanges), algorithms.get("noloco")
+    assert 2 * exchanges * noloco.coefficient(mix, ramp=1.0) == pytest.approx(0.4)
+    assert noloco.coefficient(mix, ramp=0.5, meetings=1) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "gamma", "holds"),
+    [(0.5, 0.7, True), (0.5, 1.49, True), (0.5, 1.5, False), (0.9, 0.3, True), (0.9, 0.7, False)],
+)
+def test_a_plan_in_which_noloco_would_diverge_is_refused(alpha, gamma, holds):
+    changes = {"mix.outer_momentum": alpha, "mix.gamma": gamma}
+    assert with_changes(Plan(), changes, "plan").mix.gamma == gamma, "others have no γ"
+    changes["mix.algorithm"] = "noloco"
+    if holds:
+        assert with_changes(Plan(), changes, "plan").mix.algorithm == "noloco"
+    else:
+        with pytest.raises(ConfigError, match=r"plan: mix\.gamma = .* must be below 2\(1 - "):
+            with_changes(Plan(), changes, "plan")
 
 
 def test_newcomers_weigh_in_over_three_outer_steps():
@@ -58,5 +110,5 @@ def test_newcomers_weigh_in_over_three_outer_steps():
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known():
-    with pytest.raises(ConfigError, match="outer_mix, local, dgd"):
+    with pytest.raises(ConfigError, match="outer_mix, noloco, adpsgd, dgd, local"):
         algorithms.get("allreduce")

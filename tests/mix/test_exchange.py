@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from peerlm.effects import CancelTransfer, RunExchange, Send, ServeExchange
 from peerlm.mix.codec import encoded_size
 from peerlm.mix.exchange import ASK_TIMEOUT_S, TRIES
+from peerlm.swarm.sampler import MAKERS
 from peerlm.types import FragmentId, Instant
 from peerlm.wire.message import ExchangeAnswer, ExchangeDone, ExchangeRequest
 
@@ -101,6 +102,49 @@ def test_a_matching_pairs_both_ends(count: int) -> None:
     assert all(asked[to] == sender for sender, to in asked.items())
     pool.complete_all()
     assert sum(pool.site(i).machine.totals().initiated_ok for i in (1, 2, 3, 4)) >= 2
+
+
+def both_ends(pool: Pool) -> tuple[ServeExchange, RunExchange]:
+    """The one exchange that has been asked for, as both drivers get it."""
+    transfer = the_request(pool).transfer
+    pool.deliver_all()
+    found = [site.running[transfer] for site in pool.sites.values() if transfer in site.running]
+    (serve,) = [e for e in found if isinstance(e, ServeExchange)]
+    (run,) = [e for e in found if isinstance(e, RunExchange)]
+    return serve, run
+
+
+@pytest.mark.parametrize(("sampler", "weight"), [("ring", 1 / 3), ("onepeer_exp", 1 / 4)])
+def test_both_ends_move_by_the_share_the_sampler_gives_the_pair(
+    sampler: str, weight: float
+) -> None:
+    pool = Pool(3, **{"mix.sampler": sampler})
+    pool.start(2)
+    serve, run = both_ends(pool)
+    assert serve.weight == run.weight == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("settling", [False, True])
+def test_noloco_pulls_through_the_momentum_until_nodes_settle(settling: bool) -> None:
+    pool = Pool(2, **{"mix.algorithm": "noloco", "mix.gamma": 0.8})
+    for site in pool.sites.values():
+        site.machine.standing.settling = settling
+    pool.start(1)
+    serve, run = both_ends(pool)
+    assert serve.through_momentum == run.through_momentum == (not settling)
+    assert serve.weight == run.weight == pytest.approx(0.5 if settling else 0.2)
+
+
+def test_any_answer_tells_how_near_a_peer_is() -> None:
+    pool = Pool(2, **{"mix.sampler": "latency_biased"})
+    heard: list[tuple[bytes, float]] = []
+    pool.site(1).machine._sampler.answered = lambda peer, s: heard.append((peer, s))  # type: ignore[method-assign]
+    pool.site(2).machine.standing.active = False
+    pool.start(1)
+    pool.deliver()
+    pool.now += 0.25
+    pool.deliver()
+    assert heard == [(peer_id(2), 0.25)]
 
 
 def test_nobody_to_mix_with_is_no_trouble() -> None:
@@ -481,9 +525,11 @@ def test_a_newcomer_is_given_less_weight() -> None:
 class AnyOrder(RuleBasedStateMachine):
     """Some nodes, a pool of messages that arrive in any order, twice or never, drivers that fail."""
 
-    @initialize(n=st.integers(2, 4), matching=st.booleans(), seed=st.integers(0, 1000))
-    def begin(self, n: int, matching: bool, seed: int) -> None:
-        self.pool = Pool(n, seed, **{"mix.sampler": "matching" if matching else "uniform"})
+    @initialize(
+        n=st.integers(2, 4), sampler=st.sampled_from(list(MAKERS)), seed=st.integers(0, 1000)
+    )
+    def begin(self, n: int, sampler: str, seed: int) -> None:
+        self.pool = Pool(n, seed, **{"mix.sampler": sampler})
         self.n = n
 
     @rule(number=st.integers(1, 4), fragment=st.integers(0, 1), count=st.integers(1, 3))

@@ -13,5 +13,5 @@ from peerlm.mix.algorithms.outer_mix import OuterMix
 class Local(OuterMix):
     mixes = False
 
-    def coefficient(self, mix: MixSection, ramp: float, edge: float | None = None) -> float:
+    def coefficient(self, mix: MixSection, ramp: float, meetings: float | None = None) -> float:
         return 0.0

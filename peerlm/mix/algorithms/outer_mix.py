@@ -20,6 +20,7 @@ from peerlm.mix.vector import Vector
 
 class OuterMix:
     mixes = True
+    through_momentum = False
 
     def outer(self, phi: Vector, momentum: Vector, progress: Vector, mix: MixSection) -> None:
         momentum *= np.float32(mix.outer_momentum)
@@ -29,5 +30,5 @@ class OuterMix:
         np.multiply(momentum, np.float32(mix.outer_lr * mix.outer_momentum), out=progress)
         phi += progress
 
-    def coefficient(self, mix: MixSection, ramp: float, edge: float | None = None) -> float:
-        return (mix.weight if edge is None else edge) * ramp
+    def coefficient(self, mix: MixSection, ramp: float, meetings: float | None = None) -> float:
+        return mix.weight * ramp
