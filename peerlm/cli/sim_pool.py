@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -53,7 +53,8 @@ def _in_order(
     advance: Callable[[], None],
 ) -> Iterator[Result]:
     given, told = 0, 0
-    running, done = {}, {}
+    running: dict[Future[Result], int] = {}
+    done: dict[int, Result] = {}
     while told < len(arguments):
         while given < len(arguments) and len(running) < ahead:
             running[pool.submit(call, *arguments[given])] = given

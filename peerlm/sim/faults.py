@@ -60,10 +60,10 @@ def read_faults(document: Mapping[str, Any], where: str, nodes: int) -> tuple[Fa
     unknown = sorted(set(document) - {"fault"})
     if unknown:
         raise ConfigError(f"{where}: {unknown[0]!r} is not known here; faults are [[fault]] tables")
-    faults = [
-        _read(raw, f"{where}: fault {i + 1}", nodes)
-        for i, raw in enumerate(document.get("fault", ()))
-    ]
+    tables = document.get("fault", [])
+    if not isinstance(tables, list) or not all(isinstance(raw, Mapping) for raw in tables):
+        raise ConfigError(f"{where}: fault must be [[fault]] tables, not {str(tables)[:40]}")
+    faults = [_read(raw, f"{where}: fault {i + 1}", nodes) for i, raw in enumerate(tables)]
     return tuple(sorted(faults, key=lambda fault: fault.at_s))
 
 
@@ -96,7 +96,7 @@ def _read(raw: Mapping[str, Any], where: str, nodes: int) -> Fault:
 
 
 def _seconds(raw: Mapping[str, Any], key: str, where: str) -> float:
-    value = raw.get(key)
+    value: Any = raw.get(key)
     if type(value) not in (int, float) or not (0 <= value < math.inf):
         raise ConfigError(f"{where}: {key} = {value!r}: must be a number of seconds, 0 or more")
     return float(value)

@@ -1,0 +1,98 @@
+"""Checks that can fail: each promise is broken on purpose, and the simulator says so."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from peerlm import effects as fx
+from peerlm.membership import beliefs
+from peerlm.mix import flow
+from peerlm.sim import menus
+from peerlm.sim.checks import Safety, is_well
+from peerlm.sim.menus import live_through
+from peerlm.sim.world import World
+
+
+def mixing(n: int = 3) -> World:
+    world = World(1).swarm(n)
+    world.run(20, lambda: is_well(world))
+    assert is_well(world)
+    return world
+
+
+def test_an_exchange_that_gives_one_side_more_than_it_takes_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, honest = mixing(), flow.absorb
+
+    def greedy(fragment, reply, **given):  # type: ignore[no-untyped-def]
+        fragment.phi += np.float32(0.1)
+        return honest(fragment, reply, **given)
+
+    monkeypatch.setattr(flow, "absorb", greedy)
+    with pytest.raises(AssertionError, match="of nothing"):
+        world.run(10)
+
+
+def test_tokens_that_nobody_trained_are_noticed() -> None:
+    world = mixing()
+    safety = Safety(world)
+    safety.look()
+    node = world.machines[0].node
+    assert node is not None
+    node.company.ledger.count_own(node.me, 77, 10**12)
+    with pytest.raises(AssertionError, match="were trained"):
+        safety.look()
+
+
+def test_a_token_count_that_falls_is_noticed() -> None:
+    world = mixing()
+    world.machines[0]._tokens_seen = 10**15
+    with pytest.raises(AssertionError, match="backwards"):
+        world.run(5)
+
+
+def test_a_key_that_is_not_the_peers_own_is_noticed() -> None:
+    world = mixing()
+    a, b = world.machines[0], world.machines[1]
+    with pytest.raises(AssertionError, match="not its own"):
+        a._do(fx.Admit(b.keys.peer_id, bytes(32)))
+
+
+def test_two_exchanges_of_one_fragment_are_noticed() -> None:
+    world = mixing()
+    machine = world.machines[0]
+    started: list[fx.RunExchange] = []
+    honest = machine.labour.transfers.run
+
+    def spy(effect):  # type: ignore[no-untyped-def]
+        if isinstance(effect, fx.RunExchange):
+            started.append(effect)
+        honest(effect)
+
+    machine.labour.transfers.run = spy  # type: ignore[method-assign]
+    world.run(10, lambda: bool(started))
+    again = dataclasses.replace(started[0], transfer=bytes(16))
+    machine.labour.transfers.cancel(started[0].transfer)
+    machine.labour.transfers._begin(started[0])
+    with pytest.raises(AssertionError, match="two exchanges"):
+        machine.labour.transfers._begin(again)
+
+
+def test_a_swarm_that_never_heals_is_a_failed_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "heal", lambda self: None)
+    monkeypatch.setattr(menus, "RECOVERY_S", 30.0)
+    monkeypatch.setattr(menus, "TROUBLE_S", 20.0)
+    assert any("not well" in live_through(seed, 4).story for seed in range(60, 80))
+
+
+def test_a_node_that_believes_its_own_death_is_a_failed_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beliefs.Beliefs, "_refute", lambda self, rumor, teller, now: None)
+    monkeypatch.setattr(menus, "TROUBLE_S", 30.0)
+    monkeypatch.setattr(menus, "RECOVERY_S", 20.0)
+    assert any(live_through(seed, 4).story for seed in range(20))
