@@ -68,6 +68,7 @@ def mixing(
                                 agrees to 20 digits begins anew.
       rounds_to_1e-3            rounds until the spread (the root of V) is a thousandth of what it was
       mean_drift_rms            how far the swarm's mean has moved, per number
+      …_se                      standard errors of these
       bytes_per_node            sent in all rounds, for 100 numbers; as fp32 where no codec is given
 
     \b
@@ -146,7 +147,10 @@ def _show(answer: dict[str, Any], mix: MixSection) -> None:
             if close["n"]
             else f"more than {answer['rounds']} in every run",
         ),
-        ("drift of the mean", f"{answer['mean_drift_rms']:.3g}"),
+        (
+            "drift of the mean",
+            f"{answer['mean_drift_rms']:.3g} ± {answer['mean_drift_se']:.1g}",
+        ),
         ("sent by a node", words.size(answer["bytes_per_node"])),
     ]
     table = Table.grid(padding=(0, 2))

@@ -248,6 +248,11 @@ class Outcome:
     def drift_rms(self) -> float:
         return float(np.sqrt(np.mean(self.drift**2)))
 
+    def drift_se(self) -> float:
+        """Standard error of `drift_rms`; runs are independent, the numbers of one run are not."""
+        squares, rms = np.mean(self.drift**2, axis=1), self.drift_rms()
+        return float(squares.std() / np.sqrt(squares.size) / (2 * rms)) if rms else 0.0
+
     def bytes_per_node(self) -> float:
         """Sent, over all rounds. Numbers as they are count as fp32, the most that nodes send."""
         request, reply = self.setting.codecs or ("fp32", "fp32")
@@ -260,6 +265,7 @@ class Outcome:
             "variance_ratio_se": float(self.ratios.std() / np.sqrt(self.ratios.size)),
             "rounds_to_1e-3": quantiles(n for n in self.rounds_to_close.tolist() if n),
             "mean_drift_rms": self.drift_rms(),
+            "mean_drift_se": self.drift_se(),
             "bytes_per_node": self.bytes_per_node(),
         }
 
