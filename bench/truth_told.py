@@ -15,18 +15,18 @@ from pathlib import Path
 Samples = dict[str, list[float]]
 """By figure, in seconds. Real and simulated swarms have the same figures; see `FIGURES`."""
 
-FIGURES = {
-    "silent crash: first suspicion": "first_suspect_s",
-    "silent crash: first verdict": "first_dead_s",
-    "silent crash: all others know": "all_know_dead_s",
-    "crash with resets: first suspicion": "first_suspect_s",
-    "crash with resets: first verdict": "first_dead_s",
-    "crash with resets: all others know": "all_know_dead_s",
-    "partition: first verdict of a half": "first_dead_s",
-    "partition: a half holds all of the other dead": "all_know_dead_s",
-    "partition: one swarm after it ends": "heal_s",
-}
-"""Each key of `Samples`, and the simulator's word for it."""
+FIGURES = (
+    "silent crash: first suspicion",
+    "silent crash: first verdict",
+    "silent crash: all others know",
+    "crash with resets: first suspicion",
+    "crash with resets: first verdict",
+    "crash with resets: all others know",
+    "partition: first verdict of a half",
+    "partition: a half holds all of the other dead",
+    "partition: one swarm after it ends",
+)
+"""What is compared; a partition gives two samples of a half, one for each."""
 
 
 @dataclass(frozen=True, slots=True)
