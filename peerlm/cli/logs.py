@@ -63,7 +63,7 @@ def readable(line: str) -> str:
     try:
         entry = json.loads(line)
         moment, level, event = entry.pop("time"), entry.pop("level"), entry.pop("event")
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         return printable(line)
     moment = str(moment)[:19].replace("T", " ")
     fields = "".join(f" {name}={value}" for name, value in entry.items() if value != "")

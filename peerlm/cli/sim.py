@@ -21,4 +21,11 @@ def sim() -> None:
 
     Time, network, disks and learners are simulated; everything a node decides is the code that the
     daemon runs. The same seed always gives the same run.
+
+    \b
+    Examples:
+      peerlm sim train --nodes 12 --plan small --link 100mbit,50ms,1% --plot run.png
+      peerlm sim membership --nodes 64 --scenario crash --runs 200
+      peerlm sim mixing --nodes 16 --sampler matching
+      peerlm sim faults --seeds 1-500
     """

@@ -27,6 +27,11 @@ def faults(seeds: str, nodes: int, jobs: int, as_json: bool) -> None:
     Kills, power cuts with disks that lied, freezes, slow nodes, partitions of every shape, lost and
     doubled messages, dead and poisoned workers, new plans, revocations. Promises are checked after
     every event; a seed that breaks one is shown with the command that plays it again.
+
+    \b
+    Examples:
+      peerlm sim faults
+      peerlm sim faults --seeds 1-500 --json
     """
     first, last = _range(seeds)
     if not 3 <= nodes <= 64:

@@ -57,6 +57,7 @@ def membership(
     twenty seconds; then the scenario happens, and times are counted from there.
 
     \b
+    Examples:
       peerlm sim membership --nodes 64 --scenario crash --runs 200
       peerlm sim membership --nodes 128 --scenario slow --param lifeguard=0
       peerlm sim membership --nodes 64 --scenario loss --param rate=0.1

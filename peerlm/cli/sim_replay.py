@@ -36,6 +36,12 @@ def replay(
     """Play a seed again and print its trace: time, node, < for what it heard, > for what it did.
 
     The last line is the trace's digest: equal digests, equal runs.
+
+    \b
+    Examples:
+      peerlm sim replay 17
+      peerlm sim replay 17 --story 3
+      peerlm sim replay 1 --scenario crash --nodes 64 --digest
     """
     if story is not None and not 0 <= story < 4096:
         raise ConfigError(f"--story {story}: must be the number of a node, from 0")

@@ -85,6 +85,7 @@ def sim_train(
     plan's: compare its losses between settings, do not expect them of the real one.
 
     \b
+    Examples:
       peerlm sim train --nodes 12 --plan small --link 100mbit,50ms,1% --speed 8000,8000,2000
       peerlm sim train --nodes 8 --set mix.inner_steps=100 --plot run.png
     """

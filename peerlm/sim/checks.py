@@ -29,7 +29,7 @@ class Safety:
         for machine in world.up():
             node = machine.node
             assert node is not None
-            getattr(node, "audit", node.check)()
+            node.audit()
             self._incarnation(machine.number, node.company.membership.incarnation)
         trained = sum(machine.tokens_trained for machine in world.machines.values())
         for machine in world.up():

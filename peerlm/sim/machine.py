@@ -12,7 +12,7 @@ learns of a death at once if the dead machine's kernel still answers, else by si
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from peerlm import effects as fx
@@ -26,7 +26,7 @@ from peerlm.identity.root import verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
 from peerlm.mix.fragment import SlowFragment
 from peerlm.node.company import Ports
-from peerlm.node.node import Birth, Node
+from peerlm.node.node import Acquaintance, Birth, Node
 from peerlm.node.snapshots import Restored
 from peerlm.sim.disk import Disk
 from peerlm.sim.labour import Labour
@@ -129,6 +129,7 @@ class Machine:
             origin=disk.origin,
             restored=Restored(last.number, last.tokens, last.offers) if last else None,
             tallies=last.tallies if last else (),
+            profile=world.profile,
         )
         self.node = Node(birth, rng, world.now, self.wall)
         self._perform(self.node.start(world.now, self.wall))
@@ -162,6 +163,30 @@ class Machine:
     @property
     def wall(self) -> WallTime:
         return WallTime(self.world.wall + self.wall_skew_s)
+
+    def remember(self, swarm: Mapping[PeerId, Acquaintance]) -> None:
+        """Begin among these, as if they had been met before."""
+        assert self.node is not None
+        for effect in self.node.remember(swarm, self.world.now):
+            assert isinstance(effect, fx.Admit), f"remembering is more than admitting: {effect}"
+            self._do(effect)
+        self.node.company.membership.changes()
+
+    def be_linked(self, there: Machine) -> None:
+        """A link that has long been there: whatever is said on a new one has been said."""
+        me, other = self.keys.peer_id, there.keys.peer_id
+        if other in self.lines:
+            return
+        assert self.node is not None
+        assert there.node is not None
+        way, now = self.world.new_way("link"), self.world.now
+        self.lines[other], there.lines[me] = {way: None}, {way: None}
+        self.node.handle(ev.LinkUp(other, True), now, self.wall)
+        there.node.handle(ev.LinkUp(me, False), now, there.wall)
+
+    def resume(self) -> None:
+        """Go on after a beginning that was made up."""
+        self._perform([])
 
     def freeze(self) -> None:
         """It stands still: nothing is heard from it, what comes waits."""
@@ -222,6 +247,9 @@ class Machine:
             if self.node is None:
                 return
         node.check()
+        if world.observer is not None:
+            for change in node.company.membership.changes():
+                world.observer(world.now, self.number, change)
         tokens = node.company.ledger.total()
         assert tokens >= self._tokens_seen, "the swarm's tokens went backwards"
         self._tokens_seen = tokens

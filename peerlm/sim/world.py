@@ -19,11 +19,11 @@ from peerlm.identity.invite import enrol, make_invite, root_inviter
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.revocation import sign_revocation
 from peerlm.identity.root import SignedPlan, create_run, sign_plan
-from peerlm.membership.member import Member
 from peerlm.membership.profile import Profile
 from peerlm.membership.table import MemberChanged
 from peerlm.mix.vector import Vector
 from peerlm.node.contacts import neighbours
+from peerlm.node.node import Acquaintance
 from peerlm.node.status import MemberSummary, Summary
 from peerlm.sim.clock import Clock
 from peerlm.sim.disk import Disk
@@ -153,20 +153,19 @@ class World:
         that came about is simulated, so a thousand of them begin at once."""
         for number in range(n):
             self.add(number, **settings)
-        machines = list(self.machines.values())
-        members: dict[PeerId, Member] = {}
-        for machine in sorted(machines, key=lambda m: m.keys.peer_id):
+        machines = sorted(self.machines.values(), key=lambda m: m.keys.peer_id)
+        swarm: dict[PeerId, Acquaintance] = {}
+        for machine in machines:
             assert machine.node is not None
-            members[machine.keys.peer_id] = machine.node.company.membership.us
-        keys = {m.keys.peer_id: m.keys.curve_public for m in machines}
-        chains = [m.disk.chain for m in machines]
+            swarm[machine.keys.peer_id] = machine.node.acquaintance(self.now)
         for machine in machines:
-            machine.know(members, keys, chains)
+            machine.remember(swarm)
         for machine in machines:
-            for peer in neighbours(
-                machine.keys.peer_id, [p for p in members if p != machine.keys.peer_id]
-            ):
+            me = machine.keys.peer_id
+            for peer in neighbours(me, [p for p in swarm if p != me]):
                 machine.be_linked(self.of(peer))
+        for machine in machines:
+            machine.resume()
         return self
 
     def kill(self, number: int, *, silently: bool = False) -> None:

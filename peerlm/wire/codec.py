@@ -14,6 +14,7 @@ import dataclasses
 import math
 import types
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -42,7 +43,7 @@ Checker = Callable[[Any, str], Any]
 
 def encode(struct: Struct) -> bytes:
     """The bytes of a struct. Asserts that our own message fits a frame."""
-    packed: bytes = msgpack.packb(_plain(struct), use_bin_type=True)
+    packed: bytes = msgpack.packb(struct, default=_parts, use_bin_type=True)
     assert len(packed) <= FRAME_BYTES_MAX, f"{type(struct).__name__} of {len(packed)} bytes"
     return packed
 
@@ -85,12 +86,9 @@ def _counted() -> Callable[[list[Any]], list[Any]]:
     return count
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Struct):
-        return [value.code, *(_plain(getattr(value, f.name)) for f in dataclasses.fields(value))]
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
+def _parts(struct: Any) -> tuple[Any, ...]:
+    """(code, field, …) of a struct; msgpack asks for it wherever it meets one."""
+    return _PARTS[type(struct)](struct)
 
 
 def _struct(kinds: tuple[type[Struct], ...], raw: Any, where: str) -> Struct:
@@ -196,3 +194,9 @@ def _sized(kind: type[Any], raw: Any, where: str, bounds: tuple[Any, ...]) -> An
 
 _STRUCTS = _index()
 _CHECKERS = {kind: _checkers(kind) for kind in _STRUCTS.values()}
+_PARTS: dict[type[Struct], Callable[[Any], tuple[Any, ...]]] = {
+    kind: attrgetter("code", *(f.name for f in dataclasses.fields(kind)))
+    if dataclasses.fields(kind)
+    else lambda struct: (struct.code,)
+    for kind in _STRUCTS.values()
+}
