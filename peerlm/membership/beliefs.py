@@ -46,6 +46,7 @@ class Beliefs:
         self._detector = detector
         self._book = book
         self._suspicions: dict[PeerId, Suspicion] = {}
+        self._hearsay: list[PeerId] = []
         self._announced = False
         self._doubters: dict[PeerId, None] = {}
         self._logs: list[Log] = []
@@ -68,6 +69,11 @@ class Beliefs:
         """Whether our record changed since the last call."""
         announced, self._announced = self._announced, False
         return announced
+
+    def drain_hearsay(self) -> list[PeerId]:
+        """Whom others have begun to suspect since the last call."""
+        hearsay, self._hearsay = self._hearsay, []
+        return hearsay
 
     def drain_doubters(self) -> list[PeerId]:
         """Who holds a doubt of us and should hear at once what we are."""
@@ -155,6 +161,8 @@ class Beliefs:
         assert all(m.state is not State.SUSPECT for m in others.values()), "a suspect remembered"
         self.table.remember(others)
         self._book.remember(others.values(), now)
+        self._announced = False
+        self._rumors.drop(alive_subject(self.me))
 
     def check(self) -> None:
         """Assert that what changed since the last check is sound."""
@@ -205,14 +213,16 @@ class Beliefs:
         if not (known or accuser in (self.me, teller)):
             return  # invented accusers must not confirm
         suspicion = self._suspicions.get(peer)
-        if suspicion is not None:
-            if suspicion.confirm(accuser):
-                self._rumors.put(_verdict_subject(peer), rumor, teller)
-        elif self.table.put(accused(member, State.SUSPECT, now)):
-            n_members = self.table.n_live + 1
-            self._suspicions[peer] = begin_suspicion(self._profile, n_members, accuser, now)
-            self._rumors.put(_verdict_subject(peer), rumor, teller)
+        if suspicion is None:
+            if not self.table.put(accused(member, State.SUSPECT, now)):
+                return
+            suspicion = begin_suspicion(self._profile, self.table.n_live + 1, now)
+            self._suspicions[peer] = suspicion
+            if accuser != self.me:
+                self._hearsay.append(peer)
             self._log("info", "member_suspected", peer=short(peer), accuser=short(accuser))
+        if suspicion.accuse(accuser, is_us=teller == self.me):
+            self._rumors.put(_verdict_subject(peer, accuser), rumor, teller)
 
     def _on_dead(self, rumor: Dead, teller: PeerId, now: Instant) -> None:
         peer = PeerId(rumor.peer)
@@ -231,9 +241,11 @@ class Beliefs:
 
     def _clear(self, peer: PeerId) -> None:
         """What was doubted, asked and told about a peer's earlier state no longer matters."""
-        self._suspicions.pop(peer, None)
-        self._detector.forget(peer)
+        suspicion = self._suspicions.pop(peer, None)
+        for accuser in suspicion.accusers if suspicion else ():
+            self._rumors.drop(_verdict_subject(peer, accuser))
         self._rumors.drop(_verdict_subject(peer))
+        self._detector.forget(peer)
 
     def _refute(self, rumor: Suspect | Dead, teller: PeerId, now: Instant) -> None:
         """Somebody doubts the incarnation we are: be a later one. Doubts of earlier ones are
@@ -269,5 +281,6 @@ def alive_subject(peer: PeerId) -> bytes:
     return b"a" + peer
 
 
-def _verdict_subject(peer: PeerId) -> bytes:
-    return b"v" + peer
+def _verdict_subject(peer: PeerId, accuser: PeerId | None = None) -> bytes:
+    """A death is one fact, whoever says it first; accusers count."""
+    return b"v" + peer + (accuser or b"")

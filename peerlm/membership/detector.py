@@ -24,6 +24,9 @@ from peerlm.membership.profile import Profile
 from peerlm.types import Instant, PeerId, after
 from peerlm.wire.message import Ack, Nack
 
+STRANGER_TURNS = 8
+"""Every so many turns a member is drawn from all, linked or not: that costs a handshake."""
+
 RELAYS_MAX = 256
 """Probes made for others at once; one more is answered Nack at once: honest, and costs nothing."""
 
@@ -33,6 +36,7 @@ class Reach(Protocol):
 
     def live_peers(self) -> Sequence[PeerId]: ...
     def linked_peers(self) -> Sequence[PeerId]: ...
+    def successor(self) -> PeerId | None: ...
     def is_live(self, peer: PeerId) -> bool: ...
     def is_linked(self, peer: PeerId) -> bool: ...
     def can_dial(self, peer: PeerId) -> bool: ...
@@ -114,6 +118,8 @@ class Detector:
         self._profile = profile
         self._rng = rng
         self._round: list[PeerId] = []
+        self._near: list[PeerId] = []
+        self._turn = rng.randrange(STRANGER_TURNS)
         self._probes: dict[int, _Probe] = {}
         self._relays: dict[int, _Relay] = {}
         self._seq = 0
@@ -256,13 +262,25 @@ class Detector:
         return self._profile.probe_interval_s * (self.awareness.score + 1)
 
     def _next_target(self, reach: Reach) -> PeerId | None:
+        """Every other turn the successor, so that each member is asked every two periods for sure;
+        else a random one, of our linked members most of the time."""
+        self._turn += 1
+        successor = reach.successor()
+        if self._turn % 2 and successor is not None and not self.is_probing(successor):
+            return successor
+        if self._turn % STRANGER_TURNS:
+            return self._drawn(self._near, reach.linked_peers(), reach)
+        return self._drawn(self._round, reach.live_peers(), reach)
+
+    def _drawn(self, round: list[PeerId], peers: Sequence[PeerId], reach: Reach) -> PeerId | None:
+        """The next of this shuffled round, which begins again with all `peers` when it is over."""
         for _ in range(2):
-            while self._round:
-                peer = self._round.pop()
+            while round:
+                peer = round.pop()
                 if reach.is_live(peer) and not self.is_probing(peer):
                     return peer
-            self._round = list(reach.live_peers())
-            self._rng.shuffle(self._round)
+            round.extend(peers)
+            self._rng.shuffle(round)
         return None
 
     def _new_seq(self) -> int:

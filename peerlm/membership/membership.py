@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import assert_never
@@ -356,6 +357,11 @@ class Membership:
     def is_linked(self, peer: PeerId) -> bool:
         return peer in self._links
 
+    def successor(self) -> PeerId | None:
+        """The live member that follows us in the order of ids, the first one follows the last."""
+        live = self._table.live()
+        return live[bisect(live, self.me) % len(live)] if live else None
+
     def can_dial(self, peer: PeerId) -> bool:
         member = self._table.get(peer)
         dialable = member is not None and member.record.host and member.record.control_port
@@ -484,6 +490,7 @@ class Membership:
     def _outcome(self) -> list[Effect]:
         """Every exit: what to do, and when we want to be woken. A new record of ours goes to all
         linked members at once: a refutation or a goodbye must not wait for its turn."""
+        self._ask_suspects()
         told = list(self._links) if self._beliefs.drain_announced() else []
         for peer in dict.fromkeys((*told, *self._beliefs.drain_doubters())):
             self._tell(peer)
@@ -494,6 +501,15 @@ class Membership:
         self._wanted = max(self._due, self._now)
         effects, self._effects = self._effects, []
         return effects
+
+    def _ask_suspects(self) -> None:
+        """Some of those who hear of a suspicion ask the suspect: so it hears of it, and if it is
+        silent they accuse it too."""
+        for suspect in self._beliefs.drain_hearsay():
+            share = self.profile.askers / max(1, self._table.n_live)
+            is_asker = bool(self.profile.early_accusers) and self._rng.random() < share
+            if is_asker and not self._leaving and self.is_live(suspect):
+                self._do(self._detector.begin(suspect, self._now, self), self._now)
 
     def _tell(self, peer: PeerId) -> None:
         """Our record, by whatever way there is: who holds us dead has closed its link with us."""

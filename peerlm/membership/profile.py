@@ -30,6 +30,17 @@ class Profile:
     longer to refute, and a crash longer to be known. Wanted confirmations: this − 2."""
     suspicion_max_mult: int = 6
     """Longest suspicion (nobody else agrees) = this · the shortest."""
+    verdict_min_s: float = 4.6
+    """No suspicion ends sooner, however many agree. With the second that a failed probe takes, a
+    freeze of five seconds kills nobody; smaller finds crashes sooner and forgives shorter freezes."""
+    early_accusers: int = 6
+    """With so many accusers (in a small swarm: all others), itself among them, a node ends a
+    suspicion at `verdict_min_s`, whatever N. Larger trusts fewer sick accusers and ends fewer
+    suspicions early. 0: verdicts come as in memberlist, and `verdict_min_s` does not count."""
+    askers: int = 12
+    """About so many of those who hear of a suspicion ask the suspect themselves at once, and accuse
+    it too if it is silent; who is well learns from them that it is doubted. More make
+    `early_accusers` surer and cost a probe each per suspicion."""
     gossip_interval_s: float = 0.2
     """Time between two rounds of rumors. Smaller spreads news sooner in more messages."""
     fan_out: int = 3
@@ -75,6 +86,7 @@ WAN = Profile(
     probe_interval_s=5.0,
     probe_timeout_s=3.0,
     suspicion_mult=6,
+    verdict_min_s=25.0,
     gossip_interval_s=0.5,
     fan_out=4,
     sync_interval_s=60.0,
@@ -97,6 +109,19 @@ def faster(profile: Profile, factor: float) -> Profile:
 
 
 TEST = faster(LAN, 5.0)
+
+
+def without_early_verdicts(profile: Profile) -> Profile:
+    """The profile with verdicts as memberlist's, for comparison: no askers, and no suspicion shorter
+    than memberlist's floor."""
+    return replace(profile, early_accusers=0)
+
+
+def without_lifeguard(profile: Profile) -> Profile:
+    """The profile with plain SWIM's patience, for comparison: a node never doubts itself, and every
+    suspicion lasts memberlist's floor, whoever agrees."""
+    return replace(without_early_verdicts(profile), awareness_max=1, suspicion_max_mult=1)
+
 
 PROFILES = {"lan": LAN, "wan": WAN, "test": TEST}
 

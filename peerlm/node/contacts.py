@@ -2,8 +2,8 @@
 
 A contact begins with an introduction in the clear (both show their certificates), then a CURVE
 link to the control port that the answer named. Up to `MESH_MAX` members every pair keeps a link;
-beyond, each node keeps its nearest by XOR of hashed ids, which is a symmetric choice that needs no
-agreement. One working link per pair is enough, whoever dialled it, so a node that nobody can reach
+beyond, each node keeps its successor in the order of ids, whom it watches, some that are nearest by
+XOR of hashed ids and some that are far; it needs no agreement, and links are used both ways. One working link per pair is enough, whoever dialled it, so a node that nobody can reach
 takes part by dialling out.
 
 An address that fails is tried again with a back-off that doubles up to ten seconds; what went wrong
@@ -13,6 +13,7 @@ last is remembered for `peerlm why`. Nothing here decides who is alive: that is 
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -123,7 +124,8 @@ def neighbours(me: PeerId, members: Sequence[PeerId]) -> tuple[PeerId, ...]:
     if len(members) < MESH_MAX:
         return tuple(members)
     own = int.from_bytes(me[:8])
-    nearest = sorted(members, key=lambda peer: own ^ int.from_bytes(peer[:8]))
+    successor = members[bisect(members, me) % len(members)]
+    nearest = sorted(members, key=lambda p: own ^ int.from_bytes(p[:8]) if p != successor else -1)
     # Nearest by XOR alone would cut the swarm into corners; every second one is a far one.
     near, far = nearest[: NEIGHBOURS // 2], nearest[NEIGHBOURS // 2 :]
     step = max(1, len(far) // (NEIGHBOURS - len(near)))

@@ -27,6 +27,9 @@ class Reachable:
     def linked_peers(self) -> list[PeerId]:
         return [peer for peer in self.peers if peer not in self.unlinked]
 
+    def successor(self) -> PeerId | None:
+        return self.peers[0] if self.peers else None
+
     def is_live(self, peer: PeerId) -> bool:
         return peer in self.peers
 
@@ -91,15 +94,34 @@ def test_who_can_neither_be_reached_nor_dialled_is_asked_through_others_at_once(
     assert ways(d.begin(B, Instant(0.0), reach)) == [Way.HELPER]
 
 
-def test_all_get_their_turn_once_a_round() -> None:
-    d, reach = detector(), Reachable(B, C, D, E)
-    asked: list[PeerId] = []
-    for period in range(1, 9):
+def asked_in(periods: int, reach: Reachable) -> list[PeerId]:
+    """Whom a detector asks, where all answer."""
+    d, asked = detector(), []
+    for period in range(1, periods + 1):
         for step in d.wake(Instant(float(period)), reach):
             assert isinstance(step, Ask)
             asked.append(step.target)
             d.on_ack(step.to, Ack(step.seq, step.target, ()))
-    assert sorted(asked[:4]) == sorted(asked[4:]) == [*reach.peers]
+    return asked
+
+
+def test_every_other_turn_is_the_successors_and_the_rest_is_dealt_in_rounds() -> None:
+    reach = Reachable(B, C, D, E)
+    asked = asked_in(64, reach)
+    own = asked.index(reach.successor())
+    ring, rest = asked[own::2], asked[1 - own :: 2]
+    assert set(ring) == {reach.successor()}
+    for peer in reach.peers:
+        assert 6 <= rest.count(peer) <= 10  # 8 each, were it one round after the other
+
+
+def test_members_without_a_link_are_asked_now_and_then() -> None:
+    reach = Reachable(B, C, D, E)
+    reach.unlinked = [reach.peers[2], reach.peers[3]]
+    asked = asked_in(160, reach)
+    strangers = [peer for peer in asked if peer in reach.unlinked]
+    assert 8 <= len(strangers) <= 12  # half of every eighth turn
+    assert set(strangers) == set(reach.unlinked)
 
 
 def test_silent_helpers_make_us_doubt_ourselves_and_nacks_do_not() -> None:

@@ -4,7 +4,7 @@ import pytest
 from membership_harness import peer_id
 
 from peerlm.errors import ConfigError
-from peerlm.membership.profile import LAN, TEST, WAN, profile_named
+from peerlm.membership.profile import LAN, TEST, WAN, profile_named, without_early_verdicts
 from peerlm.membership.suspicion import (
     begin_suspicion,
     confirmations_wanted,
@@ -12,6 +12,8 @@ from peerlm.membership.suspicion import (
     shortest_s,
 )
 from peerlm.types import Instant
+
+MEMBERLIST = without_early_verdicts(LAN)
 
 
 @pytest.mark.parametrize(
@@ -43,18 +45,46 @@ def test_each_confirmation_shortens(confirmations: int, wanted: int, expected: f
 
 
 def test_only_new_accusers_confirm_and_only_as_many_as_wanted() -> None:
-    suspicion = begin_suspicion(LAN, 10, peer_id(1), Instant(100.0))
+    suspicion = begin_suspicion(MEMBERLIST, 10, Instant(100.0))
+    assert suspicion.accuse(peer_id(1))
     assert suspicion.deadline() == pytest.approx(124.0)
-    assert not suspicion.confirm(peer_id(1))
-    assert suspicion.confirm(peer_id(2))
+    assert not suspicion.accuse(peer_id(1))
+    assert suspicion.accuse(peer_id(2))
     assert 104.0 < suspicion.deadline() < 124.0
-    assert suspicion.confirm(peer_id(3))
+    assert suspicion.accuse(peer_id(3))
     assert suspicion.deadline() == pytest.approx(104.0)
-    assert not suspicion.confirm(peer_id(4))
+    assert not suspicion.accuse(peer_id(4))
+
+
+def among(n: int, accusers: int, *, ours: bool) -> float:
+    """How long a suspicion with so many accusers lasts in a swarm of `n`."""
+    suspicion = begin_suspicion(LAN, n, Instant(0.0))
+    for number in range(accusers):
+        suspicion.accuse(peer_id(number), is_us=ours and number == accusers - 1)
+    return suspicion.deadline()
+
+
+@pytest.mark.parametrize("n", [7, 64, 1000])
+def test_one_of_six_accusers_ends_a_suspicion_early_whatever_n(n: int) -> None:
+    assert among(n, 6, ours=True) == LAN.verdict_min_s
+    assert among(n, 7, ours=True) == LAN.verdict_min_s
+    assert among(n, 5, ours=True) == pytest.approx(max(4.6, shortest_s(4, n, 1.0)))
+
+
+def test_who_did_not_ask_the_suspect_itself_keeps_to_the_floor() -> None:
+    assert among(1000, 9, ours=False) == 12.0
+    assert among(1000, 4, ours=True) == 12.0
+    assert among(1000, 1, ours=True) == 72.0
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 12])
+def test_no_suspicion_ends_before_a_freeze_of_five_seconds_does(n: int) -> None:
+    assert among(n, n - 1, ours=True) == LAN.verdict_min_s
 
 
 def test_time_we_slept_through_is_given_back() -> None:
-    suspicion = begin_suspicion(LAN, 2, peer_id(1), Instant(0.0))
+    suspicion = begin_suspicion(MEMBERLIST, 2, Instant(0.0))
+    suspicion.accuse(peer_id(1))
     suspicion.push(7.0)
     assert suspicion.deadline() == pytest.approx(11.0)
 
