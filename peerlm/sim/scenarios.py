@@ -19,7 +19,12 @@ from functools import partial
 from peerlm.errors import ConfigError
 from peerlm.events import Leave
 from peerlm.membership.member import State
-from peerlm.membership.profile import Profile, profile_named
+from peerlm.membership.profile import (
+    Profile,
+    profile_named,
+    without_early_verdicts,
+    without_lifeguard,
+)
 from peerlm.membership.table import MemberChanged
 from peerlm.sim.checks import Safety
 from peerlm.sim.network import Wire
@@ -32,6 +37,8 @@ REST_S = 20.0
 
 PATIENCE_S = 240.0
 """What has not happened by then is reported as never."""
+
+NEVER = float("inf")
 
 Params = Mapping[str, float]
 
@@ -75,7 +82,7 @@ class Scene:
     def first(self, subject: int, state: State) -> float:
         """When somebody first held `subject` in that state, since it happened."""
         times = [at for at, _, who, what in self.seen if who == subject and what is state]
-        return min(times) - self.began if times else float("inf")
+        return min(times) - self.began if times else NEVER
 
     def holds(self, viewer: int, subject: int) -> State | None:
         node = self.world.machines[viewer].node
@@ -94,7 +101,7 @@ class Scene:
         """Let time pass until it holds, and record when, counted from when it happened."""
         self.world.clock.run(seconds, condition)
         took_s = self.world.now - self.began
-        self.sample(name, took_s if condition() else float("inf"))
+        self.sample(name, took_s if condition() else NEVER)
 
     def pick(self, count: int, spare: tuple[int, ...] = ()) -> list[int]:
         able = [m.number for m in self.world.up() if m.number not in spare]
@@ -197,17 +204,35 @@ def partition(scene: Scene) -> None:
         case _:
             world.split(left[1:], right)
     if int(params["kind"]) == 0:
-        others = {n: right if n in left else left for n in numbers}
-        scene.until(
-            "other_half_dead_s",
-            lambda: all(scene.holds(v, s) is State.DEAD for v in numbers for s in others[v]),
-        )
+        scene.until("other_half_dead_s", lambda: _apart(scene, left, right))
+        for half, other in ((left, right), (right, left)):
+            times = _first_deaths(scene, half, other)
+            scene.sample("first_dead_of_a_half_s", min(times.values(), default=NEVER))
+            whole = len(times) == len(half) * len(other)
+            scene.sample("half_knows_all_dead_s", max(times.values()) if whole else NEVER)
     world.run(max(0.0, 60.0 * params["minutes"] - (world.now - scene.began)))
     scene.began = world.now
     world.heal()
     scene.until("heal_s", lambda: scene.all_hold(numbers, State.ALIVE))
     scene.victims.clear()
     world.run(30.0)
+
+
+def _apart(scene: Scene, left: list[int], right: list[int]) -> bool:
+    """Each half holds all of the other dead."""
+    pairs = [*((v, s) for v in left for s in right), *((v, s) for v in right for s in left)]
+    return all(scene.holds(v, s) is State.DEAD for v, s in pairs)
+
+
+def _first_deaths(
+    scene: Scene, viewers: list[int], subjects: list[int]
+) -> dict[tuple[int, int], float]:
+    """When each viewer first held each subject dead, since it happened."""
+    times: dict[tuple[int, int], float] = {}
+    for at, viewer, subject, state in scene.seen:
+        if state is State.DEAD and viewer in viewers and subject in subjects:
+            times.setdefault((viewer, subject), at - scene.began)
+    return times
 
 
 def restart(scene: Scene) -> None:
@@ -435,4 +460,6 @@ def play(
 
 def _profile(name: str, params: Params) -> Profile:
     profile = profile_named(name)
-    return profile if params["lifeguard"] else profile
+    if not params["lifeguard"]:
+        return without_lifeguard(profile)
+    return profile if params["early"] else without_early_verdicts(profile)
