@@ -281,8 +281,7 @@ class Exchanges:
         ]
         if event.outcome == "ok":
             self._counts["initiated_ok"] += 1
-            self._learn(exchange.fragment, exchange.peer, event)
-            self.scores.succeeded(exchange.peer, now)
+            done += self._learn(exchange.fragment, exchange.peer, event, now)
             self._release(event.transfer, exchange.fragment)
             return done + self._further(exchange, now)
         if event.outcome == "refused":
@@ -410,12 +409,10 @@ class Exchanges:
         self._counts["bytes_received"] += event.bytes_received
         if event.outcome == "ok":
             self._counts["served_ok"] += 1
-            self._learn(exchange.fragment, exchange.peer, event)
-            self.scores.succeeded(exchange.peer, now)
-        elif event.outcome == "refused":
+            return self._learn(exchange.fragment, exchange.peer, event, now)
+        if event.outcome == "refused":
             return self._refused(event, exchange, now)
-        else:
-            self._note(f"served {event.outcome}: {event.reason}")
+        self._note(f"served {event.outcome}: {event.reason}")
         return []
 
     def _refused(self, event: ExchangeServed, exchange: Served, now: Instant) -> list[Effect]:
@@ -597,12 +594,18 @@ class Exchanges:
             assert self._busy.get(served.fragment) == transfer, "served without the lock"
 
     def _learn(
-        self, fragment: FragmentId, peer: PeerId, event: ExchangeEnded | ExchangeServed
-    ) -> None:
+        self,
+        fragment: FragmentId,
+        peer: PeerId,
+        event: ExchangeEnded | ExchangeServed,
+        now: Instant,
+    ) -> list[Effect]:
+        """An exchange of `fragment` with `peer` has been applied on our side."""
         state = self.fragments[fragment]
+        self.scores.succeeded(peer, now)
         self._ahead_of_us.pop(peer, None)
         state.phi_norm = event.phi_norm
-        state.clip.update(peer, event.raw_norm, event.clipped)
+        is_stranger = state.clip.update(peer, event.raw_norm, event.clipped)
         relative = event.raw_norm / event.phi_norm if event.phi_norm > 0 else 0.0
         old = state.distance
         state.distance = relative if old is None else old + 0.2 * (relative - old)
@@ -612,6 +615,16 @@ class Exchanges:
         if event.clipped:
             self._counts["clipped"] += 1
             self._clip_booked += event.booked
+        # Settled nodes are so close that an honest one which comes later looks like a stranger.
+        return (
+            self._exclude(peer, fragment, now) if is_stranger and not self.standing.settling else []
+        )
+
+    def _exclude(self, peer: PeerId, fragment: FragmentId, now: Instant) -> list[Effect]:
+        self._note("excluded: a stranger")
+        self.scores.refused(peer, now)
+        fields = (("peer", short(peer)), ("fragment", str(fragment)))
+        return [Log("warning", "stranger_excluded", fields)]
 
     def _distrust(self, peer: PeerId, reason: str, now: Instant) -> None:
         """A gate held. Weights of another size can be an honest laggard's, all else cannot."""

@@ -21,7 +21,13 @@ import numpy as np
 from peerlm.errors import WireError
 from peerlm.mix.codec import WEIGHT_CODECS, decode, encode
 from peerlm.mix.fragment import SlowFragment
-from peerlm.mix.robust import clip_scale, difference_is_possible, first_clip_norm, norms_agree
+from peerlm.mix.robust import (
+    clip_scale,
+    difference_is_possible,
+    first_clip_norm,
+    is_absurd,
+    norms_agree,
+)
 from peerlm.mix.vector import Vector, norm
 
 Buffer = bytes | bytearray | memoryview
@@ -61,7 +67,8 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A gate held: nothing was applied. `reason` is one line: malformed, not finite, norm."""
+    """A gate held: nothing was applied. `reason` is one line that begins with the gate: malformed, not
+    finite, impossible, norm. The last may be an honest laggard's."""
 
     reason: str
 
@@ -99,7 +106,7 @@ def respond(
         return Refused(f"malformed: {error}")
     ours_norm, theirs_norm = fragment.phi_norm(), norm(theirs)
     if not norms_agree(theirs_norm, ours_norm, fragment.size):
-        return Refused(f"norm: |x̂| = {theirs_norm:.3g} where |φ| = {ours_norm:.3g}")
+        return _misfit("|x̂|", theirs_norm, ours_norm, fragment.size)
     difference = np.subtract(fragment.phi, theirs, out=theirs)
     try:
         payload = encode(difference, codec_reply, rng)
@@ -126,8 +133,13 @@ def absorb(
         return Refused(f"malformed: {error}")
     raw_norm, phi_norm = norm(decoded), fragment.phi_norm()
     if not difference_is_possible(raw_norm, phi_norm, fragment.size):
-        return Refused(f"norm: |d̂| = {raw_norm:.3g} where |φ| = {phi_norm:.3g}")
+        return _misfit("|d̂|", raw_norm, phi_norm, fragment.size)
     return _apply(fragment, decoded, phi_norm, weight, clip_norm, through_momentum)
+
+
+def _misfit(what: str, theirs: float, ours: float, size: int) -> Refused:
+    kind = "impossible" if is_absurd(theirs, ours, size) else "norm"
+    return Refused(f"{kind}: {what} = {theirs:.3g} where |φ| = {ours:.3g}")
 
 
 def _apply(

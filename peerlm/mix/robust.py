@@ -8,8 +8,11 @@ honest node by at most c·τ in an exchange. Two groups that meet again after a 
 as well, but by many partners, not by one: three distinct ones in a row double τ until the first
 that is not clipped.
 
-Clipping bounds, it does not identify. `PeerScores` is for what is plainly wrong (a vector that
-fails a gate): such a peer is left out for a while, longer each time.
+Clipping bounds; it seldom identifies. A *stranger* is a peer whose differences are far beyond τ time
+after time while those of nearly all others are not: an honest one that is far away has been pulled
+near before that. Whoever stays below twice τ is never taken for one, and is only bounded.
+`PeerScores` leaves strangers out for a while, longer each time, and so whoever sends what is plainly
+wrong (a vector that fails a gate).
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from peerlm.types import FragmentId, Instant, PeerId, after
 NORM_RATIO_MAX = 2.0
 """Weights whose norm is more than this many times ours, or less than its inverse, are refused."""
 
+ABSURD_RATIO = 100.0
+"""Weights or differences beyond this many times ours are no laggard's: their sender is excluded."""
+
 SMALL_RMS = 2e-2
 """Fragments below this rms per element count as this large, so that those which start at zero, and
 grow tenfold within a few outer steps, mix while they do."""
@@ -34,6 +40,15 @@ FIRST_CLIP = 0.2
 HISTORY = 20
 HISTORY_MIN = 5
 DISTINCT_CLIPPED = 3
+
+STRANGE = 2.0
+"""A difference of more than this many τ speaks against its sender, once the history is full."""
+
+STRANGE_TIMES = 4
+"""So many of them in a row, in one fragment, make a stranger of a peer."""
+
+STRANGERS_SHARE = 0.34
+"""Unless more of the recent partners than this share sent such: then it may be us."""
 
 
 def norms_agree(theirs: float, ours: float, size: int) -> bool:
@@ -46,6 +61,11 @@ def norms_agree(theirs: float, ours: float, size: int) -> bool:
 def difference_is_possible(raw_norm: float, ours: float, size: int) -> bool:
     """Whether weights that pass `norms_agree` can differ by `raw_norm`, an int4's rounding included."""
     return raw_norm <= 1.25 * (1 + NORM_RATIO_MAX) * max(ours, SMALL_RMS * math.sqrt(size))
+
+
+def is_absurd(theirs: float, ours: float, size: int) -> bool:
+    """Whether no honest node of this run can have sent a vector [size] of norm `theirs`."""
+    return theirs > ABSURD_RATIO * max(ours, SMALL_RMS * math.sqrt(size))
 
 
 def first_clip_norm(phi_norm: float, size: int) -> float:
@@ -70,6 +90,8 @@ class ClipTracker:
         self._raw_norms: deque[float] = deque(maxlen=HISTORY)
         self._clipped_by: deque[PeerId] = deque(maxlen=DISTINCT_CLIPPED)
         self._doublings = 0
+        self._partners: deque[tuple[PeerId, bool]] = deque(maxlen=HISTORY)
+        self._strange: dict[PeerId, int] = {}  # in a row, by peer
 
     def tau(self, phi_norm: float) -> float:
         """The most a difference may count for, when our own weights have norm `phi_norm`."""
@@ -79,9 +101,28 @@ class ClipTracker:
             usual = self._factor * statistics.median(self._raw_norms)
         return math.ldexp(usual, self._doublings)
 
-    def update(self, partner: PeerId, raw_norm: float, clipped: bool) -> None:
-        """An exchange with `partner` brought a difference of norm `raw_norm`."""
+    def update(self, partner: PeerId, raw_norm: float, clipped: bool) -> bool:
+        """An exchange with `partner` brought a difference of norm `raw_norm`. Returns whether
+        `partner` is a stranger: see the module's docstring."""
+        is_stranger = self._judge(partner, raw_norm)
         self._raw_norms.append(raw_norm)
+        self._adapt(partner, clipped)
+        return is_stranger
+
+    def _judge(self, partner: PeerId, raw_norm: float) -> bool:
+        has_history = len(self._raw_norms) == HISTORY
+        is_strange = has_history and raw_norm > STRANGE * self.tau(0.0)
+        self._partners.append((partner, is_strange))
+        if not is_strange:
+            self._strange.pop(partner, None)
+            return False
+        self._strange[partner] = self._strange.get(partner, 0) + 1
+        known = {peer for peer, _ in self._partners}
+        strange = {peer for peer, was_strange in self._partners if was_strange}
+        is_minority = len(strange) <= STRANGERS_SHARE * len(known)
+        return self._strange[partner] >= STRANGE_TIMES and is_minority
+
+    def _adapt(self, partner: PeerId, clipped: bool) -> None:
         if not clipped:
             self._clipped_by.clear()
             self._doublings = 0

@@ -107,16 +107,22 @@ class Pool:
             lost = initiated and (reply_lost or len(ends) < 2)
             self.finish(site.me, transfer, "lost" if lost else "ok")
 
-    def finish(self, me: PeerId, transfer: TransferId, outcome: str, reason: str = "") -> None:
+    def finish(
+        self,
+        me: PeerId,
+        transfer: TransferId,
+        outcome: str,
+        reason: str = "",
+        raw_norm: float = 0.1,
+    ) -> list[Effect]:
         """One driver reports."""
         site, now = self.sites[me], Instant(self.now)
         running = site.running.pop(transfer)
         kind = ExchangeEnded if isinstance(running, RunExchange) else ExchangeServed
-        event = kind(transfer, outcome, reason, raw_norm=0.1, phi_norm=2.0, bytes_sent=10)
+        event = kind(transfer, outcome, reason, raw_norm=raw_norm, phi_norm=2.0, bytes_sent=10)
         if isinstance(event, ExchangeEnded):
-            self.carry(me, site.machine.ended(event, now))
-        else:
-            self.carry(me, site.machine.served(event, now))
+            return self.carry(me, site.machine.ended(event, now))
+        return self.carry(me, site.machine.served(event, now))
 
     def complete_all(self) -> None:
         """Deliver and move tensors until nothing is left to do."""

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from peerlm.effects import CancelTransfer, RunExchange, Send, ServeExchange
+from peerlm.effects import CancelTransfer, Log, RunExchange, Send, ServeExchange
 from peerlm.mix.codec import encoded_size
 from peerlm.mix.exchange import ASK_TIMEOUT_S, TRIES
 from peerlm.swarm.sampler import MAKERS
@@ -420,6 +420,36 @@ def test_a_reply_that_fails_a_gate_excludes_its_sender() -> None:
     pool.mail.clear()
     pool.start(1)
     assert pool.mail
+
+
+@pytest.mark.parametrize("settling", [False, True])
+def test_a_stranger_is_excluded_but_not_while_settling(settling: bool) -> None:
+    pool = Pool(5)
+    site, stranger = pool.site(1), peer_id(5)
+    for _ in range(6):
+        for number in (2, 3, 4, 5):
+            mix_with_first(pool, number, raw_norm=0.1)
+    site.machine.standing.settling = settling
+    told: list[Any] = []
+    for _ in range(4):
+        assert not site.machine.scores.excluded(stranger, Instant(pool.now))
+        told += mix_with_first(pool, 5, raw_norm=1.0)
+        mix_with_first(pool, 2, raw_norm=0.1)
+    assert site.machine.scores.excluded(stranger, Instant(pool.now)) is not settling
+    assert [e.event for e in told if isinstance(e, Log)] == ["stranger_excluded"] * (not settling)
+
+
+def mix_with_first(pool: Pool, number: int, raw_norm: float) -> list[Any]:
+    """Node `number` asks node 1, and both find a difference of `raw_norm`."""
+    machine, partners = pool.site(number).machine, (peer_id(1),)
+    pool.carry(peer_id(number), machine.start(FragmentId(0), partners, Instant(pool.now)))
+    pool.deliver_all()
+    (transfer,) = pool.site(1).running
+    told = pool.finish(peer_id(1), transfer, "ok", raw_norm=raw_norm)
+    pool.finish(peer_id(number), transfer, "ok", raw_norm=raw_norm)
+    pool.deliver_all()
+    pool.pass_time(1.0)
+    return told
 
 
 def test_tensors_that_fail_a_gate_are_told_to_the_initiator_at_once() -> None:

@@ -8,6 +8,7 @@ from peerlm.mix.robust import (
     ClipTracker,
     PeerScores,
     clip_scale,
+    is_absurd,
     norms_agree,
 )
 
@@ -89,6 +90,56 @@ def test_two_colluding_partners_do_not_double_tau():
         tracker.update(A, 50.0, True)
         tracker.update(B, 50.0, True)
     assert tracker.tau(1.0) == 1.5
+
+
+def in_company(factor: float = 1.5) -> ClipTracker:
+    """Has mixed with four partners, all about as far away."""
+    tracker = ClipTracker(factor)
+    for partner in (A, B, C, D) * 5:
+        assert not tracker.update(partner, 1.0, False)
+    return tracker
+
+
+def test_who_is_far_beyond_tau_four_times_in_a_row_is_a_stranger():
+    tracker = in_company()
+    verdicts = []
+    for other in (B, C, D, B):
+        verdicts.append(tracker.update(A, 3.1, True))
+        assert not tracker.update(other, 1.0, False)
+    assert verdicts == [False, False, False, True]
+
+
+def test_who_comes_near_in_between_or_stays_below_twice_tau_is_no_stranger():
+    tracker = in_company()
+    for raw_norm in (3.1, 3.1, 3.1, 1.0, 3.1, 3.1, 3.1, 2.9, 2.9, 2.9, 2.9):
+        assert not tracker.update(A, raw_norm, raw_norm > 1.5)
+        tracker.update(B, 1.0, False)
+        tracker.update(C, 1.0, False)
+        tracker.update(D, 1.0, False)
+
+
+def test_where_more_than_a_third_are_far_away_nobody_is_a_stranger():
+    tracker = in_company()
+    for _ in range(6):
+        assert not tracker.update(A, 50.0, True)
+        assert not tracker.update(B, 50.0, True)
+        assert not tracker.update(C, 1.0, False)
+        assert not tracker.update(D, 1.0, False)
+
+
+def test_without_a_full_history_nobody_is_a_stranger():
+    tracker = ClipTracker(1.5)
+    for other in (B, C, D) * 3:
+        assert not tracker.update(A, 50.0, True)
+        assert not tracker.update(other, 1.0, False)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "absurd"),
+    [(99, 1, False), (101, 1, True), (float("inf"), 1, True), (19, 0, False), (21, 0, True)],
+)
+def test_norms_no_honest_node_can_have(theirs, ours, absurd):
+    assert is_absurd(theirs, ours, size=100) is absurd
 
 
 def test_exclusion_doubles_and_is_forgiven():
