@@ -38,6 +38,9 @@ UP, DOWN = 1, 2
 NUDGE_S_MIN, NUDGE_S_MAX = 0.25, 2.0
 """A silent peer is hailed after the first, then ever less often up to the second."""
 
+ANSWERS_MAX = 16
+"""Answers to hails that wait to be sent. One more hail counts as lost; an honest peer hails again."""
+
 
 class Window:
     """Which chunks are here, in flight, and to be asked for next; at most `width` in flight."""
@@ -273,7 +276,8 @@ class Transfer:
             case Kind.HAIL:
                 if not self.initiator:
                     self._know_size(header.total)
-                self._outbox.append((Kind.READY, header.serial))
+                if len(self._outbox) - len(self._queued) < ANSWERS_MAX:
+                    self._outbox.append((Kind.READY, header.serial))
             case Kind.READY | Kind.WAIT:
                 if self.initiator and header.kind is Kind.READY:
                     self._know_size(header.total)

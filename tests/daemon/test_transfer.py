@@ -6,7 +6,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from peerlm.daemon.transfer import Offer, Transfer, Want, Window, offer_of
+from peerlm.daemon.transfer import ANSWERS_MAX, Offer, Transfer, Want, Window, offer_of
 from peerlm.errors import ChunkCorrupt, Unreachable, WireError
 from peerlm.types import Instant
 from peerlm.wire.frame import CHUNK_BYTES, Kind, parse
@@ -223,6 +223,18 @@ def test_a_greedy_peer_gets_no_more_queued_than_four_windows() -> None:
     for chunk in [*range(100), *range(100), 1000]:
         ann._on_get(chunk)
     assert sum(kind is Kind.DATA for kind, _ in ann._outbox) == 8
+
+
+def test_a_peer_that_hails_without_end_fills_no_memory() -> None:
+    ann = end_of_a_wire(True, offer_of(b""), Want(0, exact=True))
+    bob = end_of_a_wire(False, None, Want(0, exact=True))
+    for _ in range(1000):
+        ann._outbox.append((Kind.HAIL, 0))
+        carry(frames_of(ann), bob)
+    assert len(frames_of(bob)) == ANSWERS_MAX
+    ann._outbox.append((Kind.HAIL, 0))
+    carry(frames_of(ann), bob)
+    assert len(frames_of(bob)) == 1, "it is answered again"
 
 
 def test_a_window_asks_each_chunk_once_and_the_lost_ones_again() -> None:
