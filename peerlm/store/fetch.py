@@ -280,7 +280,9 @@ class Fetch:
     def status(self, now: Instant) -> Status:
         """A frozen summary for people."""
         busy = {pull.key: pull for pull in self._pulls.values()}
-        sizes = self._sizes | {key: pull.size_bytes for key, pull in busy.items()}
+        sizes = self._sizes | {
+            key: max(pull.size_bytes, pull.received_bytes) for key, pull in busy.items()
+        }
         here = sum(size for key, size in sizes.items() if key not in self._missing)
         done = here + sum(pull.received_bytes for pull in busy.values())
         total = sum(sizes.values())

@@ -203,6 +203,14 @@ def test_status_tells_bytes_rate_and_time_left() -> None:
     assert (status.bytes_done, status.eta_s) == (20_000, 0.0)
 
 
+def test_bytes_that_come_before_the_size_is_known_leave_the_time_left_a_time() -> None:
+    fetch = fetch_of("x", size=0)
+    pull = only(fetch.donor_offers(A, offer("x"), T0))
+    fetch.progress(pull.transfer, 100, Instant(T0 + 1.0))
+    status = fetch.status(Instant(T0 + 1.0))
+    assert (status.bytes_done, status.bytes_total, status.eta_s) == (100, 100, 0.0)
+
+
 # ------------------------------------------------------------------------------ a world of faults
 
 
