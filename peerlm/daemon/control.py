@@ -272,7 +272,7 @@ def _result(line: bytes, layout: Layout) -> dict[str, Any]:
             result: dict[str, Any] = dict(reply["result"])
             return result
         error = str(reply["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise StateError(f"the daemon on {layout.root} hung up without an answer") from None
     raise PeerlmError(error)
 

@@ -59,7 +59,7 @@ def write_chain(state_dir: Path, chain: Chain) -> None:
 def read_chain_file(state_dir: Path) -> Chain | None:
     """The node's chain, not verified. Raises `StateError` if it is damaged."""
     limit = LINKS_MAX * (LINK_BYTES_MAX + 8)
-    return _read(state_dir / CHAIN, lambda raw: _blobs(raw, limit), is_secret=False)
+    return _read(state_dir / CHAIN, lambda raw: _blobs(raw, limit, LINKS_MAX), is_secret=False)
 
 
 def write_root(state_dir: Path, root: RunRoot) -> None:
@@ -94,7 +94,8 @@ def write_revocations(state_dir: Path, blobs: Sequence[bytes]) -> None:
 
 def read_revocations(state_dir: Path) -> tuple[bytes, ...]:
     """All revocations, not verified. Raises `StateError` if the file is damaged."""
-    read = _read(state_dir / REVOCATIONS, lambda raw: _blobs(raw, FILE_BYTES_MAX), is_secret=False)
+    path = state_dir / REVOCATIONS
+    read = _read(path, lambda raw: _blobs(raw, FILE_BYTES_MAX, BLOBS_MAX), is_secret=False)
     return read or ()
 
 
@@ -156,9 +157,9 @@ def _read(path: Path, parse: Callable[[bytes], T], *, is_secret: bool) -> T | No
         raise StateError(f"{path}: {error}; put back a copy of it") from None
 
 
-def _blobs(raw: bytes, limit_bytes: int) -> tuple[bytes, ...]:
+def _blobs(raw: bytes, limit_bytes: int, items_max: int) -> tuple[bytes, ...]:
     complaint = "damaged"
-    blobs = canonical.decode(canonical.unseal(raw, complaint), limit_bytes, "file", BLOBS_MAX)
+    blobs = canonical.decode(canonical.unseal(raw, complaint), limit_bytes, "file", items_max)
     if not isinstance(blobs, list) or not all(isinstance(blob, bytes) for blob in blobs):
         raise AuthError("malformed", complaint)
     return tuple(blobs)

@@ -160,6 +160,8 @@ def test_a_daemon_that_says_nothing_is_not_awaited_for_ever(layout: Layout) -> N
 def test_a_daemon_that_hangs_up_is_a_clear_line(layout: Layout) -> None:
     with pytest.raises(StateError, match="hung up without an answer"):
         control._result(b"", layout)
+    with pytest.raises(StateError, match="without an answer"):
+        control._result(b"[" * 100_000, layout)
 
 
 def test_a_path_longer_than_a_unix_address_works(tmp_path: Path) -> None:
