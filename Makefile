@@ -8,7 +8,7 @@ STAMP  := $(VENV)/installed
 FIGURES := daemon conservation join all_killed mixing_cost learning
 FLAGS   :=
 
-.PHONY: help demo test core check format sim net slow gpu figures figures-long clean
+.PHONY: help demo test core check format sim net slow gpu fuzz figures figures-long clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make check   format, lint, types, spelling"
 	@echo "make figures | figures-long    measure what docs/results.md promises; FLAGS=--record writes it there"
 	@echo "make sim | net | slow | gpu    one kind of test"
+	@echo "make fuzz    damaged inputs for every decoder, hostile peers for every machine, for minutes"
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +47,10 @@ format: $(STAMP)
 
 sim net slow gpu: $(STAMP)
 	$(BIN)/python -m pytest -m $@
+
+fuzz: $(STAMP)
+	$(BIN)/python -m bench.fuzz --inputs 300000 --seed $$(date +%s)
+	FUZZ=20 $(BIN)/python -m pytest tests/fuzz --timeout 900
 
 figures: $(STAMP)
 	@missed=; for figure in $(FIGURES); do \
