@@ -41,6 +41,9 @@ REFUSED_S = 0.05
 SILENT_S = 8.0
 """How long a driver waits for an answer that never comes."""
 
+KNOCKS_S = (1.0, 3.0, 7.0)
+"""When TCP sends its first packet again, counted from the first (RFC 6298)."""
+
 FRESH_LINE_S = 10.0
 """A connection made for one probe is kept so long."""
 
@@ -90,6 +93,8 @@ class Machine:
         self.effects: list[tuple[float, Effect]] = []
         """What the node asked for, of all its lives, while the world remembers."""
         self._frozen: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        self._introducing: dict[str, int] = {}
+        self._introductions = 0
         self._wake_at = NEVER
         self._tokens_seen = 0
         self._heard_until = 0.0
@@ -105,7 +110,7 @@ class Machine:
         for peer, ways in self.lines.items():  # those who still wait for our last life
             for way in ways:
                 world.reset(self, world.of(peer), way)
-        self.lines, self.admitted = {}, {}
+        self.lines, self.admitted, self._introducing = {}, {}, {}
         self._wake_at, self._tokens_seen, self._heard_until = NEVER, 0, 0.0
         rng = random.Random(f"{world.seed} {self.number} {self.life}")
         root = world.root
@@ -380,7 +385,7 @@ class Machine:
         """A CURVE handshake: both must know the other's key."""
         there = self.world.of(effect.peer)
         listens = there.is_up and there.port + 1 == effect.control_port
-        if self.world.is_silent(self.number, there.number) or not listens:
+        if not self.world.connects(self.number, there.number) or not listens:
             self.later(SILENT_S, self._not_opened, effect.peer, "timeout")
         elif self.keys.peer_id not in there.admitted:
             self.later(REFUSED_S, self._not_opened, effect.peer, "denied")
@@ -401,18 +406,35 @@ class Machine:
     # ------------------------------------------------------------------------------ introductions
 
     def _introduce(self, address: str) -> None:
-        assert self.node is not None
+        """Say hello there; whatever becomes of it, the node hears of it within `SILENT_S`."""
+        self._introductions += 1
+        attempt = self._introductions
+        self._introducing[address] = attempt
+        self.later(SILENT_S, self._not_introduced, address, attempt, "no answer")
+        if not self.world.is_lost():
+            self._knock(address, attempt, 0)
+
+    def _knock(self, address: str, attempt: int, tries: int) -> None:
+        """Open a TCP connection: a packet that gets no answer is sent again after 1, 3 and 7 s."""
+        if self._introducing.get(address) != attempt:
+            return
         world, there = self.world, self.world.at_address(address)
-        if there is None or not there.is_up:
-            failed = ev.IntroductionFailed(address, "connect", "connection refused")
-            self.later(REFUSED_S, self.post, failed)
-        elif world.is_silent(self.number, there.number) or world.is_lost():
-            failed = ev.IntroductionFailed(address, "connect", "no answer")
-            self.later(SILENT_S, self.post, failed)
+        if there is not None and not world.connects(self.number, there.number):
+            if tries < len(KNOCKS_S):
+                before_s = KNOCKS_S[tries - 1] if tries else 0.0
+                self.later(KNOCKS_S[tries] - before_s, self._knock, address, attempt, tries + 1)
+        elif there is None or not there.is_up:
+            self.later(REFUSED_S, self._not_introduced, address, attempt, "connection refused")
         else:
+            assert self.node is not None
             route = f"{self.number} {self.life} {address}".encode()
             hello = self.node.company.hello(world.now)
             world.carry(self, there, there.post, ev.HelloCame(route, hello, self.host))
+
+    def _not_introduced(self, address: str, attempt: int, why: str) -> None:
+        if self._introducing.get(address) == attempt:
+            del self._introducing[address]
+            self.post(ev.IntroductionFailed(address, "connect", why))
 
     def _answer(self, effect: fx.AnswerIntroduction) -> None:
         number, life, address = effect.route.decode().split(" ")
@@ -421,5 +443,5 @@ class Machine:
         self.world.carry(self, asker, asker.answered, int(life), event)
 
     def answered(self, life: int, event: ev.IntroductionAnswered) -> None:
-        if self.life == life:
+        if self.life == life and self._introducing.pop(event.address, None) is not None:
             self.post(event)
