@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-FIGURES := daemon conservation join all_killed mixing_cost learning
+FIGURES := daemon conservation join all_killed mixing_cost learning byzantine
 FLAGS   :=
 
 .PHONY: help demo test core check format sim net slow gpu fuzz figures figures-long clean
