@@ -98,6 +98,7 @@ class Membership:
         self._heard_by: tuple[object, tuple[PeerId, ...]] = (None, ())
         self._digested: tuple[object, tuple[DigestEntry, ...]] = (None, ())
         self._synced: dict[PeerId, Instant] = {}
+        self._last_sync = Instant(-math.inf)
         self._last_round = Instant(-math.inf)
         self._sync_due = after(now, sync.interval_s(profile, 1, rng))
         self._awake_until = now
@@ -207,20 +208,27 @@ class Membership:
         return self._outcome()
 
     def on_link_up(self, peer: PeerId, now: Instant) -> list[Effect]:
-        """Exchange tables with whoever is new on the line, unless both just did."""
+        """Exchange tables with whoever is new on the line, unless both just did. A member that we
+        hold alive brings little news (in a large swarm it probes us over a connection of its own,
+        every few seconds another one): with those only now and then."""
         self._enter(now)
         self._links[peer] = None
         self._links_version += 1
-        last = self._synced.get(peer)
-        if last is None or now - last > self.profile.probe_interval_s:
+        if self._is_alive(peer):
+            rest_s = self.profile.heal_interval_s * sync.stretch(self._table.n_live + 1)
+            is_due = now - self._last_sync > rest_s
+        else:
+            is_due = now - self._synced.get(peer, -math.inf) > self.profile.probe_interval_s
+        if is_due:
             self._send(peer, self._digest(reply=False))
         return self._outcome()
 
-    def on_link_down(self, peer: PeerId, now: Instant) -> list[Effect]:
-        """A hint, never a verdict: probe at once, over a fresh connection."""
+    def on_link_down(self, peer: PeerId, now: Instant, *, is_hint: bool = True) -> list[Effect]:
+        """A hint, never a verdict: probe at once, over a fresh connection. No hint: it was a
+        connection for one probe, and ended as those do."""
         self._enter(now)
         self._unlink(peer)
-        if self.is_live(peer) and not self._leaving:
+        if is_hint and self.is_live(peer) and not self._leaving:
             self._do(self._detector.begin(peer, now, self), now)
         return self._outcome()
 
@@ -330,7 +338,7 @@ class Membership:
         self.check()
         self._beliefs.audit()
         assert self._due == self._next_due(), "the deadline is stale"
-        assert self._digest(reply=False).entries == self._entries(), "the digest is stale"
+        assert self._digested[0] != self._digest_state() or self._digested[1] == self._entries()
 
     # ------------------------------------------------------------- what the detector asks (Reach)
 
@@ -358,9 +366,20 @@ class Membership:
         return peer in self._links
 
     def successor(self) -> PeerId | None:
-        """The live member that follows us in the order of ids, the first one follows the last."""
+        """The next member after us in the order of ids (the first one follows the last) whom nobody
+        doubts: of several dead neighbours one after the other is found."""
         live = self._table.live()
-        return live[bisect(live, self.me) % len(live)] if live else None
+        start = bisect(live, self.me)
+        following = (live[(start + i) % len(live)] for i in range(len(live)))
+        return next((peer for peer in following if self._is_alive(peer)), None)
+
+    def helpers(self) -> list[PeerId]:
+        """Linked members whom nobody doubts, sorted."""
+        return [peer for peer in self.linked_peers() if self._is_alive(peer)]
+
+    def _is_alive(self, peer: PeerId) -> bool:
+        member = self._table.get(peer)
+        return member is not None and member.state is State.ALIVE
 
     def can_dial(self, peer: PeerId) -> bool:
         member = self._table.get(peer)
@@ -534,10 +553,14 @@ class Membership:
         return sends_limit(self.profile.retransmit_mult, n, self.profile.sends_min)
 
     def _digest(self, *, reply: bool) -> Sync:
-        state = (self._table.version, self._beliefs.us, self._vitals.version)
+        state = self._digest_state()
         if self._digested[0] != state:
             self._digested = (state, self._entries())
+        self._last_sync = self._now
         return Sync(self._digested[1], reply)
+
+    def _digest_state(self) -> tuple[object, ...]:
+        return self._table.version, self._beliefs.us, self._vitals.version
 
     def _entries(self) -> tuple[DigestEntry, ...]:
         return sync.digest(self._beliefs.everyone(), self._vitals)

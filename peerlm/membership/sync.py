@@ -60,8 +60,12 @@ class NoVitals:
 
 def interval_s(profile: Profile, n_members: int, rng: random.Random) -> float:
     """Time to the next push-pull: the profile's, stretched above 32 members, ± 20 %."""
-    stretch = 1 if n_members <= 32 else math.ceil(math.log2(n_members) - 5) + 1
-    return profile.sync_interval_s * stretch * rng.uniform(0.8, 1.2)
+    return profile.sync_interval_s * stretch(n_members) * rng.uniform(0.8, 1.2)
+
+
+def stretch(n_members: int) -> int:
+    """How much rarer tables are compared in a swarm of this size: digests grow with it."""
+    return 1 if n_members <= 32 else math.ceil(math.log2(n_members) - 5) + 1
 
 
 def digest(members: Iterable[Member], vitals: VitalsShelf) -> tuple[DigestEntry, ...]:

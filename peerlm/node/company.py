@@ -311,7 +311,7 @@ class Company:
     # -------------------------------------------------------------------------------------- links
 
     def link_up(self, event: LinkUp, now: Instant) -> list[Effect]:
-        self.contacts.link_up(event.peer)
+        self.contacts.link_up(event.peer, greeted=event.dialled)
         effects: list[Effect] = []
         if event.dialled:
             effects.append(Send(event.peer, self._greeting(reply=False)))
@@ -320,8 +320,9 @@ class Company:
         return effects + self.membership.on_link_up(event.peer, now)
 
     def link_down(self, event: LinkDown, now: Instant) -> list[Effect]:
+        is_hint = not self.contacts.is_linked(event.peer) or self.contacts.is_greeted(event.peer)
         self.contacts.link_down(event.peer)
-        return self.membership.on_link_down(event.peer, now)
+        return self.membership.on_link_down(event.peer, now, is_hint=is_hint)
 
     def _greeting(self, *, reply: bool) -> Greeting:
         return Greeting(self.membership.myself, self.plan.revision, self.plan.plan_hash, reply)
@@ -371,6 +372,7 @@ class Company:
         return []
 
     def _greeted(self, peer: PeerId, greeting: Greeting, now: Instant) -> list[Effect]:
+        self.contacts.greeted(peer)
         effects = self._plan_seen(peer, greeting.plan_revision, greeting.plan_hash)
         if not greeting.reply:
             effects.append(Send(peer, self._greeting(reply=True)))

@@ -49,7 +49,8 @@ class Contacts:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._attempts: dict[str, Attempt] = {}
-        self._links: dict[PeerId, None] = {}
+        self._links: dict[PeerId, bool] = {}
+        """Whether we have greeted each other; a connection for a single probe brings no greeting."""
         self._opening: dict[PeerId, Instant] = {}
         """Links we asked the driver to open, and until when they are waited for."""
         self._looked = NEVER
@@ -79,9 +80,13 @@ class Contacts:
     def opening(self, peer: PeerId, now: Instant) -> None:
         self._opening[peer] = after(now, ATTEMPT_S)
 
-    def link_up(self, peer: PeerId) -> None:
-        self._links[peer] = None
+    def link_up(self, peer: PeerId, *, greeted: bool) -> None:
+        self._links[peer] = greeted
         self._opening.pop(peer, None)
+
+    def greeted(self, peer: PeerId) -> None:
+        if peer in self._links:
+            self._links[peer] = True
 
     def link_down(self, peer: PeerId) -> None:
         self._links.pop(peer, None)
@@ -89,6 +94,9 @@ class Contacts:
 
     def is_linked(self, peer: PeerId) -> bool:
         return peer in self._links
+
+    def is_greeted(self, peer: PeerId) -> bool:
+        return self._links.get(peer, False)
 
     def is_pending(self, peer: PeerId, now: Instant) -> bool:
         return self._opening.get(peer, now) > now

@@ -27,6 +27,9 @@ class Reachable:
     def linked_peers(self) -> list[PeerId]:
         return [peer for peer in self.peers if peer not in self.unlinked]
 
+    def helpers(self) -> list[PeerId]:
+        return self.linked_peers()
+
     def successor(self) -> PeerId | None:
         return self.peers[0] if self.peers else None
 
