@@ -139,7 +139,7 @@ class AmongEnemies(RuleBasedStateMachine):
 
     @rule(teller=tellers, about=anybody)
     def ask_without_end(self, teller: int, about: int) -> None:
-        for seq in range(40):
+        for seq in range(RELAYS_MAX + 20):
             self.say(teller, PingRequest(seq, peer_id(about)))
 
     @rule(teller=tellers, seq=seqs, about=anybody)

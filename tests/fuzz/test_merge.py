@@ -22,7 +22,7 @@ from peerlm.types import Instant, PeerId
 from peerlm.wire.codec import decode_as
 from peerlm.wire.message import Alive, NodeRecord, Suspect
 
-TABLES, OWNERS = 3, 4
+TABLES, OWNERS = 3, 2
 NUMBERS, PLACES = st.integers(0, OWNERS - 1), st.integers(0, TABLES - 1)
 
 
@@ -155,4 +155,4 @@ class Merge(RuleBasedStateMachine):
 
 
 TestMerge = Merge.TestCase
-TestMerge.settings = some(25, 40)
+TestMerge.settings = some(60, 40)
