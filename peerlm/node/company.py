@@ -376,33 +376,43 @@ class Company:
         effects = self._plan_seen(peer, greeting.plan_revision, greeting.plan_hash)
         if not greeting.reply:
             effects.append(Send(peer, self._greeting(reply=True)))
-        if peer not in self.refused_plans and self._is_true(greeting.myself):
+        if peer not in self.refused_plans and self._is_true(greeting.myself, effects):
             effects += self.membership.learn(greeting.myself, peer, now)
         return effects
 
     def _gossiped(self, peer: PeerId, message: Ping | Ack | Gossip, now: Instant) -> list[Effect]:
         """Take the untrue out, let membership read its rumors, read the others here."""
-        kept = tuple(r for r in message.rumors if not isinstance(r, Alive) or self._is_true(r))
+        effects: list[Effect] = []
+        kept = tuple(
+            r for r in message.rumors if not isinstance(r, Alive) or self._is_true(r, effects)
+        )
         if len(kept) < len(message.rumors):
             message = dataclasses.replace(message, rumors=kept)
         heard = self.membership.on_message(peer, message, now)
-        effects = heard.effects
+        effects += heard.effects
         for rumor in heard.others:
             effects += self._other_rumor(peer, rumor, now)
         return effects
 
-    def _is_true(self, alive: Alive) -> bool:
-        """Whether a record is worth reading: news, of an admitted node, and signed by it."""
+    def _is_true(self, alive: Alive, effects: list[Effect]) -> bool:
+        """Whether a record is worth reading: news, of an admitted node, and signed by it. Whoever
+        takes a seat by it may connect from now on: in a large swarm most members never introduce
+        themselves to each other, and still probe each other."""
         record = record_of(alive)
         if record is None or not self.membership.is_news(alive):
             return False
+        peer = PeerId(record.peer)
+        seated = self._curve_of(peer)
         try:
             verified = self.gate.admit(alive.chain, self._wall, vouched=True)
         except AuthError as error:
             self._misbehaved("record", error)
             return False
-        peer = PeerId(record.peer)
-        return verified.peer_id == peer and self.gate.verify(peer, alive.record, alive.signature)
+        if verified.peer_id != peer or not self.gate.verify(peer, alive.record, alive.signature):
+            return False
+        if verified.curve_pk != seated:
+            effects.append(Admit(peer, verified.curve_pk))
+        return True
 
     def _other_rumor(self, teller: PeerId, rumor: Rumor, now: Instant) -> list[Effect]:
         match rumor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from node_scene import World
 
-from peerlm.effects import Introduce, Save, Send, SendFresh
+from peerlm.effects import Admit, Introduce, Save, Send, SendFresh
 from peerlm.events import LinkDown, LinkUp, Received
 from peerlm.node.node import PUBLISH_S, QUIET_FACTOR, SAY_AGAIN, Node
 from peerlm.types import Role
-from peerlm.wire.message import Ping, Sync
+from peerlm.wire.message import Gossip, Ping, Sync
 
 WATCHING = (Role.OBSERVE,)
 
@@ -84,3 +84,18 @@ def test_acquaintances_have_nothing_to_tell_each_other() -> None:
     answer = b.handle(Received(a.me, table), world.now, world.wall)
     assert [type(e.message) for e in answer if isinstance(e, Send)] == [Sync]
     assert a.company.vitals_of(b.me) is not None
+
+
+def test_members_known_by_hearsay_alone_may_connect() -> None:
+    world = World(6).swarm(2, roles=WATCHING)
+    world.run(10.0)
+    world.add(2, 0, roles=WATCHING)
+    newcomer = node_of(world, 2)
+    member = newcomer.acquaintance(world.now).member
+    for key in (newcomer.company.gate.verified(newcomer.me), None):
+        rumors = Gossip((member.alive,))
+        effects = node_of(world, 1).handle(
+            Received(node_of(world, 0).me, rumors), world.now, world.wall
+        )
+        admitted = [e.curve_key for e in effects if isinstance(e, Admit)]
+        assert admitted == ([] if key is None else [key.curve_pk])
