@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -204,13 +205,13 @@ def _from_json(line: bytes, now: Instant, wall: WallTime) -> tuple[Contact, Inst
             and isinstance(host, str)
             and len(host) <= 255
             and 0 <= epoch <= 2**62
-            and age_s == age_s
+            and math.isfinite(age_s)
         )
+        left = bool(raw["left"])
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     if not well_formed:
         return None
     seen = Instant(now - age_s)
     intro, control, bulk = ports
-    left = bool(raw["left"])
     return Contact(PeerId(peer), host, intro, control, bulk, epoch, left, chain), seen

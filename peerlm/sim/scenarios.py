@@ -116,9 +116,13 @@ def crash(scene: Scene) -> None:
     world, params = scene.world, scene.params
     victims = scene.pick(max(1, round(params["share"] * len(world.machines))))
     scene.happens(*victims)
+    sent = sum(world.network.messages.values())
     for victim in victims:
         world.kill(victim, silently=not params["reset"])
     scene.until("all_know_dead_s", lambda: scene.all_hold(victims, State.DEAD))
+    survivors, took_s = len(world.up()), world.now - scene.began
+    more = (sum(world.network.messages.values()) - sent) / survivors
+    scene.sample("extra_messages_per_node", more - took_s * scene.samples["messages_per_node_s"][0])
     for victim in victims:
         scene.sample(
             "first_suspect_s", min(scene.first(victim, s) for s in (State.SUSPECT, State.DEAD))
@@ -205,10 +209,10 @@ def partition(scene: Scene) -> None:
             world.split(left[1:], right)
     if int(params["kind"]) == 0:
         scene.until("other_half_dead_s", lambda: _apart(scene, left, right))
-        for half, other in ((left, right), (right, left)):
-            times = _first_deaths(scene, half, other)
+        for side, other in ((left, right), (right, left)):
+            times = _first_deaths(scene, side, other)
             scene.sample("first_dead_of_a_half_s", min(times.values(), default=NEVER))
-            whole = len(times) == len(half) * len(other)
+            whole = len(times) == len(side) * len(other)
             scene.sample("half_knows_all_dead_s", max(times.values()) if whole else NEVER)
     world.run(max(0.0, 60.0 * params["minutes"] - (world.now - scene.began)))
     scene.began = world.now
@@ -300,7 +304,7 @@ def churn(scene: Scene) -> None:
     """`per_minute` of the machines are replaced by new ones each minute, for `minutes`; every other
     one goes silently, the rest with a goodbye of their kernel."""
     world, params = scene.world, scene.params
-    n, gap_s = len(world.machines), 60.0 / (params["per_minute"] * len(world.machines))
+    gap_s = 60.0 / (params["per_minute"] * len(world.machines))
     scene.happens()
     end = world.now + 60.0 * params["minutes"]
     next_at, next_look = float(world.now), world.now + 5.0
@@ -315,26 +319,25 @@ def churn(scene: Scene) -> None:
             world.add(len(world.machines), seed, roles=WATCHING)
         if world.now >= next_look:
             next_look += 5.0
-            right, strictly = _rightness(scene, n)
-            scene.sample("tables_right", right)
-            scene.sample("tables_strictly_right", strictly)
+            wrong, strictly = _wrong(scene)
+            scene.sample("entries_wrong", wrong)
+            scene.sample("entries_wrong_strictly", strictly)
 
 
-def _rightness(scene: Scene, n: int) -> tuple[float, float]:
-    """Share of table entries that are right, over all live viewers: the live held live, the gone not
-    held alive (a suspect is rightly doubted). Strictly: the gone held dead."""
-    wrong = lax = 0
+def _wrong(scene: Scene) -> tuple[float, float]:
+    """Share of wrong entries in the tables of all that are up: the living not held live, the gone
+    held alive (a suspect is rightly doubted); strictly, the gone held alive or suspect."""
     up = {m.keys.peer_id for m in scene.world.up()}
+    lax = strict = entries = 0
     for machine in scene.world.up():
         assert machine.node is not None
         table = machine.node.company.membership.members()
-        live = {p for p, m in table.items() if m.is_live}
-        missing = len(up - live) - (machine.keys.peer_id in up)
-        gone = [m for p, m in table.items() if p not in up and m.is_live]
-        wrong += missing + len(gone)
-        lax += missing + sum(m.state is State.ALIVE for m in gone)
-    entries = n * max(1, len(up))
-    return 1.0 - lax / entries, 1.0 - wrong / entries
+        missing = sum(p not in table or not table[p].is_live for p in up) - 1  # itself
+        gone = [m.state for p, m in table.items() if p not in up and m.is_live]
+        lax += missing + sum(state is State.ALIVE for state in gone)
+        strict += missing + len(gone)
+        entries += len(up) - 1
+    return lax / entries, strict / entries
 
 
 def slow(scene: Scene) -> None:

@@ -17,16 +17,9 @@ from bench.fuzz_decoders import Decoder, all_decoders
 
 INPUTS = 250
 DECODERS = {decoder.name: decoder for decoder in all_decoders()}
-KNOWN = {
-    "membership.address_book": "a line without `left` or with an infinite `seen` is not left out"
-}
-KNOWN_PARAMS = [
-    pytest.param(name, marks=pytest.mark.xfail(reason=why, strict=False))
-    for name, why in KNOWN.items()
-]
 
 
-@pytest.mark.parametrize("name", [n for n in DECODERS if n not in KNOWN] + KNOWN_PARAMS)
+@pytest.mark.parametrize("name", DECODERS)
 def test_damage_is_taken_or_refused_as_documented(name: str) -> None:
     tally = Tally(DECODERS[name], seed=EFFORT)
     with warnings.catch_warnings():
