@@ -27,7 +27,7 @@ class Reality:
     """From a node's wish to be introduced to its link."""
 
 
-CRASHES, PARTITIONS = 200, 50
+CRASHES, PARTITIONS = 100, 30
 
 
 def simulated(reality: Reality, seed: int) -> Samples:
