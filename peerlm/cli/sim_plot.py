@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -29,11 +29,11 @@ def draw(path: Path, title: str, trained: Trained, faults: Sequence[Fault]) -> N
         (by_tokens, tokens, "tokens of the swarm, millions"),
         (by_time, seconds, "seconds"),
     ):
-        axis.plot(x, [p.loss_worst for p in points], color=SOFT, label="worst node")
-        axis.plot(x, [p.loss_mean for p in points], color=INK, label="mean of all")
+        axis.plot(x, _drawn(p.loss_worst for p in points), color=SOFT, label="worst node")
+        axis.plot(x, _drawn(p.loss_mean for p in points), color=INK, label="mean of all")
         axis.set(xlabel=label, ylabel="loss, nats/byte")
         axis.legend(frameon=False)
-    spread.semilogy(seconds, [p.spread if p.spread > 0 else math.nan for p in points], color=INK)
+    spread.semilogy(seconds, _drawn(p.spread or None for p in points), color=INK)
     spread.set(xlabel="seconds", ylabel="relative spread")
     traffic.plot(seconds, sent, color=INK)
     traffic.set(xlabel="seconds", ylabel="sent by a node, MB")
@@ -50,3 +50,8 @@ def draw(path: Path, title: str, trained: Trained, faults: Sequence[Fault]) -> N
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _drawn(values: Iterable[float | None]) -> list[float]:
+    """What is not known leaves a gap."""
+    return [math.nan if value is None else value for value in values]

@@ -216,12 +216,16 @@ def _show(found: dict[str, Any]) -> None:
     def mb(name: str) -> str:
         return f"{found[name] / 1e6:,.1f} MB"
 
+    def shown(value: float | None, form: str = ".4f") -> str:
+        return "none yet" if value is None else format(value, form)
+
     saved = found["allreduce_bytes_per_node"] / max(1.0, found["bytes_per_node"])
     lines = {
         "model": f"{found['parameters']:,} parameters in {found['fragments']} fragments",
         "time": f"{found['seconds']:,.0f} s for {found['tokens']:,} tokens ({found['tokens_per_s']:,.0f}/s)",
-        "loss": f"{found['loss']:.4f} nats/byte of the stand-in (worst node {found['loss_worst_node']:.4f})",
-        "spread": f"{found['spread']:.1e}",
+        "loss": f"{shown(found['loss'])} nats/byte of the stand-in "
+        f"(worst node {shown(found['loss_worst_node'])})",
+        "spread": shown(found["spread"], ".1e"),
         "sent by a node": f"{mb('bytes_per_node')}, {found['bytes_per_node_s'] / 1e3:,.1f} kB/s, of it "
         f"{found['control_bytes_per_node_s'] / 1e3:,.1f} kB/s control",
         "all-reduce": f"{mb('allreduce_bytes_per_node')} from each node, {saved:,.0f} times as much",
@@ -262,7 +266,7 @@ class _Progress:
                 self._task,
                 completed=min(point.tokens, self._budget),
                 virtual=f"{point.seconds:,.0f} virtual s",
-                loss=f"{point.loss_mean:.3f}",
+                loss="" if point.loss_mean is None else f"{point.loss_mean:.3f}",
             )
 
     def __exit__(self, *exc: object) -> None:

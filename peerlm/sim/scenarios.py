@@ -38,6 +38,9 @@ REST_S = 20.0
 PATIENCE_S = 240.0
 """What has not happened by then is reported as never."""
 
+SETTLED_S = 1.0
+"""A newcomer is given so long before tables are judged by it."""
+
 NEVER = float("inf")
 
 Params = Mapping[str, float]
@@ -308,6 +311,7 @@ def churn(scene: Scene) -> None:
     scene.happens()
     end = world.now + 60.0 * params["minutes"]
     next_at, next_look = float(world.now), world.now + 5.0
+    newest = (-1, Instant(0.0))
     while world.now < end:
         world.run(max(0.0, min(next_at, next_look) - world.now))
         if world.now >= next_at:
@@ -316,24 +320,27 @@ def churn(scene: Scene) -> None:
             scene.victims.add(victim)
             seed = scene.rng.choice([m.number for m in world.up() if m.number != victim])
             world.kill(victim, silently=scene.rng.random() < 0.5)
-            world.add(len(world.machines), seed, roles=WATCHING)
+            newest = (world.add(len(world.machines), seed, roles=WATCHING).number, world.now)
         if world.now >= next_look:
             next_look += 5.0
-            wrong, strictly = _wrong(scene)
+            new = newest[0] if world.now - newest[1] < SETTLED_S else None
+            wrong, strictly = _wrong(scene, new)
             scene.sample("entries_wrong", wrong)
             scene.sample("entries_wrong_strictly", strictly)
 
 
-def _wrong(scene: Scene) -> tuple[float, float]:
+def _wrong(scene: Scene, new: int | None) -> tuple[float, float]:
     """Share of wrong entries in the tables of all that are up: the living not held live, the gone
-    held alive (a suspect is rightly doubted); strictly, the gone held alive or suspect."""
-    up = {m.keys.peer_id for m in scene.world.up()}
+    held alive (a suspect is rightly doubted); strictly, the gone held alive or suspect. Machine `new`
+    has only just begun: it is neither asked nor asked for."""
+    counted = [m for m in scene.world.up() if m.number != new]
+    up = {m.keys.peer_id for m in counted}
     lax = strict = entries = 0
-    for machine in scene.world.up():
+    for machine in counted:
         assert machine.node is not None
         table = machine.node.company.membership.members()
         missing = sum(p not in table or not table[p].is_live for p in up) - 1  # itself
-        gone = [m.state for p, m in table.items() if p not in up and m.is_live]
+        gone = [m.state for p, m in table.items() if m.is_live and not scene.world.of(p).is_up]
         lax += missing + sum(state is State.ALIVE for state in gone)
         strict += missing + len(gone)
         entries += len(up) - 1

@@ -39,11 +39,11 @@ class Point:
     seconds: float
     tokens: int
     """Trained by all, whether or not everybody has heard of them."""
-    loss_mean: float
-    """Of the mean of all slow weights: what merging now would give."""
-    loss_worst: float
+    loss_mean: float | None
+    """Of the mean of all slow weights: what merging now would give. None before there are any."""
+    loss_worst: float | None
     """Of the slow weights of the node that is worst off."""
-    spread: float
+    spread: float | None
     nodes: int
     """Up."""
     training: int
@@ -110,7 +110,7 @@ def look(world: World) -> Point:
     up = world.up()
     weights = [[slow.phi for slow in m.labour.slow] for m in up if _has_weights(world, m.number)]
     sent = sum(world.network.bulk_bytes.values()) + sum(world.network.bytes.values())
-    mean_loss = worst = spread = float("nan")
+    mean_loss = worst = spread = None
     if weights:
         mean = [_mean(parts) for parts in zip(*weights, strict=True)]
         mean_loss = world.learner.loss(mean)
