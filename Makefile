@@ -58,6 +58,8 @@ figures: $(STAMP)
 	done; test -z "$$missed" || { echo "missed:$$missed"; exit 1; }
 
 figures-long: $(STAMP)
+	$(BIN)/python -m bench.membership $(FLAGS)
+	$(BIN)/python -m bench.fuzz --inputs 1000000 $(FLAGS)
 	$(BIN)/python -m bench.chaos $(FLAGS)
 
 clean:
