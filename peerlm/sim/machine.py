@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from peerlm import effects as fx
 from peerlm import events as ev
@@ -24,13 +24,12 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
-from peerlm.mix.fragment import SlowFragment
 from peerlm.node.company import Ports
 from peerlm.node.node import Acquaintance, Birth, Node
 from peerlm.node.snapshots import Restored
 from peerlm.sim.disk import Disk
 from peerlm.sim.labour import Labour
-from peerlm.types import FragmentId, PeerId, WallTime
+from peerlm.types import PeerId, WallTime
 from peerlm.wire.codec import encode
 from peerlm.wire.message import Message
 
@@ -48,14 +47,6 @@ FRESH_LINE_S = 10.0
 """A connection made for one probe is kept so long."""
 
 NEVER = float("inf")
-
-
-class Attack(Protocol):
-    """A way to lie in exchanges."""
-
-    def stand_in(self, fragment: FragmentId, slow: SlowFragment) -> SlowFragment:
-        """What to mix instead of our slow weights of this fragment."""
-        ...
 
 
 class Machine:
@@ -76,8 +67,6 @@ class Machine:
         self.slowness: tuple[float, float] | None = None
         """Seconds each message waits before it is read, uniform between the two."""
         self.wall_skew_s = 0.0
-        self.attack: Attack | None = None
-        """What it mixes instead of its own weights, if it means harm."""
         self.fatal = ""
         """Workers die of this while it is set."""
         self.disk_lied = False

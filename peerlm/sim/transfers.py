@@ -135,9 +135,6 @@ class Transfers:
     def _exchange(self, run: fx.RunExchange, serve: fx.ServeExchange, there: Machine) -> None:
         assert (serve.key_up, serve.key_down) == (run.key_up, run.key_down), "keys of two exchanges"
         slow = self._labour.slow[run.fragment]
-        attack = self._machine.attack
-        if attack is not None:
-            slow = attack.stand_in(run.fragment, slow)
         request = flow.make_request(slow, run.codec_request, self._rng)
         theirs = there.labour.transfers
         before = there.labour.slow[run.fragment].phi.copy()
@@ -156,11 +153,8 @@ class Transfers:
     def _respond(
         self, serve: fx.ServeExchange, payload: memoryview
     ) -> flow.Response | flow.Refused:
-        slow, attack = self._labour.slow[serve.fragment], self._machine.attack
-        if attack is not None:
-            slow = attack.stand_in(serve.fragment, slow)
         response = flow.respond(
-            slow,
+            self._labour.slow[serve.fragment],
             payload,
             codec_request=serve.codec_request,
             codec_reply=serve.codec_reply,
@@ -204,8 +198,7 @@ class Transfers:
         if isinstance(result, flow.Refused):
             self._ended(run.transfer, "refused", result.reason)
             return
-        same_way = run.through_momentum == served.through_momentum
-        if self._machine.attack is None and there.attack is None and same_way:
+        if run.through_momentum == served.through_momentum:
             missing = norm(slow.phi - before + gained)
             # A newcomer's ramp weighs the two sides differently, and is meant to.
             bent = abs(run.weight - served.weight) * result.raw_norm

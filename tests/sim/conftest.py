@@ -1,4 +1,4 @@
-"""Tests of the simulator. All are marked `sim`."""
+"""Tests of the simulator. All are marked `sim`, and take seconds where others take milliseconds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from pathlib import Path
 
 import pytest
 
+TIMEOUT_S = 180
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.sim)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT_S))
