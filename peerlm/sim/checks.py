@@ -41,8 +41,10 @@ class Safety:
             )
             for peer, member in node.company.membership.members().items():
                 owner = world.of(peer).number
-                minted = self._own.get(owner)
-                assert minted is None or member.incarnation <= minted, (
+                if not world.machines[owner].is_up:
+                    continue  # what it minted since the last look died with it
+                minted = self._own[owner]
+                assert member.incarnation <= minted, (
                     f"machine {machine.number} holds incarnation {member.incarnation} of machine "
                     f"{owner}, which has minted {minted}"
                 )
