@@ -155,7 +155,7 @@ CASES = (
         for number, kind in enumerate(("half/half", "one-way", "bridged"))
     ),
     Case(
-        "killed and restarted within 1 s, 200 times, N = 16",
+        "killed and restarted within 1 s, 50 times a run, N = 16",
         "restart",
         16,
         4,

@@ -7,7 +7,6 @@ group, which is killed at the end, and the kernel kills it when the demo itself 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,11 +17,11 @@ from typing import Any
 
 import psutil
 
+from peerlm.cli.leash import die_with_parent
 from peerlm.daemon.control import ask
 from peerlm.errors import PeerlmError
 from peerlm.store.disk import Layout
 
-PR_SET_PDEATHSIG = 1
 COMMAND_S = 60.0
 ANSWER_S = 2.0
 STOP_S = 15.0
@@ -94,7 +93,7 @@ class DemoNode:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent,
             )
 
     def look(self) -> None:
@@ -155,7 +154,3 @@ def end_all(nodes: Sequence[DemoNode], patience_s: float = STOP_S) -> None:
     finally:
         for node in nodes:
             node.end(0.0)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

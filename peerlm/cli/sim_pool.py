@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from typing import Any, TypeVar
 
+from peerlm.cli.leash import die_with_parent
+
 Result = TypeVar("Result")
 
 AHEAD = 4
@@ -35,7 +37,9 @@ def all_runs(
                 yield result
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(arguments)), context) as pool:
+        with ProcessPoolExecutor(
+            min(jobs, len(arguments)), context, initializer=die_with_parent
+        ) as pool:
             try:
                 yield from _in_order(pool, call, arguments, jobs * AHEAD, advance)
             except BaseException:

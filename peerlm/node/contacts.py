@@ -3,8 +3,9 @@
 A contact begins with an introduction in the clear (both show their certificates), then a CURVE
 link to the control port that the answer named. Up to `MESH_MAX` members every pair keeps a link;
 beyond, each node keeps its successor in the order of ids, whom it watches, some that are nearest by
-XOR of hashed ids and some that are far; it needs no agreement, and links are used both ways. One working link per pair is enough, whoever dialled it, so a node that nobody can reach
-takes part by dialling out.
+XOR of hashed ids and some that are far; it needs no agreement, and links are used both ways. One
+working link per pair is enough, whoever dialled it, so a node that nobody can reach takes part by
+dialling out.
 
 An address that fails is tried again with a back-off that doubles up to ten seconds; what went wrong
 last is remembered for `peerlm why`. Nothing here decides who is alive: that is membership's.
