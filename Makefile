@@ -59,6 +59,7 @@ figures: $(STAMP)
 
 figures-long: $(STAMP)
 	$(BIN)/python -m bench.membership $(FLAGS)
+	$(BIN)/python -m bench.faults --seeds 10000 $(FLAGS)
 	$(BIN)/python -m bench.fuzz --inputs 1000000 $(FLAGS)
 	$(BIN)/python -m bench.chaos $(FLAGS)
 

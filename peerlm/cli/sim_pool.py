@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -38,7 +39,7 @@ def all_runs(
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(
-            min(jobs, len(arguments)), context, initializer=die_with_parent
+            min(jobs, len(arguments)), context, initializer=_begin
         ) as pool:
             try:
                 yield from _in_order(pool, call, arguments, jobs * AHEAD, advance)
@@ -47,6 +48,13 @@ def all_runs(
                 for process in list((pool._processes or {}).values()):
                     process.terminate()
                 raise
+
+
+def _begin() -> None:
+    """What each process does first. A simulation makes little garbage in circles and many small
+    things that stay: collecting as often as Python does by itself costs a tenth of the time."""
+    die_with_parent()
+    gc.set_threshold(100_000, 20, 50)
 
 
 def _in_order(

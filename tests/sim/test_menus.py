@@ -1,4 +1,4 @@
-"""Two hundred minutes of random trouble. A seed that fails says how to see it again."""
+"""Five hundred minutes of random trouble. A seed that fails says how to see it again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from peerlm.cli.sim_pool import all_runs, processors
 from peerlm.sim.menus import FAULTS, NODES, live_through
 
-SEEDS = 200
+SEEDS = 500
 
 
 @pytest.mark.timeout(2400)
