@@ -7,8 +7,9 @@ STAMP  := $(VENV)/installed
 
 FIGURES := daemon conservation join all_killed mixing_cost learning byzantine
 FLAGS   :=
+OTHER   := python3.13
 
-.PHONY: help demo test core check format sim net slow gpu fuzz figures figures-long clean
+.PHONY: help demo test core check format sim net slow gpu other-python fuzz figures figures-long clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +19,7 @@ help:
 	@echo "make check   format, lint, types, spelling"
 	@echo "make figures | figures-long    measure what docs/results.md promises; FLAGS=--record writes it there"
 	@echo "make sim | net | slow | gpu    one kind of test"
+	@echo "make other-python OTHER=python3.13    one seed, one run: on another interpreter too"
 	@echo "make fuzz    damaged inputs for every decoder, hostile peers for every machine, for minutes"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -48,6 +50,12 @@ format: $(STAMP)
 sim net slow gpu: $(STAMP)
 	$(BIN)/python -m pytest -m $@
 
+other-python: $(STAMP)
+	$(OTHER) -m venv .venv-other
+	.venv-other/bin/python -m pip install --quiet -c constraints.txt blake3 click cryptography fsspec msgpack \
+	    numpy platformdirs psutil rich safetensors tokenizers tomlkit
+	OTHER_PYTHON=$(CURDIR)/.venv-other/bin/python $(BIN)/python -m pytest tests/sim/test_determinism.py
+
 fuzz: $(STAMP)
 	$(BIN)/python -m bench.fuzz --inputs 300000 --seed $$(date +%s)
 	FUZZ=20 $(BIN)/python -m pytest tests/fuzz --timeout 900
@@ -64,4 +72,4 @@ figures-long: $(STAMP)
 	$(BIN)/python -m bench.chaos $(FLAGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-other build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

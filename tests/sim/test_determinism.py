@@ -67,7 +67,7 @@ def test_one_seed_gives_one_trace_whatever_the_hash_seed() -> None:
 def test_another_python_gives_the_same_trace() -> None:
     others = other_pythons()
     if not others:
-        pytest.skip("no other Python has numpy, msgpack, ...: `make other-python PYTHON=...`")
+        pytest.skip("no other Python has numpy, msgpack, ...: `make other-python`")
     for python in others:
         assert digests(python, "0") == digests(sys.executable, "0"), python
 
