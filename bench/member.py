@@ -136,27 +136,28 @@ async def exchange(driver: Driver, count: int, seconds: float | None = None) -> 
     """
     work = driver.node.work
     exchanges, mix = work.exchanges, work.plan.mix
+    outcomes = exchanges.outcomes
     began = last = time.monotonic()
-    first = done = exchanges.totals().initiated_ok
+    first = done = outcomes.totals().initiated_ok
     turn = as_planned = 0
     while done - first < count and (seconds is None or time.monotonic() - began < seconds):
-        fragment = FragmentId(turn % len(exchanges.fragments))
+        fragment = FragmentId(turn % len(outcomes.fragments))
         turn += 1
         if exchanges.is_busy(fragment):
             await asyncio.sleep(PAUSE_S)
             continue
-        distance = exchanges.fragments[fragment].distance
+        distance = outcomes.fragments[fragment].distance
         codecs = (mix.codec_request, mix.codec_reply)
         finer = distance is not None and choose_codecs(*codecs, distance) != codecs
         driver.start_exchange(fragment)
         while exchanges.is_busy(fragment):  # noqa: ASYNC110  (exchanges wake nobody)
             await asyncio.sleep(PAUSE_S)
-        before, done = done, exchanges.totals().initiated_ok
+        before, done = done, outcomes.totals().initiated_ok
         if done > before:
             last = time.monotonic()
             as_planned += not finer
         elif time.monotonic() - last > EXCHANGE_S:
-            reasons = dict(exchanges.totals().reasons)
+            reasons = dict(outcomes.totals().reasons)
             return {"error": f"no exchange has gone well for {EXCHANGE_S:g} s: {reasons}"}
         else:
             await asyncio.sleep(PAUSE_S)

@@ -2,7 +2,8 @@
 
 One exchange moves one fragment between one pair, in flow form: both sides use the same decoded
 difference, so the sum of all slow weights is conserved whatever the codec, delay or order
-(docs/mixing.md). This file holds the protocol around that arithmetic:
+(docs/mixing.md). This file holds the protocol around that arithmetic; what exchanges teach is in
+outcomes.py.
 
     initiator   ASKING ──accept──▶ MOVING ──▶ applied | lost | refused
                    └─busy, refuse, silence──▶ another partner, three tries in all
@@ -19,9 +20,8 @@ Prior art: AD-PSGD (1710.06952) for pairs on their own clocks and its deadlock, 
 
 from __future__ import annotations
 
-import math
 import random
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -30,16 +30,8 @@ from peerlm.effects import CancelTransfer, Effect, Log, RunExchange, Send, Serve
 from peerlm.events import ExchangeEnded, ExchangeServed
 from peerlm.mix import algorithms
 from peerlm.mix.codec import CODECS, WEIGHT_CODECS, choose_codecs, encoded_size
-from peerlm.mix.exchange_records import (
-    FragmentState,
-    Initiated,
-    Phase,
-    Served,
-    Standing,
-    Totals,
-    Wish,
-)
-from peerlm.mix.robust import ClipTracker, PeerScores
+from peerlm.mix.exchange_records import Initiated, Phase, Served, Standing, Wish
+from peerlm.mix.outcomes import Outcomes
 from peerlm.swarm.sampler import Choice, Sampler
 from peerlm.swarm.samplers.drawn import Uniform
 from peerlm.types import FragmentId, Instant, PeerId, TransferId, after, short
@@ -64,15 +56,7 @@ FLOOR_BYTES_S = 50_000.0
 WATCHDOG_S = 10.0
 """Beyond the driver's own time limits; reaching it means the driver lost an exchange."""
 
-YOU_ARE_BEHIND = "norm: you are behind"
-"""A refusal that tells a peer to fetch newer weights."""
-
-BEHIND_MEMORY_S = 60.0
-NEVER = Instant(-math.inf)
 ANYBODY = Uniform()
-
-REASONS_MAX = 48
-"""Reasons that are told apart in the counts."""
 
 REPLY_MEMORY_S = 30.0
 REPLY_MEMORY = 1024
@@ -100,6 +84,7 @@ class Exchanges:
         rng: random.Random,
     ) -> None:
         self.standing = Standing()
+        self.outcomes = Outcomes(sizes, plan.mix.clip_factor)
         self._me = me
         self._plan = plan
         self._algorithm = algorithms.get(plan.mix.algorithm)
@@ -107,16 +92,10 @@ class Exchanges:
         self._sampler = sampler
         self._endpoint = endpoint
         self._rng = rng
-        self.fragments = [FragmentState(ClipTracker(plan.mix.clip_factor)) for _ in sizes]
-        self.scores = PeerScores()
         self._initiated: dict[TransferId, Initiated] = {}
         self._served: dict[TransferId, Served] = {}
         self._busy: dict[FragmentId, TransferId] = {}
         self._answered: OrderedDict[TransferId, tuple[PeerId, Instant]] = OrderedDict()
-        self._counts: Counter[str] = Counter()
-        self._reasons: Counter[str] = Counter()
-        self._clip_booked = 0.0
-        self._ahead_of_us: dict[PeerId, Instant] = {}
 
     # ------------------------------------------------------------------------------ starting
 
@@ -150,7 +129,7 @@ class Exchanges:
 
     def _ask(self, wish: Wish, now: Instant) -> list[Effect]:
         if wish.tries == 0:
-            self.fragments[wish.fragment].rounds += 1
+            self.outcomes.fragments[wish.fragment].rounds += 1
         choice = self._choose(wish, now)
         if choice is None:
             return []
@@ -174,8 +153,8 @@ class Exchanges:
         """Somebody new and in good standing if there is one, else somebody asked before."""
         never = [p for p in wish.partners if not self._is_able(p, wish, now)]
         tried = [p for p in wish.partners if p in wish.tried]
-        avoided = [p for p in wish.partners if self.scores.avoided(p, now)]
-        rounds = self.fragments[wish.fragment].rounds
+        avoided = [p for p in wish.partners if self.outcomes.scores.avoided(p, now)]
+        rounds = self.outcomes.fragments[wish.fragment].rounds
         # While settling, partners are chosen by need: a schedule over a few of them has no meaning.
         sampler = ANYBODY if self.standing.settling else self._sampler
         for spared in (tried + avoided, tried, avoided, []):
@@ -191,19 +170,19 @@ class Exchanges:
         return (
             peer not in wish.met
             and self._endpoint(peer) is not None
-            and not self.scores.excluded(peer, now)
+            and not self.outcomes.scores.excluded(peer, now)
         )
 
     def _codecs(self, fragment: FragmentId) -> tuple[str, str]:
         if self.standing.settling:
             return "fp32", "fp32"
-        mix, distance = self._plan.mix, self.fragments[fragment].distance
+        mix, distance = self._plan.mix, self.outcomes.fragments[fragment].distance
         if distance is None:
             return mix.codec_request, mix.codec_reply
         return choose_codecs(mix.codec_request, mix.codec_reply, distance)
 
     def _request(self, exchange: Initiated) -> ExchangeRequest:
-        state = self.fragments[exchange.fragment]
+        state = self.outcomes.fragments[exchange.fragment]
         return ExchangeRequest(
             transfer=exchange.transfer,
             plan_hash=self.standing.plan_hash,
@@ -234,13 +213,9 @@ class Exchanges:
             return self._move(exchange, answer.ramp, now) if is_asking else []
         cancel: list[Effect] = [] if is_asking else [CancelTransfer(exchange.transfer)]
         if answer.verdict == "busy":
-            self._count("busy", answer.reason)
+            self.outcomes.count("busy", answer.reason)
         else:
-            # Its gates, not its deeds: a peer that will not have us is only left alone for a while.
-            self._count("refused", answer.reason)
-            self.scores.failed(peer, now)
-            if answer.reason.startswith(YOU_ARE_BEHIND):
-                self._ahead_of_us[peer] = now
+            self.outcomes.refused_by(peer, answer.reason, now)
         return cancel + self._next_try(exchange, now)
 
     def _move(self, exchange: Initiated, ramp: float, now: Instant) -> list[Effect]:
@@ -262,7 +237,7 @@ class Exchanges:
                 key_up=exchange.keys[0],
                 key_down=exchange.keys[1],
                 weight=self._weight(ramp * exchange.share),
-                clip_norm=self._clip_norm(exchange.fragment),
+                clip_norm=self.outcomes.clip_norm(exchange.fragment),
                 progress_timeout_s=PROGRESS_TIMEOUT_S,
                 timeout_s=timeout_s,
                 through_momentum=self._through_momentum(),
@@ -274,22 +249,19 @@ class Exchanges:
         exchange = self._initiated.get(event.transfer)
         if exchange is None or exchange.phase is not Phase.MOVING:
             return []
-        self._counts["bytes_sent"] += event.bytes_sent
-        self._counts["bytes_received"] += event.bytes_received
+        self.outcomes.moved(event)
         done: list[Effect] = [
             Send(exchange.peer, ExchangeDone(event.transfer, event.outcome == "ok"))
         ]
         if event.outcome == "ok":
-            self._counts["initiated_ok"] += 1
-            done += self._learn(exchange.fragment, exchange.peer, event, now)
+            self.outcomes.count("initiated_ok")
+            done += self.outcomes.mixed(exchange, event, now, settling=self.standing.settling)
             self._release(event.transfer, exchange.fragment)
             return done + self._further(exchange, now)
         if event.outcome == "refused":
-            self._count("refused", event.reason)
-            self._distrust(exchange.peer, event.reason, now)
+            self.outcomes.reply_refused(exchange.peer, event.reason, now)
         elif event.outcome == "lost":
-            self._count("timed_out", event.reason)
-            self.scores.failed(exchange.peer, now)
+            self.outcomes.failed(exchange.peer, event.reason, now)
         return done + self._next_try(exchange, now)
 
     def _further(self, exchange: Initiated, now: Instant) -> list[Effect]:
@@ -323,13 +295,13 @@ class Exchanges:
         """Answer a peer's request; `node` has checked that its role lets it mix."""
         transfer = TransferId(request.transfer)
         if self._was_answered(peer, transfer, now):
-            self._counts["replayed"] += 1
+            self.outcomes.count("replayed")
             return [self._answer(peer, transfer, "accept", "seen before")]
         if self.is_taken(transfer):
             return [self._answer(peer, transfer, "refuse", "transfer id is taken")]
         verdict, reason = self._judge(peer, request, now)
         if verdict != "accept":
-            self._note(f"answered {verdict}: {reason}")
+            self.outcomes.note(f"answered {verdict}: {reason}")
             return [self._answer(peer, transfer, verdict, reason)]
         self._withdraw_crossing(FragmentId(request.fragment), peer)
         return self._serve(peer, request, now)
@@ -348,9 +320,9 @@ class Exchanges:
             return "refuse", "size"
         if not self._algorithm.mixes:
             return "refuse", "the plan mixes nothing"
-        if self.scores.excluded(peer, now):
+        if self.outcomes.scores.excluded(peer, now):
             return "refuse", "excluded"
-        if not self.scores.allow_request(peer, request.fragment, now):
+        if not self.outcomes.scores.allow_request(peer, request.fragment, now):
             return "refuse", "rate"
         if not standing.active or standing.frozen:
             return "busy", "joining" if not standing.active else "frozen"
@@ -369,7 +341,7 @@ class Exchanges:
     def _withdraw_crossing(self, fragment: FragmentId, peer: PeerId) -> None:
         holder = self._busy.get(fragment)
         if holder is not None:
-            self._counts["crossed"] += 1
+            self.outcomes.count("crossed")
             self._release(holder, fragment)
         for exchange in [e for e in self._initiated.values() if e.phase is Phase.WAITING]:
             if exchange.fragment == fragment and exchange.peer == peer:
@@ -393,7 +365,7 @@ class Exchanges:
             key_up=request.key_up,
             key_down=request.key_down,
             weight=self._weight(request.ramp),
-            clip_norm=self._clip_norm(fragment),
+            clip_norm=self.outcomes.clip_norm(fragment),
             progress_timeout_s=PROGRESS_TIMEOUT_S,
             timeout_s=timeout_s,
             through_momentum=self._through_momentum(),
@@ -405,41 +377,20 @@ class Exchanges:
         if event.transfer not in self._served:
             return []
         exchange = self._end_served(event.transfer, now)
-        self._counts["bytes_sent"] += event.bytes_sent
-        self._counts["bytes_received"] += event.bytes_received
+        self.outcomes.moved(event)
         if event.outcome == "ok":
-            self._counts["served_ok"] += 1
-            return self._learn(exchange.fragment, exchange.peer, event, now)
+            self.outcomes.count("served_ok")
+            return self.outcomes.mixed(exchange, event, now, settling=self.standing.settling)
         if event.outcome == "refused":
             return self._refused(event, exchange, now)
-        self._note(f"served {event.outcome}: {event.reason}")
+        self.outcomes.note(f"served {event.outcome}: {event.reason}")
         return []
 
     def _refused(self, event: ExchangeServed, exchange: Served, now: Instant) -> list[Effect]:
-        """A peer's weights failed a gate. When it is their size, one of us may merely have missed
-        what the others have learnt since: the one with fewer outer steps behind its fragment."""
-        self._note(f"answered refuse: {event.reason}")
-        self._distrust(exchange.peer, event.reason, now)
-        reason = event.reason
-        if reason.startswith("norm"):
-            ours = self.fragments[exchange.fragment].version
-            if exchange.version < ours:
-                reason = YOU_ARE_BEHIND
-            elif exchange.version > ours:
-                self._ahead_of_us[exchange.peer] = now
+        reason = self.outcomes.request_refused(exchange, event.reason, now)
         fields = (("peer", short(exchange.peer)), ("reason", event.reason))
         log = Log("warning", "exchange_refused", fields)
         return [log, self._answer(exchange.peer, event.transfer, "refuse", reason)]
-
-    def is_behind(self, partners: Sequence[PeerId], now: Instant) -> bool:
-        """Whether two partners, or the only one, lately found our weights to be of a time gone by.
-        Mixing will not make that good, since nobody mixes with them: newer ones must be fetched."""
-        lately = [p for p in partners if now - self._ahead_of_us.get(p, NEVER) < BEHIND_MEMORY_S]
-        return bool(partners) and len(lately) >= min(2, len(partners))
-
-    def caught_up(self) -> None:
-        """The weights are not the ones that were found to be behind."""
-        self._ahead_of_us.clear()
 
     def on_done(self, peer: PeerId, done: ExchangeDone, now: Instant) -> list[Effect]:
         """The initiator gave up: free the fragment now instead of at the deadline."""
@@ -447,7 +398,7 @@ class Exchanges:
         if exchange is None or exchange.peer != peer or done.applied:
             return []
         self._end_served(TransferId(done.transfer), now)
-        self._note("served cancelled by peer")
+        self.outcomes.note("served cancelled by peer")
         return [CancelTransfer(TransferId(done.transfer))]
 
     def _answer(self, peer: PeerId, transfer: TransferId, verdict: str, reason: str) -> Effect:
@@ -489,11 +440,9 @@ class Exchanges:
             if exchange.peer == peer and exchange.phase is not Phase.WAITING:
                 if exchange.phase is Phase.MOVING:
                     effects.append(CancelTransfer(exchange.transfer))
-                self._count("timed_out", "peer gone")
+                self.outcomes.count("timed_out", "peer gone")
                 effects += self._next_try(exchange, now)
-        self._ahead_of_us.pop(peer, None)
-        for state in self.fragments:
-            state.last.pop(peer, None)
+        self.outcomes.forget(peer)
         return effects
 
     def freeze(self, now: Instant) -> list[Effect]:
@@ -518,7 +467,7 @@ class Exchanges:
             effects += self._overdue(exchange, now)
         for transfer in [t for t, s in self._served.items() if s.deadline <= now]:
             self._end_served(transfer, now)
-            self._note("served watchdog")
+            self.outcomes.note("served watchdog")
             effects.append(CancelTransfer(transfer))
         return effects
 
@@ -530,11 +479,10 @@ class Exchanges:
                     return []
                 return self._ask(exchange.wish, now)
             case Phase.ASKING:
-                self._count("timed_out", "no answer")
-                self.scores.failed(exchange.peer, now)
+                self.outcomes.failed(exchange.peer, "no answer", now)
                 return [self._give_up(exchange), *self._next_try(exchange, now)]
             case Phase.MOVING:
-                self._count("timed_out", "watchdog")
+                self.outcomes.count("timed_out", "watchdog")
                 cancel = CancelTransfer(exchange.transfer)
                 return [cancel, self._give_up(exchange), *self._next_try(exchange, now)]
 
@@ -542,40 +490,6 @@ class Exchanges:
         waiting = [e.deadline for e in self._initiated.values()]
         waiting += [s.deadline for s in self._served.values()]
         return min(waiting, default=None)
-
-    def stepped(self, fragment: FragmentId, version: int, phi_norm: float) -> None:
-        """An outer step has changed φ of this fragment."""
-        self.fragments[fragment].version = version
-        self.fragments[fragment].phi_norm = phi_norm
-
-    def distance(self) -> float | None:
-        """Relative consensus distance over all fragments: rms of their recent averages, weighted
-        by size; None before the first exchange."""
-        known = [
-            (size, state.distance)
-            for size, state in zip(self._sizes, self.fragments, strict=True)
-            if state.distance is not None
-        ]
-        if not known:
-            return None
-        total = sum(size for size, _ in known)
-        return float((sum(size * d * d for size, d in known) / total) ** 0.5)
-
-    def totals(self) -> Totals:
-        c = self._counts
-        return Totals(
-            initiated_ok=c["initiated_ok"],
-            served_ok=c["served_ok"],
-            busy=c["busy"],
-            refused=c["refused"],
-            timed_out=c["timed_out"],
-            replayed=c["replayed"],
-            reasons=dict(self._reasons),
-            bytes_sent=c["bytes_sent"],
-            bytes_received=c["bytes_received"],
-            clipped=c["clipped"],
-            clip_booked=self._clip_booked,
-        )
 
     def check(self) -> None:
         """Raise if a promise of ours is broken."""
@@ -593,50 +507,6 @@ class Exchanges:
         for transfer, served in self._served.items():
             assert self._busy.get(served.fragment) == transfer, "served without the lock"
 
-    def _learn(
-        self,
-        fragment: FragmentId,
-        peer: PeerId,
-        event: ExchangeEnded | ExchangeServed,
-        now: Instant,
-    ) -> list[Effect]:
-        """An exchange of `fragment` with `peer` has been applied on our side."""
-        state = self.fragments[fragment]
-        self.scores.succeeded(peer, now)
-        self._ahead_of_us.pop(peer, None)
-        state.phi_norm = event.phi_norm
-        is_stranger = state.clip.update(peer, event.raw_norm, event.clipped)
-        relative = event.raw_norm / event.phi_norm if event.phi_norm > 0 else 0.0
-        old = state.distance
-        state.distance = relative if old is None else old + 0.2 * (relative - old)
-        moved = event.applied_norm / event.phi_norm if event.phi_norm > 0 else 0.0
-        state.last = {p: distance + moved for p, distance in state.last.items()}
-        state.last[peer] = relative
-        if event.clipped:
-            self._counts["clipped"] += 1
-            self._clip_booked += event.booked
-        # Settled nodes are so close that an honest one which comes later looks like a stranger.
-        return (
-            self._exclude(peer, fragment, now) if is_stranger and not self.standing.settling else []
-        )
-
-    def _exclude(self, peer: PeerId, fragment: FragmentId, now: Instant) -> list[Effect]:
-        self._note("excluded: a stranger")
-        self.scores.refused(peer, now)
-        fields = (("peer", short(peer)), ("fragment", str(fragment)))
-        return [Log("warning", "stranger_excluded", fields)]
-
-    def _distrust(self, peer: PeerId, reason: str, now: Instant) -> None:
-        """A gate held. Weights of another size can be an honest laggard's, all else cannot."""
-        if reason.startswith("norm"):
-            self.scores.failed(peer, now)
-        else:
-            self.scores.refused(peer, now)
-
-    def _clip_norm(self, fragment: FragmentId) -> float | None:
-        state = self.fragments[fragment]
-        return state.clip.tau(state.phi_norm) if state.phi_norm > 0 else None
-
     def _weight(self, ramp: float) -> float:
         mix = self._plan.mix
         return (
@@ -651,17 +521,6 @@ class Exchanges:
         size = self._sizes[fragment]
         moved = encoded_size(codecs[0], size) + encoded_size(codecs[1], size)
         return PROGRESS_TIMEOUT_S + moved / FLOOR_BYTES_S
-
-    def _count(self, outcome: str, reason: str) -> None:
-        self._counts[outcome] += 1
-        self._note(f"{outcome}: {reason}")
-
-    def _note(self, reason: str) -> None:
-        """Count a reason without its figures. What a peer answers is its own text, so there is an
-        end to how many are told apart."""
-        words = ":".join(reason.split(":")[:2])[:60]
-        known = words in self._reasons or len(self._reasons) < REASONS_MAX
-        self._reasons[words if known else "other"] += 1
 
     def _release(self, transfer: TransferId, fragment: FragmentId) -> None:
         self._initiated.pop(transfer, None)

@@ -1,4 +1,4 @@
-"""What `exchange.Exchanges` keeps of each exchange and each fragment, and what it tells of them.
+"""What `exchange.Exchanges` keeps of each exchange that is not over, and of this node itself.
 
 Plain data: the rules by which it changes are all in exchange.py. Only `Standing` is written from
 outside, by `node`, which knows whether this node has state and how far the run is.
@@ -6,11 +6,9 @@ outside, by `node`, which knows whether this node has state and how far the run 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
-from peerlm.mix.robust import ClipTracker
 from peerlm.types import FragmentId, Instant, PeerId, TransferId
 
 
@@ -65,24 +63,6 @@ class Served:
     deadline: Instant
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """What has become of all exchanges since the daemon started, for people and tests."""
-
-    initiated_ok: int
-    served_ok: int
-    busy: int
-    refused: int
-    timed_out: int
-    replayed: int
-    reasons: Mapping[str, int]
-    bytes_sent: int
-    bytes_received: int
-    clipped: int
-    clip_booked: float
-    """Norm of what clipping has kept back, summed over exchanges: how far Σφ may have bent."""
-
-
 @dataclass(slots=True)
 class Standing:
     """What has to be known of this node to answer a request; kept up by `node`."""
@@ -96,18 +76,3 @@ class Standing:
     plan_hash: bytes = bytes(32)
     settling: bool = False
     """At the budget: mix in fp32."""
-
-
-@dataclass(slots=True)
-class FragmentState:
-    """What exchanges have taught about one fragment."""
-
-    clip: ClipTracker
-    phi_norm: float = 0.0
-    version: int = 0
-    rounds: int = 0
-    distance: float | None = None
-    """Relative distance to partners: an average over recent exchanges."""
-    last: dict[PeerId, float] = field(default_factory=dict)
-    """Relative distance at the last exchange with each partner, and how far we have moved since: where
-    both ends say less than x, they are within 2x."""

@@ -445,7 +445,7 @@ class Node:
             plan_revision=self.company.plan.revision,
             loss=work.loss,
             val_loss=work.val_loss,
-            distance=work.exchanges.distance(),
+            distance=work.exchanges.outcomes.distance(),
             tokens_per_s=work.tokens_per_s,
         )
 
@@ -480,7 +480,7 @@ class Node:
     def summary(self, now: Instant) -> Summary:
         """What `status` shows, frozen."""
         company, work = self.company, self.work
-        totals = work.exchanges.totals()
+        totals = work.exchanges.outcomes.totals()
         progress = work.acquisition.progress(now)
         record = company.membership.record
         return Summary(
@@ -498,7 +498,7 @@ class Node:
             swarm_tokens_per_s=self._rate,
             loss=work.loss,
             val_loss=work.val_loss,
-            consensus_distance=work.exchanges.distance(),
+            consensus_distance=work.exchanges.outcomes.distance(),
             participating=work.is_participating(now),
             members=tuple(self._members(now)),
             exchanges={

@@ -225,9 +225,9 @@ class Work:
             self._stray_since, self._is_fresh = None, False
             standing = self.exchanges.standing
             standing.active, standing.frozen = self.installed, not self.installed
-            self.exchanges.caught_up()
+            self.exchanges.outcomes.caught_up()
             return []
-        if self.exchanges.is_behind(self.seen.partners, now):
+        if self.exchanges.outcomes.is_behind(self.seen.partners, now):
             self._stray_since = now
             return self._suspend(now)
         others_tokens = self.seen.swarm_tokens - self.tokens
@@ -308,7 +308,7 @@ class Work:
     def _settle(self, now: Instant) -> list[Effect]:
         self.exchanges.standing.settling = True
         self.settling.begin(now)
-        for state in self.exchanges.fragments:
+        for state in self.exchanges.outcomes.fragments:
             state.last.clear()
         return []
 
@@ -369,9 +369,9 @@ class Work:
         effects: list[Effect] = []
         is_close = [
             self.settling.is_close(state.last, partners, spread)
-            for state in self.exchanges.fragments
+            for state in self.exchanges.outcomes.fragments
         ]
-        for index, state in enumerate(self.exchanges.fragments):
+        for index, state in enumerate(self.exchanges.outcomes.fragments):
             fragment = FragmentId(index)
             if not is_close[index] and not self.exchanges.is_busy(fragment):
                 unmet = self.settling.to_mix_with(fragment, state.last, partners, spread)
@@ -401,7 +401,7 @@ class Work:
         self.installed = True
         self.origin = False
         self._is_fresh, self._stray_since = origin == "fresh", None
-        self.exchanges.caught_up()
+        self.exchanges.outcomes.caught_up()
         self._outer_steps = 0 if origin == "peers" else RAMP_STEPS
         self.exchanges.standing.ramp = self._ramp()
         return [Log("info", "state_installed", (("origin", origin),)), *self.step(now)]
@@ -438,7 +438,7 @@ class Work:
             return [Log("warning", "outer_step_refused", fields), *self._after_drain(now)]
         if not event.stepped:
             return self._after_drain(now)
-        self.exchanges.stepped(event.fragment, event.version, event.phi_norm)
+        self.exchanges.outcomes.stepped(event.fragment, event.version, event.phi_norm)
         if event.fragment == 0:
             self._outer_steps += 1
             self.exchanges.standing.ramp = self._ramp()

@@ -148,8 +148,8 @@ class Swarm:
         exchanges.standing.active, exchanges.standing.frozen = True, False
         hostile = bool(case.attack) and number == case.nodes - 1
         slow = [SlowFragment(phi) for phi in self.learner.initial(case.seed)]
-        for fragment, state in enumerate(exchanges.fragments):
-            exchanges.stepped(FragmentId(fragment), 0, slow[fragment].phi_norm())
+        for fragment, state in enumerate(exchanges.outcomes.fragments):
+            exchanges.outcomes.stepped(FragmentId(fragment), 0, slow[fragment].phi_norm())
             if not case.clip:
                 state.clip = Unclipped(self.plan.mix.clip_factor)
         cadence = Cadence(len(sizes), self.plan.mix.inner_steps)
@@ -201,7 +201,7 @@ class Swarm:
         )
         machine.follow(fragment)
         machine.cadence.taken(fragment)
-        machine.exchanges.stepped(fragment, result.version, result.phi_norm)
+        machine.exchanges.outcomes.stepped(fragment, result.version, result.phi_norm)
         partners = self._partners(machine.me)
         started = machine.exchanges.start(fragment, partners, self.now, mix.exchanges)
         self._carry(machine, started)
@@ -325,11 +325,11 @@ class Swarm:
         """Who has excluded whom by now."""
         for machine in self.honest:
             for other in self.honest:
-                if machine.exchanges.scores.excluded(other.me, self.now):
+                if machine.exchanges.outcomes.scores.excluded(other.me, self.now):
                     self._wronged.add((machine.me, other.me))
         if self.attacker is not None and self._excluded_at is None:
             attacker = self.attacker
-            if all(m.exchanges.scores.excluded(attacker, self.now) for m in self.honest):
+            if all(m.exchanges.outcomes.scores.excluded(attacker, self.now) for m in self.honest):
                 self._excluded_at = self.step
 
     def _outcome(self) -> Outcome:

@@ -14,7 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from peerlm.effects import RunExchange, Send, ServeExchange
 from peerlm.mix.codec import encoded_size
-from peerlm.mix.exchange import REASONS_MAX, REPLY_MEMORY
+from peerlm.mix.exchange import REPLY_MEMORY
+from peerlm.mix.outcomes import REASONS_MAX
 from peerlm.types import FragmentId, Instant, PeerId
 from peerlm.wire.codec import decode, encode
 from peerlm.wire.message import ExchangeAnswer, ExchangeDone, ExchangeRequest, Message
@@ -171,8 +172,8 @@ class Marketplace(RuleBasedStateMachine):
                 assert not [t for t, times in seen.items() if times > 1], "one id, two effects"
             assert len(machine._initiated) + len(machine._served) <= 2 * len(SIZES)
             assert len(machine._answered) <= REPLY_MEMORY
-            assert len(machine.totals().reasons) <= REASONS_MAX + 1
-            assert machine.distance() is None or machine.distance() >= 0
+            assert len(machine.outcomes.totals().reasons) <= REASONS_MAX + 1
+            assert machine.outcomes.distance() is None or machine.outcomes.distance() >= 0
 
     def teardown(self) -> None:
         """Nobody says a word any more, every driver has forgotten everything: in the end each lock

@@ -50,9 +50,9 @@ def test_two_nodes_mix_a_fragment() -> None:
     assert run.weight == serve.weight == 0.5
     assert (run.codec_request, run.codec_reply) == ("int8", "int4")
     pool.complete_all()
-    assert pool.site(1).machine.totals().initiated_ok == 1
-    assert pool.site(2).machine.totals().served_ok == 1
-    assert pool.site(1).machine.distance() == pytest.approx(0.05)
+    assert pool.site(1).machine.outcomes.totals().initiated_ok == 1
+    assert pool.site(2).machine.outcomes.totals().served_ok == 1
+    assert pool.site(1).machine.outcomes.distance() == pytest.approx(0.05)
     assert pool.locked() == []
     assert pool.site(1).machine.deadline() is None
 
@@ -64,7 +64,7 @@ def test_fragments_are_independent() -> None:
     pool.start(1, 1)
     assert len(pool.mail) == 3
     pool.complete_all()
-    totals = [pool.site(i).machine.totals() for i in (1, 2)]
+    totals = [pool.site(i).machine.outcomes.totals() for i in (1, 2)]
     assert sum(t.initiated_ok for t in totals) == sum(t.served_ok for t in totals) == 2
 
 
@@ -81,14 +81,14 @@ def test_further_exchanges_go_to_distinct_partners() -> None:
     pool.complete_all()
     met = [e.peer for e in pool.site(1).effects if isinstance(e, RunExchange)]
     assert sorted(met) == [peer_id(i) for i in (2, 3, 4)]
-    assert pool.site(1).machine.totals().initiated_ok == 3
+    assert pool.site(1).machine.outcomes.totals().initiated_ok == 3
 
 
 def test_no_more_exchanges_than_partners() -> None:
     pool = Pool(2)
     pool.start(1, count=4)
     pool.complete_all()
-    assert pool.site(1).machine.totals().initiated_ok == 1
+    assert pool.site(1).machine.outcomes.totals().initiated_ok == 1
     assert pool.locked() == []
 
 
@@ -101,7 +101,7 @@ def test_a_matching_pairs_both_ends(count: int) -> None:
     assert len(asked) == 4
     assert all(asked[to] == sender for sender, to in asked.items())
     pool.complete_all()
-    assert sum(pool.site(i).machine.totals().initiated_ok for i in (1, 2, 3, 4)) >= 2
+    assert sum(pool.site(i).machine.outcomes.totals().initiated_ok for i in (1, 2, 3, 4)) >= 2
 
 
 def both_ends(pool: Pool) -> tuple[ServeExchange, RunExchange]:
@@ -173,11 +173,11 @@ def test_busy_sends_us_to_the_next_partner() -> None:
     pool.sites[first].machine.standing.active = False
     pool.deliver()
     pool.deliver()
-    assert pool.site(1).machine.totals().busy == 1
-    assert pool.site(1).machine.totals().reasons == {"busy: joining": 1}
+    assert pool.site(1).machine.outcomes.totals().busy == 1
+    assert pool.site(1).machine.outcomes.totals().reasons == {"busy: joining": 1}
     assert pool.mail[0][1] not in (first, peer_id(1))
     pool.complete_all()
-    assert pool.site(1).machine.totals().initiated_ok == 1
+    assert pool.site(1).machine.outcomes.totals().initiated_ok == 1
 
 
 def test_three_tries_and_the_round_is_given_up() -> None:
@@ -203,7 +203,7 @@ def test_the_only_partner_is_asked_again_after_a_pause() -> None:
     pool.site(2).machine.standing.frozen = False
     pool.pass_time(1.0)
     pool.complete_all()
-    assert pool.site(1).machine.totals().initiated_ok == 1
+    assert pool.site(1).machine.outcomes.totals().initiated_ok == 1
 
 
 def test_while_waiting_to_ask_again_the_partner_may_ask_us() -> None:
@@ -214,7 +214,7 @@ def test_while_waiting_to_ask_again_the_partner_may_ask_us() -> None:
     pool.site(2).machine.standing.frozen = False
     pool.start(2)
     pool.complete_all()
-    assert pool.site(1).machine.totals().served_ok == 1
+    assert pool.site(1).machine.outcomes.totals().served_ok == 1
     assert pool.site(1).machine.deadline() is None, "being mixed is as good"
 
 
@@ -239,12 +239,12 @@ def test_silence_sends_us_to_the_next_partner_and_frees_the_silent_one() -> None
     pool.deliver()  # the answer is lost
     pool.mail.clear()
     pool.pass_time(ASK_TIMEOUT_S + 0.1)
-    assert pool.site(1).machine.totals().timed_out == 1
+    assert pool.site(1).machine.outcomes.totals().timed_out == 1
     assert pool.sites[silent].running
     pool.deliver_all()
     assert transfer not in pool.sites[silent].running
     pool.complete_all()
-    assert pool.site(1).machine.totals().initiated_ok == 1
+    assert pool.site(1).machine.outcomes.totals().initiated_ok == 1
     assert pool.locked() == []
 
 
@@ -357,8 +357,8 @@ def test_a_replayed_request_is_answered_without_a_second_effect() -> None:
     effects = pool.deliver()
     assert answers(effects) == [("accept", "seen before")]
     pool.complete_all()
-    assert pool.site(2).machine.totals().served_ok == 1
-    assert pool.site(2).machine.totals().replayed == 2
+    assert pool.site(2).machine.outcomes.totals().served_ok == 1
+    assert pool.site(2).machine.outcomes.totals().replayed == 2
     assert pool.locked() == []
 
 
@@ -397,9 +397,9 @@ def test_a_lost_reply_is_counted_and_tried_elsewhere() -> None:
     pool.deliver_all()
     (transfer,) = pool.site(1).running
     pool.complete(transfer, reply_lost=True)
-    assert pool.site(1).machine.totals().timed_out == 1
+    assert pool.site(1).machine.outcomes.totals().timed_out == 1
     pool.complete_all()
-    assert pool.site(1).machine.totals().initiated_ok == 1
+    assert pool.site(1).machine.outcomes.totals().initiated_ok == 1
     assert pool.locked() == []
 
 
@@ -432,10 +432,10 @@ def test_a_stranger_is_excluded_but_not_while_settling(settling: bool) -> None:
     site.machine.standing.settling = settling
     told: list[Any] = []
     for _ in range(4):
-        assert not site.machine.scores.excluded(stranger, Instant(pool.now))
+        assert not site.machine.outcomes.scores.excluded(stranger, Instant(pool.now))
         told += mix_with_first(pool, 5, raw_norm=1.0)
         mix_with_first(pool, 2, raw_norm=0.1)
-    assert site.machine.scores.excluded(stranger, Instant(pool.now)) is not settling
+    assert site.machine.outcomes.scores.excluded(stranger, Instant(pool.now)) is not settling
     assert [e.event for e in told if isinstance(e, Log)] == ["stranger_excluded"] * (not settling)
 
 
@@ -461,9 +461,9 @@ def test_tensors_that_fail_a_gate_are_told_to_the_initiator_at_once() -> None:
     pool.finish(first, transfer, "refused", "not finite")
     effects = pool.deliver()
     assert CancelTransfer(transfer) in effects
-    assert pool.site(1).machine.totals().reasons == {"refused: not finite": 1}
+    assert pool.site(1).machine.outcomes.totals().reasons == {"refused: not finite": 1}
     pool.complete_all()
-    assert pool.site(1).machine.totals().initiated_ok == 1
+    assert pool.site(1).machine.outcomes.totals().initiated_ok == 1
 
 
 def test_a_driver_that_forgets_an_exchange_is_noticed() -> None:
@@ -476,7 +476,7 @@ def test_a_driver_that_forgets_an_exchange_is_noticed() -> None:
     pool.mail.clear()
     pool.pass_time(60.0)
     assert pool.locked() == []
-    assert "served watchdog" in pool.site(2).machine.totals().reasons
+    assert "served watchdog" in pool.site(2).machine.outcomes.totals().reasons
 
 
 def test_a_peer_that_is_gone_frees_what_was_with_it() -> None:
@@ -534,7 +534,7 @@ def test_settling_mixes_in_fp32_and_nearness_asks_for_finer_codecs() -> None:
     pool.start(1)
     assert (the_request(pool).codec_request, the_request(pool).codec_reply) == ("fp32", "fp32")
     pool = Pool(2)
-    pool.site(1).machine.fragments[0].distance = 1e-3
+    pool.site(1).machine.outcomes.fragments[0].distance = 1e-3
     pool.start(1)
     assert the_request(pool).codec_request == "fp16"
 
@@ -639,23 +639,23 @@ def refused_for_size(pool: Pool, initiator: int, responder: int) -> None:
 
 def test_the_one_with_fewer_outer_steps_learns_that_it_is_behind() -> None:
     pool = Pool(2)
-    pool.site(2).machine.stepped(FragmentId(0), 50, 1.0)
-    pool.site(1).machine.stepped(FragmentId(0), 3, 9.0)
+    pool.site(2).machine.outcomes.stepped(FragmentId(0), 50, 1.0)
+    pool.site(1).machine.outcomes.stepped(FragmentId(0), 3, 9.0)
     refused_for_size(pool, 1, 2)
     now = Instant(pool.now)
-    assert pool.site(1).machine.is_behind((peer_id(2),), now)
-    assert not pool.site(2).machine.is_behind((peer_id(1),), now)
-    pool.site(1).machine.caught_up()
-    assert not pool.site(1).machine.is_behind((peer_id(2),), now)
+    assert pool.site(1).machine.outcomes.is_behind((peer_id(2),), now)
+    assert not pool.site(2).machine.outcomes.is_behind((peer_id(1),), now)
+    pool.site(1).machine.outcomes.caught_up()
+    assert not pool.site(1).machine.outcomes.is_behind((peer_id(2),), now)
 
 
 def test_one_partner_of_several_cannot_make_a_node_believe_it_is_behind() -> None:
     pool = Pool(3)
-    pool.site(2).machine.stepped(FragmentId(0), 50, 1.0)
+    pool.site(2).machine.outcomes.stepped(FragmentId(0), 50, 1.0)
     pool.unreachable = {peer_id(3)}
     refused_for_size(pool, 1, 2)
     partners = (peer_id(2), peer_id(3))
-    assert not pool.site(1).machine.is_behind(partners, Instant(pool.now))
+    assert not pool.site(1).machine.outcomes.is_behind(partners, Instant(pool.now))
 
 
 def test_weights_of_another_size_exclude_nobody() -> None:
@@ -664,4 +664,4 @@ def test_weights_of_another_size_exclude_nobody() -> None:
         refused_for_size(pool, 1, 2)
         pool.pass_time(100.0)
         pool.mail.clear()
-    assert not pool.site(2).machine.scores.excluded(peer_id(1), Instant(pool.now))
+    assert not pool.site(2).machine.outcomes.scores.excluded(peer_id(1), Instant(pool.now))
