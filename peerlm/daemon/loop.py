@@ -221,7 +221,7 @@ class Driver:
                     effect.peer, effect.host, effect.control_port, effect.curve_key, effect.message
                 )
             case fx.Introduce():
-                self.introduction.dial(effect.address, self.node.company.hello(now()))
+                self.introduction.dial(effect.address, self.node.company.introductions.hello(now()))
             case fx.AnswerIntroduction():
                 self.introduction.answer(effect.route, effect.answer)
             case fx.Admit():

@@ -48,7 +48,7 @@ from peerlm.membership.address_book import AddressBook, read_book
 from peerlm.mix.fragment import SlowFragment
 from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.node import status
-from peerlm.node.company import Ports
+from peerlm.node.introductions import Ports
 from peerlm.node.node import Birth, Node
 from peerlm.node.snapshots import Restored
 from peerlm.store.disk import StateDirectory, read_file

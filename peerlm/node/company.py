@@ -1,8 +1,9 @@
-"""Who is there: introductions, links, membership, vitals and the plan, as one half of a node.
+"""Who is there: links, membership, vitals and the plan, as one half of a node.
 
-Everything that comes from a peer about *people* passes here first, and is checked before a core
-sees it: certificate chains by the gate, records and vitals by their owner's signature, plans and
-revocations by the root's. What is left are facts, which membership and the ledger may take as such.
+Everything that a peer says about *people* passes here first, and is checked before a core sees it:
+records and vitals by their owner's signature, plans and revocations by the root's. What is left are
+facts, which membership and the ledger may take as such. How somebody comes to have a link at all is
+in introductions.py, which certificates hold by now in certificates.py.
 
 The same plan is the condition for company. A peer with a newer revision gives us that; one with an
 older takes ours; one with *another plan of the same revision* is refused with a line that names
@@ -15,47 +16,42 @@ import dataclasses
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
 from peerlm import config
 from peerlm.config import Plan
 from peerlm.effects import (
     Admit,
-    AnswerIntroduction,
     Effect,
     Expel,
     Introduce,
     Log,
-    OpenLink,
     Save,
-    SaveChain,
     SaveRevocations,
     Send,
     UsePlan,
 )
 from peerlm.errors import AuthError, ConfigError, WireError
-from peerlm.events import HelloCame, IntroductionAnswered, IntroductionFailed, LinkDown, LinkUp
+from peerlm.events import LinkDown, LinkUp
 from peerlm.identity.chain import Chain
 from peerlm.identity.gate import Gate
-from peerlm.identity.invite import renew, renewal_due_at
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, address_of
 from peerlm.membership.member import Member, record_of
 from peerlm.membership.membership import Membership
 from peerlm.membership.profile import Profile, profile_named
-from peerlm.node.contacts import Contacts, neighbours
+from peerlm.node.certificates import Certificates
+from peerlm.node.contacts import Contacts
+from peerlm.node.introductions import Introductions, Ports
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import Instant, PeerId, Role, WallTime, after, short
-from peerlm.wire.codec import decode_as, encode
+from peerlm.wire.codec import decode_as
 from peerlm.wire.message import (
-    PROTOCOL_VERSION,
     Ack,
     Alive,
     Gossip,
     Greeting,
-    Hello,
     Message,
     Nack,
     NodeRecord,
@@ -66,14 +62,12 @@ from peerlm.wire.message import (
     PlanNews,
     PlanRefused,
     Pulse,
-    Refusal,
     Revoked,
     Rumor,
     Sync,
     Tallies,
     Tally,
     Vitals,
-    Welcome,
 )
 
 REVOCATIONS_PER_MESSAGE = 32
@@ -86,17 +80,7 @@ BOOK_S = 1.0
 """The address book is saved at most this often."""
 
 CHAIN_CHECK_S = 60.0
-"""How often certificates are looked at: expired ones leave, our own is renewed at half life."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """Where this node listens. `host` empty: it cannot be dialled."""
-
-    host: str
-    introduction: int
-    control: int
-    bulk: int
+"""How often certificates are looked at: expired ones leave, our own is renewed if it is due."""
 
 
 class Company:
@@ -132,23 +116,12 @@ class Company:
         self.contacts = Contacts(rng)
         self.refused_plans: dict[PeerId, str] = {}
         self.misbehaviour: Counter[str] = Counter()
-        self.shut_out = ""
-        """Why members refuse us, when they do: expired, revoked."""
-        self._keys = keys
-        self._chain = chain
-        self._wall = wall
-        self._seeds = seeds
         self._chain_due = after(now, CHAIN_CHECK_S)
         self._book_saved = 0
         self._book_due = now
-        self._looked_at: object = None
-        """The state of things when links were last looked at; None: look in any case."""
-        self._live: tuple[PeerId, ...] = ()
-        self._neighbours: tuple[PeerId, ...] = ()
-        self._kept: list[Effect] = []
-        self.me = self._admit_ourselves(wall)
-        gate.know(contact.peer for contact in book.contacts())
-        self._admitted_from_book = self._admit_book(book, wall)
+        self.certificates = Certificates(keys, chain, gate, wall)
+        self.me = self.certificates.me
+        self._admitted_from_book = self.certificates.admit_book(book)
         record = NodeRecord(
             peer=self.me,
             epoch=epoch,
@@ -165,24 +138,15 @@ class Company:
             profile or profile_named(plan.plan.swarm.profile),
             rng,
             now,
-            sign=self._sign_record,
-            curve_of=self._curve_of,
+            sign=self.certificates.sign_record,
+            curve_of=self.certificates.curve_of,
             seeds=seeds,
             book=book,
             vitals=ledger,
         )
-
-    def _admit_ourselves(self, wall: WallTime) -> PeerId:
-        """Our own seat; a certificate that ended while we were away is renewed first, if its
-        invite still allows it. Raises `AuthError`."""
-        try:
-            return self.gate.admit(self._chain, wall, vouched=True).peer_id
-        except AuthError as error:
-            if error.code != "expired":
-                raise
-        self._renew()
-        self._kept.append(SaveChain(self._chain))
-        return self.gate.admit(self._chain, wall, vouched=True).peer_id
+        self.introductions = Introductions(
+            gate, self.certificates, self.contacts, self.membership, ports
+        )
 
     # ----------------------------------------------------------------------------- what is known
 
@@ -225,88 +189,6 @@ class Company:
     def may_hold(self, peer: PeerId) -> bool:
         """Whether its roles let a peer have the weights and the text, and so donate them."""
         return any(self.gate.allows(peer, r) for r in (Role.TRAIN, Role.STORE, Role.SERVE))
-
-    # ------------------------------------------------------------------------------ introductions
-
-    def start(self, now: Instant) -> list[Effect]:
-        """Seat everybody we knew before, so that they can dial us, and look for them."""
-        return [*self._kept, *self._admitted_from_book, *self.wake(now, self._wall)]
-
-    def hello(self, now: Instant) -> Hello:
-        """What we show when we introduce ourselves."""
-        return Hello(PROTOCOL_VERSION, self.gate.run_id, self._chain)
-
-    def hello_came(self, event: HelloCame) -> list[Effect]:
-        hello = event.hello
-        if hello.version != PROTOCOL_VERSION:
-            detail = (
-                f"protocol {hello.version} there, {PROTOCOL_VERSION} here: update the older node"
-            )
-            return [AnswerIntroduction(event.route, Refusal("version", detail))]
-        if hello.run_id != self.gate.run_id:
-            detail = f"this node is in run {short(self.gate.run_id)}, not {short(hello.run_id)}"
-            return [AnswerIntroduction(event.route, Refusal("wrong_run", detail))]
-        try:
-            verified = self.gate.admit(hello.chain, self._wall)
-        except AuthError as error:
-            log = Log("warning", "hello_refused", (("from", event.from_host), ("why", str(error))))
-            return [log, AnswerIntroduction(event.route, Refusal(error.code, str(error)[:400]))]
-        welcome = Welcome(
-            version=PROTOCOL_VERSION,
-            run_id=self.gate.run_id,
-            chain=self._chain,
-            control_port=self.ports.control,
-            bulk_port=self.ports.bulk,
-            seen_host=event.from_host[:255],
-        )
-        admit = Admit(verified.peer_id, verified.curve_pk)
-        return [admit, AnswerIntroduction(event.route, welcome)]
-
-    def introduction_answered(self, event: IntroductionAnswered, now: Instant) -> list[Effect]:
-        self._looked_at = None
-        match event.answer:
-            case Refusal(reason=reason, detail=detail):
-                return self._refused(event.address, reason, detail, now)
-            case Welcome() as welcome:
-                return self._welcomed(event, welcome, now)
-
-    def _refused(self, address: str, reason: str, detail: str, now: Instant) -> list[Effect]:
-        self.contacts.failed(address, f"refused: {detail}", now)
-        if reason in ("expired", "revoked", "not_yet_valid"):
-            self.shut_out = f"members refuse this node: {detail}"
-        fields = (("address", address), ("reason", reason), ("detail", detail))
-        return [Log("warning", "introduction_refused", fields)]
-
-    def _welcomed(self, event: IntroductionAnswered, answer: Welcome, now: Instant) -> list[Effect]:
-        try:
-            if answer.version != PROTOCOL_VERSION or answer.run_id != self.gate.run_id:
-                raise AuthError("wrong_run", f"{event.address} answers for another run")
-            verified = self.gate.admit(answer.chain, self._wall, vouched=True)
-        except AuthError as error:
-            return self._refused(event.address, error.code, str(error), now)
-        peer = verified.peer_id
-        self.membership.introduced(event.address, peer)
-        self.contacts.succeeded(event.address)
-        if peer == self.me:
-            return []
-        self.shut_out = ""
-        effects: list[Effect] = [Admit(peer, verified.curve_pk)]
-        effects += self._be_reachable_as(answer.seen_host, now)
-        if self.contacts.is_linked(peer):
-            return effects
-        self.contacts.opening(peer, now)
-        return [*effects, OpenLink(peer, event.host, answer.control_port, verified.curve_pk)]
-
-    def _be_reachable_as(self, seen_host: str, now: Instant) -> list[Effect]:
-        """A node that does not know its own address takes the one a member sees it at."""
-        if self.membership.record.host or not seen_host:
-            return []
-        return self.membership.announce(now, host=seen_host)
-
-    def introduction_failed(self, event: IntroductionFailed, now: Instant) -> list[Effect]:
-        self.contacts.failed(event.address, f"{event.step}: {event.detail}", now)
-        fields = (("address", event.address), ("step", event.step), ("detail", event.detail))
-        return [Log("debug", "introduction_failed", fields)]
 
     # -------------------------------------------------------------------------------------- links
 
@@ -402,9 +284,9 @@ class Company:
         if record is None or not self.membership.is_news(alive):
             return False
         peer = PeerId(record.peer)
-        seated = self._curve_of(peer)
+        seated = self.certificates.curve_of(peer)
         try:
-            verified = self.gate.admit(alive.chain, self._wall, vouched=True)
+            verified = self.certificates.admit(alive.chain, vouched=True)
         except AuthError as error:
             self._misbehaved("record", error)
             return False
@@ -449,14 +331,9 @@ class Company:
 
     def publish(self, vitals: Vitals, now: Instant) -> list[Effect]:
         """Sign and gossip how this node is doing."""
-        pulse = self.pulse(vitals)
+        pulse = self.certificates.sign_vitals(vitals)
         self.ledger.merge(vitals, pulse)
         return self.membership.spread(pulse, b"vitals" + self.me, now, sends_max=3)
-
-    def pulse(self, vitals: Vitals) -> Pulse:
-        """Our vitals with our signature."""
-        encoded = encode(vitals)
-        return Pulse(encoded, self._keys.sign(encoded))
 
     # --------------------------------------------------------------------------- plan, revocation
 
@@ -518,7 +395,7 @@ class Company:
         effects: list[Effect] = []
         for peer in peers:
             if peer == self.me:
-                self.shut_out = f"this node's certificate is {why}"
+                self.introductions.shut_out = f"this node's certificate is {why}"
                 continue
             self.contacts.link_down(peer)
             self.ledger.forget(peer)
@@ -528,13 +405,20 @@ class Company:
 
     # -------------------------------------------------------------------------------------- clock
 
+    def start(self, now: Instant) -> list[Effect]:
+        """Seat everybody we knew before, so that they can dial us, and look for them."""
+        certificates = self.certificates
+        woken = self.wake(now, certificates.wall)
+        return [*certificates.kept, *self._admitted_from_book, *woken]
+
     def wake(self, now: Instant, wall: WallTime) -> list[Effect]:
-        self._wall = wall
+        self.certificates.wall = wall
         effects: list[Effect] = []
         if self.membership.deadline() <= now:
             effects += self.membership.wake(now)
-        effects = [e for e in effects if not isinstance(e, Introduce) or self._may_dial(e, now)]
-        effects += self._look_at_links(now)
+        may_dial = self.introductions.may_dial
+        effects = [e for e in effects if not isinstance(e, Introduce) or may_dial(e, now)]
+        effects += self.introductions.look(now)
         if self._chain_due <= now:
             effects += self._look_at_chains(now)
         if self._book_changed and self._book_due <= now:
@@ -553,70 +437,15 @@ class Company:
     def _book_changed(self) -> bool:
         return self.membership.book.version != self._book_saved
 
-    def _may_dial(self, effect: Introduce, now: Instant) -> bool:
-        if not self.contacts.may_dial(effect.address, now):
-            return False
-        self.contacts.dialling(effect.address, now)
-        return True
-
-    def _look_at_links(self, now: Instant) -> list[Effect]:
-        """Whom we should be linked with, where there is anything new to see."""
-        state = (self.membership.version, self.membership.book.version)
-        retry = self.contacts.deadline()
-        if state == self._looked_at and (retry is None or retry > now):
-            return []
-        self._looked_at = state
-        if self._live is not (live := self.membership.live_peers()):
-            self._live, self._neighbours = live, neighbours(self.me, live)
-        if self.contacts.has_attempts:
-            self.contacts.keep_only(self._addresses())
-        return self._keep_links(now)
-
-    def _keep_links(self, now: Instant) -> list[Effect]:
-        """Introduce ourselves to live members we should have a link with and have none."""
-        effects: list[Effect] = []
-        for peer in self._neighbours:
-            member = self.membership.member(peer)
-            assert member is not None
-            address = address_of(member.record.host, member.record.intro_port)
-            if not address or self.contacts.is_linked(peer) or self.contacts.is_pending(peer, now):
-                continue
-            effect = Introduce(address)
-            if self._may_dial(effect, now):
-                effects.append(effect)
-        self.contacts.looked(now)
-        return effects
-
-    def _addresses(self) -> set[str]:
-        """Where somebody is known to live or to have lived."""
-        book = self.membership.book
-        members = self.membership.members().values()
-        lived_at = {address_of(m.record.host, m.record.intro_port) for m in members}
-        return {*book.seeds, *(contact.address for contact in book.contacts()), *lived_at}
-
     def _look_at_chains(self, now: Instant) -> list[Effect]:
         self._chain_due = after(now, CHAIN_CHECK_S)
-        own = self.gate.verified(self.me)
-        due = renewal_due_at(own) if own is not None else None
-        effects: list[Effect] = []
-        if due is not None and due <= self._wall:
-            self._renew()
-            effects += [SaveChain(self._chain), *self.membership.announce(now)]
-        return effects + self._expel(self.gate.expire(self._wall), "expired", now)
-
-    def _renew(self) -> None:
-        """A fresh certificate in the place of ours. Raises `AuthError` past the invite's end."""
-        gate = self.gate
-        self._chain = renew(self._chain, self._keys, gate.root_public_key, gate.run_id, self._wall)
-        gate.admit(self._chain, self._wall, vouched=True)
+        effects = self.certificates.renew_if_due()
+        if effects:
+            effects += self.membership.announce(now)
+        return effects + self._expel(self.certificates.expire(), "expired", now)
 
     def leave(self, now: Instant) -> list[Effect]:
         return self.membership.leave(now)
-
-    @property
-    def chain(self) -> Chain:
-        """Our own chain; a renewal replaces it."""
-        return self._chain
 
     def remember(
         self, members: Mapping[PeerId, Member], pulses: Mapping[PeerId, Pulse], now: Instant
@@ -627,7 +456,7 @@ class Company:
         effects: list[Effect] = []
         for peer, member in members.items():
             if peer != self.me:
-                seat = self.gate.admit(member.alive.chain, self._wall, vouched=True)
+                seat = self.certificates.admit(member.alive.chain, vouched=True)
                 effects.append(Admit(peer, seat.curve_pk))
         for pulse in pulses.values():
             vitals = _vitals_of(pulse.vitals)
@@ -643,26 +472,6 @@ class Company:
         self.gate.audit()
         self.membership.audit()
         self.ledger.check()
-
-    def _sign_record(self, record: NodeRecord) -> Alive:
-        encoded = encode(record)
-        return Alive(encoded, self._keys.sign(encoded), self._chain)
-
-    def _curve_of(self, peer: PeerId) -> bytes | None:
-        verified = self.gate.verified(peer)
-        return verified.curve_pk if verified is not None else None
-
-    def _admit_book(self, book: AddressBook, wall: WallTime) -> list[Effect]:
-        """Seats for everybody in the book whose chain still holds."""
-        effects: list[Effect] = []
-        for contact in book.contacts():
-            try:
-                verified = self.gate.admit(contact.chain, wall)
-            except AuthError:
-                continue
-            if verified.peer_id != self.me:
-                effects.append(Admit(verified.peer_id, verified.curve_pk))
-        return effects
 
 
 @lru_cache(maxsize=1024)

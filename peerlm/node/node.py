@@ -28,7 +28,8 @@ from peerlm.identity.root import SignedPlan
 from peerlm.membership.address_book import AddressBook, address_of
 from peerlm.membership.member import Member, State
 from peerlm.membership.profile import Profile
-from peerlm.node.company import Company, Ports
+from peerlm.node.company import Company
+from peerlm.node.introductions import Ports
 from peerlm.node.lifecycle import Phase
 from peerlm.node.snapshots import Restored
 from peerlm.node.status import MemberSummary, Summary
@@ -163,7 +164,9 @@ class Node:
     def acquaintance(self, now: Instant) -> Acquaintance:
         """What those who have met this node know of it, as it stands now."""
         vitals = dataclasses.replace(self._vitals(now), version=self._version)
-        return Acquaintance(self.company.membership.us, self.company.pulse(vitals))
+        return Acquaintance(
+            self.company.membership.us, self.company.certificates.sign_vitals(vitals)
+        )
 
     def remember(self, swarm: Mapping[PeerId, Acquaintance], now: Instant) -> list[Effect]:
         """Begin in a swarm that has met, this node among them: know its members, links aside, and
@@ -216,11 +219,11 @@ class Node:
             case ev.Received():
                 return self._received(event.peer, event.message, now)
             case ev.HelloCame():
-                return self.company.hello_came(event)
+                return self.company.introductions.hello_came(event)
             case ev.IntroductionAnswered():
-                return self.company.introduction_answered(event, now)
+                return self.company.introductions.answered(event, now)
             case ev.IntroductionFailed():
-                return self.company.introduction_failed(event, now)
+                return self.company.introductions.failed(event, now)
             case ev.LinkUp():
                 return self.company.link_up(event, now)
             case ev.LinkDown():
@@ -529,7 +532,7 @@ class Node:
             model_dir=work.model_dir,
             dial_errors={a: e.last_error for a, e in company.contacts.errors().items()},
             refused_plans={short(p): line for p, line in company.refused_plans.items()},
-            notes=tuple(n for n in (company.shut_out, progress.trouble) if n),
+            notes=tuple(n for n in (company.introductions.shut_out, progress.trouble) if n),
         )
 
     def _members(self, now: Instant) -> list[MemberSummary]:

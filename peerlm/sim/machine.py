@@ -24,7 +24,7 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
-from peerlm.node.company import Ports
+from peerlm.node.introductions import Ports
 from peerlm.node.node import Acquaintance, Birth, Node
 from peerlm.node.snapshots import Restored
 from peerlm.sim.disk import Disk
@@ -417,7 +417,7 @@ class Machine:
         else:
             assert self.node is not None
             route = f"{self.number} {self.life} {address}".encode()
-            hello = self.node.company.hello(world.now)
+            hello = self.node.company.introductions.hello(world.now)
             world.carry(self, there, there.post, ev.HelloCame(route, hello, self.host))
 
     def _not_introduced(self, address: str, attempt: int, why: str) -> None:
