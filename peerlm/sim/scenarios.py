@@ -28,6 +28,7 @@ from peerlm.membership.profile import (
 from peerlm.membership.table import MemberChanged
 from peerlm.sim.checks import Safety
 from peerlm.sim.network import Wire
+from peerlm.sim.params import NODES_MAX, check_nodes, read_number
 from peerlm.sim.trace import Trace
 from peerlm.sim.world import WATCHING, World, plan_of
 from peerlm.types import Instant
@@ -410,25 +411,25 @@ class Run:
     digest: str
 
 
-def read_params(scenario: str, given: Mapping[str, str]) -> dict[str, float]:
-    """Raises:
-    ConfigError: no such scenario or parameter, or no number.
+def read_params(
+    scenario: str, given: Mapping[str, str], nodes: int = NODES_MAX
+) -> dict[str, float]:
+    """The scenario's parameters, with those that were given.
+
+    Raises:
+        ConfigError: no such scenario or parameter, no number that it may be, or too few `nodes`.
     """
     if scenario not in SCENARIOS:
         raise ConfigError(f"--scenario {scenario!r}: must be one of {', '.join(SCENARIOS)}")
-    params = {**COMMON, **SCENARIOS[scenario].params}
+    read = {**COMMON, **SCENARIOS[scenario].params}
     for key, text in given.items():
-        if key not in params:
+        if key not in read:
             raise ConfigError(
-                f"--param {key}={text}: scenario {scenario} knows {', '.join(sorted(params))}"
+                f"--param {key}={text}: scenario {scenario} knows {', '.join(sorted(read))}"
             )
-        try:
-            params[key] = float(text)
-        except ValueError:
-            raise ConfigError(f"--param {key}={text}: must be a number") from None
-        if not 0 <= params[key] < 1e6:
-            raise ConfigError(f"--param {key}={text}: must be between 0 and a million")
-    return params
+        read[key] = read_number(key, text)
+    check_nodes(scenario, read, nodes)
+    return read
 
 
 def play(
