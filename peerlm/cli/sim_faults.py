@@ -8,12 +8,12 @@ import re
 
 import click
 
+from peerlm.cli.sim_options import RUNS_MAX, check_between, check_jobs, check_seed
 from peerlm.cli.sim_pool import all_runs, processors
 from peerlm.errors import ConfigError, PeerlmError
 from peerlm.sim.figures import quantiles
 from peerlm.sim.menus import NODES, RECOVERY_S, Lived, live_through
-
-SEEDS_MAX = 1_000_000
+from peerlm.sim.world import PLAN
 
 
 @click.command()
@@ -34,8 +34,8 @@ def faults(seeds: str, nodes: int, jobs: int, as_json: bool) -> None:
       peerlm sim faults --seeds 1-500 --json
     """
     first, last = _range(seeds)
-    if not 3 <= nodes <= 64:
-        raise ConfigError(f"--nodes {nodes}: must be between 3 and 64")
+    check_menu_nodes(nodes)
+    check_jobs(jobs)
     calls = [(seed, nodes) for seed in range(first, last + 1)]
     failed: list[Lived] = []
     recoveries: list[float] = []
@@ -52,8 +52,12 @@ def faults(seeds: str, nodes: int, jobs: int, as_json: bool) -> None:
         else:
             recoveries.append(lived.recovery_s)
     found = {
-        "seeds": [first, last],
+        "scenario": "faults",
         "nodes": nodes,
+        "runs": len(calls),
+        "seed": first,
+        "profile": PLAN["swarm.profile"],
+        "seeds": [first, last],
         "failed": [lived.seed for lived in failed],
         "recovery_s": quantiles(recoveries),
         "digest": digest.hexdigest(),
@@ -63,11 +67,16 @@ def faults(seeds: str, nodes: int, jobs: int, as_json: bool) -> None:
     else:
         worst = max(recoveries, default=0.0)
         click.echo(
-            f"{len(calls)} seeds, {len(failed)} failed; all was well at most {worst:.1f} s after the "
-            f"last fault (bound {RECOVERY_S:g} s); digest {digest.hexdigest()}"
+            f"{len(calls)} seeds, {len(failed)} failed; all was well at most {worst:.1f} s after "
+            f"everything was mended (bound {RECOVERY_S:g} s); digest {digest.hexdigest()}"
         )
     if failed:
         raise PeerlmError(f"{len(failed)} of {len(calls)} seeds broke a promise")
+
+
+def check_menu_nodes(nodes: int) -> None:
+    """Raises `ConfigError`: so few cannot be divided, so many take too long."""
+    check_between("--nodes", nodes, 3, 64)
 
 
 def _range(text: str) -> tuple[int, int]:
@@ -75,6 +84,9 @@ def _range(text: str) -> tuple[int, int]:
     if match is None:
         raise ConfigError(f"--seeds {text!r}: must be FIRST-LAST, e.g. 1-500, or one number")
     first, last = int(match[1]), int(match[2] or match[1])
-    if last < first or last - first >= SEEDS_MAX:
-        raise ConfigError(f"--seeds {text!r}: the last must not be before the first")
+    if not first <= last < first + RUNS_MAX:
+        raise ConfigError(
+            f"--seeds {text!r}: must be a first one, a last, and at most {RUNS_MAX:,}"
+        )
+    check_seed(last)
     return first, last

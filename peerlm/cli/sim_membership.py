@@ -5,17 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
 
+from peerlm.cli.sim_options import (
+    RUNS_MAX,
+    check_between,
+    check_jobs,
+    check_seed,
+    how,
+    options_text,
+)
 from peerlm.cli.sim_pool import all_runs, processors
 from peerlm.errors import ConfigError, PeerlmError
+from peerlm.membership.profile import profile_named
 from peerlm.sim.figures import Figure, quantiles
 from peerlm.sim.network import Wire, read_wire
+from peerlm.sim.params import NODES_MAX
 from peerlm.sim.scenarios import SCENARIOS, Params, Run, play, read_params
-
-NODES_MAX = 4096
 
 
 @click.command()
@@ -62,37 +72,77 @@ def membership(
       peerlm sim membership --nodes 128 --scenario slow --param lifeguard=0
       peerlm sim membership --nodes 64 --scenario loss --param rate=0.1
     """
-    _check(nodes, runs)
-    params = read_params(scenario, pairs_of(given))
-    wire = read_wire(link) if link else None
+    params, wire = setting_of(scenario, nodes, seed, given, profile, link)
+    check_between("--runs", runs, 1, RUNS_MAX)
+    check_jobs(jobs)
     calls = [(scenario, nodes, seed + i, params, profile, wire) for i in range(runs)]
-    played = list(all_runs(one_run, calls, jobs or processors(), f"{scenario}, {nodes} nodes"))
+    played = []
+    for run in all_runs(one_run, calls, jobs or processors(), f"{scenario}, {nodes} nodes"):
+        played.append(run)
+        if isinstance(run, Broken):
+            again = replay_command(scenario, nodes, run.seed, params, profile, link)
+            click.echo(f"seed {run.seed}: {run.story}\nsee it again: {again}", err=True)
     found = summarise(scenario, nodes, seed, params, profile, played)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         _show(found)
+    if found["failed"]:
+        raise PeerlmError(f"{len(found['failed'])} of {runs} runs failed; the figures lack them")
+
+
+def setting_of(
+    scenario: str, nodes: int, seed: int, given: tuple[str, ...], profile: str, link: str
+) -> tuple[dict[str, float], Wire | None]:
+    """What a run is given, checked before any is played. Raises `ConfigError`."""
+    check_between("--nodes", nodes, 2, NODES_MAX)
+    check_seed(seed)
+    profile_named(profile)
+    return read_params(scenario, pairs_of(given), nodes), read_wire(link) if link else None
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A run that did not come to its end, and why."""
+
+    seed: int
+    story: str
 
 
 def one_run(
     scenario: str, nodes: int, seed: int, params: Params, profile: str, wire: Wire | None
-) -> Run:
-    """`play`, with a broken promise as an error that says how to see it again."""
+) -> Run | Broken:
+    """`play`; whatever goes wrong in one run must not cost the others."""
     try:
         return play(scenario, nodes, seed, params=params, profile=profile, wire=wire)
-    except AssertionError as broken:
-        raise PeerlmError(
-            f"seed {seed}: {broken}\nsee it again: peerlm sim replay {seed} --scenario {scenario} "
-            f"--nodes {nodes} --profile {profile}"
-            + "".join(f" --param {key}={value:g}" for key, value in sorted(params.items()))
-        ) from broken
+    except Exception as broken:
+        return Broken(seed, how(broken))
+
+
+def replay_command(
+    scenario: str, nodes: int, seed: int, params: Params, profile: str, link: str
+) -> str:
+    """What shows the run of this seed again."""
+    changed = [
+        f" --param {key}={params[key]!r}"
+        for key, usual in read_params(scenario, {}).items()
+        if params[key] != usual
+    ]
+    options = options_text(nodes=nodes, profile=profile, **({"link": link} if link else {}))
+    return f"peerlm sim replay {seed} --scenario {scenario}{options}{''.join(changed)}"
 
 
 def summarise(
-    scenario: str, nodes: int, seed: int, params: Params, profile: str, played: list[Run]
+    scenario: str,
+    nodes: int,
+    seed: int,
+    params: Params,
+    profile: str,
+    played: Sequence[Run | Broken],
 ) -> dict[str, Any]:
-    """The JSON object: what was run, then each figure over all runs."""
-    digest = hashlib.blake2b("".join(run.digest for run in played).encode(), digest_size=16)
+    """The JSON object: what was run, then each figure over all runs that came to their end."""
+    ended = [run for run in played if isinstance(run, Run)]
+    digest = hashlib.blake2b("".join(run.digest for run in ended).encode(), digest_size=16)
     found: dict[str, Any] = {
         "scenario": scenario,
         "nodes": nodes,
@@ -101,12 +151,12 @@ def summarise(
         "profile": profile,
         "params": dict(params),
         "digest": digest.hexdigest(),
+        "failed": [run.seed for run in played if isinstance(run, Broken)],
     }
-    names = dict.fromkeys(name for run in played for name in run.samples)
-    for name in names:
-        found[name] = _finite(quantiles(x for run in played for x in run.samples.get(name, ())))
-    for name in dict.fromkeys(name for run in played for name in run.totals):
-        found[name] = sum(run.totals.get(name, 0) for run in played)
+    for name in dict.fromkeys(name for run in ended for name in run.samples):
+        found[name] = _finite(quantiles(x for run in ended for x in run.samples.get(name, ())))
+    for name in dict.fromkeys(name for run in ended for name in run.totals):
+        found[name] = sum(run.totals.get(name, 0) for run in ended)
     return found
 
 
@@ -123,13 +173,6 @@ def pairs_of(given: tuple[str, ...]) -> dict[str, str]:
             raise ConfigError(f"--param {text!r}: must be KEY=VALUE")
         pairs[key] = value
     return pairs
-
-
-def _check(nodes: int, runs: int) -> None:
-    if not 2 <= nodes <= NODES_MAX:
-        raise ConfigError(f"--nodes {nodes}: must be between 2 and {NODES_MAX}")
-    if runs < 1:
-        raise ConfigError(f"--runs {runs}: must be at least 1")
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from peerlm.cli.settings_text import parse_changes
+from peerlm.cli.sim_options import how, this_command
 from peerlm.config import MixSection, Plan, with_changes
+from peerlm.errors import PeerlmError
 
 if TYPE_CHECKING:
     from peerlm.sim.consensus import Outcome, Setting
@@ -81,26 +83,37 @@ def mixing(
     changes = parse_changes(pairs, "--set")
     named = {"mix.algorithm": algorithm, "mix.sampler": sampler}
     changes |= {field: name for field, name in named.items() if name is not None}
-    mix = with_changes(Plan(), changes, "sim mixing").mix
+    plan = with_changes(Plan(), changes, "sim mixing")
+    mix = plan.mix
 
     from peerlm.sim import consensus
 
     codecs = None if codec is None else consensus.codecs_named(codec)
     setting = consensus.Setting(mix, nodes, rounds, runs, seed, codecs, drop_reply)
     with _progress(consensus.batches(setting) * rounds) as after_round:
-        answer = as_json_object(setting, consensus.simulate(setting, after_round), codec)
+        try:
+            outcome = consensus.simulate(setting, after_round)
+        except Exception as broken:
+            raise PeerlmError(
+                f"seed {seed}: {how(broken)}; see it again: {this_command()}"
+            ) from broken
+    answer = as_json_object(setting, plan.swarm.profile, outcome, codec)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
     else:
         _show(answer, mix)
 
 
-def as_json_object(setting: Setting, outcome: Outcome, codec: str | None) -> dict[str, Any]:
+def as_json_object(
+    setting: Setting, profile: str, outcome: Outcome, codec: str | None
+) -> dict[str, Any]:
+    """`profile` is the plan's, as in the other commands' objects; rounds have no timers."""
     return {
         "scenario": "mixing",
         "nodes": setting.nodes,
         "runs": setting.runs,
         "seed": setting.seed,
+        "profile": profile,
         "digest": outcome.digest,
         "algorithm": setting.mix.algorithm,
         "sampler": setting.mix.sampler,

@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from peerlm.cli.leash import die_with_parent
+from peerlm.errors import PeerlmError
 
 Result = TypeVar("Result")
 
@@ -38,15 +40,17 @@ def all_runs(
                 yield result
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            min(jobs, len(arguments)), context, initializer=_begin
-        ) as pool:
+        with ProcessPoolExecutor(min(jobs, len(arguments)), context, initializer=_begin) as pool:
             try:
                 yield from _in_order(pool, call, arguments, jobs * AHEAD, advance)
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for process in list((pool._processes or {}).values()):
                     process.terminate()
+                if isinstance(error, BrokenProcessPool):
+                    raise PeerlmError(
+                        "a process of the simulation was killed; if memory ran out, use fewer --jobs"
+                    ) from error
                 raise
 
 

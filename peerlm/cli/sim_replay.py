@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import click
 
-from peerlm.cli.sim_membership import pairs_of
+from peerlm.cli.sim_faults import check_menu_nodes
+from peerlm.cli.sim_membership import setting_of
+from peerlm.cli.sim_options import check_between, check_seed, how
 from peerlm.errors import ConfigError, PeerlmError
 from peerlm.sim.menus import NODES, live_through
-from peerlm.sim.scenarios import play, read_params
+from peerlm.sim.params import NODES_MAX
+from peerlm.sim.scenarios import play
 from peerlm.sim.trace import Trace
 from peerlm.types import Instant
 
@@ -19,6 +22,7 @@ from peerlm.types import Instant
     "--scenario", default="", help="A scenario of `sim membership` instead of random faults."
 )
 @click.option("--profile", default="lan", show_default=True)
+@click.option("--link", default="", help="Lines between the machines of a scenario.")
 @click.option("--param", "given", multiple=True, metavar="KEY=VALUE")
 @click.option(
     "--story", default=None, type=int, metavar="NODE", help="Only what this node heard and did."
@@ -29,6 +33,7 @@ def replay(
     nodes: int,
     scenario: str,
     profile: str,
+    link: str,
     given: tuple[str, ...],
     story: int | None,
     only_digest: bool,
@@ -43,8 +48,8 @@ def replay(
       peerlm sim replay 17 --story 3
       peerlm sim replay 1 --scenario crash --nodes 64 --digest
     """
-    if story is not None and not 0 <= story < 4096:
-        raise ConfigError(f"--story {story}: must be the number of a node, from 0")
+    if story is not None:
+        check_between("--story", story, 0, NODES_MAX)
 
     def tell(now: Instant, number: int, direction: str, what: str) -> None:
         if story in (None, number):
@@ -52,12 +57,18 @@ def replay(
 
     trace = Trace(None if only_digest else tell)
     if scenario:
-        params = read_params(scenario, pairs_of(given))
+        params, wire = setting_of(scenario, nodes, seed, given, profile, link)
         try:
-            digest = play(scenario, nodes, seed, params=params, profile=profile, trace=trace).digest
-        except AssertionError as broken:
-            raise PeerlmError(f"seed {seed}: {broken}") from broken
+            digest = play(
+                scenario, nodes, seed, params=params, profile=profile, wire=wire, trace=trace
+            ).digest
+        except Exception as broken:
+            raise PeerlmError(f"seed {seed}: {how(broken)}") from broken
     else:
+        if given or link:
+            raise ConfigError("--param and --link belong to a --scenario; random faults have none")
+        check_seed(seed)
+        check_menu_nodes(nodes)
         lived = live_through(seed, nodes, trace)
         digest = lived.digest
         if lived.story:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from peerlm import config
+from peerlm.cli.sim_options import check_between, check_seed, how, this_command
 from peerlm.config import Plan
 from peerlm.data.corpus import SHIPPED, documents
 from peerlm.errors import ConfigError, PeerlmError
@@ -89,8 +90,8 @@ def sim_train(
       peerlm sim train --nodes 12 --plan small --link 100mbit,50ms,1% --speed 8000,8000,2000
       peerlm sim train --nodes 8 --set mix.inner_steps=100 --plot run.png
     """
-    if not 1 <= nodes <= 256:
-        raise ConfigError(f"--nodes {nodes}: must be between 1 and 256")
+    check_between("--nodes", nodes, 1, 256)
+    check_seed(seed)
     plan, wire = read_plan(source, changes), read_wire(link)
     faults = _faults(faults_file, nodes)
     sizes = tuple(spec.size for spec in fragments(plan))
@@ -102,8 +103,12 @@ def sim_train(
             trained = train(
                 plan, nodes, learner, sizes, _speeds(speed), wire, faults, seed, progress.tell
             )
-        except AssertionError as broken:
-            raise PeerlmError(f"seed {seed}: {broken}") from broken
+        except ConfigError:
+            raise
+        except Exception as broken:
+            raise PeerlmError(
+                f"seed {seed}: {how(broken)}; see it again: {this_command()}"
+            ) from broken
     found = summarise(plan, nodes, link, seed, sizes, trained)
     if plot is not None:
         from peerlm.cli.sim_plot import draw
@@ -183,15 +188,20 @@ def _can_draw(path: Path) -> None:
 def summarise(
     plan: Plan, nodes: int, link: str, seed: int, sizes: tuple[int, ...], trained: Trained
 ) -> dict[str, Any]:
-    """The JSON object."""
+    """The JSON object. What is said of a node is the mean of all that ever took part, those that came
+    later too."""
     last = trained.points[-1]
-    sent = {n: trained.bulk_bytes.get(n, 0) + trained.control_bytes.get(n, 0) for n in range(nodes)}
-    per_node = sum(sent.values()) / nodes
+    control = sum(trained.control_bytes.values())
+    lived = len(trained.control_bytes.keys() | set(range(nodes)))
+    per_node = (sum(trained.bulk_bytes.values()) + control) / lived
     return {
         "scenario": "train",
         "nodes": nodes,
+        "runs": 1,
         "seed": seed,
+        "profile": plan.swarm.profile,
         "link": link,
+        "nodes_ever": lived,
         "parameters": sum(sizes),
         "fragments": len(sizes),
         "token_budget": plan.run.token_budget,
@@ -204,7 +214,7 @@ def summarise(
         "spread": last.spread,
         "bytes_per_node": per_node,
         "bytes_per_node_s": per_node / trained.seconds,
-        "control_bytes_per_node_s": sum(trained.control_bytes.values()) / nodes / trained.seconds,
+        "control_bytes_per_node_s": control / lived / trained.seconds,
         "allreduce_bytes_per_node": trained.allreduce_bytes_per_node,
         "exchanges": trained.exchanges,
         "digest": trained.digest,

@@ -35,7 +35,8 @@ ENDS_WITH = {
 """What a fault with `for_s` is followed by; a freeze ends by itself."""
 
 NEEDS_NODES = {"kill", "power_cut", "restart", "freeze", "slow", "split", "link"}
-KINDS = {*NEEDS_NODES, "heal", "join", "leave", "pause", "resume"}
+NAMES_NOBODY = {"heal", "join"}
+KINDS = {*NEEDS_NODES, *NAMES_NOBODY, "leave", "pause", "resume"}
 KEYS = {"at_s", "do", "nodes", "for_s", "link"}
 
 SLOW_S = (1.0, 3.0)
@@ -71,7 +72,7 @@ def _read(raw: Mapping[str, Any], where: str, nodes: int) -> Fault:
     for key in sorted(set(raw) - KEYS):
         raise ConfigError(f"{where}: {key!r} is not known; there are {', '.join(sorted(KEYS))}")
     do = raw.get("do", "")
-    if do not in KINDS:
+    if not isinstance(do, str) or do not in KINDS:
         raise ConfigError(f"{where}: do = {do!r}: must be one of {', '.join(sorted(KINDS))}")
     at_s, for_s = _seconds(raw, "at_s", where), None
     if "for_s" in raw:
@@ -83,16 +84,30 @@ def _read(raw: Mapping[str, Any], where: str, nodes: int) -> Fault:
     named = raw.get("nodes", [])
     if not isinstance(named, list) or not all(type(n) is int and 0 <= n < 4096 for n in named):
         raise ConfigError(f"{where}: nodes = {named!r}: must be a list of node numbers from 0")
+    if named and do in NAMES_NOBODY:
+        raise ConfigError(f"{where}: nodes means nothing for {do!r}")
     if not named and do in NEEDS_NODES:
         raise ConfigError(f"{where}: {do!r} needs nodes = [...], the numbers of the nodes it hits")
     if strange := [n for n in named if n >= nodes]:
         raise ConfigError(
             f"{where}: there is no node {strange[0]}; the swarm begins with 0 to {nodes - 1}"
         )
+    return Fault(at_s, do, tuple(named), for_s, _link(raw, do, where))
+
+
+def _link(raw: Mapping[str, Any], do: str, where: str) -> str:
     link = raw.get("link", "")
-    if do == "link":
+    if do != "link":
+        if "link" in raw:
+            raise ConfigError(f"{where}: link means nothing for {do!r}")
+        return ""
+    if not isinstance(link, str) or not link.strip(" ,"):
+        raise ConfigError(f'{where}: link = {link!r}: must be like "10mbit,200ms,2%"')
+    try:
         read_wire(link)
-    return Fault(at_s, do, tuple(named), for_s, link)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return link
 
 
 def _seconds(raw: Mapping[str, Any], key: str, where: str) -> float:

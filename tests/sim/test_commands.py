@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from peerlm.cli import sim_membership, sim_replay
 from peerlm.cli.main import main
+from peerlm.cli.sim_train import summarise
+from peerlm.config import Plan
+from peerlm.sim.network import read_wire
+from peerlm.sim.scenarios import COMMON as COMMON_PARAMS
+from peerlm.sim.scenarios import SCENARIOS, Run, play, read_params
+from peerlm.sim.training import Point, Trained
 
 TRAIN = ["sim", "train", "--nodes", "3", "--set", "run.token_budget=300000"]
+COMMON = {"scenario", "nodes", "runs", "seed", "profile", "digest"}
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
@@ -21,7 +32,7 @@ def test_membership_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sim", "membership", "--nodes", "8", "--runs", "3", "--jobs", "1", "--json"]
     assert main(command) == 0
     found = told(capsys)
-    assert {"scenario", "nodes", "runs", "seed", "profile", "digest"} <= set(found)
+    assert set(found) >= COMMON
     figure = found["first_dead_s"]
     assert isinstance(figure, dict)
     assert set(figure) == {"p50", "p90", "p99", "max", "n"}
@@ -52,11 +63,114 @@ def test_a_run_with_a_fault_a_picture_and_its_curve(
     points = found["points"]
     assert isinstance(points, list)
     assert found["ended"] is True
+    assert set(found) >= COMMON
     losses = [point["loss_mean"] for point in points if point["loss_mean"] is not None]
     assert losses[-1] < losses[0] - 1
     assert min(point["nodes"] for point in points[5:]) == 2
     assert isinstance(found["bytes_per_node"], float)
     assert 0 < found["bytes_per_node"] < float(str(found["allreduce_bytes_per_node"]))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["membership", "--nodes", "4", "--runs", "1", "--scenario", "leave"],
+        ["mixing", "--nodes", "4", "--runs", "2", "--rounds", "3"],
+        ["faults", "--seeds", "7", "--nodes", "3"],
+    ],
+)
+def test_every_command_says_what_was_run(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sim", *command, "--json"]) == 0
+    assert set(told(capsys)) >= COMMON
+
+
+def test_who_joins_on_the_way_counts_in_what_a_node_sends() -> None:
+    point = Point(10.0, 1000, 2.0, 2.0, 0.1, nodes=4, training=4, bytes_per_node=150.0)
+    trained = Trained(
+        [point], True, 10.0, {0: 300, 1: 100, 3: 100}, dict.fromkeys(range(4), 25), {"ok": 3}
+    )
+    found = summarise(Plan(), 3, "1gbit", 1, (10, 20), trained)
+    assert found["nodes_ever"] == 4
+    assert found["bytes_per_node"] == point.bytes_per_node
+    assert found["control_bytes_per_node_s"] == 2.5
+
+
+# ------------------------------------------------------------------------------- what goes wrong
+
+
+def broken_at(seed: int, play: Callable[..., Run]) -> Callable[..., Run]:
+    """`play`, with a bug that shows at one seed."""
+
+    def broken(scenario: str, nodes: int, this: int, **more: Any) -> Run:
+        if this == seed:
+            raise KeyError("no such member")
+        return play(scenario, nodes, this, **more)
+
+    return broken
+
+
+def test_a_run_that_fails_names_its_replay_and_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (sim_membership, sim_replay):
+        monkeypatch.setattr(command, "play", broken_at(2, play))
+    options = ["--nodes", "4", "--link", "10mbit,20ms,1%", "--param", "share=0.123456789"]
+    runs = ["sim", "membership", *options, "--runs", "3", "--jobs", "1", "--json"]
+    assert main(runs) == 1
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["failed"] == [2]
+    assert found["first_dead_s"]["n"] == 2
+    assert "seed 2: KeyError: 'no such member'" in err
+    again = shlex.split(err.partition("see it again: ")[2].splitlines()[0])
+    assert "--link" in again
+    assert "share=0.123456789" in again
+    assert main(again[1:]) == 1
+    assert "seed 2: KeyError" in capsys.readouterr().err
+
+
+def test_a_replay_over_given_lines_is_the_run_over_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params, link = {**read_params("leave", {}), "early": 0.0}, "10mbit,20ms,1%"
+    again = sim_membership.replay_command("leave", 4, 3, params, "lan", link)
+    assert main([*shlex.split(again)[1:], "--digest"]) == 0
+    wire = read_wire(link)
+    found = sim_membership.one_run("leave", 4, 3, params, "lan", wire)
+    assert isinstance(found, Run)
+    assert capsys.readouterr().out.strip() == found.digest
+
+
+@pytest.mark.parametrize(
+    ("at", "command"),
+    [
+        (
+            "peerlm.cli.sim_train.train",
+            ["train", "--nodes", "3", "--set", "train.lr=0.01", "--set", "mix.inner_steps=7"],
+        ),
+        (
+            "peerlm.sim.consensus.simulate",
+            ["mixing", "--nodes", "5", "--drop-reply", "0.123456789"],
+        ),
+    ],
+)
+def test_what_fails_prints_the_command_that_plays_it_again(
+    at: str,
+    command: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*given: object) -> None:
+        raise AssertionError("a promise was broken")
+
+    monkeypatch.setattr(at, fail)
+    assert main(["sim", *command, "--seed", "5", "--json"]) == 1
+    err = capsys.readouterr().err.strip()
+    assert "seed 5: a promise was broken" in err
+    again = shlex.split(err.partition("see it again: ")[2])
+    assert sorted(again) == sorted(["peerlm", "sim", *command, "--seed", "5"])
 
 
 def test_a_replay_tells_one_nodes_story(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,9 +192,28 @@ def test_a_replay_tells_one_nodes_story(capsys: pytest.CaptureFixture[str]) -> N
         (["membership", "--param", "share"], "KEY=VALUE"),
         (["membership", "--profile", "moon"], "swarm.profile"),
         (["membership", "--runs", "0"], "--runs 0"),
+        (["membership", "--seed", "-1"], "--seed -1"),
+        (["membership", "--jobs", "-1"], "--jobs -1"),
+        (["membership", "--link", "fast"], "--link"),
+        (["membership", "--param", "share=2"], "share=2"),
+        (["membership", "--param", "share=1"], "somebody must be left"),
+        (["membership", "--param", "share=nan"], "share=nan"),
+        (["membership", "--nodes", "8", "--param", "share=0.99"], "somebody must be left"),
+        (["membership", "--scenario", "slow", "--nodes", "8", "--param", "count=20"], "count=20"),
+        (["membership", "--scenario", "join", "--param", "count=1.5"], "whole"),
+        (["membership", "--scenario", "churn", "--param", "per_minute=0"], "per_minute=0"),
+        (["membership", "--scenario", "churn", "--nodes", "2"], "3 or more"),
+        (["membership", "--scenario", "loss", "--param", "minutes=0"], "minutes=0"),
+        (["membership", "--scenario", "loss", "--param", "rate=1.5"], "rate=1.5"),
+        (["mixing", "--seed", "-1"], "seed"),
+        (["faults", "--jobs", "-1"], "--jobs -1"),
         (["faults", "--seeds", "9-1"], "--seeds"),
         (["faults", "--nodes", "2"], "--nodes 2"),
         (["replay", "1", "--story", "-4"], "--story"),
+        (["replay", "1", "--nodes", "2"], "--nodes 2"),
+        (["replay", "1", "--param", "share=0.5"], "--scenario"),
+        (["replay", "1", "--scenario", "crash", "--nodes", "0"], "--nodes 0"),
+        (["train", "--seed", "-1"], "--seed -1"),
         (["train", "--plan", "nowhere.toml"], "nowhere.toml"),
         (["train", "--link", "fast"], "--link"),
         (["train", "--speed", "0"], "--speed"),
@@ -97,3 +230,30 @@ def test_bad_input_gets_one_line_and_a_code(
     err = capsys.readouterr().err.strip()
     assert says in err
     assert "\n" not in err
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ('do = "link"\nnodes = [1]\nlink = 5', "link = 5"),
+        ('do = "link"\nnodes = [1]', "link = ''"),
+        ('do = "kill"\nnodes = [1]\nlink = "1mbit"', "link means nothing for 'kill'"),
+        ('do = ["kill"]\nnodes = [1]', "do = ['kill']"),
+        ('do = "heal"\nnodes = [1]', "nodes means nothing for 'heal'"),
+    ],
+)
+def test_a_fault_that_cannot_be_is_one_line(
+    fault: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "faults.toml"
+    file.write_text(f"[[fault]]\nat_s = 1\n{fault}\n")
+    assert main([*TRAIN, "--faults", str(file)]) == 2
+    err = capsys.readouterr().err.strip()
+    assert says in err
+    assert "\n" not in err
+
+
+def test_every_parameter_of_a_scenario_has_a_range_that_takes_its_default() -> None:
+    for scenario, scene in SCENARIOS.items():
+        given = {key: repr(value) for key, value in {**COMMON_PARAMS, **scene.params}.items()}
+        assert read_params(scenario, given) == read_params(scenario, {})
