@@ -31,9 +31,10 @@ from peerlm.membership.profile import Profile
 from peerlm.node.company import Company
 from peerlm.node.introductions import Ports
 from peerlm.node.lifecycle import Phase
+from peerlm.node.seen import Seen, read_swarm
 from peerlm.node.snapshots import Restored
 from peerlm.node.status import MemberSummary, Summary
-from peerlm.node.work import Seen, Work
+from peerlm.node.work import Work
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import Instant, PeerId, Role, TransferId, WallTime, after, short
 from peerlm.wire.message import (
@@ -210,7 +211,7 @@ class Node:
         self.company.audit()
         if self._seen_at == self.company.version:
             seen = dataclasses.replace(self.work.seen, swarm_tokens=self._ledger.total())
-            assert seen == self._read_swarm(), "work is shown a swarm that is no more"
+            assert seen == self._read_anew(), "work is shown a swarm that is no more"
 
     # ------------------------------------------------------------------------------------- events
 
@@ -244,7 +245,7 @@ class Node:
         work = self.work
         match event:
             case ev.BoundaryReached():
-                return work.boundary(event)
+                return work.worker.boundary(event)
             case ev.OuterStepped():
                 return work.outer_stepped(event, now)
             case ev.ExchangeEnded():
@@ -263,7 +264,7 @@ class Node:
             case ev.WorkerProgressed():
                 return [*work.worker_progressed(event, now), *self._count_tokens(now)]
             case ev.Evaluated():
-                return work.evaluated(event)
+                return work.worker.evaluated(event)
             case ev.WorkerDrained():
                 return work.worker_drained(now)
             case ev.WorkerExited():
@@ -371,39 +372,14 @@ class Node:
         version, tokens = self.company.version, self._ledger.total()
         if version != self._seen_at:
             self._seen_at = version
-            return self._read_swarm()
+            return self._read_anew()
         seen = self.work.seen
         if seen.swarm_tokens == tokens:
             return seen
         return dataclasses.replace(seen, swarm_tokens=tokens)
 
-    def _read_swarm(self) -> Seen:
-        company = self.company
-        partners, trainers, donors = [], [], []
-        done, unsettled = [], 0
-        for peer in company.linked():
-            vitals = company.vitals_of(peer)
-            if vitals is None or not company.may_hold(peer):
-                continue
-            may_train = company.allows(peer, Role.TRAIN)
-            if vitals.active and vitals.plan_revision == company.plan.revision:
-                donors.append(peer)
-                if vitals.phase == Phase.DONE and vitals.settled:
-                    done.append(peer)
-                if may_train and vitals.phase != Phase.LEAVING:
-                    partners.append(peer)
-                    unsettled += not vitals.settled
-            if may_train and vitals.phase == Phase.TRAINING:
-                trainers.append(peer)
-        return Seen(
-            partners=tuple(partners),
-            trainers=tuple(trainers),
-            donors=tuple(donors),
-            done=tuple(done),
-            unsettled=unsettled,
-            swarm_tokens=self._ledger.total(),
-            addresses_known=self._expects_others,
-        )
+    def _read_anew(self) -> Seen:
+        return read_swarm(self.company, expects_others=self._expects_others)
 
     def _measure_rate(self, now: Instant) -> None:
         seen_at, seen = self._rate_seen
@@ -415,7 +391,8 @@ class Node:
 
     def _count_tokens(self, now: Instant) -> list[Effect]:
         """Our own tokens count at once; the others hear of them with the next vitals."""
-        self._ledger.count_own(self.me, self.company.membership.incarnation[0], self.work.tokens)
+        epoch, _ = self.company.membership.incarnation
+        self._ledger.count_own(self.me, epoch, self.work.worker.tokens)
         return self._look(now)
 
     def _publish(self, now: Instant) -> list[Effect]:
@@ -435,21 +412,21 @@ class Node:
         return self.company.publish(dataclasses.replace(vitals, version=self._version), now)
 
     def _vitals(self, now: Instant) -> Vitals:
-        work = self.work
+        work, worker = self.work, self.work.worker
         return Vitals(
             peer=self.me,
             epoch=self.company.membership.incarnation[0],
             version=0,
-            tokens=work.tokens,
+            tokens=worker.tokens,
             phase=work.phase,
             active=work.exchanges.standing.active,
             participating=work.is_participating(now),
             settled=work.settled,
             plan_revision=self.company.plan.revision,
-            loss=work.loss,
-            val_loss=work.val_loss,
+            loss=worker.loss,
+            val_loss=worker.val_loss,
             distance=work.exchanges.outcomes.distance(),
-            tokens_per_s=work.tokens_per_s,
+            tokens_per_s=worker.tokens_per_s,
         )
 
     # ------------------------------------------------------------------------------------ leaving
@@ -482,7 +459,7 @@ class Node:
 
     def summary(self, now: Instant) -> Summary:
         """What `status` shows, frozen."""
-        company, work = self.company, self.work
+        company, work, worker = self.company, self.work, self.work.worker
         totals = work.exchanges.outcomes.totals()
         progress = work.acquisition.progress(now)
         record = company.membership.record
@@ -499,8 +476,8 @@ class Node:
             tokens=self._ledger.tokens_of(self.me),
             swarm_tokens=self._ledger.total(),
             swarm_tokens_per_s=self._rate,
-            loss=work.loss,
-            val_loss=work.val_loss,
+            loss=worker.loss,
+            val_loss=worker.val_loss,
             consensus_distance=work.exchanges.outcomes.distance(),
             participating=work.is_participating(now),
             members=tuple(self._members(now)),
@@ -515,15 +492,15 @@ class Node:
             bytes_sent=totals.bytes_sent,
             bytes_received=totals.bytes_received,
             bytes_allreduce=self._bytes_allreduce(),
-            worker_state=work.supervision.state,
-            worker_device=work.supervision.device,
-            worker_threads=work.supervision.threads,
-            worker_restarts=work.supervision.restarts,
-            worker_last_error=work.supervision.last_error,
-            tokens_per_s=work.tokens_per_s,
-            nonfinite_steps=work.nonfinite_steps,
-            data_pass=work.data_pass,
-            data_position=work.data_position,
+            worker_state=worker.supervision.state,
+            worker_device=worker.supervision.device,
+            worker_threads=worker.supervision.threads,
+            worker_restarts=worker.supervision.restarts,
+            worker_last_error=worker.supervision.last_error,
+            tokens_per_s=worker.tokens_per_s,
+            nonfinite_steps=worker.nonfinite_steps,
+            data_pass=worker.data_pass,
+            data_position=worker.data_position,
             fetched_bytes=progress.bytes_done,
             fetch_total_bytes=progress.bytes_total,
             snapshot_number=work.snapshots.number,
@@ -581,7 +558,7 @@ class Node:
         """Ring all-reduce moves 2 (n−1)/n · 4 bytes a parameter each step, out of every node."""
         plan = self.company.plan.plan
         members = 1 + len(self.work.seen.trainers)
-        steps = self.work.tokens // (plan.train.batch * plan.model.context)
+        steps = self.work.worker.tokens // (plan.train.batch * plan.model.context)
         return int(steps * sum(self._birth.sizes) * 8 * (members - 1) / members)
 
     def _filled(self, effects: list[Effect]) -> list[Effect]:
@@ -590,7 +567,7 @@ class Node:
             dataclasses.replace(
                 effect,
                 tallies=self._ledger.tallies(),
-                own_tokens=self.work.tokens,
+                own_tokens=self.work.worker.tokens,
             )
             if isinstance(effect, WriteSnapshot)
             else effect

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from peerlm.effects import Effect
+from peerlm.mix.exchange import Exchanges
+from peerlm.mix.outcomes import Outcomes
 from peerlm.types import FragmentId, Instant, PeerId, after
 
 PAUSE_S = 0.05
@@ -33,9 +36,12 @@ class Settling:
         self._company_at = self._looked_at = Instant(0.0)
         self._due: dict[FragmentId, Instant] = {}
 
-    def begin(self, now: Instant) -> None:
+    def begin(self, outcomes: Outcomes, now: Instant) -> None:
+        """How near partners are counts from here on, by exchanges yet to come."""
         self.since = self._company_at = now
         self._due.clear()
+        for state in outcomes.fragments:
+            state.last.clear()
 
     def end(self) -> None:
         self.since = None
@@ -43,20 +49,32 @@ class Settling:
     def is_overdue(self, deadline_s: float, now: Instant) -> bool:
         return self.since is not None and now - self.since > deadline_s
 
-    def look(self, partners: Sequence[PeerId], now: Instant) -> None:
-        """Who is there to settle with; call before anything else at this instant."""
+    def go_on(
+        self, exchanges: Exchanges, partners: Sequence[PeerId], spread: float, now: Instant
+    ) -> tuple[list[Effect], bool]:
+        """Mix every idle fragment that is not yet close to those it could be compared with. Returns
+        also whether all are close."""
         self._looked_at = now
         if partners:
             self._company_at = now
+        effects: list[Effect] = []
+        fragments = exchanges.outcomes.fragments
+        is_close = [self._is_close(state.last, partners, spread) for state in fragments]
+        for index, state in enumerate(fragments):
+            fragment = FragmentId(index)
+            if not is_close[index] and not exchanges.is_busy(fragment):
+                unmet = self._to_mix_with(fragment, state.last, partners, spread)
+                effects += exchanges.start(fragment, unmet, now)
+        return effects, all(is_close)
 
-    def is_close(self, last: Distances, partners: Sequence[PeerId], spread: float) -> bool:
+    def _is_close(self, last: Distances, partners: Sequence[PeerId], spread: float) -> bool:
         """Whether a fragment is near enough to enough partners."""
         if not partners:
             return self._looked_at - self._company_at >= ALONE_S
         near = sum(_is_near(last.get(p), spread) for p in partners)
         return near >= min(PARTNERS, len(partners))
 
-    def to_mix_with(
+    def _to_mix_with(
         self, fragment: FragmentId, last: Distances, partners: Sequence[PeerId], spread: float
     ) -> Sequence[PeerId]:
         """Whom an idle fragment should be mixed with now; nobody while it pauses."""

@@ -4,40 +4,23 @@ This file turns the lifecycle's phase into effects. It is told who is there (`se
 tokens the swarm has seen, and it never asks a peer anything but through exchanges and acquisition.
 Tensors are elsewhere; here a fragment is a number and a boundary an event.
 
-What may happen to a worker is decided here too: it runs while there are inner steps to take or an
-evaluation to make, is started again from the slow weights when it dies, and is told twice a second
-what the swarm's token count is and who else is training, so that the learning rate and the share
-of the text follow without a coordinator.
+When there is work for a worker (worker.py) is decided here too: it runs while there are inner steps to
+take or an evaluation to make, is started again from the slow weights when it dies, and is told twice
+a second what the swarm's token count is and who else is training, so that the learning rate and the
+share of the text follow without a coordinator.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from peerlm.config import NodeSettings, Plan
-from peerlm.effects import (
-    DrainWorker,
-    Effect,
-    EvaluateSlow,
-    InstallSnapshot,
-    Log,
-    PrepareCorpus,
-    Send,
-    StartWorker,
-    SteerWorker,
-    StepOuter,
-    StopWorker,
-    WriteModel,
-)
+from peerlm.effects import Effect, InstallSnapshot, Log, PrepareCorpus, Send, WriteModel
 from peerlm.events import (
-    BoundaryReached,
     CorpusMissing,
     CorpusReady,
-    Evaluated,
     OuterStepped,
     SnapshotWritten,
     WorkerExited,
@@ -48,10 +31,12 @@ from peerlm.identity.root import SignedPlan
 from peerlm.mix.exchange import Exchanges
 from peerlm.node.acquire import Acquisition
 from peerlm.node.finals import Finals
-from peerlm.node.lifecycle import BEHIND_STEPS, FRESH_GRACE_S, NEXT, Facts, Phase, decide
+from peerlm.node.lifecycle import BEHIND_STEPS, NEXT, Facts, Phase, decide
+from peerlm.node.seen import Seen
 from peerlm.node.settling import Settling
 from peerlm.node.snapshots import Restored, Snapshots
-from peerlm.node.supervision import Supervision
+from peerlm.node.straying import Straying
+from peerlm.node.worker import Worker
 from peerlm.swarm.sampler import sampler_named
 from peerlm.types import FragmentId, Instant, PeerId, TransferId, after
 from peerlm.wire.message import PullRequest, StateGive
@@ -64,28 +49,8 @@ STEER_S = 0.5
 MODEL_AGAIN_S = 30.0
 """A finished model that could not be written is tried again after so long."""
 
-FIRST_EVALUATION_S = 8.0
-"""A new worker is left to its first steps for so long."""
-
 PARTICIPATING_S = 15.0
 """An exchange this recent counts as taking part, whatever the pace of outer steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """The swarm as it matters to work; members sorted, without this node."""
-
-    partners: tuple[PeerId, ...] = ()
-    """Live, active, of the same plan: whom an exchange may be started with."""
-    trainers: tuple[PeerId, ...] = ()
-    """Live and training: who shares the text."""
-    donors: tuple[PeerId, ...] = ()
-    done: tuple[PeerId, ...] = ()
-    """Donors that say the run is done."""
-    unsettled: int = 0
-    """Live active members that have not settled."""
-    swarm_tokens: int = 0
-    addresses_known: bool = False
 
 
 class Work:
@@ -121,20 +86,13 @@ class Work:
         self.phase = Phase.STARTING
         self.reason = ""
         self.paused = False
-        self.tokens = 0
-        """Trained on in this boot epoch."""
-        self.loss: float | None = None
-        self.val_loss: float | None = None
-        self.tokens_per_s = 0.0
-        self.nonfinite_steps = 0
-        self.data_pass, self.data_position = 0, 0.0
         self.model_dir = ""
         self.settled = False
         self.installed = False
         self.has_final = False
         self.last_exchange: Instant | None = None
         self.seen = Seen()
-        self.supervision = Supervision()
+        self.worker = Worker(rng, now)
         self.settling = Settling()
         self.snapshots = Snapshots(settings.limits.snapshot_every_s, restored, now)
         sampler = sampler_named(plan.mix.sampler, plan.run.rng_seed)
@@ -142,21 +100,14 @@ class Work:
         self.exchanges.standing.plan_hash = plan_hash
         self.acquisition = Acquisition(sizes, endpoint, rng)
         self._finals = Finals()
+        self._straying = Straying()
         self._sizes = tuple(sizes)
         self._rng = rng
         self._started = now
         self._corpus, self._corpus_reason = "unknown", ""
         self._outer_steps = 0
-        self._generation_tokens = 0
-        self._evaluate_due = now
-        self._evaluating = False
         self._steer_due = now
-        self._is_fresh = False
-        self._stray_since: Instant | None = None
-        self._drain_sent = False
-        self._drained = False
         self._model_due: Instant | None = None
-        self._boundaries = 0
         self._last_snapshot = ""
 
     # --------------------------------------------------------------------------------- phases
@@ -200,43 +151,36 @@ class Work:
             tokens_per_round=self._tokens_per_round() * (1 + len(seen.trainers)),
             swarm_tokens=seen.swarm_tokens,
             budget=self.plan.run.token_budget,
-            origin=self.origin and not self.supervision.is_waiting(now),
+            origin=self.origin and not self.worker.supervision.is_waiting(now),
             state_arrived=self.acquisition.state_arrived,
             installed=self.installed,
             has_final=self.has_final,
-            is_stray=self._stray_since is not None,
+            is_stray=self._straying.since is not None,
             is_outdone=self._finals.outdone,
             corpus_ready=self._corpus == "ready",
             may_train=self.may_train and not self.paused,
-            worker_drained=self._drained,
+            worker_drained=self.worker.drained,
             settled=self.settled,
             settled_everywhere=self.settled and self.seen.unsettled == 0,
             settle_overdue=self.settling.is_overdue(self.plan.mix.settle_deadline_s, now),
         )
 
     def _mind_straying(self, now: Instant) -> list[Effect]:
-        """Weights that others have left behind, found so by them, or initial ones of our own that
-        nobody has mixed yet while others are far ahead: keep them to ourselves until somebody gives
-        us better ones, or it turns out that nobody has any."""
-        since = self._stray_since
-        if since is not None:
-            if self.seen.donors or now - since < FRESH_GRACE_S:
-                return []
-            self._stray_since, self._is_fresh = None, False
-            standing = self.exchanges.standing
-            standing.active, standing.frozen = self.installed, not self.installed
-            self.exchanges.outcomes.caught_up()
+        """Suspend everything when our weights have gone astray, and go on when that comes to nothing."""
+        standing, outcomes = self.exchanges.standing, self.exchanges.outcomes
+        if self._straying.since is not None:
+            if self._straying.ends(self.seen.donors, now):
+                standing.active, standing.frozen = self.installed, not self.installed
+                outcomes.caught_up()
             return []
-        if self.exchanges.outcomes.is_behind(self.seen.partners, now):
-            self._stray_since = now
+        is_behind = outcomes.is_behind(self.seen.partners, now)
+        others_tokens = self.seen.swarm_tokens - self.worker.tokens
+        far = BEHIND_STEPS * self._tokens_per_round() * (1 + len(self.seen.trainers))
+        is_unmixed = self.exchanges.mixes and self.last_exchange is None
+        is_outrun = is_unmixed and others_tokens > far
+        if self._straying.begins(now, is_behind=is_behind, is_outrun=is_outrun):
             return self._suspend(now)
-        others_tokens = self.seen.swarm_tokens - self.tokens
-        behind = BEHIND_STEPS * self._tokens_per_round() * (1 + len(self.seen.trainers))
-        unmixed = self._is_fresh and self.exchanges.mixes and self.last_exchange is None
-        if not unmixed or others_tokens <= behind:
-            return []
-        self._stray_since = now
-        return self._suspend(now)
+        return []
 
     def _tokens_per_round(self) -> int:
         t = self.plan.train
@@ -256,9 +200,10 @@ class Work:
             case Phase.READY | Phase.TRAINING:
                 return [log, *self._be_ready(left, now)]
             case Phase.DRAINING:
-                return [log, *self._drain(now)]
+                return [log, *self.worker.drain()]
             case Phase.SETTLING:
-                return [log, *self._settle(now)]
+                self.exchanges.standing.settling = True
+                self.settling.begin(self.exchanges.outcomes, now)
             case Phase.DONE:
                 return [log, *self._finish(now)]
         return [log]
@@ -278,7 +223,7 @@ class Work:
             return [self.acquisition.installation()]
         if self.restored is not None:
             return [InstallSnapshot()]
-        return [StartWorker(self.supervision.start(now), fresh=True)]
+        return self.worker.start(now, fresh=True)
 
     def _be_ready(self, left: Phase, now: Instant) -> list[Effect]:
         standing = self.exchanges.standing
@@ -288,49 +233,27 @@ class Work:
         self.snapshots.is_final = False
         self._finals.forget()
         self.has_final = self.has_final and self.seen.swarm_tokens >= self.plan.run.token_budget
-        self._drain_sent = self._drained = False
+        self.worker.forget_drain()
         effects: list[Effect] = []
         if left is Phase.INSTALLING:
             self.snapshots.due = now
-        if self.phase is Phase.TRAINING and self.supervision.state == "off":
-            effects.append(StartWorker(self.supervision.start(now), fresh=False))
+        if self.phase is Phase.TRAINING and self.worker.supervision.state == "off":
+            effects += self.worker.start(now, fresh=False)
         return effects + self._steer(now)
-
-    def _drain(self, now: Instant) -> list[Effect]:
-        running = self.supervision.state == "running"
-        self._drained, self._drain_sent = not running, False
-        if self.supervision.state == "backing_off":
-            self.supervision.hold()
-        if self.supervision.state == "starting":
-            return [StopWorker(self.supervision.generation)]
-        return [DrainWorker(self.supervision.generation)] if running else []
-
-    def _settle(self, now: Instant) -> list[Effect]:
-        self.exchanges.standing.settling = True
-        self.settling.begin(now)
-        for state in self.exchanges.outcomes.fragments:
-            state.last.clear()
-        return []
 
     def _finish(self, now: Instant) -> list[Effect]:
         """Who ran out of time to settle is done too, but its weights are nobody's final ones."""
         self.settled = self.settled or self.has_final
         effects = self.exchanges.freeze(now)
-        return [*effects, WriteModel(self.seen.swarm_tokens), *self._stop_worker()]
-
-    def _stop_worker(self) -> list[Effect]:
-        self.supervision.hold()
-        if self.supervision.state in ("running", "starting"):
-            return [StopWorker(self.supervision.generation)]
-        return []
+        return [*effects, WriteModel(self.seen.swarm_tokens), *self.worker.stop()]
 
     # --------------------------------------------------------------------------------- duties
 
     def _duties(self, now: Instant) -> list[Effect]:
         """What has to be done again and again in the present phase."""
         effects: list[Effect] = []
-        if self.phase is Phase.TRAINING and self.supervision.due(now):
-            effects.append(StartWorker(self.supervision.start(now), fresh=False))
+        if self.phase is Phase.TRAINING and self.worker.supervision.due(now):
+            effects += self.worker.start(now, fresh=False)
         if self.phase is Phase.SETTLING:
             effects += self._settle_on(now)
         if self.phase is Phase.DONE and self._model_due is not None and self._model_due <= now:
@@ -342,41 +265,20 @@ class Work:
             effects += [*self._steer(now), *self._watch_worker(now)]
         if self.installed and self.snapshots.due <= now:
             effects += self._snapshot_unless_held(now)
-        if self.phase is Phase.TRAINING and self._evaluate_due <= now:
-            effects += self._evaluate(now)
+        if self.phase is Phase.TRAINING:
+            tokens, every_s = self.seen.swarm_tokens, self.plan.train.val_every_s
+            effects += self.worker.evaluate_if_due(every_s, tokens, now)
         return effects
 
     def _steer(self, now: Instant) -> list[Effect]:
         self._steer_due = after(now, STEER_S)
-        if self.supervision.state != "running":
-            return []
         members = tuple(sorted((*self.seen.trainers, self.me)))
         training = self.phase is Phase.TRAINING
-        return [SteerWorker(self.supervision.generation, training, self.seen.swarm_tokens, members)]
-
-    def _evaluate(self, now: Instant) -> list[Effect]:
-        if self._evaluating or self.supervision.state != "running":
-            return []
-        jitter = self._rng.uniform(0.9, 1.1)
-        self._evaluate_due = after(now, self.plan.train.val_every_s * jitter)
-        self._evaluating = True
-        return [EvaluateSlow(self.supervision.generation, self.seen.swarm_tokens)]
+        return self.worker.steer(training, self.seen.swarm_tokens, members)
 
     def _settle_on(self, now: Instant) -> list[Effect]:
-        """Mix every idle fragment that is not yet close to those it could be compared with."""
         partners, spread = self.seen.partners, self.plan.mix.settle_spread
-        self.settling.look(partners, now)
-        effects: list[Effect] = []
-        is_close = [
-            self.settling.is_close(state.last, partners, spread)
-            for state in self.exchanges.outcomes.fragments
-        ]
-        for index, state in enumerate(self.exchanges.outcomes.fragments):
-            fragment = FragmentId(index)
-            if not is_close[index] and not self.exchanges.is_busy(fragment):
-                unmet = self.settling.to_mix_with(fragment, state.last, partners, spread)
-                effects += self.exchanges.start(fragment, unmet, now)
-        self.settled = all(is_close)
+        effects, self.settled = self.settling.go_on(self.exchanges, partners, spread, now)
         return effects
 
     # ----------------------------------------------------------------------- weights and worker
@@ -400,7 +302,7 @@ class Work:
     def state_installed(self, origin: str, now: Instant) -> list[Effect]:
         self.installed = True
         self.origin = False
-        self._is_fresh, self._stray_since = origin == "fresh", None
+        self._straying.installed(fresh=origin == "fresh")
         self.exchanges.outcomes.caught_up()
         self._outer_steps = 0 if origin == "peers" else RAMP_STEPS
         self.exchanges.standing.ramp = self._ramp()
@@ -411,28 +313,16 @@ class Work:
         return self.acquisition.rejected(fragment, reason, now)
 
     def worker_ready(self, event: WorkerReady, now: Instant) -> list[Effect]:
-        if event.generation != self.supervision.generation:
+        if not self.worker.ready(event, now):
             return []
-        self.supervision.ready(event.device, event.threads)
-        self._generation_tokens = 0
-        self._evaluating = False
-        # Steps first: evaluating a large model takes as long as several of them.
-        self._evaluate_due = max(self._evaluate_due, after(now, FIRST_EVALUATION_S))
         log = Log("info", "worker_ready", (("device", event.device), ("threads", event.threads)))
         if self.phase is Phase.DRAINING:
-            return [log, *self._drain(now)]
+            return [log, *self.worker.drain()]
         return [log, *self._steer(now)]
 
-    def boundary(self, event: BoundaryReached) -> list[Effect]:
-        if event.generation != self.supervision.generation:
-            return []
-        self._boundaries += 1
-        return [StepOuter(event.generation, event.fragment, event.applied_seq)]
-
     def outer_stepped(self, event: OuterStepped, now: Instant) -> list[Effect]:
-        if event.generation != self.supervision.generation or not self._boundaries:
+        if not self.worker.outer_stepped(event):
             return []
-        self._boundaries -= 1
         if not event.finite:
             fields = (("fragment", event.fragment), ("why", "not finite: θ set back to φ"))
             return [Log("warning", "outer_step_refused", fields), *self._after_drain(now)]
@@ -453,54 +343,28 @@ class Work:
         return min(1.0, max(1, self._outer_steps) / RAMP_STEPS)
 
     def worker_progressed(self, event: WorkerProgressed, now: Instant) -> list[Effect]:
-        if event.generation != self.supervision.generation:
-            return []
-        self.tokens += event.tokens - self._generation_tokens
-        self._generation_tokens = event.tokens
-        if event.loss is not None:
-            self.loss = event.loss
-        self.tokens_per_s, self.nonfinite_steps = event.tokens_per_s, event.nonfinite_steps
-        self.data_pass, self.data_position = event.data_pass, event.data_position
-        self.supervision.progressed(event.loss, event.nonfinite_steps, now)
-        return self._watch_worker(now)
+        return self._watch_worker(now) if self.worker.progressed(event, now) else []
 
     def _watch_worker(self, now: Instant) -> list[Effect]:
-        """Stop a worker that is of no use; its exit is followed by a new one."""
-        if self.phase not in (Phase.TRAINING, Phase.DRAINING):
-            self.supervision.heard(now)
-        return [StopWorker(self.supervision.generation)] if self.supervision.condemn(now) else []
-
-    def evaluated(self, event: Evaluated) -> list[Effect]:
-        self._evaluating = False
-        if not math.isfinite(event.val_loss):
-            return [Log("warning", "evaluated", (("why", "no held-out text, or φ is broken"),))]
-        self.val_loss = event.val_loss
-        fields = (("val_loss", round(event.val_loss, 4)), ("tokens", event.tokens))
-        return [Log("info", "evaluated", fields)]
+        expected = self.phase in (Phase.TRAINING, Phase.DRAINING)
+        return self.worker.watch(now, expected=expected)
 
     def worker_drained(self, now: Instant) -> list[Effect]:
         if self.phase not in (Phase.DRAINING, Phase.LEAVING):
             return []
-        self._drain_sent = True
+        self.worker.handed_in()
         return self._after_drain(now)
 
     def _after_drain(self, now: Instant) -> list[Effect]:
-        """The drain is over once the outer step of the last boundary is taken too."""
-        if not self._drain_sent or self._boundaries:
-            return []
-        self._drained = True
-        return self.step(now)
+        return self.step(now) if self.worker.finish_drain() else []
 
     def worker_exited(self, event: WorkerExited, now: Instant) -> list[Effect]:
-        if event.generation != self.supervision.generation:
-            return []
         was_to_begin = self.phase is Phase.INSTALLING and not self.installed
         wanted = self.phase is Phase.TRAINING or was_to_begin
-        self.supervision.exited(event.error, wanted, now)
-        self.tokens_per_s, self._evaluating = 0.0, False
-        self._boundaries = 0
+        if not self.worker.exited(event, wanted, now):
+            return []
         if self.phase in (Phase.DRAINING, Phase.LEAVING):
-            self._drained = True
+            self.worker.drained = True
         if was_to_begin:
             # It was to make the initial weights: seek again, and try again after the back-off.
             self.phase = Phase.SEEKING
@@ -511,7 +375,7 @@ class Work:
 
     def _snapshot(self, now: Instant) -> list[Effect]:
         final = self.phase is Phase.DONE and self.settled
-        return self.snapshots.write(self.seen.swarm_tokens, self.tokens, now, final=final)
+        return self.snapshots.write(self.seen.swarm_tokens, self.worker.tokens, now, final=final)
 
     def _snapshot_unless_held(self, now: Instant) -> list[Effect]:
         if self.phase is not Phase.DONE and self.snapshots.is_held(now):
@@ -567,7 +431,8 @@ class Work:
             return True
         if self.last_exchange is None:
             return False
-        pace_s = self._tokens_per_round() / self.tokens_per_s if self.tokens_per_s else 0.0
+        tokens_per_s = self.worker.tokens_per_s
+        pace_s = self._tokens_per_round() / tokens_per_s if tokens_per_s else 0.0
         return now - self.last_exchange < max(PARTICIPATING_S, 3 * pace_s)
 
     def _reason(self) -> str:
@@ -604,10 +469,9 @@ class Work:
             self.plan.train,
             self.plan.mix.inner_steps,
         )
-        if is_workers and self.supervision.state in ("running", "starting"):
-            # The worker reads the plan when it starts; only the budget it is told as it goes.
-            return [StopWorker(self.supervision.generation), *self.step(now)]
-        return self.step(now)
+        # The worker reads the plan when it starts; only the budget it is told as it goes.
+        effects = self.worker.restart() if is_workers else []
+        return effects + self.step(now)
 
     def model_failed(self, reason: str, now: Instant) -> list[Effect]:
         """The finished weights are safe in a snapshot; the model is written again later."""
@@ -626,20 +490,20 @@ class Work:
     def leave(self, now: Instant) -> list[Effect]:
         """Stop inner steps and hand in the worker's progress; then call `wind_up` until
         `has_wound_up`."""
-        return [*self._enter(Phase.LEAVING, now), *self._drain(now)]
+        return [*self._enter(Phase.LEAVING, now), *self.worker.drain()]
 
     def wind_up(self, now: Instant, *, overdue: bool) -> list[Effect]:
         """Once the worker has handed in its progress, or too long has gone by, freeze and write a
         last snapshot."""
-        if not (self._drained or overdue) or self._last_snapshot != "":
+        if not (self.worker.drained or overdue) or self._last_snapshot != "":
             return []
         if not self.installed:
             self._last_snapshot = "none"
-            return self._stop_worker()
+            return self.worker.stop()
         if self.snapshots.is_writing:
             return []
         self._last_snapshot = "writing"
-        return [*self.exchanges.freeze(now), *self._stop_worker(), *self._snapshot(now)]
+        return [*self.exchanges.freeze(now), *self.worker.stop(), *self._snapshot(now)]
 
     @property
     def has_wound_up(self) -> bool:
@@ -649,7 +513,7 @@ class Work:
         due = [self._steer_due, self.snapshots.due if self.installed else None]
         due += [self.exchanges.deadline(), self.acquisition.deadline()]
         if self.phase in (Phase.TRAINING, Phase.SEEKING):
-            due.append(self.supervision.deadline())
+            due.append(self.worker.supervision.deadline())
         if self.phase is Phase.SETTLING:
             due.append(self.settling.deadline())
         return min(d for d in due if d is not None)
@@ -657,4 +521,4 @@ class Work:
     def check(self) -> None:
         self.exchanges.check()
         self.acquisition.check()
-        assert self._boundaries >= 0, "an outer step without a boundary"
+        self.worker.check()

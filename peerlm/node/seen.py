@@ -1,0 +1,63 @@
+"""The swarm as it matters to work: who may be mixed with, who shares the text, who donates.
+
+Company knows members, links, roles and what each says of itself; work wants to know whom it can do
+what with. `read_swarm` turns the one into the other. A peer counts only by its latest word on
+itself, under a plan of our revision, and as far as its certificate allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from peerlm.node.lifecycle import Phase
+from peerlm.types import PeerId, Role
+
+if TYPE_CHECKING:
+    from peerlm.node.company import Company  # work is shown what is seen, never company itself
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The swarm as it matters to work; members sorted, without this node."""
+
+    partners: tuple[PeerId, ...] = ()
+    """Live, active, of the same plan: whom an exchange may be started with."""
+    trainers: tuple[PeerId, ...] = ()
+    """Live and training: who shares the text."""
+    donors: tuple[PeerId, ...] = ()
+    done: tuple[PeerId, ...] = ()
+    """Donors that say the run is done."""
+    unsettled: int = 0
+    """Live active members that have not settled."""
+    swarm_tokens: int = 0
+    addresses_known: bool = False
+
+
+def read_swarm(company: Company, *, expects_others: bool) -> Seen:
+    """What company knows now. `expects_others`: somebody could be out there, seen or not."""
+    partners, trainers, donors = [], [], []
+    done, unsettled = [], 0
+    for peer in company.linked():
+        vitals = company.vitals_of(peer)
+        if vitals is None or not company.may_hold(peer):
+            continue
+        may_train = company.allows(peer, Role.TRAIN)
+        if vitals.active and vitals.plan_revision == company.plan.revision:
+            donors.append(peer)
+            if vitals.phase == Phase.DONE and vitals.settled:
+                done.append(peer)
+            if may_train and vitals.phase != Phase.LEAVING:
+                partners.append(peer)
+                unsettled += not vitals.settled
+        if may_train and vitals.phase == Phase.TRAINING:
+            trainers.append(peer)
+    return Seen(
+        partners=tuple(partners),
+        trainers=tuple(trainers),
+        donors=tuple(donors),
+        done=tuple(done),
+        unsettled=unsettled,
+        swarm_tokens=company.ledger.total(),
+        addresses_known=expects_others,
+    )

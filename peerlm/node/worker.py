@@ -1,0 +1,183 @@
+"""The worker as the node has it: what it is told, and what it tells.
+
+A worker is started, steered, asked for an evaluation, made to hand in its progress and stopped; it
+answers with boundaries, losses and tokens, or it dies. This file turns the one into effects and keeps
+what came of the other. When a dead or useless one is replaced is supervision.py's.
+
+Whether a worker should train at all depends on the phase and on who else is there; that is known
+by `work`, which asks here for what it wants.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+from peerlm.effects import (
+    DrainWorker,
+    Effect,
+    EvaluateSlow,
+    Log,
+    StartWorker,
+    SteerWorker,
+    StepOuter,
+    StopWorker,
+)
+from peerlm.events import (
+    BoundaryReached,
+    Evaluated,
+    OuterStepped,
+    WorkerExited,
+    WorkerProgressed,
+    WorkerReady,
+)
+from peerlm.node.supervision import Supervision
+from peerlm.types import Instant, PeerId, after
+
+FIRST_EVALUATION_S = 8.0
+"""A new worker is left to its first steps for so long."""
+
+
+class Worker:
+    """One node's worker, through all its lives. What takes an event and returns False has found it to
+    be of a generation that is over, and void."""
+
+    def __init__(self, rng: random.Random, now: Instant) -> None:
+        self.supervision = Supervision()
+        self.tokens = 0
+        """Trained on in this boot epoch."""
+        self.loss: float | None = None
+        self.val_loss: float | None = None
+        self.tokens_per_s = 0.0
+        self.nonfinite_steps = 0
+        self.data_pass, self.data_position = 0, 0.0
+        self.drained = False
+        """It has handed in its progress, and the outer steps that follow from it are taken."""
+        self._rng = rng
+        self._generation_tokens = 0
+        self._evaluate_due = now
+        self._evaluating = False
+        self._handed_in = False
+        self._boundaries = 0
+        """Whose outer steps have not been taken."""
+
+    # ------------------------------------------------------------------------- what it is told
+
+    def start(self, now: Instant, *, fresh: bool) -> list[Effect]:
+        """`fresh`: it is to make the initial weights."""
+        return [StartWorker(self.supervision.start(now), fresh=fresh)]
+
+    def stop(self) -> list[Effect]:
+        """For good, until somebody starts one."""
+        self.supervision.hold()
+        return self.restart()
+
+    def restart(self) -> list[Effect]:
+        """Stop it; where one is wanted, its exit is followed by a new one."""
+        if self.supervision.state in ("running", "starting"):
+            return [StopWorker(self.supervision.generation)]
+        return []
+
+    def steer(self, training: bool, swarm_tokens: int, members: tuple[PeerId, ...]) -> list[Effect]:
+        """Whether to take inner steps, how far the swarm is, and who shares the text (sorted)."""
+        if self.supervision.state != "running":
+            return []
+        return [SteerWorker(self.supervision.generation, training, swarm_tokens, members)]
+
+    def evaluate_if_due(self, every_s: float, swarm_tokens: int, now: Instant) -> list[Effect]:
+        """An evaluation of the slow weights about each `every_s`, one at a time."""
+        if self._evaluate_due > now or self._evaluating or self.supervision.state != "running":
+            return []
+        jitter = self._rng.uniform(0.9, 1.1)
+        self._evaluate_due = after(now, every_s * jitter)
+        self._evaluating = True
+        return [EvaluateSlow(self.supervision.generation, swarm_tokens)]
+
+    def drain(self) -> list[Effect]:
+        """Have it hand in its progress; follow `drained`."""
+        running = self.supervision.state == "running"
+        self.drained, self._handed_in = not running, False
+        if self.supervision.state == "backing_off":
+            self.supervision.hold()
+        if self.supervision.state == "starting":
+            return [StopWorker(self.supervision.generation)]
+        return [DrainWorker(self.supervision.generation)] if running else []
+
+    def forget_drain(self) -> None:
+        """There is more to learn."""
+        self._handed_in = self.drained = False
+
+    def watch(self, now: Instant, *, expected: bool) -> list[Effect]:
+        """Stop a worker that is of no use; its exit is followed by a new one. `expected`: it should
+        be making progress."""
+        if not expected:
+            self.supervision.heard(now)
+        return [StopWorker(self.supervision.generation)] if self.supervision.condemn(now) else []
+
+    # ------------------------------------------------------------------------- what it tells
+
+    def ready(self, event: WorkerReady, now: Instant) -> bool:
+        if event.generation != self.supervision.generation:
+            return False
+        self.supervision.ready(event.device, event.threads)
+        self._generation_tokens = 0
+        self._evaluating = False
+        # Steps first: evaluating a large model takes as long as several of them.
+        self._evaluate_due = max(self._evaluate_due, after(now, FIRST_EVALUATION_S))
+        return True
+
+    def boundary(self, event: BoundaryReached) -> list[Effect]:
+        if event.generation != self.supervision.generation:
+            return []
+        self._boundaries += 1
+        return [StepOuter(event.generation, event.fragment, event.applied_seq)]
+
+    def outer_stepped(self, event: OuterStepped) -> bool:
+        """A boundary of its has been dealt with."""
+        if event.generation != self.supervision.generation or not self._boundaries:
+            return False
+        self._boundaries -= 1
+        return True
+
+    def progressed(self, event: WorkerProgressed, now: Instant) -> bool:
+        if event.generation != self.supervision.generation:
+            return False
+        self.tokens += event.tokens - self._generation_tokens
+        self._generation_tokens = event.tokens
+        if event.loss is not None:
+            self.loss = event.loss
+        self.tokens_per_s, self.nonfinite_steps = event.tokens_per_s, event.nonfinite_steps
+        self.data_pass, self.data_position = event.data_pass, event.data_position
+        self.supervision.progressed(event.loss, event.nonfinite_steps, now)
+        return True
+
+    def evaluated(self, event: Evaluated) -> list[Effect]:
+        self._evaluating = False
+        if not math.isfinite(event.val_loss):
+            return [Log("warning", "evaluated", (("why", "no held-out text, or φ is broken"),))]
+        self.val_loss = event.val_loss
+        fields = (("val_loss", round(event.val_loss, 4)), ("tokens", event.tokens))
+        return [Log("info", "evaluated", fields)]
+
+    def handed_in(self) -> None:
+        """All its progress is in boundaries by now."""
+        self._handed_in = True
+
+    def finish_drain(self) -> bool:
+        """Whether the drain is over: once the outer step of the last boundary is taken too."""
+        if not self._handed_in or self._boundaries:
+            return False
+        self.drained = True
+        return True
+
+    def exited(self, event: WorkerExited, wanted: bool, now: Instant) -> bool:
+        """It is gone. `wanted`: a worker should be running."""
+        if event.generation != self.supervision.generation:
+            return False
+        self.supervision.exited(event.error, wanted, now)
+        self.tokens_per_s, self._evaluating = 0.0, False
+        self._boundaries = 0
+        return True
+
+    def check(self) -> None:
+        assert self._boundaries >= 0, "an outer step without a boundary"
