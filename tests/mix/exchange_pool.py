@@ -161,3 +161,16 @@ class Pool:
             for s in self.sites.values()
             if any(s.machine.is_busy(FragmentId(f)) for f in (0, 1))
         ]
+
+
+def the_request(pool: Pool) -> ExchangeRequest:
+    (found,) = [m for _, _, m in pool.mail if isinstance(m, ExchangeRequest)]
+    return found
+
+
+def answers(effects: list[Effect]) -> list[tuple[str, str]]:
+    return [
+        (e.message.verdict, e.message.reason)
+        for e in effects
+        if isinstance(e, Send) and isinstance(e.message, ExchangeAnswer)
+    ]
