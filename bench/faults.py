@@ -8,15 +8,15 @@ outcomes count only for the commit that they were played at.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from bench import report
+from bench.kept import Kept
 from bench.report import Missed, Quantiles, Row, say
 from peerlm.cli.sim_pool import all_runs, processors
 from peerlm.sim.menus import FAULTS, NODES, RECOVERY_S, TROUBLE_S, live_through
@@ -27,16 +27,20 @@ SAY_EVERY = 250
 def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
     if args.seeds < 1:
         raise Missed(f"--seeds {args.seeds}: must be 1 or more")
-    kept = folder / "seeds.jsonl"
-    done = already(kept)
-    left = [seed for seed in range(1, args.seeds + 1) if seed not in done]
-    for lived in play(left, args.jobs or processors(), kept):
-        done[lived["seed"]] = lived
-        if lived["story"]:
-            say(f"seed {lived['seed']} broke a promise: peerlm sim replay {lived['seed']}")
-        if len(done) % SAY_EVERY == 0:
-            say(f"{len(done)} of {args.seeds} seeds")
-    lives = [done[seed] for seed in range(1, args.seeds + 1)]
+    with closing(Kept(folder / "seeds.jsonl")) as kept:
+        done = {lived["seed"]: lived for lived in kept.found}
+        left = [(seed, NODES) for seed in range(1, args.seeds + 1) if seed not in done]
+        for outcome in all_runs(live_through, left, args.jobs or processors(), "random faults"):
+            lived = done[outcome.seed] = asdict(outcome)
+            kept.keep(lived)
+            if lived["story"]:
+                say(f"seed {lived['seed']} broke a promise: peerlm sim replay {lived['seed']}")
+            if len(done) % SAY_EVERY == 0:
+                say(f"{len(done)} of {args.seeds} seeds")
+    return rows([done[seed] for seed in range(1, args.seeds + 1)])
+
+
+def rows(lives: Sequence[dict[str, Any]]) -> list[Row]:
     failed = [lived["seed"] for lived in lives if lived["story"]]
     well = [lived["recovery_s"] for lived in lives if not lived["story"]]
     menus = {fault for lived in lives for fault in lived["menu"]}
@@ -46,41 +50,9 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
         Row("faults", sum(lived["faults"] for lived in lives)),
         Row("seeds that broke a promise", len(failed), at_most=0),
         Row("which", ", ".join(map(str, failed[:20])) or "none"),
-        Row("after the last fault all is well: p50 / p90 / max", Quantiles.of(well), "s"),
+        Row("after everything was mended all is well: p50 / p90 / max", Quantiles.of(well), "s"),
         Row("the slowest", max(well, default=None), "s", at_most=RECOVERY_S),
     ]
-
-
-def already(kept: Path) -> dict[int, dict[str, Any]]:
-    """What an interrupted run of this commit has left, by seed; a torn line does not count."""
-    head = json.dumps({"commit": report.commit_line()})
-    text = kept.read_text() if kept.exists() else ""
-    lines = text.splitlines()
-    if not lines or lines[0] != head:
-        kept.write_text(head + "\n")
-        return {}
-    if not text.endswith("\n"):
-        with kept.open("a") as file:
-            file.write("\n")
-    found: dict[int, dict[str, Any]] = {}
-    for line in lines[1:]:
-        try:
-            lived = json.loads(line)
-        except ValueError:
-            continue
-        found[lived["seed"]] = lived
-    return found
-
-
-def play(seeds: Sequence[int], jobs: int, kept: Path) -> Iterator[dict[str, Any]]:
-    calls = [(seed, NODES) for seed in seeds]
-    with kept.open("a") as file:
-        for lived in all_runs(live_through, calls, jobs, "random faults"):
-            outcome = asdict(lived)
-            file.write(json.dumps(outcome) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-            yield outcome
 
 
 def main() -> int:

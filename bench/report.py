@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -180,7 +180,7 @@ def _as_json(value: float | str | Quantiles | None) -> object:
 
 # ------------------------------------------------------------------------------------ the frame
 
-Measure = Callable[[argparse.Namespace, Path], Sequence[Row]]
+Measure = Callable[[argparse.Namespace, Path], Iterable[Row]]
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -195,26 +195,46 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 
 def perform(name: str, flags: argparse.ArgumentParser, measure: Measure) -> int:
-    """Measure and tell; returns the exit status. `measure` must end the processes it starts."""
+    """Measure and tell; returns the exit status. `measure` must end the processes it starts.
+
+    It may give its rows one by one, as it has them: with --record and --keep the page then has those
+    that are there, and says that there are to be more.
+    """
     args = flags.parse_args()
     command = shlex.join(["python", "-m", f"bench.{name}", *_own_flags(sys.argv[1:])])
     machine = machine_line()
     _interrupt_on_terminate()
     folder = _folder(args.keep)
+    rows: list[Row] = []
+
+    def so_far(*more: Row) -> Report:
+        date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return Report(name, (*rows, *more), command, machine, date, commit_line())
+
     try:
-        rows = tuple(measure(args, folder))
+        for row in measure(args, folder):
+            rows.append(row)
+            if args.record and args.keep is not None:
+                record(so_far(UNFINISHED))
     except PeerlmError as error:
         sys.stderr.write(f"bench.{name}: {error}\n")
         return 1
     finally:
         if args.keep is None:
             shutil.rmtree(folder, ignore_errors=True)
-    date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    report = Report(name, rows, command, machine, date, commit_line())
+    report = so_far()
     sys.stdout.write((report.as_json() if args.json else report.as_text()) + "\n")
     if args.record:
-        PAGE.write_text(recorded(PAGE.read_text(), report))
+        record(report)
     return 0 if report.ok else 1
+
+
+UNFINISHED = Row("not finished: more is being measured", "")
+
+
+def record(report: Report) -> None:
+    """Into docs/results.md."""
+    PAGE.write_text(recorded(PAGE.read_text(), report))
 
 
 def say(line: str) -> None:

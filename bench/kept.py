@@ -1,0 +1,48 @@
+"""What a long figure has found so far, as lines of JSON in a file, so that it can be interrupted and go on.
+
+The first line names the commit; what another one left does not count. A line that was being written when the
+power went does not either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bench import report
+
+
+class Kept:
+    """`found` has what an earlier run of this commit left, in the order in which it came."""
+
+    def __init__(self, path: Path) -> None:
+        head = json.dumps({"commit": report.commit_line()})
+        text = path.read_text() if path.exists() else ""
+        lines = text.splitlines()
+        if not lines or lines[0] != head:
+            lines, text = [head], head + "\n"
+            path.write_text(text)
+        self.found = [line for line in map(_read, lines[1:]) if line is not None]
+        self._file = path.open("a")
+        if not text.endswith("\n"):
+            self._file.write("\n")
+
+    def keep(self, line: dict[str, Any]) -> None:
+        """On the disk when this returns."""
+        self.found.append(line)
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _read(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
