@@ -70,6 +70,7 @@ figures-long: $(STAMP)
 	$(BIN)/python -m bench.faults --seeds 10000 $(FLAGS)
 	$(BIN)/python -m bench.fuzz --inputs 1000000 $(FLAGS)
 	$(BIN)/python -m bench.chaos $(FLAGS)
+	$(BIN)/python -m bench.truth $(FLAGS)    # needs root: it makes networks
 
 clean:
 	rm -rf $(VENV) .venv-other build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

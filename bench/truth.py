@@ -269,9 +269,6 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
         profile=args.profile,
         apart_s=args.apart,
         round_trip_s=truth.median("round trip of a probe"),
-        reset_seen_s=truth.median("crash with resets: to LinkDown, own dialling"),
-        silence_seen_s=truth.median("silent crash: to LinkDown, own dialling"),
-        introduced_s=truth.median("introduction to link"),
     )
     return rows(truth, simulated(reality, args.seed))
 

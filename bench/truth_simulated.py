@@ -11,27 +11,22 @@ from peerlm.sim.scenarios import play, read_params
 
 @dataclass(frozen=True, slots=True)
 class Reality:
-    """What was done to the real swarm, and what the machine it ran on is like. Medians, in seconds."""
+    """What was done to the real swarm, and what the machine it ran on is like. In seconds."""
 
     nodes: int
     profile: str
     apart_s: float
     """How long the halves were apart."""
     round_trip_s: float
-    """Of a probe and its answer, both event loops included."""
-    reset_seen_s: float
-    """From a crash to LinkDown where the peer had dialled the crashed node."""
-    silence_seen_s: float
-    """From a silent crash to LinkDown where the peer had dialled the crashed node."""
-    introduced_s: float
-    """From a node's wish to be introduced to its link."""
+    """Of a probe and its answer, both event loops included; the median."""
 
 
 CRASHES, PARTITIONS = 100, 30
 
 
 def simulated(reality: Reality, seed: int) -> Samples:
-    """Samples by figure, as `truth_told.FIGURES` names them. Only delays are taken from reality."""
+    """Samples by figure, as `truth_told.FIGURES` names them. Of reality only delays are taken; that a
+    connection without a sign of life ends after `world.SILENCE_S` was fitted to it once."""
     wire = Wire(delay_s=(0.25 * reality.round_trip_s, 0.75 * reality.round_trip_s))
 
     def runs(scenario: str, count: int, given: dict[str, str]) -> dict[str, list[float]]:

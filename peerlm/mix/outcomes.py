@@ -63,7 +63,8 @@ class Totals:
     bytes_received: int
     clipped: int
     clip_booked: float
-    """Norm of what clipping has kept back, summed over exchanges: how far Σφ may have bent."""
+    """Norm of what clipping has kept back, summed over exchanges: the most by which that, and nothing
+    else, has bent Σφ."""
 
 
 class Outcomes:
