@@ -7,7 +7,10 @@ honest nodes is above the least there is. Each attack runs with the plan's clipp
 none; promised is at most three times the excess of a run with honest nodes alone. Clipping itself may
 cost honest nodes two hundredths of theirs.
 
-Then honest nodes that are unlike the others: some were away for a quarter of the run, some are slow.
+The gate of norms stays where it is without clipping too, and all but stops `inverted` by itself: that attack
+shows gates and exclusion, the others show clipping.
+
+Then honest nodes that are unlike the others: some were away for a quarter of the run, some are slow or fast.
 None of them may be excluded by another.
 """
 
@@ -34,6 +37,7 @@ UNLIKE = {
     "3 of 8 away": {"parted": 3},
     "1 of 4 away": {"parted": 1, "nodes": 4},
     "1 of 8 slow": {"slow": 1},
+    "1 of 8 fast": {"slow": 7},
 }
 
 

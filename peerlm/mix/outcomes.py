@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from peerlm.effects import Effect, Log
 from peerlm.events import ExchangeEnded, ExchangeServed
 from peerlm.mix.exchange_records import Initiated, Served
-from peerlm.mix.robust import ClipTracker, PeerScores
+from peerlm.mix.robust import ClipTracker, Misfits, PeerScores
 from peerlm.types import FragmentId, Instant, PeerId, short
 
 YOU_ARE_BEHIND = "norm: you are behind"
@@ -78,6 +78,7 @@ class Outcomes:
     def __init__(self, sizes: Sequence[int], clip_factor: float) -> None:
         self.fragments = [FragmentState(ClipTracker(clip_factor)) for _ in sizes]
         self.scores = PeerScores()
+        self._misfits = Misfits()
         self._sizes = tuple(sizes)
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
@@ -111,7 +112,9 @@ class Outcomes:
         moved = event.applied_norm / event.phi_norm if event.phi_norm > 0 else 0.0
         state.last = {p: distance + moved for p, distance in state.last.items()}
         state.last[peer] = relative
-        if event.clipped:
+        if not event.clipped:
+            self._misfits.fits(peer, now)
+        else:
             self._counts["clipped"] += 1
             self._clip_booked += event.booked
         # Settled nodes are so close that an honest one which comes later looks like a stranger.
@@ -177,10 +180,13 @@ class Outcomes:
 
     def _distrust(self, peer: PeerId, reason: str, now: Instant) -> None:
         """A gate held. Weights of another size can be an honest laggard's, all else cannot."""
-        if reason.startswith("norm"):
-            self.scores.failed(peer, now)
-        else:
+        if not reason.startswith("norm"):
             self.scores.refused(peer, now)
+        elif self._misfits.failed(peer, now):
+            self.note("excluded: a misfit")
+            self.scores.refused(peer, now)
+        else:
+            self.scores.failed(peer, now)
 
     def is_behind(self, partners: Sequence[PeerId], now: Instant) -> bool:
         """Whether two partners, or the only one, lately found our weights to be of a time gone by.
@@ -195,6 +201,7 @@ class Outcomes:
     def forget(self, peer: PeerId) -> None:
         """`peer` is gone, and how far it was from us and ahead of us with it; its score stays."""
         self._ahead_of_us.pop(peer, None)
+        self._misfits.forget(peer)
         for state in self.fragments:
             state.last.pop(peer, None)
 

@@ -11,8 +11,9 @@ that is not clipped.
 Clipping bounds; it seldom identifies. A *stranger* is a peer whose differences are far beyond τ time
 after time while those of nearly all others are not: an honest one that is far away has been pulled
 near before that. Whoever stays below twice τ is never taken for one, and is only bounded.
-`PeerScores` leaves strangers out for a while, longer each time, and so whoever sends what is plainly
-wrong (a vector that fails a gate).
+A *misfit* is one whose norms alone are wrong, for a minute and more. `PeerScores` leaves strangers and
+misfits out for a while, longer each time, and so whoever sends what is plainly wrong (a vector that
+fails a gate).
 """
 
 from __future__ import annotations
@@ -130,6 +131,61 @@ class ClipTracker:
         self._clipped_by.append(partner)
         if len(set(self._clipped_by)) == DISTINCT_CLIPPED:
             self._doublings += 1
+
+
+MISFIT_TIMES = 8
+MISFIT_S = 60.0
+"""So often, and for so long, must weights of a peer have failed the gate of norms, with none that fitted
+in between, before it is excluded for that."""
+
+FITTING_MIN = 3
+"""And so many others must have fitted within that time."""
+
+
+@dataclass(slots=True)
+class _Misfit:
+    since: Instant
+    last: Instant
+    times: int = 0
+
+
+class Misfits:
+    """Peers whose weights fail the gate of norms again and again while nearly everybody else's fit.
+
+    Failing it once is an honest laggard's. But that one hears from two partners that it is behind, and has
+    newer weights within seconds; of one that learns much faster some fragments fit; and where many
+    do not fit, it may be us. A difference that had to be clipped is no fit.
+    """
+
+    def __init__(self) -> None:
+        self._fitted: dict[PeerId, Instant] = {}
+        self._misfits: dict[PeerId, _Misfit] = {}
+
+    def fits(self, peer: PeerId, now: Instant) -> None:
+        """An exchange with `peer` went through unclipped."""
+        self._fitted[peer] = now
+        self._misfits.pop(peer, None)
+
+    def failed(self, peer: PeerId, now: Instant) -> bool:
+        """A norm of `peer` did not fit. Returns whether that is enough; if so it begins anew."""
+        old = self._misfits.get(peer)
+        if old is None or now - old.last > EXCLUSION_S:
+            old = self._misfits[peer] = _Misfit(now, now)
+        old.times, old.last = old.times + 1, now
+        if old.times < MISFIT_TIMES or now - old.since < MISFIT_S:
+            return False
+        misfits = {p for p, m in self._misfits.items() if now - m.last < MISFIT_S}
+        fitting = {p for p, at in self._fitted.items() if now - at < MISFIT_S} - misfits
+        is_minority = len(misfits) <= STRANGERS_SHARE * (len(misfits) + len(fitting))
+        if len(fitting) < FITTING_MIN or not is_minority:
+            return False
+        del self._misfits[peer]
+        return True
+
+    def forget(self, peer: PeerId) -> None:
+        """`peer` is gone."""
+        self._fitted.pop(peer, None)
+        self._misfits.pop(peer, None)
 
 
 EXCLUSION_S = 600.0

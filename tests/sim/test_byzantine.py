@@ -8,9 +8,10 @@ import pytest
 from peerlm.config import Plan, with_changes
 from peerlm.errors import ConfigError, WireError
 from peerlm.mix.codec import CODECS, WEIGHT_CODECS, decode, encode
+from peerlm.mix.robust import MISFIT_S
 from peerlm.mix.vector import norm
 from peerlm.sim.attackers import ATTACKS, Attacker, forge
-from peerlm.sim.byzantine import Case, Outcome, Swarm
+from peerlm.sim.byzantine import STEP_S, Case, Outcome, Swarm
 from peerlm.sim.learner import Teacher
 
 SIZE = 300
@@ -76,7 +77,7 @@ def test_who_creeps_goes_the_same_way_every_time() -> None:
     steps = [
         decode(attacker.request(0, phi, "fp32", rng(s)), SIZE, ("fp32",)) - phi for s in (1, 2)
     ]
-    assert np.array_equal(*steps)
+    assert np.array_equal(steps[0], steps[1])
     assert norm(steps[0]) == pytest.approx(0.2 * norm(phi), rel=1e-4)
 
 
@@ -120,6 +121,13 @@ def test_twice_the_opposite_does_not_pass_the_gates(honest: Outcome) -> None:
     assert found.excess < 1.2 * honest.excess
 
 
+def test_twice_the_opposite_is_excluded_once_it_has_not_fitted_for_a_minute() -> None:
+    found = outcome(750, attack="inverted")
+    assert found.excluded_at is not None
+    assert found.excluded_at * STEP_S > MISFIT_S
+    assert found.wronged == 0
+
+
 def test_who_opposes_is_clipped_and_before_long_excluded(honest: Outcome) -> None:
     bare, kept = (outcome(attack="opposed", clip=clip) for clip in (False, True))
     assert bare.excess > 3 * honest.excess
@@ -139,8 +147,10 @@ def test_honest_nodes_are_hardly_clipped_and_never_excluded(honest: Outcome) -> 
     assert honest.excluded_at is None
 
 
-@pytest.mark.parametrize("unlike", [{"parted": 1, "nodes": 4}, {"slow": 2}])
-def test_honest_nodes_that_were_away_or_are_slow_are_no_strangers(unlike: dict[str, int]) -> None:
+@pytest.mark.parametrize("unlike", [{"parted": 1, "nodes": 4}, {"slow": 2}, {"slow": 7}])
+def test_honest_nodes_that_were_away_or_are_slow_or_fast_are_no_strangers(
+    unlike: dict[str, int],
+) -> None:
     found = outcome(**unlike)
     assert found.wronged == 0
 
