@@ -186,39 +186,54 @@ def _field(rng: random.Random, hint: Any, size: int) -> Any:
 
 
 def _frames() -> Iterator[Decoder]:
-    key = bytes(range(32))
+    prefaces = tuple(frame.Preface(TransferId(_id(n)), 1 + 300 * n).pack() for n in range(3))
+    yield Decoder("wire.frame.preface", Form.BYTES, prefaces, _preface, (WireError,))
     bodies = {
-        frame.Kind.HAIL: b"",
-        frame.Kind.GET: b"",
+        frame.Kind.BEGIN: bytes(8),
         frame.Kind.DATA: b"x" * 100,
+        frame.Kind.END: b"",
         frame.Kind.ABORT: b"no room",
     }
     for security in ("aead", "plain"):
-        cipher = frame.Cipher(key, 1, security)
-        samples = []
-        for serial, (kind, body) in enumerate(bodies.items(), start=1):
-            total = len(body) if kind is frame.Kind.DATA else 0
-            packed, sealed = cipher.seal(
-                frame.Header(kind, TransferId(_id(1)), serial, 0, total, len(body)), body
-            )
-            samples.append(packed + bytes(sealed))
+        samples = tuple(_sealed(security, kind, body) for kind, body in bodies.items())
         yield Decoder(
             f"wire.frame.{security}",
             Form.BYTES,
-            tuple(samples),
-            partial(_opened, cipher),
+            samples,
+            partial(_opened, security),
             (WireError, ChunkCorrupt),
             2 * frame.CHUNK_BYTES,
         )
 
 
-def _opened(cipher: frame.Cipher, data: bytes) -> object:
-    packed, sealed = data[: frame.HEADER_BYTES], data[frame.HEADER_BYTES :]
-    header = frame.parse(packed)
-    assert header.pack() == packed, "a header that does not survive its own encoding"
-    assert header.length <= frame.CHUNK_BYTES, "a frame that asks for more memory than a chunk"
-    cipher.open(header, packed, sealed, memoryview(bytearray(header.length)))
-    return header
+def _preface(data: bytes) -> object:
+    got = frame.Preface.parse(data)
+    assert got.pack() == data, "a preface that does not survive its own encoding"
+    return got
+
+
+def _cipher(security: str) -> frame.Cipher:
+    return frame.Cipher(bytes(range(32)), frame.UP, 1, security)
+
+
+def _sealed(security: str, kind: frame.Kind, body: bytes) -> bytes:
+    room = memoryview(bytearray(frame.HEADER_BYTES + len(body) + frame.TAG_BYTES))
+    room[frame.HEADER_BYTES :][: len(body)] = body
+    return bytes(room[: _cipher(security).seal(kind, room, len(body))])
+
+
+def _opened(security: str, data: bytes) -> object:
+    """The first frame of what a connection gives, as a stream reads it."""
+    if len(data) < frame.HEADER_BYTES:
+        return None  # the rest may come
+    kind, length = frame.parse_header(data)
+    whole = frame.HEADER_BYTES + length + frame.TAG_BYTES
+    assert whole <= frame.FRAME_BYTES_MAX, "a frame that asks for more memory than a buffer has"
+    if len(data) < whole:
+        return None
+    body = _cipher(security).open(memoryview(bytearray(data[:whole])))
+    assert len(body) == length, "a body of another length than was said"
+    return kind
 
 
 def _vectors() -> Iterator[Decoder]:

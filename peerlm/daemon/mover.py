@@ -1,82 +1,114 @@
-"""The bulk thread: sockets on one side, transfers on the other, nothing but moving in between.
+"""The bulk thread: TCP connections on one side, transfers on the other, nothing but moving in between.
 
-Each transfer we initiate has a DEALER of its own; transfers of others arrive at one ROUTER. A
-connection gets past its handshake only with the cookie of a transfer that is expected here
-(ZeroMQ's PLAIN mechanism; the cookie says nothing of the keys), and each frame past that must be
-sealed with its keys. Whatever does not fit is dropped and counted.
+The bulk port is open to everybody. A connection says first which transfer it is for and proves that it
+has that transfer's key; until then it is a *caller*, of whom few are kept and not for long. Each transfer
+has one connection, from its initiator to its responder.
 
-Everything here runs in that thread, but `call`, which any thread may use; a second thread reads and
-writes what comes from and goes to the disk.
+The thread asks every stream in turn to read one frame and to write one, as long as any moves, and then
+waits until a socket is ready, a pause of the throttle is over, or somebody calls. Arithmetic of an
+exchange is done right here, chunk by chunk, while a chunk is in the caches. Everything runs in that
+thread, but `call`, which any thread may use.
 """
 
 from __future__ import annotations
 
-import hmac
-import socket as tcp
+import os
+import selectors
+import socket
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-import zmq
+import numpy as np
 
-from peerlm.daemon import zap
-from peerlm.daemon.sockets import (
-    Socket,
-    bind,
-    connect,
-    make_context,
-    make_socket,
-    property_of,
-    receive,
-)
+from peerlm.daemon.sockets import listen_tcp
+from peerlm.daemon.stream import Stream, Talk
+from peerlm.daemon.talks import Fetch, Give
 from peerlm.daemon.throttle import TokenBucket
-from peerlm.daemon.transfer import Transfer
-from peerlm.errors import Unreachable, WireError
+from peerlm.errors import ChunkCorrupt, Unreachable, WireError
 from peerlm.types import Instant, TransferId
-from peerlm.wire.frame import CHUNK_BYTES, Buffer, Kind, cookie, parse
+from peerlm.wire.frame import (
+    ATTEMPTS_MAX,
+    CHUNK_BYTES,
+    DOWN,
+    FRAME_BYTES_MAX,
+    HEADER_BYTES,
+    PREFACE_BYTES,
+    TAG_BYTES,
+    UP,
+    Cipher,
+    Kind,
+    Preface,
+    parse_header,
+)
 
 HELD_BYTES_MAX = 1 << 30
-"""Requests and replies of all transfers at once; what would pass it is not begun."""
+"""What all transfers hold at once; what would pass it is not begun."""
 
 TRANSFERS_MAX = 256
-REDIAL_S_MIN, REDIAL_S_MAX = 0.25, 8.0
-"""Until the other side is first heard, it is dialled anew after so long, each time twice as long: it
-may not have expected us yet, and libzmq does not come back after a refused handshake."""
+CALLERS_MAX = 256
+CALLER_S = 5.0
+"""A connection that has not proved its right by then is closed."""
 
-BATCH = 64
-ROUTER_RETRY_S = 0.01
-"""A ROUTER does not tell when one peer's full queue has room again."""
+REDIAL_S = 0.25
+"""A pull whose connection broke is dialled anew after so long, and then twice as long each time."""
 
+GOODBYE_S = 1.0
+"""To get the last frame out."""
+
+TICK_S = 0.05
 PROGRESS_EVERY_S = 0.2
-GOODBYE_MS = 1000
-HEARTBEAT_TIMEOUT_MS = 30_000
 POLL_S_MAX = 60.0
+BUFFERS_KEPT = 16
+"""Frames' buffers that wait for their next stream: fresh memory costs more than what it is for."""
+
+BEGIN_BYTES = HEADER_BYTES + 8 + TAG_BYTES
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
     """A transfer with its connection and who awaits it."""
 
-    transfer: Transfer
-    taken: Callable[[memoryview | BaseException], None]
-    """Told once: what was wanted is here, or why it is not."""
+    id: TransferId
+    talk: Talk
+    keys: tuple[bytes, bytes]
+    """Up, down."""
+    target: tuple[str, int] | None
+    """Where to dial; None for the responder."""
+    progress_timeout_s: float
+    timeout_s: float
+    taken: Callable[[BaseException | None], None]
+    """Told once: all that was wanted is here and good, or why not."""
     holds_bytes: int = 0
     given: Callable[[int | BaseException], None] | None = None
-    """Told once, after `taken`, who serves an object: the peer has all, or why not."""
+    """Told once, after `taken`, who serves: the peer has all, or why not."""
     progressed: Callable[[int], None] | None = None
-    target: tuple[str, int] | None = None
+    began_at: float = 0.0
+    moved_at: float = 0.0
+    attempt: int = 0
+    """Of the newest connection; the responder's: the lowest that it still takes."""
     is_taken: bool = False
-    dealer: Socket | None = None
-    redial_at: float = 0.0
-    redial_s: float = field(default_factory=lambda: REDIAL_S_MIN)
-    route: bytes | None = None
-    stuck: list[Buffer] = field(default_factory=list)
-    """A sealed frame the socket would not take yet."""
+    stream: Stream | None = None
+    dialling: socket.socket | None = None
+    redial_at: float = float("inf")
+    redial_s: float = REDIAL_S
     reported_at: float = 0.0
+
+    @property
+    def peer_name(self) -> str:
+        return f"{self.target[0]} bulk port {self.target[1]}" if self.target else "the peer"
+
+
+@dataclass(slots=True, eq=False)
+class Caller:
+    """A connection that has yet to prove its right."""
+
+    connection: socket.socket
+    until: float
+    came: bytearray = field(default_factory=bytearray)
 
 
 class Mover:
@@ -88,43 +120,42 @@ class Mover:
         port: int,
         *,
         or_free: bool,
-        window: int,
+        security: str,
         upload_bytes_s: float,
         download_bytes_s: float,
         on_crash: Callable[[BaseException], None],
     ) -> None:
         self.counters: Counter[str] = Counter()
         now = Instant(time.monotonic())
+        self._security = security
         self._upload = TokenBucket(upload_bytes_s, CHUNK_BYTES, now)
         self._download = TokenBucket(download_bytes_s, CHUNK_BYTES, now)
-        self._queue_frames = 2 * window + 16
         self._on_crash = on_crash
         self._entries: dict[TransferId, Entry] = {}
-        self._by_dealer: dict[Socket, Entry] = {}
+        self._callers: OrderedDict[socket.socket, Caller] = OrderedDict()
+        self._parting: dict[Stream, float] = {}
+        """Streams whose transfer is over, until their last frame is out."""
         self._active: dict[Entry, None] = {}
-        """Entries that may have something to send, in the order they came to have it."""
+        """Entries that may have something to move."""
+        self._buffers: list[memoryview] = []
         self._held_bytes = 0
-        self._tick_at = float("inf")
-        self._pump_at = float("inf")
+        self._tick_at = 0.0
+        self._resume_at = float("inf")
         self._commands: deque[Callable[[], None]] = deque()
-        self._wake_in, self._wake_out = tcp.socketpair()
+        self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
-        self._context = make_context(io_threads=2, sockets_max=4096)
-        self._gate = self._context.socket(zmq.ROUTER)
-        self._gate.bind(zap.ADDRESS)
-        self._router = self._make_socket(zmq.ROUTER)
-        self._router.set(zmq.PLAIN_SERVER, 1)
-        self._poller = zmq.Poller()
+        self._selector = selectors.DefaultSelector()
         self._stopping = False
         try:
-            self.port = bind(self._router, host, port, or_free=or_free)
+            self._listener = listen_tcp(host, port, or_free=or_free)
         except BaseException:
-            self._close_sockets()
+            self._close_all()
             raise
-        for source in (self._gate, self._router, self._wake_out):
-            self._poller.register(source, zmq.POLLIN)
-        self._disk = ThreadPoolExecutor(1, "bulk-disk")
+        self._listener.setblocking(False)
+        self.port: int = self._listener.getsockname()[1]
+        self._selector.register(self._wake_out, selectors.EVENT_READ, self._on_wake)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._on_caller)
         self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
         self._thread.start()
 
@@ -139,40 +170,42 @@ class Mover:
     def wait_ended(self) -> None:
         """Block until the thread has ended, after `stop`."""
         self._thread.join()
-        self._disk.shutdown(wait=False)
 
     # ------------------------------------------------------------------ commands, by way of `call`
 
     def add(self, entry: Entry) -> None:
         """Begin a transfer, or tell it why not."""
-        name = entry.transfer.id
         full = self._held_bytes + entry.holds_bytes > HELD_BYTES_MAX and self._entries
-        if name in self._entries:
-            entry.taken(Unreachable("admission", f"transfer {name.hex()} is under way already"))
+        if entry.id in self._entries:
+            line = f"transfer {entry.id.hex()} is under way already"
+            entry.taken(Unreachable("admission", line))
         elif full or len(self._entries) >= TRANSFERS_MAX:
             line = f"{len(self._entries)} transfers of {self._held_bytes} bytes are under way"
             entry.taken(Unreachable("admission", line))
         else:
-            self._entries[name] = entry
+            self._entries[entry.id] = entry
             self._held_bytes += entry.holds_bytes
-            self._tick_at = 0.0
-
-    def give(self, transfer: TransferId, data: Buffer) -> bool:
-        """Make the reply to a request; False when it comes too late."""
-        entry = self._entries.get(transfer)
-        if entry is None or entry.transfer.offer is not None:
-            return False
-        entry.holds_bytes += len(data)
-        self._held_bytes += len(data)
-        entry.transfer.give(data)
-        self._activate(entry)
-        self._tick_at = 0.0
-        return True
+            entry.began_at = entry.moved_at = time.monotonic()
+            if entry.target is not None:
+                self._dial(entry)
+            else:
+                for caller in list(self._callers.values()):
+                    self._look_at(caller)
 
     def cancel(self, transfer: TransferId, reason: str) -> None:
         entry = self._entries.get(transfer)
         if entry is not None:
             self._fail(entry, Unreachable("transfer", reason))
+
+    def moved(self, entry: Entry, error: BaseException | None) -> None:
+        """The disk has done its part of a transfer, or cannot."""
+        if self._entries.get(entry.id) is not entry:
+            return
+        if error is not None:
+            self._fail(entry, error)
+        else:
+            entry.moved_at = time.monotonic()
+            self._active[entry] = None
 
     def stop(self) -> None:
         self._fail_all(Unreachable("transfer", "this node is stopping"))
@@ -188,307 +221,370 @@ class Mover:
             self._fail_all(error)
             self._on_crash(error)
         finally:
-            self._close_sockets()
+            self._close_all()
 
     def _turn(self) -> None:
-        wait_s = min(self._tick_at, self._pump_at) - time.monotonic()
-        ready = self._poller.poll(int(1000 * max(0.0, min(wait_s + 0.001, POLL_S_MAX))))
-        now = Instant(time.monotonic())
-        for source, signs in ready:
-            if source is self._gate:
-                self._drain(self._gate, zap.REQUEST_PARTS_MAX, self._on_knock)
-            elif source is self._router:
-                self._drain(self._router, 3, partial(self._on_inbound, now))
-            elif source in self._by_dealer:
-                self._on_dealer(source, signs, now)
-            elif isinstance(source, int):
-                self._wake_out.recv(4096)
+        wait_s = min(self._tick_at, self._resume_at) - time.monotonic()
+        if self._active or self._commands:
+            wait_s = 0.0
+        for key, mask in self._selector.select(max(0.0, min(wait_s, POLL_S_MAX))):
+            key.data(mask)
         while self._commands:
             self._commands.popleft()()
+        now = time.monotonic()
+        if now >= self._resume_at:
+            self._resume_at = float("inf")
+            self._active.update(dict.fromkeys(self._entries.values()))
         if now >= self._tick_at:
             self._tick(now)
-        self._pump()
+        self._move()
 
-    def _on_dealer(self, dealer: Socket, signs: int, now: Instant) -> None:
-        entry = self._by_dealer[dealer]
-        if signs & zmq.POLLOUT:
-            self._poller.modify(dealer, zmq.POLLIN)
-        self._drain(dealer, 2, partial(self._on_frame, entry, None, now))
-        self._activate(entry)
+    def _on_wake(self, mask: int) -> None:
+        self._wake_out.recv(4096)
 
-    def _drain(
-        self, socket: Socket, parts_max: int, handle: Callable[[list[zmq.Frame]], None]
-    ) -> None:
-        for _ in range(BATCH):
-            parts = None if socket.closed else receive(socket, parts_max)
-            if parts is None:
-                return
-            handle(parts)
+    def _move(self) -> None:
+        """Let each stream read and write one frame in turn until none can."""
+        while self._active and not self._commands:
+            for entry in list(self._active):
+                if self._entries.get(entry.id) is not entry or entry.stream is None:
+                    self._active.pop(entry, None)
+                elif not self._move_one(entry, entry.stream):
+                    self._active.pop(entry, None)
+                    if entry.stream is not None:
+                        self._watch(entry.stream, entry)
 
-    def _on_knock(self, parts: list[zmq.Frame]) -> None:
-        """Who may open a connection: whoever has the cookie of a transfer we expect."""
-        request = zap.parse(parts)
-        if request is None or request.mechanism != b"PLAIN" or len(request.credentials) != 2:
-            return
-        name, secret = request.credentials
-        entry = self._entry_named(name.decode("ascii", errors="replace"))
-        if entry is None or not hmac.compare_digest(cookie(entry.transfer.key_up), secret):
-            self.counters["connections_denied"] += 1
-            self._gate.send_multipart(request.reply(b"400", ""))
-        else:
-            self._gate.send_multipart(request.reply(b"200", name.decode()))
+    def _move_one(self, entry: Entry, stream: Stream) -> bool:
+        before = sum(stream.wire_bytes)
+        moved = self._read(stream)
+        stream.look()
+        moved |= self._write(stream)
+        if sum(stream.wire_bytes) != before:
+            entry.moved_at = time.monotonic()
+        self._after(entry, stream)
+        return moved
 
-    def _entry_named(self, name: str) -> Entry | None:
-        try:
-            entry = self._entries.get(TransferId(bytes.fromhex(name)))
-        except ValueError:
-            return None
-        return entry if entry is not None and not entry.transfer.initiator else None
+    def _read(self, stream: Stream) -> bool:
+        before, heard = stream.wire_bytes[0], stream.heard_bytes
+        now = Instant(time.monotonic())
+        if stream.wants_to_read and (delay_s := self._download.delay_s(now)) > 0:
+            self._resume_at = min(self._resume_at, now + delay_s)
+            return False
+        moved = stream.read()
+        self.counters["bytes_received"] += stream.wire_bytes[0] - before
+        self._download.take(stream.heard_bytes - heard, now)
+        return moved
 
-    def _on_inbound(self, now: Instant, parts: list[zmq.Frame]) -> None:
-        entry = self._entry_named(property_of(parts[0], "User-Id"))
-        if entry is None:
-            self.counters["dropped_unknown"] += 1
-        else:
-            self._on_frame(entry, parts[0].bytes, now, parts[1:])
-            self._activate(entry)
+    def _write(self, stream: Stream) -> bool:
+        before, length = stream.wire_bytes[1], stream.next_chunk_bytes
+        if length:
+            now = Instant(time.monotonic())
+            if (delay_s := self._upload.delay_s(now)) > 0:
+                self._resume_at = min(self._resume_at, now + delay_s)
+                return False
+        said = stream.said_bytes
+        moved = stream.write()
+        if stream.said_bytes > said:
+            self._upload.take(length, Instant(time.monotonic()))
+        self.counters["bytes_sent"] += stream.wire_bytes[1] - before
+        return moved
 
-    def _on_frame(
-        self, entry: Entry, route: bytes | None, now: Instant, parts: list[zmq.Frame]
-    ) -> None:
-        transfer = entry.transfer
-        try:
-            if len(parts) != 2:
-                raise WireError(f"{len(parts)} parts")
-            header = parse(parts[0].buffer)
-        except WireError:
-            self.counters["dropped_garbage"] += 1
-            return
-        if header.transfer != transfer.id:
-            self.counters["dropped_unknown"] += 1
-            return
-        verdict = transfer.on_frame(header, parts[0].buffer, parts[1].buffer, now)
-        if verdict:
-            self.counters[f"dropped_{verdict}"] += 1
-            return
-        self.counters["bytes_received"] += len(parts[0].buffer) + len(parts[1].buffer)
-        if route is not None:
-            entry.route = route
-        self._tick_at = min(self._tick_at, transfer.wakes_at)
-        self._use_disk(entry)
-        self._look_at(entry, now)
-
-    def _look_at(self, entry: Entry, now: Instant) -> None:
+    def _after(self, entry: Entry, stream: Stream) -> None:
         """Tell who waits what has become of a transfer."""
-        transfer = entry.transfer
-        if transfer.failure is not None:
-            self._fail(entry, transfer.failure)
+        now = time.monotonic()
+        if entry.progressed is not None and isinstance(entry.talk, Fetch):
+            done = entry.talk.is_done
+            if done or now >= entry.reported_at + PROGRESS_EVERY_S:
+                entry.reported_at = now
+                entry.progressed(entry.talk.heard_bytes)
+        if stream.failure is not None:
+            self._broke(entry, stream)
             return
-        if entry.progressed is not None and (
-            transfer.has_all or now >= entry.reported_at + PROGRESS_EVERY_S
-        ):
-            entry.reported_at = now
-            entry.progressed(transfer.bytes_received)
-        if transfer.has_all and not entry.is_taken:
+        if entry.is_taken or not stream.is_good:
+            pass
+        elif entry.target is None or stream.said_end:
             entry.is_taken = True
-            entry.taken(transfer.want.memory)
-            if transfer.initiator:
-                self._remove(entry, "")
-        if transfer.peer_is_done and not transfer.initiator:
+            entry.taken(None)
+        if stream.has_ended:
             if entry.given is not None:
-                entry.given(transfer.bytes_sent)
-            self._remove(entry, None)
+                entry.given(stream.said_bytes)
+            self._remove(entry)
 
-    def _tick(self, now: Instant) -> None:
+    def _broke(self, entry: Entry, stream: Stream) -> None:
+        """A connection is of no more use. A pull goes on over another one."""
+        failure = stream.failure
+        assert failure is not None
+        if isinstance(failure, ChunkCorrupt):
+            self.counters["dropped_corrupt"] += 1
+        resumes = isinstance(entry.talk, Fetch | Give) and (
+            isinstance(failure, Unreachable) and "gave up" not in str(failure)
+        )
+        if not resumes:
+            if isinstance(failure, Unreachable):
+                failure = Unreachable(failure.step, f"{entry.peer_name}: {failure}")
+            elif isinstance(failure, WireError):
+                failure = WireError(f"{entry.peer_name}: {failure}")
+            self._fail(entry, failure)
+            return
+        self._hang_up(entry)
+        if entry.target is not None:
+            entry.redial_at = time.monotonic() + entry.redial_s
+            entry.redial_s *= 2
+
+    # ---------------------------------------------------------------------------------- time
+
+    def _tick(self, now: float) -> None:
+        self._tick_at = now + TICK_S if self._entries or self._callers or self._parting else 1e18
         for entry in list(self._entries.values()):
-            entry.transfer.tick(now)
-            if entry.transfer.failure is not None:
-                self._fail(entry, entry.transfer.failure)
-                continue
-            self._activate(entry)
-            if entry.target and not entry.transfer.heard and now >= entry.redial_at:
-                self._dial(entry, now)
-        self._tick_at = min(
-            (entry.transfer.wakes_at for entry in self._entries.values()), default=float("inf")
+            if now >= entry.began_at + entry.timeout_s:
+                line = f"{entry.peer_name}: not done in {entry.timeout_s:g} s"
+                self._fail(entry, Unreachable("transfer", line))
+            elif now >= entry.moved_at + entry.progress_timeout_s:
+                self._fail(entry, self._why_silent(entry))
+            elif now >= entry.redial_at:
+                self._dial(entry)
+        for caller in [c for c in self._callers.values() if now >= c.until]:
+            self._turn_away(caller, "denied")
+        for stream in [s for s, until in self._parting.items() if now >= until]:
+            self._part(stream)
+
+    def _why_silent(self, entry: Entry) -> Unreachable:
+        if entry.stream is None and not entry.attempt:
+            return Unreachable(
+                "connect", f"{entry.peer_name}: no answer in {entry.progress_timeout_s:g} s"
+            )
+        heard = entry.stream.heard_bytes if entry.stream is not None else 0
+        if entry.target is not None and not heard and not isinstance(entry.talk, Fetch):
+            return Unreachable(
+                "connect", f"{entry.peer_name}: no answer in {entry.progress_timeout_s:g} s"
+            )
+        return Unreachable(
+            "transfer",
+            f"{entry.peer_name}: nothing came for {entry.progress_timeout_s:g} s, "
+            f"{heard} bytes are here",
         )
 
-    # ---------------------------------------------------------------------------------- entries
+    # ------------------------------------------------------------------------------- connections
 
-    def _is_live(self, entry: Entry) -> bool:
-        return self._entries.get(entry.transfer.id) is entry
-
-    def _dial(self, entry: Entry, now: Instant) -> None:
+    def _dial(self, entry: Entry) -> None:
         assert entry.target is not None
         self._hang_up(entry)
-        entry.redial_at = now + entry.redial_s
-        entry.redial_s = min(2 * entry.redial_s, REDIAL_S_MAX)
-        dealer = entry.dealer = self._make_socket(zmq.DEALER)
-        dealer.set(zmq.IMMEDIATE, 1)
-        dealer.set(zmq.PLAIN_USERNAME, entry.transfer.id.hex().encode())
-        dealer.set(zmq.PLAIN_PASSWORD, cookie(entry.transfer.key_up))
-        connect(dealer, *entry.target)
-        self._by_dealer[dealer] = entry
-        self._poller.register(dealer, zmq.POLLIN | zmq.POLLOUT)
+        entry.redial_at = float("inf")
+        entry.attempt += 1
+        self._tick_at = 0.0
+        if entry.attempt >= ATTEMPTS_MAX:
+            self._fail(entry, Unreachable("connect", f"{entry.peer_name}: too many attempts"))
+            return
+        family = socket.AF_INET6 if ":" in entry.target[0] else socket.AF_INET
+        dialling = socket.socket(family, socket.SOCK_STREAM)
+        dialling.setblocking(False)
+        dialling.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        entry.dialling = dialling
+        try:
+            dialling.connect(entry.target)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._not_dialled(entry, error)
+            return
+        ready = partial(self._on_dialled, entry, dialling)
+        self._selector.register(dialling, selectors.EVENT_WRITE, ready)
 
-    def _hang_up(self, entry: Entry, linger_ms: int = 0) -> None:
-        if entry.dealer is not None:
-            self._poller.unregister(entry.dealer)
-            del self._by_dealer[entry.dealer]
-            entry.dealer.close(linger=linger_ms)
-            entry.dealer = None
+    def _on_dialled(self, entry: Entry, dialling: socket.socket, mask: int) -> None:
+        if entry.dialling is not dialling:
+            return
+        if code := dialling.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._not_dialled(entry, OSError(code, os.strerror(code)))
+            return
+        self._selector.unregister(dialling)
+        entry.dialling = None
+        seal = Cipher(entry.keys[0], UP, entry.attempt, self._security)
+        opens = Cipher(entry.keys[1], DOWN, entry.attempt, self._security)
+        entry.stream = Stream(dialling, entry.talk, seal, opens, self._lend(), dials=True)
+        first = entry.talk.first if isinstance(entry.talk, Fetch) else 0
+        entry.stream.begin(Preface(entry.id, entry.attempt).pack(), first)
+        self._active[entry] = None
+
+    def _not_dialled(self, entry: Entry, error: OSError) -> None:
+        line = f"{entry.peer_name}: {error.strerror or error}"
+        self._fail(entry, Unreachable("connect", line))
+
+    def _on_caller(self, mask: int) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return  # gone again, or no file left for it: whoever called will call again
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        while len(self._callers) >= CALLERS_MAX:
+            self._turn_away(next(iter(self._callers.values())), "denied")
+        caller = Caller(connection, time.monotonic() + CALLER_S)
+        self._callers[connection] = caller
+        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, caller))
+        self._tick_at = 0.0
+
+    def _hear(self, caller: Caller, mask: int = 0) -> None:
+        """More of a caller's first words: nothing is read beyond them."""
+        missing = PREFACE_BYTES + BEGIN_BYTES - len(caller.came)
+        try:
+            data = caller.connection.recv(missing)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._turn_away(caller, "denied")
+            return
+        caller.came += data
+        if len(data) == missing:
+            # Whatever else it has to say stays in the kernel until its transfer is known.
+            self._selector.unregister(caller.connection)
+            self._look_at(caller)
+
+    def _look_at(self, caller: Caller) -> None:
+        """Whether a caller who has said its first words may come in."""
+        if len(caller.came) < PREFACE_BYTES + BEGIN_BYTES:
+            return
+        try:
+            preface = Preface.parse(caller.came[:PREFACE_BYTES])
+        except WireError:
+            self._turn_away(caller, "garbage")
+            return
+        entry = self._entries.get(preface.transfer)
+        if entry is None or entry.target is not None:
+            return  # it may have come before it is expected
+        opens = Cipher(entry.keys[0], UP, preface.attempt, self._security)
+        try:
+            first = _first_chunk(caller, opens)
+        except (ChunkCorrupt, WireError):
+            self._turn_away(caller, "corrupt")
+            return
+        if preface.attempt <= entry.attempt:
+            self._turn_away(caller, "replayed")
+            return
+        if not entry.talk.seek(first) if isinstance(entry.talk, Give) else first:
+            self._turn_away(caller, "garbage")
+            return
+        del self._callers[caller.connection]
+        self._hang_up(entry)
+        seal = Cipher(entry.keys[1], DOWN, preface.attempt, self._security)
+        entry.attempt, entry.stream = (
+            preface.attempt,
+            Stream(caller.connection, entry.talk, seal, opens, self._lend(), dials=False),
+        )
+        entry.moved_at = time.monotonic()
+        self._active[entry] = None
+
+    def _turn_away(self, caller: Caller, why: str) -> None:
+        self.counters[f"callers_{why}"] += 1
+        self._callers.pop(caller.connection, None)
+        self._forget(caller.connection)
+
+    def _watch(self, stream: Stream, entry: Entry | None) -> None:
+        """Be woken when the socket takes or gives more of what is wanted."""
+        mask = 0
+        if (stream.wants_to_read or entry is None) and not stream.is_readable:
+            mask |= selectors.EVENT_READ
+        if stream.wants_to_write and not stream.is_writable:
+            mask |= selectors.EVENT_WRITE
+        known = stream.connection in self._selector.get_map()
+        ready = partial(self._on_ready, stream, entry)
+        if not mask:
+            if known:
+                self._selector.unregister(stream.connection)
+        elif known:
+            self._selector.modify(stream.connection, mask, ready)
+        else:
+            self._selector.register(stream.connection, mask, ready)
+
+    def _on_ready(self, stream: Stream, entry: Entry | None, mask: int) -> None:
+        stream.is_readable |= bool(mask & selectors.EVENT_READ)
+        stream.is_writable |= bool(mask & selectors.EVENT_WRITE)
+        if entry is not None and entry.stream is stream:
+            self._active[entry] = None
+        elif stream in self._parting:
+            self._part(stream)
+
+    # ---------------------------------------------------------------------------------- ends
 
     def _fail(self, entry: Entry, error: BaseException) -> None:
-        if not self._is_live(entry):
+        if self._entries.get(entry.id) is not entry:
             return
+        if entry.stream is not None:
+            entry.stream.abort(str(error) or type(error).__name__)
         if not entry.is_taken:
             entry.is_taken = True
             entry.taken(error)
         elif entry.given is not None:
             entry.given(error)
-        self._remove(entry, str(error) or type(error).__name__)
+        self._remove(entry)
 
     def _fail_all(self, error: BaseException) -> None:
         for entry in list(self._entries.values()):
             self._fail(entry, error)
 
-    def _remove(self, entry: Entry, goodbye: str | None) -> None:
-        """Forget a transfer. `goodbye`: why we give up, '' for having all, None to say nothing."""
-        del self._entries[entry.transfer.id]
+    def _remove(self, entry: Entry) -> None:
+        del self._entries[entry.id]
         self._held_bytes -= entry.holds_bytes
         self._active.pop(entry, None)
-        if goodbye is not None and entry.transfer.heard:
-            entry.stuck = []
-            entry.transfer.end(goodbye)
-            self._send(entry, list(entry.transfer.next_frame()))
-        self._hang_up(entry, GOODBYE_MS)
+        if (stream := entry.stream) is not None:
+            entry.stream = None
+            self._parting[stream] = time.monotonic() + GOODBYE_S
+            self._part(stream)
+        self._hang_up(entry)
 
-    # ------------------------------------------------------------------------------- disk
+    def _part(self, stream: Stream) -> None:
+        """Get the last frame out, then close. Closing on what the other side still sends would make
+        the kernel take our last words back, so they are let run out for a moment."""
+        while stream.wants_to_write and stream.write():
+            pass
+        ran_out = stream.has_run_out() if not stream.wants_to_write else False
+        if not ran_out and time.monotonic() < self._parting[stream]:
+            self._watch(stream, None)
+            self._tick_at = 0.0
+            return
+        del self._parting[stream]
+        self._close(stream)
 
-    def _use_disk(self, entry: Entry) -> None:
-        transfer = entry.transfer
-        while transfer.reads:
-            chunk = transfer.reads.pop(0)
-            self._disk.submit(self._read, entry, chunk)
-        while transfer.writes:
-            offset, data = transfer.writes.pop(0)
-            self._disk.submit(self._write, entry, offset, data)
+    def _hang_up(self, entry: Entry) -> None:
+        if entry.dialling is not None:
+            self._forget(entry.dialling)
+            entry.dialling = None
+        if entry.stream is not None:
+            self._close(entry.stream)
+            entry.stream = None
 
-    def _read(self, entry: Entry, chunk: int) -> None:
-        offer = entry.transfer.offer
-        assert offer is not None
-        offset = chunk * CHUNK_BYTES
-        try:
-            data = offer.read(offset, min(CHUNK_BYTES, offer.size - offset))
-        except Exception as error:
-            self.call(partial(self._fail, entry, error))
-        else:
-            self.call(partial(self._on_read, entry, chunk, data))
+    def _close(self, stream: Stream) -> None:
+        self._forget(stream.connection)
+        self._buffers += stream.buffers
+        del self._buffers[BUFFERS_KEPT:]
 
-    def _on_read(self, entry: Entry, chunk: int, data: Buffer) -> None:
-        entry.transfer.loaded(chunk, data)
-        self._activate(entry)
+    def _lend(self) -> tuple[memoryview, memoryview]:
+        while len(self._buffers) < 2:
+            self._buffers.append(np.empty(FRAME_BYTES_MAX, np.uint8).data)
+        return self._buffers.pop(), self._buffers.pop()
 
-    def _write(self, entry: Entry, offset: int, data: memoryview) -> None:
-        sink = entry.transfer.want.sink
-        assert sink is not None
-        if not self._is_live(entry):
-            return  # given up meanwhile: nothing of it may be applied
-        try:
-            sink(offset, data)
-        except Exception as error:
-            self.call(partial(self._fail, entry, error))
-        else:
-            self.call(partial(self._on_written, entry))
+    def _forget(self, connection: socket.socket) -> None:
+        if connection in self._selector.get_map():
+            self._selector.unregister(connection)
+        connection.close()
 
-    def _on_written(self, entry: Entry) -> None:
-        if self._is_live(entry):
-            entry.transfer.written()
-            self._look_at(entry, Instant(time.monotonic()))
-            self._activate(entry)
-
-    # ------------------------------------------------------------------------------- sending
-
-    def _activate(self, entry: Entry) -> None:
-        if self._is_live(entry):
-            self._active[entry] = None
-
-    def _pump(self) -> None:
-        """Let each active transfer send one frame in turn until none can."""
-        self._pump_at = float("inf")
-        while self._active:
-            moved = False
-            for entry in list(self._active):
-                moved |= self._send_one(entry)
-            if not moved:
-                return
-
-    def _send_one(self, entry: Entry) -> bool:
-        """False when nothing was sent; then `_pump_at` says when to try again, if time alone may
-        change that."""
-        if not self._is_live(entry):
-            self._active.pop(entry, None)
-            return False
-        if not entry.stuck:
-            job = entry.transfer.next_job()
-            if job is None:
-                self._active.pop(entry, None)
-                return False
-            if not self._may_move(job):
-                return False
-            entry.stuck = list(entry.transfer.next_frame())
-        if self._send(entry, entry.stuck):
-            entry.stuck = []
-            return True
-        return False
-
-    def _may_move(self, job: tuple[Kind, int, int]) -> bool:
-        kind, _, length = job
-        if not length:
-            return True
-        bucket = self._upload if kind is Kind.DATA else self._download
-        now = Instant(time.monotonic())
-        delay_s = bucket.delay_s(now)
-        if delay_s > 0:
-            self._pump_at = min(self._pump_at, now + delay_s)
-            return False
-        bucket.take(length, now)
-        return True
-
-    def _send(self, entry: Entry, parts: list[Buffer]) -> bool:
-        try:
-            if entry.dealer is not None:
-                entry.dealer.send_multipart(parts, zmq.DONTWAIT, copy=False)
-            elif entry.route is not None:
-                self._router.send_multipart([entry.route, *parts], zmq.DONTWAIT, copy=False)
-            else:
-                self._active.pop(entry, None)  # until it is heard from again
-                return False
-        except zmq.ZMQError as error:
-            if entry.dealer is not None:
-                self._poller.modify(entry.dealer, zmq.POLLIN | zmq.POLLOUT)
-                self._active.pop(entry, None)
-            elif error.errno == zmq.EHOSTUNREACH:
-                entry.route = None
-            else:
-                self._pump_at = min(self._pump_at, time.monotonic() + ROUTER_RETRY_S)
-            return False
-        self.counters["bytes_sent"] += sum(len(part) for part in parts)
-        return True
-
-    def _make_socket(self, kind: int) -> Socket:
-        return make_socket(
-            self._context,
-            kind,
-            frame_bytes_max=CHUNK_BYTES + 1024,
-            hwm=self._queue_frames,
-            heartbeat_timeout_ms=HEARTBEAT_TIMEOUT_MS,
-        )
-
-    def _close_sockets(self) -> None:
-        for entry in list(self._by_dealer.values()):
-            self._hang_up(entry)
-        self._router.close(linger=0)
-        self._gate.close(linger=0)
+    def _close_all(self) -> None:
+        for stream in list(self._parting):
+            self._parting[stream] = 0.0
+            self._part(stream)
+        for caller in list(self._callers.values()):
+            self._turn_away(caller, "denied")
+        if hasattr(self, "_listener"):
+            self._listener.close()
         self._wake_in.close()
         self._wake_out.close()
-        self._context.term()
+        self._selector.close()
+
+
+def _first_chunk(caller: Caller, opens: Cipher) -> int:
+    """What a caller's first frame asks for. Raises `ChunkCorrupt`, `WireError`."""
+    frame = memoryview(bytearray(caller.came[PREFACE_BYTES:]))
+    kind, length = parse_header(frame)
+    if kind is not Kind.BEGIN or length != 8:
+        raise WireError("a first frame that does not begin")
+    return int.from_bytes(opens.open(frame), "big")

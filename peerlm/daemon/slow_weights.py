@@ -51,6 +51,10 @@ class SlowWeights:
         """Elements of the fragment."""
         return self._fragments[fragment].size
 
+    def fragment(self, fragment: FragmentId) -> SlowFragment:
+        """The fragment itself, for reading its φ out of turn (mix/flow.py says why that is sound)."""
+        return self._fragments[fragment]
+
     def before_work(self, fragment: FragmentId) -> SlowFragment:
         """The fragment itself, to be filled while nothing else can know of it: before this node
         is active and before its first worker."""

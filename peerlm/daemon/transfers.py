@@ -17,12 +17,15 @@ import numpy as np
 from peerlm import events
 from peerlm.daemon.bulk import Bulk
 from peerlm.daemon.slow_weights import SlowWeights
+from peerlm.daemon.spare import Spare
+from peerlm.daemon.talks import RefusedHere
 from peerlm.effects import RunExchange, RunPull, ServeExchange, ServePull
 from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Unreachable, WireError
 from peerlm.events import Event
 from peerlm.mix import flow
-from peerlm.mix.codec import encoded_size
+from peerlm.mix.chunks import stream_bytes
 from peerlm.mix.fragment import SlowFragment
+from peerlm.mix.vector import Vector
 from peerlm.store.objects import Objects, Partial
 from peerlm.types import FragmentId, TransferId
 
@@ -52,6 +55,7 @@ class Transfers:
         self._objects = objects
         self._moved = moved
         self._noise = noise
+        self._spare = Spare()
         self._running: dict[TransferId, asyncio.Task[None]] = {}
 
     # -------------------------------------------------------------------------------- effects
@@ -101,100 +105,66 @@ class Transfers:
     # ------------------------------------------------------------------------------- exchanges
 
     async def _run_exchange(self, e: RunExchange) -> None:
-        def request(fragment: SlowFragment) -> flow.Request:
-            return flow.make_request(fragment, e.codec_request, self._noise)
-
-        try:
-            asked = await self._slow.on(e.fragment, request)
-            reply = await self._bulk.exchange(
-                e.transfer,
-                e.host,
-                e.bulk_port,
-                asked.payload,
-                self._reply_bytes(e.fragment, e.codec_reply),
-                e.key_up,
-                e.key_down,
-                e.progress_timeout_s,
-                e.timeout_s,
-            )
-        except (PeerlmError, ValueError) as error:
-            self._post(events.ExchangeEnded(e.transfer, "lost", _reason(error)))
-            return
-
-        def absorb(fragment: SlowFragment) -> flow.Flow | flow.Refused:
-            return flow.absorb(
-                fragment,
-                reply,
-                codec_reply=e.codec_reply,
-                weight=e.weight,
-                clip_norm=e.clip_norm,
-                through_momentum=e.through_momentum,
-            )
-
-        result = await self._apply(e.transfer, e.fragment, absorb)
-        if isinstance(result, flow.Refused):
-            self._post(events.ExchangeEnded(e.transfer, "refused", result.reason))
-            return
+        size = self._slow.size(e.fragment)
+        with self._spare.lent(size) as difference:
+            side = flow.Asking(self._slow.fragment(e.fragment), **self._rules(e, difference))
+            try:
+                await self._bulk.exchange(
+                    e.transfer,
+                    e.host,
+                    e.bulk_port,
+                    side,
+                    (e.key_up, e.key_down),
+                    e.progress_timeout_s,
+                    e.timeout_s,
+                )
+            except RefusedHere as error:
+                self._post(events.ExchangeEnded(e.transfer, "refused", str(error)))
+                return
+            except PeerlmError as error:
+                self._post(events.ExchangeEnded(e.transfer, "lost", _reason(error)))
+                return
+            moved = await self._apply(e.transfer, e.fragment, lambda _: side.apply())
         self._post(
             events.ExchangeEnded(
                 e.transfer,
                 "ok",
-                raw_norm=result.raw_norm,
-                applied_norm=result.applied_norm,
-                phi_norm=result.phi_norm,
-                clipped=result.clipped,
-                booked=result.withheld_norm,
-                bytes_sent=len(asked.payload),
-                bytes_received=len(reply),
+                raw_norm=moved.raw_norm,
+                applied_norm=moved.applied_norm,
+                phi_norm=moved.phi_norm,
+                clipped=moved.clipped,
+                booked=moved.withheld_norm,
+                bytes_sent=stream_bytes(e.codec_request, size),
+                bytes_received=stream_bytes(e.codec_reply, size),
             )
         )
 
     async def _serve_exchange(self, e: ServeExchange) -> None:
-        try:
-            request = await self._bulk.expect(
-                e.transfer,
-                e.request_bytes,
-                e.key_up,
-                e.key_down,
-                e.progress_timeout_s,
-                e.timeout_s,
-            )
-        except PeerlmError as error:
-            self._post(events.ExchangeServed(e.transfer, "lost", _reason(error)))
-            return
-
-        def respond(fragment: SlowFragment) -> flow.Response | flow.Refused:
-            return flow.respond(
-                fragment,
-                request,
-                codec_request=e.codec_request,
-                codec_reply=e.codec_reply,
-                weight=e.weight,
-                clip_norm=e.clip_norm,
-                rng=self._noise,
-                through_momentum=e.through_momentum,
-            )
-
-        result = await self._apply(e.transfer, e.fragment, respond)
-        if isinstance(result, flow.Refused):
-            self._bulk.cancel(e.transfer, result.reason)
-            self._post(events.ExchangeServed(e.transfer, "refused", result.reason))
-            return
-        try:
-            await self._bulk.reply(e.transfer, result.payload)
-        except PeerlmError:
-            pass  # our side is applied all the same; the peer may ask for the reply once more
+        size = self._slow.size(e.fragment)
+        with self._spare.lent(size) as difference:
+            side = flow.Answering(self._slow.fragment(e.fragment), **self._rules(e, difference))
+            try:
+                await self._bulk.answer(
+                    e.transfer, side, (e.key_up, e.key_down), e.progress_timeout_s, e.timeout_s
+                )
+            except RefusedHere as error:
+                self._post(events.ExchangeServed(e.transfer, "refused", str(error)))
+                return
+            except PeerlmError as error:
+                self._post(events.ExchangeServed(e.transfer, "lost", _reason(error)))
+                return
+            moved = await self._apply(e.transfer, e.fragment, lambda _: side.apply())
         self._post(
             events.ExchangeServed(
                 e.transfer,
                 "ok",
-                raw_norm=result.flow.raw_norm,
-                applied_norm=result.flow.applied_norm,
-                phi_norm=result.flow.phi_norm,
-                clipped=result.flow.clipped,
-                booked=result.flow.withheld_norm,
-                bytes_sent=len(result.payload),
-                bytes_received=e.request_bytes,
+                raw_norm=moved.raw_norm,
+                applied_norm=moved.applied_norm,
+                phi_norm=moved.phi_norm,
+                clipped=moved.clipped,
+                booked=moved.withheld_norm,
+                bytes_sent=stream_bytes(e.codec_reply, size),
+                bytes_received=stream_bytes(e.codec_request, size),
             )
         )
 
@@ -209,14 +179,21 @@ class Transfers:
                 raise asyncio.CancelledError
             result = call(slow)
             # From here, for a flow that was added is θ's too, whatever becomes of the task.
-            if not isinstance(result, flow.Refused):
-                loop.call_soon_threadsafe(self._moved, fragment)
+            loop.call_soon_threadsafe(self._moved, fragment)
             return result
 
         return await self._slow.on(fragment, call_if_wanted)
 
-    def _reply_bytes(self, fragment: FragmentId, codec: str) -> int:
-        return encoded_size(codec, self._slow.size(fragment))
+    def _rules(self, e: RunExchange | ServeExchange, difference: Vector) -> dict[str, Any]:
+        return {
+            "codec_request": e.codec_request,
+            "codec_reply": e.codec_reply,
+            "weight": e.weight,
+            "clip_norm": e.clip_norm,
+            "rng": self._noise,
+            "difference": difference,
+            "through_momentum": e.through_momentum,
+        }
 
     # ----------------------------------------------------------------------------------- pulls
 
@@ -235,8 +212,7 @@ class Transfers:
                 e.host,
                 e.bulk_port,
                 e.size,
-                e.key_up,
-                e.key_down,
+                (e.key_up, e.key_down),
                 partial.write_at,
                 progressed,
                 e.progress_timeout_s,
@@ -268,7 +244,7 @@ class Transfers:
         try:
             size = self._objects.size_bytes(e.object_hash)
             sent = await self._bulk.serve(
-                e.transfer, read, size, e.key_up, e.key_down, e.progress_timeout_s
+                e.transfer, read, size, (e.key_up, e.key_down), e.progress_timeout_s
             )
         except PeerlmError:
             self._post(events.PullServed(e.transfer, "lost", 0))

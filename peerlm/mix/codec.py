@@ -15,14 +15,16 @@ Weights have a *floor*: once two nodes are as close as the request's rounding, e
 
 from __future__ import annotations
 
+import math
 import struct
+import sys
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from peerlm.errors import WireError
-from peerlm.mix.vector import Vector, pieces
+from peerlm.mix.vector import Vector, pieces, square_sum, squares
 
 CODECS = ("fp32", "fp16", "int8", "int4")
 """Every codec, finest first; the position is the id in the header."""
@@ -60,21 +62,30 @@ def encoded_size(codec: str, size: int) -> int:
     raise ValueError(f"no codec {codec!r}; codecs are {', '.join(CODECS)}")
 
 
-def encode(values: Vector, codec: str, rng: np.random.Generator) -> memoryview:
-    """The bytes of `values` [n]. `rng` is drawn from by int8 and int4 only.
+def encode(
+    values: Vector,
+    codec: str,
+    rng: np.random.Generator,
+    out: memoryview | None = None,
+    known_squares: float = math.nan,
+) -> memoryview:
+    """The bytes of `values` [n], at the beginning of `out` if given. `rng` is drawn from by int8 and
+    int4 only. `known_squares`: Σ values², which tells whether they are finite.
 
     Raises:
         ValueError: unknown codec; an element that is not finite or too large for the codec.
     """
+    size = encoded_size(codec, values.size)
     # Not a bytearray: zeroing a large one would hold up the whole process.
-    encoded = np.empty(encoded_size(codec, values.size), np.uint8).data
+    encoded = np.empty(size, np.uint8).data if out is None else out[:size]
     block = BLOCK if codec in ("int8", "int4") else 0
     HEADER.pack_into(encoded, 0, MAGIC, CODECS.index(codec), block, values.size)
     if codec in ("fp32", "fp16"):
-        _encode_floats(values, np.frombuffer(encoded, _FLOATS[codec], offset=HEADER.size), codec)
+        payload = np.frombuffer(encoded, _FLOATS[codec], offset=HEADER.size)
+        _encode_floats(values, payload, codec, math.isfinite(known_squares))
     else:
-        scales, payload = _sections(encoded, values.size)
-        _encode_blocks(values, scales, payload, codec, rng)
+        scales, integers = _sections(encoded, values.size)
+        _encode_blocks(values, scales, integers, codec, rng)
     return encoded
 
 
@@ -94,15 +105,38 @@ def decode(
     """
     codec = _checked_codec(encoded, expected_size, allowed)
     decoded = np.empty(expected_size, np.float32) if out is None else out
-    assert decoded.shape == (expected_size,)
-    if codec in ("fp32", "fp16"):
-        _decode_floats(np.frombuffer(encoded, _FLOATS[codec], offset=HEADER.size), decoded, codec)
-    else:
-        scales, payload = _sections(encoded, expected_size)
-        if not np.all((scales >= 0) & (scales <= _SCALE_MAX)):
-            raise WireError(f"{codec} vector: a block's scale is negative, too large or not finite")
-        _decode_blocks(scales, payload, decoded, codec)
+    elements, _ = _decoded(encoded, codec, decoded)
+    if elements is not decoded:
+        decoded[...] = elements
     return decoded
+
+
+def decode_measured(
+    encoded: bytes | bytearray | memoryview,
+    expected_size: int,
+    allowed: Sequence[str],
+    room: Vector,
+) -> tuple[Vector, float]:
+    """The same, and Σ x² of the elements. They are in `room` [expected_size] or, where they need no
+    decoding, still in `encoded`. Raises as `decode`."""
+    return _decoded(encoded, _checked_codec(encoded, expected_size, allowed), room)
+
+
+def _decoded(
+    encoded: bytes | bytearray | memoryview, codec: str, room: Vector
+) -> tuple[Vector, float]:
+    assert room.flags.c_contiguous
+    if codec in ("fp32", "fp16"):
+        payload = np.frombuffer(encoded, _FLOATS[codec], offset=HEADER.size)
+        if codec == "fp32" and sys.byteorder == "little":
+            return payload, _squares_of_finite(payload, codec)
+        room[...] = payload
+        return room, _squares_of_finite(room, codec)
+    scales, integers = _sections(encoded, room.size)
+    if not np.all((scales >= 0) & (scales <= _SCALE_MAX)):
+        raise WireError(f"{codec} vector: a block's scale is negative, too large or not finite")
+    _decode_blocks(scales, integers, room, codec)
+    return room, squares(room)
 
 
 def noise_floor(codec: str) -> float:
@@ -131,20 +165,28 @@ def choose_codecs(request: str, reply: str, distance: float) -> tuple[str, str]:
 _FLOATS: dict[str, np.dtype[np.floating]] = {"fp32": np.dtype("<f4"), "fp16": np.dtype("<f2")}
 
 
-def _encode_floats(values: Vector, payload: NDArray[np.floating], codec: str) -> None:
+def _encode_floats(
+    values: Vector, payload: NDArray[np.floating], codec: str, is_finite: bool
+) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         for piece in pieces(values.size):
             payload[piece] = values[piece]
+            if is_finite and codec == "fp32":
+                continue
             if not np.isfinite(payload[piece]).all():
                 raise ValueError(f"an element near {piece.start} is not finite in {codec}")
 
 
-def _decode_floats(payload: NDArray[np.floating], decoded: Vector, codec: str) -> None:
-    with np.errstate(invalid="ignore"):
-        for piece in pieces(decoded.size):
-            decoded[piece] = payload[piece]
-            if not np.isfinite(decoded[piece]).all():
-                raise WireError(f"{codec} vector: an element near {piece.start} is not finite")
+def _squares_of_finite(elements: Vector, codec: str) -> float:
+    """Σ x²; inf if an element is beyond about 1e19. Raises `WireError` if one is not finite."""
+    total = 0.0
+    for piece in pieces(elements.size):
+        of_piece = square_sum(elements[piece])
+        # The sum tells of what is not finite; only when it does is a closer look needed.
+        if not math.isfinite(of_piece) and not np.isfinite(elements[piece]).all():
+            raise WireError(f"{codec} vector: an element near {piece.start} is not finite")
+        total += of_piece
+    return total
 
 
 # ------------------------------------------------------------------------------- block codecs

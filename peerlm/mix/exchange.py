@@ -20,6 +20,7 @@ Prior art: AD-PSGD (1710.06952) for pairs on their own clocks and its deadlock, 
 
 from __future__ import annotations
 
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -29,7 +30,8 @@ from peerlm.config import Plan
 from peerlm.effects import CancelTransfer, Effect, Log, RunExchange, Send, ServeExchange
 from peerlm.events import ExchangeEnded, ExchangeServed
 from peerlm.mix import algorithms
-from peerlm.mix.codec import CODECS, WEIGHT_CODECS, choose_codecs, encoded_size
+from peerlm.mix.chunks import stream_bytes
+from peerlm.mix.codec import CODECS, WEIGHT_CODECS, choose_codecs
 from peerlm.mix.exchange_records import Initiated, Phase, Served, Standing, Wish
 from peerlm.mix.outcomes import Outcomes
 from peerlm.swarm.sampler import Choice, Sampler
@@ -57,6 +59,12 @@ WATCHDOG_S = 10.0
 """Beyond the driver's own time limits; reaching it means the driver lost an exchange."""
 
 ANYBODY = Uniform()
+
+AT_ONCE = 2
+"""Exchanges of its own that a node has under way, and as many of others: each keeps a difference of
+a fragment's size, and a pair's line is full with one. Further ones of its own wait their turn."""
+
+OVERDUE = Instant(-math.inf)
 
 REPLY_MEMORY_S = 30.0
 REPLY_MEMORY = 1024
@@ -95,6 +103,7 @@ class Exchanges:
         self._initiated: dict[TransferId, Initiated] = {}
         self._served: dict[TransferId, Served] = {}
         self._busy: dict[FragmentId, TransferId] = {}
+        self._put_off: dict[FragmentId, Wish] = {}
         self._answered: OrderedDict[TransferId, tuple[PeerId, Instant]] = OrderedDict()
 
     # ------------------------------------------------------------------------------ starting
@@ -109,7 +118,16 @@ class Exchanges:
             return []
         if not self._algorithm.mixes:
             return []
-        return self._ask(Wish(fragment, tuple(partners), count - 1), now)
+        wish = Wish(fragment, tuple(partners), count - 1)
+        if self._has_enough:
+            self._put_off[fragment] = wish
+            return []
+        return self._ask(wish, now)
+
+    @property
+    def _has_enough(self) -> bool:
+        under_way = [e for e in self._initiated.values() if e.phase is not Phase.WAITING]
+        return len(under_way) >= AT_ONCE
 
     @property
     def mixes(self) -> bool:
@@ -122,9 +140,14 @@ class Exchanges:
         return any(transfer in exchanges for exchanges in taken)
 
     def is_busy(self, fragment: FragmentId) -> bool:
-        """In an exchange, or about to ask once more for one."""
-        return fragment in self._busy or any(
-            e.phase is Phase.WAITING and e.fragment == fragment for e in self._initiated.values()
+        """In an exchange, or about to ask for one."""
+        return (
+            fragment in self._busy
+            or fragment in self._put_off
+            or any(
+                e.phase is Phase.WAITING and e.fragment == fragment
+                for e in self._initiated.values()
+            )
         )
 
     def _ask(self, wish: Wish, now: Instant) -> list[Effect]:
@@ -190,7 +213,7 @@ class Exchanges:
             version=state.version,
             codec_request=exchange.codecs[0],
             codec_reply=exchange.codecs[1],
-            request_bytes=encoded_size(exchange.codecs[0], self._sizes[exchange.fragment]),
+            request_bytes=stream_bytes(exchange.codecs[0], self._sizes[exchange.fragment]),
             ramp=self.standing.ramp * exchange.share,
             key_up=exchange.keys[0],
             key_down=exchange.keys[1],
@@ -316,7 +339,7 @@ class Exchanges:
         codecs = (request.codec_request, request.codec_reply)
         if codecs[0] not in WEIGHT_CODECS or codecs[1] not in CODECS:
             return "refuse", "codec"
-        if request.request_bytes != encoded_size(codecs[0], self._sizes[request.fragment]):
+        if request.request_bytes != stream_bytes(codecs[0], self._sizes[request.fragment]):
             return "refuse", "size"
         if not self._algorithm.mixes:
             return "refuse", "the plan mixes nothing"
@@ -326,7 +349,10 @@ class Exchanges:
             return "refuse", "rate"
         if not standing.active or standing.frozen:
             return "busy", "joining" if not standing.active else "frozen"
-        return self._judge_lock(peer, FragmentId(request.fragment))
+        verdict = self._judge_lock(peer, FragmentId(request.fragment))
+        if verdict[0] == "accept" and len(self._served) >= AT_ONCE:
+            return "busy", "enough under way"
+        return verdict
 
     def _judge_lock(self, peer: PeerId, fragment: FragmentId) -> tuple[str, str]:
         holder = self._busy.get(fragment)
@@ -442,6 +468,9 @@ class Exchanges:
                     effects.append(CancelTransfer(exchange.transfer))
                 self.outcomes.count("timed_out", "peer gone")
                 effects += self._next_try(exchange, now)
+        for fragment, wish in self._put_off.items():
+            left = tuple(p for p in wish.partners if p != peer)
+            self._put_off[fragment] = replace(wish, partners=left)
         self.outcomes.forget(peer)
         return effects
 
@@ -457,11 +486,13 @@ class Exchanges:
             peer = self._end_served(transfer, now).peer
             effects += [CancelTransfer(transfer), self._answer(peer, transfer, "busy", "frozen")]
         self._initiated.clear()
+        self._put_off.clear()
         self._busy.clear()
         self.standing.frozen = True
         return effects
 
     def wake(self, now: Instant) -> list[Effect]:
+        """Do what is due."""
         effects: list[Effect] = []
         for exchange in [e for e in self._initiated.values() if e.deadline <= now]:
             effects += self._overdue(exchange, now)
@@ -469,6 +500,11 @@ class Exchanges:
             self._end_served(transfer, now)
             self.outcomes.note("served watchdog")
             effects.append(CancelTransfer(transfer))
+        while self._put_off and not self._has_enough:
+            fragment = next(iter(self._put_off))
+            wish = self._put_off.pop(fragment)
+            if fragment not in self._busy:  # being mixed by somebody else is as good
+                effects += self._ask(wish, now)
         return effects
 
     def _overdue(self, exchange: Initiated, now: Instant) -> list[Effect]:
@@ -476,6 +512,9 @@ class Exchanges:
             case Phase.WAITING:
                 del self._initiated[exchange.transfer]
                 if exchange.fragment in self._busy or self.standing.frozen:
+                    return []
+                if self._has_enough:
+                    self._put_off[exchange.fragment] = exchange.wish
                     return []
                 return self._ask(exchange.wish, now)
             case Phase.ASKING:
@@ -487,6 +526,9 @@ class Exchanges:
                 return [cancel, self._give_up(exchange), *self._next_try(exchange, now)]
 
     def deadline(self) -> Instant | None:
+        """When to call `wake`; None for never."""
+        if self._put_off and not self._has_enough:
+            return OVERDUE
         waiting = [e.deadline for e in self._initiated.values()]
         waiting += [s.deadline for s in self._served.values()]
         return min(waiting, default=None)
@@ -519,7 +561,7 @@ class Exchanges:
 
     def _timeout_s(self, fragment: FragmentId, codecs: tuple[str, str]) -> float:
         size = self._sizes[fragment]
-        moved = encoded_size(codecs[0], size) + encoded_size(codecs[1], size)
+        moved = stream_bytes(codecs[0], size) + stream_bytes(codecs[1], size)
         return PROGRESS_TIMEOUT_S + moved / FLOOR_BYTES_S
 
     def _release(self, transfer: TransferId, fragment: FragmentId) -> None:

@@ -8,18 +8,27 @@ Both use the *same* decoded difference, so what one gains the other loses, and t
 nodes is conserved for any codec, delay and order; the two moments need not be the same, and φ may
 have moved in between. Only clipping bends the sum, and by how much is part of the result.
 
+A fragment crosses in chunks (chunks.py), and each is answered as soon as
+it is heard: so a fragment is on its way up and down at once, is worked on while it is in the caches,
+and only the difference is kept, until its norm is known: the gates and the clipping want that of
+the whole before anything is applied. φ is read for it without its turn, while outer steps and other
+exchanges may move it; that is sound for the reason above, and an element of fp32 is never half
+written. Only `apply` must have the fragment to itself.
+
 Gates stand in this order: schema, codec and element count (`codec.decode`), finite, norm ratio. The
 protocol around this (who, when, how often) is exchange.py's.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from peerlm.errors import WireError
-from peerlm.mix.codec import WEIGHT_CODECS, decode, encode
+from peerlm.mix.chunks import chunk_at, chunk_bytes, chunk_count, stream_bytes
+from peerlm.mix.codec import CODECS, WEIGHT_CODECS, decode_measured, encode
 from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.robust import (
     clip_scale,
@@ -28,7 +37,7 @@ from peerlm.mix.robust import (
     is_absurd,
     norms_agree,
 )
-from peerlm.mix.vector import Vector, norm
+from peerlm.mix.vector import Vector, squares
 
 Buffer = bytes | bytearray | memoryview
 
@@ -73,14 +82,161 @@ class Refused:
     reason: str
 
 
+class _Side:
+    """What both sides share: `weight` is c; `clip_norm` is τ, None while there is no history;
+    `through_momentum` adds our side to m instead of φ; `difference` [n] is where d̂ is kept."""
+
+    def __init__(
+        self,
+        fragment: SlowFragment,
+        *,
+        codec_request: str,
+        codec_reply: str,
+        weight: float,
+        clip_norm: float | None,
+        rng: np.random.Generator,
+        difference: Vector,
+        through_momentum: bool = False,
+    ) -> None:
+        assert codec_request in WEIGHT_CODECS, f"{codec_request} is for differences only"
+        assert codec_reply in CODECS, codec_reply
+        assert difference.size == fragment.size, (difference.size, fragment.size)
+        self.codec_request, self.codec_reply = codec_request, codec_reply
+        self.chunks = chunk_count(fragment.size)
+        self.heard = 0
+        self._fragment = fragment
+        self._weight, self._clip_norm = weight, clip_norm
+        self._through_momentum = through_momentum
+        self._rng = rng
+        self._difference = difference
+        self._squares = self._ours = 0.0
+        """Of d̂ and of φ, so far."""
+
+    @property
+    def has_all(self) -> bool:
+        return self.heard == self.chunks
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that lives as long as the exchange."""
+        return self._difference.nbytes
+
+    def request_bytes(self, index: int) -> int:
+        return chunk_bytes(self.codec_request, index, self._fragment.size)
+
+    def reply_bytes(self, index: int) -> int:
+        return chunk_bytes(self.codec_reply, index, self._fragment.size)
+
+    def _next(self) -> slice:
+        part = chunk_at(self.heard, self._fragment.size)
+        self.heard += 1
+        return part
+
+    def _apply(self, weight: float) -> Flow:
+        raw_norm, phi_norm = math.sqrt(self._squares), math.sqrt(self._ours)
+        clip_norm = self._clip_norm
+        if clip_norm is None:
+            clip_norm = first_clip_norm(phi_norm, self._fragment.size)
+        scale = clip_scale(raw_norm, clip_norm)
+        if self._through_momentum:
+            self._fragment.add_to_momentum(self._difference, weight * scale)
+        else:
+            self._fragment.add_flow(self._difference, weight * scale)
+        return Flow(
+            raw_norm=raw_norm,
+            applied_norm=abs(weight) * scale * raw_norm,
+            withheld_norm=abs(weight) * (1 - scale) * raw_norm,
+            phi_norm=phi_norm,
+            clipped=scale < 1,
+        )
+
+
+class Asking(_Side):
+    """The initiator's side: `request` every chunk, `hear` every chunk of the reply, `judge`, `apply`."""
+
+    def request(self, index: int, out: memoryview) -> int:
+        """Write the chunk of φ to `out`; returns its bytes. Raises `ValueError`: φ does not fit the
+        codec (fp16 ends at 65504)."""
+        phi = self._fragment.phi[chunk_at(index, self._fragment.size)]
+        of_chunk = squares(phi)
+        self._ours += of_chunk
+        return encode(phi, self.codec_request, self._rng, out, of_chunk).nbytes
+
+    def hear(self, encoded: Buffer) -> None:
+        """The next chunk of the reply. Raises `WireError`."""
+        place = self._difference[self._next()]
+        decoded, of_chunk = decode_measured(encoded, place.size, (self.codec_reply,), place)
+        if decoded is not place:
+            place[...] = decoded
+        self._squares += of_chunk
+
+    def judge(self) -> Refused | None:
+        """Once all is heard: whether a gate holds."""
+        raw_norm, phi_norm = math.sqrt(self._squares), math.sqrt(self._ours)
+        if difference_is_possible(raw_norm, phi_norm, self._fragment.size):
+            return None
+        return _misfit("|d̂|", raw_norm, phi_norm, self._fragment.size)
+
+    def apply(self) -> Flow:
+        """Our side of it. Only after `judge`, with the fragment to ourselves."""
+        return self._apply(self._weight)
+
+
+class Answering(_Side):
+    """The responder's side: `answer` every chunk, `judge`, `apply`."""
+
+    _theirs = 0.0
+
+    def answer(self, encoded: Buffer, out: memoryview) -> int:
+        """Take the next chunk of the request, write that of the reply to `out`; returns its bytes.
+
+        Raises:
+            WireError: what came is malformed.
+            ValueError: the difference does not fit the reply's codec.
+        """
+        part = self._next()
+        phi, difference = self._fragment.phi[part], self._difference[part]
+        theirs, of_theirs = decode_measured(
+            encoded, difference.size, (self.codec_request,), difference
+        )
+        self._theirs += of_theirs
+        self._ours += squares(phi)
+        with np.errstate(over="ignore"):
+            np.subtract(phi, theirs, out=difference)
+        of_chunk = squares(difference)
+        payload = encode(difference, self.codec_reply, self._rng, out, of_chunk)
+        if self.codec_reply != "fp32":  # what the initiator will make of it
+            _, of_chunk = decode_measured(payload, difference.size, (self.codec_reply,), difference)
+        self._squares += of_chunk
+        return payload.nbytes
+
+    def judge(self) -> Refused | None:
+        """Once all is answered: whether a gate holds."""
+        theirs, ours = math.sqrt(self._theirs), math.sqrt(self._ours)
+        if norms_agree(theirs, ours, self._fragment.size):
+            return None
+        return _misfit("|x̂|", theirs, ours, self._fragment.size)
+
+    def apply(self) -> Flow:
+        """Our side of it. Only after `judge`, with the fragment to ourselves."""
+        return self._apply(-self._weight)
+
+
+# --------------------------------------------------------------- for who has the whole at once
+
+
 def make_request(fragment: SlowFragment, codec: str, rng: np.random.Generator) -> Request:
-    """The initiator's first half. `codec` must be fit for raw weights.
+    """All chunks of the initiator's request. `codec` must be fit for raw weights.
 
     Raises:
         ValueError: φ does not fit the codec (fp16 ends at 65504).
     """
     assert codec in WEIGHT_CODECS, f"{codec} is for differences only"
-    return Request(encode(fragment.phi, codec, rng), fragment.phi_norm(), fragment.version)
+    payload, at = np.empty(stream_bytes(codec, fragment.size), np.uint8).data, 0
+    for index in range(chunk_count(fragment.size)):
+        part = chunk_at(index, fragment.size)
+        at += encode(fragment.phi[part], codec, rng, payload[at:]).nbytes
+    return Request(payload, fragment.phi_norm(), fragment.version)
 
 
 def respond(
@@ -94,27 +250,27 @@ def respond(
     rng: np.random.Generator,
     through_momentum: bool = False,
 ) -> Response | Refused:
-    """The responder's whole part: judge the request, compute the reply, apply our side of it.
-
-    `weight` is c; `clip_norm` is τ, None while there is no history; `through_momentum` adds our side
-    to m instead of φ.
-    """
-    assert codec_request in WEIGHT_CODECS, f"{codec_request} is for differences only"
+    """The responder's whole part: judge the request, compute the reply, apply our side of it."""
+    side = Answering(
+        fragment,
+        codec_request=codec_request,
+        codec_reply=codec_reply,
+        weight=weight,
+        clip_norm=clip_norm,
+        rng=rng,
+        difference=np.empty(fragment.size, np.float32),
+        through_momentum=through_momentum,
+    )
+    payload, at = np.empty(stream_bytes(codec_reply, fragment.size), np.uint8).data, 0
     try:
-        theirs = decode(request, fragment.size, (codec_request,))
+        for chunk in _chunks(request, codec_request, fragment.size):
+            at += side.answer(chunk, payload[at:])
     except WireError as error:
         return Refused(f"malformed: {error}")
-    ours_norm, theirs_norm = fragment.phi_norm(), norm(theirs)
-    if not norms_agree(theirs_norm, ours_norm, fragment.size):
-        return _misfit("|x̂|", theirs_norm, ours_norm, fragment.size)
-    difference = np.subtract(fragment.phi, theirs, out=theirs)
-    try:
-        payload = encode(difference, codec_reply, rng)
     except ValueError as error:
         return Refused(f"not finite: the difference does not fit {codec_reply}: {error}")
-    decoded = decode(payload, fragment.size, (codec_reply,), out=difference)
-    flow = _apply(fragment, decoded, ours_norm, -weight, clip_norm, through_momentum)
-    return Response(payload, flow)
+    refused = side.judge()
+    return Response(payload, side.apply()) if refused is None else refused
 
 
 def absorb(
@@ -127,41 +283,37 @@ def absorb(
     through_momentum: bool = False,
 ) -> Flow | Refused:
     """The initiator's second half: judge the reply and apply our side of it."""
+    side = Asking(
+        fragment,
+        codec_request="fp32",
+        codec_reply=codec_reply,
+        weight=weight,
+        clip_norm=clip_norm,
+        rng=np.random.default_rng(0),
+        difference=np.empty(fragment.size, np.float32),
+        through_momentum=through_momentum,
+    )
+    side._ours = fragment.phi_norm() ** 2
     try:
-        decoded = decode(reply, fragment.size, (codec_reply,))
+        for chunk in _chunks(reply, codec_reply, fragment.size):
+            side.hear(chunk)
     except WireError as error:
         return Refused(f"malformed: {error}")
-    raw_norm, phi_norm = norm(decoded), fragment.phi_norm()
-    if not difference_is_possible(raw_norm, phi_norm, fragment.size):
-        return _misfit("|d̂|", raw_norm, phi_norm, fragment.size)
-    return _apply(fragment, decoded, phi_norm, weight, clip_norm, through_momentum)
+    return side.judge() or side.apply()
+
+
+def _chunks(encoded: Buffer, codec: str, size: int) -> list[memoryview]:
+    """Raises `WireError` where the bytes are not as many as all chunks have."""
+    view = memoryview(encoded).cast("B")
+    if len(view) != stream_bytes(codec, size):
+        raise WireError(f"{len(view)} bytes instead of {stream_bytes(codec, size)} of {codec}")
+    ends = [stream_bytes(codec, chunk_at(i, size).stop) for i in range(chunk_count(size))]
+    return [view[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+# ------------------------------------------------------------------------------- inside
 
 
 def _misfit(what: str, theirs: float, ours: float, size: int) -> Refused:
     kind = "impossible" if is_absurd(theirs, ours, size) else "norm"
     return Refused(f"{kind}: {what} = {theirs:.3g} where |φ| = {ours:.3g}")
-
-
-def _apply(
-    fragment: SlowFragment,
-    difference: Vector,
-    phi_norm: float,
-    weight: float,
-    clip_norm: float | None,
-    through_momentum: bool,
-) -> Flow:
-    raw_norm = norm(difference)
-    if clip_norm is None:
-        clip_norm = first_clip_norm(phi_norm, fragment.size)
-    scale = clip_scale(raw_norm, clip_norm)
-    if through_momentum:
-        fragment.add_to_momentum(difference, weight * scale)
-    else:
-        fragment.add_flow(difference, weight * scale)
-    return Flow(
-        raw_norm=raw_norm,
-        applied_norm=abs(weight) * scale * raw_norm,
-        withheld_norm=abs(weight) * (1 - scale) * raw_norm,
-        phi_norm=phi_norm,
-        clipped=scale < 1,
-    )

@@ -28,7 +28,7 @@ import numpy as np
 
 from peerlm.config import MixSection
 from peerlm.mix.algorithms import Algorithm
-from peerlm.mix.vector import Vector, norm, pieces, square_sum
+from peerlm.mix.vector import PIECE, Vector, norm, pieces, square_sum
 
 
 class Kind(StrEnum):
@@ -209,8 +209,9 @@ class SlowFragment:
     def add_flow(self, values: Vector, scale: float = 1.0) -> None:
         """φ += scale × values [n], and the same to θ through the queue. `values` stays as it is."""
         queued = self._pending_to_add_to()
+        room = np.empty(min(PIECE, self.size), np.float32)
         for piece in pieces(self.size):
-            flow = values[piece] * np.float32(scale)
+            flow = np.multiply(values[piece], np.float32(scale), out=room[: values[piece].size])
             self.phi[piece] += flow
             if queued is not None:
                 queued[piece] += flow

@@ -32,6 +32,11 @@ def square_sum(piece: Vector) -> float:
     return float(np.einsum("i,i->", piece, piece))
 
 
+def squares(values: Vector) -> float:
+    """Σ x², summed in the same order wherever it is done; else as `square_sum`."""
+    return sum(square_sum(values[piece]) for piece in pieces(values.size))
+
+
 def norm(values: Vector) -> float:
     """Euclidean norm; inf or NaN if an element is not finite, or beyond about 1e19."""
-    return math.sqrt(sum(square_sum(values[piece]) for piece in pieces(values.size)))
+    return math.sqrt(squares(values))

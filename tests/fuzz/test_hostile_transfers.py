@@ -1,144 +1,581 @@
-"""One end of a bulk transfer against a peer that holds the keys and sends whatever frames it likes."""
+"""One connection of a bulk transfer: two honest ends however the network cuts their bytes, and one end
+against a peer that holds the keys and sends whatever it likes.
+
+Chunks are small here, so that a transfer of a kilobyte has several.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import re
+import socket
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import pytest
 from effort import some
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from peerlm.daemon.transfer import DOWN, UP, Offer, Transfer, Want, offer_of
-from peerlm.errors import PeerlmError, WireError
-from peerlm.types import Instant, TransferId
+from peerlm.daemon import talks
+from peerlm.daemon.stream import Stream, Talk
+from peerlm.daemon.talks import Answer, Ask, Fetch, Give, RefusedHere
+from peerlm.errors import PeerlmError, Unreachable
+from peerlm.mix import chunks
+from peerlm.mix.codec import CODECS, WEIGHT_CODECS, encode
+from peerlm.mix.flow import Answering, Asking
+from peerlm.mix.fragment import SlowFragment
+from peerlm.types import TransferId
 from peerlm.wire.frame import (
-    CHUNK_BYTES,
+    BODY_BYTES_MAX,
+    DOWN,
+    FRAME_BYTES_MAX,
+    HEADER_BYTES,
+    PREFACE_BYTES,
     REASON_BYTES_MAX,
+    TAG_BYTES,
+    UP,
     Cipher,
-    Header,
     Kind,
-    chunk_bytes,
-    parse,
+    Preface,
+    parse_header,
 )
 
-ID, KEY_UP, KEY_DOWN = TransferId(bytes(16)), bytes(32), b"d" * 32
-SIZE = 2 * CHUNK_BYTES + 100
-WIDTH = 3
-QUEUED_MAX = 64
-"""Frames that may wait to be sent: few, and whatever the peer sends, no more."""
+ID, KEYS = TransferId(bytes(16)), {UP: bytes(32), DOWN: b"d" * 32}
+ELEMENTS = 256
+"""Of a chunk of an exchange: few enough that several frames of int4 may come at once."""
 
-numbers = st.sampled_from([0, 1, 2, 3, 4, 2**63, 2**64 - 1])
-totals = st.sampled_from([0, 1, 100, SIZE, SIZE, SIZE + 1, 1 << 40])
+TRUE_ELEMENTS = chunks.CHUNK
+FRAGMENT = 2 * ELEMENTS + 88
+CHUNK_BYTES = 512
+OBJECT = np.random.default_rng(1).bytes(2 * CHUNK_BYTES + 100)
+WINDOW = 2
+FIRST_BYTES = PREFACE_BYTES + HEADER_BYTES + 8 + TAG_BYTES
+BUFFERS = [np.zeros(FRAME_BYTES_MAX, np.uint8).data for _ in range(4)]
+"""Of the two streams that there are at a time. What older ones left in them must not matter."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_chunks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "CHUNK", ELEMENTS)
+        patch.setattr(talks, "CHUNK_BYTES", CHUNK_BYTES)
+        yield
+
+
+# ---------------------------------------------------------------------------------- what it stands on
+
+
+class Wire:
+    """One end of a connection, in the place of a socket that does not block. `pace`: how many bytes
+    it takes or gives in turn. `left`: after so many it breaks."""
+
+    def __init__(
+        self, gives: bytearray, takes: bytearray, pace: list[int], left: float = float("inf")
+    ) -> None:
+        self.gives, self.takes = gives, takes
+        self.room = 1 << 20
+        self.left = left
+        self.is_hung_up = False
+        self._paces = itertools.cycle(pace), itertools.cycle(pace)
+
+    def recv_into(self, into: memoryview) -> int:
+        assert len(into), "a stream that reads nothing takes that for a hang-up"
+        self._live()
+        if not self.gives and self.is_hung_up:
+            return 0
+        count = self._count(min(len(into), len(self.gives)), 0)
+        into[:count] = self.gives[:count]
+        del self.gives[:count]
+        return count
+
+    def send(self, data: memoryview) -> int:
+        self._live()
+        if not len(data):
+            return 0
+        count = self._count(min(len(data), self.room - len(self.takes)), 1)
+        self.takes += data[:count]
+        return count
+
+    def _live(self) -> None:
+        if self.left <= 0:
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    def _count(self, most: int, way: int) -> int:
+        count = min(most, next(self._paces[way])) if most > 0 else 0
+        if not count:
+            raise BlockingIOError
+        self.left -= count
+        return count
+
+
+class Disk(Executor):
+    """Does what it was asked for when it is told to."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], None]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.jobs.append(partial(fn, *args, **kwargs))
+        return Future()
+
+    def work(self) -> None:
+        self.jobs.pop(0)()
+
+
+def wires(pace: list[int], left: float = float("inf")) -> tuple[Wire, Wire]:
+    up, down = bytearray(), bytearray()
+    return Wire(down, up, pace, left), Wire(up, down, pace[::-1], left)
+
+
+def stream(
+    wire: Wire | socket.socket, talk: Talk, *, dials: bool, attempt: int = 1, security: str
+) -> Stream:
+    ours, theirs = (UP, DOWN) if dials else (DOWN, UP)
+    return Stream(
+        cast("Any", wire),
+        talk,
+        Cipher(KEYS[ours], ours, attempt, security),
+        Cipher(KEYS[theirs], theirs, attempt, security),
+        (BUFFERS[2 * dials], BUFFERS[2 * dials + 1]),
+        dials=dials,
+    )
+
+
+def connected(
+    a: Talk, b: Talk, pace: list[int], security: str, attempt: int = 1, left: float = float("inf")
+) -> tuple[Stream, Stream] | None:
+    """Both ends of a new connection that has begun; None if it broke before that."""
+    wire_a, wire_b = wires(pace, left)
+    dialler = stream(wire_a, a, dials=True, attempt=attempt, security=security)
+    listener = stream(wire_b, b, dials=False, attempt=attempt, security=security)
+    dialler.begin(Preface(ID, attempt).pack(), a.first if isinstance(a, Fetch) else 0)
+    came = bytearray()
+    while len(came) < FIRST_BYTES:
+        if not dialler.write():
+            dialler.is_writable = True
+        if dialler.failure is not None:
+            return None
+        missing = FIRST_BYTES - len(came)
+        came += wire_b.gives[:missing]
+        del wire_b.gives[:missing]
+    assert Preface.parse(came[:PREFACE_BYTES]) == Preface(ID, attempt)
+    begin = memoryview(came)[PREFACE_BYTES:]
+    assert parse_header(begin) == (Kind.BEGIN, 8)
+    first = int.from_bytes(listener._opens.open(begin), "big")
+    if isinstance(b, Give):
+        assert b.seek(first), f"chunk {first} of {b._size} bytes cannot be asked for"
+    return dialler, listener
+
+
+def move(end: Stream) -> bool:
+    """What the bulk thread does in one turn; a stream that says it moved has moved."""
+    moved = checked(end, end.read)
+    end.look()
+    length, said = end.next_chunk_bytes, end.said_bytes
+    wrote = checked(end, end.write)
+    if wrote and end.failure is None:
+        assert end.said_bytes == said + length, "the throttle is told of another chunk"
+    return moved or wrote
+
+
+def checked(end: Stream, step: Callable[[], bool]) -> bool:
+    before = state(end)
+    moved = step()
+    assert not moved or state(end) != before, "it says that it moved: a busy loop"
+    return moved
+
+
+def state(end: Stream) -> tuple[object, ...]:
+    where = (*end.wire_bytes, end._have, end.heard_bytes, end.said_bytes)
+    return (*where, end.heard_end, end.said_end, end.failure, end._reason)
+
+
+def play(ends: tuple[Stream, Stream], disk: Disk, pace: list[int]) -> None:
+    """Until both have ended, or one has failed and told the other why."""
+    stalls = 0
+    while not all(end.has_ended and not end.wants_to_write for end in ends):
+        moved = False
+        for end in ends:
+            if end.failure is None or end.wants_to_write:
+                moved |= move(end)
+                if end.failure is not None and not end.heard_end:
+                    end.abort(str(end.failure))
+        if disk.jobs:
+            disk.work()
+            moved = True
+        if moved:
+            stalls = 0
+            continue
+        stalls += 1
+        if any(end.failure is not None for end in ends) and stalls > len(pace):
+            return
+        assert stalls <= 2 * len(pace) + 2, "both ends wait for each other"
+        for end in ends:
+            end.is_readable = end.is_writable = True
+
+
+# ----------------------------------------------------------------------------------- two honest ends
+
+paces = st.lists(
+    st.sampled_from([0, 1, 3, 20, 21, 22, 100, 700, 5000]), min_size=1, max_size=8
+).filter(any)
+securities = st.sampled_from(["aead", "plain"])
+
+
+def weights(seed: int, size: int, scale: float = 1.0) -> SlowFragment:
+    values = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
+    return SlowFragment(values * np.float32(scale))
+
+
+def sides(
+    request: str, reply: str, asks: SlowFragment, answers: SlowFragment
+) -> tuple[Asking, Answering]:
+    rules: dict[str, Any] = {
+        "codec_request": request,
+        "codec_reply": reply,
+        "weight": 0.5,
+        "clip_norm": 1e9,
+        "rng": np.random.default_rng(3),
+    }
+    asking, answering = (
+        kind(fragment, **rules, difference=np.empty(fragment.size, np.float32))
+        for kind, fragment in ((Asking, asks), (Answering, answers))
+    )
+    assert isinstance(asking, Asking)
+    assert isinstance(answering, Answering)
+    return asking, answering
+
+
+@some(120)
+@given(
+    request=st.sampled_from(WEIGHT_CODECS),
+    reply=st.sampled_from(CODECS),
+    size=st.sampled_from([1, 88, ELEMENTS, FRAGMENT]),
+    security=securities,
+    pace=paces,
+)
+def test_an_exchange_ends_well_however_its_bytes_are_cut(
+    request: str, reply: str, size: int, security: str, pace: list[int]
+) -> None:
+    a, b = weights(1, size), weights(2, size)
+    whole = a.phi.astype(np.float64) + b.phi
+    asking, answering = sides(request, reply, a, b)
+    ends = connected(Ask(asking), Answer(answering), pace, security)
+    assert ends is not None
+    play(ends, Disk(), pace)
+    for end in ends:
+        assert end.failure is None
+        assert end.is_good
+        assert end.heard_end
+        assert end.said_end
+    assert ends[0].said_bytes == ends[1].heard_bytes == chunks.stream_bytes(request, size)
+    assert ends[0].heard_bytes == ends[1].said_bytes == chunks.stream_bytes(reply, size)
+    assert ends[0].wire_bytes[1] == ends[1].wire_bytes[0] + FIRST_BYTES
+    assert asking.apply().raw_norm == answering.apply().raw_norm
+    np.testing.assert_allclose(a.phi.astype(np.float64) + b.phi, whole, atol=2e-6)
+    if request == reply == "fp32":
+        np.testing.assert_allclose(a.phi, b.phi, atol=1e-6)
+
+
+@some(60)
+@given(
+    scale=st.sampled_from([1e6, 1e30]),
+    reply=st.sampled_from(CODECS),
+    security=securities,
+    pace=paces,
+)
+def test_who_refuses_says_why(scale: float, reply: str, security: str, pace: list[int]) -> None:
+    """The responder's weights are absurd, or do not fit: whoever notices tells the other."""
+    asking, answering = sides("fp32", reply, weights(1, FRAGMENT), weights(2, FRAGMENT, scale))
+    ends = connected(Ask(asking), Answer(answering), pace, security)
+    assert ends is not None
+    play(ends, Disk(), pace)
+    assert not any(end.is_good for end in ends)
+    refusals = [end.failure for end in ends if isinstance(end.failure, RefusedHere)]
+    assert {str(why).split(":")[0] for why in refusals} <= {"norm", "impossible", "not finite"}
+    for end in ends:
+        if end.failure not in refusals:
+            assert isinstance(end.failure, Unreachable)
+            assert str(refusals[0])[:100] in str(end.failure)
+
+
+def test_an_exchange_of_true_chunks_crosses_a_narrow_socket() -> None:
+    """Frames as long as they get, over sockets that take a little at a time."""
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        patch.setattr(chunks, "CHUNK", TRUE_ELEMENTS)
+        size = TRUE_ELEMENTS + 300
+        a, b = weights(1, size), weights(2, size)
+        asking, answering = sides("fp32", "fp32", a, b)
+        sockets = socket.socketpair()
+        for narrow in sockets:
+            stack.enter_context(narrow)
+            narrow.setblocking(False)
+            narrow.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        ends = (
+            stream(sockets[0], Ask(asking), dials=True, security="aead"),
+            stream(sockets[1], Answer(answering), dials=False, security="aead"),
+        )
+        play(ends, Disk(), [1])
+        for end in ends:
+            assert end.failure is None
+            assert end.is_good
+        assert asking.apply().raw_norm == answering.apply().raw_norm
+        np.testing.assert_allclose(a.phi, b.phi, atol=1e-6)
+
+
+@some(120)
+@given(
+    size=st.sampled_from([0, 1, 100, CHUNK_BYTES, CHUNK_BYTES + 1, len(OBJECT)]),
+    cuts=st.lists(st.integers(0, 1600), max_size=4),
+    security=securities,
+    pace=paces,
+)
+def test_a_pull_goes_on_however_often_its_connection_breaks(
+    size: int, cuts: list[int], security: str, pace: list[int]
+) -> None:
+    disk, got, told = Disk(), bytearray(), list[BaseException | None]()
+
+    def sink(offset: int, data: memoryview) -> None:
+        assert offset == len(got), "a chunk was written twice, or left out"
+        got.extend(data)
+
+    fetch = Fetch(size, WINDOW, sink, disk, told.append)
+    give = Give(size, WINDOW, lambda at, length: OBJECT[:size][at:][:length], disk, told.append)
+    for attempt, left in enumerate([*cuts, float("inf")], start=1):
+        ends = connected(fetch, give, pace, security, attempt, left)
+        if ends is None:
+            continue
+        play(ends, disk, pace)
+        if ends[0].failure is None:
+            break
+        assert isinstance(ends[0].failure, Unreachable)
+        assert left < float("inf"), ends[0].failure
+    assert bytes(got) == OBJECT[:size]
+    assert set(told) <= {None}
+
+
+# -------------------------------------------------------------------------------------- a hostile peer
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the end under siege says and hears: `chunks` are what an honest peer would say."""
+
+    talk: Talk
+    dials: bool
+    chunks: list[bytes]
+
+
+def part(name: str, disk: Disk, written: bytearray) -> Part:
+    def told(error: BaseException | None) -> None:
+        assert error is None
+
+    if name == "fetch":
+        talk = Fetch(len(OBJECT), WINDOW, lambda at, data: written.extend(data), disk, told)
+        starts = range(0, len(OBJECT), CHUNK_BYTES)
+        return Part(talk, True, [OBJECT[at : at + CHUNK_BYTES] for at in starts])
+    if name == "give":
+        give = Give(len(OBJECT), WINDOW, lambda at, n: OBJECT[at : at + n], disk, told)
+        assert give.seek(0)
+        return Part(give, False, [])
+    ours, theirs = weights(1, FRAGMENT), weights(2, FRAGMENT)
+    asking, answering = sides("int8", "int4", ours, ours)
+    codec = "int4" if name == "ask" else "int8"
+    said = theirs.phi - ours.phi if name == "ask" else theirs.phi
+    places = [chunks.chunk_at(i, FRAGMENT) for i in range(chunks.chunk_count(FRAGMENT))]
+    rng = np.random.default_rng(5)
+    coded = [bytes(encode(said[place], codec, rng)) for place in places]
+    return Part(Ask(asking) if name == "ask" else Answer(answering), name == "ask", coded)
 
 
 class Besieged(RuleBasedStateMachine):
+    """It behaves until it is out of `patience`. `good_bytes`: of chunks that came as they should, before
+    anything that should not."""
+
     @initialize(
-        initiator=st.booleans(),
-        offers=st.sampled_from(["nothing", "memory", "disk"]),
-        sink=st.booleans(),
-        exact=st.booleans(),
+        name=st.sampled_from(["ask", "answer", "fetch", "give"]),
+        pace=paces,
+        patience=st.integers(0, 4),
     )
-    def begin(self, initiator: bool, offers: str, sink: bool, exact: bool) -> None:
-        self.now = Instant(0.0)
-        offer = None if offers == "nothing" else offer_of(bytes(SIZE))
-        if offers == "disk":
-            offer = Offer(SIZE, lambda offset, length: bytes(length), slow=True)
-        self.end = Transfer(
-            id=ID,
-            initiator=initiator,
-            key_up=KEY_UP,
-            key_down=KEY_DOWN,
-            security="plain",
-            offer=offer,
-            want=Want(SIZE, exact, (lambda offset, data: None) if sink else None),
-            width=WIDTH,
-            began_at=self.now,
-            progress_timeout_s=5.0,
-            timeout_s=60.0,
-        )
-        self.theirs = Cipher(KEY_DOWN, DOWN, "plain") if initiator else Cipher(KEY_UP, UP, "plain")
-        self.ours = Cipher(KEY_UP, UP, "plain") if initiator else Cipher(KEY_DOWN, DOWN, "plain")
-        self.serial = 0
-        self.landed: list[int] = []
+    def begin(self, name: str, pace: list[int], patience: int) -> None:
+        self.disk, self.written = Disk(), bytearray()
+        self.part = part(name, self.disk, self.written)
+        self.wire = Wire(bytearray(), bytearray(), pace)
+        self.wire.room = 600
+        self.end = stream(self.wire, self.part.talk, dials=self.part.dials, security="plain")
+        ours, theirs = (UP, DOWN) if self.part.dials else (DOWN, UP)
+        self.theirs = Cipher(KEYS[theirs], theirs, 1, "plain")
+        self.listens = Cipher(KEYS[ours], ours, 1, "plain")
+        self.heard, self.kinds = bytearray(), ""
+        self.patience = patience
+        self.all_bytes = sum(len(chunk) for chunk in self.part.chunks)
+        self.sent = self.good_bytes = 0
+        self.is_sound, self.is_whole, self.has_given_up = True, False, False
 
-    @rule(
-        kind=st.sampled_from(list(Kind)),
-        ref=numbers,
-        total=totals,
-        skip=st.sampled_from([0, 1, 1, 1, 5]),
-        damage=st.sampled_from([False, False, False, True]),
-        times=st.sampled_from([1, 1, 1, 200]),
-    )
-    def frame(self, kind: Kind, ref: int, total: int, skip: int, damage: bool, times: int) -> None:
+    @rule(times=st.integers(1, 3))
+    def go_on(self, times: int) -> None:
+        """What an honest peer would say next."""
         for _ in range(times):
-            self.serial += skip
-            length = max(0, chunk_bytes(ref, total)) if kind is Kind.DATA else 0
-            body = bytes(length) if kind is not Kind.ABORT else b"\xff" * (ref % REASON_BYTES_MAX)
-            header = Header(kind, ID, self.serial, ref, total, len(body))
-            packed, sealed = self.theirs.seal(header, body)
-            sealed = bytes(sealed)
-            if damage:
-                sealed = sealed[:-1] + bytes([sealed[-1] ^ 1])
-            try:
-                parsed = parse(packed)
-            except WireError:
-                return
-            was_heard = self.end._serial_heard
-            dropped = self.end.on_frame(parsed, packed, sealed, self.now)
-            assert dropped in ("", "replayed", "unasked", "corrupt")
-            assert not damage or dropped, "a damaged frame was taken"
-            assert self.serial > was_heard or dropped, "a frame was taken twice"
+            kind = Kind.DATA if self.sent < len(self.part.chunks) else Kind.END
+            self.one_frame(kind, "right", "sound", "none")
 
-    @rule(count=st.integers(0, 12))
-    def send(self, count: int) -> None:
-        for _ in range(count):
-            if self.end.next_job() is None:
-                return
-            packed, sealed = self.end.next_frame()
-            header = parse(packed)
-            self.ours.open(header, packed, sealed, memoryview(bytearray(header.length)))
+    @precondition(lambda self: self.is_out_of_patience)
+    @rule(
+        kind=st.sampled_from([*Kind, 0, 9]),
+        length=st.sampled_from(["right"] * 4 + ["none", "less", "more", "most", "absurd"]),
+        body=st.sampled_from(["sound", "zeros", "ones", "lines"]),
+        harm=st.sampled_from(["none"] * 4 + ["flip", "cut", "skip", "again"]),
+    )
+    def foul(self, kind: int, length: str, body: str, harm: str) -> None:
+        self.one_frame(kind, length, body, harm)
 
-    @precondition(lambda self: self.end.reads)
+    @property
+    def is_out_of_patience(self) -> bool:
+        return self.sent + self.is_whole >= min(self.patience, len(self.part.chunks) + 1)
+
+    def one_frame(self, kind: int, length: str, body: str, harm: str) -> None:
+        chunk = b"".join(self.part.chunks[self.sent : self.sent + 1])
+        right = {int(Kind.DATA): len(chunk), int(Kind.BEGIN): 8, int(Kind.ABORT): 30}.get(kind, 0)
+        size = {
+            "right": right,
+            "none": 0,
+            "less": max(0, right - 1),
+            "more": right + 1,
+            "most": BODY_BYTES_MAX if kind == Kind.DATA else REASON_BYTES_MAX,
+            "absurd": 2**32 - 1,
+        }[length]
+        if length == "absurd":
+            self.put(bytes([kind]) + size.to_bytes(4, "big") + bytes(64))
+            self.is_sound = False
+            return
+        filled = {"sound": chunk, "zeros": b"", "ones": b"\xff" * size, "lines": b"a\r\n\x1b[2J"}[
+            body
+        ]
+        frame = memoryview(bytearray(HEADER_BYTES + size + TAG_BYTES))
+        frame[HEADER_BYTES:][:size] = filled[:size].ljust(size, b"\0")
+        if harm == "skip":
+            self.theirs.seal(Kind.END, memoryview(bytearray(64)), 0)
+        made = bytearray(frame[: self.theirs.seal(cast("Kind", kind), frame, size)])
+        if harm == "flip":
+            made[len(made) // 2] ^= 4
+        elif harm == "cut":
+            del made[-3:]
+        self.put(bytes(made))
+        is_chunk = kind == Kind.DATA and self.sent < len(self.part.chunks) and size == len(chunk)
+        is_end = kind == Kind.END and not size and self.sent == len(self.part.chunks)
+        self.is_sound &= harm in ("none", "again") and (is_chunk or is_end) and not self.is_whole
+        if self.is_sound:
+            self.good_bytes += size
+            self.sent += is_chunk
+            self.is_whole |= is_end
+        if harm == "again":
+            self.put(bytes(made))
+            self.is_sound = False
+
+    @precondition(lambda self: self.is_out_of_patience)
+    @rule(noise=st.binary(min_size=1, max_size=40))
+    def garbage(self, noise: bytes) -> None:
+        self.put(noise)
+        self.is_sound = False
+
+    def put(self, data: bytes) -> None:
+        self.wire.gives += data
+
+    @rule(turns=st.sampled_from([1, 5, 100, 400]))
+    def turn(self, turns: int) -> None:
+        for _ in range(turns):
+            goes = (
+                partial(checked, self.end, self.end.write)
+                if self.has_given_up
+                else partial(move, self.end)
+            )
+            if not goes():
+                self.end.is_readable = self.end.is_writable = True
+            if self.end.failure is not None:
+                self.give_up(str(self.end.failure))
+
+    @precondition(lambda self: self.is_out_of_patience)
+    @rule(reason=st.sampled_from(["cancelled", "", "é" * 150, "x" * 5000]))
+    def give_up(self, reason: str) -> None:
+        """Cancelled from here, or after a failure: the last word is got out, and no more is read."""
+        if not self.has_given_up:
+            self.has_given_up = True
+            self.end.abort(reason)
+
+    @precondition(lambda self: self.disk.jobs)
     @rule()
-    def disk_reads(self) -> None:
-        chunk = self.end.reads.pop(0)
-        self.end.loaded(chunk, bytes(chunk_bytes(chunk, SIZE)))
+    def disk_works(self) -> None:
+        self.disk.work()
 
-    @precondition(lambda self: self.end.writes)
-    @rule()
-    def disk_writes(self) -> None:
-        offset, data = self.end.writes.pop(0)
-        assert offset not in self.landed, "a chunk was written twice"
-        assert offset + len(data) <= SIZE
-        self.landed.append(offset)
-        self.end.written()
-
-    @rule(seconds=st.sampled_from([0.1, 0.3, 2.0, 6.0]))
-    def tick(self, seconds: float) -> None:
-        self.now = Instant(self.now + seconds)
-        self.end.tick(self.now)
-
-    @rule()
-    def reply(self) -> None:
-        if self.end.offer is None and not self.end.initiator:
-            self.end.give(bytes(SIZE))
+    @rule(room=st.sampled_from([0, 1, 600, 5000]))
+    def listen(self, room: int) -> None:
+        """The peer takes what came, and makes room for so much more."""
+        self.wire.room = room
+        self.heard += self.wire.takes
+        self.wire.takes.clear()
+        while (whole := whole_frame(self.heard)) is not None:
+            kind, length = parse_header(whole)
+            body = self.listens.open(memoryview(bytearray(whole)))
+            assert length == len(body)
+            if kind is Kind.ABORT:
+                assert bytes(body).decode().isprintable()
+            self.kinds += kind.name[0]
+            del self.heard[: len(whole)]
+            if kind is Kind.END:
+                assert self.is_whole or not self.part.dials
+                assert self.good_bytes == self.all_bytes, "it says END of what it has not heard"
+        assert re.fullmatch("D*E?A?", self.kinds), self.kinds
 
     @invariant()
-    def it_is_bounded(self) -> None:
+    def it_is_bounded_and_believes_nothing(self) -> None:
         if not hasattr(self, "end"):
             return
-        end = self.end
-        assert end.failure is None or isinstance(end.failure, PeerlmError)
-        assert len(str(end.failure)) < 1000
-        assert len(end._outbox) <= QUEUED_MAX, "a peer can fill our memory with questions"
-        assert len(end._queued) <= 4 * WIDTH
-        assert len(end.reads) <= 4 * WIDTH
-        assert len(end._loaded) <= 4 * WIDTH
-        assert len(end.writes) <= WIDTH
-        assert end.bytes_received <= SIZE
-        assert len(end.want.memory) <= SIZE
-        if end._window is not None:
-            assert len(end._window._in_flight) <= WIDTH
-        end.next_job()
+        end, failure = self.end, self.end.failure
+        assert failure is None or isinstance(failure, PeerlmError)
+        assert len(str(failure)) < 1000
+        assert "\n" not in str(failure)
+        assert end.heard_bytes <= self.good_bytes
+        assert end._have <= HEADER_BYTES + max(CHUNK_BYTES, REASON_BYTES_MAX) + TAG_BYTES
+        assert len(self.disk.jobs) <= WINDOW
+        assert not isinstance(self.part.talk, Give) or len(self.part.talk._ready) <= WINDOW
+        assert len(self.written) <= self.good_bytes
+        if end.is_good:
+            assert end.heard_bytes == self.all_bytes
+        if end.heard_end and not self.has_given_up:
+            assert self.is_whole
+        if end.said_end and end.dials and not self.has_given_up:
+            assert end.heard_end
+        assert isinstance(end.wants_to_read, bool)
+
+    def teardown(self) -> None:
+        """Once the peer has hung up, it is over soon, whatever was said."""
+        if not hasattr(self, "end"):
+            return
+        self.wire.is_hung_up = True
+        for _ in range(2000):
+            self.listen(5000)
+            self.turn(1)
+            if self.disk.jobs:
+                self.disk.work()
+            if self.end.has_ended and not self.end.wants_to_write:
+                self.it_is_bounded_and_believes_nothing()
+                return
+        raise AssertionError(f"it goes on: {state(self.end)}")
+
+
+def whole_frame(heard: bytearray) -> bytes | None:
+    if len(heard) < HEADER_BYTES:
+        return None
+    end = HEADER_BYTES + parse_header(heard)[1] + TAG_BYTES
+    return bytes(heard[:end]) if len(heard) >= end else None
 
 
 TestBesieged = Besieged.TestCase
-TestBesieged.settings = some(40, 40)
+TestBesieged.settings = some(80, 40)

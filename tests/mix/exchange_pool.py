@@ -13,7 +13,7 @@ from peerlm.swarm.sampler import sampler_named
 from peerlm.types import FragmentId, Instant, PeerId, TransferId
 from peerlm.wire.message import ExchangeAnswer, ExchangeDone, ExchangeRequest, Message
 
-SIZES = (1000, 300)
+SIZES = (1000, 300, 200)
 PLAN_HASH = b"h" * 32
 
 
@@ -159,7 +159,7 @@ class Pool:
         return [
             s.me
             for s in self.sites.values()
-            if any(s.machine.is_busy(FragmentId(f)) for f in (0, 1))
+            if any(s.machine.is_busy(FragmentId(f)) for f in range(len(SIZES)))
         ]
 
 

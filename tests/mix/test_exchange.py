@@ -8,9 +8,10 @@ import pytest
 from exchange_pool import SIZES, Pool, answers, peer_id, the_request
 
 from peerlm.effects import RunExchange, Send, ServeExchange
+from peerlm.mix import exchange
 from peerlm.mix.codec import encoded_size
 from peerlm.mix.exchange import ASK_TIMEOUT_S, TRIES
-from peerlm.types import FragmentId
+from peerlm.types import FragmentId, Instant
 from peerlm.wire.message import ExchangeAnswer, ExchangeDone, ExchangeRequest
 
 # -------------------------------------------------------------------------------- the plain course
@@ -47,6 +48,55 @@ def test_fragments_are_independent() -> None:
     pool.complete_all()
     totals = [pool.site(i).machine.outcomes.totals() for i in (1, 2)]
     assert sum(t.initiated_ok for t in totals) == sum(t.served_ok for t in totals) == 2
+
+
+def test_exchanges_of_one_node_wait_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "AT_ONCE", 1)
+    pool = Pool(3)
+    pool.start(1, 0)
+    pool.start(1, 1)
+    pool.start(1, 1)
+    machine = pool.site(1).machine
+    assert len(pool.mail) == 1
+    assert machine.is_busy(FragmentId(1))
+    assert machine.deadline() == pool.now + exchange.ASK_TIMEOUT_S
+    pool.complete_all()
+    assert machine.deadline() < pool.now, "the next one may begin"
+    pool.pass_time(0.1)
+    pool.complete_all()
+    assert machine.outcomes.totals().initiated_ok == 2
+    assert pool.locked() == []
+
+
+def test_what_waits_its_turn_is_forgotten_when_somebody_else_mixes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange, "AT_ONCE", 1)
+    pool = Pool(2)
+    pool.start(1, 0)
+    pool.start(1, 1)
+    pool.start(2, 1)
+    pool.complete_all()
+    pool.start(2, 1)
+    pool.deliver_all()
+    pool.pass_time(0.1)
+    pool.complete_all()
+    assert pool.site(1).machine.outcomes.totals().initiated_ok == 1
+    assert pool.site(2).machine.outcomes.totals().initiated_ok == 2
+
+
+def test_who_serves_enough_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "AT_ONCE", 1)
+    pool = Pool(3)
+    pool.unreachable.add(peer_id(3))
+    pool.start(1, 0)
+    pool.deliver_all()
+    first = pool.site(2)
+    assert len(first.running) == 1
+    other = pool.site(3).machine.start(FragmentId(1), (peer_id(2),), Instant(pool.now))
+    pool.carry(peer_id(3), other)
+    pool.deliver()
+    assert answers(first.effects)[-1] == ("busy", "enough under way")
 
 
 def test_a_busy_fragment_is_not_started_again() -> None:
@@ -258,7 +308,7 @@ def test_a_failing_partner_is_avoided_while_others_are_there() -> None:
     ("change", "reason"),
     [
         ({"plan_hash": b"x" * 32}, "plan"),
-        ({"fragment": 2}, "no such fragment"),
+        ({"fragment": 3}, "no such fragment"),
         ({"codec_request": "int4"}, "codec"),
         ({"codec_request": "zip"}, "codec"),
         ({"codec_reply": "topk"}, "codec"),

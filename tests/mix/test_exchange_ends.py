@@ -231,7 +231,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.pool = Pool(n, seed, **{"mix.sampler": sampler})
         self.n = n
 
-    @rule(number=st.integers(1, 4), fragment=st.integers(0, 1), count=st.integers(1, 3))
+    @rule(number=st.integers(1, 4), fragment=st.integers(0, 2), count=st.integers(1, 3))
     def start(self, number: int, fragment: int, count: int) -> None:
         self.pool.start(1 + number % self.n, fragment, count)
 

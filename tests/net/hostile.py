@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from words import Words, chunk_sizes, fp32_chunks
 
 from peerlm.daemon.bulk import Bulk
 from peerlm.daemon.introduction import Introduction
@@ -28,7 +29,7 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.invite import enrol, make_invite, root_inviter
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import verify_plan
-from peerlm.mix.codec import encode, encoded_size
+from peerlm.mix.chunks import stream_bytes
 from peerlm.model.plan import fragments
 from peerlm.types import PeerId, Role, TransferId, WallTime
 from peerlm.wire.codec import encode as encode_message
@@ -54,7 +55,6 @@ M = TypeVar("M", bound=Message)
 Vector = NDArray[np.float32]
 
 PATIENCE_S = 30.0
-HEADER_BYTES = encoded_size("fp32", 0)
 
 
 class Hostile:
@@ -194,7 +194,7 @@ class Hostile:
             version=1,
             codec_request="fp32",
             codec_reply="fp32",
-            request_bytes=encoded_size("fp32", size),
+            request_bytes=stream_bytes("fp32", size),
             ramp=1.0,
             key_up=secrets.token_bytes(32),
             key_down=secrets.token_bytes(32),
@@ -223,30 +223,24 @@ class Hostile:
         )
 
     async def send_weights(
-        self, request: ExchangeRequest, payload: bytes, timeout_s: float = 5.0
+        self, request: ExchangeRequest, values: Vector, timeout_s: float = 5.0
     ) -> bytes | PeerlmError:
-        """The tensors of an accepted request; the reply, or how it failed."""
+        """The tensors of an accepted request, in fp32; the reply, or how it failed."""
+        to_hear = chunk_sizes("fp32", self.sizes[request.fragment])
+        side = Words(fp32_chunks(values), to_hear, "fp32")
         try:
-            reply = await self.bulk.exchange(
+            await self.bulk.exchange(
                 TransferId(request.transfer),
                 "127.0.0.1",
                 self.victim_bulk,
-                payload,
-                request.request_bytes,
-                request.key_up,
-                request.key_down,
+                side,
+                (request.key_up, request.key_down),
                 timeout_s,
                 timeout_s,
             )
         except PeerlmError as error:
             return error
-        return bytes(reply)
-
-
-def payload_of(values: Vector) -> bytes:
-    """An fp32 payload of whatever values: what `encode` makes, without its scruples."""
-    rng = np.random.default_rng(1)
-    return bytes(encode(np.zeros_like(values), "fp32", rng))[:HEADER_BYTES] + values.tobytes()
+        return b"".join(side.came)
 
 
 @contextlib.asynccontextmanager

@@ -6,18 +6,25 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import count
 
+import numpy as np
 import pytest
 import pytest_asyncio
-import zmq
 
 from peerlm.daemon import mover
 from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.talks import RefusedHere
 from peerlm.errors import ChunkCorrupt, ConfigError, Unreachable, WireError
-from peerlm.wire.frame import CHUNK_BYTES, cookie
+from peerlm.mix.chunks import CHUNK, stream_bytes
+from peerlm.mix.flow import Answering, Asking
+from peerlm.mix.fragment import SlowFragment
+from peerlm.wire.frame import CHUNK_BYTES, HEADER_BYTES, TAG_BYTES, UP, Cipher, Kind, Preface
 
 PROGRESS_S, TIMEOUT_S = 5.0, 15.0
 HERE = "127.0.0.1"
+FP32 = ("fp32", "fp32")
+SEEDS = count()
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,26 @@ class Agreement:
     """What two nodes agree on over the control plane before bytes move."""
 
     id: bytes = field(default_factory=lambda: secrets.token_bytes(16))
-    up: bytes = field(default_factory=lambda: secrets.token_bytes(32))
-    down: bytes = field(default_factory=lambda: secrets.token_bytes(32))
+    keys: tuple[bytes, bytes] = field(
+        default_factory=lambda: (secrets.token_bytes(32), secrets.token_bytes(32))
+    )
 
 
-def bytes_of(length: int) -> bytes:
-    return secrets.token_bytes(length)
+def fragment(size: int, scale: float = 1.0) -> SlowFragment:
+    noise = np.random.default_rng(next(SEEDS)).standard_normal(size, np.float32)
+    return SlowFragment(np.float32(scale) * (1 + np.float32(0.1) * noise))
+
+
+def side(kind, slow: SlowFragment, codecs=FP32):
+    return kind(
+        slow,
+        codec_request=codecs[0],
+        codec_reply=codecs[1],
+        weight=0.5,
+        clip_norm=1e9,
+        rng=np.random.default_rng(1),
+        difference=np.empty(slow.size, np.float32),
+    )
 
 
 @pytest_asyncio.fixture
@@ -46,18 +67,17 @@ async def make() -> AsyncIterator[Callable[..., Bulk]]:
         await each.close()
 
 
-def exchange(
-    ann: Bulk, port: int, a: Agreement, request: bytes, reply_max: int, progress_s=PROGRESS_S
-) -> Awaitable[memoryview]:
-    return ann.exchange(a.id, HERE, port, request, reply_max, a.up, a.down, progress_s, TIMEOUT_S)
+def ask(
+    ann: Bulk, port: int, a: Agreement, slow: SlowFragment, codecs=FP32, progress_s=PROGRESS_S
+) -> Awaitable[None]:
+    asking = side(Asking, slow, codecs)
+    return ann.exchange(a.id, HERE, port, asking, a.keys, progress_s, TIMEOUT_S)
 
 
-async def respond(
-    bob: Bulk, a: Agreement, request_bytes: int, reply: bytes, progress_s=PROGRESS_S
-) -> memoryview:
-    request = await bob.expect(a.id, request_bytes, a.up, a.down, progress_s, TIMEOUT_S)
-    await bob.reply(a.id, reply)
-    return request
+def answer(
+    bob: Bulk, a: Agreement, slow: SlowFragment, codecs=FP32, progress_s=PROGRESS_S
+) -> Awaitable[None]:
+    return bob.answer(a.id, side(Answering, slow, codecs), a.keys, progress_s, TIMEOUT_S)
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
@@ -66,148 +86,180 @@ async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
             await asyncio.sleep(0.002)
 
 
-async def assert_exchange_works(ann: Bulk, bob: Bulk, port: int = 0, size: int = 300_000) -> None:
-    a, request, reply = Agreement(), bytes_of(size), bytes_of(size // 2)
-    served = asyncio.ensure_future(respond(bob, a, len(request), reply))
-    await until(lambda: a.id in bob._mover._entries)
-    got = await exchange(ann, port or bob.port, a, request, len(reply))
-    asked = await served
-    assert (got, asked) == (reply, request)
+async def assert_exchange_works(
+    ann: Bulk, bob: Bulk, port: int = 0, size: int = 3 * CHUNK + 7, codecs=FP32
+) -> None:
+    """What one gains the other loses, and in the end they are where they should be."""
+    a, mine, yours = Agreement(), fragment(size), fragment(size)
+    phis = mine.phi.copy(), yours.phi.copy()
+    asking, answering = side(Asking, mine, codecs), side(Answering, yours, codecs)
+    await asyncio.gather(
+        bob.answer(a.id, answering, a.keys, PROGRESS_S, TIMEOUT_S),
+        ann.exchange(a.id, HERE, port or bob.port, asking, a.keys, PROGRESS_S, TIMEOUT_S),
+    )
+    flows = asking.apply(), answering.apply()
+    assert flows[0].raw_norm == flows[1].raw_norm
+    assert np.array_equal(asking._difference, answering._difference)
+    error = np.abs(mine.phi + yours.phi - sum(phis)).max(initial=0.0)
+    assert error <= 1e-6 * 8
+    if codecs == FP32:
+        assert np.allclose(mine.phi, sum(phis) / 2, atol=1e-6)
 
 
 @pytest.mark.parametrize("security", ["aead", "plain"])
-async def test_an_exchange_of_16_mib_each_way(make, security) -> None:
-    await assert_exchange_works(make(security=security), make(security=security), size=16 << 20)
+@pytest.mark.parametrize("codecs", [FP32, ("fp16", "fp16"), ("int8", "int4")])
+async def test_an_exchange_of_16_mib_each_way(make, security, codecs) -> None:
+    ann, bob = make(security=security), make(security=security)
+    await assert_exchange_works(ann, bob, size=4 << 20, codecs=codecs)
 
 
-@pytest.mark.parametrize("size", [2, CHUNK_BYTES, CHUNK_BYTES + 1])
-async def test_small_exchanges(make, size) -> None:
-    await assert_exchange_works(make(), make(), size=size)
-
-
-async def test_an_empty_exchange(make) -> None:
-    await assert_exchange_works(make(), make(), size=0)
+@pytest.mark.parametrize("size", [1, 5, CHUNK - 1, CHUNK, CHUNK + 1])
+@pytest.mark.parametrize("codecs", [FP32, ("int8", "int4")])
+async def test_small_exchanges(make, size, codecs) -> None:
+    await assert_exchange_works(make(), make(), size=size, codecs=codecs)
 
 
 async def test_many_exchanges_at_once_and_nothing_is_left_of_them(make) -> None:
     ann, bob = make(), make()
     await asyncio.gather(*(assert_exchange_works(ann, bob) for _ in range(10)))
     await until(lambda: not bob._mover._entries and not ann._mover._entries)
+    await until(lambda: not bob._mover._parting and not ann._mover._parting)
     assert (ann._mover._held_bytes, bob._mover._held_bytes) == (0, 0)
-    assert not ann._mover._by_dealer
-    assert ann.counters["bytes_sent"] == bob.counters["bytes_received"]
+    assert not ann._mover._callers
+    assert len(ann._mover._selector.get_map()) == 2, "the listener and the way to wake it"
+    assert ann.counters["bytes_sent"] >= 10 * stream_bytes("fp32", 3 * CHUNK + 7)
 
 
 async def test_an_initiator_may_come_before_it_is_expected(make) -> None:
-    ann, bob = make(), make()
-    a, request = Agreement(), bytes_of(100)
-    early = asyncio.ensure_future(exchange(ann, bob.port, a, request, 5))
-    await until(lambda: bob.counters["connections_denied"] > 0)
-    await respond(bob, a, 100, b"reply")
-    assert await early == b"reply"
+    ann, bob, a = make(), make(), Agreement()
+    early = asyncio.ensure_future(ask(ann, bob.port, a, fragment(100)))
+    await until(lambda: bool(bob._mover._callers))
+    await answer(bob, a, fragment(100))
+    await early
 
 
 async def test_names_are_looked_up(make) -> None:
-    ann, bob = make(), make()
-    a = Agreement()
-    got, _ = await asyncio.gather(
-        ann.exchange(a.id, "localhost", bob.port, b"x", 5, a.up, a.down, PROGRESS_S, TIMEOUT_S),
-        respond(bob, a, 1, b"reply"),
+    ann, bob, a = make(), make(), Agreement()
+    asking = side(Asking, fragment(9))
+    await asyncio.gather(
+        ann.exchange(a.id, "localhost", bob.port, asking, a.keys, PROGRESS_S, TIMEOUT_S),
+        answer(bob, a, fragment(9)),
     )
-    assert got == b"reply"
-
-
-async def test_too_large_a_reply_is_the_peers_fault(make) -> None:
-    ann, bob = make(), make()
-    a = Agreement()
-    served = asyncio.ensure_future(respond(bob, a, 1, bytes(100)))
-    with pytest.raises(WireError, match="offers 100 bytes, must be at most 99"):
-        await exchange(ann, bob.port, a, b"x", 99)
-    await served
 
 
 async def test_another_size_than_agreed_is_the_peers_fault(make) -> None:
-    ann, bob = make(), make()
-    a = Agreement()
-    refused = asyncio.ensure_future(respond(bob, a, 99, b""))
-    with pytest.raises(Unreachable, match=r"gave up: .* offers 100 bytes, must be 99"):
-        await exchange(ann, bob.port, a, bytes(100), 10)
-    with pytest.raises(WireError):
-        await refused
+    ann, bob, a = make(), make(), Agreement()
+    outcomes = await asyncio.gather(
+        ask(ann, bob.port, a, fragment(99)), answer(bob, a, fragment(100)), return_exceptions=True
+    )
+    assert isinstance(outcomes[0], Unreachable)
+    assert "gave up" in str(outcomes[0])
+    assert isinstance(outcomes[1], WireError)
+    assert "where one of" in str(outcomes[1])
+
+
+async def test_weights_that_fail_a_gate_are_told_to_both(make) -> None:
+    ann, bob, a = make(), make(), Agreement()
+    outcomes = await asyncio.gather(
+        ask(ann, bob.port, a, fragment(CHUNK, scale=50.0)),
+        answer(bob, a, fragment(CHUNK)),
+        return_exceptions=True,
+    )
+    assert isinstance(outcomes[0], Unreachable | RefusedHere)
+    assert isinstance(outcomes[1], RefusedHere)
+    assert str(outcomes[1]).startswith("norm: |x̂|")
 
 
 async def test_wrong_keys_move_nothing(make) -> None:
-    ann, bob = make(), make()
-    a = Agreement()
-    other = Agreement(id=a.id, up=a.up)  # let in, but nothing it is told can be read
-    served = asyncio.ensure_future(respond(bob, other, 100, b"", progress_s=1.0))
-    await until(lambda: a.id in bob._mover._entries)
+    ann, bob, a = make(), make(), Agreement()
+    other = Agreement(id=a.id)
     outcomes = await asyncio.gather(
-        exchange(ann, bob.port, a, bytes(100), 10, progress_s=1.0),
-        served,
+        ask(ann, bob.port, a, fragment(9), progress_s=0.5),
+        answer(bob, other, fragment(9), progress_s=0.5),
         return_exceptions=True,
     )
-    assert all(isinstance(outcome, (Unreachable, ChunkCorrupt)) for outcome in outcomes)
-    assert ann.counters["dropped_corrupt"] > 0
+    assert all(isinstance(outcome, Unreachable) for outcome in outcomes)
+    assert bob.counters["callers_corrupt"] == 1
 
 
 async def test_nobody_there_is_told_as_connect(make) -> None:
     ann = make()
-    with socket.socket() as taken:
-        taken.bind((HERE, 0))
+    with socket.socket() as free:
+        free.bind((HERE, 0))
+        with pytest.raises(Unreachable, match="Connection refused") as caught:
+            await ask(ann, free.getsockname()[1], Agreement(), fragment(1))
+    assert caught.value.step == "connect"
+
+
+async def test_silence_is_told_as_connect(make) -> None:
+    ann = make()
+    with socket.socket() as deaf:
+        deaf.bind((HERE, 0))
+        deaf.listen()
         with pytest.raises(Unreachable, match=r"no answer in 0\.3 s") as caught:
-            await exchange(ann, taken.getsockname()[1], Agreement(), b"x", 1, progress_s=0.3)
+            await ask(ann, deaf.getsockname()[1], Agreement(), fragment(1), progress_s=0.3)
     assert caught.value.step == "connect"
 
 
 async def test_one_transfer_has_one_name(make) -> None:
     bob, a = make(), Agreement()
-    first = asyncio.ensure_future(respond(bob, a, 1, b""))
+    first = asyncio.ensure_future(answer(bob, a, fragment(1)))
     await until(lambda: a.id in bob._mover._entries)
     with pytest.raises(Unreachable, match="under way already"):
-        await respond(bob, a, 1, b"")
+        await answer(bob, a, fragment(1))
     first.cancel()
 
 
 async def test_bytes_held_at_once_are_bounded(make, monkeypatch) -> None:
     monkeypatch.setattr(mover, "HELD_BYTES_MAX", 1000)
     bob = make()
-    first = asyncio.ensure_future(respond(bob, Agreement(), 600, b""))
+    first = asyncio.ensure_future(answer(bob, Agreement(), fragment(150)))
     await until(lambda: bool(bob._mover._entries))
     with pytest.raises(Unreachable, match="1 transfers of 600 bytes are under way") as caught:
-        await respond(bob, Agreement(), 600, b"")
+        await answer(bob, Agreement(), fragment(150))
     assert caught.value.step == "admission"
     first.cancel()
 
 
-async def test_cancelling_ends_both_sides(make) -> None:
-    ann, bob = make(), make()
+async def stalled(ann: Bulk, bob: Bulk) -> tuple[Agreement, asyncio.Future, asyncio.Future]:
+    """An exchange that has begun and cannot end, since its responder's ceiling is so low."""
     a = Agreement()
-    started = asyncio.ensure_future(exchange(ann, bob.port, a, b"x", 10))
-    assert await bob.expect(a.id, 1, a.up, a.down, PROGRESS_S, TIMEOUT_S) == b"x"
+    asked = asyncio.ensure_future(ask(ann, bob.port, a, fragment(20 * CHUNK)))
+    answered = asyncio.ensure_future(answer(bob, a, fragment(20 * CHUNK)))
+    await until(lambda: bob.counters["bytes_received"] > CHUNK)
+    return a, asked, answered
+
+
+async def test_cancelling_ends_both_sides(make) -> None:
+    ann, bob = make(), make(download_bytes_s=10_000)
+    a, asked, answered = await stalled(ann, bob)
     bob.cancel(a.id, "the plan has changed")
     with pytest.raises(Unreachable, match="gave up: the plan has changed"):
-        await started
-    with pytest.raises(Unreachable, match="too late"):
-        await bob.reply(a.id, b"y")
+        await asked
+    with pytest.raises(Unreachable, match="the plan has changed"):
+        await answered
 
 
 async def test_a_cancelled_task_ends_its_transfer(make) -> None:
-    ann, bob = make(), make()
-    a = Agreement()
-    started = asyncio.ensure_future(exchange(ann, bob.port, a, b"x", 10))
-    await bob.expect(a.id, 1, a.up, a.down, PROGRESS_S, TIMEOUT_S)
-    started.cancel()
-    await until(lambda: not ann._mover._entries and not bob._mover._entries)
+    ann, bob = make(), make(download_bytes_s=10_000)
+    _, asked, answered = await stalled(ann, bob)
+    asked.cancel()
+    await until(lambda: not ann._mover._entries)
+    answered.cancel()
+    await until(lambda: not bob._mover._entries)
 
 
 async def test_closing_ends_what_is_under_way(make) -> None:
     bob = Bulk(HERE, 0)
-    waiting = asyncio.ensure_future(respond(bob, Agreement(), 1, b""))
+    waiting = asyncio.ensure_future(answer(bob, Agreement(), fragment(1)))
     await until(lambda: bool(bob._mover._entries))
     await bob.close()
     with pytest.raises(Unreachable, match="stopping"):
         await waiting
+
+
+def bytes_of(length: int) -> bytes:
+    return secrets.token_bytes(length)
 
 
 # ------------------------------------------------------------------------------------------ pulls
@@ -222,10 +274,10 @@ async def pulled(
         here[offset : offset + len(chunk)] = chunk
 
     served = asyncio.ensure_future(
-        bob.serve(a.id, lambda o, n: data[o : o + n], len(data), a.up, a.down, progress_s)
+        bob.serve(a.id, lambda o, n: data[o : o + n], len(data), a.keys, progress_s)
     )
     await ann.pull(
-        a.id, HERE, port or bob.port, len(data), a.up, a.down, sink, progress.append, progress_s
+        a.id, HERE, port or bob.port, len(data), a.keys, sink, progress.append, progress_s
     )
     return here, progress, await served
 
@@ -241,21 +293,21 @@ async def test_an_object_is_pulled(make, size) -> None:
 
 async def test_a_slow_disk_holds_no_more_than_a_window(make) -> None:
     ann, bob = make(window=2), make(window=2)
-    a, size = Agreement(), 20 * CHUNK_BYTES
+    a, size = Agreement(), 40 * CHUNK_BYTES
     let_go, held = threading.Event(), []
 
     def sink(offset: int, chunk: memoryview) -> None:
         held.append(offset)
         let_go.wait(5)
 
-    served = asyncio.ensure_future(
-        bob.serve(a.id, lambda o, n: bytes(n), size, a.up, a.down, PROGRESS_S)
-    )
+    served = asyncio.ensure_future(bob.serve(a.id, lambda o, n: bytes(n), size, a.keys, PROGRESS_S))
     pulling = asyncio.ensure_future(
-        ann.pull(a.id, HERE, bob.port, size, a.up, a.down, sink, int, PROGRESS_S)
+        ann.pull(a.id, HERE, bob.port, size, a.keys, sink, int, PROGRESS_S)
     )
     await until(lambda: bool(held) and ann.counters["bytes_received"] >= 2 * CHUNK_BYTES)
-    assert bob._mover._entries[a.id].transfer.bytes_sent == 2 * CHUNK_BYTES
+    talk = ann._mover._entries[a.id].talk
+    assert talk.to_hear() == 0
+    assert talk.first == 2, "chunks that were heard and wait for the disk"
     let_go.set()
     await pulling
     assert await served == size
@@ -269,10 +321,10 @@ async def test_a_full_disk_ends_the_pull_on_both_sides(make) -> None:
         raise OSError(28, "No space left on device")
 
     served = asyncio.ensure_future(
-        bob.serve(a.id, lambda o, n: bytes(n), 10_000_000, a.up, a.down, PROGRESS_S)
+        bob.serve(a.id, lambda o, n: bytes(n), 10_000_000, a.keys, PROGRESS_S)
     )
     with pytest.raises(OSError, match="No space left"):
-        await ann.pull(a.id, HERE, bob.port, 10_000_000, a.up, a.down, sink, int, PROGRESS_S)
+        await ann.pull(a.id, HERE, bob.port, 10_000_000, a.keys, sink, int, PROGRESS_S)
     with pytest.raises(Unreachable, match="No space left"):
         await served
 
@@ -284,9 +336,9 @@ async def test_an_unreadable_object_ends_the_pull_on_both_sides(make) -> None:
     def read(offset: int, length: int) -> bytes:
         raise OSError(5, "Input/output error")
 
-    served = asyncio.ensure_future(bob.serve(a.id, read, 1000, a.up, a.down, PROGRESS_S))
+    served = asyncio.ensure_future(bob.serve(a.id, read, 1000, a.keys, PROGRESS_S))
     with pytest.raises(Unreachable, match="gave up"):
-        await ann.pull(a.id, HERE, bob.port, 1000, a.up, a.down, lambda o, c: None, int, PROGRESS_S)
+        await ann.pull(a.id, HERE, bob.port, 1000, a.keys, lambda o, c: None, int, PROGRESS_S)
     with pytest.raises(OSError, match="Input/output"):
         await served
 
@@ -305,19 +357,22 @@ async def test_a_server_that_dies_midway_is_noticed(make) -> None:
     def sink(offset: int, chunk: memoryview) -> None:
         loop.call_soon_threadsafe(first_chunk.set)
 
-    served = asyncio.ensure_future(bob.serve(a.id, read, size, a.up, a.down, PROGRESS_S))
-    pulling = asyncio.ensure_future(
-        ann.pull(a.id, HERE, bob.port, size, a.up, a.down, sink, int, 0.5)
-    )
+    served = asyncio.ensure_future(bob.serve(a.id, read, size, a.keys, PROGRESS_S))
+    pulling = asyncio.ensure_future(ann.pull(a.id, HERE, bob.port, size, a.keys, sink, int, 0.5))
     await first_chunk.wait()
-    bob._mover._remove = lambda entry, goodbye: (
-        bob._mover._entries.clear()
-    )  # a kill says no goodbye
-    await bob.close()
-    with pytest.raises(Unreachable, match=r"nothing came for 0\.5 s") as caught:
-        await pulling
-    assert caught.value.step == "transfer"
+    part = bob._mover._part
+
+    def hang_up(stream) -> None:  # as a kill does, which says no goodbye
+        stream.connection.close()
+        stream.connection = socket.socket()
+        part(stream)
+
+    bob._mover._part = hang_up
     die.set()
+    await bob.close()
+    with pytest.raises(Unreachable) as caught:
+        await pulling
+    assert caught.value.step in ("connect", "transfer")
     with pytest.raises(Unreachable):
         await served
 
@@ -326,13 +381,14 @@ async def test_a_server_that_dies_midway_is_noticed(make) -> None:
 
 
 class Wire:
-    """A TCP proxy that can flip a bit and cut its connections."""
+    """A TCP proxy that can flip a bit of what goes to the target, and cut its connections."""
 
     def __init__(self, port: int) -> None:
         self.target = port
         self.flip_at: set[int] = set()
-        self.seen = 0
         self.cut_at: set[int] = set()
+        """Bytes of both directions together."""
+        self.seen = self.carried = 0
         self.writers: list[asyncio.StreamWriter] = []
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -343,21 +399,23 @@ class Wire:
     async def _connect(self, reader, writer) -> None:
         there, back = await asyncio.open_connection(HERE, self.target)
         self.writers += [writer, back]
-        self.tasks.append(asyncio.ensure_future(self._carry(there, writer, spoil=False)))
-        self.tasks.append(asyncio.ensure_future(self._carry(reader, back, spoil=True)))
+        pair = (writer, back)
+        self.tasks.append(asyncio.ensure_future(self._carry(there, writer, pair, spoil=False)))
+        self.tasks.append(asyncio.ensure_future(self._carry(reader, back, pair, spoil=True)))
 
-    async def _carry(self, reader, writer, spoil: bool) -> None:
+    async def _carry(self, reader, writer, pair, spoil: bool) -> None:
         while data := await reader.read(65_536):
+            self.carried += len(data)
             if spoil:
                 start, self.seen = self.seen, self.seen + len(data)
                 data = bytearray(data)
                 for at in [at for at in self.flip_at if start <= at < self.seen]:
                     data[at - start] ^= 1
-                if cuts := {at for at in self.cut_at if at < self.seen}:
-                    self.cut_at -= cuts
-                    for each in self.writers:
-                        each.close()
-                    return
+            if cuts := {at for at in self.cut_at if at < self.carried}:
+                self.cut_at -= cuts
+                for each in pair:
+                    each.transport.abort()
+                return
             writer.write(data)
             await writer.drain()
         writer.close()
@@ -370,22 +428,46 @@ class Wire:
 
 
 @pytest.mark.parametrize("security", ["aead", "plain"])
-async def test_corrupt_chunks_are_found_and_fetched_again(make, security) -> None:
-    ann, bob = make(security=security), make(security=security)
+@pytest.mark.parametrize("at", [5, 40, 700_000, 2_000_000])
+async def test_a_flipped_bit_ends_an_exchange_and_nothing_is_applied(make, security, at) -> None:
+    ann, bob, a = make(security=security), make(security=security), Agreement()
     wire = Wire(bob.port)
-    wire.flip_at = {700_000, 2_000_000, 2_900_000}
-    await assert_exchange_works(ann, bob, await wire.start(), size=3_000_000)
-    assert bob.counters["dropped_corrupt"] == 3
+    wire.flip_at = {at}
+    mine, yours = fragment(6 * CHUNK), fragment(6 * CHUNK)
+    port = await wire.start()
+    outcomes = await asyncio.gather(
+        ask(ann, port, a, mine, progress_s=1.0),
+        answer(bob, a, yours, progress_s=1.0),
+        return_exceptions=True,
+    )
+    assert all(isinstance(each, Unreachable | ChunkCorrupt | WireError) for each in outcomes)
     await wire.stop()
 
 
-async def test_a_cut_connection_is_made_anew_and_the_transfer_goes_on(make) -> None:
-    ann, bob = make(), make()
+async def test_a_cut_connection_ends_an_exchange(make) -> None:
+    ann, bob, a = make(), make(), Agreement()
     wire = Wire(bob.port)
-    wire.cut_at = {900_000, 2_500_000}
-    await assert_exchange_works(ann, bob, await wire.start(), size=3_000_000)
+    wire.cut_at = {2_000_000}
+    outcomes = await asyncio.gather(
+        ask(ann, await wire.start(), a, fragment(20 * CHUNK)),
+        answer(bob, a, fragment(20 * CHUNK)),
+        return_exceptions=True,
+    )
+    assert [each.step for each in outcomes] == ["transfer", "transfer"]
+    await wire.stop()
+
+
+async def test_a_pull_goes_on_where_its_connection_was_cut(make) -> None:
+    ann, bob = make(window=4), make(window=4)
+    wire = Wire(bob.port)
+    wire.cut_at = {2_000_000, 6_000_000}
+    data = bytes_of(8_000_000)
+    here, _, sent = await pulled(ann, bob, data, port=await wire.start())
+    assert here == data
     assert wire.cut_at == set()
-    assert len(wire.writers) >= 6
+    assert len(wire.writers) == 6
+    assert wire.carried < len(data) + 3 * 64 * CHUNK_BYTES, "what was here came no second time"
+    assert sent > 0
     await wire.stop()
 
 
@@ -393,64 +475,93 @@ async def test_a_cut_connection_is_made_anew_and_the_transfer_goes_on(make) -> N
 
 
 class Stranger:
-    """A bare DEALER at the bulk port, with the credentials it likes."""
+    """A bare connection to the bulk port that says what it likes."""
 
-    def __init__(self, bulk: Bulk, name: bytes = b"", secret: bytes = b"") -> None:
-        self.context = zmq.Context()
-        self.socket = self.context.socket(zmq.DEALER)
-        self.socket.linger = 0
-        if name:
-            self.socket.set(zmq.PLAIN_USERNAME, name)
-            self.socket.set(zmq.PLAIN_PASSWORD, secret)
-        self.socket.connect(f"tcp://{HERE}:{bulk.port}")
+    def __init__(self, bulk: Bulk, *words: bytes) -> None:
+        self.socket = socket.create_connection((HERE, bulk.port))
+        for each in words:
+            self.socket.sendall(each)
 
-    def close(self) -> None:
-        self.socket.close()
-        self.context.term()
+    async def is_hung_up(self) -> bool:
+        self.socket.settimeout(5)
+        try:
+            return await asyncio.to_thread(self.socket.recv, 1) == b""
+        except ConnectionError:
+            return True
 
 
-async def test_strangers_and_unknown_transfers_are_ignored(make) -> None:
-    ann, bob = make(), make()
-    a = Agreement()
-    waiting = asyncio.ensure_future(respond(bob, a, 1, b""))
+def begin(a: Agreement, attempt: int = 1, first: int = 0, key: bytes | None = None) -> bytes:
+    """The first words of a dialler."""
+    frame = memoryview(bytearray(HEADER_BYTES + 8 + TAG_BYTES))
+    frame[HEADER_BYTES : HEADER_BYTES + 8] = first.to_bytes(8, "big")
+    Cipher(key or a.keys[0], UP, attempt, "aead").seal(Kind.BEGIN, frame, 8)
+    return Preface(a.id, attempt).pack() + bytes(frame)
+
+
+async def test_strangers_are_turned_away_and_disturb_nobody(make, monkeypatch) -> None:
+    monkeypatch.setattr(mover, "CALLER_S", 0.3)
+    ann, bob, a = make(), make(), Agreement()
+    waiting = asyncio.ensure_future(answer(bob, a, fragment(100)))
     await until(lambda: a.id in bob._mover._entries)
     strangers = [
         Stranger(bob),
-        Stranger(bob, b"\xff\xfe", b"x"),
-        Stranger(bob, secrets.token_hex(16).encode(), b"x"),
-        Stranger(bob, a.id.hex().encode(), cookie(a.down)),
+        Stranger(bob, b"x" * 1000),
+        Stranger(bob, begin(Agreement())),
+        Stranger(bob, begin(a, key=a.keys[1])),
+        Stranger(bob, begin(a)[:30]),
     ]
     for stranger in strangers:
-        stranger.socket.send_multipart([b"h" * 48, bytes(1000)])
-    await until(lambda: bob.counters["connections_denied"] >= 3)
+        assert await stranger.is_hung_up()
+        stranger.socket.close()
     await assert_exchange_works(ann, bob)
     assert not waiting.done()
-    waiting.cancel()
-    for stranger in strangers:
-        stranger.close()
+    await asyncio.gather(waiting, ask(ann, bob.port, a, fragment(100)))
 
 
-async def test_garbage_with_a_stolen_cookie_does_not_disturb_the_transfer(make) -> None:
+async def test_callers_are_few(make, monkeypatch) -> None:
+    monkeypatch.setattr(mover, "CALLERS_MAX", 5)
     ann, bob = make(), make()
-    a = Agreement()
-    serving = asyncio.ensure_future(respond(bob, a, 3_000_000, b"reply"))
+    strangers = [Stranger(bob) for _ in range(20)]
+    await until(lambda: bob.counters["callers_denied"] == 15)
+    assert len(bob._mover._callers) == 5
+    await assert_exchange_works(ann, bob)
+    for stranger in strangers:
+        stranger.socket.close()
+
+
+async def test_a_repeated_beginning_does_not_take_the_place_of_the_true_one(make) -> None:
+    ann, bob = make(), make(download_bytes_s=10_000)
+    a, asked, answered = await stalled(ann, bob)
+    thief = Stranger(bob, begin(a))
+    assert await thief.is_hung_up()
+    assert bob.counters["callers_replayed"] == 1
+    assert not asked.done()
+    assert not answered.done()
+    thief.socket.close()
+    asked.cancel()
+    answered.cancel()
+
+
+async def test_a_peer_with_the_keys_may_not_say_more_than_agreed(make) -> None:
+    bob, a = make(), Agreement()
+    answered = asyncio.ensure_future(answer(bob, a, fragment(CHUNK)))
     await until(lambda: a.id in bob._mover._entries)
-    thief = Stranger(bob, a.id.hex().encode(), cookie(a.up))
-    for parts in ([b""], [b"x" * 48, b""], [b"y"] * 9, [bytes(48), bytes(CHUNK_BYTES)]):
-        thief.socket.send_multipart(parts)
-    thief.socket.send_multipart([b"z", bytes(CHUNK_BYTES * 2)])  # oversized: costs the connection
-    await until(lambda: bob.counters["dropped_garbage"] >= 4)
-    assert await exchange(ann, bob.port, a, bytes(3_000_000), 10) == b"reply"
-    assert await serving == bytes(3_000_000)
-    thief.close()
+    hostile = Stranger(bob, begin(a), b"\x02" + (2**31).to_bytes(4, "big"), bytes(100_000))
+    with pytest.raises(WireError, match="with a body of 2147483648 bytes"):
+        await answered
+    hostile.socket.close()
+
+
+# ------------------------------------------------------------------------------------- the plane
 
 
 async def test_ceilings_hold(make) -> None:
     """By the bytes moved against the clock; the bucket's arithmetic is tested without one."""
-    ann, bob = make(upload_bytes_s=4 * CHUNK_BYTES), make(download_bytes_s=8 * CHUNK_BYTES)
+    rate = stream_bytes("fp32", CHUNK)
+    ann, bob = make(upload_bytes_s=4 * rate), make(download_bytes_s=8 * rate)
     loop = asyncio.get_running_loop()
     began = loop.time()
-    await assert_exchange_works(ann, bob, size=3 * CHUNK_BYTES)
+    await assert_exchange_works(ann, bob, size=3 * CHUNK)
     assert loop.time() - began >= 0.25  # a burst of one chunk, one in debt, one waited for
 
 
@@ -467,7 +578,7 @@ async def test_a_crash_of_the_thread_is_told_to_all(make) -> None:
     bob = Bulk(HERE, 0)
     told: list[dict] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
-    waiting = asyncio.ensure_future(respond(bob, Agreement(), 1, b""))
+    waiting = asyncio.ensure_future(answer(bob, Agreement(), fragment(1)))
     await until(lambda: bool(bob._mover._entries))
 
     def bug() -> None:

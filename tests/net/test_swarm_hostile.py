@@ -10,14 +10,16 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import pytest_asyncio
 import zmq
-from hostile import Hostile, Vector, entered, payload_of
+from hostile import Hostile, Vector, entered
 from swarm import NODE, Node, Swarm, options, succeed, wait_for
+from words import Replies, chunk_sizes, fp32_chunks
 from zmq.utils import z85
 
 from peerlm.errors import PeerlmError
@@ -26,7 +28,8 @@ from peerlm.identity.invite import enrol, make_invite, root_inviter
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import create_run
 from peerlm.mix import algorithms
-from peerlm.mix.codec import encoded_size
+from peerlm.mix.chunks import chunk_at, chunk_count
+from peerlm.mix.codec import BLOCK, HEADER, encode
 from peerlm.mix.robust import FIRST_CLIP
 from peerlm.types import Role, TransferId, WallTime
 from peerlm.wire.message import (
@@ -142,7 +145,7 @@ async def test_bad_weights_are_refused_and_move_nothing(
     for fragment in (0, 2):
         phi = before[fragment]
         request = await hostile.accepted(fragment)
-        payload = payload_of(BAD_WEIGHTS[what](phi).astype(np.float32))
+        payload = BAD_WEIGHTS[what](phi).astype(np.float32)
         assert isinstance(await hostile.send_weights(request, payload), PeerlmError)
         if what not in ("of another shape", "longer"):
             assert (await hostile.answer_to(request)).verdict == "refuse"
@@ -162,7 +165,7 @@ async def test_opposite_weights_move_the_honest_by_no_more_than_clipping_allows(
     share = algorithms.get(mix.algorithm).coefficient(mix, 1.0)
     for fragment, phi in enumerate(before):
         request = await hostile.accepted(fragment)
-        reply = await hostile.send_weights(request, payload_of(-phi))
+        reply = await hostile.send_weights(request, -phi)
         assert isinstance(reply, bytes), reply
         moved = np.linalg.norm((honest.weights()[fragment] - phi).astype(np.float64))
         size = np.linalg.norm(phi.astype(np.float64))
@@ -171,7 +174,7 @@ async def test_opposite_weights_move_the_honest_by_no_more_than_clipping_allows(
 
 async def test_a_replayed_exchange_has_no_second_effect(hostile: Hostile, honest: Node) -> None:
     phi = honest.weights()[1]
-    request, payload = await hostile.accepted(1), payload_of((0.9 * phi).astype(np.float32))
+    request, payload = await hostile.accepted(1), (0.9 * phi).astype(np.float32)
     assert isinstance(await hostile.send_weights(request, payload), bytes)
     after = honest.weights()
     assert not np.array_equal(after[1], phi)
@@ -210,10 +213,10 @@ async def test_wrong_keys_move_nothing(hostile: Hostile, honest: Node) -> None:
     before = honest.weights()
     request = await hostile.accepted(0)
     forged = replace(request, key_up=secrets.token_bytes(32))
-    outcome = await hostile.send_weights(forged, payload_of(0.9 * before[0]), 2.0)
+    outcome = await hostile.send_weights(forged, (0.9 * before[0]).astype(np.float32), 2.0)
     assert isinstance(outcome, PeerlmError)
     unasked = hostile.request(0)  # nobody has agreed to this one
-    outcome = await hostile.send_weights(unasked, payload_of(before[0]), 2.0)
+    outcome = await hostile.send_weights(unasked, before[0], 2.0)
     assert isinstance(outcome, PeerlmError)
     assert same(honest.weights(), before)
 
@@ -318,36 +321,37 @@ async def test_bad_replies_are_refused(hostile: Hostile, honest: Node, what: str
 
 
 async def reply_badly(hostile: Hostile, asked: ExchangeRequest, what: str) -> None:
-    size = hostile.sizes[asked.fragment]
-    transfer = TransferId(asked.transfer)
-    taking = asyncio.create_task(
-        hostile.bulk.expect(transfer, asked.request_bytes, asked.key_up, asked.key_down, 5.0, 20.0)
+    size, scale = hostile.sizes[asked.fragment], np.nan if what == "NaN" else 1e30
+    if asked.codec_reply == "fp32":
+        chunks = fp32_chunks(np.full(size, scale, np.float32))
+    else:
+        chunks = bad_blocks(asked.codec_reply, size, scale)
+    if what == "short":
+        chunks[-1] = chunks[-1][:-5]
+    side = Replies(chunks, chunk_sizes(asked.codec_request, size), asked.codec_reply)
+    keys = (asked.key_up, asked.key_down)
+    answering = asyncio.create_task(
+        hostile.bulk.answer(TransferId(asked.transfer), side, keys, 5.0, 20.0)
     )
     await asyncio.sleep(0)
     hostile.say(ExchangeAnswer(asked.transfer, "accept", "", 1.0))
     if what == "silence":
-        taking.cancel()
+        answering.cancel()
         return
-    await taking
-    reply = bytearray(encoded_size(asked.codec_reply, size))
-    values = np.full(size, np.nan if what == "NaN" else 1e30, np.float32)
-    if asked.codec_reply == "fp32":
-        reply[:] = payload_of(values)
-    else:
-        reply[:] = bad_blocks(asked.codec_reply, size, np.nan if what == "NaN" else 1e30)
-    await hostile.bulk.reply(transfer, reply[:-5] if what == "short" else reply)
+    with suppress(PeerlmError):
+        await answering
 
 
-def bad_blocks(codec: str, size: int, scale: float) -> bytes:
+def bad_blocks(codec: str, size: int, scale: float) -> list[bytes]:
     """A reply of small integers, every block with this scale."""
-    from peerlm.mix.codec import BLOCK, encode
-
-    rng = np.random.default_rng(1)
-    honest = bytearray(encode(np.ones(size, np.float32), codec, rng))
-    blocks = -(-size // BLOCK)
-    start = len(payload_of(np.zeros(0, np.float32)))
-    honest[start : start + 4 * blocks] = np.full(blocks, scale, "<f4").tobytes()
-    return bytes(honest)
+    rng, chunks = np.random.default_rng(1), []
+    for index in range(chunk_count(size)):
+        part = chunk_at(index, size)
+        honest = bytearray(encode(np.ones(part.stop - part.start, np.float32), codec, rng))
+        scales = np.full(-(-(part.stop - part.start) // BLOCK), scale, "<f4").tobytes()
+        honest[HEADER.size : HEADER.size + len(scales)] = scales
+        chunks.append(bytes(honest))
+    return chunks
 
 
 # ----------------------------------------------------------------------- taken for a donor

@@ -1,178 +1,235 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from peerlm.errors import ChunkCorrupt, WireError
+from peerlm.types import TransferId
 from peerlm.wire.frame import (
+    ATTEMPTS_MAX,
+    BODY_BYTES_MAX,
     CHUNK_BYTES,
+    DOWN,
+    FRAME_BYTES_MAX,
     HEADER_BYTES,
+    PREFACE_BYTES,
     REASON_BYTES_MAX,
     TAG_BYTES,
-    TOTAL_BYTES_MAX,
+    UP,
     Cipher,
-    Header,
     Kind,
-    chunk_bytes,
-    chunk_count,
-    cookie,
-    parse,
+    Preface,
+    parse_header,
 )
 
-ID = bytes(range(16))
+ID = TransferId(bytes(range(16)))
 KEY = bytes(range(32))
+BODY = b"secret words" * 4
 SECURITIES = pytest.mark.parametrize("security", ["aead", "plain"])
 
-small = st.integers(0, 2**64 - 1)
+MOST = {Kind.BEGIN: 8, Kind.DATA: BODY_BYTES_MAX, Kind.END: 0, Kind.ABORT: REASON_BYTES_MAX}
+
+ids = st.binary(min_size=16, max_size=16).map(TransferId)
+attempts = st.integers(0, ATTEMPTS_MAX - 1)
+streams = st.sampled_from([UP, DOWN])
+kinds = st.sampled_from(Kind)
 
 
-@st.composite
-def headers(draw: st.DrawFn) -> Header:
-    kind = draw(st.sampled_from(Kind))
-    total = draw(st.integers(1, TOTAL_BYTES_MAX))
-    ref, length = draw(small), 0
-    if kind is Kind.DATA:
-        ref = draw(st.integers(0, chunk_count(total) - 1))
-        length = chunk_bytes(ref, total)
-    elif kind is Kind.ABORT:
-        length = draw(st.integers(0, REASON_BYTES_MAX))
-    return Header(kind, draw(st.binary(min_size=16, max_size=16)), draw(small), ref, total, length)
+def cipher(security: str = "aead", key: bytes = KEY, stream: int = UP, attempt: int = 1) -> Cipher:
+    return Cipher(key, stream, attempt, security)
 
 
-def data_header(body: bytes, serial: int = 1) -> Header:
-    return Header(Kind.DATA, ID, serial, 0, len(body), len(body))
+def sealed(by: Cipher, body: bytes, kind: Kind = Kind.DATA) -> bytes:
+    frame = memoryview(bytearray(FRAME_BYTES_MAX if len(body) > 1000 else 1100))
+    frame[HEADER_BYTES : HEADER_BYTES + len(body)] = body
+    return bytes(frame[: by.seal(kind, frame, len(body))])
 
 
-@given(headers())
-def test_headers_survive_the_wire(header: Header) -> None:
-    packed = header.pack()
-    assert len(packed) == HEADER_BYTES <= 64
-    assert parse(packed) == header
+def opened(by: Cipher, frame: bytes) -> bytes:
+    return bytes(by.open(memoryview(bytearray(frame))))
 
 
-@given(st.binary(max_size=200))
-def test_noise_is_a_wire_error(noise: bytes) -> None:
+# ---------------------------------------------------------------------------------------- preface
+
+
+@given(ids, attempts)
+def test_prefaces_survive_the_wire(transfer: TransferId, attempt: int) -> None:
+    preface = Preface(transfer, attempt)
+    assert len(preface.pack()) == PREFACE_BYTES
+    assert Preface.parse(preface.pack()) == preface
+    assert Preface.parse(bytearray(preface.pack())) == preface
+
+
+@given(st.binary(max_size=60))
+def test_noise_is_no_preface(noise: bytes) -> None:
     with pytest.raises(WireError):
-        parse(noise)
+        Preface.parse(noise)
 
 
-@given(headers(), st.integers(0, HEADER_BYTES - 1))
-def test_a_cut_header_is_a_wire_error(header: Header, length: int) -> None:
-    with pytest.raises(WireError):
-        parse(header.pack()[:length])
+@given(st.integers(0, 2 * PREFACE_BYTES).filter(lambda length: length != PREFACE_BYTES))
+def test_a_preface_has_its_length(length: int) -> None:
+    with pytest.raises(WireError, match=f"{length} bytes"):
+        Preface.parse((Preface(ID, 1).pack() * 2)[:length])
 
 
-@given(headers(), st.integers(0, 8 * HEADER_BYTES - 1))
-def test_a_flipped_bit_is_a_wire_error_or_another_sound_header(header: Header, bit: int) -> None:
-    flipped = bytearray(header.pack())
-    flipped[bit // 8] ^= 1 << bit % 8
+@given(ids, attempts, st.integers(0, 8 * PREFACE_BYTES - 1))
+def test_a_flipped_bit_is_a_wire_error_or_another_sound_preface(
+    transfer: TransferId, attempt: int, bit: int
+) -> None:
+    flipped = with_flipped(Preface(transfer, attempt).pack(), bit)
     try:
-        other = parse(flipped)
+        other = Preface.parse(flipped)
     except WireError:
         return
-    assert other != header
-    assert other.length <= CHUNK_BYTES
-    assert other.total <= TOTAL_BYTES_MAX
+    assert other != Preface(transfer, attempt)
+    assert other.attempt < ATTEMPTS_MAX
+    assert bit >= 8 * 3, "another magic, or version, was taken"
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        Header(Kind.DATA, ID, 1, 0, 10, 11),
-        Header(Kind.DATA, ID, 1, 1, 10, 10),
-        Header(Kind.DATA, ID, 1, 0, 0, 0),
-        Header(Kind.DATA, ID, 1, 2**64 - 1, 10, 10),
-        Header(Kind.DATA, ID, 1, 0, 2 * CHUNK_BYTES, CHUNK_BYTES - 1),
-        Header(Kind.GET, ID, 1, 0, 0, 1),
-        Header(Kind.ABORT, ID, 1, 0, 0, REASON_BYTES_MAX + 1),
-        Header(Kind.HAIL, ID, 1, 0, TOTAL_BYTES_MAX + 1, 0),
-    ],
+@pytest.mark.parametrize("attempt", [ATTEMPTS_MAX, 2**63, 2**64 - 1])
+def test_attempts_that_would_repeat_a_nonce_are_refused(attempt: int) -> None:
+    with pytest.raises(WireError, match="attempt"):
+        Preface.parse(Preface(ID, attempt).pack())
+
+
+# ----------------------------------------------------------------------------------------- header
+
+
+@given(kinds, st.data())
+def test_headers_within_bounds_are_read(kind: Kind, data: st.DataObject) -> None:
+    length = data.draw(st.integers(0, MOST[kind]))
+    header = header_of(kind, length)
+    assert parse_header(header) == (kind, length)
+    assert parse_header(memoryview(header + b"what comes next")) == (kind, length)
+
+
+@given(kinds, st.data())
+def test_lengths_beyond_bounds_are_refused(kind: Kind, data: st.DataObject) -> None:
+    length = data.draw(st.integers(MOST[kind] + 1, 2**32 - 1))
+    with pytest.raises(WireError, match=kind.name):
+        parse_header(header_of(kind, length))
+
+
+@given(st.integers(0, 255).filter(lambda kind: kind not in MOST), st.integers(0, 2**32 - 1))
+def test_unknown_kinds_are_refused(kind: int, length: int) -> None:
+    with pytest.raises(WireError, match=f"unknown kind {kind}"):
+        parse_header(header_of(kind, length))
+
+
+def test_a_chunk_of_an_object_and_any_frame_fit() -> None:
+    assert CHUNK_BYTES <= BODY_BYTES_MAX == max(MOST.values())
+    assert FRAME_BYTES_MAX == HEADER_BYTES + BODY_BYTES_MAX + TAG_BYTES
+
+
+# ----------------------------------------------------------------------------------------- frames
+
+
+@SECURITIES
+@given(
+    stream=streams,
+    attempt=attempts,
+    said=st.lists(st.tuples(kinds, st.binary(max_size=300)), max_size=6),
 )
-def test_lengths_that_cannot_be_are_refused(header: Header) -> None:
-    with pytest.raises(WireError):
-        parse(header.pack())
-
-
-@pytest.mark.parametrize("total", [0, 1, CHUNK_BYTES, CHUNK_BYTES + 1, 10 * CHUNK_BYTES - 1])
-def test_chunks_cover_the_total(total: int) -> None:
-    lengths = [chunk_bytes(ref, total) for ref in range(chunk_count(total))]
-    assert sum(lengths) == total
-    assert all(length > 0 for length in lengths)
-    assert chunk_bytes(chunk_count(total), total) <= 0
-
-
-@SECURITIES
-@given(body=st.binary(max_size=300), serial=small)
-def test_what_is_sealed_opens(security: str, body: bytes, serial: int) -> None:
-    header = Header(Kind.ABORT, ID, serial, 0, 0, len(body))
-    packed, sealed = Cipher(KEY, 1, security).seal(header, body)
-    into = bytearray(len(body))
-    Cipher(KEY, 1, security).open(header, packed, sealed, memoryview(into))
-    assert into == body
-    assert len(sealed) == len(body) + TAG_BYTES
+def test_what_is_sealed_opens_in_its_order(
+    security: str, stream: int, attempt: int, said: list[tuple[Kind, bytes]]
+) -> None:
+    ours = cipher(security, stream=stream, attempt=attempt)
+    theirs = cipher(security, stream=stream, attempt=attempt)
+    for kind, body in said:
+        frame = sealed(ours, body, kind)
+        assert len(frame) == HEADER_BYTES + len(body) + TAG_BYTES
+        assert frame[:HEADER_BYTES] == header_of(kind, len(body))
+        assert opened(theirs, frame) == body
 
 
 @SECURITIES
-@given(bit=st.integers(0, 8 * (40 + TAG_BYTES) - 1))
-def test_a_flipped_bit_in_the_body_is_found(security: str, bit: int) -> None:
-    header = data_header(b"x" * 40)
-    packed, sealed = Cipher(KEY, 1, security).seal(header, b"x" * 40)
-    flipped = bytearray(sealed)
-    flipped[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(ChunkCorrupt):
-        Cipher(KEY, 1, security).open(header, packed, flipped, memoryview(bytearray(40)))
+def test_frames_are_sealed_and_opened_in_place(security: str) -> None:
+    """The buffers are those of the bulk thread, filled as much as they can be."""
+    body = np.random.default_rng(0).bytes(BODY_BYTES_MAX)
+    frame = np.zeros(FRAME_BYTES_MAX + 1, np.uint8).data
+    frame[HEADER_BYTES:][:BODY_BYTES_MAX] = body
+    assert cipher(security).seal(Kind.DATA, frame, BODY_BYTES_MAX) == FRAME_BYTES_MAX
+    assert frame[-1] == 0, "written beyond its end"
+    got = cipher(security).open(frame[:FRAME_BYTES_MAX])
+    assert got == body
+    frame[HEADER_BYTES] ^= 1
+    assert got[0] == body[0] ^ 1, "a body that is a copy"
 
 
 @SECURITIES
-@pytest.mark.parametrize("change", ["key", "stream", "header", "short", "long", "empty"])
+def test_every_flipped_bit_is_found(security: str) -> None:
+    frame = sealed(cipher(security), BODY)
+    for bit in range(8 * len(frame)):
+        with pytest.raises(ChunkCorrupt):
+            opened(cipher(security), with_flipped(frame, bit))
+
+
+@SECURITIES
+@given(order=st.lists(st.integers(0, 4), min_size=1, max_size=6))
+def test_only_what_comes_next_opens(security: str, order: list[int]) -> None:
+    """Frames that are moved, repeated or left out."""
+    ours, theirs = cipher(security), cipher(security)
+    frames = [sealed(ours, bytes([number]) * 20) for number in range(5)]
+    for place, number in enumerate(order):
+        if number != place:
+            with pytest.raises(ChunkCorrupt):
+                opened(theirs, frames[number])
+            return
+        assert opened(theirs, frames[number]) == bytes([number]) * 20
+
+
+@SECURITIES
+@pytest.mark.parametrize(
+    "change", ["key", "stream", "attempt", "security", "short", "long", "kind"]
+)
 def test_a_frame_opens_only_as_what_it_was_sealed(security: str, change: str) -> None:
-    header = data_header(b"x" * 40)
-    packed, sealed = Cipher(KEY, 1, security).seal(header, b"x" * 40)
-    cipher = Cipher(KEY, 1, security)
+    frame, theirs = sealed(cipher(security), BODY), cipher(security)
     match change:
         case "key":
-            cipher = Cipher(bytes(32), 1, security)
+            theirs = cipher(security, key=bytes(32))
         case "stream":
-            cipher = Cipher(KEY, 2, security)
-        case "header":
-            packed = data_header(b"x" * 40, serial=2).pack()
+            theirs = cipher(security, stream=DOWN)
+        case "attempt":
+            theirs = cipher(security, attempt=2)
+        case "security":
+            theirs = cipher("plain" if security == "aead" else "aead")
         case "short":
-            sealed = bytes(sealed)[:-1]
+            frame = frame[:-1]
         case "long":
-            sealed = bytes(sealed) + b"\0"
-        case "empty":
-            sealed = b""
+            frame += b"\0"
+        case "kind":
+            frame = bytes([Kind.ABORT]) + frame[1:]
     with pytest.raises(ChunkCorrupt):
-        cipher.open(header, packed, sealed, memoryview(bytearray(40)))
+        opened(theirs, frame)
 
 
-def test_a_moved_serial_is_found() -> None:
-    header, other = data_header(b"x" * 40), data_header(b"x" * 40, serial=2)
-    packed, sealed = Cipher(KEY, 1, "aead").seal(header, b"x" * 40)
-    with pytest.raises(ChunkCorrupt):
-        Cipher(KEY, 1, "aead").open(other, packed, sealed, memoryview(bytearray(40)))
+@given(streams, attempts, streams, attempts)
+def test_no_two_connections_share_a_nonce(
+    stream: int, attempt: int, other_stream: int, other_attempt: int
+) -> None:
+    one = sealed(cipher("plain", stream=stream, attempt=attempt), BODY)
+    other = sealed(cipher("plain", stream=other_stream, attempt=other_attempt), BODY)
+    assert (one == other) == ((stream, attempt) == (other_stream, other_attempt))
 
 
-def test_ciphers_without_in_place_calls_speak_the_same() -> None:
-    old, new = Cipher(KEY, 1, "aead"), Cipher(KEY, 1, "aead")
-    old._in_place = False
-    header = data_header(b"x" * 40)
-    for a, b in ((old, new), (new, old)):
-        packed, sealed = a.seal(header, b"x" * 40)
-        into = bytearray(40)
-        b.open(header, packed, sealed, memoryview(into))
-        assert into == b"x" * 40
+@SECURITIES
+def test_the_same_words_are_never_sealed_alike(security: str) -> None:
+    ours = cipher(security)
+    assert len({sealed(ours, BODY) for _ in range(100)}) == 100
 
 
 def test_aead_hides_and_plain_does_not() -> None:
-    header = data_header(b"secret words" * 4)
-    assert b"secret" not in bytes(Cipher(KEY, 1, "aead").seal(header, b"secret words" * 4)[1])
-    assert b"secret" in bytes(Cipher(KEY, 1, "plain").seal(header, b"secret words" * 4)[1])
+    assert b"secret" not in sealed(cipher("aead"), BODY)
+    assert b"secret" in sealed(cipher("plain"), BODY)
 
 
-def test_cookies_differ_by_key_and_are_words() -> None:
-    assert cookie(KEY) != cookie(bytes(32))
-    assert cookie(KEY) == cookie(KEY)
-    assert len(cookie(KEY)) == 32
-    assert cookie(KEY).isalnum()
+def header_of(kind: int, length: int) -> bytes:
+    return bytes([kind]) + length.to_bytes(4, "big")
+
+
+def with_flipped(data: bytes, bit: int) -> bytes:
+    flipped = bytearray(data)
+    flipped[bit // 8] ^= 1 << bit % 8
+    return bytes(flipped)

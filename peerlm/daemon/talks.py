@@ -1,0 +1,236 @@
+"""What the ends of a transfer say and hear: the two sides of an exchange, and of a pull.
+
+The sides of an exchange compute as they go (mix/flow.py). Those of a pull read and write files, which
+may take long: a disk thread does it, a few chunks ahead of the connection or behind it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from peerlm.errors import PeerlmError, WireError
+from peerlm.mix.flow import Answering, Asking, Refused
+from peerlm.wire.frame import CHUNK_BYTES, Buffer
+
+Sink = Callable[[int, memoryview], None]
+Read = Callable[[int, int], bytes]
+
+
+class RefusedHere(PeerlmError):
+    """A gate held; `refused` says which."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.reason)
+        self.refused = refused
+
+
+class Ask:
+    """The initiator's end of an exchange."""
+
+    def __init__(self, side: Asking) -> None:
+        self.side = side
+        self._said = 0
+
+    def to_say(self) -> int | None:
+        return self.side.request_bytes(self._said) if self._said < self.side.chunks else None
+
+    def say(self, out: memoryview) -> int:
+        self._said += 1
+        try:
+            return self.side.request(self._said - 1, out)
+        except ValueError as error:
+            raise WireError(str(error)) from None
+
+    def to_hear(self) -> int | None:
+        if self.side.has_all:
+            return None
+        return self.side.reply_bytes(self.side.heard) if self.side.heard < self._said else 0
+
+    def hear(self, chunk: Buffer) -> None:
+        try:
+            self.side.hear(chunk)
+        except WireError as error:
+            raise RefusedHere(Refused(f"malformed: {error}")) from None
+
+    @property
+    def is_done(self) -> bool:
+        return self.side.has_all and self._said == self.side.chunks
+
+    def judge(self) -> PeerlmError | None:
+        refused = self.side.judge()
+        return None if refused is None else RefusedHere(refused)
+
+
+class Answer:
+    """The responder's end of an exchange: the next chunk is wanted when the last one is answered."""
+
+    def __init__(self, side: Answering) -> None:
+        self.side = side
+        self._heard: Buffer | None = None
+
+    def to_say(self) -> int | None:
+        if self._heard is None:
+            return None if self.side.has_all else 0
+        return self.side.reply_bytes(self.side.heard)
+
+    def say(self, out: memoryview) -> int:
+        assert self._heard is not None
+        encoded, self._heard = self._heard, None
+        try:
+            return self.side.answer(encoded, out)
+        except WireError as error:
+            raise RefusedHere(Refused(f"malformed: {error}")) from None
+        except ValueError as error:
+            codec = self.side.codec_reply
+            why = f"not finite: the difference does not fit {codec}: {error}"
+            raise RefusedHere(Refused(why)) from None
+
+    def to_hear(self) -> int | None:
+        if self._heard is not None:
+            return 0
+        return None if self.side.has_all else self.side.request_bytes(self.side.heard)
+
+    def hear(self, chunk: Buffer) -> None:
+        self._heard = chunk
+
+    @property
+    def is_done(self) -> bool:
+        return self.side.has_all
+
+    def judge(self) -> PeerlmError | None:
+        refused = self.side.judge()
+        return None if refused is None else RefusedHere(refused)
+
+
+class Fetch:
+    """The end that pulls an object. `sink(offset, bytes)` is called in the disk thread; `moved` is
+    called from there when a chunk is where it belongs, or with the error that keeps it from it.
+
+    first: the chunk that a new connection has to begin with.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        window: int,
+        sink: Sink,
+        disk: Executor,
+        moved: Callable[[BaseException | None], None],
+    ) -> None:
+        self.first = 0
+        self._size, self._window = size, window
+        self._sink, self._disk, self._moved = sink, disk, moved
+        self._heard = self._landed = 0
+        """Bytes."""
+
+    def to_say(self) -> int | None:
+        return None
+
+    def say(self, out: memoryview) -> int:
+        raise AssertionError("who pulls says nothing")
+
+    def to_hear(self) -> int | None:
+        if self._heard == self._size:
+            return None
+        if self._heard - self._landed >= self._window * CHUNK_BYTES:
+            return 0
+        return min(CHUNK_BYTES, self._size - self._heard)
+
+    def hear(self, chunk: Buffer) -> None:
+        offset, data = self._heard, bytes(chunk)
+        self._heard += len(data)
+        self.first += 1
+        self._disk.submit(self._write, offset, data)
+
+    def _write(self, offset: int, data: bytes) -> None:
+        try:
+            self._sink(offset, memoryview(data))
+        except Exception as error:
+            self._moved(error)
+        else:
+            self._landed += len(data)
+            self._moved(None)
+
+    @property
+    def heard_bytes(self) -> int:
+        return self._landed
+
+    @property
+    def is_done(self) -> bool:
+        return self._landed == self._size
+
+    def judge(self) -> PeerlmError | None:
+        return None
+
+
+class Give:
+    """The end that serves an object. `read(offset, length)` is called in the disk thread."""
+
+    def __init__(
+        self,
+        size: int,
+        window: int,
+        read: Read,
+        disk: Executor,
+        moved: Callable[[BaseException | None], None],
+    ) -> None:
+        self._size, self._window = size, window
+        self._read, self._disk, self._moved = read, disk, moved
+        self._ready: deque[bytes] = deque()
+        self._asked = self._said = 0
+        """Bytes: up to where it was read, or is being read; up to where it was said."""
+        self._run = 0
+        """Grows with each `seek`, so that what was read for an older connection is dropped."""
+
+    def seek(self, chunk: int) -> bool:
+        """A connection begins with this chunk, or after the last. False if there is none such."""
+        if chunk > -(-self._size // CHUNK_BYTES):
+            return False
+        self._ready.clear()
+        self._asked = self._said = min(chunk * CHUNK_BYTES, self._size)
+        self._run += 1
+        self._read_ahead()
+        return True
+
+    def _read_ahead(self) -> None:
+        while self._asked < self._size and self._asked - self._said < self._window * CHUNK_BYTES:
+            length = min(CHUNK_BYTES, self._size - self._asked)
+            self._disk.submit(self._fill, self._asked, length, self._run)
+            self._asked += length
+
+    def _fill(self, offset: int, length: int, run: int) -> None:
+        try:
+            data = self._read(offset, length)
+        except Exception as error:
+            self._moved(error)
+        else:
+            if run == self._run:
+                self._ready.append(data)
+            self._moved(None)
+
+    def to_say(self) -> int | None:
+        if self._said >= self._size:
+            return None
+        return len(self._ready[0]) if self._ready else 0
+
+    def say(self, out: memoryview) -> int:
+        data = self._ready.popleft()
+        out[: len(data)] = data
+        self._said += len(data)
+        self._read_ahead()
+        return len(data)
+
+    def to_hear(self) -> int | None:
+        return None
+
+    def hear(self, chunk: Buffer) -> None:
+        raise AssertionError("who serves hears nothing")
+
+    @property
+    def is_done(self) -> bool:
+        return True
+
+    def judge(self) -> PeerlmError | None:
+        return None
