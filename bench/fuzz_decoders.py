@@ -218,8 +218,7 @@ def _cipher(security: str) -> frame.Cipher:
 
 def _sealed(security: str, kind: frame.Kind, body: bytes) -> bytes:
     room = memoryview(bytearray(frame.HEADER_BYTES + len(body) + frame.TAG_BYTES))
-    room[frame.HEADER_BYTES :][: len(body)] = body
-    return bytes(room[: _cipher(security).seal(kind, room, len(body))])
+    return bytes(room[: _cipher(security).seal(kind, room, body)])
 
 
 def _opened(security: str, data: bytes) -> object:
@@ -259,7 +258,7 @@ def _vectors() -> Iterator[Decoder]:
 
 
 def _vector(name: str, data: bytes) -> object:
-    got = vectors.decode(data, VECTOR, (name,))
+    got = vectors.decode(data, VECTOR, name)
     assert np.isfinite(got).all(), "an element that is not finite"
     return got.size
 

@@ -31,6 +31,8 @@ from peerlm.wire.frame import (
 THROWN_AWAY = 16
 """Buffers of what an end that has been given up still says, at a time."""
 
+_NOTHING: Buffer = b""
+
 
 class Talk(Protocol):
     """One end's part of a transfer. Called in the bulk thread only."""
@@ -38,11 +40,14 @@ class Talk(Protocol):
     def to_say(self) -> int | None:
         """Bytes of the next chunk that is ready to be said; 0: not yet; None: all is said."""
 
-    def say(self, out: memoryview) -> int:
-        """Write that chunk to `out`; returns its bytes. Raises `PeerlmError`."""
+    def say(self, out: memoryview) -> Buffer:
+        """That chunk: in `out`, or wherever it stays until it is sent. Raises `PeerlmError`."""
 
     def to_hear(self) -> int | None:
         """Bytes of the next chunk that is wanted; 0: not yet; None: all is heard."""
+
+    def place(self) -> memoryview | None:
+        """Where that chunk may be put before it is heard; None: anywhere."""
 
     def hear(self, chunk: Buffer) -> None:
         """Take that chunk. It is overwritten when the next one is wanted. Raises `PeerlmError`."""
@@ -120,8 +125,7 @@ class Stream:
         at = len(preface)
         self._out[:at] = preface
         frame = self._out[at:]
-        frame[HEADER_BYTES : HEADER_BYTES + 8] = first.to_bytes(8, "big")
-        self._out_end = at + self._seal.seal(Kind.BEGIN, frame, 8)
+        self._out_end = at + self._seal.seal(Kind.BEGIN, frame, first.to_bytes(8, "big"))
 
     def abort(self, reason: str) -> None:
         """Give up; the other side is told as soon as what is under way is out."""
@@ -169,9 +173,10 @@ class Stream:
         end = HEADER_BYTES + length + TAG_BYTES
         if self._have < end:
             return False
-        body = self._opens.open(self._in[:end])
+        place = self._talk.place() if kind is Kind.DATA else None
+        body = self._opens.open(self._in[:end], place)
         rest = bytes(self._in[end : self._have])  # of short frames only: see `most`
-        self._act_on(kind, expected, bytes(body) if rest else body)
+        self._act_on(kind, expected, bytes(body) if rest and place is None else body)
         self._in[: len(rest)] = rest
         self._have = len(rest)
         return True
@@ -240,25 +245,23 @@ class Stream:
         kind = self._next_kind()
         if kind is None:
             return False
-        body, length = self._out[HEADER_BYTES : HEADER_BYTES + BODY_BYTES_MAX], 0
+        room, body = self._out[HEADER_BYTES : HEADER_BYTES + BODY_BYTES_MAX], _NOTHING
         match kind:
             case Kind.DATA:
                 try:
-                    length = self._talk.say(body)
+                    body = self._talk.say(room)
                 except PeerlmError as error:
                     self.failure = error
                     return True
-                self.said_bytes += length
+                self.said_bytes += len(body)
             case Kind.ABORT:
                 assert self._reason is not None
-                reason = self._reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore").encode()
-                length = len(reason)
-                body[:length] = reason
+                body = self._reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore").encode()
                 self._reason = None
                 self.said_end = True
             case Kind.END:
                 self.said_end = True
-        self._out_at, self._out_end = 0, self._seal.seal(kind, self._out, length)
+        self._out_at, self._out_end = 0, self._seal.seal(kind, self._out, body)
         return True
 
     def has_run_out(self) -> bool:

@@ -36,7 +36,7 @@ class Ask:
     def to_say(self) -> int | None:
         return self.side.request_bytes(self._said) if self._said < self.side.chunks else None
 
-    def say(self, out: memoryview) -> int:
+    def say(self, out: memoryview) -> Buffer:
         self._said += 1
         try:
             return self.side.request(self._said - 1, out)
@@ -47,6 +47,9 @@ class Ask:
         if self.side.has_all:
             return None
         return self.side.reply_bytes(self.side.heard) if self.side.heard < self._said else 0
+
+    def place(self) -> memoryview | None:
+        return self.side.place()
 
     def hear(self, chunk: Buffer) -> None:
         try:
@@ -75,7 +78,7 @@ class Answer:
             return None if self.side.has_all else 0
         return self.side.reply_bytes(self.side.heard)
 
-    def say(self, out: memoryview) -> int:
+    def say(self, out: memoryview) -> Buffer:
         assert self._heard is not None
         encoded, self._heard = self._heard, None
         try:
@@ -91,6 +94,9 @@ class Answer:
         if self._heard is not None:
             return 0
         return None if self.side.has_all else self.side.request_bytes(self.side.heard)
+
+    def place(self) -> memoryview | None:
+        return None
 
     def hear(self, chunk: Buffer) -> None:
         self._heard = chunk
@@ -128,7 +134,7 @@ class Fetch:
     def to_say(self) -> int | None:
         return None
 
-    def say(self, out: memoryview) -> int:
+    def say(self, out: memoryview) -> Buffer:
         raise AssertionError("who pulls says nothing")
 
     def to_hear(self) -> int | None:
@@ -137,6 +143,9 @@ class Fetch:
         if self._heard - self._landed >= self._window * CHUNK_BYTES:
             return 0
         return min(CHUNK_BYTES, self._size - self._heard)
+
+    def place(self) -> memoryview | None:
+        return None
 
     def hear(self, chunk: Buffer) -> None:
         offset, data = self._heard, bytes(chunk)
@@ -215,14 +224,16 @@ class Give:
             return None
         return len(self._ready[0]) if self._ready else 0
 
-    def say(self, out: memoryview) -> int:
+    def say(self, out: memoryview) -> Buffer:
         data = self._ready.popleft()
-        out[: len(data)] = data
         self._said += len(data)
         self._read_ahead()
-        return len(data)
+        return data
 
     def to_hear(self) -> int | None:
+        return None
+
+    def place(self) -> memoryview | None:
         return None
 
     def hear(self, chunk: Buffer) -> None:

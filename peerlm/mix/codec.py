@@ -6,7 +6,7 @@ value itself. None of them keeps anything between two calls or about a neighbour
 of an exchange use the *decoded* difference, an error made here slows mixing but never moves the
 swarm's mean.
 
-    header 16 B: magic, codec id, block, element count | scales: fp32 a block | payload, little-endian
+    int8, int4:  scales: fp32 a block | payload, little-endian        fp32, fp16:  payload
 
 int4 is for differences, whose error shrinks with them; raw weights never travel below 8 bits.
 Weights have a *floor*: once two nodes are as close as the request's rounding, exchanges only stir.
@@ -16,9 +16,7 @@ Weights have a *floor*: once two nodes are as close as the request's rounding, e
 from __future__ import annotations
 
 import math
-import struct
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +25,7 @@ from peerlm.errors import WireError
 from peerlm.mix.vector import Vector, pieces, square_sum, squares
 
 CODECS = ("fp32", "fp16", "int8", "int4")
-"""Every codec, finest first; the position is the id in the header."""
+"""Every codec, finest first."""
 
 WEIGHT_CODECS = ("fp32", "fp16", "int8")
 """Codecs fit for raw weights: what a request may use."""
@@ -35,8 +33,7 @@ WEIGHT_CODECS = ("fp32", "fp16", "int8")
 BLOCK = 128
 """Elements that share a scale: 1/32 byte an element. Must divide `vector.PIECE`."""
 
-HEADER = struct.Struct("<4sBxHQ")
-MAGIC = b"plv1"
+IS_LITTLE = sys.byteorder == "little"
 
 LARGEST = 1e37
 """int8 and int4 refuse elements beyond this, so that no decoded element can overflow fp32."""
@@ -49,16 +46,16 @@ _FLOORS = {"fp32": 1e-7, "fp16": 2e-4, "int8": 6e-3}
 
 
 def encoded_size(codec: str, size: int) -> int:
-    """Bytes that `size` elements take, header included. Raises `ValueError` for an unknown codec."""
+    """Bytes that `size` elements take. Raises `ValueError` for an unknown codec."""
     match codec:
         case "fp32":
-            return HEADER.size + 4 * size
+            return 4 * size
         case "fp16":
-            return HEADER.size + 2 * size
+            return 2 * size
         case "int8":
-            return HEADER.size + 4 * _blocks(size) + size
+            return 4 * _blocks(size) + size
         case "int4":
-            return HEADER.size + 4 * _blocks(size) + (size + 1) // 2
+            return 4 * _blocks(size) + (size + 1) // 2
     raise ValueError(f"no codec {codec!r}; codecs are {', '.join(CODECS)}")
 
 
@@ -78,10 +75,8 @@ def encode(
     size = encoded_size(codec, values.size)
     # Not a bytearray: zeroing a large one would hold up the whole process.
     encoded = np.empty(size, np.uint8).data if out is None else out[:size]
-    block = BLOCK if codec in ("int8", "int4") else 0
-    HEADER.pack_into(encoded, 0, MAGIC, CODECS.index(codec), block, values.size)
     if codec in ("fp32", "fp16"):
-        payload = np.frombuffer(encoded, _FLOATS[codec], offset=HEADER.size)
+        payload = np.frombuffer(encoded, _FLOATS[codec])
         _encode_floats(values, payload, codec, math.isfinite(known_squares))
     else:
         scales, integers = _sections(encoded, values.size)
@@ -89,46 +84,45 @@ def encode(
     return encoded
 
 
+def encode_or_view(
+    values: Vector, codec: str, rng: np.random.Generator, out: memoryview, known_squares: float
+) -> memoryview:
+    """The same, but what needs no encoding is not copied: it is `values` seen as bytes."""
+    if codec == "fp32" and IS_LITTLE and math.isfinite(known_squares):
+        return values.data.cast("B")
+    return encode(values, codec, rng, out, known_squares)
+
+
 def decode(
     encoded: bytes | bytearray | memoryview,
     expected_size: int,
-    allowed: Sequence[str],
+    codec: str,
     out: Vector | None = None,
 ) -> Vector:
     """The `expected_size` elements in `encoded`, in `out` [expected_size] if given, all finite.
 
-    Allocates nothing before the header and the exact length have been checked.
+    Allocates nothing before the exact length has been checked.
 
     Raises:
-        WireError: another magic, codec, block or element count; a missing or additional byte; a
-            scale or element that is not finite.
+        WireError: a missing or additional byte; a scale or element that is not finite.
     """
-    codec = _checked_codec(encoded, expected_size, allowed)
+    _check_length(encoded, expected_size, codec)
     decoded = np.empty(expected_size, np.float32) if out is None else out
-    elements, _ = _decoded(encoded, codec, decoded)
+    elements, _ = decode_measured(encoded, codec, decoded)
     if elements is not decoded:
         decoded[...] = elements
     return decoded
 
 
 def decode_measured(
-    encoded: bytes | bytearray | memoryview,
-    expected_size: int,
-    allowed: Sequence[str],
-    room: Vector,
-) -> tuple[Vector, float]:
-    """The same, and Σ x² of the elements. They are in `room` [expected_size] or, where they need no
-    decoding, still in `encoded`. Raises as `decode`."""
-    return _decoded(encoded, _checked_codec(encoded, expected_size, allowed), room)
-
-
-def _decoded(
     encoded: bytes | bytearray | memoryview, codec: str, room: Vector
 ) -> tuple[Vector, float]:
-    assert room.flags.c_contiguous
+    """As many elements as `room` has, and Σ x² of them. They are in `room` or, where they need no
+    decoding, still in `encoded`. Raises as `decode`."""
+    _check_length(encoded, room.size, codec)
     if codec in ("fp32", "fp16"):
-        payload = np.frombuffer(encoded, _FLOATS[codec], offset=HEADER.size)
-        if codec == "fp32" and sys.byteorder == "little":
+        payload = np.frombuffer(encoded, _FLOATS[codec])
+        if codec == "fp32" and IS_LITTLE:
             return payload, _squares_of_finite(payload, codec)
         room[...] = payload
         return room, _squares_of_finite(room, codec)
@@ -137,6 +131,12 @@ def _decoded(
         raise WireError(f"{codec} vector: a block's scale is negative, too large or not finite")
     _decode_blocks(scales, integers, room, codec)
     return room, squares(room)
+
+
+def _check_length(encoded: bytes | bytearray | memoryview, size: int, codec: str) -> None:
+    length = memoryview(encoded).nbytes
+    if length != encoded_size(codec, size):
+        raise WireError(f"{codec} vector: {length} bytes instead of {encoded_size(codec, size)}")
 
 
 def noise_floor(codec: str) -> float:
@@ -202,8 +202,8 @@ def _sections(
     encoded: bytes | bytearray | memoryview, size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Views of the scales [blocks] and of the payload bytes."""
-    scales = np.frombuffer(encoded, "<f4", count=_blocks(size), offset=HEADER.size)
-    return scales, np.frombuffer(encoded, np.uint8, offset=HEADER.size + scales.nbytes)
+    scales = np.frombuffer(encoded, "<f4", count=_blocks(size))
+    return scales, np.frombuffer(encoded, np.uint8, offset=scales.nbytes)
 
 
 def _encode_blocks(
@@ -295,28 +295,3 @@ def _unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
     integers = pairs.view(np.int8)
     integers -= 8
     return integers
-
-
-# ------------------------------------------------------------------------------------- header
-
-
-def _checked_codec(
-    encoded: bytes | bytearray | memoryview, expected_size: int, allowed: Sequence[str]
-) -> str:
-    """The codec of a vector whose header and length are right."""
-    length = memoryview(encoded).nbytes
-    if length < HEADER.size:
-        raise WireError(f"vector of {length} bytes: shorter than its header")
-    magic, number, block, size = HEADER.unpack_from(encoded)
-    if magic != MAGIC or number >= len(CODECS):
-        raise WireError(f"vector: magic {magic!r} with codec {number} is none of ours")
-    codec = CODECS[number]
-    if codec not in allowed:
-        raise WireError(f"vector: codec {codec} where only {', '.join(allowed)} may come")
-    if size != expected_size:
-        raise WireError(f"{codec} vector: {size} elements instead of {expected_size}")
-    if block != (BLOCK if codec in _LEVELS else 0):
-        raise WireError(f"{codec} vector: block of {block} elements")
-    if length != encoded_size(codec, size):
-        raise WireError(f"{codec} vector: {length} bytes instead of {encoded_size(codec, size)}")
-    return codec

@@ -15,7 +15,7 @@ the whole before anything is applied. φ is read for it without its turn, while 
 exchanges may move it; that is sound for the reason above, and an element of fp32 is never half
 written. Only `apply` must have the fragment to itself.
 
-Gates stand in this order: schema, codec and element count (`codec.decode`), finite, norm ratio. The
+Gates stand in this order: length (`codec.decode`), finite, norm ratio. The
 protocol around this (who, when, how often) is exchange.py's.
 """
 
@@ -28,7 +28,14 @@ import numpy as np
 
 from peerlm.errors import WireError
 from peerlm.mix.chunks import chunk_at, chunk_bytes, chunk_count, stream_bytes
-from peerlm.mix.codec import CODECS, WEIGHT_CODECS, decode_measured, encode
+from peerlm.mix.codec import (
+    CODECS,
+    IS_LITTLE,
+    WEIGHT_CODECS,
+    decode_measured,
+    encode,
+    encode_or_view,
+)
 from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.robust import (
     clip_scale,
@@ -62,7 +69,7 @@ class Flow:
     withheld_norm: float
     """c·(|d̂| − |clip(d̂, τ)|): how much of the flow this side did not take part in."""
     phi_norm: float
-    """|φ| before the flow."""
+    """|φ| before the flow, as of the last outer step or exchange."""
     clipped: bool
 
 
@@ -109,8 +116,9 @@ class _Side:
         self._through_momentum = through_momentum
         self._rng = rng
         self._difference = difference
-        self._squares = self._ours = 0.0
-        """Of d̂ and of φ, so far."""
+        self._phi_norm = fragment.known_norm()
+        self._squares = 0.0
+        """Of d̂, so far."""
 
     @property
     def has_all(self) -> bool:
@@ -133,7 +141,7 @@ class _Side:
         return part
 
     def _apply(self, weight: float) -> Flow:
-        raw_norm, phi_norm = math.sqrt(self._squares), math.sqrt(self._ours)
+        raw_norm, phi_norm = math.sqrt(self._squares), self._phi_norm
         clip_norm = self._clip_norm
         if clip_norm is None:
             clip_norm = first_clip_norm(phi_norm, self._fragment.size)
@@ -154,25 +162,33 @@ class _Side:
 class Asking(_Side):
     """The initiator's side: `request` every chunk, `hear` every chunk of the reply, `judge`, `apply`."""
 
-    def request(self, index: int, out: memoryview) -> int:
-        """Write the chunk of φ to `out`; returns its bytes. Raises `ValueError`: φ does not fit the
+    _placed: memoryview | None = None
+
+    def request(self, index: int, out: memoryview) -> memoryview:
+        """The chunk of φ, encoded: in `out`, or φ itself. Raises `ValueError`: φ does not fit the
         codec (fp16 ends at 65504)."""
         phi = self._fragment.phi[chunk_at(index, self._fragment.size)]
-        of_chunk = squares(phi)
-        self._ours += of_chunk
-        return encode(phi, self.codec_request, self._rng, out, of_chunk).nbytes
+        return encode_or_view(phi, self.codec_request, self._rng, out, self._phi_norm)
+
+    def place(self) -> memoryview | None:
+        """Where the next chunk of the reply may be put for `hear`, if it needs no decoding."""
+        if self.codec_reply != "fp32" or not IS_LITTLE:
+            return None
+        part = chunk_at(self.heard, self._fragment.size)
+        self._placed = self._difference[part].data.cast("B")
+        return self._placed
 
     def hear(self, encoded: Buffer) -> None:
         """The next chunk of the reply. Raises `WireError`."""
-        place = self._difference[self._next()]
-        decoded, of_chunk = decode_measured(encoded, place.size, (self.codec_reply,), place)
-        if decoded is not place:
-            place[...] = decoded
+        room = self._difference[self._next()]
+        decoded, of_chunk = decode_measured(encoded, self.codec_reply, room)
+        if decoded is not room and encoded is not self._placed:
+            room[...] = decoded
         self._squares += of_chunk
 
     def judge(self) -> Refused | None:
         """Once all is heard: whether a gate holds."""
-        raw_norm, phi_norm = math.sqrt(self._squares), math.sqrt(self._ours)
+        raw_norm, phi_norm = math.sqrt(self._squares), self._phi_norm
         if difference_is_possible(raw_norm, phi_norm, self._fragment.size):
             return None
         return _misfit("|d̂|", raw_norm, phi_norm, self._fragment.size)
@@ -187,8 +203,8 @@ class Answering(_Side):
 
     _theirs = 0.0
 
-    def answer(self, encoded: Buffer, out: memoryview) -> int:
-        """Take the next chunk of the request, write that of the reply to `out`; returns its bytes.
+    def answer(self, encoded: Buffer, out: memoryview) -> memoryview:
+        """Take the next chunk of the request; returns that of the reply, in `out` or where it is kept.
 
         Raises:
             WireError: what came is malformed.
@@ -196,23 +212,20 @@ class Answering(_Side):
         """
         part = self._next()
         phi, difference = self._fragment.phi[part], self._difference[part]
-        theirs, of_theirs = decode_measured(
-            encoded, difference.size, (self.codec_request,), difference
-        )
+        theirs, of_theirs = decode_measured(encoded, self.codec_request, difference)
         self._theirs += of_theirs
-        self._ours += squares(phi)
         with np.errstate(over="ignore"):
             np.subtract(phi, theirs, out=difference)
         of_chunk = squares(difference)
-        payload = encode(difference, self.codec_reply, self._rng, out, of_chunk)
+        payload = encode_or_view(difference, self.codec_reply, self._rng, out, of_chunk)
         if self.codec_reply != "fp32":  # what the initiator will make of it
-            _, of_chunk = decode_measured(payload, difference.size, (self.codec_reply,), difference)
+            _, of_chunk = decode_measured(payload, self.codec_reply, difference)
         self._squares += of_chunk
-        return payload.nbytes
+        return payload
 
     def judge(self) -> Refused | None:
         """Once all is answered: whether a gate holds."""
-        theirs, ours = math.sqrt(self._theirs), math.sqrt(self._ours)
+        theirs, ours = math.sqrt(self._theirs), self._phi_norm
         if norms_agree(theirs, ours, self._fragment.size):
             return None
         return _misfit("|x̂|", theirs, ours, self._fragment.size)
@@ -264,7 +277,9 @@ def respond(
     payload, at = np.empty(stream_bytes(codec_reply, fragment.size), np.uint8).data, 0
     try:
         for chunk in _chunks(request, codec_request, fragment.size):
-            at += side.answer(chunk, payload[at:])
+            said = side.answer(chunk, payload[at:])
+            payload[at : at + len(said)] = said
+            at += len(said)
     except WireError as error:
         return Refused(f"malformed: {error}")
     except ValueError as error:
@@ -293,7 +308,6 @@ def absorb(
         difference=np.empty(fragment.size, np.float32),
         through_momentum=through_momentum,
     )
-    side._ours = fragment.phi_norm() ** 2
     try:
         for chunk in _chunks(reply, codec_reply, fragment.size):
             side.hear(chunk)

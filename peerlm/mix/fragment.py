@@ -108,6 +108,7 @@ class SlowFragment:
         self.version = version
         self.generation = 0
         self.resets = 0
+        self._norm: float | None = None
         self._forget_queue()
 
     @property
@@ -116,6 +117,12 @@ class SlowFragment:
 
     def phi_norm(self) -> float:
         return norm(self.phi)
+
+    def known_norm(self) -> float:
+        """|φ| when it was last measured: by an outer step, a flow, or now if by none of them."""
+        if self._norm is None:
+            self._norm = norm(self.phi)
+        return self._norm
 
     def state(self) -> FragmentState:
         """A copy to write to disk or to donate, whatever happens to the fragment meanwhile."""
@@ -126,6 +133,7 @@ class SlowFragment:
         self.phi[...] = phi
         self.momentum[...] = 0
         self.version = version
+        self._norm = None
         self._queue_reset()
 
     # -------------------------------------------------------------------------- worker's life
@@ -204,17 +212,21 @@ class SlowFragment:
             phi_squares += square_sum(phi)
         self._queue_owned(completed)
         self.version += 1
-        return BoundaryResult(Outcome.STEPPED, self.version, progress_norm, math.sqrt(phi_squares))
+        self._norm = math.sqrt(phi_squares)
+        return BoundaryResult(Outcome.STEPPED, self.version, progress_norm, self._norm)
 
     def add_flow(self, values: Vector, scale: float = 1.0) -> None:
         """φ += scale × values [n], and the same to θ through the queue. `values` stays as it is."""
         queued = self._pending_to_add_to()
-        room = np.empty(min(PIECE, self.size), np.float32)
+        room, phi_squares = np.empty(min(PIECE, self.size), np.float32), 0.0
         for piece in pieces(self.size):
             flow = np.multiply(values[piece], np.float32(scale), out=room[: values[piece].size])
-            self.phi[piece] += flow
+            phi = self.phi[piece]
+            phi += flow
+            phi_squares += square_sum(phi)
             if queued is not None:
                 queued[piece] += flow
+        self._norm = math.sqrt(phi_squares)
 
     def add_to_momentum(self, values: Vector, scale: float = 1.0) -> None:
         """m += scale × values [n]; φ and θ learn of it in the next outer step."""

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 
 from peerlm.errors import ConfigError
-from peerlm.mix.codec import BLOCK, HEADER, LARGEST, decode, encode
+from peerlm.mix.codec import BLOCK, LARGEST, decode, encode
 from peerlm.mix.vector import Vector, norm
 
 LARGEST_FP16 = 65504.0
@@ -108,7 +108,7 @@ class Attacker:
         `codecs`: of the request and of the reply. Raises `WireError` if the request is malformed.
         """
         claim = self._attacks[fragment](phi, rng)
-        claim -= decode(request, phi.size, (codecs[0],))
+        claim -= decode(request, phi.size, codecs[0])
         return forge(claim, codecs[1], rng)
 
 
@@ -121,10 +121,10 @@ def forge(values: Vector, codec: str, rng: np.random.Generator) -> memoryview:
     if finite.all():
         return payload
     if codec in ("fp32", "fp16"):
-        elements = np.frombuffer(payload, "<f4" if codec == "fp32" else "<f2", offset=HEADER.size)
+        elements = np.frombuffer(payload, "<f4" if codec == "fp32" else "<f2")
         elements[~finite] = np.nan
     else:
         blocks = -(-values.size // BLOCK)
-        scales = np.frombuffer(payload, "<f4", count=blocks, offset=HEADER.size)
+        scales = np.frombuffer(payload, "<f4", count=blocks)
         scales[np.flatnonzero(~finite) // BLOCK] = np.nan
     return payload

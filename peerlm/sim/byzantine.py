@@ -291,8 +291,8 @@ class Swarm:
             reply = there.attacker.reply(run.fragment, phi, request, codecs, there.rng)
         elif here.attacker is not None:
             # The reply is the way from its lie; it wants the way from where it is.
-            there_phi = decode(reply, slow.size, (codec,))
-            there_phi += decode(request, slow.size, (run.codec_request,))
+            there_phi = decode(reply, slow.size, codec)
+            there_phi += decode(request, slow.size, run.codec_request)
             reply, codec = encode(there_phi - slow.phi, "fp32", here.rng), "fp32"
         done = flow.absorb(
             slow, reply, codec_reply=codec, weight=run.weight, clip_norm=run.clip_norm

@@ -160,7 +160,7 @@ class LockStep:
         rows = np.zeros((k, -(-dimension // BLOCK) * BLOCK), np.float32)
         rows[:, :dimension] = values
         coded = encode(rows.ravel(), codec, self._noise)
-        return decode(coded, rows.size, (codec,)).reshape(rows.shape)[:, :dimension].astype(float)
+        return decode(coded, rows.size, codec).reshape(rows.shape)[:, :dimension].astype(float)
 
 
 class Rounds:

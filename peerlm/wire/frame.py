@@ -113,27 +113,32 @@ class Cipher:
         self._number = 0
         self._aead = AESGCM(key) if security == "aead" else None
 
-    def seal(self, kind: Kind, frame: memoryview, length: int) -> int:
-        """Make a frame of the body that stands at `frame[HEADER_BYTES:][:length]`; returns the
-        frame's length."""
+    def seal(self, kind: Kind, frame: memoryview, body: Buffer) -> int:
+        """Write a frame of `body` to `frame`; returns its length. The body may stand in its place,
+        `frame[HEADER_BYTES:]`, already."""
         self._number += 1
+        length = len(body)
         _HEADER.pack_into(frame, 0, kind, length)
         head, end = bytes(frame[:HEADER_BYTES]), HEADER_BYTES + length
-        body, sealed = frame[HEADER_BYTES:end], frame[HEADER_BYTES : end + TAG_BYTES]
+        sealed = frame[HEADER_BYTES : end + TAG_BYTES]
         if self._aead is not None:
             self._aead.encrypt_into(self._nonce(), body, head, sealed)
         else:
+            sealed[:length] = body
             sealed[length:] = self._tag(head, body)
         return end + TAG_BYTES
 
-    def open(self, frame: memoryview) -> memoryview:
-        """The body of a whole frame, which is overwritten by it. Raises `ChunkCorrupt`."""
+    def open(self, frame: memoryview, into: memoryview | None = None) -> memoryview:
+        """The body of a whole frame, written to `into`, or over the frame. Raises `ChunkCorrupt`;
+        `into` may then hold anything."""
         self._number += 1
         head, sealed = bytes(frame[:HEADER_BYTES]), frame[HEADER_BYTES:]
-        body = sealed[: len(sealed) - TAG_BYTES]
+        body = sealed[: len(sealed) - TAG_BYTES] if into is None else into
         if self._aead is None:
-            if not hmac.compare_digest(self._tag(head, body), sealed[len(body) :]):
+            here = sealed[: len(body)]
+            if not hmac.compare_digest(self._tag(head, here), sealed[len(body) :]):
                 raise ChunkCorrupt("the tag does not fit")
+            body[:] = here
             return body
         try:
             self._aead.decrypt_into(self._nonce(), sealed, head, body)

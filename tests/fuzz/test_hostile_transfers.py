@@ -459,10 +459,10 @@ class Besieged(RuleBasedStateMachine):
             body
         ]
         frame = memoryview(bytearray(HEADER_BYTES + size + TAG_BYTES))
-        frame[HEADER_BYTES:][:size] = filled[:size].ljust(size, b"\0")
+        body = filled[:size].ljust(size, b"\0")
         if harm == "skip":
-            self.theirs.seal(Kind.END, memoryview(bytearray(64)), 0)
-        made = bytearray(frame[: self.theirs.seal(cast("Kind", kind), frame, size)])
+            self.theirs.seal(Kind.END, memoryview(bytearray(64)), b"")
+        made = bytearray(frame[: self.theirs.seal(cast("Kind", kind), frame, body)])
         if harm == "flip":
             made[len(made) // 2] ^= 4
         elif harm == "cut":

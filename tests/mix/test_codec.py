@@ -35,13 +35,13 @@ def step_of_each(values: np.ndarray, name: str) -> np.ndarray:
 @given(vectors)
 def test_fp32_comes_back_bit_for_bit(values):
     encoded = codec.encode(values, "fp32", np.random.default_rng(0))
-    assert np.array_equal(codec.decode(encoded, values.size, ("fp32",)), values)
+    assert np.array_equal(codec.decode(encoded, values.size, "fp32"), values)
 
 
 @given(vectors)
 def test_fp16_comes_back_as_numpy_rounds_it(values):
     encoded = codec.encode(values, "fp16", np.random.default_rng(0))
-    decoded = codec.decode(encoded, values.size, ("fp16",))
+    decoded = codec.decode(encoded, values.size, "fp16")
     assert np.array_equal(decoded, values.astype(np.float16).astype(np.float32))
 
 
@@ -49,7 +49,7 @@ def test_fp16_comes_back_as_numpy_rounds_it(values):
 def test_every_element_lands_on_a_neighbouring_integer(values, name, seed):
     encoded = codec.encode(values, name, np.random.default_rng(seed))
     assert len(encoded) == codec.encoded_size(name, values.size)
-    decoded = codec.decode(encoded, values.size, codec.CODECS)
+    decoded = codec.decode(encoded, values.size, name)
     step = step_of_each(values, name)
     assert np.all(np.abs(decoded - values) <= step * 1.001 + 1e-36)
     assert np.all(decoded[step == 0] == 0)
@@ -60,10 +60,10 @@ def test_every_element_lands_on_a_neighbouring_integer(values, name, seed):
 def test_sizes_around_a_piece(name, size):
     values = normal(size)
     encoded = codec.encode(values, name, np.random.default_rng(1))
-    decoded = codec.decode(encoded, size, codec.CODECS)
+    decoded = codec.decode(encoded, size, name)
     assert np.linalg.norm(decoded - values) / np.linalg.norm(values) < 0.2
     reused = np.empty(size, np.float32)
-    assert codec.decode(memoryview(encoded), size, codec.CODECS, out=reused) is reused
+    assert codec.decode(memoryview(encoded), size, name, out=reused) is reused
     assert np.array_equal(reused, decoded)
 
 
@@ -72,7 +72,7 @@ def test_rounding_has_no_bias(name):
     values, rng, rounds = normal(2048), np.random.default_rng(3), 400
     total = np.zeros(2048)
     for _ in range(rounds):
-        total += codec.decode(codec.encode(values, name, rng), 2048, (name,))
+        total += codec.decode(codec.encode(values, name, rng), 2048, name)
     error = (total / rounds - values) / step_of_each(values, name)
     assert abs(error.mean()) < 3 * 0.5 / np.sqrt(2048 * rounds)
     assert np.abs(error).max() < 6 * 0.5 / np.sqrt(rounds)
@@ -109,7 +109,7 @@ def test_encode_refuses_what_the_codec_cannot_hold():
     extremes = np.float32([1e37, -1e37, 1e-45, 0])
     for name in ("int8", "int4"):
         encoded = codec.encode(extremes, name, np.random.default_rng(0))
-        assert np.isfinite(codec.decode(encoded, 4, (name,))).all()
+        assert np.isfinite(codec.decode(encoded, 4, name)).all()
 
 
 @pytest.mark.parametrize("name", codec.CODECS)
@@ -117,40 +117,18 @@ def test_every_truncation_and_addition_is_refused(name):
     encoded = bytes(codec.encode(normal(130), name, np.random.default_rng(0)))
     for length in range(len(encoded)):
         with pytest.raises(WireError):
-            codec.decode(encoded[:length], 130, codec.CODECS)
+            codec.decode(encoded[:length], 130, name)
     with pytest.raises(WireError, match="bytes instead of"):
-        codec.decode(encoded + b"\0", 130, codec.CODECS)
-
-
-def test_headers_that_lie_are_refused():
-    encoded = codec.encode(normal(130), "int8", np.random.default_rng(0))
-
-    def changed(offset: int, form: str, value: object) -> bytes:
-        other = bytearray(encoded)
-        struct.pack_into(form, other, offset, value)
-        return bytes(other)
-
-    for bad, said in [
-        (changed(0, "4s", b"nope"), "magic"),
-        (changed(4, "B", 200), "magic"),
-        (changed(4, "B", 3), "int4"),
-        (changed(6, "<H", 64), "block"),
-        (changed(8, "<Q", 131), "131 elements instead of 130"),
-        (changed(8, "<Q", 2**63), "elements instead of 130"),
-    ]:
-        with pytest.raises(WireError, match=said):
-            codec.decode(bad, 130, codec.CODECS)
-    with pytest.raises(WireError, match="only fp32, fp16"):
-        codec.decode(encoded, 130, ("fp32", "fp16"))
+        codec.decode(encoded + b"\0", 130, name)
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -1.0, 3e38])
 @pytest.mark.parametrize("name", ["int8", "int4"])
 def test_scales_that_would_poison_are_refused(name, scale):
     encoded = codec.encode(normal(300), name, np.random.default_rng(0))
-    struct.pack_into("<f", encoded, codec.HEADER.size + 4, scale)
+    struct.pack_into("<f", encoded, 4, scale)
     with pytest.raises(WireError, match="scale"):
-        codec.decode(encoded, 300, (name,))
+        codec.decode(encoded, 300, name)
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16"])
@@ -160,16 +138,16 @@ def test_elements_that_would_poison_are_refused(name):
         np.float32(np.nan).tobytes()[-2:] if name == "fp32" else np.float16("inf").tobytes()
     )
     with pytest.raises(WireError, match="not finite"):
-        codec.decode(encoded, 300, (name,))
+        codec.decode(encoded, 300, name)
 
 
 @settings(max_examples=300)
 @given(st.binary(max_size=200), st.integers(0, 64), st.integers(0, 400))
-def test_garbage_behind_a_good_header_never_escapes(garbage, offset, size):
+def test_garbage_never_escapes(garbage, offset, size):
     encoded = bytearray(codec.encode(normal(size), "int4", np.random.default_rng(0)))
     encoded[offset : offset + len(garbage)] = garbage
     try:
-        decoded = codec.decode(encoded, size, codec.CODECS)
+        decoded = codec.decode(encoded, size, "int4")
     except WireError:
         return
     assert decoded.shape == (size,)

@@ -162,7 +162,7 @@ def serve(
 def fp32(values: np.ndarray) -> bytearray:
     """fp32 bytes of any values, those `encode` would refuse too."""
     payload = codec.encode(np.zeros(values.size, np.float32), "fp32", np.random.default_rng(0))
-    payload[codec.HEADER.size :] = values.astype("<f4").tobytes()
+    payload[:] = values.astype("<f4").tobytes()
     return payload
 
 

@@ -493,8 +493,7 @@ class Stranger:
 def begin(a: Agreement, attempt: int = 1, first: int = 0, key: bytes | None = None) -> bytes:
     """The first words of a dialler."""
     frame = memoryview(bytearray(HEADER_BYTES + 8 + TAG_BYTES))
-    frame[HEADER_BYTES : HEADER_BYTES + 8] = first.to_bytes(8, "big")
-    Cipher(key or a.keys[0], UP, attempt, "aead").seal(Kind.BEGIN, frame, 8)
+    Cipher(key or a.keys[0], UP, attempt, "aead").seal(Kind.BEGIN, frame, first.to_bytes(8, "big"))
     return Preface(a.id, attempt).pack() + bytes(frame)
 
 

@@ -29,7 +29,7 @@ from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import create_run
 from peerlm.mix import algorithms
 from peerlm.mix.chunks import chunk_at, chunk_count
-from peerlm.mix.codec import BLOCK, HEADER, encode
+from peerlm.mix.codec import BLOCK, encode
 from peerlm.mix.robust import FIRST_CLIP
 from peerlm.types import Role, TransferId, WallTime
 from peerlm.wire.message import (
@@ -349,7 +349,7 @@ def bad_blocks(codec: str, size: int, scale: float) -> list[bytes]:
         part = chunk_at(index, size)
         honest = bytearray(encode(np.ones(part.stop - part.start, np.float32), codec, rng))
         scales = np.full(-(-(part.stop - part.start) // BLOCK), scale, "<f4").tobytes()
-        honest[HEADER.size : HEADER.size + len(scales)] = scales
+        honest[: len(scales)] = scales
         chunks.append(bytes(honest))
     return chunks
 

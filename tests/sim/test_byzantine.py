@@ -43,7 +43,7 @@ def honest() -> Outcome:
 )
 def test_a_claim_is_what_the_attack_says(attack: str, factor: float, codec: str) -> None:
     phi = rng().standard_normal(SIZE).astype(np.float32)
-    claim = decode(Attacker(attack, 1).request(0, phi, codec, rng()), SIZE, (codec,))
+    claim = decode(Attacker(attack, 1).request(0, phi, codec, rng()), SIZE, codec)
     assert norm(claim - np.float32(factor) * phi) < 0.02 * norm(phi)
 
 
@@ -51,14 +51,14 @@ def test_a_reply_is_the_way_to_the_claim() -> None:
     phi, theirs = rng(1).standard_normal((2, SIZE)).astype(np.float32)
     request = encode(theirs, "fp32", rng())
     reply = Attacker("inverted", 1).reply(0, phi, request, ("fp32", "fp32"), rng())
-    way = decode(reply, SIZE, ("fp32",))
+    way = decode(reply, SIZE, "fp32")
     assert np.allclose(theirs + way, -2 * phi, atol=1e-5)
 
 
 def test_noise_has_the_norm_of_the_truth_and_another_direction_each_time() -> None:
     phi, attacker = np.full(SIZE, 0.1, np.float32), Attacker("noise", 1)
     first, second = (
-        decode(attacker.request(0, phi, "fp32", rng(seed)), SIZE, ("fp32",)) for seed in (1, 2)
+        decode(attacker.request(0, phi, "fp32", rng(seed)), SIZE, "fp32") for seed in (1, 2)
     )
     assert norm(first) == pytest.approx(norm(phi), rel=1e-5)
     assert abs(float(first @ second)) < 0.3 * norm(phi) ** 2
@@ -68,15 +68,13 @@ def test_what_is_stale_is_remembered_of_each_fragment() -> None:
     attacker = Attacker("stale", 2)
     old, new = np.zeros(SIZE, np.float32), np.ones(SIZE, np.float32)
     attacker.request(0, old, "fp32", rng())
-    assert not decode(attacker.request(0, new, "fp32", rng()), SIZE, ("fp32",)).any()
-    assert decode(attacker.request(1, new, "fp32", rng()), SIZE, ("fp32",)).all()
+    assert not decode(attacker.request(0, new, "fp32", rng()), SIZE, "fp32").any()
+    assert decode(attacker.request(1, new, "fp32", rng()), SIZE, "fp32").all()
 
 
 def test_who_creeps_goes_the_same_way_every_time() -> None:
     attacker, phi = Attacker("creeping", 1), np.ones(SIZE, np.float32)
-    steps = [
-        decode(attacker.request(0, phi, "fp32", rng(s)), SIZE, ("fp32",)) - phi for s in (1, 2)
-    ]
+    steps = [decode(attacker.request(0, phi, "fp32", rng(s)), SIZE, "fp32") - phi for s in (1, 2)]
     assert np.array_equal(steps[0], steps[1])
     assert norm(steps[0]) == pytest.approx(0.2 * norm(phi), rel=1e-4)
 
@@ -87,9 +85,9 @@ def test_forged_bytes_are_refused_for_their_elements_alone(codec: str) -> None:
     assert bytes(forge(values, codec, rng())) == bytes(encode(values, codec, rng()))
     values[200] = np.nan
     with pytest.raises(WireError, match="not finite"):
-        decode(forge(values, codec, rng()), SIZE, (codec,))
+        decode(forge(values, codec, rng()), SIZE, codec)
     values[200] = 1e38
-    assert decode(forge(values, codec, rng()), SIZE, (codec,)).max() > 6e4
+    assert decode(forge(values, codec, rng()), SIZE, codec).max() > 6e4
 
 
 def test_an_attack_there_is_not_names_those_there_are() -> None:
