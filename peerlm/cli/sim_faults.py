@@ -86,7 +86,7 @@ def _range(text: str) -> tuple[int, int]:
     first, last = int(match[1]), int(match[2] or match[1])
     if not first <= last < first + RUNS_MAX:
         raise ConfigError(
-            f"--seeds {text!r}: must be a first one, a last, and at most {RUNS_MAX:,}"
+            f"--seeds {text!r}: the last must not be before the first, nor {RUNS_MAX:,} or more after"
         )
     check_seed(last)
     return first, last

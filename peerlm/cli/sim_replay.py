@@ -65,8 +65,8 @@ def replay(
         except Exception as broken:
             raise PeerlmError(f"seed {seed}: {how(broken)}") from broken
     else:
-        if given or link:
-            raise ConfigError("--param and --link belong to a --scenario; random faults have none")
+        if given or link or profile != "lan":
+            raise ConfigError("--param, --link and --profile belong to a --scenario")
         check_seed(seed)
         check_menu_nodes(nodes)
         lived = live_through(seed, nodes, trace)

@@ -23,7 +23,9 @@ from peerlm.sim.network import Wire
 from peerlm.sim.world import World, relative_distance
 
 POINTS = 100
-"""Looks at the swarm over the budget."""
+"""Looks at the swarm over the budget, if it takes long enough."""
+
+LOOK_MIN_S = 0.5
 
 PATIENCE = 20.0
 """Times the ideal duration after which a run that has not ended is called off."""
@@ -92,7 +94,7 @@ def train(
     plan_faults(world, faults)
     ideal_s = plan.run.token_budget / sum(m.speed for m in world.machines.values())
     end_s = START_S + PATIENCE * ideal_s
-    every_s = ideal_s / POINTS
+    every_s = max(ideal_s / POINTS, LOOK_MIN_S)
     while not trained.ended and world.now < end_s:
         world.run(every_s)
         safety.look()

@@ -212,6 +212,7 @@ def test_a_replay_tells_one_nodes_story(capsys: pytest.CaptureFixture[str]) -> N
         (["replay", "1", "--story", "-4"], "--story"),
         (["replay", "1", "--nodes", "2"], "--nodes 2"),
         (["replay", "1", "--param", "share=0.5"], "--scenario"),
+        (["replay", "1", "--profile", "wan"], "--scenario"),
         (["replay", "1", "--scenario", "crash", "--nodes", "0"], "--nodes 0"),
         (["train", "--seed", "-1"], "--seed -1"),
         (["train", "--plan", "nowhere.toml"], "nowhere.toml"),
