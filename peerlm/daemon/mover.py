@@ -25,6 +25,7 @@ from functools import partial
 import numpy as np
 
 from peerlm.daemon.sockets import listen_tcp
+from peerlm.daemon.stopwatch import Stopwatch
 from peerlm.daemon.stream import Stream, Talk
 from peerlm.daemon.talks import Fetch, Give
 from peerlm.daemon.throttle import TokenBucket
@@ -126,6 +127,7 @@ class Mover:
         on_crash: Callable[[BaseException], None],
     ) -> None:
         self.counters: Counter[str] = Counter()
+        self._spent = Stopwatch(self.counters)
         now = Instant(time.monotonic())
         self._security = security
         self._upload = TokenBucket(upload_bytes_s, CHUNK_BYTES, now)
@@ -227,7 +229,9 @@ class Mover:
         wait_s = min(self._tick_at, self._resume_at) - time.monotonic()
         if self._active or self._commands:
             wait_s = 0.0
-        for key, mask in self._selector.select(max(0.0, min(wait_s, POLL_S_MAX))):
+        with self._spent("wait"):
+            ready = self._selector.select(max(0.0, min(wait_s, POLL_S_MAX)))
+        for key, mask in ready:
             key.data(mask)
         while self._commands:
             self._commands.popleft()()
@@ -399,7 +403,9 @@ class Mover:
         entry.dialling = None
         seal = Cipher(entry.keys[0], UP, entry.attempt, self._security)
         opens = Cipher(entry.keys[1], DOWN, entry.attempt, self._security)
-        entry.stream = Stream(dialling, entry.talk, seal, opens, self._lend(), dials=True)
+        entry.stream = Stream(
+            dialling, entry.talk, seal, opens, self._lend(), dials=True, spent=self._spent
+        )
         first = entry.talk.first if isinstance(entry.talk, Fetch) else 0
         entry.stream.begin(Preface(entry.id, entry.attempt).pack(), first)
         self._active[entry] = None
@@ -469,7 +475,15 @@ class Mover:
         seal = Cipher(entry.keys[1], DOWN, preface.attempt, self._security)
         entry.attempt, entry.stream = (
             preface.attempt,
-            Stream(caller.connection, entry.talk, seal, opens, self._lend(), dials=False),
+            Stream(
+                caller.connection,
+                entry.talk,
+                seal,
+                opens,
+                self._lend(),
+                dials=False,
+                spent=self._spent,
+            ),
         )
         entry.moved_at = time.monotonic()
         self._active[entry] = None

@@ -16,6 +16,7 @@ import socket
 from contextlib import suppress
 from typing import Protocol
 
+from peerlm.daemon.stopwatch import Stopwatch
 from peerlm.errors import PeerlmError, Unreachable, WireError
 from peerlm.wire.frame import (
     BODY_BYTES_MAX,
@@ -76,6 +77,7 @@ class Stream:
         buffers: tuple[memoryview, memoryview],
         *,
         dials: bool,
+        spent: Stopwatch,
     ) -> None:
         self.connection = connection
         self.dials = dials
@@ -87,6 +89,7 @@ class Stream:
         self.wire_bytes = [0, 0]
         """Received, sent."""
         self._talk = talk
+        self._spent = spent
         self._seal, self._opens = seal, opens
         self.buffers = buffers
         self._in, self._out = buffers
@@ -150,7 +153,8 @@ class Stream:
         """Take from the socket what the expected frame lacks, or an ABORT in its place."""
         most = HEADER_BYTES + max(expected or 0, REASON_BYTES_MAX) + TAG_BYTES
         try:
-            count = self.connection.recv_into(self._in[self._have : most])
+            with self._spent("receive"):
+                count = self.connection.recv_into(self._in[self._have : most])
         except BlockingIOError:
             self.is_readable = False
             return False
@@ -174,7 +178,8 @@ class Stream:
         if self._have < end:
             return False
         place = self._talk.place() if kind is Kind.DATA else None
-        body = self._opens.open(self._in[:end], place)
+        with self._spent("open"):
+            body = self._opens.open(self._in[:end], place)
         rest = bytes(self._in[end : self._have])  # of short frames only: see `most`
         self._act_on(kind, expected, bytes(body) if rest and place is None else body)
         self._in[: len(rest)] = rest
@@ -185,7 +190,8 @@ class Stream:
         match kind:
             case Kind.DATA:
                 self.heard_bytes += len(body)
-                self._talk.hear(body)
+                with self._spent("hear"):
+                    self._talk.hear(body)
             case Kind.END:
                 if expected is not None:
                     raise WireError("it ended before all was said")
@@ -215,7 +221,8 @@ class Stream:
         if self._out_at == self._out_end and not self._make_frame():
             return False
         try:
-            count = self.connection.send(self._out[self._out_at : self._out_end])
+            with self._spent("send"):
+                count = self.connection.send(self._out[self._out_at : self._out_end])
         except BlockingIOError:
             self.is_writable = False
             return False
@@ -249,7 +256,8 @@ class Stream:
         match kind:
             case Kind.DATA:
                 try:
-                    body = self._talk.say(room)
+                    with self._spent("say"):
+                        body = self._talk.say(room)
                 except PeerlmError as error:
                     self.failure = error
                     return True
@@ -261,7 +269,8 @@ class Stream:
                 self.said_end = True
             case Kind.END:
                 self.said_end = True
-        self._out_at, self._out_end = 0, self._seal.seal(kind, self._out, body)
+        with self._spent("seal"):
+            self._out_at, self._out_end = 0, self._seal.seal(kind, self._out, body)
         return True
 
     def has_run_out(self) -> bool:

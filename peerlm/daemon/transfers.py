@@ -18,6 +18,7 @@ from peerlm import events
 from peerlm.daemon.bulk import Bulk
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.spare import Spare
+from peerlm.daemon.stopwatch import Stopwatch
 from peerlm.daemon.talks import RefusedHere
 from peerlm.effects import RunExchange, RunPull, ServeExchange, ServePull
 from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Unreachable, WireError
@@ -177,7 +178,8 @@ class Transfers:
         def call_if_wanted(slow: SlowFragment) -> R:
             if self._running.get(transfer) is not task:
                 raise asyncio.CancelledError
-            result = call(slow)
+            with Stopwatch(self._bulk.counters)("apply"):
+                result = call(slow)
             # From here, for a flow that was added is θ's too, whatever becomes of the task.
             loop.call_soon_threadsafe(self._moved, fragment)
             return result

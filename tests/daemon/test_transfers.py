@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,9 @@ FRAGMENT = FragmentId(0)
 
 
 class NoBulk:
+    def __init__(self) -> None:
+        self.counters: Counter[str] = Counter()
+
     def cancel(self, transfer: TransferId, reason: str) -> None:
         pass
 

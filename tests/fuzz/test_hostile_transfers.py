@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import re
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from peerlm.daemon import talks
+from peerlm.daemon.stopwatch import Stopwatch
 from peerlm.daemon.stream import Stream, Talk
 from peerlm.daemon.talks import Answer, Ask, Fetch, Give, RefusedHere
 from peerlm.errors import PeerlmError, Unreachable
@@ -145,6 +147,7 @@ def stream(
         Cipher(KEYS[theirs], theirs, attempt, security),
         (BUFFERS[2 * dials], BUFFERS[2 * dials + 1]),
         dials=dials,
+        spent=Stopwatch(Counter()),
     )
 
 
