@@ -7,6 +7,7 @@ import json
 import sys
 import tomllib
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -189,8 +190,9 @@ def summarise(
     plan: Plan, nodes: int, link: str, seed: int, sizes: tuple[int, ...], trained: Trained
 ) -> dict[str, Any]:
     """The JSON object. What is said of a node is the mean of all that ever took part, those that came
-    later too."""
+    later too. Losses are of the written models, or of the weights while there are none."""
     last = trained.points[-1]
+    models = trained.model_losses
     control = sum(trained.control_bytes.values())
     lived = len(trained.control_bytes.keys() | set(range(nodes)))
     per_node = (sum(trained.bulk_bytes.values()) + control) / lived
@@ -209,8 +211,9 @@ def summarise(
         "seconds": trained.seconds,
         "tokens": last.tokens,
         "tokens_per_s": last.tokens / trained.seconds,
-        "loss": last.loss_mean if trained.model_loss is None else trained.model_loss,
-        "loss_worst_node": last.loss_worst,
+        "loss": fmean(models) if models else last.loss_mean,
+        "loss_worst_node": max(models, default=last.loss_worst),
+        "models_written": len(models),
         "spread": last.spread,
         "bytes_per_node": per_node,
         "bytes_per_node_s": per_node / trained.seconds,

@@ -62,8 +62,8 @@ class Trained:
     bulk_bytes: dict[int, int] = field(default_factory=dict)
     control_bytes: dict[int, int] = field(default_factory=dict)
     exchanges: dict[str, int] = field(default_factory=dict)
-    model_loss: float | None = None
-    """Of the model that was written."""
+    model_losses: tuple[float, ...] = ()
+    """Of the newest model of every node that has written one."""
     allreduce_bytes_per_node: float = 0.0
     """What averaging every gradient by ring all-reduce would have sent from each node."""
     digest: str = ""
@@ -153,8 +153,7 @@ def _sum_up(world: World, trained: Trained) -> None:
         for outcome, count in world.summary(machine.number).exchanges.items():
             trained.exchanges[outcome] = trained.exchanges.get(outcome, 0) + count
     written = [m.disk.models[-1] for m in world.machines.values() if m.disk.models]
-    if written:
-        trained.model_loss = world.learner.loss(written[0])
+    trained.model_losses = tuple(world.learner.loss(model) for model in written)
     n, plan = len(world.machines), world.plan.plan
     steps = trained.points[-1].tokens / n / (plan.train.batch * plan.model.context)
     trained.allreduce_bytes_per_node = steps * sum(world.sizes) * 8 * (n - 1) / n

@@ -63,6 +63,7 @@ def test_a_run_with_a_fault_a_picture_and_its_curve(
     points = found["points"]
     assert isinstance(points, list)
     assert found["ended"] is True
+    assert found["models_written"] == 3
     assert set(found) >= COMMON
     losses = [point["loss_mean"] for point in points if point["loss_mean"] is not None]
     assert losses[-1] < losses[0] - 1
@@ -84,6 +85,15 @@ def test_every_command_says_what_was_run(
 ) -> None:
     assert main(["sim", *command, "--json"]) == 0
     assert set(told(capsys)) >= COMMON
+
+
+def test_the_loss_is_that_of_all_models_that_were_written_and_of_the_worst() -> None:
+    point = Point(10.0, 1000, 2.0, 2.5, 0.1, nodes=2, training=0, bytes_per_node=1.0)
+    none = summarise(Plan(), 2, "1gbit", 1, (10,), Trained([point], seconds=10.0))
+    assert (none["loss"], none["loss_worst_node"]) == (2.0, 2.5)
+    two = Trained([point], seconds=10.0, model_losses=(1.0, 1.5))
+    found = summarise(Plan(), 2, "1gbit", 1, (10,), two)
+    assert (found["loss"], found["loss_worst_node"]) == (1.25, 1.5)
 
 
 def test_who_joins_on_the_way_counts_in_what_a_node_sends() -> None:
