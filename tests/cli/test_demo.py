@@ -236,7 +236,7 @@ def test_the_demo_itself(tmp_path: Path) -> None:
     assert result["ok"] is True
     assert result["kills"] == 1
     assert result["consensus_distance"] < 1e-3
-    assert result["loss_end"] < 0.75 * result["loss_start"]
+    assert result["loss_end"] < min(result["loss_start"], demo.LEARNT)
     assert 0 < result["bytes_sent"] < result["bytes_allreduce"]
     assert (Path(result["model_dir"]) / "model.safetensors").is_file()
     assert "node 1, the first of all, is killed" in err

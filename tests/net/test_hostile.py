@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import psutil
 import pytest
 import pytest_asyncio
+from words import Replies, Words
 
 from peerlm.daemon.bulk import Bulk
 from peerlm.daemon.introduction import Introduction
@@ -74,13 +75,14 @@ async def test_a_crowd_of_strangers_keeps_nobody_out(town, box, door, bulks, kin
         assert ann.links.send(bob.id, Ping(1, ()))
         assert await bob.box.wait(Received) == Received(ann.id, Ping(1, ()))
         transfer, up, down = (secrets.token_bytes(n) for n in (16, 32, 32))
-        request = asyncio.ensure_future(other.expect(transfer, 1 << 20, up, down, 5, 5))
-        reply = asyncio.ensure_future(
-            own.exchange(transfer, "127.0.0.1", other.port, bytes(1 << 20), 5, up, down, 5, 5)
+        asking = Words([bytes(1 << 18)] * 4, [5] * 4, "fp32")
+        answering = Replies([b"reply"] * 4, [1 << 18] * 4, "fp32")
+        await asyncio.gather(
+            own.exchange(transfer, "127.0.0.1", other.port, asking, (up, down), 5, 5),
+            other.answer(transfer, answering, (up, down), 5, 5),
         )
-        assert await request == bytes(1 << 20)
-        await other.reply(transfer, b"reply")
-        assert await reply == b"reply"
+        assert answering.came == [bytes(1 << 18)] * 4
+        assert asking.came == [b"reply"] * 4
 
     assert bob.box.events == [LinkUp(ann.id, dialled=False)]
     assert psutil.Process().memory_info().rss - rss_before < 50 << 20
