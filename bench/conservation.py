@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import report
-from bench.mixers import Weights, mixers, read_weights, snapshot_now
-from bench.nodes import Values
 from bench.report import Row, say
+from peerlm.bench.founding import Values
+from peerlm.bench.mixers import Weights, mixers, read_weights, snapshot_now
 
 DRIFT_MAX = 1e-6
 CODECS = ("int8", "int4")

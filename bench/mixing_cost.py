@@ -20,8 +20,9 @@ from pathlib import Path
 import psutil
 
 from bench import report
-from bench.nodes import Swarm, cpu_seconds, processes, running
+from bench.nodes import Swarm, processes, running
 from bench.report import Missed, Row, say
+from peerlm.bench.child import cpu_seconds
 from peerlm.cli.demo_nodes import end_all, peerlm
 from peerlm.cli.settings_text import change_node_settings
 

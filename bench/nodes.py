@@ -9,7 +9,7 @@ a deadline and a name; a swarm that is closed leaves no process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,9 @@ from typing import Any
 import psutil
 
 from bench.report import Missed
-from peerlm.cli.demo_nodes import DemoNode, end_all, peerlm
+from peerlm.bench.founding import LOCAL, Values, found, invitation, options
+from peerlm.cli.demo_nodes import DemoNode, end_all
 from peerlm.daemon.control import ask
-
-Values = Mapping[str, object]
-
-LOCAL: Values = {"network.host": "127.0.0.1", "network.port": 0, "limits.threads": 1}
-"""What every node of a figure has in its node.toml."""
 
 ENDED = ("killed", "ended (0)", "not started")
 """What a node may be besides up: nothing of this comes without the figure's own doing."""
@@ -31,10 +27,6 @@ ENDED = ("killed", "ended (0)", "not started")
 POLL_S = 0.25
 SOON_S = 120.0
 """Longest wait for a single step: generous, since a missed bound is a row and not an error."""
-
-
-def options(flag: str, values: Values) -> list[str]:
-    return [part for name, value in values.items() for part in (flag, f"{name}={value}")]
 
 
 class Swarm:
@@ -66,9 +58,7 @@ class Swarm:
 
     def found(self) -> None:
         """`peerlm init`, in the first node's folder."""
-        state = str(self.nodes[0].layout.root)
-        settings = options("--set", self._plan) + options("--set-node", self.local)
-        peerlm("init", "--state", state, "--preset", self._preset, *settings)
+        found(self.nodes[0], self._plan, self.local, self._preset)
 
     def start(self) -> None:
         """Found the run and bring every node in; all begin to train together."""
@@ -112,8 +102,7 @@ class Swarm:
 
     def invitation(self) -> tuple[str, str]:
         """(address, token) as `peerlm invite` prints them."""
-        words = peerlm("invite", "--state", str(self.nodes[0].layout.root)).split()
-        return words[2], words[4]
+        return invitation(self.nodes[0])
 
     def _all_ready(self) -> bool:
         ids = {s["node_id"] for s in self.statuses()}
@@ -218,9 +207,3 @@ def processes(swarm: Swarm) -> list[psutil.Process]:
         daemon = psutil.Process(status["daemon"]["pid"])
         found += [daemon, *daemon.children(recursive=True)]
     return found
-
-
-def cpu_seconds(of: Sequence[psutil.Process]) -> float:
-    """Processor time that they have used so far."""
-    times = [process.cpu_times() for process in of]
-    return sum(t.user + t.system for t in times)

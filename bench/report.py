@@ -29,14 +29,11 @@ from typing import Any
 
 import psutil
 
+from peerlm.bench.rows import Missed as Missed
 from peerlm.errors import PeerlmError
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
-
-
-class Missed(PeerlmError):
-    """What a figure needs did not happen, so there is nothing to measure."""
 
 
 @dataclass(frozen=True, slots=True)

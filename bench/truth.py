@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import report
-from bench.nodes import options
 from bench.report import Missed, Quantiles, Row, say
 from bench.truth_net import Network, address_of, die_with_parent
 from bench.truth_node import told_path
 from bench.truth_simulated import Reality, simulated
 from bench.truth_told import FIGURES, Samples, Tables, Told, first_times, last_change
+from peerlm.bench.founding import options
 from peerlm.cli.demo_nodes import DemoNode, end_all, peerlm
 
 PORT = 7700

@@ -48,11 +48,17 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"numpy"},
     ),
 }
-"""Room → (other rooms, third parties) it may import, besides WORDS. `daemon` and `cli` may import
-what they like, but for what stands below."""
+"""Room → (other rooms, third parties) it may import, besides WORDS. `daemon`, `bench` and `cli` may
+import what they like, but for what stands below."""
 
-DRIVERS = {"daemon", "cli", "__main__", "__init__"}
-WITH_CLOCKS = {"daemon", "cli", "train"}
+DRIVERS = {"daemon", "cli", "bench", "__main__", "__init__"}
+WITH_CLOCKS = {"daemon", "cli", "bench", "train"}
+
+RIVALS = "bench/rivals"
+"""Scripts that run with another interpreter and know nothing of us."""
+
+MEMBER = PACKAGE / "bench" / "member.py"
+"""The daemon in a process that mixes when told to: it has the daemon's loop."""
 
 CLOCKS = {
     *("time.time", "time.monotonic", "time.perf_counter", "time.time_ns", "time.monotonic_ns"),
@@ -84,10 +90,10 @@ def test_every_room_imports_only_what_its_place_allows() -> None:
 
 def test_the_loop_and_sockets_are_the_daemons_alone() -> None:
     for path in FILES:
-        if room_of(path) != "daemon":
+        if room_of(path) != "daemon" and path != MEMBER:
             firsts = {name.split(".")[0] for name in imported_by(path)}
             assert not firsts & {"asyncio", "zmq", "uvloop", "selectors"}, shown(path)
-            if room_of(path) not in {"cli", "train"}:
+            if room_of(path) not in {"cli", "bench", "train"}:
                 assert not firsts & {"socket", "subprocess", "threading", "multiprocessing"}, shown(
                     path
                 )
@@ -95,15 +101,25 @@ def test_the_loop_and_sockets_are_the_daemons_alone() -> None:
 
 def test_torch_is_named_only_where_models_are_made_and_trained() -> None:
     for path in FILES:
-        if room_of(path) not in {"model", "train"}:
+        if room_of(path) not in {"model", "train"} and RIVALS not in shown(path):
             firsts = {name.split(".")[0] for name in imported_by(path)}
             assert "torch" not in firsts, shown(path)
 
 
-def test_nobody_imports_the_command_line_but_itself() -> None:
+def test_nobody_imports_the_command_line_but_itself_and_what_it_starts_to_measure() -> None:
     for path in FILES:
-        if room_of(path) not in {"cli", "__main__"}:
+        if room_of(path) not in {"cli", "bench", "__main__"}:
             assert not [n for n in imported_by(path) if n.startswith("peerlm.cli")], shown(path)
+
+
+def test_benchmarks_are_the_command_lines_alone_and_rivals_are_nobodys() -> None:
+    for path in FILES:
+        names = imported_by(path)
+        if room_of(path) not in {"cli", "bench"}:
+            assert not [n for n in names if n.startswith("peerlm.bench")], shown(path)
+        assert not [n for n in names if n.startswith("peerlm.bench.rivals")], shown(path)
+        if RIVALS in shown(path):
+            assert not [n for n in names if n.startswith("peerlm")], shown(path)
 
 
 @pytest.mark.parametrize(

@@ -13,52 +13,51 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.member import Member
-from bench.nodes import Swarm, Values, options
-from peerlm.cli.demo_nodes import peerlm
+from peerlm.bench.child import ask_all
+from peerlm.bench.founding import LOCAL, Values, enrol, found, invitation
+from peerlm.bench.member import Member
+from peerlm.bench.weights import prepare
+from peerlm.cli.demo_nodes import DemoNode
 from peerlm.cli.plan import current_plan
+from peerlm.cli.state import read_run
 from peerlm.daemon.control import ask
 from peerlm.mix.sketch import sketch
 from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.store import snapshot
 from peerlm.store.disk import Layout, StateDirectory
-from peerlm.types import RunId, WallTime
+from peerlm.types import WallTime
 
 Weights = list[NDArray[np.float32]]
-
-SCALE = 0.05
-"""Root mean square of the common weights."""
-
-APART = 0.1
-"""Norm of a node's own noise ÷ norm of the common weights: below where clipping begins."""
 
 SNAPSHOT_S = 120.0
 
 
 @contextmanager
-def mixers(folder: Path, size: int, plan: Values, rng_seed: int) -> Iterator[list[Member]]:
-    """`size` members that all see each other, with different weights."""
-    swarm = Swarm(folder, size, plan, {"train.enabled": "false"})
+def mixers(
+    folder: Path, size: int, plan: Values, rng_seed: int, local: Values | None = None
+) -> Iterator[list[Member]]:
+    """`size` members that all see each other, with different weights.
+
+    Args:
+        plan: changes to the plan of `tiny`.
+        local: changes to what nodes of figures have in their node.toml.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {**LOCAL, "train.enabled": "false", **(local or {})}
+    first, *others = [DemoNode(number, folder) for number in range(1, size + 1)]
     members: list[Member] = []
     try:
-        swarm.found()
-        first, *others = swarm.nodes
+        found(first, plan, settings)
         specs = fragments(current_plan(first.layout).plan)
         give_weights(first.layout, specs, rng_seed, first.number)
         members.append(Member(first))
-        members[0].tell("wait", 0)
-        members[0].hear()
-        address, token = swarm.invitation()
-        settings = options("--set-node", swarm.local)
+        members[0].ask("wait", 0)
+        address, token = invitation(first)
         for node in others:
-            state = ("--state", str(node.layout.root))
-            peerlm("join", address, "--token", token, "--enrol-only", *settings, *state)
+            enrol(node, address, token, settings)
             give_weights(node.layout, specs, rng_seed, node.number)
             members.append(Member(node, address))
-        for member in members:
-            member.tell("wait", size - 1)
-        for member in members:
-            member.hear()
+        ask_all(members, "wait", size - 1)
         yield members
     finally:
         for member in members:
@@ -69,7 +68,7 @@ def give_weights(layout: Layout, specs: Sequence[FragmentSpec], rng_seed: int, n
     """Write the snapshot that node `number` starts from."""
     signed = current_plan(layout)
     contents = snapshot.Contents(
-        run_id=RunId(signed_run(layout)),
+        run_id=read_run(layout).run_id,
         plan_hash=signed.plan_hash,
         plan_revision=signed.revision,
         tokens={},
@@ -80,7 +79,8 @@ def give_weights(layout: Layout, specs: Sequence[FragmentSpec], rng_seed: int, n
 
     def states() -> Iterator[snapshot.FragmentState]:
         for spec in specs:
-            phi = weights_of(spec, rng_seed, number)
+            phi = np.empty(spec.size, np.float32)
+            prepare(phi, spec.id, rng_seed, number)
             shown = sketch(phi, signed.plan.run.rng_seed, spec.id)
             yield snapshot.FragmentState(
                 spec.id, 0, phi, np.zeros_like(phi), tuple(float(x) for x in shown)
@@ -88,21 +88,6 @@ def give_weights(layout: Layout, specs: Sequence[FragmentSpec], rng_seed: int, n
 
     with StateDirectory(layout.root) as state:
         snapshot.write(state, contents, specs, states())
-
-
-def weights_of(spec: FragmentSpec, rng_seed: int, number: int) -> NDArray[np.float32]:
-    common = np.random.default_rng((rng_seed, spec.id, 0))
-    own = np.random.default_rng((rng_seed, spec.id, number))
-    phi = common.standard_normal(spec.size, np.float32)
-    phi += np.float32(APART) * own.standard_normal(spec.size, np.float32)
-    phi *= np.float32(SCALE)
-    return phi
-
-
-def signed_run(layout: Layout) -> bytes:
-    from peerlm.cli.state import read_run
-
-    return read_run(layout).run_id
 
 
 def snapshot_now(member: Member) -> Weights:
@@ -113,10 +98,10 @@ def snapshot_now(member: Member) -> Weights:
 
 def read_weights(layout: Layout) -> Weights:
     """φ of every fragment in the newest snapshot."""
-    found = snapshot.load(layout).snapshot
-    assert found is not None, f"{layout.root} has no snapshot"
+    newest = snapshot.load(layout).snapshot
+    assert newest is not None, f"{layout.root} has no snapshot"
     values = []
-    for record in found.manifest.fragments:
+    for record in newest.manifest.fragments:
         values.append(np.empty(record.phi.size // 4, np.float32))
-        snapshot.read_array(found.open(), record.phi, values[-1])
+        snapshot.read_array(newest.open(), record.phi, values[-1])
     return values

@@ -1,4 +1,4 @@
-"""A daemon in a process of its own that mixes when it is told to: `python -m bench.member STATE SEED...`
+"""A daemon in a process of its own that mixes when told to: `python -m peerlm.bench.member STATE SEED...`
 
 The daemon is the real one, with its sockets, threads and snapshots; it has no worker, and exchanges
 start by command instead of after outer steps. A line of words on standard input, a line of JSON on
@@ -6,8 +6,18 @@ standard output:
 
     wait N             until N partners can be mixed with
     exchange COUNT     start COUNT exchanges of all fragments in turn, one at a time, until they are done
+    renew SEED NUMBER  take the prepared weights of node NUMBER (anew), and forget past distances
+    round              start an exchange of every fragment, all at once, until each has been mixed
+    served             the same, but peers start them
+    tally              what exchanges have come to since the daemon began
     rest SECONDS       nothing; the daemon's lags are counted from here
     load SECONDS       one exchange after another for so long; the daemon's lags are counted from here
+
+A round is what a node does when all its fragments come to their outer step at once, by `driver.start_exchange`
+alone: a fragment that a peer is mixing already need not be started, and one whose partners were all busy
+is started again. Nodes that have mixed are close, and nodes that are close ask for finer codecs than the
+plan's: so `renew` before each round puts them as far apart as they were and lets them forget, and rounds
+tell how many fragments would have asked for another codec.
 
 The end of standard input is the end of the process. `Member` is the other end of the pipe.
 """
@@ -16,7 +26,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,12 +33,15 @@ from typing import Any
 
 import uvloop
 
-from bench.report import Missed
+from peerlm.bench.child import Child
+from peerlm.bench.weights import prepare
 from peerlm.cli.demo_nodes import DemoNode
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver
 from peerlm.daemon.main import open_daemon, read_home
+from peerlm.events import ExchangeEnded, ExchangeServed
 from peerlm.mix.codec import choose_codecs
+from peerlm.mix.fragment import SlowFragment
 from peerlm.store.disk import StateDirectory
 from peerlm.types import FragmentId
 
@@ -40,46 +52,20 @@ WAIT_S = 60.0
 EXCHANGE_S = 30.0
 """Longest time from one finished exchange to the next."""
 
+LOOK_S = 0.02
+"""Fragments that were given up without a word are started again after this at the latest."""
 
-class Member:
+
+class Member(Child):
     """The process, from outside. `node` gives the folder, the log and the questions to ask."""
 
     def __init__(self, node: DemoNode, *seeds: str) -> None:
+        command = [sys.executable, "-m", "peerlm.bench.member", str(node.layout.root), *seeds]
+        super().__init__(node.name, command, node.output)
         self.node = node
-        with node.output.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "bench.member", str(node.layout.root), *seeds],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=output,
-                text=True,
-                start_new_session=True,
-            )
 
-    def tell(self, *words: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(" ".join(map(str, words)) + "\n")
-        self._process.stdin.flush()
 
-    def hear(self) -> dict[str, Any]:
-        """The answer to the oldest command without one. Raises `Missed` when the process has ended."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise Missed(f"{self.node.name} has ended: {self.node.last_words()}")
-        answer: dict[str, Any] = json.loads(line)
-        if error := answer.get("error"):
-            raise Missed(f"{self.node.name}: {error}")
-        return answer
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.close()
-            self._process.wait(5.0)
-        except (subprocess.TimeoutExpired, BrokenPipeError):
-            self._process.kill()
-            self._process.wait()
+# ------------------------------------------------------------------------------------- inside
 
 
 async def live(root: Path, seeds: tuple[str, ...]) -> str:
@@ -106,6 +92,14 @@ async def obey(driver: Driver) -> str:
                 answer = await wait(driver, int(count))
             case ["exchange", count]:
                 answer = await exchange(driver, int(count))
+            case ["renew", rng_seed, number]:
+                answer = await renew(driver, int(rng_seed), int(number))
+            case ["round"]:
+                answer = await mix_all(driver, starts=True)
+            case ["served"]:
+                answer = await mix_all(driver, starts=False)
+            case ["tally"]:
+                answer = tally(driver)
             case ["rest", seconds]:
                 driver.lags_s.clear()
                 await asyncio.sleep(float(seconds))
@@ -162,6 +156,69 @@ async def exchange(driver: Driver, count: int, seconds: float | None = None) -> 
         else:
             await asyncio.sleep(PAUSE_S)
     return {"ok": done - first, "as_planned": as_planned, "seconds": time.monotonic() - began}
+
+
+async def renew(driver: Driver, rng_seed: int, number: int) -> dict[str, Any]:
+    """φ as it was prepared. What the last round has taught is no longer so, and is forgotten."""
+    exchanges = driver.node.work.exchanges
+    for index, state in enumerate(exchanges.outcomes.fragments):
+        fragment = FragmentId(index)
+        while exchanges.is_busy(fragment):  # over for whoever started it, not yet for us
+            await something(driver)
+
+        def fill(slow: SlowFragment, fragment: FragmentId = fragment) -> None:
+            prepare(slow.phi, fragment, rng_seed, number)
+
+        await driver.slow.on(fragment, fill)
+        state.last.clear()
+        state.distance = None
+    return {}
+
+
+async def mix_all(driver: Driver, *, starts: bool) -> dict[str, Any]:
+    """Until every fragment has been mixed since `renew`, and none is under way."""
+    work = driver.node.work
+    exchanges, states = work.exchanges, work.exchanges.outcomes.fragments
+    fragments = [FragmentId(index) for index in range(len(states))]
+    began = heard = time.monotonic()
+    left = len(states)
+    while True:
+        waiting = [fragment for fragment in fragments if not states[fragment].last]
+        busy = {fragment for fragment in fragments if exchanges.is_busy(fragment)}
+        if not waiting and not busy:
+            break
+        if len(waiting) < left:
+            left, heard = len(waiting), time.monotonic()
+        elif time.monotonic() - heard > EXCHANGE_S:
+            reasons = dict(exchanges.outcomes.totals().reasons)
+            return {"error": f"no exchange has gone well for {EXCHANGE_S:g} s: {reasons}"}
+        for fragment in waiting if starts else ():
+            if fragment not in busy:
+                driver.start_exchange(fragment)
+        await something(driver)
+    ended = time.monotonic()
+    planned = (work.plan.mix.codec_request, work.plan.mix.codec_reply)
+    finer = [s for s in states if choose_codecs(*planned, s.distance or 1.0) != planned]
+    return {"began": began, "ended": ended, "finer": len(finer)}
+
+
+async def something(driver: Driver) -> None:
+    """Until an exchange has ended, or a moment has gone by."""
+    try:
+        async with asyncio.timeout(LOOK_S):
+            await driver.next_of(ExchangeEnded, ExchangeServed)
+    except TimeoutError:
+        pass
+
+
+def tally(driver: Driver) -> dict[str, Any]:
+    totals = driver.node.work.exchanges.outcomes.totals()
+    return {
+        "wire_bytes": driver.bulk.counters["bytes_sent"],
+        "exchanges": totals.initiated_ok,
+        "busy": totals.busy,
+        "clipped": totals.clipped,
+    }
 
 
 def main() -> int:
