@@ -9,7 +9,7 @@ FIGURES := daemon conservation join all_killed mixing_cost learning byzantine
 FLAGS   :=
 OTHER   := python3.13
 
-.PHONY: help demo test core check format sim net slow gpu other-python fuzz figures figures-long clean
+.PHONY: help demo test core check format sim net slow gpu other-python bench-peers fuzz figures figures-long clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make figures | figures-long    measure what docs/results.md promises; FLAGS=--record writes it there"
 	@echo "make sim | net | slow | gpu    one kind of test"
 	@echo "make other-python OTHER=python3.13    one seed, one run: on another interpreter too"
+	@echo "make bench-peers    others to compare with in peerlm bench, in an environment of their own: .venv-peers"
 	@echo "make fuzz    damaged inputs for every decoder, hostile peers for every machine, for minutes"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -56,6 +57,11 @@ other-python: $(STAMP)
 	    numpy platformdirs psutil rich safetensors tokenizers tomlkit
 	OTHER_PYTHON=$(CURDIR)/.venv-other/bin/python $(BIN)/python -m pytest tests/sim/test_determinism.py
 
+bench-peers:
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --upgrade pip
+	.venv-peers/bin/python -m pip install --quiet -c bench/peers-constraints.txt hivemind
+
 fuzz: $(STAMP)
 	$(BIN)/python -m bench.fuzz --inputs 300000 --seed $$(date +%s)
 	FUZZ=20 $(BIN)/python -m pytest tests/fuzz --timeout 900
@@ -73,4 +79,4 @@ figures-long: $(STAMP)
 	$(BIN)/python -m bench.truth $(FLAGS)    # needs root: it makes networks
 
 clean:
-	rm -rf $(VENV) .venv-other build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-other .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from peerlm.cli.leash import interrupt_on_terminate
 from peerlm.errors import ConfigError, PeerlmError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def demo(ctx: click.Context, nodes: int, minutes: float, as_json: bool, keep: Pa
       peerlm demo --minutes 1 --json | jq .loss_end
     """
     folder = _folder(keep)
-    _on_terminate()
+    interrupt_on_terminate()
     ctx.exit(0 if _perform(folder, nodes, minutes, as_json, keep is not None) else 1)
 
 
@@ -79,16 +79,6 @@ def _folder(keep: Path | None) -> Path:
         raise ConfigError(f"--keep {keep}: is not empty; name a new folder")
     keep.mkdir(parents=True, exist_ok=True)
     return keep.absolute()
-
-
-def _on_terminate() -> None:
-    """SIGTERM and a closed terminal end the demo as Ctrl-C does, so that its nodes end too."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
 
 
 def _perform(folder: Path, nodes: int, minutes: float, as_json: bool, keep: bool) -> bool:

@@ -31,6 +31,7 @@ COMMANDS = {
     "why": "status:why",
     "generate": "generate:generate",
     "sim": "sim:sim",
+    "bench": "bench:bench",
     "export": "export:export",
     "plan": "plan:plan",
     "pause": "steer:pause",

@@ -173,7 +173,7 @@ def test_what_did_not_happen_is_code_1_with_all_keys(
         raise DemoFailed("node 1 did not come back")
 
     monkeypatch.setattr(demo_story.Story, "tell", fail)
-    monkeypatch.setattr(demo, "_on_terminate", lambda: None)
+    monkeypatch.setattr(demo, "interrupt_on_terminate", lambda: None)
     outcome = peerlm("demo", "--json", "--keep", tmp_path / "demo")
     assert outcome.code == 1
     assert "peerlm: demo: node 1 did not come back; logs are in" in outcome.err
