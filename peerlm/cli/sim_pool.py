@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
 
 from peerlm.cli.leash import die_with_parent
 from peerlm.errors import PeerlmError
@@ -40,13 +43,14 @@ def all_runs(
                 yield result
             return
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(jobs, len(arguments)), context, initializer=_begin) as pool:
+        many = min(jobs, len(arguments))
+        with _term_is_an_end(), ProcessPoolExecutor(many, context, initializer=_begin) as pool:
             try:
                 yield from _in_order(pool, call, arguments, jobs * AHEAD, advance)
             except BaseException as error:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in list((pool._processes or {}).values()):
+                for process in list((pool._processes or {}).values()):  # none after shutdown
                     process.terminate()
+                pool.shutdown(wait=False, cancel_futures=True)
                 if isinstance(error, BrokenProcessPool):
                     raise PeerlmError(
                         "a process of the simulation was killed; if memory ran out, use fewer --jobs"
@@ -57,8 +61,36 @@ def all_runs(
 def _begin() -> None:
     """What each process does first. A simulation makes little garbage in circles and many small
     things that stay: collecting as often as Python does by itself costs a tenth of the time."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who ends this process
     die_with_parent()
     gc.set_threshold(100_000, 20, 50)
+
+
+@contextmanager
+def _term_is_an_end() -> Iterator[None]:
+    """SIGTERM raises, so that processes and semaphores are put away; else the latter are told as leaks."""
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """SIGINT waits till after; a process begun here never gets it, not even while Python starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_order(
@@ -73,7 +105,8 @@ def _in_order(
     done: dict[int, Result] = {}
     while told < len(arguments):
         while given < len(arguments) and len(running) < ahead:
-            running[pool.submit(call, *arguments[given])] = given
+            with _no_interrupt():
+                running[pool.submit(call, *arguments[given])] = given
             given += 1
         finished, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in finished:

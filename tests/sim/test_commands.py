@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from peerlm.cli import sim_membership, sim_replay
@@ -192,6 +197,37 @@ def test_a_replay_tells_one_nodes_story(capsys: pytest.CaptureFixture[str]) -> N
     assert last == digest
     assert story
     assert {line.split()[1] for line in story} == {"2"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_long_run_and_its_processes(number: signal.Signals, code: int) -> None:
+    rest = ["membership", "--nodes", "100", "--scenario", "rest", "--param", "minutes=600"]
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "peerlm", "sim", *rest, "--runs", "4", "--jobs", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    processes = wait_until_busy(psutil.Process(parent.pid), 2)
+    parent.send_signal(number)
+    for process in processes:
+        if number is signal.SIGINT and process.is_running():  # a terminal tells all of them
+            process.send_signal(number)
+    out, err = parent.communicate(timeout=15)
+    assert (out, err.strip()) == ("", "")
+    assert parent.returncode == code
+    assert not psutil.wait_procs(processes, timeout=5)[1]
+
+
+def wait_until_busy(parent: psutil.Process, many: int) -> list[psutil.Process]:
+    """Children, once that many of them simulate."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        children = parent.children(recursive=True)
+        if sum(child.cpu_times().user > 0.6 for child in children) >= many:
+            return children
+        time.sleep(0.05)
+    raise AssertionError("no processes began to work")
 
 
 @pytest.mark.parametrize(
