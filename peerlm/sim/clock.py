@@ -26,8 +26,12 @@ class Clock:
 
     def at(self, delay_s: float, action: Callable[..., None], *args: Any) -> None:
         """Do this `delay_s` from now."""
+        self.on(self.now + delay_s, action, *args)
+
+    def on(self, when: float, action: Callable[..., None], *args: Any) -> None:
+        """Do this at that time, which is not over; after whatever was asked for at the same time."""
         self._order += 1
-        heapq.heappush(self._heap, (self.now + delay_s, self._order, action, args))
+        heapq.heappush(self._heap, (when, self._order, action, args))
 
     def run(
         self, seconds: float, until: Callable[[], bool] | None = None, every_s: float = LOOK_EVERY_S

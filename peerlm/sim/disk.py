@@ -2,8 +2,7 @@
 
 The daemon writes, syncs and renames, so a file is the old one or the new one. What the simulated
 disk adds is time (a write takes `WRITE_S`, and a death before that leaves the old file) and lies:
-with `lies` set, a power cut may take back the last write although it was reported durable, or
-leave it torn. A torn file fails its seal and is not read: then the snapshot before it counts, an
+`power_cut` may take back the last write although it was reported durable, or leave it torn. A torn file fails its seal and is not read: then the snapshot before it counts, an
 address book is begun anew, and a boot epoch repeats itself.
 """
 

@@ -28,11 +28,11 @@ ENDS_WITH = {
     "power_cut": "restart",
     "freeze": "",
     "slow": "hurry",
-    "split": "heal",
+    "split": "",
     "link": "unlink",
     "pause": "resume",
 }
-"""What a fault with `for_s` is followed by; a freeze ends by itself."""
+"""What a fault with `for_s` is followed by; a freeze ends by itself, and a split mends what it cut."""
 
 NEEDS_NODES = {"kill", "power_cut", "restart", "freeze", "slow", "split", "link"}
 NAMES_NOBODY = {"heal", "join"}
@@ -128,16 +128,28 @@ def befall(world: World, fault: Fault) -> None:
     match fault.do:
         case "split":
             side = set(fault.nodes)
-            world.split(sorted(side), [n for n in world.machines if n not in side])
+            apart = world.split(sorted(side), [n for n in world.machines if n not in side])
+            if fault.for_s is not None:
+                world.clock.at(fault.for_s, world.end_split, apart)
         case "heal":
             world.heal()
         case "join":
-            world.add(len(world.machines), *[m.number for m in world.up()][:3])
+            known = [m.number for m in world.up()] or list(world.machines)
+            world.add(len(world.machines), *known[:3])
         case _:
             for number in fault.nodes or list(world.machines):
                 _befall_one(world, fault, number)
-    if fault.for_s is not None and (end := ENDS_WITH[fault.do]):
-        world.clock.at(fault.for_s, befall, world, Fault(0.0, end, fault.nodes))
+                if fault.for_s is not None and ENDS_WITH[fault.do]:
+                    until = world.now + fault.for_s
+                    lasts = world.faults_until.get((fault.do, number), 0.0)
+                    world.faults_until[fault.do, number] = max(until, lasts)
+                    world.clock.at(fault.for_s, _end, world, fault, number)
+
+
+def _end(world: World, fault: Fault, number: int) -> None:
+    """A fault's time is over for one machine, unless another of its kind lasts longer."""
+    if world.faults_until[fault.do, number] <= world.now:
+        _befall_one(world, Fault(0.0, ENDS_WITH[fault.do]), number)
 
 
 def _befall_one(world: World, fault: Fault, number: int) -> None:

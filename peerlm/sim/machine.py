@@ -62,7 +62,7 @@ class Machine:
         self.life = 0
         self.host = f"h{number}"
         self.port = 7700
-        self.speed = world.speed
+        self.speed = world.speed_of(number)
         """Tokens a second of its worker."""
         self.slowness: tuple[float, float] | None = None
         """Seconds each message waits before it is read, uniform between the two."""
@@ -82,6 +82,8 @@ class Machine:
         self.effects: list[tuple[float, Effect]] = []
         """What the node asked for, of all its lives, while the world remembers."""
         self._frozen: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        self._answering: PeerId | None = None
+        """Whose question, come over a connection made for it, is being answered by the same way."""
         self._introducing: dict[str, int] = {}
         self._introductions = 0
         self._wake_at = NEVER
@@ -96,10 +98,8 @@ class Machine:
         self.life += 1
         self.port += 10 if new_ports else 0
         disk.epoch += 1
-        for peer, ways in self.lines.items():  # those who still wait for our last life
-            for way in ways:
-                world.reset(self, world.of(peer), way)
         self.lines, self.admitted, self._introducing = {}, {}, {}
+        world.begins(self)
         self._wake_at, self._tokens_seen, self._heard_until = NEVER, 0, 0.0
         rng = random.Random(f"{world.seed} {self.number} {self.life}")
         root = world.root
@@ -184,7 +184,7 @@ class Machine:
 
     def freeze(self) -> None:
         """It stands still: nothing is heard from it, what comes waits."""
-        if self._frozen is None:
+        if self._frozen is None and self.is_up:
             self._frozen = []
 
     def thaw(self, seconds: float) -> None:
@@ -301,7 +301,7 @@ class Machine:
             there.life,
             self.keys.peer_id,
             message,
-            sure=any(way.startswith("fresh") for way in ways),
+            sure=peer == self._answering,
         )
 
     def _send_fresh(self, effect: fx.SendFresh) -> None:
@@ -321,15 +321,21 @@ class Machine:
             fresh=True,
         )
 
-    def arrive(self, life: int, peer: PeerId, message: Message) -> None:
+    def arrive(self, life: int, peer: PeerId, message: Message, *, fresh: bool = False) -> None:
         """A message came over a line with that life of this machine."""
         if self.life == life and peer in self.admitted:
             if self.slowness is None:
-                self.post(ev.Received(peer, message))
+                self._act(life, self._read, (peer, message, fresh))
                 return
             now = self.world.now
             self._heard_until = max(self._heard_until, now + self.world.rng.uniform(*self.slowness))
-            self.later(self._heard_until - now, self.post, ev.Received(peer, message))
+            self.later(self._heard_until - now, self._read, peer, message, fresh)
+
+    def _read(self, peer: PeerId, message: Message, fresh: bool) -> None:
+        """What it is answered goes the way it came, as daemons do it."""
+        self._answering = peer if fresh else None
+        self.post(ev.Received(peer, message))
+        self._answering = None
 
     def fresh_line(self, port: int, peer: PeerId, way: str, message: Message) -> None:
         """A peer has opened a connection for this message."""
@@ -337,7 +343,7 @@ class Machine:
         if not knows or not self.world.network.reaches(self.number, self.world.of(peer).number):
             return
         self.line_up(peer, way, dialled=False)
-        self.arrive(self.life, peer, message)
+        self.arrive(self.life, peer, message, fresh=True)
         self.world.clock.at(FRESH_LINE_S, self.line_down, peer, "closed", way)
 
     # -------------------------------------------------------------------------------------- lines

@@ -28,6 +28,7 @@ SPEED = 4_000.0
 
 SIZES = (48, 32)
 MENU_MAX = 6
+SAMPLERS = ("matching", "ring", "onepeer_exp", "base2", "latency_biased")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,9 @@ def live_through(seed: int, nodes: int = NODES, trace: Trace | None = None) -> L
     try:
         trouble.run()
         recovery_s = trouble.recover()
-    except AssertionError as broken:
-        story = f"{broken}\n{trouble.world.story()}"
+    except Exception as broken:
+        kind = "" if isinstance(broken, AssertionError) else f"{type(broken).__name__}: "
+        story = f"{kind}{broken}\n{trouble.world.story()}"
     return Lived(seed, trouble.menu, trouble.count, recovery_s, trouble.world.digest(), story)
 
 
@@ -67,8 +69,8 @@ class Trouble:
             rate_bytes_s=rng.choice([125e6, 1e5]),
         )
         plan = plan_of(
-            mix__algorithm=rng.choice(["outer_mix", "outer_mix", "dgd"]),
-            mix__sampler=rng.choice(["uniform", "uniform", "matching"]),
+            mix__algorithm=rng.choice([*3 * ["outer_mix"], "dgd", "noloco", "adpsgd"]),
+            mix__sampler=rng.choice([*3 * ["uniform"], *SAMPLERS]),
             mix__inner_steps=rng.choice([8, 20]),
         )
         self.world = World(
@@ -93,7 +95,7 @@ class Trouble:
 
     def recover(self) -> float:
         """Mend everything, start everybody; returns how long it took until all was well."""
-        world = self.world
+        world, mended = self.world, self.world.now
         world.heal()
         world.loss = 0.0
         world.network.wire = Wire()
@@ -108,10 +110,10 @@ class Trouble:
                 world.kill(number)
             elif not machine.is_up:
                 world.restart(number)
-        took_s = world.run(RECOVERY_S, lambda: is_well(world))
+        world.run(RECOVERY_S, lambda: is_well(world))
         assert is_well(world), f"not well {RECOVERY_S:g} s after everything was mended"
         self.safety.look()
-        return took_s
+        return world.now - mended
 
     def _look(self) -> None:
         self.safety.look()
@@ -128,8 +130,9 @@ class Trouble:
     def restart(self, number: int) -> None:
         machine = self.world.machines[number]
         if not machine.is_up and number not in self.revoked:
-            # Only one may move: if all did while apart, nobody could find anybody.
-            self.world.restart(number, new_ports=number == 0 and self.rng.random() < 0.5)
+            # Only one may move, and only if it knows others: nobody could find anybody else.
+            may_move = number == 0 and bool(machine.disk.book)
+            self.world.restart(number, new_ports=may_move and self.rng.random() < 0.5)
 
     def bounce(self, number: int) -> None:
         """Killed, and back before anybody has noticed."""
@@ -148,6 +151,7 @@ class Trouble:
 
     def split(self, number: int) -> None:
         side = [n for n in self.world.machines if self.rng.random() < 0.5]
+        self.world.heal()
         self.world.split(side, [n for n in self.world.machines if n not in side])
 
     def cut(self, number: int) -> None:
@@ -160,6 +164,7 @@ class Trouble:
         """Two halves that only one machine can talk to."""
         others = [n for n in self.world.machines if n != number]
         half = len(others) // 2
+        self.world.heal()
         self.world.split(others[:half], others[half:])
 
     def heal(self, number: int) -> None:

@@ -107,10 +107,13 @@ class Network:
         self._cuts.add((a, b))
 
     def mend(self, a: int, b: int) -> None:
-        """It does again, what was held up by the cut first."""
+        """It does again, what was held up by the cut first and in its order."""
         self._cuts.discard((a, b))
-        for arrive, args in self._held.pop((a, b), []):
-            self._clock.at(self._rng.uniform(0.0, RTO_S), arrive, *args)
+        held = self._held.pop((a, b), [])
+        if held:
+            at = self._in_turn(a, b, self._clock.now + self._rng.uniform(0.0, RTO_S))
+            for arrive, args in held:
+                self._clock.on(at, arrive, *args)
 
     def cuts(self) -> list[tuple[int, int]]:
         return sorted(self._cuts)
@@ -168,18 +171,22 @@ class Network:
             return
         clock = self._clock
         if not sure:
-            if not wire.loss or self._rng.random() >= wire.loss:
-                clock.at(self._rng.uniform(*wire.delay_s), arrive, *args)
-            return
-        at = clock.now + self.delay_s(a, b)
-        if fresh:
+            if wire.loss and self._rng.random() < wire.loss:
+                return
+            at = clock.now + self._rng.uniform(*wire.delay_s)
+        elif fresh:
+            at = clock.now + self.delay_s(a, b)
             at += self._rng.uniform(*wire.delay_s) * 2  # its handshake
         else:
-            at = max(at, self._free.get((a, b), 0.0))
-            self._free[a, b] = at
-        clock.at(at - clock.now, arrive, *args)
+            at = self._in_turn(a, b, clock.now + self.delay_s(a, b))
+        clock.on(at, arrive, *args)
         if wire.duplicate and self._rng.random() < wire.duplicate:
-            clock.at(at - clock.now + self._rng.uniform(0.0, 1.0), arrive, *args)
+            clock.on(at + self._rng.uniform(0.0, 1.0), arrive, *args)
+
+    def _in_turn(self, a: int, b: int, at: float) -> float:
+        """When something arrives that would by itself at `at`: not before what was sent before it."""
+        self._free[a, b] = max(at, self._free.get((a, b), 0.0))
+        return self._free[a, b]
 
     # --------------------------------------------------------------------------------------- bulk
 

@@ -85,15 +85,17 @@ def train(
     Raises:
         AssertionError: a promise was broken on the way.
     """
-    world = World(seed, plan=plan, sizes=sizes, learner=learner, wire=wire, scheduled=True)
+    world = World(
+        seed, plan=plan, sizes=sizes, learner=learner, speed=speeds, wire=wire, scheduled=True
+    )
     safety, trained = Safety(world), Trained()
     for number in range(nodes):
-        machine = world.add(number, *([0] if number else []), start=False)
-        machine.speed = speeds[number % len(speeds)]
-        machine.start()
+        world.add(number, *([0] if number else []))
     plan_faults(world, faults)
     ideal_s = plan.run.token_budget / sum(m.speed for m in world.machines.values())
-    end_s = START_S + PATIENCE * ideal_s
+    end_s = START_S + _fetching_s(plan, sizes, wire) + PATIENCE * ideal_s
+    end_s = max([end_s, *(fault.at_s + START_S for fault in faults)])
+    end_s += plan.mix.settle_deadline_s
     every_s = max(ideal_s / POINTS, LOOK_MIN_S)
     while not trained.ended and world.now < end_s:
         world.run(every_s)
@@ -105,6 +107,12 @@ def train(
     trained.seconds = world.now
     _sum_up(world, trained)
     return trained
+
+
+def _fetching_s(plan: Plan, sizes: Sequence[int], wire: Wire | None) -> float:
+    """What every node takes to fetch the weights, if the line is a quarter as good as it should be."""
+    rate = wire.rate_bytes_s if wire is not None else Wire().rate_bytes_s
+    return 4 * 4 * sum(sizes) / rate
 
 
 def look(world: World) -> Point:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,9 @@ SILENCE_S = 7.0
 daemon sets it, and as measured between daemons (docs/results.md, truth)."""
 
 TEXT = b"all the corpus there is " * 40
+Pairs = frozenset[tuple[int, int]]
+"""Directions between machines."""
+
 WORKING = (Role.TRAIN, Role.STORE, Role.SERVE, Role.OBSERVE)
 WATCHING = (Role.OBSERVE,)
 
@@ -68,7 +71,7 @@ class World:
         plan: what to train; its `data` is replaced by a corpus of one small object.
         sizes: parameters in each fragment, for what transfers weigh; the learner's own by default.
         learner: what is learnt, and how many fragments there are.
-        speed: tokens a second of each worker unless its machine says otherwise.
+        speed: tokens a second of each worker, of several for the machines in turn.
         profile: timers of membership instead of the plan's preset.
         scheduled: learning rates follow the plan's schedule; else they stay at the learner's peak.
         remembers: keep every effect on its machine, for tests.
@@ -81,14 +84,17 @@ class World:
         plan: Plan | None = None,
         sizes: tuple[int, ...] | None = None,
         learner: Learner | None = None,
-        speed: float = 20_000.0,
+        speed: float | Sequence[float] = 20_000.0,
         wire: Wire | None = None,
         trace: Trace | None = None,
         profile: Profile | None = None,
         scheduled: bool = False,
         remembers: bool = False,
     ) -> None:
-        self.seed, self.speed, self.remembers = seed, speed, remembers
+        self.seed, self.remembers = seed, remembers
+        self._speeds = (speed,) if isinstance(speed, int | float) else tuple(speed)
+        self.speed = self._speeds[0]
+        """Of machine 0's worker."""
         self.scheduled, self.profile = scheduled, profile
         self.observer: Callable[[Instant, int, MemberChanged], None] | None = None
         """Hears of every change in every member table: when, whose table, what."""
@@ -106,6 +112,11 @@ class World:
         self.machines: dict[int, Machine] = {}
         self._by_peer: dict[PeerId, Machine] = {}
         self._quiet_since: dict[tuple[int, int], Instant] = {}
+        self.faults_until: dict[tuple[str, int], float] = {}
+        """When a fault of a kind ends for a machine (faults.py)."""
+        self._splits: list[Pairs] = []
+        self._wires: dict[int, Wire] = {}
+        """Of machines whose lines are of their own kind."""
         self._ways = 0
         self._entropy = random.Random(f"entropy {seed}").randbytes
         self.root = create_run("toy", self._entropy)
@@ -139,6 +150,8 @@ class World:
         machine = Machine(self, number, keys, disk, settings)
         machine.seeds = tuple(self.machines[s].address for s in seeds)
         self.machines[number] = self._by_peer[keys.peer_id] = machine
+        for other in self._wires:
+            self._lay_wires(number, other)
         if start:
             machine.start()
         return machine
@@ -167,6 +180,8 @@ class World:
                 machine.be_linked(self.of(peer))
         for machine in machines:
             machine.resume()
+            assert machine.node is not None
+            machine.node.audit()
         return self
 
     def kill(self, number: int, *, silently: bool = False) -> None:
@@ -203,20 +218,27 @@ class World:
         self._quiet_since.pop((b, a), None)
         self.network.mend(a, b)
 
-    def split(self, *sides: Iterable[int]) -> None:
-        """Machines of different sides do not hear each other; who is on no side hears all. Earlier
-        splits are over."""
+    def split(self, *sides: Iterable[int]) -> Pairs:
+        """Machines of different sides do not hear each other; who is on no side hears all. Splits
+        add up; returns what `end_split` takes."""
         side = {number: i for i, members in enumerate(sides) for number in members}
-        apart = {(a, b) for a in side for b in side if side[a] != side[b]}
-        for pair in self.network.cuts():
-            if pair not in apart:
-                self.mend(*pair)
+        apart = frozenset((a, b) for a in side for b in side if side[a] != side[b])
+        self._splits.append(apart)
         for pair in sorted(apart):
             if self.network.reaches(*pair):
                 self.cut(*pair)
+        return apart
+
+    def end_split(self, apart: Pairs) -> None:
+        """One split is over, unless everything was mended since; others are not."""
+        if apart in self._splits:
+            self._splits.remove(apart)
+            for pair in sorted(apart.difference(*self._splits)):
+                self.mend(*pair)
 
     def heal(self) -> None:
         """All cuts are mended."""
+        self._splits.clear()
         for pair in self.network.cuts():
             self.mend(*pair)
 
@@ -228,10 +250,19 @@ class World:
             machine.disk_lied |= machine.disk.power_cut(self.rng) == "epoch"
 
     def set_wires(self, number: int, wire: Wire | None) -> None:
-        """All lines to and from this machine are like that from now on; None: like all others."""
+        """All lines to and from this machine are like that from now on, to newcomers too; None: like
+        all others."""
+        self._wires.pop(number, None)
+        if wire is not None:
+            self._wires[number] = wire
         for other in self.machines:
-            self.network.set_wire(number, other, wire)
-            self.network.set_wire(other, number, wire)
+            self._lay_wires(number, other)
+
+    def _lay_wires(self, a: int, b: int) -> None:
+        """Where both machines have lines of their own, the later kind holds."""
+        own = [wire for number, wire in self._wires.items() if number in (a, b)]
+        for pair in ((a, b), (b, a)):
+            self.network.set_wire(*pair, own[-1] if own else None)
 
     def sign(self, plan: Plan, revision: int) -> SignedPlan:
         return sign_plan(self.root, plan, revision)
@@ -255,6 +286,10 @@ class World:
 
     def number_of(self, peer: PeerId) -> int:
         return self._by_peer[peer].number
+
+    def speed_of(self, number: int) -> float:
+        """Tokens a second of a worker there, unless its machine says otherwise."""
+        return self._speeds[number % len(self._speeds)]
 
     def up(self) -> list[Machine]:
         return [m for m in self.machines.values() if m.is_up]
@@ -344,6 +379,15 @@ class World:
         if b.life == life and b.is_up and self.network.reaches(a.number, b.number):
             action(*args)
 
+    def begins(self, machine: Machine) -> None:
+        """A process starts there: nobody waits for a sign of the last one any longer, and its kernel
+        ends the connections that others still have with that."""
+        for other in self.machines.values():
+            self._quiet_since.pop((other.number, machine.number), None)
+            self._quiet_since.pop((machine.number, other.number), None)
+            for way in other.lines.get(machine.keys.peer_id, ()):
+                self.reset(machine, other, way)
+
     def reset(self, a: Machine, b: Machine, way: str) -> None:
         """The kernel of `a` closes a connection; `b` hears of it, or of nothing."""
         self.network.forget(a.number, b.number)
@@ -374,6 +418,18 @@ class World:
 
     def check_admission(self, machine: Machine, peer: PeerId, key: bytes) -> None:
         """Nobody acts on a key that no certificate of the run stands behind."""
+        assert machine.node is not None
+        seat = machine.node.company.gate.verified(peer)
+        assert seat is not None, (
+            f"machine {machine.number} admits {peer.hex()} without a certificate"
+        )
+        assert seat.curve_pk == key, (
+            f"machine {machine.number} admits another key than the certified"
+        )
+        revocations = machine.node.company.gate.revocations
+        assert not revocations.is_revoked(seat.serials), (
+            f"machine {machine.number} admits {peer.hex()}, who is revoked"
+        )
         there = self._by_peer.get(peer)
         assert there is not None, f"machine {machine.number} admits {peer.hex()}, whom nobody made"
         assert there.keys.curve_public == key, (

@@ -52,8 +52,9 @@ def test_a_connection_made_for_one_message_is_reliable_even_among_datagrams() ->
     assert len(came) == 50
 
 
-def test_some_messages_come_twice() -> None:
-    assert 1000 + 200 < len(arrivals(1000, duplicate=0.25)) < 1000 + 300
+@pytest.mark.parametrize("datagrams", [False, True])
+def test_some_messages_come_twice(datagrams: bool) -> None:
+    assert 1000 + 200 < len(arrivals(1000, duplicate=0.25, datagrams=datagrams)) < 1000 + 300
 
 
 def test_a_cut_has_a_direction_and_what_it_held_up_comes_after_it() -> None:
@@ -67,6 +68,22 @@ def test_a_cut_has_a_direction_and_what_it_held_up_comes_after_it() -> None:
     net.mend(0, 1)
     clock.run(1)
     assert came == ["back", "there"]
+
+
+def test_what_a_cut_held_up_comes_in_its_order_and_before_what_is_sent_after_it() -> None:
+    for seed in range(5):
+        clock = Clock()
+        net = Network(clock, random.Random(seed), Wire(delay_s=FAST))
+        came: list[int] = []
+        net.cut(0, 1)
+        for i in range(10):
+            net.carry(0, 1, 10, came.append, i)
+        net.mend(0, 1)
+        for i in range(10, 15):
+            net.carry(0, 1, 10, came.append, i)
+            clock.run(0.01)
+        clock.run(5)
+        assert came == list(range(15))
 
 
 def test_what_a_cut_held_up_dies_with_its_connection() -> None:
