@@ -185,6 +185,10 @@ class Detector:
     def is_probing(self, target: PeerId) -> bool:
         return any(probe.target == target for probe in self._probes.values())
 
+    def check(self) -> None:
+        """Assert that we probe for no more others than promised."""
+        assert len(self._relays) <= RELAYS_MAX, "too many probes for others"
+
     def targets(self) -> list[PeerId]:
         """Whom probes are in flight to."""
         return [probe.target for probe in self._probes.values()]

@@ -337,6 +337,8 @@ class Membership:
         """`check` of everything, whether it changed or not."""
         self.check()
         self._beliefs.audit()
+        self._rumors.check()
+        self._detector.check()
         assert self._due == self._next_due(), "the deadline is stale"
         assert self._digested[0] != self._digest_state() or self._digested[1] == self._entries()
 

@@ -126,6 +126,11 @@ class RumorQueue:
                 break
             self.drop(oldest)
 
+    def check(self) -> None:
+        """Assert that no more is waiting to be told than promised, and each once."""
+        assert len(self._entries) <= self._subjects_max, "too many rumors"
+        assert sum(map(len, self._tiers)) == len(self._entries), "a rumor in two tiers, or in none"
+
     def _least_told_first(self) -> Iterator[tuple[bytes, _Told]]:
         for tier in self._tiers:
             yield from reversed(tier.items())

@@ -61,8 +61,11 @@ WATCHDOG_S = 10.0
 ANYBODY = Uniform()
 
 AT_ONCE = 2
-"""Exchanges of its own that a node has under way, and as many of others: each keeps a difference of
-a fragment's size, and a pair's line is full with one. Further ones of its own wait their turn."""
+"""Exchanges of its own that a node has under way: each keeps a difference of a fragment's size, and a
+pair's line is full with one. Further ones wait their turn."""
+
+SERVED_AT_ONCE = 3
+"""The same for those of others. One more, for who serves is done a moment after who asked."""
 
 OVERDUE = Instant(-math.inf)
 
@@ -350,7 +353,7 @@ class Exchanges:
         if not standing.active or standing.frozen:
             return "busy", "joining" if not standing.active else "frozen"
         verdict = self._judge_lock(peer, FragmentId(request.fragment))
-        if verdict[0] == "accept" and len(self._served) >= AT_ONCE:
+        if verdict[0] == "accept" and len(self._served) >= SERVED_AT_ONCE:
             return "busy", "enough under way"
         return verdict
 
@@ -535,6 +538,7 @@ class Exchanges:
 
     def check(self) -> None:
         """Raise if a promise of ours is broken."""
+        assert len(self._answered) <= REPLY_MEMORY, "more answers remembered than promised"
         for fragment, transfer in self._busy.items():
             exchange = self._initiated.get(transfer) or self._served.get(transfer)
             assert exchange is not None, f"fragment {fragment} locked by a forgotten exchange"

@@ -28,6 +28,7 @@ from peerlm.events import (
     WorkerReady,
 )
 from peerlm.identity.root import SignedPlan
+from peerlm.mix.algorithms import RAMP_STEPS, ramp
 from peerlm.mix.exchange import Exchanges
 from peerlm.node.acquire import Acquisition
 from peerlm.node.finals import Finals
@@ -40,9 +41,6 @@ from peerlm.node.worker import Worker
 from peerlm.swarm.sampler import sampler_named
 from peerlm.types import FragmentId, Instant, PeerId, TransferId, after
 from peerlm.wire.message import PullRequest, StateGive
-
-RAMP_STEPS = 3
-"""Outer steps over which a newcomer's weight in exchanges rises to the usual."""
 
 STEER_S = 0.5
 
@@ -305,7 +303,7 @@ class Work:
         self._straying.installed(fresh=origin == "fresh")
         self.exchanges.outcomes.caught_up()
         self._outer_steps = 0 if origin == "peers" else RAMP_STEPS
-        self.exchanges.standing.ramp = self._ramp()
+        self.exchanges.standing.ramp = ramp(self._outer_steps)
         return [Log("info", "state_installed", (("origin", origin),)), *self.step(now)]
 
     def state_rejected(self, fragment: FragmentId, reason: str, now: Instant) -> list[Effect]:
@@ -331,16 +329,13 @@ class Work:
         self.exchanges.outcomes.stepped(event.fragment, event.version, event.phi_norm)
         if event.fragment == 0:
             self._outer_steps += 1
-            self.exchanges.standing.ramp = self._ramp()
+            self.exchanges.standing.ramp = ramp(self._outer_steps)
         effects = self._after_drain(now)
         if self.phase in (Phase.TRAINING, Phase.READY):
             effects += self.exchanges.start(
                 event.fragment, self.seen.partners, now, self.plan.mix.exchanges
             )
         return effects
-
-    def _ramp(self) -> float:
-        return min(1.0, max(1, self._outer_steps) / RAMP_STEPS)
 
     def worker_progressed(self, event: WorkerProgressed, now: Instant) -> list[Effect]:
         return self._watch_worker(now) if self.worker.progressed(event, now) else []

@@ -47,6 +47,8 @@ below `CLOSE`²."""
 CLOSE = 1e-3
 """`rounds_to_1e-3` counts until the spread, the root of the variance, has fallen by this."""
 
+NEVER = float("inf")
+
 SITES_S = (0.001, 0.05)
 """Round trips for `latency_biased`: nodes are at two sites in turn; within one, and between them."""
 
@@ -263,7 +265,7 @@ class Outcome:
         return {
             "variance_ratio_per_round": float(self.ratios.mean()),
             "variance_ratio_se": float(self.ratios.std() / np.sqrt(self.ratios.size)),
-            "rounds_to_1e-3": quantiles(n for n in self.rounds_to_close.tolist() if n),
+            "rounds_to_1e-3": quantiles(n or NEVER for n in self.rounds_to_close.tolist()),
             "mean_drift_rms": self.drift_rms(),
             "mean_drift_se": self.drift_se(),
             "bytes_per_node": self.bytes_per_node(),

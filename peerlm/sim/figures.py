@@ -9,11 +9,15 @@ Figure = dict[str, float | int | None]
 
 
 def quantiles(values: Iterable[float]) -> Figure:
-    """`{"p50", "p90", "p99", "max", "n"}`; each is one of the values (nearest rank), None if n is 0."""
+    """`{"p50", "p90", "p99", "max", "n"}`; each is one of the values (nearest rank), None where that is inf,
+    which means never, or if n is 0."""
     ordered = sorted(values)
 
     def at(share: float) -> float | None:
-        return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
+        if not ordered:
+            return None
+        value = ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+        return value if math.isfinite(value) else None
 
     return {
         "p50": at(0.5),

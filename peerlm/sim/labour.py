@@ -324,6 +324,9 @@ class Labour:
 
     def _install_objects(self, effect: fx.InstallObjects) -> None:
         for fragment, version, wanted, shown in effect.objects:
+            if wanted not in self.disk.objects:
+                self.machine.post(ev.StateRejected(fragment, "it is not here any more"))
+                return
             values = self.disk.objects[wanted]
             assert not isinstance(values, bytes), "a fragment that is text"
             ours = sketch(values, self.plan.run.rng_seed, fragment)

@@ -33,6 +33,9 @@ from peerlm.sim.trace import Trace
 from peerlm.sim.world import WATCHING, World, plan_of
 from peerlm.types import Instant
 
+LOOK_S = 5.0
+"""Between two looks at the whole swarm."""
+
 REST_S = 20.0
 """Before anything happens; the cost at rest is measured over it."""
 
@@ -58,6 +61,9 @@ class Scene:
     totals: dict[str, int] = field(default_factory=dict)
     victims: set[int] = field(default_factory=set)
     """Whose death is no false one."""
+    is_apart: bool = False
+    """While machines are cut off, only those that are cut off from each other may take each other for
+    dead."""
     began: float = 0.0
     seen: list[tuple[float, int, int, State]] = field(default_factory=list)
     """(when, viewer, subject, state), every change since the rest."""
@@ -66,10 +72,15 @@ class Scene:
         subject = self.world.number_of(change.peer)
         self.seen.append((now, viewer, subject, change.new))
         if change.new is State.DEAD and change.old is not State.DEAD:
-            if subject not in self.victims:
+            if subject not in self.victims or self._is_near(viewer, subject):
                 self.count("false_deaths", 1)
         elif change.new is State.SUSPECT and subject not in self.victims:
             self.count("false_suspicions", 1)
+
+    def _is_near(self, viewer: int, subject: int) -> bool:
+        """In a partition: on the viewer's own side."""
+        cuts = self.world.network.cuts()
+        return self.is_apart and bool(cuts) and self.world.connects(viewer, subject)
 
     def happens(self, *victims: int) -> None:
         """Times count from now; these machines' deaths are true."""
@@ -195,13 +206,14 @@ def _suspicions(scene: Scene) -> int:
 
 def partition(scene: Scene) -> None:
     """The swarm is apart for `minutes`. `kind` 0: halves; 1: one half hears the other but not the
-    reverse; 2: halves that one machine can still talk to."""
+    reverse; 2: halves that one machine can still talk to, by which they keep each other alive."""
     world, params = scene.world, scene.params
     numbers = sorted(world.machines)
     scene.rng.shuffle(numbers)
     half = len(numbers) // 2
     left, right = numbers[:half], numbers[half:]
     scene.happens(*numbers)
+    scene.is_apart = True
     match int(params["kind"]):
         case 0:
             world.split(left, right)
@@ -462,11 +474,16 @@ def play(
         "messages_per_node_s", (sum(world.network.messages.values()) - messages) / node_seconds
     )
     scene.sample("bytes_per_node_s", (sum(world.network.bytes.values()) - sent) / node_seconds)
-    safety = Safety(world)
-    SCENARIOS[scenario].play(scene)
     if params["checks"]:
-        safety.look()
+        _look(world, Safety(world))
+    SCENARIOS[scenario].play(scene)
     return Run(scene.samples, scene.totals, world.digest())
+
+
+def _look(world: World, safety: Safety) -> None:
+    """At the whole swarm, every few seconds, for as long as the run goes on."""
+    safety.look()
+    world.clock.at(LOOK_S, _look, world, safety)
 
 
 def _profile(name: str, params: Params) -> Profile:

@@ -19,13 +19,18 @@ import numpy as np
 from peerlm import effects as fx
 from peerlm import events as ev
 from peerlm.mix import flow
+from peerlm.mix.algorithms import RAMP_STEPS, ramp
 from peerlm.mix.codec import encoded_size
+from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.vector import Vector, norm
 from peerlm.types import FragmentId, TransferId
 
 if TYPE_CHECKING:
     from peerlm.sim.labour import Labour
     from peerlm.sim.machine import Machine
+
+PROGRESS_S = 1.0
+"""How often a pull that flows tells how far it is."""
 
 REFUSED_S = 0.01
 """Until it is known that nobody listens at a port."""
@@ -65,6 +70,9 @@ class Transfers:
         network = self._world.network
         if isinstance(effect, fx.RunPull):
             took_s = network.transfer_s(there.number, machine.number, effect.size)
+            for tick in range(1, int(took_s / PROGRESS_S) + 1):
+                share = tick * PROGRESS_S / took_s
+                machine.later(tick * PROGRESS_S, self._flows, effect, there, share)
         else:
             size = self._bytes(effect.codec_request, effect.fragment)
             took_s = network.transfer_s(machine.number, there.number, size)
@@ -112,6 +120,11 @@ class Transfers:
         if running is not None and running.lost_at == at:
             self._lost(transfer, "no byte")
 
+    def _flows(self, effect: fx.RunPull, there: Machine, share: float) -> None:
+        """So much of an object is here, if both ends still are."""
+        if self._counterpart(effect.transfer, there) is not None:
+            self._machine.post(ev.PullProgressed(effect.transfer, int(share * effect.size)))
+
     def _lost(self, transfer: TransferId, why: str) -> None:
         self._ended(transfer, "lost", why)
 
@@ -137,11 +150,11 @@ class Transfers:
         slow = self._labour.slow[run.fragment]
         request = flow.make_request(slow, run.codec_request, self._rng)
         theirs = there.labour.transfers
-        before = there.labour.slow[run.fragment].phi.copy()
+        before = _moved_by(serve, there.labour.slow[run.fragment]).copy()
         response = theirs._respond(serve, request.payload)
         if not isinstance(response, flow.Response):
             return
-        gained = there.labour.slow[run.fragment].phi - before
+        gained = _moved_by(serve, there.labour.slow[run.fragment]) - before
         size = self._bytes(run.codec_reply, run.fragment)
         took_s = self._world.network.transfer_s(there.number, self._machine.number, size)
         self._expect(run.transfer, took_s)
@@ -181,12 +194,12 @@ class Transfers:
         gained: Vector,
         booked: float,
     ) -> None:
-        """The reply has come; `gained` [n] is what the responder's φ moved by."""
+        """The reply has come; `gained` [n] is what the responder's φ, or its m, moved by."""
         silent = self._world.is_silent(self._machine.number, there.number)
         if run.transfer not in self._running or not there.is_up or silent:
             return
         slow = self._labour.slow[run.fragment]
-        before = slow.phi.copy()
+        before = _moved_by(run, slow).copy()
         result = flow.absorb(
             slow,
             reply,
@@ -198,19 +211,38 @@ class Transfers:
         if isinstance(result, flow.Refused):
             self._ended(run.transfer, "refused", result.reason)
             return
-        if run.through_momentum == served.through_momentum:
-            missing = norm(slow.phi - before + gained)
-            # A newcomer's ramp weighs the two sides differently, and is meant to.
-            bent = abs(run.weight - served.weight) * result.raw_norm
-            allowed = booked + result.withheld_norm + bent + ROUNDING * (1 + norm(before))
-            assert missing <= allowed, (
-                f"an exchange of fragment {run.fragment} made {missing:.3g} of nothing, "
-                f"{allowed:.3g} is booked"
-            )
+        self._check_sum(run, served, result, _moved_by(run, slow) - before + gained, booked)
         self._labour.moved(run.fragment)
         sent = self._bytes(run.codec_request, run.fragment)
         received = self._bytes(run.codec_reply, run.fragment)
         self._ended(run.transfer, "ok", "", result, sent, received)
+
+    def _check_sum(
+        self,
+        run: fx.RunExchange,
+        served: fx.ServeExchange,
+        result: flow.Flow,
+        missing: Vector,
+        booked: float,
+    ) -> None:
+        """What one side gained the other lost, but for what clipping kept back and what a newcomer's
+        ramp is meant to weigh differently; `missing` [n] is the sum of both."""
+        weights = run.weight, served.weight
+        if run.through_momentum != served.through_momentum:
+            return  # one of them settles already, and moves φ where the other moves m
+        ratio = min(weights) / max(weights)
+        ramps = [ramp(steps) for steps in range(RAMP_STEPS + 1)]
+        assert any(abs(ratio - a / b) < 1e-6 for a in ramps for b in ramps), (
+            f"an exchange of fragment {run.fragment} weighs {weights[0]:.4g} on one side and "
+            f"{weights[1]:.4g} on the other, which no ramp does"
+        )
+        bent = abs(run.weight - served.weight) * result.raw_norm
+        scale = 1 + norm(self._labour.slow[run.fragment].phi)
+        allowed = booked + result.withheld_norm + bent + ROUNDING * scale
+        assert norm(missing) <= allowed, (
+            f"an exchange of fragment {run.fragment} made {norm(missing):.3g} of nothing, "
+            f"{allowed:.3g} is booked"
+        )
 
     # ------------------------------------------------------------------------------------- pulls
 
@@ -264,3 +296,8 @@ class Transfers:
                 bytes_received=received,
             )
         self._machine.post(event)
+
+
+def _moved_by(effect: fx.RunExchange | fx.ServeExchange, slow: SlowFragment) -> Vector:
+    """What an exchange moves on this side."""
+    return slow.momentum if effect.through_momentum else slow.phi

@@ -106,7 +106,7 @@ def test_a_plan_in_which_noloco_would_diverge_is_refused(alpha, gamma, holds):
 
 
 def test_newcomers_weigh_in_over_three_outer_steps():
-    assert [algorithms.ramp(k) for k in range(5)] == pytest.approx([0, 1 / 3, 2 / 3, 1, 1])
+    assert [algorithms.ramp(k) for k in range(5)] == pytest.approx([1 / 3, 1 / 3, 2 / 3, 1, 1])
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known():

@@ -86,7 +86,7 @@ def test_what_waits_its_turn_is_forgotten_when_somebody_else_mixes_it(
 
 
 def test_who_serves_enough_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "AT_ONCE", 1)
+    monkeypatch.setattr(exchange, "SERVED_AT_ONCE", 1)
     pool = Pool(3)
     pool.unreachable.add(peer_id(3))
     pool.start(1, 0)

@@ -10,9 +10,10 @@ import pytest
 from peerlm import effects as fx
 from peerlm.membership import beliefs
 from peerlm.mix import flow
+from peerlm.mix.exchange import Exchanges
 from peerlm.sim import menus
 from peerlm.sim.checks import Safety, is_well
-from peerlm.sim.menus import live_through
+from peerlm.sim.menus import Trouble, live_through
 from peerlm.sim.world import World
 
 
@@ -37,6 +38,34 @@ def test_an_exchange_that_gives_one_side_more_than_it_takes_is_noticed(
         world.run(10)
 
 
+def test_a_side_that_weighs_what_no_ramp_weighs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, honest = mixing(), Exchanges._move
+
+    def lighter(self, exchange, ramp, now):  # type: ignore[no-untyped-def]
+        return honest(self, exchange, 0.3 * ramp, now)
+
+    monkeypatch.setattr(Exchanges, "_move", lighter)
+    with pytest.raises(AssertionError, match="no ramp does"):
+        world.run(10)
+
+
+def test_a_key_of_somebody_revoked_is_noticed() -> None:
+    world = mixing()
+    a, b = world.machines[0], world.machines[1]
+    assert a.node is not None
+    a.node.company.gate.revocations.add(world.revocation_of(1))
+    with pytest.raises(AssertionError, match="revoked"):
+        a._do(fx.Admit(b.keys.peer_id, b.keys.curve_public))
+
+
+def test_whatever_breaks_in_a_run_is_its_story(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Trouble) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(Trouble, "run", broken)
+    assert "KeyError: 'a bug'" in live_through(1, 5).story
+
+
 def test_tokens_that_nobody_trained_are_noticed() -> None:
     world = mixing()
     safety = Safety(world)
@@ -58,7 +87,7 @@ def test_a_token_count_that_falls_is_noticed() -> None:
 def test_a_key_that_is_not_the_peers_own_is_noticed() -> None:
     world = mixing()
     a, b = world.machines[0], world.machines[1]
-    with pytest.raises(AssertionError, match="not its own"):
+    with pytest.raises(AssertionError, match="another key than the certified"):
         a._do(fx.Admit(b.keys.peer_id, bytes(32)))
 
 

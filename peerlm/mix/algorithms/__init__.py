@@ -75,4 +75,4 @@ def ramp(outer_steps: int) -> float:
     A newcomer brings no progress of its own: it should be pulled towards the swarm, not the swarm
     towards it. What the ramp withholds bends the swarm's sum, and that is intended.
     """
-    return min(1.0, outer_steps / RAMP_STEPS)
+    return min(1.0, max(1, outer_steps) / RAMP_STEPS)
