@@ -75,6 +75,7 @@ class Table:
         the change log does not show them."""
         assert not self._members, "remembered after others were met"
         self._members = dict(members)
+        self._touched = dict.fromkeys(members)
         self.n_live = sum(member.is_live for member in members.values())
         self._live = None
         self.version += 1

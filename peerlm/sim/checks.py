@@ -8,7 +8,11 @@ once nothing is broken any more.
 
 from __future__ import annotations
 
+from peerlm.sim.machine import Machine
 from peerlm.sim.world import World
+
+CLOSELY = 128
+"""Machines whose whole state is looked at in one look: each holds as much as the swarm is large."""
 
 SPREAD_MAX = 0.1
 """Nodes that train and mix stay this near each other, relative to |φ|."""
@@ -21,20 +25,23 @@ class Safety:
         self._world = world
         self._own: dict[int, tuple[int, int]] = {}
         self.looks = 0
+        self._turn = 0
 
     def look(self) -> None:
-        """Raises `AssertionError` if the swarm breaks a promise."""
+        """At everybody's incarnation, and at all else of `CLOSELY` machines, which are all but in a
+        large swarm. Raises `AssertionError` if the swarm breaks a promise."""
         self.looks += 1
         world = self._world
         for machine in world.up():
+            assert machine.node is not None
+            self._incarnation(machine.number, machine.node.company.membership.incarnation)
+        trained = sum(machine.tokens_trained for machine in world.machines.values())
+        for machine in self._in_turn():
             node = machine.node
             assert node is not None
             node.audit()
-            self._incarnation(machine.number, node.company.membership.incarnation)
-        trained = sum(machine.tokens_trained for machine in world.machines.values())
-        for machine in world.up():
-            node = machine.node
-            assert node is not None
+            for peer, key in machine.admitted.items():
+                world.check_admission(machine, peer, key)
             counted = node.company.ledger.total()
             assert counted <= trained, (
                 f"machine {machine.number} counts {counted} tokens, {trained} were trained"
@@ -49,11 +56,22 @@ class Safety:
                     f"{owner}, which has minted {minted}"
                 )
 
+    def _in_turn(self) -> list[Machine]:
+        """The next ones."""
+        up = self._world.up()
+        begin = self._turn if self._turn < len(up) else 0
+        self._turn = begin + CLOSELY
+        return up[begin : begin + CLOSELY]
+
     def _incarnation(self, number: int, now: tuple[int, int]) -> None:
-        """The latest a machine has minted; a disk that lies may take it back for a while."""
-        before = self._own.get(number, now)
-        lied = self._world.machines[number].disk_lied
-        assert now >= before or lied, f"machine {number} fell from incarnation {before} to {now}"
+        """The latest a machine has minted; a disk that lied may take it back until it is where it
+        was."""
+        before, machine = self._own.get(number, now), self._world.machines[number]
+        if now >= before:
+            machine.disk_lied = False
+        assert now >= before or machine.disk_lied, (
+            f"machine {number} fell from incarnation {before} to {now}"
+        )
         self._own[number] = max(before, now)
 
 

@@ -12,6 +12,7 @@ learns of a death at once if the dead machine's kernel still answers, else by si
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +71,18 @@ class Machine:
         self.fatal = ""
         """Workers die of this while it is set."""
         self.disk_lied = False
-        """It may begin a life with a boot epoch it has had before."""
+        """It may have begun its life with a boot epoch it has had before."""
         self.tokens_trained = 0
         """Over all its lives; what no count in the swarm may exceed."""
+        self.exchanges: Counter[str] = Counter()
+        """What became of those of its past lives."""
         self.poisoned = False
         """The next inner step breaks θ."""
         self.labour: Labour
         self.lines: dict[PeerId, dict[str, None]] = {}
         self.admitted: dict[PeerId, bytes] = {}
+        self._admissions: dict[PeerId, bytes] = {}
+        """Of the event at hand, to be checked when its effects are done."""
         self.halted: list[str] = []
         self.effects: list[tuple[float, Effect]] = []
         """What the node asked for, of all its lives, while the world remembers."""
@@ -99,6 +104,7 @@ class Machine:
         self.port += 10 if new_ports else 0
         disk.epoch += 1
         self.lines, self.admitted, self._introducing = {}, {}, {}
+        self._admissions = {}
         world.begins(self)
         self._wake_at, self._tokens_seen, self._heard_until = NEVER, 0, 0.0
         rng = random.Random(f"{world.seed} {self.number} {self.life}")
@@ -133,6 +139,7 @@ class Machine:
         (power, a cable), finds out by silence."""
         if self.node is None:
             return
+        self.exchanges = self.all_exchanges()
         self.node, self._frozen = None, None
         self.life += 1
         for peer, ways in self.lines.items():
@@ -195,6 +202,13 @@ class Machine:
         if self.node is not None:
             self.post(ev.LoopLagged(seconds))
 
+    def all_exchanges(self) -> Counter[str]:
+        """What became of its exchanges, over all its lives."""
+        if self.node is None:
+            return self.exchanges
+        now = self.node.summary(self.world.now).exchanges
+        return Counter({what: self.exchanges[what] + n for what, n in now.items()})
+
     def logs(self) -> list[tuple[float, fx.Log]]:
         return [(at, e) for at, e in self.effects if isinstance(e, fx.Log)]
 
@@ -241,6 +255,10 @@ class Machine:
             if self.node is None:
                 return
         node.check()
+        for peer, key in self._admissions.items():
+            if peer in self.admitted:  # and not expelled in the same breath
+                world.check_admission(self, peer, key)
+        self._admissions.clear()
         if world.observer is not None:
             for change in node.company.membership.changes():
                 world.observer(world.now, self.number, change)
@@ -270,8 +288,7 @@ class Machine:
             case fx.AnswerIntroduction():
                 self._answer(effect)
             case fx.Admit(peer=peer, curve_key=key):
-                self.world.check_admission(self, peer, key)
-                self.admitted[peer] = key
+                self.admitted[peer] = self._admissions[peer] = key
             case fx.Expel(peer=peer):
                 self.admitted.pop(peer, None)
                 self._close(peer)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from peerlm.config import with_changes
 from peerlm.events import Leave, NewPlan, NewRevocation, Pause, Resume
 from peerlm.sim.checks import Safety, is_well
+from peerlm.sim.impostors import KINDS, knock
 from peerlm.sim.learner import Quadratic
 from peerlm.sim.network import Wire
 from peerlm.sim.trace import Trace
@@ -215,12 +216,16 @@ class Trouble:
             teller = next(m for m in self.world.machines.values() if m.number != number)
             teller.post(NewRevocation(self.world.revocation_of(number)))
 
+    def impostor(self, number: int) -> None:
+        """Somebody with a chain that is none introduces itself."""
+        knock(self.world, number, self.rng.choice(KINDS), self.rng.randbytes)
+
 
 FAULTS: dict[str, Callable[[Trouble, int], None]] = {
     name: getattr(Trouble, name)
     for name in (
         *("kill", "power", "restart", "bounce", "freeze", "slow", "split", "cut", "bridge"),
         *("heal", "loss", "worker", "poison", "clock", "everybody", "join", "pause", "leave"),
-        *("replan", "revoke"),
+        *("replan", "revoke", "impostor"),
     )
 }

@@ -157,8 +157,8 @@ def _all_written(world: World) -> bool:
 def _sum_up(world: World, trained: Trained) -> None:
     network = world.network
     trained.bulk_bytes, trained.control_bytes = dict(network.bulk_bytes), dict(network.bytes)
-    for machine in world.up():
-        for outcome, count in world.summary(machine.number).exchanges.items():
+    for machine in world.machines.values():
+        for outcome, count in machine.all_exchanges().items():
             trained.exchanges[outcome] = trained.exchanges.get(outcome, 0) + count
     written = [m.disk.models[-1] for m in world.machines.values() if m.disk.models]
     trained.model_losses = tuple(world.learner.loss(model) for model in written)

@@ -180,8 +180,8 @@ class World:
                 machine.be_linked(self.of(peer))
         for machine in machines:
             machine.resume()
-            assert machine.node is not None
-            machine.node.audit()
+        assert machine.node is not None
+        machine.node.audit()  # they are all alike, and looked at again by whoever looks
         return self
 
     def kill(self, number: int, *, silently: bool = False) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import numpy as np
 import pytest
 
 from peerlm import effects as fx
+from peerlm.identity import canonical, chain, gate
 from peerlm.membership import beliefs
 from peerlm.mix import flow
 from peerlm.mix.exchange import Exchanges
-from peerlm.sim import menus
+from peerlm.node.node import Node
+from peerlm.sim import checks, menus
 from peerlm.sim.checks import Safety, is_well
+from peerlm.sim.impostors import KINDS, knock
 from peerlm.sim.menus import Trouble, live_through
 from peerlm.sim.world import World
 
@@ -55,7 +59,32 @@ def test_a_key_of_somebody_revoked_is_noticed() -> None:
     assert a.node is not None
     a.node.company.gate.revocations.add(world.revocation_of(1))
     with pytest.raises(AssertionError, match="revoked"):
-        a._do(fx.Admit(b.keys.peer_id, b.keys.curve_public))
+        a._perform([fx.Admit(b.keys.peer_id, b.keys.curve_public)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_impostor_is_refused(kind: str) -> None:
+    world = mixing()
+    knock(world, 0, kind, random.Random(1).randbytes)
+    node = world.machines[0].node
+    assert node is not None
+    assert sum(node.company.gate.refusals.values()) == 1
+    assert set(world.machines[0].admitted) == {world.machines[n].keys.peer_id for n in (1, 2)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gate_that_opens_to_an_impostor_is_noticed(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = mixing()
+
+    def trusting(blob, of, run_id, issuer, where, **_):  # type: ignore[no-untyped-def]
+        return chain._parse(canonical.decode(canonical.decode(blob, 4096, where)[0], 4096, where))
+
+    monkeypatch.setattr(chain, "_read_link", trusting)
+    monkeypatch.setattr(gate, "check_now", lambda *_, **__: None)
+    with pytest.raises(AssertionError, match=r"not its own|nobody made"):
+        knock(world, 0, kind, random.Random(1).randbytes)
 
 
 def test_whatever_breaks_in_a_run_is_its_story(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +117,7 @@ def test_a_key_that_is_not_the_peers_own_is_noticed() -> None:
     world = mixing()
     a, b = world.machines[0], world.machines[1]
     with pytest.raises(AssertionError, match="another key than the certified"):
-        a._do(fx.Admit(b.keys.peer_id, bytes(32)))
+        a._perform([fx.Admit(b.keys.peer_id, bytes(32))])
 
 
 def test_two_exchanges_of_one_fragment_are_noticed() -> None:
@@ -125,3 +154,59 @@ def test_a_node_that_believes_its_own_death_is_a_failed_seed(
     monkeypatch.setattr(menus, "TROUBLE_S", 30.0)
     monkeypatch.setattr(menus, "RECOVERY_S", 20.0)
     assert any(live_through(seed, 4).story for seed in range(20))
+
+
+def test_a_disk_that_lied_once_is_no_excuse_for_ever() -> None:
+    world = mixing()
+    safety, machine = Safety(world), world.machines[1]
+    safety.look()
+    world.power_cut(1)
+    machine.disk.epoch, machine.disk_lied = machine.disk.epoch - 1, True
+    world.restart(1)
+    safety.look()
+    assert machine.disk_lied, "the same epoch again, and no refutation yet"
+    world.kill(1)
+    world.restart(1)
+    safety.look()
+    world.kill(1)
+    machine.disk.epoch -= 2
+    world.restart(1)
+    with pytest.raises(AssertionError, match="fell from incarnation"):
+        safety.look()
+
+
+def test_what_was_remembered_may_not_fall_either() -> None:
+    world = World(1).met(3)
+    node = world.machines[0].node
+    assert node is not None
+    table = node.company.membership._beliefs.table
+    peer, member = next(iter(table.all().items()))
+    record = dataclasses.replace(member.record, epoch=member.record.epoch - 1)
+    table._members[peer] = dataclasses.replace(member, record=record)
+    table._touch(peer)
+    with pytest.raises(AssertionError, match="an incarnation decreased"):
+        node.check()
+
+
+def test_a_large_swarm_is_looked_at_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, audited = mixing(5), list[int]()
+    monkeypatch.setattr(checks, "CLOSELY", 2)
+    monkeypatch.setattr(Node, "audit", lambda self: audited.append(world.number_of(self.me)))
+    safety = Safety(world)
+    for _ in range(4):
+        safety.look()
+    assert audited == [0, 1, 2, 3, 4, 0, 1]
+
+
+def test_exchanges_are_counted_over_all_lives() -> None:
+    world = mixing()
+    before = world.machines[1].all_exchanges()
+    assert before["ok"] > 0
+    world.kill(1)
+    assert world.machines[1].all_exchanges() == before
+    world.restart(1)
+    world.run(20, lambda: is_well(world))
+    world.run(5)
+    after = world.machines[1].all_exchanges()
+    assert after["ok"] > before["ok"]
+    assert set(after) == {"ok", "busy", "refused", "timed_out"}
