@@ -8,7 +8,7 @@ import re
 
 import click
 
-from peerlm.cli.sim_options import RUNS_MAX, check_between, check_jobs, check_seed
+from peerlm.cli.sim_options import RUNS_MAX, SEED_MAX, check_between, check_jobs
 from peerlm.cli.sim_pool import all_runs, processors
 from peerlm.errors import ConfigError, PeerlmError
 from peerlm.sim.figures import quantiles
@@ -75,18 +75,19 @@ def faults(seeds: str, nodes: int, jobs: int, as_json: bool) -> None:
 
 
 def check_menu_nodes(nodes: int) -> None:
-    """Raises `ConfigError`: so few cannot be divided, so many take too long."""
-    check_between("--nodes", nodes, 3, 64)
+    """Raises `ConfigError`: of so few, too few are left once two are revoked; so many take too long."""
+    check_between("--nodes", nodes, 5, 64)
 
 
 def _range(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    match = re.fullmatch(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", text.strip())
     if match is None:
-        raise ConfigError(f"--seeds {text!r}: must be FIRST-LAST, e.g. 1-500, or one number")
+        shown = text if len(text) <= 60 else f"{text[:60]}…"
+        raise ConfigError(f"--seeds {shown!r}: must be FIRST-LAST, e.g. 1-500, or one number")
     first, last = int(match[1]), int(match[2] or match[1])
     if not first <= last < first + RUNS_MAX:
         raise ConfigError(
             f"--seeds {text!r}: the last must not be before the first, nor {RUNS_MAX:,} or more after"
         )
-    check_seed(last)
+    check_between("--seeds", last, 0, SEED_MAX)
     return first, last

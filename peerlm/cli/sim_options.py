@@ -13,6 +13,7 @@ from peerlm.errors import ConfigError
 SEED_MAX = 2**62
 JOBS_MAX = 1024
 RUNS_MAX = 1_000_000
+REASON_CHARS = 160
 OUTSIDE = ("as_json", "plot", "jobs")
 """Options that change nothing of a run."""
 
@@ -49,6 +50,13 @@ def how(broken: BaseException) -> str:
     """What went wrong: a promise in its own words, anything else with its kind."""
     is_promise = isinstance(broken, AssertionError) and str(broken)
     return str(broken) if is_promise else f"{type(broken).__name__}: {broken}"
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be used, in few words and without its name."""
+    words = error.strerror if isinstance(error, OSError) else None
+    text = " ".join((words or str(error) or type(error).__name__).split())
+    return text if len(text) <= REASON_CHARS else f"{text[:REASON_CHARS]}…"
 
 
 def options_text(**options: Any) -> str:

@@ -48,7 +48,7 @@ def draw(path: Path, title: str, trained: Trained, faults: Sequence[Fault]) -> N
         axis.grid(alpha=0.25)
     figure.suptitle(title)
     figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, format=path.suffix[1:].lower())
     plt.close(figure)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from peerlm import config
-from peerlm.cli.sim_options import check_between, check_seed, how, this_command
+from peerlm.cli.sim_options import check_between, check_seed, how, reason, this_command
 from peerlm.config import Plan
 from peerlm.data.corpus import SHIPPED, documents
 from peerlm.errors import ConfigError, PeerlmError
@@ -21,10 +21,17 @@ from peerlm.model.plan import fragments
 from peerlm.sim.faults import Fault, read_faults
 from peerlm.sim.learner import ByteModel
 from peerlm.sim.network import read_wire
-from peerlm.sim.training import Point, Trained, train
+from peerlm.sim.training import START_S, Point, Trained, train
 
 TEXT_BYTES = 2_000_000
 """More than the small model can learn from in a run worth waiting for."""
+
+STEP_S, NODE_SECOND_S = 0.0005, 0.002
+"""What an inner step of the small model and a virtual second of a node cost a processor, roughly."""
+LONG_S = 600.0
+
+SPEED_MIN, SPEED_MAX = 1.0, 1e9
+"""Tokens a second: less than any machine does, and more."""
 
 
 @click.command()
@@ -93,7 +100,8 @@ def sim_train(
     """
     check_between("--nodes", nodes, 1, 256)
     check_seed(seed)
-    plan, wire = read_plan(source, changes), read_wire(link)
+    plan, wire, speeds = read_plan(source, changes), read_wire(link), _speeds(speed)
+    check_duration(plan, nodes, speeds)
     faults = _faults(faults_file, nodes)
     sizes = tuple(spec.size for spec in fragments(plan))
     learner = ByteModel(_text(text), len(sizes))
@@ -101,9 +109,7 @@ def sim_train(
         _can_draw(plot)
     with _Progress(plan.run.token_budget) as progress:
         try:
-            trained = train(
-                plan, nodes, learner, sizes, _speeds(speed), wire, faults, seed, progress.tell
-            )
+            trained = train(plan, nodes, learner, sizes, speeds, wire, faults, seed, progress.tell)
         except ConfigError:
             raise
         except Exception as broken:
@@ -111,14 +117,17 @@ def sim_train(
                 f"seed {seed}: {how(broken)}; see it again: {this_command()}"
             ) from broken
     found = summarise(plan, nodes, link, seed, sizes, trained)
-    if plot is not None:
-        from peerlm.cli.sim_plot import draw
-
-        draw(plot, f"{nodes} nodes, {source}, {link}", trained, faults)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         _show(found)
+    if plot is not None:  # what it may fail by must not cost the figures
+        from peerlm.cli.sim_plot import draw
+
+        try:
+            draw(plot, f"{nodes} nodes, {source}, {link}", trained, faults)
+        except OSError as error:
+            raise PeerlmError(f"--plot {plot}: {reason(error)}") from error
     if not trained.ended:
         raise PeerlmError(
             f"the run had not ended after {trained.seconds:,.0f} virtual s: see `training` and `nodes` of "
@@ -138,7 +147,7 @@ def read_plan(source: str, changes: tuple[str, ...]) -> Plan:
         except (OSError, UnicodeDecodeError) as error:
             presets = ", ".join(config.PRESETS)
             raise ConfigError(
-                f"--plan {source}: no preset ({presets}) and no file: {error}"
+                f"--plan {source}: no preset ({presets}) and no file: {reason(error)}"
             ) from None
     return config.with_changes(plan, parse_changes(changes, "--set"), "--set")
 
@@ -147,10 +156,13 @@ def _faults(file: Path | None, nodes: int) -> tuple[Fault, ...]:
     if file is None:
         return ()
     try:
-        document = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--faults {file}: {error}") from None
-    return read_faults(document, str(file), nodes)
+        return read_faults(tomllib.loads(file.read_text("utf-8")), str(file), nodes)
+    except RecursionError:
+        raise ConfigError(f"--faults {file}: not valid TOML: nested too deeply") from None
+    except (OSError, ValueError) as error:  # of TOML, of UTF-8, and of numbers of too many digits
+        raise ConfigError(f"--faults {file}: {reason(error)}") from None
+    except OverflowError:
+        raise ConfigError(f"--faults {file}: a number in it is too large") from None
 
 
 def _text(source: str) -> bytes:
@@ -169,9 +181,33 @@ def _speeds(text: str) -> list[float]:
         speeds = [float(part) for part in text.split(",")]
     except ValueError:
         speeds = []
-    if not speeds or not all(0 < s < 1e12 for s in speeds):
-        raise ConfigError(f"--speed {text!r}: must be tokens a second, or several with commas")
+    if not speeds or not all(SPEED_MIN <= s <= SPEED_MAX for s in speeds):
+        raise ConfigError(
+            f"--speed {text!r}: must be tokens a second, from {SPEED_MIN:g} to {SPEED_MAX:,.0f}, "
+            "or several with commas"
+        )
     return speeds
+
+
+def check_duration(plan: Plan, nodes: int, speeds: list[float]) -> None:
+    """Tells on stderr what will take long. Raises `ConfigError` where all would be over before nodes
+    have heard of each other's tokens: they would train many times the budget until they do."""
+    budget, swarm = plan.run.token_budget, sum(speeds[i % len(speeds)] for i in range(nodes))
+    seconds = budget / swarm
+    if seconds < 1:
+        raise ConfigError(
+            f"--speed: {nodes} nodes train the whole budget of {budget:,} tokens in {seconds:.2g} s, "
+            "before they can tell each other; see --set run.token_budget"
+        )
+    steps = budget / (plan.train.batch * plan.model.context)
+    work_s = STEP_S * steps + NODE_SECOND_S * nodes * (seconds + START_S)
+    if work_s > LONG_S:
+        long = f"{work_s / 3600:,.0f} hours" if work_s > 7200 else f"{work_s / 60:,.0f} minutes"
+        click.echo(
+            f"peerlm: {seconds:,.0f} virtual s of {nodes} nodes and {steps:,.0f} inner steps: this may "
+            f"take {long} or more",
+            err=True,
+        )
 
 
 def _can_draw(path: Path) -> None:
@@ -180,10 +216,19 @@ def _can_draw(path: Path) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ConfigError("--plot needs matplotlib: pip install 'peerlm[plot]'") from None
-    if path.suffix not in (".png", ".svg", ".pdf"):
-        raise ConfigError(f"--plot {path}: must end in .png, .svg or .pdf")
-    if not path.absolute().parent.is_dir():
-        raise ConfigError(f"--plot {path}: there is no folder {path.absolute().parent}")
+    try:
+        if path.is_dir():
+            raise ConfigError(f"--plot {path}: is a folder; name a file in it")
+        if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+            raise ConfigError(f"--plot {path}: must end in .png, .svg or .pdf")
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"--plot {path}: there is no folder {path.absolute().parent}")
+        was_there = path.exists()
+        path.open("ab").close()
+        if not was_there:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(f"--plot {path}: {reason(error)}") from None
 
 
 def summarise(

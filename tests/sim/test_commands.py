@@ -82,7 +82,7 @@ def test_a_run_with_a_fault_a_picture_and_its_curve(
     [
         ["membership", "--nodes", "4", "--runs", "1", "--scenario", "leave"],
         ["mixing", "--nodes", "4", "--runs", "2", "--rounds", "3"],
-        ["faults", "--seeds", "7", "--nodes", "3"],
+        ["faults", "--seeds", "7", "--nodes", "5"],
     ],
 )
 def test_every_command_says_what_was_run(
@@ -254,18 +254,27 @@ def wait_until_busy(parent: psutil.Process, many: int) -> list[psutil.Process]:
         (["mixing", "--seed", "-1"], "seed"),
         (["faults", "--jobs", "-1"], "--jobs -1"),
         (["faults", "--seeds", "9-1"], "--seeds"),
-        (["faults", "--nodes", "2"], "--nodes 2"),
+        (["faults", "--seeds", "9" * 5000], "--seeds"),
+        (["faults", "--seeds", "٣"], "--seeds"),
+        (["faults", "--nodes", "4"], "--nodes 4"),
         (["replay", "1", "--story", "-4"], "--story"),
-        (["replay", "1", "--nodes", "2"], "--nodes 2"),
+        (["replay", "1", "--nodes", "4"], "--nodes 4"),
         (["replay", "1", "--param", "share=0.5"], "--scenario"),
         (["replay", "1", "--profile", "wan"], "--scenario"),
         (["replay", "1", "--scenario", "crash", "--nodes", "0"], "--nodes 0"),
         (["train", "--seed", "-1"], "--seed -1"),
-        (["train", "--plan", "nowhere.toml"], "nowhere.toml"),
+        (["train", "--plan", "nowhere.toml"], "no file: No such file"),
         (["train", "--link", "fast"], "--link"),
         (["train", "--speed", "0"], "--speed"),
-        (["train", "--faults", "nowhere.toml"], "nowhere.toml"),
+        (["train", "--speed", "1e11"], "from 1 to 1,000,000,000"),
+        (["train", "--speed", "8000,1e-5"], "--speed"),
+        (["train", "--speed", "1e9", "--set", "run.token_budget=300000"], "run.token_budget"),
+        (["train", "--faults", "nowhere.toml"], "nowhere.toml: No such file"),
+        (["train", "--faults", ""], "Is a directory"),
         (["train", "--plot", "run.bmp"], ".png"),
+        (["train", "--plot", ""], "is a folder"),
+        (["train", "--plot", "nowhere/run.png"], "no folder"),
+        (["train", "--plot", f"{'x' * 300}.png"], "name too long"),
         (["train", "--nodes", "0"], "--nodes 0"),
         (["train", "--set", "mix.algorithm=magic"], "mix.algorithm"),
     ],
@@ -277,6 +286,42 @@ def test_bad_input_gets_one_line_and_a_code(
     err = capsys.readouterr().err.strip()
     assert says in err
     assert "\n" not in err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'[[fault]]\nat_s = {"9" * 400}\ndo = "heal"',
+        f'[[fault]]\nat_s = {"9" * 5000}\ndo = "heal"',
+        f'[[fault]]\nat_s = 1\ndo = "kill"\nnodes = [0x{"f" * 5000}]',
+        f"fault = {'[' * 5000}",
+    ],
+)
+def test_a_file_of_monstrous_numbers_is_one_line(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "faults.toml"
+    file.write_text(text)
+    assert main([*TRAIN, "--faults", str(file)]) == 2
+    err = capsys.readouterr().err.strip()
+    assert "faults.toml: " in err
+    assert "\n" not in err
+    assert len(err) < 400
+
+
+def test_a_picture_that_cannot_be_kept_does_not_cost_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("peerlm.cli.sim_plot.draw", full)
+    picture = tmp_path / "run.PNG"
+    assert main([*TRAIN, "--plot", str(picture), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out)["scenario"] == "train"
+    assert err.strip() == f"peerlm: --plot {picture}: No space left on device"
+    assert not picture.exists()
 
 
 @pytest.mark.parametrize(
