@@ -11,6 +11,7 @@ once. A traceback is shown only with PEERLM_DEBUG=1.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -55,6 +56,7 @@ EXIT_CODES: tuple[tuple[type[PeerlmError], int], ...] = (
 )
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 @click.group(
@@ -93,6 +95,7 @@ def cli() -> None:
 def main(args: list[str] | None = None) -> int:
     """Run one command; returns the exit code and never raises (but with PEERLM_DEBUG=1)."""
     os.umask(0o077)  # keys, weights, text and logs are the owner's alone
+    _open_missing_streams()
     try:
         result = cli.main(args=args, prog_name="peerlm", standalone_mode=False)
         sys.stdout.flush()
@@ -105,14 +108,38 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return BROKEN_PIPE
     except Exception as error:
         if os.environ.get("PEERLM_DEBUG"):
             raise
         code, line = explain(error)
+        if isinstance(error, OSError) and error.errno in NO_ROOM and _output_is_lost():
+            line = f"standard output: {line}"
         click.echo(f"peerlm: {line}", err=True)
         return code
+
+
+def _open_missing_streams() -> None:
+    """A stream that the shell has closed (`>&-`) leads nowhere, and no other file gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # for as long as we live
+
+
+def _output_is_lost() -> bool:
+    """Whether it is standard output that takes nothing more; then the rest of it is dropped."""
+    try:
+        sys.stdout.write("\n")  # a stream without a buffer has nothing left to flush
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+        return True
+    return False
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error: Exception) -> tuple[int, str]:

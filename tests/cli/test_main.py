@@ -81,6 +81,26 @@ def test_a_reader_who_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("streams", "code", "err"),
+    [
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 0, ""),
+        (">/dev/full", 1, "peerlm: standard output: No space left on device\n"),
+    ],
+)
+def test_streams_that_are_closed_or_full(streams: str, code: int, err: str) -> None:
+    for command in ("version", "sim mixing --runs 2 --rounds 2"):
+        shell = f"{sys.executable} -m peerlm {command} {streams}"
+        for unbuffered in ("", "1"):
+            environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+            done = subprocess.run(
+                ["bash", "-c", shell], env=environment, capture_output=True, text=True, check=False
+            )
+            assert (done.returncode, done.stderr) == (code, err), command
+
+
 def test_version_is_there_at_once_and_loads_little() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     took = []
