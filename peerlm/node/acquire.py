@@ -168,6 +168,8 @@ class Acquisition:
         effects: list[Effect] = []
         for peer in gone:
             self._gives.pop(peer, None)
+            if not self._gives:
+                self._compare_until = None  # nothing is left to compare; others will be asked
             for fetch in (self._corpus, self._state):
                 if fetch is not None:
                     effects += self._carry(fetch, fetch.donor_gone(peer, now))

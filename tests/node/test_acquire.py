@@ -1,0 +1,27 @@
+"""Whom state is fetched from: what is compared, and what when those who offered it are gone."""
+
+from __future__ import annotations
+
+import random
+
+from peerlm.effects import Send
+from peerlm.node.acquire import COMPARE_S, Acquisition
+from peerlm.types import Instant, PeerId
+from peerlm.wire.message import FragmentOffer, StateAsk, StateGive
+
+ANN, BOB, EVE = (PeerId(bytes([n]) * 16) for n in (1, 2, 3))
+PLAN = b"p" * 32
+
+
+def offer() -> StateGive:
+    return StateGive(PLAN, 100, False, (FragmentOffer(0, 1, b"h" * 32, 40, (1.0,) * 32),))
+
+
+def test_a_donor_that_is_gone_before_offers_are_compared_is_forgotten_and_others_are_asked() -> None:
+    acquisition = Acquisition([10], lambda peer: ("host", 7702), random.Random(1))
+    acquisition.want_state(Instant(0.0))
+    acquisition.donors_are((ANN, BOB, EVE), Instant(0.0))
+    acquisition.on_state_give(ANN, offer(), PLAN, Instant(0.1))
+    acquisition.donors_are((BOB, EVE), Instant(0.2))
+    asked = acquisition.wake(Instant(0.2 + COMPARE_S))
+    assert {e.peer for e in asked if isinstance(e, Send) and e.message == StateAsk()} == {BOB, EVE}
