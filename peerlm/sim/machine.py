@@ -32,7 +32,7 @@ from peerlm.sim.disk import Disk
 from peerlm.sim.labour import Labour
 from peerlm.types import PeerId, WallTime
 from peerlm.wire.codec import encode
-from peerlm.wire.message import Message
+from peerlm.wire.message import ExchangeRequest, Message
 
 if TYPE_CHECKING:
     from peerlm.sim.world import World
@@ -305,6 +305,8 @@ class Machine:
     # ----------------------------------------------------------------------------------- messages
 
     def _send(self, peer: PeerId, message: Message) -> None:
+        if isinstance(message, ExchangeRequest):
+            self.labour.transfers.asks(message)
         ways = self.lines.get(peer)
         if not ways:
             return

@@ -9,8 +9,10 @@ the time; once everything is mended and everybody started again, liveness must f
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from peerlm.config import with_changes
 from peerlm.events import Leave, NewPlan, NewRevocation, Pause, Resume
@@ -53,9 +55,23 @@ def live_through(seed: int, nodes: int = NODES, trace: Trace | None = None) -> L
         trouble.run()
         recovery_s = trouble.recover()
     except Exception as broken:
-        kind = "" if isinstance(broken, AssertionError) else f"{type(broken).__name__}: "
-        story = f"{kind}{broken}\n{trouble.world.story()}"
+        story = f"{_what(broken)}\n{_how_all_were(trouble.world)}"
     return Lived(seed, trouble.menu, trouble.count, recovery_s, trouble.world.digest(), story)
+
+
+def _what(broken: Exception) -> str:
+    """A promise in its own words, anything else with its kind and where it happened."""
+    if isinstance(broken, AssertionError) and str(broken):
+        return str(broken)
+    *_, last = traceback.extract_tb(broken.__traceback__)
+    return f"{type(broken).__name__}: {broken} ({Path(last.filename).name}:{last.lineno})"
+
+
+def _how_all_were(world: World) -> str:
+    try:
+        return world.story()
+    except Exception as worse:
+        return f"and nobody can say how they were: {_what(worse)}"
 
 
 class Trouble:

@@ -11,6 +11,7 @@ lost, up to what clipping kept back. That is the promise all of mixing rests on.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,11 +20,12 @@ import numpy as np
 from peerlm import effects as fx
 from peerlm import events as ev
 from peerlm.mix import flow
-from peerlm.mix.algorithms import RAMP_STEPS, ramp
 from peerlm.mix.codec import encoded_size
+from peerlm.mix.exchange_records import Standing
 from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.vector import Vector, norm
 from peerlm.types import FragmentId, TransferId
+from peerlm.wire.message import ExchangeRequest
 
 if TYPE_CHECKING:
     from peerlm.sim.labour import Labour
@@ -47,6 +49,9 @@ class _Running:
     effect: Run | Serve
     lost_at: float
     """When the end that waits gives up."""
+    ramp: float = 1.0
+    """The share that this end has told the other to move."""
+    settling: bool = False
 
 
 class Transfers:
@@ -56,6 +61,12 @@ class Transfers:
         self._labour, self._rng = labour, rng
         self._machine, self._world = labour.machine, labour.machine.world
         self._running: dict[TransferId, _Running] = {}
+        self._asked: dict[int, float] = {}
+        """The ramp in our last request, by fragment."""
+
+    def asks(self, request: ExchangeRequest) -> None:
+        """This node sends a request."""
+        self._asked[request.fragment] = self._standing.ramp
 
     def run(self, effect: Run) -> None:
         """Begin what this node asked for."""
@@ -90,6 +101,12 @@ class Transfers:
 
     # ----------------------------------------------------------------------------------- private
 
+    @property
+    def _standing(self) -> Standing:
+        node = self._machine.node
+        assert node is not None
+        return node.work.exchanges.standing
+
     def _bytes(self, codec: str, fragment: FragmentId) -> int:
         return encoded_size(codec, self._world.sizes[fragment])
 
@@ -101,7 +118,12 @@ class Transfers:
                     not isinstance(other, fx.RunExchange | fx.ServeExchange)
                     or other.fragment != effect.fragment
                 ), f"two exchanges of fragment {effect.fragment} at once"
-        self._running[effect.transfer] = _Running(effect, self._world.now)
+        running = self._running[effect.transfer] = _Running(effect, self._world.now)
+        if isinstance(effect, fx.RunExchange | fx.ServeExchange):
+            standing = self._standing
+            is_asker = isinstance(effect, fx.RunExchange)
+            running.ramp = self._asked[effect.fragment] if is_asker else standing.ramp
+            running.settling = standing.settling
         self._expect(effect.transfer, 0.0)
 
     def _expect(self, transfer: TransferId, took_s: float) -> None:
@@ -150,6 +172,7 @@ class Transfers:
         slow = self._labour.slow[run.fragment]
         request = flow.make_request(slow, run.codec_request, self._rng)
         theirs = there.labour.transfers
+        served = theirs._running[serve.transfer]
         before = _moved_by(serve, there.labour.slow[run.fragment]).copy()
         response = theirs._respond(serve, request.payload)
         if not isinstance(response, flow.Response):
@@ -161,7 +184,7 @@ class Transfers:
         if not self._world.is_lost():
             reply = bytes(response.payload)
             booked = response.flow.withheld_norm
-            self._machine.later(took_s, self._absorb, run, serve, there, reply, gained, booked)
+            self._machine.later(took_s, self._absorb, run, served, there, reply, gained, booked)
 
     def _respond(
         self, serve: fx.ServeExchange, payload: memoryview
@@ -188,7 +211,7 @@ class Transfers:
     def _absorb(
         self,
         run: fx.RunExchange,
-        served: fx.ServeExchange,
+        served: _Running,
         there: Machine,
         reply: bytes,
         gained: Vector,
@@ -211,7 +234,8 @@ class Transfers:
         if isinstance(result, flow.Refused):
             self._ended(run.transfer, "refused", result.reason)
             return
-        self._check_sum(run, served, result, _moved_by(run, slow) - before + gained, booked)
+        ran = self._running[run.transfer]
+        self._check_sum(ran, served, result, _moved_by(run, slow) - before + gained, booked)
         self._labour.moved(run.fragment)
         sent = self._bytes(run.codec_request, run.fragment)
         received = self._bytes(run.codec_reply, run.fragment)
@@ -219,29 +243,31 @@ class Transfers:
 
     def _check_sum(
         self,
-        run: fx.RunExchange,
-        served: fx.ServeExchange,
+        ran: _Running,
+        served: _Running,
         result: flow.Flow,
         missing: Vector,
         booked: float,
     ) -> None:
-        """What one side gained the other lost, but for what clipping kept back and what a newcomer's
-        ramp is meant to weigh differently; `missing` [n] is the sum of both."""
-        weights = run.weight, served.weight
-        if run.through_momentum != served.through_momentum:
-            return  # one of them settles already, and moves φ where the other moves m
-        ratio = min(weights) / max(weights)
-        ramps = [ramp(steps) for steps in range(RAMP_STEPS + 1)]
-        assert any(abs(ratio - a / b) < 1e-6 for a in ramps for b in ramps), (
-            f"an exchange of fragment {run.fragment} weighs {weights[0]:.4g} on one side and "
-            f"{weights[1]:.4g} on the other, which no ramp does"
+        """What one side gained the other lost, but for what clipping kept back and what the ramp of a
+        newcomer weighs differently: each side moves what the other has told it to. `missing` [n] is
+        the sum of both."""
+        run, serve = ran.effect, served.effect
+        assert isinstance(run, fx.RunExchange)
+        assert isinstance(serve, fx.ServeExchange)
+        if run.through_momentum != serve.through_momentum:
+            assert ran.settling != served.settling, "one side moves φ, the other m"
+            return
+        which = f"an exchange of fragment {run.fragment}"
+        assert math.isclose(run.weight * ran.ramp, serve.weight * served.ramp, rel_tol=1e-6), (
+            f"{which} weighs {run.weight:.4g} on one side and {serve.weight:.4g} on the other, whose "
+            f"ramps are {ran.ramp:.4g} and {served.ramp:.4g}"
         )
-        bent = abs(run.weight - served.weight) * result.raw_norm
+        bent = abs(run.weight - serve.weight) * result.raw_norm
         scale = 1 + norm(self._labour.slow[run.fragment].phi)
         allowed = booked + result.withheld_norm + bent + ROUNDING * scale
         assert norm(missing) <= allowed, (
-            f"an exchange of fragment {run.fragment} made {norm(missing):.3g} of nothing, "
-            f"{allowed:.3g} is booked"
+            f"{which} made {norm(missing):.3g} of nothing, {allowed:.3g} is booked"
         )
 
     # ------------------------------------------------------------------------------------- pulls

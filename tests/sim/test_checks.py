@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from peerlm import effects as fx
+from peerlm.config import Plan
 from peerlm.identity import canonical, chain, gate
 from peerlm.membership import beliefs
 from peerlm.mix import flow
@@ -18,11 +19,11 @@ from peerlm.sim import checks, menus
 from peerlm.sim.checks import Safety, is_well
 from peerlm.sim.impostors import KINDS, knock
 from peerlm.sim.menus import Trouble, live_through
-from peerlm.sim.world import World
+from peerlm.sim.world import World, plan_of
 
 
-def mixing(n: int = 3) -> World:
-    world = World(1).swarm(n)
+def mixing(n: int = 3, plan: Plan | None = None) -> World:
+    world = World(1, plan=plan).swarm(n)
     world.run(20, lambda: is_well(world))
     assert is_well(world)
     return world
@@ -42,14 +43,31 @@ def test_an_exchange_that_gives_one_side_more_than_it_takes_is_noticed(
         world.run(10)
 
 
-def test_a_side_that_weighs_what_no_ramp_weighs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_momentum_that_gains_more_than_the_other_loses_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world, honest = mixing(plan=plan_of(mix__algorithm="noloco")), flow.absorb
+
+    def greedy(fragment, reply, **given):  # type: ignore[no-untyped-def]
+        fragment.momentum += np.float32(0.1)
+        return honest(fragment, reply, **given)
+
+    monkeypatch.setattr(flow, "absorb", greedy)
+    with pytest.raises(AssertionError, match="of nothing"):
+        world.run(10)
+
+
+@pytest.mark.parametrize("factor", [0.3, 1 / 3, 0.5, 2.0])
+def test_a_side_that_weighs_what_it_was_not_told_to_is_noticed(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world, honest = mixing(), Exchanges._move
 
     def lighter(self, exchange, ramp, now):  # type: ignore[no-untyped-def]
-        return honest(self, exchange, 0.3 * ramp, now)
+        return honest(self, exchange, factor * ramp, now)
 
     monkeypatch.setattr(Exchanges, "_move", lighter)
-    with pytest.raises(AssertionError, match="no ramp does"):
+    with pytest.raises(AssertionError, match="whose ramps are"):
         world.run(10)
 
 
@@ -92,7 +110,9 @@ def test_whatever_breaks_in_a_run_is_its_story(monkeypatch: pytest.MonkeyPatch) 
         raise KeyError("a bug")
 
     monkeypatch.setattr(Trouble, "run", broken)
-    assert "KeyError: 'a bug'" in live_through(1, 5).story
+    assert "KeyError: 'a bug' (test_checks.py:" in live_through(1, 5).story
+    monkeypatch.setattr(World, "story", broken)
+    assert "KeyError: 'a bug' (test_checks.py:" in live_through(1, 5).story
 
 
 def test_tokens_that_nobody_trained_are_noticed() -> None:
