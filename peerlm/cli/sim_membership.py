@@ -45,9 +45,9 @@ from peerlm.sim.scenarios import SCENARIOS, Params, Run, play, read_params
     help="A parameter of the scenario; can be given more than once. A wrong key lists them.",
 )
 @click.option("--runs", default=20, show_default=True, help="Independent runs; run i has seed + i.")
-@click.option("--seed", default=1, show_default=True)
+@click.option("--seed", default=1, show_default=True, help="The same seed, the same figures.")
 @click.option("--profile", default="lan", show_default=True, help="Timers: lan, wan or test.")
-@click.option("--link", default="", help="Lines between machines, e.g. 100mbit,50ms,1%.")
+@click.option("--link", default=None, help="Lines between machines, e.g. 100mbit,50ms,1%.")
 @click.option("--jobs", default=0, help="Processes at once; 0: as many as processors.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def membership(
@@ -57,7 +57,7 @@ def membership(
     runs: int,
     seed: int,
     profile: str,
-    link: str,
+    link: str | None,
     jobs: int,
     as_json: bool,
 ) -> None:
@@ -82,7 +82,7 @@ def membership(
         if isinstance(run, Broken):
             again = replay_command(scenario, nodes, run.seed, params, profile, link)
             click.echo(f"seed {run.seed}: {run.story}\nsee it again: {again}", err=True)
-    found = summarise(scenario, nodes, seed, params, profile, played)
+    found = summarise(scenario, nodes, seed, params, profile, link, played)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -92,13 +92,15 @@ def membership(
 
 
 def setting_of(
-    scenario: str, nodes: int, seed: int, given: tuple[str, ...], profile: str, link: str
+    scenario: str, nodes: int, seed: int, given: tuple[str, ...], profile: str, link: str | None
 ) -> tuple[dict[str, float], Wire | None]:
     """What a run is given, checked before any is played. Raises `ConfigError`."""
     check_between("--nodes", nodes, 2, NODES_MAX)
     check_seed(seed)
     profile_named(profile)
-    return read_params(scenario, pairs_of(given), nodes), read_wire(link) if link else None
+    return read_params(scenario, pairs_of(given), nodes), (
+        None if link is None else read_wire(link)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def one_run(
 
 
 def replay_command(
-    scenario: str, nodes: int, seed: int, params: Params, profile: str, link: str
+    scenario: str, nodes: int, seed: int, params: Params, profile: str, link: str | None
 ) -> str:
     """What shows the run of this seed again."""
     changed = [
@@ -138,6 +140,7 @@ def summarise(
     seed: int,
     params: Params,
     profile: str,
+    link: str | None,
     played: Sequence[Run | Broken],
 ) -> dict[str, Any]:
     """The JSON object: what was run, then each figure over all runs that came to their end."""
@@ -149,6 +152,7 @@ def summarise(
         "runs": len(played),
         "seed": seed,
         "profile": profile,
+        "link": link,
         "params": dict(params),
         "digest": digest.hexdigest(),
         "failed": [run.seed for run in played if isinstance(run, Broken)],

@@ -6,7 +6,7 @@ import click
 
 from peerlm.cli.sim_faults import check_menu_nodes
 from peerlm.cli.sim_membership import setting_of
-from peerlm.cli.sim_options import check_between, check_seed, how
+from peerlm.cli.sim_options import SEED_MAX, check_between, how
 from peerlm.errors import ConfigError, PeerlmError
 from peerlm.sim.menus import NODES, live_through
 from peerlm.sim.params import NODES_MAX
@@ -17,13 +17,15 @@ from peerlm.types import Instant
 
 @click.command()
 @click.argument("seed", type=int)
-@click.option("--nodes", default=NODES, show_default=True)
+@click.option("--nodes", default=NODES, show_default=True, help="Machines in the swarm.")
 @click.option(
     "--scenario", default="", help="A scenario of `sim membership` instead of random faults."
 )
-@click.option("--profile", default="lan", show_default=True)
-@click.option("--link", default="", help="Lines between the machines of a scenario.")
-@click.option("--param", "given", multiple=True, metavar="KEY=VALUE")
+@click.option("--profile", default="lan", show_default=True, help="Timers of a scenario's nodes.")
+@click.option("--link", default=None, help="Lines between the machines of a scenario.")
+@click.option(
+    "--param", "given", multiple=True, metavar="KEY=VALUE", help="A parameter of the scenario."
+)
 @click.option(
     "--story", default=None, type=int, metavar="NODE", help="Only what this node heard and did."
 )
@@ -33,7 +35,7 @@ def replay(
     nodes: int,
     scenario: str,
     profile: str,
-    link: str,
+    link: str | None,
     given: tuple[str, ...],
     story: int | None,
     only_digest: bool,
@@ -48,10 +50,14 @@ def replay(
       peerlm sim replay 17 --story 3
       peerlm sim replay 1 --scenario crash --nodes 64 --digest
     """
+    check_between("SEED", seed, 0, SEED_MAX)
     if story is not None:
         check_between("--story", story, 0, NODES_MAX)
 
+    ever: set[int] = set()
+
     def tell(now: Instant, number: int, direction: str, what: str) -> None:
+        ever.add(number)
         if story in (None, number):
             click.echo(f"{now:10.4f} {number:4d} {direction} {what}")
 
@@ -65,12 +71,13 @@ def replay(
         except Exception as broken:
             raise PeerlmError(f"seed {seed}: {how(broken)}") from broken
     else:
-        if given or link or profile != "lan":
+        if given or link is not None or profile != "lan":
             raise ConfigError("--param, --link and --profile belong to a --scenario")
-        check_seed(seed)
         check_menu_nodes(nodes)
         lived = live_through(seed, nodes, trace)
         digest = lived.digest
         if lived.story:
             raise PeerlmError(f"seed {seed} ({', '.join(lived.menu)}): {lived.story}")
+    if story is not None and ever and story not in ever:
+        raise ConfigError(f"--story {story}: there is no node {story}; 0 to {max(ever)}")
     click.echo(digest)

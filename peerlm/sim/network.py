@@ -54,30 +54,46 @@ class Wire:
 UNITS = {"kbit": 125.0, "mbit": 125e3, "gbit": 125e6}
 
 
-def read_wire(text: str) -> Wire:
+def read_wire(text: str, name: str = "--link") -> Wire:
     """A wire as a person writes it: `100mbit,50ms,1%`, in any order; each part may be left out.
 
+    Args:
+        name: what the text was given as, for the error.
+
     Raises:
-        ConfigError: a part that is none of the three.
+        ConfigError: a part that is none of the three, says nothing, is out of range or there twice.
     """
-    rate, delay, loss = Wire().rate_bytes_s, Wire().delay_s, 0.0
-    for part in filter(None, (p.strip().lower() for p in text.split(","))):
-        try:
-            if part.endswith("%"):
-                loss = float(part[:-1]) / 100
-            elif part.endswith("ms"):
-                ms = float(part[:-2])
-                delay = (0.95e-3 * ms, 1.05e-3 * ms)
-            else:
-                rate = float(part[:-4]) * UNITS[part[-4:]]
-        except (ValueError, KeyError):
-            raise ConfigError(
-                f"--link {text!r}: {part!r} is no rate (100mbit, 1gbit, 512kbit), delay (50ms) or "
-                "loss (1%)"
-            ) from None
-    if not (0 <= loss < 1 and 0 < rate < math.inf and 0 <= delay[0] < 60):
-        raise ConfigError(f"--link {text!r}: a rate above 0, a delay below 60 s, loss below 100 %")
-    return Wire(delay, loss, rate)
+    found: dict[str, float] = {}
+    for part in (p.strip().lower() for p in text.split(",")):
+        kind, value = _part_of_wire(part)
+        wrong = {
+            "": "is no rate (100mbit, 1gbit, 512kbit), delay (50ms) or loss (1%)",
+            "rate": "" if 0 < value < math.inf else "must be a rate above 0",
+            "delay": "" if 0 <= value < 60 else "must be a delay from 0 to below 60 s",
+            "loss": "" if 0 <= value < 1 else "must be a loss from 0 to below 100 %",
+        }[kind] or (f"is a second {kind}" if kind in found else "")
+        if wrong:
+            raise ConfigError(f"{name} {text[:80]!r}: {part[:80]!r} {wrong}")
+        found[kind] = value
+    usual = Wire()
+    delay_s = found.get("delay")
+    return Wire(
+        usual.delay_s if delay_s is None else (0.95 * delay_s, 1.05 * delay_s),
+        found.get("loss", usual.loss),
+        found.get("rate", usual.rate_bytes_s),
+    )
+
+
+def _part_of_wire(part: str) -> tuple[str, float]:
+    """What it is and its value, as a `Wire` has it; the kind is empty for what is nothing."""
+    try:
+        if part.endswith("%"):
+            return "loss", float(part[:-1]) / 100
+        if part.endswith("ms"):
+            return "delay", float(part[:-2]) / 1000
+        return "rate", float(part[:-4]) * UNITS[part[-4:]]
+    except (ValueError, KeyError):
+        return "", 0.0
 
 
 class Network:

@@ -6,15 +6,20 @@ Two runs with one digest did the same; the first line in which two traces differ
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import re
 from collections.abc import Callable
 
 from peerlm import effects as fx
 from peerlm.effects import Effect
 from peerlm.events import Event, Received
-from peerlm.types import Instant
+from peerlm.types import Instant, PeerId, short
 
-SHOWN_CHARS = 400
+SHOWN_CHARS = 140
+PLAIN_BYTES = 40
+"""Longer bytes are shown by how many they are."""
+BYTES = re.compile(r"""\bb(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
 Teller = Callable[[Instant, int, str, str], None]
 """Takes (when, machine, direction, what); the direction is `<` for an event, `>` for an effect."""
@@ -26,19 +31,28 @@ class Trace:
     def __init__(self, tell: Teller | None = None) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
         self._tell = tell
+        self._numbers: dict[bytes, int] = {}
+        self._sends_to: PeerId | None = None
+
+    def know(self, peer: PeerId, number: int) -> None:
+        """`peer` is this machine, and is shown as it."""
+        self._numbers[peer] = number
 
     def digest(self) -> str:
         return self._hash.hexdigest()
 
     def event(self, now: Instant, number: int, event: Event) -> None:
         if self._tell is not None:
-            what = event.message if isinstance(event, Received) else event
-            sender = f" from {event.peer.hex()[:8]}" if isinstance(event, Received) else ""
-            self._tell(now, number, "<", f"{str(what)[:SHOWN_CHARS]}{sender}")
+            if isinstance(event, Received):
+                what = f"{self._name(event.peer)}: {event.message}"
+            else:
+                what = str(event)
+            self._tell(now, number, "<", self._readable(what))
 
     def effect(self, now: Instant, number: int, effect: Effect) -> None:
         if self._tell is not None:
-            self._tell(now, number, ">", str(effect)[:SHOWN_CHARS])
+            self._tell(now, number, ">", self._readable(str(effect)))
+            self._sends_to = effect.peer if isinstance(effect, fx.Send | fx.SendFresh) else None
         match effect:
             case fx.Send() | fx.SendFresh():
                 self._hash.update(f"{now!r} {number}".encode())  # `message` brings the rest
@@ -48,5 +62,27 @@ class Trace:
                 self._hash.update(f"{now!r} {number} {effect!r}".encode())
 
     def message(self, a: int, b: int, data: bytes) -> None:
+        if self._sends_to is not None:
+            self.know(self._sends_to, b)
+            self._sends_to = None
         self._hash.update(b"%d %d" % (a, b))
         self._hash.update(data)
+
+    # -------------------------------------------------------------------------------- for a person
+
+    def _name(self, peer: bytes) -> str:
+        """By its number, if anybody has sent it something yet."""
+        number = self._numbers.get(peer)
+        return short(peer) if number is None else f"node {number}"
+
+    def _readable(self, what: str) -> str:
+        shown = BYTES.sub(self._shorter, what)
+        return shown if len(shown) <= SHOWN_CHARS else f"{shown[:SHOWN_CHARS]}…"
+
+    def _shorter(self, literal: re.Match[str]) -> str:
+        data = ast.literal_eval(literal[0])
+        if data in self._numbers:
+            return self._name(data)
+        if data.isascii() and len(data) <= PLAIN_BYTES and data.decode().isprintable():
+            return literal[0]
+        return short(data) if len(data) <= PLAIN_BYTES else f"{len(data)} bytes {short(data)}"

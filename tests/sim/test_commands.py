@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -197,6 +198,16 @@ def test_a_replay_tells_one_nodes_story(capsys: pytest.CaptureFixture[str]) -> N
     assert last == digest
     assert story
     assert {line.split()[1] for line in story} == {"2"}
+    assert max(map(len, story)) <= 160
+    assert "\\x" not in "".join(story)
+    assert {f"node {n}" for n in (0, 1, 3)} <= set(re.findall("node [0-9]+", "".join(story)))
+
+
+def test_a_story_of_a_node_that_never_was(capsys: pytest.CaptureFixture[str]) -> None:
+    joins = ["sim", "replay", "1", "--scenario", "join", "--nodes", "4", "--story"]
+    assert main([*joins, "4"]) == 0
+    assert main([*joins, "5"]) == 2
+    assert capsys.readouterr().err.strip() == "peerlm: --story 5: there is no node 5; 0 to 4"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -257,7 +268,9 @@ def wait_until_busy(parent: psutil.Process, many: int) -> list[psutil.Process]:
         (["faults", "--seeds", "9" * 5000], "--seeds"),
         (["faults", "--seeds", "٣"], "--seeds"),
         (["faults", "--nodes", "4"], "--nodes 4"),
+        (["membership", "--link", ""], "--link"),
         (["replay", "1", "--story", "-4"], "--story"),
+        (["replay", "--", "-5"], "SEED -5"),
         (["replay", "1", "--nodes", "4"], "--nodes 4"),
         (["replay", "1", "--param", "share=0.5"], "--scenario"),
         (["replay", "1", "--profile", "wan"], "--scenario"),

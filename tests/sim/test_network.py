@@ -122,11 +122,15 @@ def test_a_wire_as_people_write_it() -> None:
     assert wire.rate_bytes_s == 12.5e6
     assert wire.delay_s == pytest.approx((0.0475, 0.0525))
     assert wire.loss == 0.01
-    assert read_wire("").rate_bytes_s == Wire().rate_bytes_s
+    assert read_wire("50ms").rate_bytes_s == Wire().rate_bytes_s
 
 
 @pytest.mark.parametrize(
-    "text", ["fast", "100", "-5ms,100mbit", "100%", "0mbit", "nanmbit", "1e999ms"]
+    "text",
+    [
+        *("fast", "100", "-5ms,100mbit", "100%", "0mbit", "nanmbit", "1e999ms"),
+        *("", ",,", "1gbit,", "1gbit,5ms,1mbit", "5ms,50ms", "1%,1%"),
+    ],
 )
 def test_a_wire_that_is_none_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(ConfigError, match="--link") as refused:
