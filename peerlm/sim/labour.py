@@ -27,8 +27,8 @@ from peerlm.mix.vector import Vector
 from peerlm.sim.disk import WRITE_S, Offer, Snapshot
 from peerlm.sim.learner import Pupil
 from peerlm.sim.transfers import Transfers
-from peerlm.train import schedule
 from peerlm.train.cadence import Cadence
+from peerlm.train.schedule import rate, rewarm
 from peerlm.types import FragmentId, ObjectHash
 
 if TYPE_CHECKING:
@@ -213,8 +213,8 @@ class Labour:
         if not self.world.scheduled:
             return 1.0
         train, budget = self.plan.train, self.plan.run.token_budget
-        rate = schedule.rate(worker.swarm_tokens, budget, train.warmup, train.final_lr)
-        return rate * schedule.rewarm(worker.steps, train.rewarm_steps)
+        share = rate(worker.swarm_tokens, budget, train.warmup, train.final_lr)
+        return share * rewarm(worker.steps, train.rewarm_steps)
 
     def _report(self, worker: Worker) -> None:
         worker.reported = self.world.now
