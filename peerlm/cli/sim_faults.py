@@ -17,8 +17,14 @@ from peerlm.sim.world import PLAN
 
 
 @click.command()
-@click.option("--seeds", default="1-20", show_default=True, metavar="FIRST-LAST")
-@click.option("--nodes", default=NODES, show_default=True)
+@click.option(
+    "--seeds",
+    default="1-20",
+    show_default=True,
+    metavar="FIRST-LAST",
+    help="Each is a run of its own.",
+)
+@click.option("--nodes", default=NODES, show_default=True, help="Machines in the swarm, 5 to 64.")
 @click.option("--jobs", default=0, help="Processes at once; 0: as many as processors.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 def faults(seeds: str, nodes: int, jobs: int, as_json: bool) -> None:
@@ -37,6 +43,7 @@ def faults(seeds: str, nodes: int, jobs: int, as_json: bool) -> None:
     check_menu_nodes(nodes)
     check_jobs(jobs)
     calls = [(seed, nodes) for seed in range(first, last + 1)]
+    seeds_told = f"{len(calls)} seed{'s' * (len(calls) != 1)}"
     failed: list[Lived] = []
     recoveries: list[float] = []
     digest = hashlib.blake2b(digest_size=16)
@@ -67,11 +74,11 @@ def faults(seeds: str, nodes: int, jobs: int, as_json: bool) -> None:
     else:
         worst = max(recoveries, default=0.0)
         click.echo(
-            f"{len(calls)} seeds, {len(failed)} failed; all was well at most {worst:.1f} s after "
+            f"{seeds_told}, {len(failed)} failed; all was well at most {worst:.1f} s after "
             f"everything was mended (bound {RECOVERY_S:g} s); digest {digest.hexdigest()}"
         )
     if failed:
-        raise PeerlmError(f"{len(failed)} of {len(calls)} seeds broke a promise")
+        raise PeerlmError(f"{len(failed)} of {seeds_told} broke a promise")
 
 
 def check_menu_nodes(nodes: int) -> None:

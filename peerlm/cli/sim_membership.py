@@ -63,6 +63,8 @@ def membership(
 ) -> None:
     """Detection times, false alarms and idle cost of a swarm that only knows its members.
 
+    Parameters and figures are explained in docs/simulator.md.
+
     Nodes are whole nodes without work. Each run begins with a swarm that has met and rests for
     twenty seconds; then the scenario happens, and times are counted from there.
 

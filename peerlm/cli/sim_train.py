@@ -6,8 +6,10 @@ import dataclasses
 import json
 import sys
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -17,6 +19,7 @@ from peerlm.cli.sim_options import check_between, check_seed, how, reason, this_
 from peerlm.config import Plan
 from peerlm.data.corpus import SHIPPED, documents
 from peerlm.errors import ConfigError, PeerlmError
+from peerlm.identity.root import plan_hash
 from peerlm.model.plan import fragments
 from peerlm.sim.faults import Fault, read_faults
 from peerlm.sim.learner import ByteModel
@@ -30,12 +33,15 @@ STEP_S, NODE_SECOND_S = 0.0005, 0.002
 """What an inner step of the small model and a virtual second of a node cost a processor, roughly."""
 LONG_S = 600.0
 
+FELT = ("batch", "warmup", "final_lr", "rewarm_steps")
+"""Of the plan's [train]: tokens a step, and the rate's course as a share of the small model's own."""
+
 SPEED_MIN, SPEED_MAX = 1.0, 1e9
 """Tokens a second: less than any machine does, and more."""
 
 
 @click.command()
-@click.option("--nodes", default=8, show_default=True)
+@click.option("--nodes", default=8, show_default=True, help="Machines the swarm begins with.")
 @click.option(
     "--plan",
     "source",
@@ -65,7 +71,7 @@ SPEED_MIN, SPEED_MAX = 1.0, 1e9
     help="What goes wrong when; TOML.",
 )
 @click.option("--text", default=SHIPPED, show_default=True, help="Text to learn: a file or URL.")
-@click.option("--seed", default=1, show_default=True)
+@click.option("--seed", default=1, show_default=True, help="The same seed, the same run.")
 @click.option(
     "--plot",
     default=None,
@@ -91,7 +97,8 @@ def sim_train(
 
     Nodes, mixing and faults are what the daemon would do; bytes and times follow from the plan's
     sizes and from the links and speeds you give. A small language model learns in the place of the
-    plan's: compare its losses between settings, do not expect them of the real one.
+    plan's: compare its losses between settings, do not expect them of the real one. Its optimizer is
+    its own: of [train], only batch, warmup, final_lr and rewarm_steps count, and nothing of [data].
 
     \b
     Examples:
@@ -102,6 +109,12 @@ def sim_train(
     check_seed(seed)
     plan, wire, speeds = read_plan(source, changes), read_wire(link), _speeds(speed)
     check_duration(plan, nodes, speeds)
+    if unfelt := [field for field in _fields(changes) if is_unfelt(field)]:
+        click.echo(
+            f"peerlm: --set {', '.join(unfelt)}: changes nothing of the loss here; the small model has an "
+            "optimizer and a text of its own",
+            err=True,
+        )
     faults = _faults(faults_file, nodes)
     sizes = tuple(spec.size for spec in fragments(plan))
     learner = ByteModel(_text(text), len(sizes))
@@ -116,11 +129,24 @@ def sim_train(
             raise PeerlmError(
                 f"seed {seed}: {how(broken)}; see it again: {this_command()}"
             ) from broken
-    found = summarise(plan, nodes, link, seed, sizes, trained)
+    asked = {
+        "plan": source,
+        "plan_hash": plan_hash(plan).hex(),
+        "set": list(changes),
+        "speeds": speeds,
+        "faults": None if faults_file is None else str(faults_file),
+    }
+    found = summarise(plan, nodes, link, seed, sizes, trained, asked)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
         _show(found)
+    if nodes > 1 and max(point.training for point in trained.points) <= 1:
+        click.echo(
+            "peerlm: never did two nodes train at once, so this is no swarm's run: are the lines too slow "
+            "for the plan's state, or the budget too small?",
+            err=True,
+        )
     if plot is not None:  # what it may fail by must not cost the figures
         from peerlm.cli.sim_plot import draw
 
@@ -150,6 +176,16 @@ def read_plan(source: str, changes: tuple[str, ...]) -> Plan:
                 f"--plan {source}: no preset ({presets}) and no file: {reason(error)}"
             ) from None
     return config.with_changes(plan, parse_changes(changes, "--set"), "--set")
+
+
+def _fields(changes: tuple[str, ...]) -> list[str]:
+    return [change.partition("=")[0].strip() for change in changes]
+
+
+def is_unfelt(field: str) -> bool:
+    """Whether a field of the plan has no part in what a simulated swarm learns."""
+    section, _, name = field.partition(".")
+    return section == "data" or (section == "train" and name not in FELT)
 
 
 def _faults(file: Path | None, nodes: int) -> tuple[Fault, ...]:
@@ -232,7 +268,13 @@ def _can_draw(path: Path) -> None:
 
 
 def summarise(
-    plan: Plan, nodes: int, link: str, seed: int, sizes: tuple[int, ...], trained: Trained
+    plan: Plan,
+    nodes: int,
+    link: str,
+    seed: int,
+    sizes: tuple[int, ...],
+    trained: Trained,
+    asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The JSON object. What is said of a node is the mean of all that ever took part, those that came
     later too. Losses are of the written models, or of the weights while there are none."""
@@ -248,6 +290,7 @@ def summarise(
         "seed": seed,
         "profile": plan.swarm.profile,
         "link": link,
+        **asked,
         "nodes_ever": lived,
         "parameters": sum(sizes),
         "fragments": len(sizes),

@@ -70,6 +70,9 @@ def test_a_run_with_a_fault_a_picture_and_its_curve(
     assert isinstance(points, list)
     assert found["ended"] is True
     assert found["models_written"] == 3
+    assert (found["plan"], found["faults"]) == ("tiny", str(faults))
+    assert found["set"] == ["run.token_budget=300000"]
+    assert found["speeds"] == [20000.0]
     assert set(found) >= COMMON
     losses = [point["loss_mean"] for point in points if point["loss_mean"] is not None]
     assert losses[-1] < losses[0] - 1
@@ -335,6 +338,19 @@ def test_a_picture_that_cannot_be_kept_does_not_cost_the_figures(
     assert json.loads(out)["scenario"] == "train"
     assert err.strip() == f"peerlm: --plot {picture}: No space left on device"
     assert not picture.exists()
+
+
+def test_a_setting_that_changes_nothing_here_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    point = Point(10.0, 1000, 2.0, 2.5, 0.1, nodes=3, training=1, bytes_per_node=1.0)
+    monkeypatch.setattr(
+        "peerlm.cli.sim_train.train", lambda *_: Trained([point], ended=True, seconds=10.0)
+    )
+    assert main([*TRAIN, "--set", "train.lr=0.01", "--set", "train.warmup=0.1"]) == 0
+    note, alone = capsys.readouterr().err.splitlines()
+    assert note.startswith("peerlm: --set train.lr: changes nothing")
+    assert "never did two nodes train" in alone
 
 
 @pytest.mark.parametrize(
