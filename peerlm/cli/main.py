@@ -102,8 +102,11 @@ def main(args: list[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        click.echo(f"peerlm: {_usage(error)}", err=True)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
@@ -118,6 +121,13 @@ def main(args: list[str] | None = None) -> int:
             line = f"standard output: {line}"
         click.echo(f"peerlm: {line}", err=True)
         return code
+
+
+def _usage(error: click.ClickException) -> str:
+    """What click finds wrong with the words of a command, and where to read more, in one line."""
+    wrong = printable(" ".join(error.format_message().split())).rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return wrong if context is None else f"{wrong}; see `{context.command_path} --help`"
 
 
 def _open_missing_streams() -> None:

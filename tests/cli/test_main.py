@@ -126,10 +126,12 @@ def test_no_command_loads_torch_or_sockets_before_it_needs_them() -> None:
     assert done.stdout.strip() == "[]", done.stdout
 
 
-def test_usage_errors_show_how_it_is_used(peerlm: Cli) -> None:
+def test_usage_errors_are_a_line_that_says_where_to_read_more(peerlm: Cli) -> None:
     outcome = peerlm("join")
     assert outcome.code == 2
-    assert "Usage: peerlm join" in outcome.err
+    assert outcome.err.startswith("peerlm: Missing ")
+    assert outcome.err.endswith("; see `peerlm join --help`\n")
+    assert outcome.err.count("\n") == 1
 
 
 def test_click_is_asked_to_raise_not_to_exit() -> None:
