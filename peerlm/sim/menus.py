@@ -147,8 +147,9 @@ class Trouble:
     def restart(self, number: int) -> None:
         machine = self.world.machines[number]
         if not machine.is_up and number not in self.revoked:
-            # Only one may move, and only if it knows others: nobody could find anybody else.
-            may_move = number == 0 and bool(machine.disk.book)
+            # Only one may move, and only if all have met somebody: who knows nothing but the address
+            # that it was given could not be found either.
+            may_move = number == 0 and all(m.disk.book for m in self.world.machines.values())
             self.world.restart(number, new_ports=may_move and self.rng.random() < 0.5)
 
     def bounce(self, number: int) -> None:

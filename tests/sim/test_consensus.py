@@ -1,7 +1,7 @@
 """Mixing alone against its closed forms. Tolerances: rounding, or three standard errors of what is drawn.
 
-Not here, since they are other people's baselines and not shipped: push-sum and CHOCO, gradient tracking
-and D².
+Other people's baselines, which are not shipped (push-sum, CHOCO, gradient tracking, D²), are in
+test_closed_forms.py.
 """
 
 from __future__ import annotations
