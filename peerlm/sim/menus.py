@@ -19,6 +19,7 @@ from peerlm.events import Leave, NewPlan, NewRevocation, Pause, Resume
 from peerlm.sim.checks import Safety, is_well
 from peerlm.sim.impostors import KINDS, knock
 from peerlm.sim.learner import Quadratic
+from peerlm.sim.machine import Machine
 from peerlm.sim.network import Wire
 from peerlm.sim.trace import Trace
 from peerlm.sim.world import World, plan_of
@@ -57,6 +58,11 @@ def live_through(seed: int, nodes: int = NODES, trace: Trace | None = None) -> L
     except Exception as broken:
         story = f"{_what(broken)}\n{_how_all_were(trouble.world)}"
     return Lived(seed, trouble.menu, trouble.count, recovery_s, trouble.world.digest(), story)
+
+
+def _knows_others(machine: Machine) -> bool:
+    """Its address book has more than the addresses it was given: a line for each, after the first."""
+    return machine.disk.book.count(b"\n") > 1
 
 
 def _what(broken: Exception) -> str:
@@ -149,7 +155,7 @@ class Trouble:
         if not machine.is_up and number not in self.revoked:
             # Only one may move, and only if all have met somebody: who knows nothing but the address
             # that it was given could not be found either.
-            may_move = number == 0 and all(m.disk.book for m in self.world.machines.values())
+            may_move = number == 0 and all(map(_knows_others, self.world.machines.values()))
             self.world.restart(number, new_ports=may_move and self.rng.random() < 0.5)
 
     def bounce(self, number: int) -> None:
