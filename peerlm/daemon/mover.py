@@ -12,6 +12,7 @@ thread, but `call`, which any thread may use.
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import socket
@@ -191,6 +192,7 @@ class Mover:
             if entry.target is not None:
                 self._dial(entry)
             else:
+                self._tick_at = 0.0
                 for caller in list(self._callers.values()):
                     self._look_at(caller)
 
@@ -306,12 +308,16 @@ class Mover:
         if entry.is_taken or not stream.is_good:
             pass
         elif entry.target is None or stream.said_end:
-            entry.is_taken = True
-            entry.taken(None)
+            self._tell_taken(entry)
         if stream.has_ended:
             if entry.given is not None:
                 entry.given(stream.said_bytes)
             self._remove(entry)
+
+    def _tell_taken(self, entry: Entry) -> None:
+        if not entry.is_taken:
+            entry.is_taken = True
+            entry.taken(None)
 
     def _broke(self, entry: Entry, stream: Stream) -> None:
         """A connection is of no more use. A pull goes on over another one."""
@@ -319,9 +325,12 @@ class Mover:
         assert failure is not None
         if isinstance(failure, ChunkCorrupt):
             self.counters["dropped_corrupt"] += 1
-        resumes = isinstance(entry.talk, Fetch | Give) and (
-            isinstance(failure, Unreachable) and "gave up" not in str(failure)
-        )
+        if isinstance(entry.talk, Fetch) and stream.is_good and stream.said_end:
+            self._tell_taken(entry)  # all is here; only our last word may not have arrived
+            self._remove(entry)
+            return
+        resumes = isinstance(entry.talk, Fetch | Give) and isinstance(failure, Unreachable)
+        resumes &= not stream.was_aborted
         if not resumes:
             if isinstance(failure, Unreachable):
                 failure = Unreachable(failure.step, f"{entry.peer_name}: {failure}")
@@ -331,6 +340,8 @@ class Mover:
             return
         self._hang_up(entry)
         if entry.target is not None:
+            if stream.heard_bytes:
+                entry.redial_s = REDIAL_S
             entry.redial_at = time.monotonic() + entry.redial_s
             entry.redial_s *= 2
 
@@ -338,6 +349,8 @@ class Mover:
 
     def _tick(self, now: float) -> None:
         self._tick_at = now + TICK_S if self._entries or self._callers or self._parting else 1e18
+        if self._listener not in self._selector.get_map():
+            self._selector.register(self._listener, selectors.EVENT_READ, self._on_caller)
         for entry in list(self._entries.values()):
             if now >= entry.began_at + entry.timeout_s:
                 line = f"{entry.peer_name}: not done in {entry.timeout_s:g} s"
@@ -417,7 +430,10 @@ class Mover:
     def _on_caller(self, mask: int) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):  # it stays ready until one is free
+                self._selector.unregister(self._listener)
+                self._tick_at = min(self._tick_at, time.monotonic() + TICK_S)
             return  # gone again, or no file left for it: whoever called will call again
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -464,7 +480,8 @@ class Mover:
         except (ChunkCorrupt, WireError):
             self._turn_away(caller, "corrupt")
             return
-        if preface.attempt <= entry.attempt:
+        resumes = entry.stream is None or isinstance(entry.talk, Give)
+        if preface.attempt <= entry.attempt or not resumes:
             self._turn_away(caller, "replayed")
             return
         if not entry.talk.seek(first) if isinstance(entry.talk, Give) else first:

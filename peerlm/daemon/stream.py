@@ -85,6 +85,8 @@ class Stream:
         self.is_good = False
         """All was heard and judged good."""
         self.heard_end = self.said_end = False
+        self.was_aborted = False
+        """The other side has given up."""
         self.heard_bytes = self.said_bytes = 0
         self.wire_bytes = [0, 0]
         """Received, sent."""
@@ -198,7 +200,9 @@ class Stream:
                 self.heard_end = True
             case Kind.ABORT:
                 why = bytes(body).decode(errors="replace")
-                raise Unreachable("transfer", f"gave up: {why}")
+                self.was_aborted = True
+                line = "".join(c if c.isprintable() else "?" for c in why)
+                raise Unreachable("transfer", f"gave up: {line}")
             case Kind.BEGIN:
                 raise WireError("it began a second time")
 
@@ -289,4 +293,5 @@ class Stream:
             return False
         except OSError:
             return True
+        self.is_readable = False  # in a moment more
         return False

@@ -188,35 +188,34 @@ class Give:
         self._size, self._window = size, window
         self._read, self._disk, self._moved = read, disk, moved
         self._ready: deque[bytes] = deque()
+        """Read ahead, for the newest connection."""
         self._asked = self._said = 0
         """Bytes: up to where it was read, or is being read; up to where it was said."""
-        self._run = 0
-        """Grows with each `seek`, so that what was read for an older connection is dropped."""
 
     def seek(self, chunk: int) -> bool:
         """A connection begins with this chunk, or after the last. False if there is none such."""
         if chunk > -(-self._size // CHUNK_BYTES):
             return False
-        self._ready.clear()
+        self._ready = deque()
         self._asked = self._said = min(chunk * CHUNK_BYTES, self._size)
-        self._run += 1
         self._read_ahead()
         return True
 
     def _read_ahead(self) -> None:
         while self._asked < self._size and self._asked - self._said < self._window * CHUNK_BYTES:
             length = min(CHUNK_BYTES, self._size - self._asked)
-            self._disk.submit(self._fill, self._asked, length, self._run)
+            self._disk.submit(self._fill, self._asked, length, self._ready)
             self._asked += length
 
-    def _fill(self, offset: int, length: int, run: int) -> None:
+    def _fill(self, offset: int, length: int, ready: deque[bytes]) -> None:
+        if ready is not self._ready:
+            return  # read for a connection that is no more
         try:
             data = self._read(offset, length)
         except Exception as error:
             self._moved(error)
         else:
-            if run == self._run:
-                self._ready.append(data)
+            ready.append(data)
             self._moved(None)
 
     def to_say(self) -> int | None:

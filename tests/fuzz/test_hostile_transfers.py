@@ -50,8 +50,8 @@ from peerlm.wire.frame import (
 )
 
 ID, KEYS = TransferId(bytes(16)), {UP: bytes(32), DOWN: b"d" * 32}
-ELEMENTS = 256
-"""Of a chunk of an exchange: few enough that several frames of int4 may come at once."""
+ELEMENTS = 128
+"""Of a chunk of an exchange: few enough that several frames of int8 may come at once."""
 
 TRUE_ELEMENTS = chunks.CHUNK
 FRAGMENT = 2 * ELEMENTS + 88
@@ -200,9 +200,10 @@ def state(end: Stream) -> tuple[object, ...]:
     return (*where, end.heard_end, end.said_end, end.failure, end._reason)
 
 
-def play(ends: tuple[Stream, Stream], disk: Disk, pace: list[int]) -> None:
-    """Until both have ended, or one has failed and told the other why."""
-    stalls = 0
+def play(ends: tuple[Stream, Stream], disk: Disk, pace: list[int], lag: int = 1) -> None:
+    """Until both have ended, or one has failed and told the other why. The disk does something every
+    `lag` turns, or when nothing else can be done."""
+    stalls, count = 0, 0
     while not all(end.has_ended and not end.wants_to_write for end in ends):
         moved = False
         for end in ends:
@@ -210,7 +211,8 @@ def play(ends: tuple[Stream, Stream], disk: Disk, pace: list[int]) -> None:
                 moved |= move(end)
                 if end.failure is not None and not end.heard_end:
                     end.abort(str(end.failure))
-        if disk.jobs:
+        count += 1
+        if disk.jobs and (count % lag == 0 or not moved):
             disk.work()
             moved = True
         if moved:
@@ -230,6 +232,7 @@ paces = st.lists(
     st.sampled_from([0, 1, 3, 20, 21, 22, 100, 700, 5000]), min_size=1, max_size=8
 ).filter(any)
 securities = st.sampled_from(["aead", "plain"])
+turns = st.sampled_from([0, 1, 20, 400])
 
 
 def weights(seed: int, size: int, scale: float = 1.0) -> SlowFragment:
@@ -339,9 +342,10 @@ def test_an_exchange_of_true_chunks_crosses_a_narrow_socket() -> None:
     cuts=st.lists(st.integers(0, 1600), max_size=4),
     security=securities,
     pace=paces,
+    lag=st.sampled_from([1, 5, 100]),
 )
 def test_a_pull_goes_on_however_often_its_connection_breaks(
-    size: int, cuts: list[int], security: str, pace: list[int]
+    size: int, cuts: list[int], security: str, pace: list[int], lag: int
 ) -> None:
     disk, got, told = Disk(), bytearray(), list[BaseException | None]()
 
@@ -355,7 +359,7 @@ def test_a_pull_goes_on_however_often_its_connection_breaks(
         ends = connected(fetch, give, pace, security, attempt, left)
         if ends is None:
             continue
-        play(ends, disk, pace)
+        play(ends, disk, pace, lag)
         if ends[0].failure is None:
             break
         assert isinstance(ends[0].failure, Unreachable)
@@ -399,17 +403,16 @@ def part(name: str, disk: Disk, written: bytearray) -> Part:
 
 
 class Besieged(RuleBasedStateMachine):
-    """It behaves until it is out of `patience`. `good_bytes`: of chunks that came as they should, before
-    anything that should not."""
+    """`good_bytes`: of chunks that came as they should, before anything that should not."""
 
-    @initialize(
-        name=st.sampled_from(["ask", "answer", "fetch", "give"]),
-        pace=paces,
-        patience=st.integers(0, 4),
-    )
-    def begin(self, name: str, pace: list[int], patience: int) -> None:
+    name = "none"
+
+    @initialize(pace=paces, frames=st.integers(0, 4))
+    def begin(self, pace: list[int], frames: int) -> None:
+        """The peer behaves for so many frames."""
         self.disk, self.written = Disk(), bytearray()
-        self.part = part(name, self.disk, self.written)
+        self.part = part(self.name, self.disk, self.written)
+        self.all_bytes = sum(len(chunk) for chunk in self.part.chunks)
         self.wire = Wire(bytearray(), bytearray(), pace)
         self.wire.room = 600
         self.end = stream(self.wire, self.part.talk, dials=self.part.dials, security="plain")
@@ -417,155 +420,191 @@ class Besieged(RuleBasedStateMachine):
         self.theirs = Cipher(KEYS[theirs], theirs, 1, "plain")
         self.listens = Cipher(KEYS[ours], ours, 1, "plain")
         self.heard, self.kinds = bytearray(), ""
-        self.patience = patience
-        self.all_bytes = sum(len(chunk) for chunk in self.part.chunks)
         self.sent = self.good_bytes = 0
         self.is_sound, self.is_whole, self.has_given_up = True, False, False
+        for _ in range(min(frames, len(self.part.chunks) + (frames > 3))):
+            self.go_on(200)
+            self.listen(600, 200)
+            while self.disk.jobs:
+                self.disk.work()
 
-    @rule(times=st.integers(1, 3))
-    def go_on(self, times: int) -> None:
+    # what it may do
+
+    @rule(turns=turns)
+    def go_on(self, turns: int) -> None:
         """What an honest peer would say next."""
-        for _ in range(times):
-            kind = Kind.DATA if self.sent < len(self.part.chunks) else Kind.END
-            self.one_frame(kind, "right", "sound", "none")
+        chunk = self.next_chunk
+        self.say(Kind.DATA if chunk else Kind.END, chunk)
+        self.turn(turns)
 
-    @precondition(lambda self: self.is_out_of_patience)
-    @rule(
-        kind=st.sampled_from([*Kind, 0, 9]),
-        length=st.sampled_from(["right"] * 4 + ["none", "less", "more", "most", "absurd"]),
-        body=st.sampled_from(["sound", "zeros", "ones", "lines"]),
-        harm=st.sampled_from(["none"] * 4 + ["flip", "cut", "skip", "again"]),
-    )
-    def foul(self, kind: int, length: str, body: str, harm: str) -> None:
-        self.one_frame(kind, length, body, harm)
+    @rule(change=st.sampled_from(["none", "less", "more", "most"]), turns=turns)
+    def chunk_of_another_length(self, change: str, turns: int) -> None:
+        right = len(self.next_chunk)
+        length = {"none": 0, "less": max(0, right - 1), "more": right + 1, "most": BODY_BYTES_MAX}
+        self.say(Kind.DATA, self.next_chunk[: length[change]].ljust(length[change], b"\0"))
+        self.turn(turns)
 
-    @property
-    def is_out_of_patience(self) -> bool:
-        return self.sent + self.is_whole >= min(self.patience, len(self.part.chunks) + 1)
+    @rule(kind=st.sampled_from([*Kind, 0, 9, 255]), length=st.sampled_from([2**20 + 1, 2**32 - 1]))
+    def absurd_length(self, kind: int, length: int) -> None:
+        self.put(bytes([kind]) + length.to_bytes(4, "big") + bytes(64))
+        self.turn(5)
 
-    def one_frame(self, kind: int, length: str, body: str, harm: str) -> None:
-        chunk = b"".join(self.part.chunks[self.sent : self.sent + 1])
-        right = {int(Kind.DATA): len(chunk), int(Kind.BEGIN): 8, int(Kind.ABORT): 30}.get(kind, 0)
-        size = {
-            "right": right,
-            "none": 0,
-            "less": max(0, right - 1),
-            "more": right + 1,
-            "most": BODY_BYTES_MAX if kind == Kind.DATA else REASON_BYTES_MAX,
-            "absurd": 2**32 - 1,
-        }[length]
-        if length == "absurd":
-            self.put(bytes([kind]) + size.to_bytes(4, "big") + bytes(64))
-            self.is_sound = False
-            return
-        filled = {"sound": chunk, "zeros": b"", "ones": b"\xff" * size, "lines": b"a\r\n\x1b[2J"}[
-            body
-        ]
-        frame = memoryview(bytearray(HEADER_BYTES + size + TAG_BYTES))
-        body = filled[:size].ljust(size, b"\0")
+    @rule(byte=st.sampled_from([b"\0", b"\xff"]), turns=turns)
+    def chunk_of_nonsense(self, byte: bytes, turns: int) -> None:
+        self.say(Kind.DATA, byte * len(self.next_chunk))
+        self.turn(turns)
+
+    @rule(body=st.sampled_from([b"", b"", b"x"]), turns=turns)
+    def end_now(self, body: bytes, turns: int) -> None:
+        self.say(Kind.END, body)
+        self.turn(turns)
+
+    @rule(body=st.sampled_from([bytes(8), bytes(8), b"", bytes(9)]), turns=turns)
+    def begin_again(self, body: bytes, turns: int) -> None:
+        self.say(Kind.BEGIN, body)
+        self.turn(turns)
+
+    @rule(kind=st.sampled_from([0, 5, 255]), turns=turns)
+    def unknown_kind(self, kind: int, turns: int) -> None:
+        self.say(kind, self.next_chunk)
+        self.turn(turns)
+
+    @rule(reason=st.sampled_from([b"", b"no room", b"\xff" * 200, b"a\r\n\x1b[2J", b"y" * 201]))
+    def abort(self, reason: bytes) -> None:
+        self.say(Kind.ABORT, reason)
+        self.turn(20)
+
+    @rule(harm=st.sampled_from(["flip", "cut", "skip", "again"]), turns=turns)
+    def damage(self, harm: str, turns: int) -> None:
+        chunk = self.next_chunk
+        kind = Kind.DATA if chunk else Kind.END
         if harm == "skip":
-            self.theirs.seal(Kind.END, memoryview(bytearray(64)), b"")
-        made = bytearray(frame[: self.theirs.seal(cast("Kind", kind), frame, body)])
-        if harm == "flip":
-            made[len(made) // 2] ^= 4
-        elif harm == "cut":
-            del made[-3:]
-        self.put(bytes(made))
-        is_chunk = kind == Kind.DATA and self.sent < len(self.part.chunks) and size == len(chunk)
-        is_end = kind == Kind.END and not size and self.sent == len(self.part.chunks)
-        self.is_sound &= harm in ("none", "again") and (is_chunk or is_end) and not self.is_whole
-        if self.is_sound:
-            self.good_bytes += size
-            self.sent += is_chunk
-            self.is_whole |= is_end
-        if harm == "again":
-            self.put(bytes(made))
-            self.is_sound = False
+            self.sealed(Kind.END, b"")
+        frame = bytearray(self.sealed(kind, chunk))
+        match harm:
+            case "flip":
+                frame[len(frame) // 2] ^= 4
+            case "cut":
+                del frame[-3:]
+            case "again":
+                self.taken(kind, chunk)
+                self.wire.gives += frame
+        self.put(bytes(frame))
+        self.turn(turns)
 
-    @precondition(lambda self: self.is_out_of_patience)
-    @rule(noise=st.binary(min_size=1, max_size=40))
-    def garbage(self, noise: bytes) -> None:
+    @rule(noise=st.binary(min_size=1, max_size=40), turns=turns)
+    def garbage(self, noise: bytes, turns: int) -> None:
         self.put(noise)
-        self.is_sound = False
+        self.turn(turns)
 
-    def put(self, data: bytes) -> None:
-        self.wire.gives += data
-
-    @rule(turns=st.sampled_from([1, 5, 100, 400]))
-    def turn(self, turns: int) -> None:
-        for _ in range(turns):
-            goes = (
-                partial(checked, self.end, self.end.write)
-                if self.has_given_up
-                else partial(move, self.end)
-            )
-            if not goes():
-                self.end.is_readable = self.end.is_writable = True
-            if self.end.failure is not None:
-                self.give_up(str(self.end.failure))
-
-    @precondition(lambda self: self.is_out_of_patience)
-    @rule(reason=st.sampled_from(["cancelled", "", "é" * 150, "x" * 5000]))
-    def give_up(self, reason: str) -> None:
-        """Cancelled from here, or after a failure: the last word is got out, and no more is read."""
-        if not self.has_given_up:
-            self.has_given_up = True
-            self.end.abort(reason)
-
-    @precondition(lambda self: self.disk.jobs)
-    @rule()
-    def disk_works(self) -> None:
-        self.disk.work()
-
-    @rule(room=st.sampled_from([0, 1, 600, 5000]))
-    def listen(self, room: int) -> None:
+    @rule(room=st.sampled_from([0, 1, 600, 5000]), turns=turns)
+    def listen(self, room: int, turns: int) -> None:
         """The peer takes what came, and makes room for so much more."""
         self.wire.room = room
         self.heard += self.wire.takes
         self.wire.takes.clear()
         while (whole := whole_frame(self.heard)) is not None:
             kind, length = parse_header(whole)
-            body = self.listens.open(memoryview(bytearray(whole)))
+            body = bytes(self.listens.open(memoryview(bytearray(whole))))
             assert length == len(body)
-            if kind is Kind.ABORT:
-                assert bytes(body).decode().isprintable()
             self.kinds += kind.name[0]
             del self.heard[: len(whole)]
-            if kind is Kind.END:
+            if kind is Kind.ABORT:
+                body.decode()
+            elif kind is Kind.END:
                 assert self.is_whole or not self.part.dials
                 assert self.good_bytes == self.all_bytes, "it says END of what it has not heard"
         assert re.fullmatch("D*E?A?", self.kinds), self.kinds
+        self.turn(turns)
+
+    # what the end does
+
+    @precondition(lambda self: self.disk.jobs)
+    @rule()
+    def disk_works(self) -> None:
+        self.disk.work()
+
+    @rule(reason=st.sampled_from(["cancelled", "", "x" + "é" * 150, "x" * 5000]))
+    def give_up(self, reason: str) -> None:
+        """Cancelled from here, or after a failure: the last word is got out, and no more is read."""
+        if not self.has_given_up:
+            self.has_given_up = True
+            self.end.abort(reason)
+
+    def turn(self, turns: int) -> None:
+        for _ in range(turns):
+            moved = checked(self.end, self.end.write) if self.has_given_up else move(self.end)
+            if not moved:
+                self.end.is_readable = self.end.is_writable = True
+            if self.end.failure is not None:
+                self.give_up(str(self.end.failure))
+
+    # what the peer has said
+
+    @property
+    def next_chunk(self) -> bytes:
+        return b"".join(self.part.chunks[self.sent : self.sent + 1])
+
+    def say(self, kind: int, body: bytes) -> None:
+        frame = self.sealed(kind, body)
+        if self.taken(kind, body):
+            self.wire.gives += frame
+        else:
+            self.put(frame)
+
+    def put(self, data: bytes) -> None:
+        """Nothing that comes from here on may be believed."""
+        self.is_sound = False
+        self.wire.gives += data
+
+    def sealed(self, kind: int, body: bytes) -> bytes:
+        frame = memoryview(bytearray(HEADER_BYTES + len(body) + TAG_BYTES))
+        return bytes(frame[: self.theirs.seal(cast("Kind", kind), frame, body)])
+
+    def taken(self, kind: int, body: bytes) -> bool:
+        """Whether this frame is the next one of those that an honest peer could have sent."""
+        is_chunk = kind == Kind.DATA and 0 < len(body) == len(self.next_chunk)
+        is_end = kind == Kind.END and not body and self.sent == len(self.part.chunks)
+        if not self.is_sound or self.is_whole or not (is_chunk or is_end):
+            return False
+        self.good_bytes += len(body)
+        self.sent += is_chunk
+        self.is_whole = is_end
+        return True
+
+    # what is always so
 
     @invariant()
     def it_is_bounded_and_believes_nothing(self) -> None:
-        if not hasattr(self, "end"):
-            return
         end, failure = self.end, self.end.failure
         assert failure is None or isinstance(failure, PeerlmError)
         assert len(str(failure)) < 1000
-        assert "\n" not in str(failure)
-        assert end.heard_bytes <= self.good_bytes
+        assert str(failure).isprintable(), "a peer's words move the cursor"
+        assert len(self.written) <= end.heard_bytes <= self.good_bytes
         assert end._have <= HEADER_BYTES + max(CHUNK_BYTES, REASON_BYTES_MAX) + TAG_BYTES
         assert len(self.disk.jobs) <= WINDOW
-        assert not isinstance(self.part.talk, Give) or len(self.part.talk._ready) <= WINDOW
-        assert len(self.written) <= self.good_bytes
+        talk = self.part.talk
+        if isinstance(talk, Give):
+            assert len(talk._ready) <= WINDOW
+        elif isinstance(talk, Ask):
+            assert talk.side.heard <= talk._said, "an answer to what was not asked"
+        if not self.is_sound and not self.wire.gives and not end._have:
+            assert failure is not None or end.heard_end, "all was taken, the bad too"
         if end.is_good:
             assert end.heard_bytes == self.all_bytes
         if end.heard_end and not self.has_given_up:
             assert self.is_whole
         if end.said_end and end.dials and not self.has_given_up:
             assert end.heard_end
-        assert isinstance(end.wants_to_read, bool)
 
     def teardown(self) -> None:
         """Once the peer has hung up, it is over soon, whatever was said."""
         if not hasattr(self, "end"):
             return
         self.wire.is_hung_up = True
-        for _ in range(2000):
-            self.listen(5000)
-            self.turn(1)
-            if self.disk.jobs:
+        for _ in range(5000):
+            self.listen(5000, 1)
+            while self.disk.jobs:
                 self.disk.work()
             if self.end.has_ended and not self.end.wants_to_write:
                 self.it_is_bounded_and_believes_nothing()
@@ -580,5 +619,60 @@ def whole_frame(heard: bytearray) -> bytes | None:
     return bytes(heard[:end]) if len(heard) >= end else None
 
 
-TestBesieged = Besieged.TestCase
-TestBesieged.settings = some(80, 40)
+class WhoAsks(Besieged):
+    name = "ask"
+
+
+class WhoAnswers(Besieged):
+    name = "answer"
+
+
+class WhoFetches(Besieged):
+    name = "fetch"
+
+
+class WhoGives(Besieged):
+    name = "give"
+
+
+FOULS: dict[str, Callable[[Besieged], None]] = {
+    "end": lambda peer: peer.end_now(b"", 400),
+    "long end": lambda peer: peer.end_now(b"x", 400),
+    "begin": lambda peer: peer.begin_again(bytes(8), 400),
+    "unknown": lambda peer: peer.unknown_kind(9, 400),
+    "abort": lambda peer: peer.abort(b"y" * 200),
+    "rude abort": lambda peer: peer.abort(b"a\r\n\x1b[2J\xff"),
+    "absurd": lambda peer: peer.absurd_length(Kind.DATA, 2**32 - 1),
+    **{
+        f"{change} chunk": lambda peer, change=change: peer.chunk_of_another_length(change, 400)  # type: ignore[misc]
+        for change in ("none", "less", "more", "most")
+    },
+    **{
+        harm: lambda peer, harm=harm: peer.damage(harm, 400)  # type: ignore[misc]
+        for harm in ("flip", "cut", "skip", "again")
+    },
+}
+
+
+@pytest.mark.parametrize("foul", FOULS)
+@pytest.mark.parametrize("who", [WhoAsks, WhoAnswers, WhoFetches, WhoGives])
+def test_one_foul_ends_it_wherever_it_comes(who: type[Besieged], foul: str) -> None:
+    for frames in range(4):
+        peer = who()
+        peer.begin([700, 5000], frames)
+        FOULS[foul](peer)
+        peer.it_is_bounded_and_believes_nothing()
+        peer.teardown()
+        if not peer.is_whole:
+            assert peer.end.failure is not None
+            assert not peer.end.is_good or who is WhoGives
+
+
+TestWhoAsks = WhoAsks.TestCase
+TestWhoAnswers = WhoAnswers.TestCase
+TestWhoFetches = WhoFetches.TestCase
+TestWhoGives = WhoGives.TestCase
+TestWhoAsks.settings = some(100, 20)
+TestWhoAnswers.settings = some(100, 20)
+TestWhoFetches.settings = some(100, 20)
+TestWhoGives.settings = some(100, 20)

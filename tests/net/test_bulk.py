@@ -201,6 +201,13 @@ async def test_silence_is_told_as_connect(make) -> None:
     assert caught.value.step == "connect"
 
 
+async def test_who_is_never_asked_gives_up(make) -> None:
+    bob = make()
+    with pytest.raises(Unreachable, match=r"no answer in 0\.3 s"):
+        async with asyncio.timeout(5):
+            await answer(bob, Agreement(), fragment(1), progress_s=0.3)
+
+
 async def test_one_transfer_has_one_name(make) -> None:
     bob, a = make(), Agreement()
     first = asyncio.ensure_future(answer(bob, a, fragment(1)))
@@ -531,12 +538,13 @@ async def test_callers_are_few(make, monkeypatch) -> None:
 async def test_a_repeated_beginning_does_not_take_the_place_of_the_true_one(make) -> None:
     ann, bob = make(), make(download_bytes_s=10_000)
     a, asked, answered = await stalled(ann, bob)
-    thief = Stranger(bob, begin(a))
-    assert await thief.is_hung_up()
-    assert bob.counters["callers_replayed"] == 1
-    assert not asked.done()
-    assert not answered.done()
-    thief.socket.close()
+    for attempt in (1, 2):
+        thief = Stranger(bob, begin(a, attempt))
+        assert await thief.is_hung_up()
+        assert bob.counters["callers_replayed"] == attempt
+        assert not asked.done()
+        assert not answered.done()
+        thief.socket.close()
     asked.cancel()
     answered.cancel()
 
