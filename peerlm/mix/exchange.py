@@ -539,6 +539,7 @@ class Exchanges:
     def check(self) -> None:
         """Raise if a promise of ours is broken."""
         assert len(self._answered) <= REPLY_MEMORY, "more answers remembered than promised"
+        self.outcomes.check()
         for fragment, transfer in self._busy.items():
             exchange = self._initiated.get(transfer) or self._served.get(transfer)
             assert exchange is not None, f"fragment {fragment} locked by a forgotten exchange"

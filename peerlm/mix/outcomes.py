@@ -225,6 +225,10 @@ class Outcomes:
         self._counts["bytes_sent"] += event.bytes_sent
         self._counts["bytes_received"] += event.bytes_received
 
+    def check(self) -> None:
+        """Assert that no more reasons are told apart than promised, and others together."""
+        assert len(self._reasons) <= REASONS_MAX + 1, "too many reasons"
+
     def totals(self) -> Totals:
         c = self._counts
         return Totals(

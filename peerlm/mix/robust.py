@@ -225,6 +225,10 @@ class PeerScores:
         self._records: dict[PeerId, _Record] = {}
         self._buckets: dict[tuple[PeerId, FragmentId], _Bucket] = {}
 
+    def __len__(self) -> int:
+        """How much is remembered of all."""
+        return len(self._records) + len(self._buckets)
+
     def refused(self, peer: PeerId, now: Instant) -> Instant:
         """`peer` failed a gate: leave it out for ten minutes, doubling. Returns until when."""
         record = self._records.setdefault(peer, _Record())

@@ -103,9 +103,9 @@ class Contacts:
         return self._opening.get(peer, now) > now
 
     @property
-    def has_attempts(self) -> bool:
-        """Whether any address is being tried, or failed."""
-        return bool(self._attempts)
+    def attempts(self) -> int:
+        """How many addresses are being tried, or failed."""
+        return len(self._attempts)
 
     def errors(self) -> dict[str, Attempt]:
         """Addresses that do not answer as they should, with what they said."""

@@ -157,7 +157,7 @@ class Introductions:
         self._looked_at = state
         if self._live is not (live := membership.live_peers()):
             self._live, self._neighbours = live, neighbours(self._certificates.me, live)
-        if self._contacts.has_attempts:
+        if self._contacts.attempts:
             self._contacts.keep_only(self._addresses())
         return self._keep_links(now)
 

@@ -40,6 +40,7 @@ class Safety:
             node = machine.node
             assert node is not None
             node.audit()
+            self._memory(machine)
             for peer, key in machine.admitted.items():
                 world.check_admission(machine, peer, key)
             counted = node.company.ledger.total()
@@ -55,6 +56,23 @@ class Safety:
                     f"machine {machine.number} holds incarnation {member.incarnation} of machine "
                     f"{owner}, which has minted {minted}"
                 )
+
+    def _memory(self, machine: Machine) -> None:
+        """No node remembers more of others than there are others."""
+        node, world = machine.node, self._world
+        assert node is not None
+        addresses = sum(m.addresses for m in world.machines.values())
+        dialled, known = (
+            node.company.contacts.attempts,
+            len(world.machines) * (1 + len(world.sizes)),
+        )
+        assert dialled <= addresses, (
+            f"machine {machine.number} dials {dialled} addresses of {addresses} there ever were"
+        )
+        scores = len(node.work.exchanges.outcomes.scores)
+        assert scores <= known, (
+            f"machine {machine.number} keeps {scores} scores of {known} possible"
+        )
 
     def _in_turn(self) -> list[Machine]:
         """The next ones."""

@@ -47,6 +47,9 @@ KNOCKS_S = (1.0, 3.0, 7.0)
 FRESH_LINE_S = 10.0
 """A connection made for one probe is kept so long."""
 
+PORT, PORTS = 7700, 10
+"""Of a machine's first introductions, and from there to the next when it moves."""
+
 NEVER = float("inf")
 
 
@@ -62,7 +65,7 @@ class Machine:
         self.node: Node | None = None
         self.life = 0
         self.host = f"h{number}"
-        self.port = 7700
+        self.port = PORT
         self.speed = world.speed_of(number)
         """Tokens a second of its worker."""
         self.slowness: tuple[float, float] | None = None
@@ -101,7 +104,7 @@ class Machine:
         assert self.node is None, f"machine {self.number} is up"
         world, disk = self.world, self.disk
         self.life += 1
-        self.port += 10 if new_ports else 0
+        self.port += PORTS if new_ports else 0
         disk.epoch += 1
         self.lines, self.admitted, self._introducing = {}, {}, {}
         self._admissions = {}
@@ -152,6 +155,11 @@ class Machine:
     @property
     def address(self) -> str:
         return f"tcp://{self.host}:{self.port}"
+
+    @property
+    def addresses(self) -> int:
+        """How many it has had."""
+        return 1 + (self.port - PORT) // PORTS
 
     @property
     def is_up(self) -> bool:

@@ -20,6 +20,7 @@ from peerlm.sim.checks import Safety, is_well
 from peerlm.sim.impostors import KINDS, knock
 from peerlm.sim.menus import Trouble, live_through
 from peerlm.sim.world import World, plan_of
+from peerlm.types import PeerId, TransferId
 
 
 def mixing(n: int = 3, plan: Plan | None = None) -> World:
@@ -230,3 +231,47 @@ def test_exchanges_are_counted_over_all_lives() -> None:
     after = world.machines[1].all_exchanges()
     assert after["ok"] > before["ok"]
     assert set(after) == {"ok", "busy", "refused", "timed_out"}
+
+
+def test_a_node_that_remembers_more_than_there_is_is_noticed() -> None:
+    world = mixing()
+    safety, node = Safety(world), world.machines[0].node
+    assert node is not None
+    safety.look()
+    for number in range(4):
+        node.company.contacts.failed(f"tcp://x{number}:1", "no answer", world.now)
+    with pytest.raises(AssertionError, match="dials 4 addresses of 3"):
+        safety.look()
+    node.company.contacts.keep_only([])
+    for number in range(20):
+        node.work.exchanges.outcomes.scores.failed(PeerId(bytes(15) + bytes([number])), world.now)
+    with pytest.raises(AssertionError, match="scores"):
+        safety.look()
+
+
+def test_queues_that_grow_beyond_their_bounds_are_noticed() -> None:
+    world = mixing()
+    node = world.machines[0].node
+    assert node is not None
+    reasons = node.work.exchanges.outcomes._reasons
+    reasons.update({f"reason {n}": 1 for n in range(100)})
+    with pytest.raises(AssertionError, match="too many reasons"):
+        node.check()
+    reasons.clear()
+    peer = world.machines[1].keys.peer_id
+    answered = node.work.exchanges._answered
+    answered.update({TransferId(n.to_bytes(16, "big")): (peer, world.now) for n in range(1025)})
+    with pytest.raises(AssertionError, match="more answers"):
+        node.check()
+    answered.clear()
+    relays, rumors = (
+        node.company.membership._detector._relays,
+        node.company.membership._rumors._entries,
+    )
+    relays.update(dict.fromkeys(range(257)))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="too many probes"):
+        node.audit()
+    relays.clear()
+    rumors.update({n.to_bytes(8, "big"): None for n in range(4097)})  # type: ignore[misc]
+    with pytest.raises(AssertionError, match="too many rumors"):
+        node.audit()
