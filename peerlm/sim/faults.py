@@ -104,7 +104,7 @@ def _link(raw: Mapping[str, Any], do: str, where: str) -> str:
     if not isinstance(link, str) or not link.strip(" ,"):
         raise ConfigError(f'{where}: link = {link!r}: must be like "10mbit,200ms,2%"')
     try:
-        read_wire(link)
+        read_wire(link, "link =")
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     return link

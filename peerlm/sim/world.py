@@ -150,6 +150,7 @@ class World:
         machine = Machine(self, number, keys, disk, settings)
         machine.seeds = tuple(self.machines[s].address for s in seeds)
         self.machines[number] = self._by_peer[keys.peer_id] = machine
+        self.trace.know(keys.peer_id, number)
         for other in self._wires:
             self._lay_wires(number, other)
         if start:
