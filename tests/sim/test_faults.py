@@ -62,7 +62,7 @@ def test_faults_come_true_when_they_are_due_and_end_when_they_should() -> None:
         ('[[fault]]\nat_s = 1\ndo = "kill"\nnodes = ["a"]', "nodes"),
         ('[[fault]]\nat_s = 1\ndo = "heal"\nfor_s = 2', "for_s means nothing"),
         ('[[fault]]\nat_s = 1\ndo = "freeze"\nnodes = [1]', "for_s"),
-        ('[[fault]]\nat_s = 1\ndo = "link"\nnodes = [1]\nlink = "quick"', "--link"),
+        ('[[fault]]\nat_s = 1\ndo = "link"\nnodes = [1]\nlink = "quick"', "link ="),
         ('[[fault]]\nat_s = 1\ndo = "kill"\nnodes = [1]\nwho = 3', "'who'"),
         ("at_s = 3", "'at_s'"),
         ("fault = 3", "fault"),
