@@ -17,7 +17,9 @@ def offer() -> StateGive:
     return StateGive(PLAN, 100, False, (FragmentOffer(0, 1, b"h" * 32, 40, (1.0,) * 32),))
 
 
-def test_a_donor_that_is_gone_before_offers_are_compared_is_forgotten_and_others_are_asked() -> None:
+def test_a_donor_that_is_gone_before_offers_are_compared_is_forgotten_and_others_are_asked() -> (
+    None
+):
     acquisition = Acquisition([10], lambda peer: ("host", 7702), random.Random(1))
     acquisition.want_state(Instant(0.0))
     acquisition.donors_are((ANN, BOB, EVE), Instant(0.0))
