@@ -11,7 +11,7 @@ from __future__ import annotations
 from peerlm.sim.machine import Machine
 from peerlm.sim.world import World
 
-CLOSELY = 128
+CLOSELY = 64
 """Machines whose whole state is looked at in one look: each holds as much as the swarm is large."""
 
 SPREAD_MAX = 0.1

@@ -206,7 +206,9 @@ def _suspicions(scene: Scene) -> int:
 
 def partition(scene: Scene) -> None:
     """The swarm is apart for `minutes`. `kind` 0: halves; 1: one half hears the other but not the
-    reverse; 2: halves that one machine can still talk to, by which they keep each other alive."""
+    reverse; 2: halves that one machine can still talk to, by which they keep each other alive: how far
+    that goes is `cut_off_held_dead`, the share of those who are cut off from a machine that it holds
+    dead in the end."""
     world, params = scene.world, scene.params
     numbers = sorted(world.machines)
     scene.rng.shuffle(numbers)
@@ -231,11 +233,19 @@ def partition(scene: Scene) -> None:
             whole = len(times) == len(side) * len(other)
             scene.sample("half_knows_all_dead_s", max(times.values()) if whole else NEVER)
     world.run(max(0.0, 60.0 * params["minutes"] - (world.now - scene.began)))
+    dead = [scene.holds(b, a) is State.DEAD for a, b in _cut_off(world)]
+    scene.sample("cut_off_held_dead", sum(dead) / max(1, len(dead)))
     scene.began = world.now
     world.heal()
     scene.until("heal_s", lambda: scene.all_hold(numbers, State.ALIVE))
     scene.victims.clear()
     world.run(30.0)
+
+
+def _cut_off(world: World) -> list[tuple[int, int]]:
+    """Pairs that cannot talk, in both orders."""
+    cuts = world.network.cuts()
+    return sorted({pair for a, b in cuts for pair in ((a, b), (b, a))})
 
 
 def _apart(scene: Scene, left: list[int], right: list[int]) -> bool:

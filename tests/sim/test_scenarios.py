@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from peerlm.errors import ConfigError
-from peerlm.sim.scenarios import SCENARIOS, Run, play, read_params
+from peerlm.membership.member import State
+from peerlm.membership.table import MemberChanged
+from peerlm.sim.checks import Safety
+from peerlm.sim.scenarios import SCENARIOS, Run, Scene, play, read_params
+from peerlm.sim.world import WATCHING, World
 
 
 def run(scenario: str, nodes: int, seed: int = 1, **given: float) -> Run:
@@ -62,6 +68,8 @@ def test_slow_accusers_harm_nobody_and_lifeguard_is_why_they_are_few() -> None:
 @pytest.mark.parametrize("kind", [0, 1, 2])
 def test_a_partition_heals_with_nobodys_help(kind: int) -> None:
     found = run("partition", 16, minutes=0.75, kind=kind)
+    assert found.totals["false_deaths"] == 0
+    assert worst(found, "cut_off_held_dead") == (0 if kind == 2 else 1)
     assert worst(found, "heal_s") < 30
 
 
@@ -96,3 +104,29 @@ def test_every_scenario_refuses_what_it_does_not_know(scenario: str) -> None:
 def test_an_unknown_scenario_is_refused() -> None:
     with pytest.raises(ConfigError, match="must be one of"):
         read_params("flood", {})
+
+
+def test_the_whole_swarm_is_looked_at_all_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(Safety, "look", lambda self: looks.append(self._world.now))
+    run("rest", 4, minutes=0.5)
+    assert looks == pytest.approx([25.0 + 5 * n for n in range(7)], abs=0.1)
+
+
+def test_in_a_partition_only_the_other_side_may_be_taken_for_dead() -> None:
+    world = World(1).met(4, roles=WATCHING)
+    scene = Scene(world, {}, random.Random(1), is_apart=True)
+    scene.happens(0, 1, 2, 3)
+    world.split([0, 1], [2, 3])
+
+    def dies(viewer: int, subject: int) -> None:
+        node = world.machines[viewer].node
+        assert node is not None
+        peer = world.machines[subject].keys.peer_id
+        record = node.company.membership.members()[peer].record
+        scene.note(world.now, viewer, MemberChanged(peer, State.ALIVE, State.DEAD, record))
+
+    dies(0, 2)
+    assert scene.totals.get("false_deaths", 0) == 0
+    dies(0, 1)
+    assert scene.totals["false_deaths"] == 1
