@@ -250,7 +250,7 @@ def play_case(case: Case, args: argparse.Namespace, kept: Kept) -> dict[str, Any
         if isinstance(run, Broken):
             again = replay_command(case.scenario, case.nodes, run.seed, params, "lan", "")
             say(f"seed {run.seed}: {run.story}\n{again}")
-    found = summarise(case.scenario, case.nodes, args.seed, params, "lan", played)
+    found = summarise(case.scenario, case.nodes, args.seed, params, "lan", None, played)
     found["what"] = case.what
     kept.keep(found)
     say(f"{case.what}: {runs} runs in {time.monotonic() - began:.0f} s")
