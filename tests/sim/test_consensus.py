@@ -211,9 +211,13 @@ def test_no_codec_moves_the_mean(codec: str | None, algorithm: str) -> None:
     assert outcome.bytes_per_node() == 40 / 2 * sent, "one exchange for two nodes"
 
 
+NEVER = ("p50", "p90", "p99", "max")
+
+
 def test_a_codec_holds_the_spread_at_its_floor() -> None:
     coarse = run(16, 60, 10, codecs=("int8", "int4"))
     assert coarse.rounds_to_close.tolist() == [0] * 10
+    assert coarse.figures()["rounds_to_1e-3"] == {**dict.fromkeys(NEVER), "n": 10}
     assert coarse.ratios[:, 40:].mean() == pytest.approx(1, abs=0.05)
 
 
