@@ -222,12 +222,15 @@ def test_a_signal_ends_a_long_run_and_its_processes(number: signal.Signals, code
         stderr=subprocess.PIPE,
         text=True,
     )
-    processes = wait_until_busy(psutil.Process(parent.pid), 2)
-    parent.send_signal(number)
-    for process in processes:
-        if number is signal.SIGINT and process.is_running():  # a terminal tells all of them
-            process.send_signal(number)
-    out, err = parent.communicate(timeout=15)
+    try:
+        processes = wait_until_busy(psutil.Process(parent.pid), 2)
+        parent.send_signal(number)
+        for process in processes:
+            if number is signal.SIGINT and process.is_running():  # a terminal tells all of them
+                process.send_signal(number)
+        out, err = parent.communicate(timeout=15)
+    finally:
+        parent.kill()
     assert (out, err.strip()) == ("", "")
     assert parent.returncode == code
     assert not psutil.wait_procs(processes, timeout=5)[1]
