@@ -41,6 +41,7 @@ def weights(learner: Learner) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in learner.model.parameters()])
 
 
+@pytest.mark.timeout(90)  # two torch threads that share a core with others wait for each other
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_it_learns_to_count(name: str) -> None:
     plan = replace(PLAN, train=replace(PLAN.train, optimizer=name, lr=0.02, adamw_lr=0.01))
