@@ -4,7 +4,7 @@ The bulk port is open to everybody. A connection says first which transfer it is
 has that transfer's key; until then it is a *caller*, of whom few are kept and not for long. Each transfer
 has one connection, from its initiator to its responder.
 
-The thread asks every stream in turn to read one frame and to write one, as long as any moves, and then
+The thread asks every stream in turn to read one frame and to write one; when none moves it
 waits until a socket is ready, a pause of the throttle is over, or somebody calls. Arithmetic of an
 exchange is done right here, chunk by chunk, while a chunk is in the caches. Everything runs in that
 thread, but `call`, which any thread may use.
@@ -249,15 +249,15 @@ class Mover:
         self._wake_out.recv(4096)
 
     def _move(self) -> None:
-        """Let each stream read and write one frame in turn until none can."""
-        while self._active and not self._commands:
-            for entry in list(self._active):
-                if self._entries.get(entry.id) is not entry or entry.stream is None:
-                    self._active.pop(entry, None)
-                elif not self._move_one(entry, entry.stream):
-                    self._active.pop(entry, None)
-                    if entry.stream is not None:
-                        self._watch(entry.stream, entry)
+        """Let each stream read and write one frame. Between two rounds of this the sockets, the clock
+        and whoever calls are looked at, however fast one stream is."""
+        for entry in list(self._active):
+            if self._entries.get(entry.id) is not entry or entry.stream is None:
+                self._active.pop(entry, None)
+            elif not self._move_one(entry, entry.stream):
+                self._active.pop(entry, None)
+                if entry.stream is not None:
+                    self._watch(entry.stream, entry)
 
     def _move_one(self, entry: Entry, stream: Stream) -> bool:
         before = sum(stream.wire_bytes)
@@ -392,11 +392,10 @@ class Mover:
             self._fail(entry, Unreachable("connect", f"{entry.peer_name}: too many attempts"))
             return
         family = socket.AF_INET6 if ":" in entry.target[0] else socket.AF_INET
-        dialling = socket.socket(family, socket.SOCK_STREAM)
-        dialling.setblocking(False)
-        dialling.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        entry.dialling = dialling
         try:
+            dialling = entry.dialling = socket.socket(family, socket.SOCK_STREAM)
+            dialling.setblocking(False)
+            dialling.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             dialling.connect(entry.target)
         except BlockingIOError:
             pass
@@ -446,6 +445,8 @@ class Mover:
 
     def _hear(self, caller: Caller, mask: int = 0) -> None:
         """More of a caller's first words: nothing is read beyond them."""
+        if self._callers.get(caller.connection) is not caller:
+            return  # turned away for others, in this very turn
         missing = PREFACE_BYTES + BEGIN_BYTES - len(caller.came)
         try:
             data = caller.connection.recv(missing)

@@ -535,6 +535,16 @@ async def test_callers_are_few(make, monkeypatch) -> None:
         stranger.socket.close()
 
 
+async def test_callers_that_are_turned_away_while_they_speak_harm_nobody(make, monkeypatch) -> None:
+    monkeypatch.setattr(mover, "CALLERS_MAX", 3)
+    ann, bob = make(), make()
+    for _ in range(100):
+        crowd = [Stranger(bob, b"x") for _ in range(6)]
+        for stranger in crowd:
+            stranger.socket.close()
+    await assert_exchange_works(ann, bob)
+
+
 async def test_a_repeated_beginning_does_not_take_the_place_of_the_true_one(make) -> None:
     ann, bob = make(), make(download_bytes_s=10_000)
     a, asked, answered = await stalled(ann, bob)
