@@ -64,6 +64,9 @@ GOODBYE_S = 1.0
 TICK_S = 0.05
 PROGRESS_EVERY_S = 0.2
 POLL_S_MAX = 60.0
+SLICE_BYTES = 16 * 1024
+"""What is moved at a time under a ceiling, so that a low one never looks like silence."""
+
 BUFFERS_KEPT = 16
 """Frames' buffers that wait for their next stream: fresh memory costs more than what it is for."""
 
@@ -91,7 +94,7 @@ class Entry:
     began_at: float = 0.0
     moved_at: float = 0.0
     attempt: int = 0
-    """Of the newest connection; the responder's: the lowest that it still takes."""
+    """Of the newest connection; a responder takes none but later ones."""
     is_taken: bool = False
     stream: Stream | None = None
     dialling: socket.socket | None = None
@@ -270,29 +273,30 @@ class Mover:
         return moved
 
     def _read(self, stream: Stream) -> bool:
-        before, heard = stream.wire_bytes[0], stream.heard_bytes
-        now = Instant(time.monotonic())
-        if stream.wants_to_read and (delay_s := self._download.delay_s(now)) > 0:
-            self._resume_at = min(self._resume_at, now + delay_s)
+        if not stream.wants_to_read or not self._may_move(self._download):
             return False
-        moved = stream.read()
+        before = stream.wire_bytes[0]
+        moved = stream.read(SLICE_BYTES if self._download.is_limited else None)
         self.counters["bytes_received"] += stream.wire_bytes[0] - before
-        self._download.take(stream.heard_bytes - heard, now)
+        self._download.take(stream.wire_bytes[0] - before, Instant(time.monotonic()))
         return moved
 
     def _write(self, stream: Stream) -> bool:
-        before, length = stream.wire_bytes[1], stream.next_chunk_bytes
-        if length:
-            now = Instant(time.monotonic())
-            if (delay_s := self._upload.delay_s(now)) > 0:
-                self._resume_at = min(self._resume_at, now + delay_s)
-                return False
-        said = stream.said_bytes
-        moved = stream.write()
-        if stream.said_bytes > said:
-            self._upload.take(length, Instant(time.monotonic()))
+        if not stream.wants_to_write or not self._may_move(self._upload):
+            return False
+        before = stream.wire_bytes[1]
+        moved = stream.write(SLICE_BYTES if self._upload.is_limited else None)
         self.counters["bytes_sent"] += stream.wire_bytes[1] - before
+        self._upload.take(stream.wire_bytes[1] - before, Instant(time.monotonic()))
         return moved
+
+    def _may_move(self, bucket: TokenBucket) -> bool:
+        """Whether a ceiling leaves room; if not, all streams are looked at again when it does."""
+        now = Instant(time.monotonic())
+        delay_s = bucket.delay_s(now)
+        if delay_s > 0:
+            self._resume_at = min(self._resume_at, now + delay_s)
+        return delay_s <= 0
 
     def _after(self, entry: Entry, stream: Stream) -> None:
         """Tell who waits what has become of a transfer."""
@@ -365,20 +369,14 @@ class Mover:
             self._part(stream)
 
     def _why_silent(self, entry: Entry) -> Unreachable:
-        if entry.stream is None and not entry.attempt:
-            return Unreachable(
-                "connect", f"{entry.peer_name}: no answer in {entry.progress_timeout_s:g} s"
-            )
-        heard = entry.stream.heard_bytes if entry.stream is not None else 0
-        if entry.target is not None and not heard and not isinstance(entry.talk, Fetch):
-            return Unreachable(
-                "connect", f"{entry.peer_name}: no answer in {entry.progress_timeout_s:g} s"
-            )
-        return Unreachable(
-            "transfer",
-            f"{entry.peer_name}: nothing came for {entry.progress_timeout_s:g} s, "
-            f"{heard} bytes are here",
-        )
+        stream, talk = entry.stream, entry.talk
+        heard = stream.heard_bytes if stream is not None else 0
+        heard = talk.heard_bytes if isinstance(talk, Fetch) else heard
+        patience = f"{entry.progress_timeout_s:g} s"
+        if not heard and (stream is None or entry.target is not None):
+            return Unreachable("connect", f"{entry.peer_name}: no answer in {patience}")
+        line = f"{entry.peer_name}: nothing came for {patience}, {heard} bytes are here"
+        return Unreachable("transfer", line)
 
     # ------------------------------------------------------------------------------- connections
 

@@ -112,13 +112,6 @@ class Stream:
         return self._out_at < self._out_end or self._next_kind() is not None
 
     @property
-    def next_chunk_bytes(self) -> int:
-        """Of the chunk that `write` would begin; 0 if it would send something else."""
-        if self._out_at < self._out_end or self._next_kind() is not Kind.DATA:
-            return 0
-        return self._talk.to_say() or 0
-
-    @property
     def has_ended(self) -> bool:
         """Nothing more will be read or written."""
         if self._out_at < self._out_end:
@@ -139,21 +132,23 @@ class Stream:
 
     # ------------------------------------------------------------------------------------- reading
 
-    def read(self) -> bool:
-        """Take what has come, up to the end of one frame. False when nothing moved."""
+    def read(self, bytes_max: int | None = None) -> bool:
+        """Take what has come, up to the end of one frame, `bytes_max` at most. False when nothing
+        moved."""
         if not (self.is_readable and self.wants_to_read):
             return False
         expected = self._talk.to_hear()
         try:
             if not self._take_frame(expected):
-                return self._receive(expected)
+                return self._receive(expected, bytes_max)
         except PeerlmError as error:
             self.failure = error
         return True
 
-    def _receive(self, expected: int | None) -> bool:
+    def _receive(self, expected: int | None, bytes_max: int | None) -> bool:
         """Take from the socket what the expected frame lacks, or an ABORT in its place."""
         most = HEADER_BYTES + max(expected or 0, REASON_BYTES_MAX) + TAG_BYTES
+        most = most if bytes_max is None else min(most, self._have + bytes_max)
         try:
             with self._spent("receive"):
                 count = self.connection.recv_into(self._in[self._have : most])
@@ -218,15 +213,16 @@ class Stream:
 
     # ------------------------------------------------------------------------------------- writing
 
-    def write(self) -> bool:
-        """Send what can be sent of one frame. False when nothing moved."""
+    def write(self, bytes_max: int | None = None) -> bool:
+        """Send what can be sent of one frame, `bytes_max` at most. False when nothing moved."""
         if not self.is_writable:
             return False
         if self._out_at == self._out_end and not self._make_frame():
             return False
         try:
             with self._spent("send"):
-                count = self.connection.send(self._out[self._out_at : self._out_end])
+                end = self._out_end if bytes_max is None else self._out_at + bytes_max
+                count = self.connection.send(self._out[self._out_at : min(end, self._out_end)])
         except BlockingIOError:
             self.is_writable = False
             return False

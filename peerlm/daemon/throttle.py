@@ -18,6 +18,10 @@ class TokenBucket:
         self._level = burst
         self._at = now
 
+    @property
+    def is_limited(self) -> bool:
+        return self._rate > 0
+
     def delay_s(self, now: Instant) -> float:
         """Seconds until something may be taken; 0 if it may be now."""
         if not self._rate:

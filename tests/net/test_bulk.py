@@ -582,6 +582,18 @@ async def test_ceilings_hold(make) -> None:
     assert loop.time() - began >= 0.25  # a burst of one chunk, one in debt, one waited for
 
 
+async def test_a_ceiling_that_makes_a_chunk_take_longer_than_patience_is_no_silence(make) -> None:
+    ann, bob, a = make(upload_bytes_s=CHUNK), make(), Agreement()
+    size = 2 * CHUNK  # each chunk takes four seconds
+    asked = asyncio.ensure_future(ask(ann, bob.port, a, fragment(size), progress_s=0.5))
+    answered = asyncio.ensure_future(answer(bob, a, fragment(size), progress_s=0.5))
+    await until(lambda: bob.counters["bytes_received"] > 3 * CHUNK)
+    assert not asked.done()
+    assert not answered.done()
+    asked.cancel()
+    answered.cancel()
+
+
 async def test_a_taken_port_is_a_line_or_another_port(make) -> None:
     bob = make()
     with pytest.raises(ConfigError, match=f"port {bob.port} on {HERE} is in use"):
