@@ -126,19 +126,8 @@ class Transfers:
                 self._post(events.ExchangeEnded(e.transfer, "lost", _reason(error)))
                 return
             moved = await self._apply(e.transfer, e.fragment, lambda _: side.apply())
-        self._post(
-            events.ExchangeEnded(
-                e.transfer,
-                "ok",
-                raw_norm=moved.raw_norm,
-                applied_norm=moved.applied_norm,
-                phi_norm=moved.phi_norm,
-                clipped=moved.clipped,
-                booked=moved.withheld_norm,
-                bytes_sent=stream_bytes(e.codec_request, size),
-                bytes_received=stream_bytes(e.codec_reply, size),
-            )
-        )
+        sent, received = stream_bytes(e.codec_request, size), stream_bytes(e.codec_reply, size)
+        self._post(_went_well(events.ExchangeEnded, e.transfer, moved, sent, received))
 
     async def _serve_exchange(self, e: ServeExchange) -> None:
         size = self._slow.size(e.fragment)
@@ -155,19 +144,8 @@ class Transfers:
                 self._post(events.ExchangeServed(e.transfer, "lost", _reason(error)))
                 return
             moved = await self._apply(e.transfer, e.fragment, lambda _: side.apply())
-        self._post(
-            events.ExchangeServed(
-                e.transfer,
-                "ok",
-                raw_norm=moved.raw_norm,
-                applied_norm=moved.applied_norm,
-                phi_norm=moved.phi_norm,
-                clipped=moved.clipped,
-                booked=moved.withheld_norm,
-                bytes_sent=stream_bytes(e.codec_reply, size),
-                bytes_received=stream_bytes(e.codec_request, size),
-            )
-        )
+        sent, received = stream_bytes(e.codec_reply, size), stream_bytes(e.codec_request, size)
+        self._post(_went_well(events.ExchangeServed, e.transfer, moved, sent, received))
 
     async def _apply(
         self, transfer: TransferId, fragment: FragmentId, call: Callable[[SlowFragment], R]
@@ -252,6 +230,25 @@ class Transfers:
             self._post(events.PullServed(e.transfer, "lost", 0))
             return
         self._post(events.PullServed(e.transfer, "ok", sent))
+
+
+Ended = TypeVar("Ended", events.ExchangeEnded, events.ExchangeServed)
+
+
+def _went_well(
+    kind: type[Ended], transfer: TransferId, moved: flow.Flow, sent: int, received: int
+) -> Ended:
+    return kind(
+        transfer,
+        "ok",
+        raw_norm=moved.raw_norm,
+        applied_norm=moved.applied_norm,
+        phi_norm=moved.phi_norm,
+        clipped=moved.clipped,
+        booked=moved.withheld_norm,
+        bytes_sent=sent,
+        bytes_received=received,
+    )
 
 
 def _discard(begun: asyncio.Future[Partial]) -> None:
