@@ -23,7 +23,7 @@ help:
 	@echo "make bench-peers    others to compare with in peerlm bench, in an environment of their own: .venv-peers"
 	@echo "make fuzz    damaged inputs for every decoder, hostile peers for every machine, for minutes"
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt peerlm/mix/kernel.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'

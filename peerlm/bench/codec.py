@@ -24,7 +24,8 @@ from peerlm.mix import flow
 from peerlm.mix.chunks import stream_bytes
 from peerlm.mix.codec import CODECS, decode, encode
 from peerlm.mix.fragment import SlowFragment
-from peerlm.mix.vector import Vector, norm
+from peerlm.mix.loops import norm
+from peerlm.mix.vector import Vector
 from peerlm.types import FragmentId
 
 EXCHANGES = ("fp32", "fp16", "int8", "int8:int4")

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peerlm.errors import WireError
-from peerlm.mix.vector import Vector, pieces, square_sum, squares
+from peerlm.mix.loops import decode_blocks, difference, encode_blocks, squares
+from peerlm.mix.vector import Blocks, Vector, blocks_of, pieces
 
 CODECS = ("fp32", "fp16", "int8", "int4")
 """Every codec, finest first."""
@@ -30,17 +31,12 @@ CODECS = ("fp32", "fp16", "int8", "int4")
 WEIGHT_CODECS = ("fp32", "fp16", "int8")
 """Codecs fit for raw weights: what a request may use."""
 
-BLOCK = 128
-"""Elements that share a scale: 1/32 byte an element. Must divide `vector.PIECE`."""
-
 IS_LITTLE = sys.byteorder == "little"
 
 LARGEST = 1e37
 """int8 and int4 refuse elements beyond this, so that no decoded element can overflow fp32."""
 
-_TINIEST = np.float32(np.finfo(np.float32).tiny)
 _SCALE_MAX = np.float32(np.finfo(np.float32).max / 128)
-_HEADROOM = 1.0 - 2.0**-17  # keeps the largest element plus its dither below the next integer
 
 _FLOORS = {"fp32": 1e-7, "fp16": 2e-4, "int8": 6e-3}
 
@@ -53,9 +49,9 @@ def encoded_size(codec: str, size: int) -> int:
         case "fp16":
             return 2 * size
         case "int8":
-            return 4 * _blocks(size) + size
+            return 4 * blocks_of(size) + size
         case "int4":
-            return 4 * _blocks(size) + (size + 1) // 2
+            return 4 * blocks_of(size) + (size + 1) // 2
     raise ValueError(f"no codec {codec!r}; codecs are {', '.join(CODECS)}")
 
 
@@ -80,7 +76,9 @@ def encode(
         _encode_floats(values, payload, codec, math.isfinite(known_squares))
     else:
         scales, integers = _sections(encoded, values.size)
-        _encode_blocks(values, scales, integers, codec, rng)
+        fit = encode_blocks(values, BLOCKS[codec], rng, scales, integers)
+        if fit < values.size:
+            raise ValueError(f"an element near {fit} is not finite, or beyond {LARGEST:.0e}")
     return encoded
 
 
@@ -129,8 +127,23 @@ def decode_measured(
     scales, integers = _sections(encoded, room.size)
     if not np.all((scales >= 0) & (scales <= _SCALE_MAX)):
         raise WireError(f"{codec} vector: a block's scale is negative, too large or not finite")
-    _decode_blocks(scales, integers, room, codec)
-    return room, squares(room)
+    return room, decode_blocks(scales, integers, BLOCKS[codec], room)
+
+
+def subtract_decoded(
+    encoded: bytes | bytearray | memoryview, codec: str, ours: Vector, out: Vector
+) -> tuple[float, float]:
+    """`out` := `ours` − the elements in `encoded`; Σ of the squares of those, and of `out`. Raises as
+    `decode`."""
+    if codec != "fp32" or not IS_LITTLE:
+        theirs, of_theirs = decode_measured(encoded, codec, out)
+        return of_theirs, difference(ours, theirs, out)[1]
+    _check_length(encoded, out.size, codec)
+    theirs = np.frombuffer(encoded, _FLOATS[codec])
+    of_theirs, of_out = difference(ours, theirs, out)
+    if not math.isfinite(of_theirs):
+        _refuse_what_is_not_finite(theirs, codec)
+    return of_theirs, of_out
 
 
 def _check_length(encoded: bytes | bytearray | memoryview, size: int, codec: str) -> None:
@@ -179,119 +192,39 @@ def _encode_floats(
 
 def _squares_of_finite(elements: Vector, codec: str) -> float:
     """Σ x²; inf if an element is beyond about 1e19. Raises `WireError` if one is not finite."""
-    total = 0.0
-    for piece in pieces(elements.size):
-        of_piece = square_sum(elements[piece])
-        # The sum tells of what is not finite; only when it does is a closer look needed.
-        if not math.isfinite(of_piece) and not np.isfinite(elements[piece]).all():
-            raise WireError(f"{codec} vector: an element near {piece.start} is not finite")
-        total += of_piece
+    total = squares(elements)
+    if not math.isfinite(total):  # only then is a closer look needed
+        _refuse_what_is_not_finite(elements, codec)
     return total
+
+
+def _refuse_what_is_not_finite(elements: Vector, codec: str) -> None:
+    for piece in pieces(elements.size):
+        if not np.isfinite(elements[piece]).all():
+            raise WireError(f"{codec} vector: an element near {piece.start} is not finite")
 
 
 # ------------------------------------------------------------------------------- block codecs
 
-_LEVELS = {"int8": 127, "int4": 7}
+
+def _kind(bits: int) -> Blocks:
+    levels = (1 << (bits - 1)) - 1
+    headroom = 1.0 - 2.0**-17  # keeps the largest element plus its dither below the next integer
+    return Blocks(
+        bits=bits,
+        bound=np.float32(LARGEST),
+        top=np.float32(levels * headroom),
+        tiniest=np.float32(np.finfo(np.float32).tiny),
+        offset=np.float32(levels + 1 + 2.0**-17),
+    )
 
 
-def _blocks(size: int) -> int:
-    return -(-size // BLOCK)
+BLOCKS = {"int8": _kind(8), "int4": _kind(4)}
 
 
 def _sections(
     encoded: bytes | bytearray | memoryview, size: int
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Views of the scales [blocks] and of the payload bytes."""
-    scales = np.frombuffer(encoded, "<f4", count=_blocks(size))
+    scales = np.frombuffer(encoded, "<f4", count=blocks_of(size))
     return scales, np.frombuffer(encoded, np.uint8, offset=scales.nbytes)
-
-
-def _encode_blocks(
-    values: Vector,
-    scales: NDArray[np.float32],
-    payload: NDArray[np.uint8],
-    codec: str,
-    rng: np.random.Generator,
-) -> None:
-    levels = _LEVELS[codec]
-    for piece in pieces(values.size):
-        rows = _as_rows(values[piece])
-        largest = _largest_of_rows(rows)
-        if not np.all(largest <= LARGEST):
-            raise ValueError(
-                f"an element near {piece.start} is not finite, or beyond {LARGEST:.0e}"
-            )
-        scale = largest / np.float32(levels * _HEADROOM)
-        scale[scale < _TINIEST] = 0.0
-        scales[piece.start // BLOCK :][: scale.size] = scale
-        inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-        integers = _round_at_random(rows, inverse, levels + 1, rng)[: piece.stop - piece.start]
-        if codec == "int8":
-            np.bitwise_xor(integers, 0x80, out=payload[piece])  # from offset to two's complement
-        else:
-            _pack_nibbles(integers, payload[piece.start // 2 : (piece.stop + 1) // 2])
-
-
-def _as_rows(values: Vector) -> NDArray[np.float32]:
-    """`values` as rows of `BLOCK`; a short last row is filled up with zeros."""
-    if values.size % BLOCK:
-        values = np.concatenate([values, np.zeros(-values.size % BLOCK, np.float32)])
-    return values.reshape(-1, BLOCK)
-
-
-def _largest_of_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Largest |x| of each row; NaN and inf come through. Folds wide, for numpy reduces slowly."""
-    folded = np.abs(rows)
-    for half in (64, 32, 16, 8):
-        folded = np.maximum(folded[:, :half], folded[:, half:])
-    largest: NDArray[np.float32] = folded.max(axis=1)
-    return largest
-
-
-def _round_at_random(
-    rows: NDArray[np.float32],
-    inverse: NDArray[np.float32],
-    offset: int,
-    rng: np.random.Generator,
-) -> NDArray[np.uint8]:
-    """floor(rows × inverse + u) + offset, flat, with u uniform over multiples of 2⁻¹⁶ in [0, 1)."""
-    words = rng.integers(0, 1 << 64, size=-(-rows.size // 4), dtype=np.uint64)
-    dithered = words.view(np.uint16)[: rows.size].astype(np.float32).reshape(rows.shape)
-    dithered *= np.float32(2.0**-16)
-    dithered += np.float32(offset + 2.0**-17)
-    dithered += rows * inverse[:, None]
-    return dithered.astype(np.uint8).ravel()  # all positive, so truncating is flooring
-
-
-def _pack_nibbles(integers: NDArray[np.uint8], packed: NDArray[np.uint8]) -> None:
-    """Two elements a byte, the first in the low half."""
-    if integers.size % 2:
-        integers = np.append(integers, np.uint8(0))
-    pairs = integers.view("<u2")
-    packed[...] = (pairs | (pairs >> 4)) & 0xFF
-
-
-def _decode_blocks(
-    scales: NDArray[np.float32], payload: NDArray[np.uint8], decoded: Vector, codec: str
-) -> None:
-    for piece in pieces(decoded.size):
-        if codec == "int8":
-            integers = payload[piece].view(np.int8)
-        else:
-            integers = _unpack_nibbles(payload[piece.start // 2 : (piece.stop + 1) // 2])
-        target = decoded[piece]
-        target[...] = integers[: target.size]
-        scale = scales[piece.start // BLOCK :][: _blocks(target.size)]
-        whole = target.size // BLOCK * BLOCK
-        rows = target[:whole].reshape(-1, BLOCK)
-        rows *= scale[: rows.shape[0], None]
-        target[whole:] *= scale[-1]
-
-
-def _unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
-    pairs = packed.astype("<u2")
-    pairs |= pairs << 4
-    pairs &= 0x0F0F
-    integers = pairs.view(np.int8)
-    integers -= 8
-    return integers

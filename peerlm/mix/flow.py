@@ -35,6 +35,7 @@ from peerlm.mix.codec import (
     decode_measured,
     encode,
     encode_or_view,
+    subtract_decoded,
 )
 from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.robust import (
@@ -44,7 +45,7 @@ from peerlm.mix.robust import (
     is_absurd,
     norms_agree,
 )
-from peerlm.mix.vector import Vector, squares
+from peerlm.mix.vector import Vector
 
 Buffer = bytes | bytearray | memoryview
 
@@ -212,11 +213,8 @@ class Answering(_Side):
         """
         part = self._next()
         phi, difference = self._fragment.phi[part], self._difference[part]
-        theirs, of_theirs = decode_measured(encoded, self.codec_request, difference)
+        of_theirs, of_chunk = subtract_decoded(encoded, self.codec_request, phi, difference)
         self._theirs += of_theirs
-        with np.errstate(over="ignore"):
-            np.subtract(phi, theirs, out=difference)
-        of_chunk = squares(difference)
         payload = encode_or_view(difference, self.codec_reply, self._rng, out, of_chunk)
         if self.codec_reply != "fp32":  # what the initiator will make of it
             _, of_chunk = decode_measured(payload, self.codec_reply, difference)

@@ -28,7 +28,8 @@ import numpy as np
 
 from peerlm.config import MixSection
 from peerlm.mix.algorithms import Algorithm
-from peerlm.mix.vector import PIECE, Vector, norm, pieces, square_sum
+from peerlm.mix.loops import add, norm, squares
+from peerlm.mix.vector import Vector, pieces
 
 
 class Kind(StrEnum):
@@ -209,7 +210,7 @@ class SlowFragment:
             phi = self.phi[piece]
             algorithm.outer(phi, self.momentum[piece], completed[piece] - phi, mix)
             np.subtract(phi, completed[piece], out=completed[piece])
-            phi_squares += square_sum(phi)
+            phi_squares += squares(phi)
         self._queue_owned(completed)
         self.version += 1
         self._norm = math.sqrt(phi_squares)
@@ -217,15 +218,7 @@ class SlowFragment:
 
     def add_flow(self, values: Vector, scale: float = 1.0) -> None:
         """φ += scale × values [n], and the same to θ through the queue. `values` stays as it is."""
-        queued = self._pending_to_add_to()
-        room, phi_squares = np.empty(min(PIECE, self.size), np.float32), 0.0
-        for piece in pieces(self.size):
-            flow = np.multiply(values[piece], np.float32(scale), out=room[: values[piece].size])
-            phi = self.phi[piece]
-            phi += flow
-            phi_squares += square_sum(phi)
-            if queued is not None:
-                queued[piece] += flow
+        phi_squares = add(self.phi, self._pending_to_add_to(), values, scale)
         self._norm = math.sqrt(phi_squares)
 
     def add_to_momentum(self, values: Vector, scale: float = 1.0) -> None:
@@ -309,4 +302,4 @@ class SlowFragment:
 def _distance(a: Vector, b: Vector) -> float:
     """|a − b|; inf or NaN if an element is not finite, or beyond about 1e19."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return math.sqrt(sum(square_sum(a[piece] - b[piece]) for piece in pieces(a.size)))
+        return math.sqrt(sum(squares(a[piece] - b[piece]) for piece in pieces(a.size)))

@@ -1,15 +1,13 @@
-"""Arithmetic on long fp32 vectors, a cache-sized piece at a time.
+"""Long fp32 vectors, and how they are cut.
 
 A fragment has up to four million parameters: 16 MB, far more than a core's second-level cache. Work
-that goes over it several times is done piece by piece, so that only the first pass waits for
-memory. Nothing here starts threads (so no BLAS), and numpy lets go of the interpreter's lock inside
-each call, so the daemon's pool can run several fragments at once.
+that goes over it several times is done piece by piece, so that only the first pass waits for memory.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +18,9 @@ Vector = NDArray[np.float32]
 PIECE = 1 << 16
 """Elements worked on at a time: 256 KiB of fp32, a few of which fit in a second-level cache."""
 
+BLOCK = 128
+"""Elements that share a scale where vectors are small integers. Divides `PIECE`."""
+
 
 def pieces(size: int) -> Iterator[slice]:
     """Slices of at most `PIECE` elements that cover `range(size)` in order."""
@@ -27,16 +28,23 @@ def pieces(size: int) -> Iterator[slice]:
         yield slice(start, min(start + PIECE, size))
 
 
-def square_sum(piece: Vector) -> float:
-    """Σ x² of one piece; inf or NaN if an element is not finite, or beyond about 1e19."""
-    return float(np.einsum("i,i->", piece, piece))
+def blocks_of(size: int) -> int:
+    """How many blocks `size` elements have."""
+    return -(-size // BLOCK)
 
 
-def squares(values: Vector) -> float:
-    """Σ x², summed in the same order wherever it is done; else as `square_sum`."""
-    return sum(square_sum(values[piece]) for piece in pieces(values.size))
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A way to hold blocks as integers of so many `bits`.
 
+    bound: the largest |x| that is taken.
+    top: what a block's largest |x| is divided by for its scale.
+    tiniest: scales below it become 0, and so the block.
+    offset: what makes every integer positive, half a step of the dither included.
+    """
 
-def norm(values: Vector) -> float:
-    """Euclidean norm; inf or NaN if an element is not finite, or beyond about 1e19."""
-    return math.sqrt(squares(values))
+    bits: int
+    bound: np.float32
+    top: np.float32
+    tiniest: np.float32
+    offset: np.float32

@@ -21,8 +21,9 @@ from collections.abc import Callable
 import numpy as np
 
 from peerlm.errors import ConfigError
-from peerlm.mix.codec import BLOCK, LARGEST, decode, encode
-from peerlm.mix.vector import Vector, norm
+from peerlm.mix.codec import LARGEST, decode, encode
+from peerlm.mix.loops import norm
+from peerlm.mix.vector import BLOCK, Vector
 
 LARGEST_FP16 = 65504.0
 

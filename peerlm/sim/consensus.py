@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from peerlm.config import MixSection
 from peerlm.errors import ConfigError
 from peerlm.mix import algorithms
-from peerlm.mix.codec import BLOCK, CODECS, WEIGHT_CODECS, decode, encode, encoded_size
+from peerlm.mix.codec import CODECS, WEIGHT_CODECS, decode, encode, encoded_size
+from peerlm.mix.vector import BLOCK
 from peerlm.sim.figures import Figure, quantiles
 from peerlm.swarm.sampler import Sampler, sampler_named
 from peerlm.swarm.samplers.scheduled import Scheduled

@@ -23,7 +23,8 @@ from peerlm.mix import flow
 from peerlm.mix.codec import encoded_size
 from peerlm.mix.exchange_records import Standing
 from peerlm.mix.fragment import SlowFragment
-from peerlm.mix.vector import Vector, norm
+from peerlm.mix.loops import norm
+from peerlm.mix.vector import Vector
 from peerlm.types import FragmentId, TransferId
 from peerlm.wire.message import ExchangeRequest
 

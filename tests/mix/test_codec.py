@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from peerlm.errors import WireError
 from peerlm.mix import codec
-from peerlm.mix.vector import PIECE
+from peerlm.mix.vector import BLOCK, PIECE
 
 LEVELS = {"int8": 127, "int4": 7}
 
@@ -26,7 +26,7 @@ def step_of_each(values: np.ndarray, name: str) -> np.ndarray:
     """The distance between two neighbouring integers, in the block of each element."""
     steps = [
         np.full(len(block), np.abs(block).max() / LEVELS[name])
-        for block in np.split(values, range(codec.BLOCK, len(values), codec.BLOCK))
+        for block in np.split(values, range(BLOCK, len(values), BLOCK))
         if len(block)
     ]
     return np.concatenate([np.zeros(0), *steps])

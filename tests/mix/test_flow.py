@@ -255,7 +255,7 @@ def test_two_halves_of_a_swarm_find_together_after_a_partition():
         for k in range(20):
             tracker.update(b"%d" % k, 0.3, False)
     apart = relative_spread(nodes)
-    for _ in range(100):
+    for _ in range(160):
         i, j = (int(k) for k in rng.choice(8, 2, replace=False))
         taus = [trackers[k].tau(nodes[k].phi_norm()) for k in (i, j)]
         flows = exchange(nodes[i], nodes[j], rng, clip_i=taus[0], clip_j=taus[1])

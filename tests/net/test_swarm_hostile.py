@@ -29,8 +29,9 @@ from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import create_run
 from peerlm.mix import algorithms
 from peerlm.mix.chunks import chunk_at, chunk_count
-from peerlm.mix.codec import BLOCK, encode
+from peerlm.mix.codec import encode
 from peerlm.mix.robust import FIRST_CLIP
+from peerlm.mix.vector import BLOCK
 from peerlm.types import Role, TransferId, WallTime
 from peerlm.wire.message import (
     PROTOCOL_VERSION,

@@ -8,8 +8,8 @@ import pytest
 from peerlm.config import Plan, with_changes
 from peerlm.errors import ConfigError, WireError
 from peerlm.mix.codec import CODECS, WEIGHT_CODECS, decode, encode
+from peerlm.mix.loops import norm
 from peerlm.mix.robust import MISFIT_S
-from peerlm.mix.vector import norm
 from peerlm.sim.attackers import ATTACKS, Attacker, forge
 from peerlm.sim.byzantine import STEP_S, Case, Outcome, Swarm
 from peerlm.sim.learner import Teacher
