@@ -71,7 +71,8 @@ figures: $(STAMP)
 	    echo "$$figure:"; $(BIN)/python -m bench.$$figure $(FLAGS) || missed="$$missed $$figure"; echo; \
 	done; test -z "$$missed" || { echo "missed:$$missed"; exit 1; }
 
-figures-long: $(STAMP)
+figures-long: $(STAMP) bench-peers
+	$(BIN)/python -m bench.exchange $(FLAGS)
 	$(BIN)/python -m bench.membership $(FLAGS)
 	$(BIN)/python -m bench.faults --seeds 10000 $(FLAGS)
 	$(BIN)/python -m bench.fuzz --inputs 1000000 $(FLAGS)

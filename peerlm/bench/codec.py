@@ -20,7 +20,7 @@ import numpy as np
 
 from peerlm.bench.rows import Missed, Row, codec_row, codecs_of
 from peerlm.bench.weights import prepare
-from peerlm.mix import flow
+from peerlm.mix import flow, loops
 from peerlm.mix.chunks import stream_bytes
 from peerlm.mix.codec import CODECS, decode, encode
 from peerlm.mix.fragment import SlowFragment
@@ -53,7 +53,12 @@ def measure(parameters: int, repeat: int, tell: Callable[[str], None]) -> dict[s
         if number:
             for name, values in once.items():
                 seconds[name] += values
-    return {"parameters": parameters, "repeat": repeat, "rows": list(bench.rows(seconds))}
+    return {
+        "parameters": parameters,
+        "repeat": repeat,
+        "loops": loops.NAME,
+        "rows": list(bench.rows(seconds)),
+    }
 
 
 class Bench:

@@ -134,7 +134,7 @@ class Peerlm:
         return float(max(a["ended"] for a in answers) - min(a["began"] for a in answers))
 
     def counts(self) -> Mapping[str, int]:
-        """Also `exchanges` that went well, and requests that found a partner `busy`.
+        """Also `exchanges` that went well, requests that found a partner `busy`, and what time went to.
 
         Raises:
             Missed: a difference has been clipped.
@@ -189,12 +189,15 @@ def one_round(party: Party) -> Round:
     meeting_s = party.prepare()
     processes = [process for child in party.children for process in child.processes()]
     forget_peaks(processes)
+    at_rest = [peak_mb(process) for process in processes]
     busy, before = cpu_seconds(processes), party.counts()
     seconds = party.round()
+    peaks = [peak_mb(process) for process in processes]
     return Round(
         seconds=seconds,
         meeting_s=meeting_s,
         cpu_s=cpu_seconds(processes) - busy,
         counts=grown(party.counts(), before),
-        rss_mb=max(peak_mb(process) for process in processes),
+        rss_mb=max(peaks),
+        grown_mb=max(peak - rest for peak, rest in zip(peaks, at_rest, strict=True)),
     )

@@ -34,6 +34,7 @@ from typing import Any
 import uvloop
 
 from peerlm.bench.child import Child
+from peerlm.bench.rows import STAGES
 from peerlm.bench.weights import prepare
 from peerlm.cli.demo_nodes import DemoNode
 from peerlm.daemon.log import DaemonLog
@@ -218,6 +219,7 @@ def tally(driver: Driver) -> dict[str, Any]:
         "exchanges": totals.initiated_ok,
         "busy": totals.busy,
         "clipped": totals.clipped,
+        **{f"{stage}_us": driver.bulk.counters[f"{stage}_us"] for stage in STAGES},
     }
 
 

@@ -17,6 +17,11 @@ from peerlm.sim.figures import quantiles
 
 FP32_BYTES = 4
 
+STAGES = ("receive", "open", "hear", "say", "seal", "send", "apply")
+"""What the daemon's bulk thread, and for the last the pool, spends time on: see docs/benchmarks.md."""
+
+SPENT = "_us"
+
 Row = dict[str, Any]
 
 
@@ -30,9 +35,11 @@ class Round:
 
     seconds: from the first start to the last end, of all processes.
     meeting_s: what had to be waited for before, to know with whom; 0 where nothing is.
-    counts: of all; `wire_bytes` that were sent, and what else a party counts.
+    counts: of all; `wire_bytes` that were sent, and what else a party counts; what ends with `_us` is
+        microseconds that were spent on something.
     cpu_s: processor time of all.
     rss_mb: the most that one process has had.
+    grown_mb: by how much one process has grown meanwhile, the most of all.
     """
 
     seconds: float
@@ -40,6 +47,7 @@ class Round:
     counts: Mapping[str, int]
     cpu_s: float
     rss_mb: float
+    grown_mb: float
 
 
 def exchange_row(name: str, rounds: Sequence[Round], parameters: int, *, met: bool = False) -> Row:
@@ -51,6 +59,7 @@ def exchange_row(name: str, rounds: Sequence[Round], parameters: int, *, met: bo
     seconds = [r.seconds + (r.meeting_s if met else 0.0) for r in rounds]
     spread = quantiles(seconds)
     median_s = _known(spread["p50"])
+    means = {count: _mean(r.counts[count] for r in rounds) for count in rounds[0].counts}
     return {
         "name": name,
         "seconds_p50": median_s,
@@ -59,7 +68,9 @@ def exchange_row(name: str, rounds: Sequence[Round], parameters: int, *, met: bo
         "param_gb_s": FP32_BYTES * parameters / median_s / 1e9,
         "cpu_s": fmean(r.cpu_s for r in rounds),
         "rss_mb": max(r.rss_mb for r in rounds),
-        **{count: _mean(r.counts[count] for r in rounds) for count in rounds[0].counts},
+        "rss_grown_mb": max(r.grown_mb for r in rounds),
+        **{name: mean for name, mean in means.items() if not name.endswith(SPENT)},
+        "spent_ms": {n.removesuffix(SPENT): m / 1e3 for n, m in means.items() if n.endswith(SPENT)},
     }
 
 

@@ -23,7 +23,7 @@ PARAMETERS = (1_000, 1_000_000_000)
 def codec(parameters: int, repeat: int, as_json: bool) -> None:
     """Time each codec, and both sides of an exchange, on one fragment and one processor.
 
-    Nothing is sent: this is what numpy takes. docs/benchmarks.md says what each figure is.
+    Nothing is sent: this is arithmetic alone, compiled or in numpy as peerlm was installed. docs/benchmarks.md says what each figure is.
 
     \b
     Examples:
@@ -46,7 +46,9 @@ def _show(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{found['parameters']:,} parameters, median of {found['repeat']}")
+    table = Table(
+        title=f"{found['parameters']:,} parameters, {found['loops']}, median of {found['repeat']}"
+    )
     table.add_column("")
     for column in ("ns/parameter", "GB/s", "bytes/parameter", "error"):
         table.add_column(column, justify="right")

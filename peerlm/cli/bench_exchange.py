@@ -11,7 +11,7 @@ import click
 
 from peerlm.bench.exchange import Asked, measure
 from peerlm.bench.rival import RIVALS
-from peerlm.bench.rows import codecs_of
+from peerlm.bench.rows import STAGES, codecs_of
 from peerlm.cli.bench import progress
 from peerlm.cli.leash import interrupt_on_terminate
 from peerlm.errors import ConfigError
@@ -134,4 +134,13 @@ def _show(found: dict[str, Any]) -> None:
         cost = [f"{row['wire_bytes'] / 1e6:.1f}", f"{row['cpu_s']:.2f}", f"{row['rss_mb']:.0f}"]
         ratios = [f"{row['ratio'][r]:.2f}" if r in row["ratio"] else "" for r in rivals]
         table.add_row(row["name"], *rate, *cost, *ratios)
-    Console().print(table)
+    spent = Table(title="where it went, ms a round, all nodes", box=None, padding=(0, 1, 0, 0))
+    spent.add_column("", no_wrap=True)
+    for stage in STAGES:
+        spent.add_column(stage, justify="right")
+    for row in found["rows"]:
+        if row["spent_ms"]:
+            spent.add_row(row["name"], *(f"{row['spent_ms'][stage]:.0f}" for stage in STAGES))
+    console = Console()
+    console.print(table)
+    console.print(spent)

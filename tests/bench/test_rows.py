@@ -20,7 +20,9 @@ from peerlm.model.plan import parameter_count
 
 def rounds(*seconds: float, meeting_s: float = 0.0) -> list[Round]:
     return [
-        Round(s, meeting_s, {"wire_bytes": 80, "busy": i}, cpu_s=s / 2, rss_mb=100.0 + i)
+        Round(
+            s, meeting_s, {"wire_bytes": 80, "busy": i}, cpu_s=s / 2, rss_mb=100.0 + i, grown_mb=i
+        )
         for i, s in enumerate(seconds)
     ]
 
@@ -34,6 +36,14 @@ def test_a_row_has_the_spread_of_its_rounds_and_what_they_cost() -> None:
     assert row["rss_mb"] == 103.0
     assert (row["wire_bytes"], row["busy"]) == (80, 1.5)
     assert isinstance(row["wire_bytes"], int)
+
+
+def test_what_time_was_spent_on_is_told_apart_from_what_was_counted() -> None:
+    counts = {"wire_bytes": 80, "seal_us": 2000}
+    row = exchange_row("ours", [Round(0.1, 0.0, counts, 0.1, 10.0, g) for g in (1.0, 3.0)], 100)
+    assert row["spent_ms"] == {"seal": 2.0}
+    assert "seal_us" not in row
+    assert row["rss_grown_mb"] == 3.0
 
 
 def test_time_to_meet_counts_where_it_is_asked_for() -> None:
