@@ -288,7 +288,7 @@ mixing_figures = _figures(
     ("slowest link an exchange is finished on", "bytes/s", "mix.exchange", "FLOOR_BYTES_S"),
     ("pause before the only partner is asked again", "s × tries", "mix.exchange", "RETRY_PAUSE_S"),
     ("how long an answered transfer is remembered", "s", "mix.exchange", "REPLY_MEMORY_S"),
-    ("elements that share a scale (int8, int4)", "", "mix.codec", "BLOCK"),
+    ("elements that share a scale (int8, int4)", "", "mix.vector", "BLOCK"),
     ("norm ratio beyond which weights are refused", "", "mix.robust", "NORM_RATIO_MAX"),
     ("rms per element below which a fragment counts as this large", "", "mix.robust", "SMALL_RMS"),
     ("τ before there is a history, as a share of the norm of φ", "", "mix.robust", "FIRST_CLIP"),
