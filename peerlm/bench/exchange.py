@@ -175,9 +175,10 @@ def model_of(parameters: int) -> Values:
 def compare(parties: Sequence[Party], rounds: int, tell: Tell) -> dict[str, list[Round]]:
     """Rounds of each party by name, taken in turns; the first of each is not among them."""
     found: dict[str, list[Round]] = {party.name: [] for party in parties}
+    at_rest: dict[int, float] = {}
     for number in range(rounds + 1):
         for party in parties:
-            one = one_round(party)
+            one = one_round(party, at_rest)
             what = f"round {number} of {rounds}" if number else "warm-up"
             tell(f"{what}: {party.name}, {one.seconds:.3f} s")
             if number:
@@ -185,19 +186,21 @@ def compare(parties: Sequence[Party], rounds: int, tell: Tell) -> dict[str, list
     return found
 
 
-def one_round(party: Party) -> Round:
+def one_round(party: Party, at_rest: dict[int, float]) -> Round:
+    """`at_rest`: what each process had before its first round, in MB; what is missing is put in."""
     meeting_s = party.prepare()
     processes = [process for child in party.children for process in child.processes()]
     forget_peaks(processes)
-    at_rest = [peak_mb(process) for process in processes]
+    for process in processes:
+        at_rest.setdefault(process.pid, peak_mb(process))
     busy, before = cpu_seconds(processes), party.counts()
     seconds = party.round()
-    peaks = [peak_mb(process) for process in processes]
+    peaks = {process.pid: peak_mb(process) for process in processes}
     return Round(
         seconds=seconds,
         meeting_s=meeting_s,
         cpu_s=cpu_seconds(processes) - busy,
         counts=grown(party.counts(), before),
-        rss_mb=max(peaks),
-        grown_mb=max(peak - rest for peak, rest in zip(peaks, at_rest, strict=True)),
+        rss_mb=max(peaks.values()),
+        grown_mb=max(peak - at_rest[pid] for pid, peak in peaks.items()),
     )

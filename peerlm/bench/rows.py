@@ -39,7 +39,7 @@ class Round:
         microseconds that were spent on something.
     cpu_s: processor time of all.
     rss_mb: the most that one process has had.
-    grown_mb: by how much one process has grown meanwhile, the most of all.
+    grown_mb: how much more than before its first round one process has had, the most of all.
     """
 
     seconds: float

@@ -19,9 +19,14 @@ KEPT_BYTES_MAX = 64 << 20
 
 
 class Spare:
-    """Vectors to be lent. From any thread."""
+    """Vectors of up to `size_max` to be lent. From any thread.
 
-    def __init__(self) -> None:
+    All are of that size, so that each does for every request; what is never touched of one costs
+    nothing.
+    """
+
+    def __init__(self, size_max: int) -> None:
+        self._size_max = size_max
         self._kept: list[Vector] = []
         self._lock = threading.Lock()
 
@@ -29,16 +34,9 @@ class Spare:
     def lent(self, size: int) -> Iterator[Vector]:
         """A vector [size] of anything. It is not used again if this is left by an exception, for
         then somebody else may still be writing to it."""
-        vector = self._take(size)
-        yield vector
         with self._lock:
-            self._kept.append(vector)
-            while sum(v.nbytes for v in self._kept) > KEPT_BYTES_MAX:
-                self._kept.pop(0)
-
-    def _take(self, size: int) -> Vector:
+            vector = self._kept.pop() if self._kept else np.empty(self._size_max, np.float32)
+        yield vector[:size]
         with self._lock:
-            for index, vector in enumerate(self._kept):
-                if vector.size == size:
-                    return self._kept.pop(index)
-        return np.empty(size, np.float32)
+            if (len(self._kept) + 1) * vector.nbytes <= KEPT_BYTES_MAX:
+                self._kept.append(vector)

@@ -56,7 +56,7 @@ class Transfers:
         self._objects = objects
         self._moved = moved
         self._noise = noise
-        self._spare = Spare()
+        self._spare = Spare(max((slow.size(fragment) for fragment in slow), default=0))
         self._running: dict[TransferId, asyncio.Task[None]] = {}
 
     # -------------------------------------------------------------------------------- effects
