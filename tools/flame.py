@@ -12,7 +12,6 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -53,11 +52,10 @@ def record(seconds: int, raw: Path) -> None:
         command = ["py-spy", "record", "--function", "--format", "raw", "--output", str(raw)]
         command += ["--rate", str(RATE_HZ), "--duration", str(seconds), "--pid", str(answering)]
         spy = subprocess.Popen(command)
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        while spy.poll() is None:
             nodes.prepare()
             nodes.round()
-        if spy.wait():
+        if spy.returncode:
             sys.exit("py-spy failed")
 
 
