@@ -586,7 +586,7 @@ def _worker_words() -> Iterator[protocol.Message]:
     plan, settings = protocol.packed(Plan()), protocol.packed(NodeSettings())
     fragment = FragmentId(1)
     yield protocol.Setup(1, True, peer, plan, settings, ("/a/b", "/a/c"), 4, 0)
-    yield protocol.Steer(True, 10, 100, (peer, peer))
+    yield protocol.Steer(True, 10, 100, (peer, peer), 20)
     yield protocol.Correction(fragment, 3, protocol.ADD)
     yield protocol.BoundaryTaken(fragment)
     yield protocol.Evaluate()

@@ -185,8 +185,24 @@ class MixSection:
     inner_steps: int = at_least(
         1,
         20,
-        "Inner steps between two outer steps of a fragment (H). Larger means "
-        "fewer bytes and more drift.",
+        "Inner steps between two outer steps of a fragment (H), to begin with. Larger means fewer bytes "
+        "and more drift.",
+        unit="inner steps",
+    )
+    bandwidth_share: float = between(
+        0.0,
+        1.0,
+        0.5,
+        "Share of the time in which exchanges may keep a node's line busy: it mixes as often as that "
+        "allows, so each has an H of its own. 0: H stays `inner_steps`.",
+    )
+    inner_steps_min: int = at_least(
+        1, 5, "H goes no lower, however fast the line, unless it began there.", unit="inner steps"
+    )
+    inner_steps_max: int = at_least(
+        1,
+        500,
+        "H goes no higher, however slow the line, unless it began there.",
         unit="inner steps",
     )
     exchanges: int = between(
@@ -549,6 +565,11 @@ def _check_plan(plan: Plan, where: str) -> None:
         raise ConfigError(
             f"{where}: mix.gamma = {gamma} makes noloco diverge with mix.outer_momentum = {alpha}: "
             f"must be below 2(1 - {alpha}²) = {2 * (1 - alpha**2):.3g}"
+        )
+    if plan.mix.inner_steps_min > plan.mix.inner_steps_max:
+        raise ConfigError(
+            f"{where}: mix.inner_steps_min = {plan.mix.inner_steps_min} is above "
+            f"mix.inner_steps_max = {plan.mix.inner_steps_max}"
         )
     if t.batch % t.accumulate:
         raise ConfigError(

@@ -262,6 +262,8 @@ class SteerWorker(Effect):
     """For the learning rate."""
     members: tuple[PeerId, ...]
     """Live trainers, sorted: who reads which text."""
+    inner_steps: int
+    """Between two boundaries of a fragment."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ def facts(s: Status) -> list[tuple[str, str]]:
         ("loss", f"{words.loss(s['loss'])} training, {words.loss(s['val_loss'])} validation"),
         ("worker", _worker(worker)),
         ("mixing", f"{words.counts(mixing)}; distance {words.share(s['consensus_distance'])}"),
+        ("tempo", _tempo(s["tempo"])),
         (
             "bytes",
             f"{words.size(s['bytes_sent'])} sent, {words.size(s['bytes_received'])} received"
@@ -68,6 +69,12 @@ def facts(s: Status) -> list[tuple[str, str]]:
         pairs.append(("model", s["model_dir"]))
     pairs += [("why" if not at else "", line) for at, line in enumerate(s["why"])]
     return [(name, printable(line)) for name, line in pairs]
+
+
+def _tempo(tempo: Status) -> str:
+    use = tempo["line_use"]
+    line = f"an outer step each {tempo['inner_steps']} inner steps"
+    return line if use is None else f"{line}; exchanges take {words.share(use)} of the time"
 
 
 def _worker(worker: Status) -> str:

@@ -260,7 +260,11 @@ class Driver:
                 self.worker.stop(effect.generation)
             case fx.SteerWorker():
                 self.worker.steer(
-                    effect.generation, effect.training, effect.swarm_tokens, effect.members
+                    effect.generation,
+                    effect.training,
+                    effect.swarm_tokens,
+                    effect.members,
+                    effect.inner_steps,
                 )
             case fx.EvaluateSlow():
                 self.worker.evaluate(effect.generation, effect.tokens)

@@ -103,12 +103,17 @@ class WorkerLink:
             self._spawn(_insist(worker))
 
     def steer(
-        self, generation: int, training: bool, swarm_tokens: int, members: tuple[PeerId, ...]
+        self,
+        generation: int,
+        training: bool,
+        swarm_tokens: int,
+        members: tuple[PeerId, ...],
+        inner_steps: int,
     ) -> None:
         """A later word takes the place of one that has not left yet."""
         if (worker := self._current(generation)) is not None:
             budget = self.plan.run.token_budget
-            worker.say(protocol.Steer(training, swarm_tokens, budget, members))
+            worker.say(protocol.Steer(training, swarm_tokens, budget, members, inner_steps))
 
     def evaluate(self, generation: int, tokens: int) -> None:
         """Copy φ and have it evaluated → `Evaluated`. Ignored before the worker is ready and while

@@ -142,6 +142,11 @@ class Exchanges:
         taken = (self._initiated, self._served, self._answered)
         return any(transfer in exchanges for exchanges in taken)
 
+    @property
+    def are_moving(self) -> bool:
+        """Tensors of some exchange are on their way, as far as we know."""
+        return bool(self._served) or any(e.phase is Phase.MOVING for e in self._initiated.values())
+
     def is_busy(self, fragment: FragmentId) -> bool:
         """In an exchange, or about to ask for one."""
         return (

@@ -180,7 +180,9 @@ class Node:
 
     def handle(self, event: Event, now: Instant, wall: WallTime) -> list[Effect]:
         """What follows from an event."""
-        return self._filled(self._handle(event, now))
+        effects = self._handle(event, now)
+        self.work.tempo.note(now, moving=self.work.exchanges.are_moving)
+        return self._filled(effects)
 
     def wake(self, now: Instant, wall: WallTime) -> list[Effect]:
         """Do what is due."""
@@ -192,6 +194,7 @@ class Node:
             effects += self._publish(now)
         if self._leaving_since is not None:
             effects += self._wind_up(now)
+        self.work.tempo.note(now, moving=self.work.exchanges.are_moving)
         return self._filled(effects)
 
     def deadline(self) -> Instant:
@@ -492,6 +495,8 @@ class Node:
             bytes_sent=totals.bytes_sent,
             bytes_received=totals.bytes_received,
             bytes_allreduce=self._bytes_allreduce(),
+            inner_steps=work.tempo.inner_steps,
+            line_use=work.tempo.use,
             worker_state=worker.supervision.state,
             worker_device=worker.supervision.device,
             worker_threads=worker.supervision.threads,

@@ -62,6 +62,10 @@ class Summary:
     bytes_received: int
     bytes_allreduce: int
     """What fp32 ring all-reduce each inner step would have made this node send by now."""
+    inner_steps: int
+    """Between two outer steps of a fragment, as it is now."""
+    line_use: float | None
+    """Share of the time in which exchanges moved, lately."""
     worker_state: str
     worker_device: str
     worker_threads: int
@@ -123,6 +127,7 @@ def as_json(s: Summary) -> dict[str, Any]:
         "bytes_sent": s.bytes_sent,
         "bytes_received": s.bytes_received,
         "bytes_allreduce": s.bytes_allreduce,
+        "tempo": {"inner_steps": s.inner_steps, "line_use": _rounded(s.line_use)},
         "worker": {
             "state": s.worker_state,
             "tokens_per_s": round(s.tokens_per_s, 1),
@@ -142,6 +147,10 @@ def as_json(s: Summary) -> dict[str, Any]:
         "model_dir": s.model_dir,
         "why": why(s),
     }
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)
 
 
 def why(s: Summary) -> list[str]:

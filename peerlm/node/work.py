@@ -30,6 +30,7 @@ from peerlm.events import (
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.algorithms import RAMP_STEPS, ramp
 from peerlm.mix.exchange import Exchanges
+from peerlm.mix.tempo import Tempo
 from peerlm.node.acquire import Acquisition
 from peerlm.node.finals import Finals
 from peerlm.node.lifecycle import BEHIND_STEPS, NEXT, Facts, Phase, decide
@@ -96,6 +97,7 @@ class Work:
         sampler = sampler_named(plan.mix.sampler, plan.run.rng_seed)
         self.exchanges = Exchanges(me, plan, sizes, sampler, endpoint, rng)
         self.exchanges.standing.plan_hash = plan_hash
+        self.tempo = Tempo(plan.mix, now)
         self.acquisition = Acquisition(sizes, endpoint, rng)
         self._finals = Finals()
         self._straying = Straying()
@@ -181,8 +183,10 @@ class Work:
         return []
 
     def _tokens_per_round(self) -> int:
-        t = self.plan.train
-        return self.plan.mix.inner_steps * t.batch * self.plan.model.context
+        return self.tempo.inner_steps * self._tokens_per_step()
+
+    def _tokens_per_step(self) -> int:
+        return self.plan.train.batch * self.plan.model.context
 
     def _enter(self, phase: Phase, now: Instant) -> list[Effect]:
         assert phase in NEXT[self.phase] or phase is Phase.LEAVING, f"{self.phase} to {phase}"
@@ -272,7 +276,12 @@ class Work:
         self._steer_due = after(now, STEER_S)
         members = tuple(sorted((*self.seen.trainers, self.me)))
         training = self.phase is Phase.TRAINING
-        return self.worker.steer(training, self.seen.swarm_tokens, members)
+        if not training or not self.worker.tokens_per_s:
+            self.tempo.begin(now)
+        else:
+            self.tempo.look(self._tokens_per_step() / self.worker.tokens_per_s, now)
+        tokens, inner_steps = self.seen.swarm_tokens, self.tempo.inner_steps
+        return self.worker.steer(training, tokens, members, inner_steps)
 
     def _settle_on(self, now: Instant) -> list[Effect]:
         partners, spread = self.seen.partners, self.plan.mix.settle_spread
@@ -460,12 +469,9 @@ class Work:
         self.plan, self.plan_hash = plan.plan, plan.plan_hash
         self.exchanges.use_plan(plan.plan)
         self.exchanges.standing.plan_hash = plan.plan_hash
-        is_workers = (old.train, old.mix.inner_steps) != (
-            self.plan.train,
-            self.plan.mix.inner_steps,
-        )
-        # The worker reads the plan when it starts; only the budget it is told as it goes.
-        effects = self.worker.restart() if is_workers else []
+        self.tempo.follow(self.plan.mix, now)
+        # The worker reads the plan when it starts; the budget and H it is told as it goes.
+        effects = self.worker.restart() if old.train != self.plan.train else []
         return effects + self.step(now)
 
     def model_failed(self, reason: str, now: Instant) -> list[Effect]:

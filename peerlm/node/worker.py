@@ -78,11 +78,15 @@ class Worker:
             return [StopWorker(self.supervision.generation)]
         return []
 
-    def steer(self, training: bool, swarm_tokens: int, members: tuple[PeerId, ...]) -> list[Effect]:
-        """Whether to take inner steps, how far the swarm is, and who shares the text (sorted)."""
+    def steer(
+        self, training: bool, swarm_tokens: int, members: tuple[PeerId, ...], inner_steps: int
+    ) -> list[Effect]:
+        """Whether to take inner steps, how far the swarm is, who shares the text (sorted), and how
+        many inner steps to take between two boundaries."""
         if self.supervision.state != "running":
             return []
-        return [SteerWorker(self.supervision.generation, training, swarm_tokens, members)]
+        generation = self.supervision.generation
+        return [SteerWorker(generation, training, swarm_tokens, members, inner_steps)]
 
     def evaluate_if_due(self, every_s: float, swarm_tokens: int, now: Instant) -> list[Effect]:
         """An evaluation of the slow weights about each `every_s`, one at a time."""

@@ -176,6 +176,7 @@ class Labour:
 
     def _steer(self, worker: Worker, effect: fx.SteerWorker) -> None:
         worker.training, worker.swarm_tokens = effect.training, effect.swarm_tokens
+        worker.cadence.change(effect.inner_steps)
         if effect.training and not worker.ticking:
             worker.draining, worker.ticking = False, True
             self._next_tick(worker)

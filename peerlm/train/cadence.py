@@ -1,5 +1,7 @@
 """When the worker hands in which fragment: every H inner steps, each fragment at its own step.
 
+H may change at any time; what is due later moves with it, so that fragments stay spread out.
+
 Spreading the fragments over the H steps (Streaming DiLoCo, arXiv 2501.18512) keeps copies, outer
 steps and network traffic even instead of bursting. A fragment whose last boundary the daemon has
 not taken yet stays due and is handed in at a later step: so there is never more than one under way,
@@ -12,11 +14,12 @@ from peerlm.types import FragmentId
 
 
 class Cadence:
-    """Args: `fragments`, how many there are; `every`, the plan's H (`mix.inner_steps`)."""
+    """Args: `fragments`, how many there are; `every`, H to begin with."""
 
     def __init__(self, fragments: int, every: int) -> None:
         self._every = every
-        self._offsets = [fragment * every // fragments for fragment in range(fragments)]
+        self._next = [every - fragment * every // fragments for fragment in range(fragments)]
+        """The step at which each is due."""
         self._due: set[int] = set()
         self._under_way: set[int] = set()
         self._handed_in_at = [0] * fragments
@@ -25,9 +28,17 @@ class Cadence:
     def stepped(self) -> None:
         """An inner step is done."""
         self._step += 1
-        for fragment, offset in enumerate(self._offsets):
-            if (self._step + offset) % self._every == 0:
+        for fragment, at in enumerate(self._next):
+            if at <= self._step:
                 self._due.add(fragment)
+                self._next[fragment] = self._step + self._every
+
+    def change(self, every: int) -> None:
+        """H is another from here on."""
+        if every != self._every:
+            left = [at - self._step for at in self._next]
+            self._next = [self._step + max(1, n * every // self._every) for n in left]
+            self._every = every
 
     def drain(self) -> None:
         """No inner step will follow: whatever has moved since it was handed in is due."""

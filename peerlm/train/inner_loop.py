@@ -130,6 +130,7 @@ class InnerLoop:
             self._loader.set_members(told.members)
         self._swarm_tokens, self._tokens_when_steered = told.swarm_tokens, self._tally.tokens
         self._token_budget = told.token_budget
+        self._cadence.change(told.inner_steps)
         if not told.training:
             self._keep_still()
         elif not self._training:

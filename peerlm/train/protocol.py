@@ -77,6 +77,7 @@ class Steer(Message):
     swarm_tokens: int
     token_budget: int
     members: tuple[PeerId, ...]
+    inner_steps: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,8 @@ def sample_summary(**changes: Any) -> Summary:
             bytes_sent=12_345_678,
             bytes_received=11_000_000,
             bytes_allreduce=99_000_000,
+            inner_steps=12,
+            line_use=0.48,
             worker_state="running",
             worker_device="cpu",
             worker_threads=1,

@@ -65,7 +65,9 @@ class Daemon:
         )
 
     def train(self) -> None:
-        self.channel.send(protocol.Steer(True, 0, PLAN.run.token_budget, (ME,)))
+        self.channel.send(
+            protocol.Steer(True, 0, PLAN.run.token_budget, (ME,), PLAN.mix.inner_steps)
+        )
 
     def hear(self, kind: type[M], that: Callable[[M], bool] = lambda _: True) -> M:
         """The next such message; what comes before it is kept in `heard`. Boundaries are taken."""

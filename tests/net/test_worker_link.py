@@ -79,7 +79,7 @@ class Node:
         self.link.kick(fragment)
 
     def train(self, generation: int, swarm_tokens: int) -> None:
-        self.link.steer(generation, True, swarm_tokens, (ME,))
+        self.link.steer(generation, True, swarm_tokens, (ME,), PLAN.mix.inner_steps)
 
     async def wait_outer_steps(self, each: int) -> list[events.OuterStepped]:
         """The outer steps from now on, until every fragment has had so many."""
@@ -201,7 +201,7 @@ async def test_a_killed_worker_is_reported_at_once_and_another_begins_at_phi(
         assert len(os.listdir("/proc/self/fd")) <= descriptors
         await node.add_flow(FragmentId(0), np.full(FRAGMENTS[0].size, 0.5, np.float32))
 
-        node.link.steer(1, True, 0, (ME,))  # words to the dead are lost on nobody
+        node.link.steer(1, True, 0, (ME,), 1)  # words to the dead are lost on nobody
         await node.link.step_outer(1, FragmentId(0), 0)
         node.link.start(2, fresh=False)
         node.train(2, swarm_tokens=BUDGET)
@@ -226,7 +226,7 @@ async def test_a_stopped_worker_holds_nobody_up(
         crowd = tuple(PeerId(number.to_bytes(16, "big")) for number in range(1000))
         began = loop.time()
         for swarm_tokens in range(200):  # 3 MB, far more than a socket takes
-            node.link.steer(1, True, swarm_tokens, crowd)
+            node.link.steer(1, True, swarm_tokens, crowd, PLAN.mix.inner_steps)
             node.link.kick(FragmentId(swarm_tokens % len(FRAGMENTS)))
             await asyncio.sleep(0)
         assert loop.time() - began < 1.0

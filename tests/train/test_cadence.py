@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from peerlm.train.cadence import Cadence
 from peerlm.types import FragmentId
@@ -76,3 +78,35 @@ def test_draining_is_over_only_when_the_daemon_has_read_everything() -> None:
     assert not cadence.is_idle()
     cadence.taken(FragmentId(0))
     assert cadence.is_idle()
+
+
+@given(st.integers(1, 12), st.integers(1, 60), st.lists(st.integers(1, 60), max_size=8))
+def test_however_h_changes_each_fragment_comes_within_the_larger_of_two(
+    fragments: int, every: int, changes: list[int]
+) -> None:
+    cadence, last, step, widest = Cadence(fragments, every), [0] * fragments, 0, every
+    for h in [*changes, every]:
+        cadence.change(h)
+        widest = max(widest, h)
+        for _ in range(2 * h):
+            step += 1
+            cadence.stepped()
+            for fragment in cadence.ready():
+                assert step - last[fragment] <= widest
+                last[fragment] = step
+                cadence.handed_in(fragment)
+                cadence.taken(fragment)
+    assert all(step - at <= every for at in last)
+
+
+def test_a_new_h_keeps_fragments_spread_out() -> None:
+    cadence = Cadence(4, 8)
+    cadence.change(80)
+    came = {}
+    for step in range(1, 81):
+        cadence.stepped()
+        for fragment in cadence.ready():
+            came[fragment] = step
+            cadence.handed_in(fragment)
+            cadence.taken(fragment)
+    assert sorted(came.values()) == [20, 40, 60, 80]

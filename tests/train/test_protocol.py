@@ -21,7 +21,7 @@ ONE_OF_EACH: list[Message] = [
     protocol.Setup(
         3, True, PeerId(b"p" * 16), b"plan", b"settings", ("/a/shard", "/b/ß"), 2, first_pass=7
     ),
-    protocol.Steer(True, 1 << 40, 1 << 41, (PeerId(b"a" * 16), PeerId(b"b" * 16))),
+    protocol.Steer(True, 1 << 40, 1 << 41, (PeerId(b"a" * 16), PeerId(b"b" * 16)), 20),
     protocol.Correction(FragmentId(2), 9, protocol.RESET),
     protocol.BoundaryTaken(FragmentId(0)),
     protocol.Evaluate(),
@@ -80,8 +80,8 @@ def test_a_loss_that_is_no_number_is_still_reported() -> None:
         (body("Ready", b"cpu", 1), "Ready.device"),
         (body("Evaluated", 1), "Evaluated.val_loss"),
         (body("Evaluated", None), "Evaluated.val_loss"),
-        (body("Steer", 1, 0, 1, ()), "Steer.training"),
-        (body("Steer", True, 0, 1, ("text",)), "Steer.members"),
+        (body("Steer", 1, 0, 1, (), 20), "Steer.training"),
+        (body("Steer", True, 0, 1, ("text",), 20), "Steer.members"),
     ],
 )
 def test_what_is_no_message_is_refused(foreign: bytes, complaint: str) -> None:
