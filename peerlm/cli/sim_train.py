@@ -107,7 +107,7 @@ def sim_train(
     """
     check_between("--nodes", nodes, 1, 256)
     check_seed(seed)
-    plan, wire, speeds = read_plan(source, changes), read_wire(link), _speeds(speed)
+    plan, wire, speeds = read_plan(source, changes), read_wire(link), read_speeds(speed)
     check_duration(plan, nodes, speeds)
     if unfelt := [field for field in _fields(changes) if is_unfelt(field)]:
         click.echo(
@@ -119,7 +119,7 @@ def sim_train(
     sizes = tuple(spec.size for spec in fragments(plan))
     learner = ByteModel(_text(text), len(sizes))
     if plot is not None:
-        _can_draw(plot)
+        can_draw(plot)
     with _Progress(plan.run.token_budget) as progress:
         try:
             trained = train(plan, nodes, learner, sizes, speeds, wire, faults, seed, progress.tell)
@@ -212,7 +212,7 @@ def _text(source: str) -> bytes:
     return bytes(text[:TEXT_BYTES])
 
 
-def _speeds(text: str) -> list[float]:
+def read_speeds(text: str) -> list[float]:
     try:
         speeds = [float(part) for part in text.split(",")]
     except ValueError:
@@ -246,7 +246,7 @@ def check_duration(plan: Plan, nodes: int, speeds: list[float]) -> None:
         )
 
 
-def _can_draw(path: Path) -> None:
+def can_draw(path: Path) -> None:
     """Before the work and not after it."""
     try:
         import matplotlib  # noqa: F401

@@ -34,9 +34,6 @@ from peerlm.types import FragmentId, ObjectHash
 if TYPE_CHECKING:
     from peerlm.sim.machine import Machine
 
-TICK_STEPS = 4
-"""Inner steps between two looks of a worker at its mail."""
-
 READY_S = 0.4
 """From a worker's start to its first step."""
 OUTER_S = 0.001
@@ -186,19 +183,20 @@ class Labour:
 
     @property
     def _tick_tokens(self) -> int:
-        return TICK_STEPS * self.plan.train.batch * self.plan.model.context
+        return self.world.tick_steps * self.plan.train.batch * self.plan.model.context
 
     def _tick(self, worker: Worker) -> None:
         """A few inner steps, then whatever the daemon asked for."""
         worker.ticking = worker.training
         if not worker.training:
             return
-        worker.loss = worker.pupil.steps(worker.theta, TICK_STEPS, self._rate(worker))
+        ticks = self.world.tick_steps
+        worker.loss = worker.pupil.steps(worker.theta, ticks, self._rate(worker))
         if self.machine.poisoned:
             self.machine.poisoned = False
             for theta in worker.theta:
                 theta[0] = np.nan
-        for _ in range(TICK_STEPS):
+        for _ in range(ticks):
             worker.steps += 1
             worker.cadence.stepped()
         worker.tokens += self._tick_tokens

@@ -50,6 +50,16 @@ class Wire:
     """Share of messages that come twice. TCP does not do that; a node must stand it all the same."""
     datagrams: bool = False
 
+    def stream_bytes_s(self) -> float:
+        """What one bulk transfer gets of it, if there is no other."""
+        if not self.loss:
+            return self.rate_bytes_s
+        round_trip_s = 2 * max(self.delay_s[1], 1e-4)
+        return min(
+            self.rate_bytes_s,
+            MATHIS * SEGMENT_BYTES / (round_trip_s * math.sqrt(self.loss)),
+        )
+
 
 UNITS = {"kbit": 125.0, "mbit": 125e3, "gbit": 125e6}
 
@@ -209,12 +219,8 @@ class Network:
     def transfer_s(self, a: int, b: int, size: int) -> float:
         """How long `size` bytes from `a` to `b` take if begun now; both lines are taken for it."""
         now, wire = self._clock.now, self.wire_of(a, b)
-        rate = wire.rate_bytes_s
-        if wire.loss:
-            round_trip_s = 2 * max(wire.delay_s[1], 1e-4)
-            rate = min(rate, MATHIS * SEGMENT_BYTES / (round_trip_s * math.sqrt(wire.loss)))
         begin = max(now, self._up.get(a, 0.0), self._down.get(b, 0.0))
-        end = begin + size / rate
+        end = begin + size / wire.stream_bytes_s()
         # A transfer that loss makes slow leaves the rest of the line to others.
         self._up[a] = self._down[b] = begin + size / wire.rate_bytes_s
         self.bulk_bytes[a] = self.bulk_bytes.get(a, 0) + size

@@ -20,7 +20,7 @@ from peerlm.sim.checks import Safety
 from peerlm.sim.faults import Fault, plan_faults
 from peerlm.sim.learner import Learner
 from peerlm.sim.network import Wire
-from peerlm.sim.world import World, relative_distance
+from peerlm.sim.world import TICK_STEPS, World, relative_distance
 
 POINTS = 100
 """Looks at the swarm over the budget, if it takes long enough."""
@@ -44,7 +44,7 @@ class Point:
     loss_mean: float | None
     """Of the mean of all slow weights: what merging now would give. None before there are any."""
     loss_worst: float | None
-    """Of the slow weights of the node that is worst off."""
+    """Of the slow weights of the node that is worst off; None where that is not looked at."""
     spread: float | None
     nodes: int
     """Up."""
@@ -79,14 +79,31 @@ def train(
     faults: Sequence[Fault],
     seed: int,
     tell: Callable[[Point], None] = lambda point: None,
+    *,
+    points: int = POINTS,
+    each: bool = True,
+    tick_steps: int = TICK_STEPS,
 ) -> Trained:
-    """Train to the plan's budget. `speeds`: tokens a second of each node, repeated in turn.
+    """Train to the plan's budget.
+
+    Args:
+        speeds: tokens a second of each node, repeated in turn.
+        points: looks at the swarm over the budget.
+        each: evaluate every node's weights at each look, for `loss_worst`, and not only their mean.
+        tick_steps: see `World`.
 
     Raises:
         AssertionError: a promise was broken on the way.
     """
     world = World(
-        seed, plan=plan, sizes=sizes, learner=learner, speed=speeds, wire=wire, scheduled=True
+        seed,
+        plan=plan,
+        sizes=sizes,
+        learner=learner,
+        speed=speeds,
+        wire=wire,
+        scheduled=True,
+        tick_steps=tick_steps,
     )
     safety, trained = Safety(world), Trained()
     for number in range(nodes):
@@ -96,11 +113,11 @@ def train(
     end_s = START_S + _fetching_s(plan, sizes, wire) + PATIENCE * ideal_s
     end_s = max([end_s, *(fault.at_s + START_S for fault in faults)])
     end_s += plan.mix.settle_deadline_s
-    every_s = max(ideal_s / POINTS, LOOK_MIN_S)
+    every_s = max(ideal_s / points, LOOK_MIN_S)
     while not trained.ended and world.now < end_s:
         world.run(every_s)
         safety.look()
-        point = look(world)
+        point = look(world, each=each)
         trained.points.append(point)
         tell(point)
         trained.ended = bool(world.up()) and world.all_in("done") and _all_written(world)
@@ -115,8 +132,8 @@ def _fetching_s(plan: Plan, sizes: Sequence[int], wire: Wire | None) -> float:
     return 4 * 4 * sum(sizes) / rate
 
 
-def look(world: World) -> Point:
-    """The swarm as it is."""
+def look(world: World, *, each: bool = True) -> Point:
+    """The swarm as it is; `each`: see `train`."""
     up = world.up()
     weights = [[slow.phi for slow in m.labour.slow] for m in up if _has_weights(world, m.number)]
     sent = sum(world.network.bulk_bytes.values()) + sum(world.network.bytes.values())
@@ -124,7 +141,7 @@ def look(world: World) -> Point:
     if weights:
         mean = [_mean(parts) for parts in zip(*weights, strict=True)]
         mean_loss = world.learner.loss(mean)
-        worst = max(world.learner.loss(phi) for phi in weights)
+        worst = max(world.learner.loss(phi) for phi in weights) if each else None
         centre = np.concatenate(mean)
         spread = max(relative_distance(centre, np.concatenate(phi)) for phi in weights)
     return Point(
@@ -161,8 +178,18 @@ def _sum_up(world: World, trained: Trained) -> None:
         for outcome, count in machine.all_exchanges().items():
             trained.exchanges[outcome] = trained.exchanges.get(outcome, 0) + count
     written = [m.disk.models[-1] for m in world.machines.values() if m.disk.models]
-    trained.model_losses = tuple(world.learner.loss(model) for model in written)
+    trained.model_losses = _losses_of(written, world.learner)
     n, plan = len(world.machines), world.plan.plan
     steps = trained.points[-1].tokens / n / (plan.train.batch * plan.model.context)
     trained.allreduce_bytes_per_node = steps * sum(world.sizes) * 8 * (n - 1) / n
     trained.digest = world.digest()
+
+
+def _losses_of(models: Sequence[Sequence[Vector]], learner: Learner) -> tuple[float, ...]:
+    """Of each. Nodes that have settled hold the same model to the bit, and it is evaluated once."""
+    found: dict[bytes, float] = {}
+    held = [b"".join(values.tobytes() for values in model) for model in models]
+    for key, model in zip(held, models, strict=True):
+        if key not in found:
+            found[key] = learner.loss(model)
+    return tuple(found[key] for key in held)

@@ -40,6 +40,8 @@ SILENCE_S = 7.0
 """After this long without a sign of life a connection counts as broken: ZeroMQ's heartbeat, as the
 daemon sets it, and as measured between daemons (docs/results.md, truth)."""
 
+TICK_STEPS = 4
+
 TEXT = b"all the corpus there is " * 40
 Pairs = frozenset[tuple[int, int]]
 """Directions between machines."""
@@ -74,6 +76,8 @@ class World:
         speed: tokens a second of each worker, of several for the machines in turn.
         profile: timers of membership instead of the plan's preset.
         scheduled: learning rates follow the plan's schedule; else they stay at the learner's peak.
+        tick_steps: inner steps between two looks of a worker at its mail. Daemons' workers look after
+            every one; several at a time cost the simulator less.
         remembers: keep every effect on its machine, for tests.
     """
 
@@ -89,13 +93,14 @@ class World:
         trace: Trace | None = None,
         profile: Profile | None = None,
         scheduled: bool = False,
+        tick_steps: int = TICK_STEPS,
         remembers: bool = False,
     ) -> None:
         self.seed, self.remembers = seed, remembers
         self._speeds = (speed,) if isinstance(speed, int | float) else tuple(speed)
         self.speed = self._speeds[0]
         """Of machine 0's worker."""
-        self.scheduled, self.profile = scheduled, profile
+        self.scheduled, self.profile, self.tick_steps = scheduled, profile, tick_steps
         self.observer: Callable[[Instant, int, MemberChanged], None] | None = None
         """Hears of every change in every member table: when, whose table, what."""
         self.rng = random.Random(f"world {seed}")

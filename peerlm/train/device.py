@@ -42,6 +42,11 @@ def choose_device(setting: str) -> torch.device:
     return device
 
 
+def use_threads(count: int) -> None:
+    """So many processor threads for everything that this process computes from now on."""
+    torch.set_num_threads(count)
+
+
 def device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from peerlm.bench import quality as quality_bench
 from peerlm.bench import rival
-from peerlm.cli import bench_exchange
+from peerlm.cli import bench_exchange, bench_quality
 from peerlm.cli.main import main
 
 
@@ -51,6 +52,20 @@ def test_codecs_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["exchange", "--vs", "horovod"], "gloo, hivemind"),
         (["codec", "--parameters", "5"], "--parameters 5"),
         (["codec", "--repeat", "0"], "--repeat 0"),
+        (["quality", "--nodes", "1"], "--nodes 1"),
+        (["quality", "--seeds", "0"], "--seeds 0"),
+        (["quality", "--tokens", "1000"], "--tokens 1000"),
+        (["quality", "--methods", "adam"], "solo, alone, ddp"),
+        (["quality", "--lr", "0"], "--lr '0'"),
+        (["quality", "--lr", "fast"], "--lr 'fast'"),
+        (["quality", "--vary", "mix.inner_steps"], "KEY=VALUE"),
+        (["quality", "--vary", "mix.inner_steps=0,5"], "mix.inner_steps = 0"),
+        (["quality", "--vary", "mix.pace=1,2"], "mix.pace"),
+        (["quality", "--link", "fast"], "--link 'fast'"),
+        (["quality", "--speed", "0"], "--speed '0'"),
+        (["quality", "--plan", "nowhere.toml"], "nowhere.toml"),
+        (["quality", "--local", "nowhere.txt"], "nowhere.txt"),
+        (["quality", "--plot", "picture.doc"], ".png"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
@@ -71,3 +86,37 @@ def test_a_rival_that_is_not_installed_is_said_before_anything_starts(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "make bench-peers" in lines[0]
+
+
+def test_where_trials_are_to_be_kept_is_tried_before_any_is_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_quality, "interrupt_on_terminate", lambda: None)
+    monkeypatch.setattr(quality_bench, "live", None)
+    assert main(["bench", "quality", "--keep", "/nowhere/kept.jsonl"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--keep /nowhere/kept.jsonl" in line
+
+
+def test_quality_as_json_and_a_second_time_from_what_was_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_quality, "interrupt_on_terminate", lambda: None)
+    text = tmp_path / "text"
+    text.write_text("a rose is a rose is a rose. " * 400)
+    small = ["data.source=" + str(text), "model.dim=16", "model.hidden=16", "model.context=16"]
+    arguments = ["bench", "quality", "--tokens", "2048", "--nodes", "2", "--speed", "300"]
+    arguments += [part for change in small for part in ("--set", change)]
+    arguments += ["--methods", "ddp,outer_mix", "--vary", "mix.inner_steps=2,4", "--jobs", "1"]
+    arguments += ["--keep", str(tmp_path / "kept.jsonl"), "--plot", str(tmp_path / "plot.svg")]
+    assert main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["nodes"], found["tokens"]) == (2, 2048)
+    assert [(row["method"], row["changes"]) for row in found["rows"]] == [
+        (method, {"mix.inner_steps": h}) for h in (2, 4) for method in ("ddp", "outer_mix")
+    ]
+    assert all(0 < row["val_loss"] < 6 for row in found["rows"])
+    assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
+    monkeypatch.setattr(quality_bench, "live", None)  # nothing is trained again
+    assert main(arguments) == 0
+    assert f"{found['rows'][1]['val_loss']:.4f}" in capsys.readouterr().out
