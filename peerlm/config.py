@@ -364,6 +364,13 @@ class LocalTrainSection:
     pace_tokens_s: float = at_least(
         0.0, 0.0, "Never train faster than this; 0 means as fast as it goes.", unit="tokens/s"
     )
+    local_workers: int = between(
+        1,
+        64,
+        1,
+        "Processes that train together as this one node, with a CUDA device each, or on the processor. "
+        "Each takes `train.batch` sequences in an inner step; gradients are averaged over all.",
+    )
     compile: bool = option(False, "Run the model through torch.compile.")
     enabled: bool = option(True, "False: be a member that stores and donates, but never trains.")
 

@@ -15,9 +15,16 @@ from peerlm.store.disk import Layout
     metavar="N",
     help="Base port: N, N+1 and N+2 are used; 0 picks free ones.  [default: network.port of node.toml]",
 )
+@click.option(
+    "--local-workers",
+    type=int,
+    metavar="N",
+    help="Processes that train together as this node, a CUDA device each.  "
+    "[default: train.local_workers of node.toml]",
+)
 @state_option
 @click.pass_context
-def up(ctx: click.Context, layout: Layout, port: int | None) -> None:
+def up(ctx: click.Context, layout: Layout, port: int | None, local_workers: int | None) -> None:
     """Run this machine's node in the foreground, until Ctrl-C, SIGTERM or `peerlm stop`.
 
     It finds the swarm through any address it ever knew, takes newer weights from its peers if they
@@ -28,9 +35,10 @@ def up(ctx: click.Context, layout: Layout, port: int | None) -> None:
     Examples:
       peerlm up
       peerlm up --port 7800
+      peerlm up --local-workers 4
       peerlm up --state /srv/second-node --port 0
     """
     require_node(layout)
     from peerlm.daemon.main import run
 
-    ctx.exit(run(layout.root, port=port))
+    ctx.exit(run(layout.root, port=port, local_workers=local_workers))

@@ -234,9 +234,8 @@ class Keeping:
         if plan.data.source == "local":
             self._prepare_local(plan)
         corpus = shards.Corpus.open(self.corpus_paths(), plan.data.vocab, plan.data.val_fraction)
-        shards.require_one_batch(
-            corpus.tokens, plan.data.val_fraction, plan.train.batch, plan.model.context
-        )
+        batch = plan.train.batch * self._settings.train.local_workers
+        shards.require_one_batch(corpus.tokens, plan.data.val_fraction, batch, plan.model.context)
         return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
 
     def _is_whole(self, object_hash: ObjectHash) -> bool:

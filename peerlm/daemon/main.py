@@ -15,7 +15,7 @@ import random
 import signal
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -76,13 +76,19 @@ class Home:
 
 
 def run(
-    root: Path, *, seeds: tuple[str, ...] = (), port: int | None = None, quiet: bool = False
+    root: Path,
+    *,
+    seeds: tuple[str, ...] = (),
+    port: int | None = None,
+    local_workers: int | None = None,
+    quiet: bool = False,
 ) -> int:
     """Run the node of the state directory `root` until it is stopped; returns the exit code.
 
     Args:
         seeds: addresses to try first, besides the address book.
         port: base port instead of node.toml's.
+        local_workers: processes that train, instead of node.toml's.
         quiet: log to the file only.
 
     Raises:
@@ -91,6 +97,10 @@ def run(
     os.umask(0o077)  # whatever is written from here on is the owner's alone
     with StateDirectory(root) as state:
         home = read_home(state)
+        if local_workers is not None:
+            changes = {"train.local_workers": local_workers}
+            changed = config.with_changes(home.settings, changes, "--local-workers")
+            home = replace(home, settings=changed)
         log = DaemonLog(state.log, home.settings.control.log_level, quiet=quiet)
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

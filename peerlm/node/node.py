@@ -561,9 +561,8 @@ class Node:
 
     def _bytes_allreduce(self) -> int:
         """Ring all-reduce moves 2 (n−1)/n · 4 bytes a parameter each step, out of every node."""
-        plan = self.company.plan.plan
         members = 1 + len(self.work.seen.trainers)
-        steps = self.work.worker.tokens // (plan.train.batch * plan.model.context)
+        steps = self.work.worker.tokens // self.work.tokens_per_step()
         return int(steps * sum(self._birth.sizes) * 8 * (members - 1) / members)
 
     def _filled(self, effects: list[Effect]) -> list[Effect]:

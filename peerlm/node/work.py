@@ -183,10 +183,11 @@ class Work:
         return []
 
     def _tokens_per_round(self) -> int:
-        return self.tempo.inner_steps * self._tokens_per_step()
+        return self.tempo.inner_steps * self.tokens_per_step()
 
-    def _tokens_per_step(self) -> int:
-        return self.plan.train.batch * self.plan.model.context
+    def tokens_per_step(self) -> int:
+        batch = self.plan.train.batch * self.settings.train.local_workers
+        return batch * self.plan.model.context
 
     def _enter(self, phase: Phase, now: Instant) -> list[Effect]:
         assert phase in NEXT[self.phase] or phase is Phase.LEAVING, f"{self.phase} to {phase}"
@@ -279,7 +280,7 @@ class Work:
         if not training or not self.worker.tokens_per_s:
             self.tempo.begin(now)
         else:
-            self.tempo.look(self._tokens_per_step() / self.worker.tokens_per_s, now)
+            self.tempo.look(self.tokens_per_step() / self.worker.tokens_per_s, now)
         tokens, inner_steps = self.seen.swarm_tokens, self.tempo.inner_steps
         return self.worker.steer(training, tokens, members, inner_steps)
 

@@ -42,6 +42,23 @@ def choose_device(setting: str) -> torch.device:
     return device
 
 
+def device_of_rank(setting: str, rank: int, size: int) -> torch.device:
+    """The device of one of `size` local workers: a CUDA device each, from the one that is named on, or
+    the processor for all. Raises `DeviceLost`: there are not so many."""
+    first = choose_device(setting)
+    if first.type == "cpu":
+        return first
+    if first.type != "cuda":
+        raise DeviceLost(f"train.local_workers = {size}: {first.type} cannot be shared; use 1")
+    index, found = (first.index or 0) + rank, torch.cuda.device_count()
+    if index >= found:
+        raise DeviceLost(
+            f"train.local_workers = {size}: torch sees {found} CUDA devices, and each takes one; use fewer"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
 def use_threads(count: int) -> None:
     """So many processor threads for everything that this process computes from now on."""
     torch.set_num_threads(count)

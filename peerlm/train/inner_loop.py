@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,8 @@ from peerlm.train import protocol, schedule
 from peerlm.train.cadence import Cadence
 from peerlm.train.channel import Channel
 from peerlm.train.evaluate import evaluate
+from peerlm.train.group import Group
+from peerlm.train.hands import Hands
 from peerlm.train.learner import Learner, choose_device
 from peerlm.train.protocol import Message, Setup
 from peerlm.train.shared import SharedMemory
@@ -54,15 +57,20 @@ class InnerLoop:
         fragments: Sequence[FragmentSpec],
         memory: SharedMemory,
         channel: Channel,
+        group: Group | None = None,
     ) -> None:
+        """`group`: of local workers, of which this process is rank 0."""
         self._setup, self._plan, self._fragments = setup, plan, fragments
         self._memory, self._channel = memory, channel
-        device = choose_device(settings.train.device)
-        self._learner = Learner(plan, device, compiled=settings.train.compile)
+        device = choose_device(settings.train.device) if group is None else group.device
+        self._learner = Learner(plan, device, compiled=settings.train.compile, group=group)
+        self._hands = Hands(self._learner, fragments, group)
         corpus = Corpus.open(
             [Path(path) for path in setup.corpus], plan.data.vocab, plan.data.val_fraction
         )
-        self._loader = Loader(corpus, plan, setup.peer, plan.run.rng_seed, setup.first_pass)
+        self._ranks = 1 if group is None else group.size
+        whole = replace(plan, train=replace(plan.train, batch=self._ranks * plan.train.batch))
+        self._loader = Loader(corpus, whole, setup.peer, plan.run.rng_seed, setup.first_pass)
         self._members: tuple[bytes, ...] = ()
         self._cadence = Cadence(len(fragments), plan.mix.inner_steps)
         self._applied_seq = [0] * len(fragments)
@@ -82,8 +90,12 @@ class InnerLoop:
                 weights.copy_out(self._learner.model, spec, slot)
             self._channel.send(protocol.Initialised())
         else:
-            self._load_slow(self._learner.model)
-        self._channel.send(protocol.Ready(str(self._learner.device), torch.get_num_threads()))
+            for spec, values in zip(self._fragments, self._memory.slow, strict=True):
+                self._hands.load(spec.id, values)
+        device = str(self._learner.device)
+        if self._ranks > 1:
+            device = f"{self._ranks} × {self._learner.device.type}"
+        self._channel.send(protocol.Ready(device, self._ranks * torch.get_num_threads()))
 
     def run(self) -> None:
         """Until told to stop. Raises `DaemonGone`, `DeviceLost`."""
@@ -143,13 +155,12 @@ class InnerLoop:
             self._report(time.monotonic())
 
     def _correct(self, fragment: FragmentId, kind: str) -> None:
-        spec, values = self._fragments[fragment], self._memory.correction[fragment]
+        values = self._memory.correction[fragment]
         if kind == protocol.RESET:
-            weights.copy_in(self._learner.model, spec, values)
-            self._learner.optimizer.reset(piece.tensor for piece in spec.slices)
+            self._hands.load(fragment, values, forget=True)
             self._cold_since = self._tally.steps
         else:
-            weights.add_in(self._learner.model, spec, values)
+            self._hands.add(fragment, values)
 
     def _go_on_draining(self) -> None:
         self._hand_in()
@@ -163,7 +174,7 @@ class InnerLoop:
         batch_BT1 = self._loader.next_batch()
         tokens = batch_BT1[:, 1:].size
         self._pace.began(time.monotonic(), tokens)
-        result = self._learner.step(batch_BT1, self._rate())
+        result = self._hands.step(batch_BT1, self._rate())
         self._tally.add(tokens, result.loss, result.finite)
         self._cadence.stepped()
         self._hand_in()
@@ -213,12 +224,9 @@ class InnerLoop:
         if self._held_out is None:
             train = self._plan.train
             self._held_out = self._loader.validation_batches(train.val_batches, train.batch)
-        self._load_slow(self._evaluated)
-        return evaluate(self._evaluated, self._held_out)
-
-    def _load_slow(self, model: LanguageModel) -> None:
         for spec, values in zip(self._fragments, self._memory.slow, strict=True):
-            weights.copy_in(model, spec, values)
+            weights.copy_in(self._evaluated, spec, values)
+        return evaluate(self._evaluated, self._held_out)
 
 
 class Tally:

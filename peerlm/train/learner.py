@@ -22,6 +22,7 @@ from peerlm.errors import DeviceLost
 from peerlm.model.model import LanguageModel
 from peerlm.train import optimizer
 from peerlm.train.device import choose_device, mixed_precision, to_device
+from peerlm.train.group import Alone, Group
 
 __all__ = ["Learner", "StepResult", "choose_device"]
 
@@ -41,15 +42,27 @@ class StepResult:
 class Learner:
     """The model on its device. `model` and `optimizer` are public: corrections go straight in."""
 
-    def __init__(self, plan: Plan, device: torch.device, *, compiled: bool = False) -> None:
-        """Weights start as the plan's seed draws them; copy others in before the first step."""
+    def __init__(
+        self,
+        plan: Plan,
+        device: torch.device,
+        *,
+        compiled: bool = False,
+        group: Group | None = None,
+    ) -> None:
+        """Weights start as the plan's seed draws them; copy others in before the first step.
+
+        `group`: of processes that each take such a step at once, on the mean of their gradients.
+        """
         self._settings = plan.train
         self.device = device
         self.model = LanguageModel(plan.model, plan.data.vocab)
         self.model.initialise(plan.run.rng_seed)
         self.model.to(device)
         self.optimizer = optimizer.build(self.model, plan.train)
-        self._loss = torch.compile(self.model.loss) if compiled else self.model.loss
+        loss = torch.compile(self.model.loss) if compiled else self.model.loss
+        self._group = group
+        self._loss = Alone(loss) if group is None else group.averaged(self.model, loss)
 
     def step(self, tokens_BT1: NDArray[np.int64], rate: float = 1.0) -> StepResult:
         """One inner step on (batch, context + 1) token ids, at `rate` (0 to 1) of the peak rates.
@@ -81,12 +94,13 @@ class Learner:
         """Leave the batch's mean gradient in the parameters; return its mean loss."""
         parts = np.array_split(tokens_BT1, self._settings.accumulate)
         total = torch.zeros((), device=self.device)
-        for part in parts:
-            with mixed_precision(self.device):
-                loss = self._loss(to_device(part, self.device)) * (len(part) / len(tokens_BT1))
-            loss.backward()
+        for number, part in enumerate(parts, 1):
+            with self._loss.alone(number == len(parts)):
+                with mixed_precision(self.device):
+                    loss = self._loss(to_device(part, self.device)) * (len(part) / len(tokens_BT1))
+                loss.backward()
             total += loss.detach()
-        return total.item()
+        return (total if self._group is None else self._group.mean(total)).item()
 
     def _clip(self) -> float:
         limit = self._settings.clip or math.inf

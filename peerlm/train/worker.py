@@ -10,7 +10,6 @@ nobody foresaw leaves a traceback on stderr, the daemon's log, too. It is never 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -22,9 +21,10 @@ from peerlm.errors import PeerlmError
 from peerlm.model.plan import fragments
 from peerlm.train import protocol
 from peerlm.train.channel import Channel, DaemonGone
+from peerlm.train.limits import die_with, limit_memory
+from peerlm.train.ranks import Ranks
 from peerlm.train.shared import SharedMemory
 
-PR_SET_PDEATHSIG = 1
 NICENESS = 5
 """Training yields the cores to daemons, which must answer probes in time."""
 
@@ -53,13 +53,6 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def die_with(parent: int) -> bool:
-    """Have the kernel kill this process when the parent ends. False: it has ended already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    return os.getppid() == parent
-
-
 def train(channel: Channel, memory: int) -> None:
     """Set up as told, then learn until told to stop."""
     setup = channel.receive_one()
@@ -69,25 +62,25 @@ def train(channel: Channel, memory: int) -> None:
         protocol.unpacked(NodeSettings, setup.settings),
     )
     limit_memory(settings.limits.memory_bytes)
-    import torch  # seconds and hundreds of megabytes: not before death is taken care of
+    size = settings.train.local_workers
+    ranks = Ranks(size, setup) if size > 1 else None
 
+    # seconds and hundreds of megabytes: not before death is taken care of
+    from peerlm.train.device import device_of_rank, use_threads
+    from peerlm.train.group import Group
     from peerlm.train.inner_loop import InnerLoop
 
-    torch.set_num_threads(setup.threads)
+    use_threads(max(1, setup.threads // size))
     specs = fragments(plan)
     shared = SharedMemory(memory, specs)
     os.close(memory)
-    loop = InnerLoop(setup, plan, settings, specs, shared, channel)
+    group = None
+    if ranks is not None:
+        device = device_of_rank(settings.train.device, 0, size)
+        group = Group(0, size, ranks.descriptor, device)
+    loop = InnerLoop(setup, plan, settings, specs, shared, channel, group)
     loop.begin()
     loop.run()
-
-
-def limit_memory(most_bytes: int) -> None:
-    """Let allocations beyond `limits.memory_bytes` fail here, rather than slow the whole host."""
-    if most_bytes:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
 
 
 def tell(channel: Channel, error: Exception) -> int:

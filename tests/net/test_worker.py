@@ -4,99 +4,19 @@ from __future__ import annotations
 
 import os
 import select
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pytest
 
-from peerlm.config import NodeSettings
-from peerlm.train import protocol, shared
-from peerlm.train.channel import Channel
-from peerlm.train.protocol import Message
-from peerlm.train.shared import SharedMemory
+from peerlm.train import protocol
 from peerlm.types import FragmentId
-from tests.net.tiny_run import FRAGMENTS, ME, PLAN, settings, shards
+from tests.net.tiny_run import settings, shards
+from tests.net.worker_scene import MODULE, Daemon, worker
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(60)]
-M = TypeVar("M", bound=Message)
-MODULE = [sys.executable, "-m", "peerlm.train.worker"]
-
-
-class Daemon:
-    """What a worker sees of its daemon."""
-
-    def __init__(self) -> None:
-        self.socket, self.its_socket = socket.socketpair()
-        self.channel = Channel(self.socket)
-        self.descriptor = shared.allocate(FRAGMENTS)
-        self.memory = SharedMemory(self.descriptor, FRAGMENTS)
-        self.heard: list[Message] = []
-
-    def start(self) -> subprocess.Popen[bytes]:
-        fds = (self.its_socket.fileno(), self.descriptor)
-        arguments = [str(number) for number in (*fds, os.getpid())]
-        process = subprocess.Popen(
-            MODULE + arguments,
-            pass_fds=fds,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        self.its_socket.close()
-        return process
-
-    def set_up(self, corpus: list[Path], node: NodeSettings, fresh: bool = True) -> None:
-        self.channel.send(
-            protocol.Setup(
-                1,
-                fresh,
-                ME,
-                protocol.packed(PLAN),
-                protocol.packed(node),
-                tuple(map(str, corpus)),
-                threads=1,
-                first_pass=0,
-            )
-        )
-
-    def train(self) -> None:
-        self.channel.send(
-            protocol.Steer(True, 0, PLAN.run.token_budget, (ME,), PLAN.mix.inner_steps)
-        )
-
-    def hear(self, kind: type[M], that: Callable[[M], bool] = lambda _: True) -> M:
-        """The next such message; what comes before it is kept in `heard`. Boundaries are taken."""
-        while True:
-            message = self.channel.receive_one()
-            self.heard.append(message)
-            if isinstance(message, protocol.Boundary) and kind is not protocol.Boundary:
-                self.channel.send(protocol.BoundaryTaken(message.fragment))
-            if isinstance(message, kind) and that(message):
-                return message
-
-    def close(self) -> None:
-        for end in (self.socket, self.its_socket):
-            end.close()
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-
-
-@contextmanager
-def worker(corpus: list[Path], **node: object) -> Iterator[tuple[Daemon, subprocess.Popen[bytes]]]:
-    daemon = Daemon()
-    process = daemon.start()
-    try:
-        daemon.set_up(corpus, settings(**node))
-        yield daemon, process
-    finally:
-        process.kill()
-        process.wait()
-        daemon.close()
 
 
 @pytest.fixture(scope="module")

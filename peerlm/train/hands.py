@@ -1,0 +1,75 @@
+"""Everything that moves θ, for one process or for a group of them.
+
+The inner loop decides what is to happen to θ and does it through here. Alone, a process does it; in a group rank 0
+gives the order first, and the others carry out whatever order comes (`follow`), with the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peerlm.model import weights
+from peerlm.model.plan import FragmentSpec
+from peerlm.model.weights import Values
+from peerlm.train.group import Group, Kind, Order
+from peerlm.train.learner import Learner, StepResult
+from peerlm.types import FragmentId
+
+
+class Hands:
+    """`group`: None for a process that trains alone."""
+
+    def __init__(
+        self, learner: Learner, fragments: Sequence[FragmentSpec], group: Group | None
+    ) -> None:
+        self._learner, self._fragments, self._group = learner, fragments, group
+
+    def step(self, batch_BT1: NDArray[np.int64], rate: float) -> StepResult:
+        """One inner step on the batch of all ranks. Raises `DeviceLost`."""
+        self._tell(Order(Kind.STEP, 0, rate, batch_BT1))
+        return self._step(batch_BT1, rate)
+
+    def add(self, fragment: FragmentId, values: Values) -> None:
+        """θ += values."""
+        self._tell(Order(Kind.ADD, fragment, 0.0, values))
+        weights.add_in(self._learner.model, self._fragments[fragment], values)
+
+    def load(self, fragment: FragmentId, values: Values, *, forget: bool = False) -> None:
+        """θ := values; `forget`: and what the optimizer knew of it is void."""
+        self._tell(Order(Kind.LOAD_AND_FORGET if forget else Kind.LOAD, fragment, 0.0, values))
+        self._load(fragment, values, forget)
+
+    def follow(self) -> NoReturn:
+        """Carry out orders until rank 0 ends this process."""
+        assert self._group is not None
+        while True:
+            order = self._group.take()
+            fragment = FragmentId(order.number)
+            match order.kind:
+                case Kind.STEP:
+                    self._step(order.values, order.rate)
+                case Kind.ADD:
+                    weights.add_in(self._learner.model, self._fragments[fragment], order.values)
+                case Kind.LOAD | Kind.LOAD_AND_FORGET:
+                    forget = order.kind is Kind.LOAD_AND_FORGET
+                    self._load(fragment, order.values, forget)
+                case _:
+                    assert_never(order.kind)
+
+    def _tell(self, order: Order) -> None:
+        if self._group is not None:
+            self._group.give(order)
+
+    def _step(self, batch_BT1: NDArray[np.int64], rate: float) -> StepResult:
+        mine = batch_BT1 if self._group is None else self._group.rows_of(batch_BT1)
+        return self._learner.step(mine, rate)
+
+    def _load(self, fragment: FragmentId, values: Values, forget: bool) -> None:
+        spec = self._fragments[fragment]
+        weights.copy_in(self._learner.model, spec, values)
+        if forget:
+            self._learner.optimizer.reset(piece.tensor for piece in spec.slices)
