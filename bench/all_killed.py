@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import report
-from bench.nodes import Swarm, running
 from bench.report import Row, say
+from peerlm.bench.nodes import Swarm, running
 from peerlm.store import snapshot
 
 NODES = 3

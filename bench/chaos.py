@@ -23,8 +23,8 @@ from pathlib import Path
 import psutil
 
 from bench import report
-from bench.nodes import Swarm, running
 from bench.report import Missed, Row, say
+from peerlm.bench.nodes import Swarm, running
 from peerlm.cli.demo_nodes import DemoNode
 from peerlm.cli.demo_proof import relative_spread, validation_loss
 

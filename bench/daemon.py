@@ -20,11 +20,11 @@ from typing import Any
 import psutil
 
 from bench import report
-from bench.nodes import Swarm, running
 from bench.report import Missed, Row, say
 from peerlm.bench.child import cpu_seconds
 from peerlm.bench.member import Member
 from peerlm.bench.mixers import mixers
+from peerlm.bench.nodes import Swarm, running
 from peerlm.cli.plan import current_plan
 from peerlm.cli.state import ORIGIN
 from peerlm.daemon.control import ask

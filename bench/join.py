@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import report
-from bench.nodes import Swarm, running
 from bench.report import Missed, Row, say
+from peerlm.bench.nodes import Swarm, running
 from peerlm.cli.demo_nodes import DemoNode, end_all
 
 STEP_S_MAX = 20.0

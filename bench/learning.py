@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import report
-from bench.nodes import Swarm, running
 from bench.report import Missed, Row, say
+from peerlm.bench.nodes import Swarm, running
 from peerlm.cli.demo_proof import relative_spread, validation_loss
 from peerlm.cli.plan import current_plan
 from peerlm.cli.settings_text import parse_changes

@@ -25,10 +25,10 @@ from pathlib import Path
 from bench import report
 from bench.report import Missed, Quantiles, Row, say
 from bench.truth_net import Network, address_of, die_with_parent
-from bench.truth_node import told_path
 from bench.truth_simulated import Reality, simulated
 from bench.truth_told import FIGURES, Samples, Tables, Told, first_times, last_change
 from peerlm.bench.founding import options
+from peerlm.bench.telling import told_path
 from peerlm.cli.demo_nodes import DemoNode, end_all, peerlm
 
 PORT = 7700
@@ -65,7 +65,14 @@ class HousedNode(DemoNode):
         return options("--set-node", local)
 
     def up(self) -> None:
-        command = [sys.executable, "-m", "bench.truth_node", str(self.layout.root)]
+        command = [
+            sys.executable,
+            "-m",
+            "peerlm.bench.telling",
+            "up",
+            "--state",
+            str(self.layout.root),
+        ]
         with self.net.at(self.number), self.output.open("ab") as output:
             self._process = subprocess.Popen(
                 command,

@@ -1,6 +1,6 @@
 """What the nodes of bench.truth tell: their tables at any moment, and from their lines the figures.
 
-Each node writes lines (`bench.truth_node`) with the time by a clock that all share, so a figure is the
+Each node writes lines (`peerlm.bench.telling`) with the time by a clock that all share, so a figure is the
 difference of two of them, or of one and the moment at which this process did something to the swarm. A verdict
 counts when a node's own table takes it, not when somebody hears of it.
 """

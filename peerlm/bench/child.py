@@ -15,7 +15,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,10 +29,17 @@ END_S = 5.0
 class Child:
     """`command`, with `output` for what it writes to standard error; `name` is for people."""
 
-    def __init__(self, name: str, command: Sequence[str], output: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        output: Path,
+        at: AbstractContextManager[None] | None = None,
+    ) -> None:
+        """`at`: where it is started."""
         self.name = name
         self._output = output
-        with output.open("ab") as log:
+        with output.open("ab") as log, at or nullcontext():
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from peerlm.bench.child import Child, ask_all, cpu_seconds, forget_peaks, peak_mb
-from peerlm.bench.founding import Values
+from peerlm.bench.founding import Place, Values
+from peerlm.bench.lines import place_of
 from peerlm.bench.member import Member
 from peerlm.bench.mixers import mixers
 from peerlm.bench.rival import interpreter_of, rival
@@ -65,6 +66,8 @@ class Asked:
     codecs: tuple[str, ...]
     securities: tuple[str, ...]
     rivals: tuple[str, ...]
+    link: str = ""
+    """Empty: loopback."""
 
 
 Tell = Callable[[str], None]
@@ -81,14 +84,17 @@ def measure(asked: Asked, folder: Path, tell: Tell) -> dict[str, Any]:
         interpreter_of(name)
     ours, theirs = [], []
     with ExitStack() as stack:
+        place = stack.enter_context(place_of(asked.link, asked.nodes))
         for number, (security, codec) in enumerate(product(asked.securities, asked.codecs)):
             tell(f"starting {asked.nodes} nodes, {codec} {security}")
-            nodes = peerlm_nodes(folder / f"peerlm-{number}", asked, codec, security)
+            nodes = peerlm_nodes(folder / f"peerlm-{number}", asked, codec, security, place)
             ours.append(stack.enter_context(nodes))
         parameters = ours[0].parameters
         for name in asked.rivals:
             tell(f"starting {asked.nodes} processes, {name}")
-            theirs.append(stack.enter_context(rival(name, folder / name, asked.nodes, parameters)))
+            theirs.append(
+                stack.enter_context(rival(name, folder / name, asked.nodes, parameters, place))
+            )
         rounds = compare([*ours, *theirs], asked.rounds, tell)
     rows = [exchange_row(name, found, parameters) for name, found in rounds.items()]
     for other in theirs:
@@ -102,6 +108,7 @@ def measure(asked: Asked, folder: Path, tell: Tell) -> dict[str, Any]:
         "fragments": ours[0].fragments,
         "nodes": asked.nodes,
         "rounds": asked.rounds,
+        "link": asked.link or "loopback",
         "rows": with_ratios(rows, others),
     }
 
@@ -147,7 +154,9 @@ class Peerlm:
 
 
 @contextmanager
-def peerlm_nodes(folder: Path, asked: Asked, codec: str, security: str) -> Iterator[Peerlm]:
+def peerlm_nodes(
+    folder: Path, asked: Asked, codec: str, security: str, place: Place | None = None
+) -> Iterator[Peerlm]:
     """Nodes without workers that hold a model and see each other. Raises `PeerlmError`."""
     request, reply = codecs_of(codec)
     plan = {
@@ -157,7 +166,7 @@ def peerlm_nodes(folder: Path, asked: Asked, codec: str, security: str) -> Itera
         "mix.clip_factor": 1000,
     }
     local = {"network.bulk_security": security, "limits.snapshot_every_s": 1e6}
-    with mixers(folder, asked.nodes, plan, RNG_SEED, local) as members:
+    with mixers(folder, asked.nodes, plan, RNG_SEED, local, place) as members:
         yield Peerlm(f"peerlm {codec} {security}", members)
 
 

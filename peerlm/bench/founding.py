@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 from peerlm.cli.demo_nodes import DemoNode, peerlm
 
@@ -11,6 +13,32 @@ Values = Mapping[str, object]
 
 LOCAL: Values = {"network.host": "127.0.0.1", "network.port": 0, "limits.threads": 1}
 """What every node of a figure has in its node.toml."""
+
+
+class Place(Protocol):
+    """Where the nodes of a figure are."""
+
+    def at(self, node: int) -> AbstractContextManager[None]:
+        """What is started in here is on the machine of node 1, 2 and so on."""
+
+    def local(self, node: int) -> Values:
+        """What it has in its node.toml besides `LOCAL`."""
+
+    def address(self, node: int) -> str:
+        """Its machine's."""
+
+
+class Loopback:
+    """All on this machine."""
+
+    def at(self, node: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def local(self, node: int) -> Values:
+        return {}
+
+    def address(self, node: int) -> str:
+        return "127.0.0.1"
 
 
 def options(flag: str, values: Values) -> list[str]:

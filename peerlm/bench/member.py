@@ -34,6 +34,7 @@ from typing import Any
 import uvloop
 
 from peerlm.bench.child import Child
+from peerlm.bench.founding import Place
 from peerlm.bench.rows import STAGES
 from peerlm.bench.weights import prepare
 from peerlm.cli.demo_nodes import DemoNode
@@ -60,9 +61,10 @@ LOOK_S = 0.02
 class Member(Child):
     """The process, from outside. `node` gives the folder, the log and the questions to ask."""
 
-    def __init__(self, node: DemoNode, *seeds: str) -> None:
+    def __init__(self, node: DemoNode, *seeds: str, place: Place | None = None) -> None:
         command = [sys.executable, "-m", "peerlm.bench.member", str(node.layout.root), *seeds]
-        super().__init__(node.name, command, node.output)
+        at = None if place is None else place.at(node.number)
+        super().__init__(node.name, command, node.output, at)
         self.node = node
 
 

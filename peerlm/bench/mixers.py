@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peerlm.bench.child import ask_all
-from peerlm.bench.founding import LOCAL, Values, enrol, found, invitation
+from peerlm.bench.founding import LOCAL, Loopback, Place, Values, enrol, found, invitation
 from peerlm.bench.member import Member
 from peerlm.bench.weights import prepare
 from peerlm.cli.demo_nodes import DemoNode
@@ -34,29 +34,37 @@ SNAPSHOT_S = 120.0
 
 @contextmanager
 def mixers(
-    folder: Path, size: int, plan: Values, rng_seed: int, local: Values | None = None
+    folder: Path,
+    size: int,
+    plan: Values,
+    rng_seed: int,
+    local: Values | None = None,
+    place: Place | None = None,
 ) -> Iterator[list[Member]]:
     """`size` members that all see each other, with different weights.
 
     Args:
         plan: changes to the plan of `tiny`.
         local: changes to what nodes of figures have in their node.toml.
+        place: where the nodes are.
     """
+    place = Loopback() if place is None else place
     folder.mkdir(parents=True, exist_ok=True)
     settings = {**LOCAL, "train.enabled": "false", **(local or {})}
     first, *others = [DemoNode(number, folder) for number in range(1, size + 1)]
     members: list[Member] = []
     try:
-        found(first, plan, settings)
+        found(first, plan, {**settings, **place.local(first.number)})
         specs = fragments(current_plan(first.layout).plan)
         give_weights(first.layout, specs, rng_seed, first.number)
-        members.append(Member(first))
+        members.append(Member(first, place=place))
         members[0].ask("wait", 0)
         address, token = invitation(first)
         for node in others:
-            enrol(node, address, token, settings)
+            with place.at(node.number):
+                enrol(node, address, token, {**settings, **place.local(node.number)})
             give_weights(node.layout, specs, rng_seed, node.number)
-            members.append(Member(node, address))
+            members.append(Member(node, address, place=place))
         ask_all(members, "wait", size - 1)
         yield members
     finally:

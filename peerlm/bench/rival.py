@@ -15,6 +15,7 @@ from pathlib import Path
 
 import peerlm
 from peerlm.bench.child import Child, ask_all
+from peerlm.bench.founding import Place
 from peerlm.bench.rows import FP32_BYTES
 from peerlm.errors import PeerlmError
 
@@ -24,7 +25,7 @@ PEERS = Path(peerlm.__file__).parent.parent / ".venv-peers"
 LIMIT_S = 300.0
 """Longest time that a rival may take for a round, and to be ready."""
 
-RIVALS = ("gloo", "hivemind")
+RIVALS = ("tcp", "gloo", "hivemind")
 
 
 class Rival:
@@ -55,7 +56,7 @@ class Rival:
 
 def interpreter_of(name: str) -> str:
     """The Python that has this rival. Raises `PeerlmError` when none does."""
-    if name == "gloo":
+    if name in ("tcp", "gloo"):
         return sys.executable
     python = PEERS / "bin" / "python"
     if not any(PEERS.glob(f"lib/python*/site-packages/{name}")):
@@ -64,17 +65,29 @@ def interpreter_of(name: str) -> str:
 
 
 @contextmanager
-def rival(name: str, folder: Path, nodes: int, parameters: int) -> Iterator[Rival]:
+def rival(name: str, folder: Path, nodes: int, parameters: int, place: Place) -> Iterator[Rival]:
     """Its processes, ready. Raises `PeerlmError`."""
-    start = {"gloo": _gloo, "hivemind": _hivemind}[name]
     folder.mkdir(parents=True, exist_ok=True)
     children: list[Child] = []
     try:
-        round_bytes = start(children, interpreter_of(name), folder, nodes, parameters)
+        if name == "tcp":
+            round_bytes = _tcp(children, folder, parameters, place)
+        else:
+            start = {"gloo": _gloo, "hivemind": _hivemind}[name]
+            round_bytes = start(children, interpreter_of(name), folder, nodes, parameters)
         yield Rival(name, children, round_bytes)
     finally:
         for child in children:
             child.close()
+
+
+def _tcp(children: list[Child], folder: Path, parameters: int, place: Place) -> int:
+    for rank in range(2):
+        words = (str(rank), place.address(1), str(folder / "port"), str(parameters))
+        children.append(_child("tcp", sys.executable, folder, rank, words, place))
+    for child in children:
+        child.hear(LIMIT_S)
+    return 2 * FP32_BYTES * parameters
 
 
 def _gloo(children: list[Child], python: str, folder: Path, nodes: int, parameters: int) -> int:
@@ -97,6 +110,14 @@ def _hivemind(children: list[Child], python: str, folder: Path, nodes: int, para
     return 2 * (nodes - 1) * FP32_BYTES * parameters
 
 
-def _child(name: str, python: str, folder: Path, rank: int, words: Sequence[str]) -> Child:
+def _child(
+    name: str,
+    python: str,
+    folder: Path,
+    rank: int,
+    words: Sequence[str],
+    place: Place | None = None,
+) -> Child:
     command = [python, "-P", str(SCRIPTS / f"{name}_pair.py"), *words]
-    return Child(f"{name}, process {rank + 1}", command, folder / f"{name}-{rank + 1}.log")
+    at = None if place is None else place.at(rank + 1)
+    return Child(f"{name}, process {rank + 1}", command, folder / f"{name}-{rank + 1}.log", at)

@@ -16,6 +16,7 @@ from peerlm.cli.bench import progress
 from peerlm.cli.leash import interrupt_on_terminate
 from peerlm.errors import ConfigError
 from peerlm.mix.codec import CODECS, WEIGHT_CODECS
+from peerlm.sim.network import read_wire
 
 MEGABYTES = (0.1, 100_000.0)
 NODES_MAX = 64
@@ -42,7 +43,16 @@ SECURITIES = ("aead", "plain")
     help="Each is measured.",
 )
 @click.option("--nodes", default=2, show_default=True, help="More than two mix in random pairs.")
-@click.option("--vs", "rivals", default="", metavar="gloo,hivemind", help="Others in the same run.")
+@click.option(
+    "--link",
+    default="",
+    metavar="RATE,DELAY,LOSS",
+    help="Put each node on a machine of its own, with such lines between them: 100mbit,25ms,1%, the delay "
+    "one way. Needs root.  [default: loopback]",
+)
+@click.option(
+    "--vs", "rivals", default="", metavar="tcp,gloo,hivemind", help="Others in the same run."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def exchange(
     mb: float,
@@ -50,6 +60,7 @@ def exchange(
     codecs: str,
     securities: str,
     nodes: int,
+    link: str,
     rivals: str,
     as_json: bool,
 ) -> None:
@@ -64,6 +75,7 @@ def exchange(
       peerlm bench exchange
       peerlm bench exchange --codec fp32,int8:int4 --vs gloo --json
       peerlm bench exchange --nodes 8 --vs hivemind
+      peerlm bench exchange --link 100mbit,25ms,1% --vs tcp
     """
     asked = Asked(
         megabytes=mb,
@@ -72,6 +84,7 @@ def exchange(
         codecs=words_of("--codec", codecs),
         securities=words_of("--security", securities, SECURITIES),
         rivals=words_of("--vs", rivals, RIVALS) if rivals else (),
+        link=link,
     )
     _check(asked)
     interrupt_on_terminate()
@@ -102,6 +115,10 @@ def _check(asked: Asked) -> None:
         raise ConfigError(f"--mb {asked.megabytes:g}: must be between {low:g} and {high:g}")
     if asked.rounds < 1:
         raise ConfigError(f"--rounds {asked.rounds}: must be at least 1")
+    if asked.link:
+        read_wire(asked.link)
+        if {"gloo", "hivemind"} & set(asked.rivals):
+            raise ConfigError("--vs gloo, hivemind: they run on loopback; with --link only tcp")
     if not 2 <= asked.nodes <= NODES_MAX:
         raise ConfigError(f"--nodes {asked.nodes}: must be between 2 and {NODES_MAX}")
     for codec in asked.codecs:
@@ -119,7 +136,7 @@ def _show(found: dict[str, Any]) -> None:
 
     table = Table(
         title=f"{found['mb']:.1f} MB of parameters in {found['fragments']} fragments, "
-        f"{found['nodes']} nodes, {found['rounds']} rounds",
+        f"{found['nodes']} nodes, {found['rounds']} rounds, {found['link']}",
         box=None,
         padding=(0, 1, 0, 0),
     )

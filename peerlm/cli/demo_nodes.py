@@ -58,6 +58,7 @@ class DemoNode:
         self.number = number
         self.layout = Layout(folder / f"node-{number}")
         self.output = folder / f"node-{number}.log"
+        self.program: Sequence[str] = (sys.executable, "-m", "peerlm")
         self.status: dict[str, Any] | None = None
         """The newest answer; None while it does not answer."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -84,7 +85,7 @@ class DemoNode:
 
     def start(self, *arguments: str) -> None:
         """`peerlm <arguments> --state …`, in the background."""
-        command = [sys.executable, "-m", "peerlm", *arguments, "--state", str(self.layout.root)]
+        command = [*self.program, *arguments, "--state", str(self.layout.root)]
         self.status = None
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(

@@ -18,7 +18,7 @@ OUTSIDE = ("as_json", "plot", "jobs")
 """Options that change nothing of a run."""
 
 
-def check_between(option: str, value: int, low: int, high: int) -> None:
+def check_between(option: str, value: float, low: float, high: float) -> None:
     """Raises `ConfigError`, naming the option."""
     if not low <= value <= high:
         raise ConfigError(f"{option} {value}: must be from {low:,} to {high:,}")

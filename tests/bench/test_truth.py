@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.report import Missed
 from bench.truth_net import Network, address_of
 from bench.truth_told import Tables, first_times, last_change
+from peerlm.bench.rows import Missed
 
 IDS = {"aa": 1, "bb": 2, "cc": 3}
 

@@ -9,15 +9,15 @@ a deadline and a name; a swarm that is closed leaves no process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from bench.report import Missed
-from peerlm.bench.founding import LOCAL, Values, found, invitation, options
+from peerlm.bench.founding import LOCAL, Loopback, Place, Values, found, invitation, options
+from peerlm.bench.rows import Missed
 from peerlm.cli.demo_nodes import DemoNode, end_all
 from peerlm.daemon.control import ask
 
@@ -35,6 +35,8 @@ class Swarm:
     Args:
         plan: changes to `preset`'s plan.
         local: changes to `LOCAL`.
+        place: where the nodes are.
+        program: what is run as `peerlm` to be a node; None: peerlm itself.
     """
 
     def __init__(
@@ -44,11 +46,16 @@ class Swarm:
         plan: Values,
         local: Values | None = None,
         preset: str = "tiny",
+        place: Place | None = None,
+        program: Sequence[str] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.nodes = [DemoNode(number, folder) for number in range(1, size + 1)]
+        for node in self.nodes:
+            node.program = program or node.program
         self.local = {**LOCAL, **(local or {})}
+        self._place = Loopback() if place is None else place
         self._plan, self._preset = plan, preset
         self._highest: dict[tuple[int, int], int] = {}
         self.steps_back: list[str] = []
@@ -58,13 +65,15 @@ class Swarm:
 
     def found(self) -> None:
         """`peerlm init`, in the first node's folder."""
-        found(self.nodes[0], self._plan, self.local, self._preset)
+        first = self.nodes[0]
+        found(first, self._plan, self._local_of(first), self._preset)
 
     def start(self) -> None:
         """Found the run and bring every node in; all begin to train together."""
         first, *others = self.nodes
         self.found()
-        first.start("up")
+        with self._place.at(first.number):
+            first.start("up")
         self.hold(first)
         for node in others:
             self.join(node)
@@ -97,8 +106,17 @@ class Swarm:
     def join(self, node: DemoNode) -> None:
         """`peerlm join`, through the first node."""
         address, token = self.invitation()
-        settings = options("--set-node", self.local)
-        node.start("join", address, "--token", token, *settings)
+        settings = options("--set-node", self._local_of(node))
+        with self._place.at(node.number):
+            node.start("join", address, "--token", token, *settings)
+
+    def start_again(self, node: DemoNode) -> None:
+        """`peerlm up`, where it was."""
+        with self._place.at(node.number):
+            node.start("up")
+
+    def _local_of(self, node: DemoNode) -> Values:
+        return {**self.local, **self._place.local(node.number)}
 
     def invitation(self) -> tuple[str, str]:
         """(address, token) as `peerlm invite` prints them."""

@@ -1,4 +1,4 @@
-"""A real daemon that also tells what it sees: `python -m bench.truth_node STATE`, as `peerlm up` runs it.
+"""peerlm whose daemon also tells what it sees: `python -m peerlm.bench.telling up --state DIR` and the like.
 
 Beside the state directory, in STATE.told, it writes a line of JSON whenever a member changes in its
 table, a link comes or goes, an answer to a probe arrives, with the time by the monotonic clock, which
@@ -17,11 +17,11 @@ from typing import Any
 from unittest import mock
 
 from peerlm import effects as fx
+from peerlm.cli.main import main as peerlm
 from peerlm.daemon import main as daemon
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver
 from peerlm.effects import Effect
-from peerlm.errors import PeerlmError
 from peerlm.events import Event, LinkDown, LinkUp, Received
 from peerlm.store.disk import StateDirectory
 from peerlm.types import PeerId
@@ -88,12 +88,8 @@ def _host_of(address: str) -> str:
 
 
 def main() -> int:
-    try:
-        with mock.patch.object(daemon, "Driver", TellingDriver):
-            return daemon.run(Path(sys.argv[1]))
-    except PeerlmError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    with mock.patch.object(daemon, "Driver", TellingDriver):
+        return peerlm()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,17 @@
+"""Everything here makes network namespaces, and so needs root and `ip`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+TIMEOUT_S = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.rig)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(TIMEOUT_S))
