@@ -25,6 +25,8 @@ Scalar = str | int | float | bool
 T = TypeVar("T")
 Check = Callable[[Any], object]
 
+_HINTS: dict[type[Any], Mapping[str, Any]] = {}
+
 INT_MAX = 2**62
 """Every whole number fits a signed plan and a message."""
 
@@ -425,7 +427,7 @@ def from_dict(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
     Raises:
         ConfigError: unknown section or field, wrong type, value out of range.
     """
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where}: must be a table of sections, not {_shown(raw)}")
     unknown = sorted(str(name) for name in raw if name not in hints)
@@ -460,7 +462,7 @@ def with_changes(settings: T, changes: Mapping[str, Any], where: str) -> T:
         section, _, name = dotted.partition(".")
         if section not in raw or name not in raw[section]:
             raise ConfigError(f"{where}: no field {_shown(dotted)}; see `peerlm plan show`")
-        kind = get_type_hints(get_type_hints(type(settings))[section])[name]
+        kind = _hints(_hints(type(settings))[section])[name]
         raw[section][name] = (
             _parse(kind, value, f"{where}: {dotted}") if isinstance(value, str) else value
         )
@@ -485,10 +487,17 @@ def differences(ours: Plan, theirs: Plan) -> list[str]:
     ]
 
 
+def _hints(kind: type[Any]) -> Mapping[str, Any]:
+    """Types of the fields; worked out once, since a simulation reads the settings of many nodes."""
+    if kind not in _HINTS:
+        _HINTS[kind] = get_type_hints(kind)
+    return _HINTS[kind]
+
+
 def _section(kind: type[Any], raw: Any, where: str, section: str) -> Any:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{where}: [{section}] must be a table, not {_shown(raw)}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     values = {}
     for name, value in raw.items():
         if name not in hints:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from peerlm import config
 from peerlm.errors import AuthError, ConfigError
@@ -135,6 +136,7 @@ def verify_plan(blob: bytes, root_public_key: bytes, run_id: RunId) -> SignedPla
     return SignedPlan(revision, plan, ObjectHash(canonical.hash32(plan_bytes)), blob)
 
 
+@lru_cache(maxsize=16)
 def _read_plan(plan_bytes: bytes, where: str) -> config.Plan:
     sections = canonical.decode(plan_bytes, PLAN_BYTES_MAX, where)
     if not isinstance(sections, dict) or not all(isinstance(name, str) for name in sections):
