@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,12 @@ from peerlm.identity.invite import enrol, make_invite, root_inviter
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.revocation import sign_revocation
 from peerlm.identity.root import SignedPlan, create_run, sign_plan
+from peerlm.membership.member import State
 from peerlm.membership.profile import Profile
 from peerlm.membership.table import MemberChanged
 from peerlm.mix.vector import Vector
 from peerlm.node.contacts import neighbours
+from peerlm.node.lifecycle import Phase
 from peerlm.node.node import Acquaintance
 from peerlm.node.status import MemberSummary, Summary
 from peerlm.sim.clock import Clock
@@ -314,18 +317,26 @@ class World:
 
     def all_mixing(self) -> bool:
         """Everybody up trains, takes part, and sees everybody up alive."""
-        up = {m.keys.peer_id for m in self.up()}
-        for machine in self.up():
-            s = self.summary(machine.number)
-            alive = {m.peer for m in s.members if m.state == "alive"}
-            if s.phase != "training" or not s.participating or alive != up:
+        up = {m.keys.peer_id: m.node for m in self.up()}
+        for me, node in up.items():
+            assert node is not None
+            if node.work.phase is not Phase.TRAINING or not node.work.is_participating(self.now):
+                return False
+            members = node.company.membership.members().values()
+            if {me, *(m.peer for m in members if m.state is State.ALIVE)} != up.keys():
                 return False
         return True
 
     def spread(self) -> float:
         """Largest relative distance of any two nodes' weights."""
         weights = [m.labour.phi() for m in self.up()]
-        return max((relative_distance(a, b) for a in weights for b in weights), default=0.0)
+        sized = [(w, max(float(np.linalg.norm(w)), 1e-9)) for w in weights]
+        # |a − b| is |b − a|: two are farthest apart as the smaller of them sees it.
+        distances = (
+            float(np.linalg.norm(a - b) / min(size_a, size_b))
+            for (a, size_a), (b, size_b) in combinations(sized, 2)
+        )
+        return max(distances, default=0.0)
 
     def digest(self) -> str:
         return self.trace.digest()
