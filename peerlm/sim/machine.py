@@ -233,8 +233,9 @@ class Machine:
         if self._frozen is not None:
             self._frozen.append((self._post_if, (self.life, event)))
         elif self.node is not None:
-            self.world.trace.event(self.world.now, self.number, event)
-            self._perform(self.node.handle(event, self.world.now, self.wall))
+            world = self.world
+            world.trace.event(world.now, self.number, event)
+            self._perform(self.node.handle(event, world.now, self.wall))
 
     def _post_if(self, life: int, event: Event) -> None:
         if self.life == life:
@@ -255,28 +256,33 @@ class Machine:
     def _perform(self, effects: list[Effect]) -> None:
         node, world = self.node, self.world
         assert node is not None
+        now = world.now
         for effect in effects:
-            world.trace.effect(world.now, self.number, effect)
+            world.trace.effect(now, self.number, effect)
             if world.remembers:
-                self.effects.append((world.now, effect))
+                self.effects.append((now, effect))
             self._do(effect)
             if self.node is None:
                 return
         node.check()
-        for peer, key in self._admissions.items():
-            if peer in self.admitted:  # and not expelled in the same breath
-                world.check_admission(self, peer, key)
-        self._admissions.clear()
+        if self._admissions:
+            self._check_admissions()
         if world.observer is not None:
             for change in node.company.membership.changes():
                 world.observer(world.now, self.number, change)
         tokens = node.company.ledger.total()
         assert tokens >= self._tokens_seen, "the swarm's tokens went backwards"
         self._tokens_seen = tokens
-        due = max(node.deadline(), world.now + 0.001)
-        if due < self._wake_at or self._wake_at <= world.now:
+        due = max(node.deadline(), now + 0.001)
+        if due < self._wake_at or self._wake_at <= now:
             self._wake_at = due
-            self.later(due - world.now, self._wake, due)
+            self.later(due - now, self._wake, due)
+
+    def _check_admissions(self) -> None:
+        for peer, key in self._admissions.items():
+            if peer in self.admitted:  # and not expelled in the same breath
+                self.world.check_admission(self, peer, key)
+        self._admissions.clear()
 
     def _wake(self, due: float) -> None:
         if self._wake_at == due and self.node is not None:
@@ -352,7 +358,10 @@ class Machine:
         """A message came over a line with that life of this machine."""
         if self.life == life and peer in self.admitted:
             if self.slowness is None:
-                self._act(life, self._read, (peer, message, fresh))
+                if self._frozen is None and self.node is not None:
+                    self._read(peer, message, fresh)
+                else:
+                    self._act(life, self._read, (peer, message, fresh))
                 return
             now = self.world.now
             self._heard_until = max(self._heard_until, now + self.world.rng.uniform(*self.slowness))

@@ -166,7 +166,8 @@ class Network:
     def delay_s(self, a: int, b: int) -> float:
         """Of one small message, retransmissions included."""
         wire = self.wire_of(a, b)
-        delay_s = self._rng.uniform(*wire.delay_s)
+        low, high = wire.delay_s
+        delay_s = low + (high - low) * self._rng.random()
         if wire.loss:
             for doubling in range(RTO_DOUBLINGS):
                 if self._rng.random() >= wire.loss:
@@ -211,8 +212,12 @@ class Network:
 
     def _in_turn(self, a: int, b: int, at: float) -> float:
         """When something arrives that would by itself at `at`: not before what was sent before it."""
-        self._free[a, b] = max(at, self._free.get((a, b), 0.0))
-        return self._free[a, b]
+        line = (a, b)
+        free_at = self._free.get(line, 0.0)
+        if free_at > at:
+            return free_at
+        self._free[line] = at
+        return at
 
     # --------------------------------------------------------------------------------------- bulk
 
