@@ -10,6 +10,7 @@ mints incarnations. The record comes by gossip or push-pull, and the doubt with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -46,10 +47,14 @@ class Beliefs:
         self._detector = detector
         self._book = book
         self._suspicions: dict[PeerId, Suspicion] = {}
+        self._first_end: float | None = math.inf
+        """When the first of them runs out; None until it is asked for again."""
         self._hearsay: list[PeerId] = []
         self._announced = False
         self._doubters: dict[PeerId, None] = {}
         self._logs: list[Log] = []
+        self._checked: object = None
+        """How table and suspicions were when they were last found to be sound."""
         self.announce(record, now)
 
     # --------------------------------------------------------------------------------- ourselves
@@ -63,7 +68,12 @@ class Beliefs:
 
     @property
     def is_leaving(self) -> bool:
-        return self.us.state is State.LEFT
+        return self.us.record.left
+
+    @property
+    def have_news(self) -> bool:
+        """Whether there is anything to drain."""
+        return bool(self._announced or self._hearsay or self._doubters or self._logs)
 
     def drain_announced(self) -> bool:
         """Whether our record changed since the last call."""
@@ -100,6 +110,8 @@ class Beliefs:
 
     def hear(self, teller: PeerId, rumors: tuple[Rumor, ...], now: Instant) -> list[Rumor]:
         """Take in membership rumors, records before verdicts on them; the rest is handed back."""
+        if not rumors:
+            return []
         for rumor in rumors:
             if isinstance(rumor, Alive):
                 self._on_alive(rumor, teller, now)
@@ -138,9 +150,12 @@ class Beliefs:
 
     # -------------------------------------------------------------------------------- suspicions
 
-    def deadlines(self) -> list[float]:
-        """When each open suspicion runs out."""
-        return [suspicion.deadline() for suspicion in self._suspicions.values()]
+    def deadline(self) -> float:
+        """When the first of the open suspicions runs out; infinite without any."""
+        if self._first_end is None:
+            ends = [suspicion.deadline() for suspicion in self._suspicions.values()]
+            self._first_end = min(ends, default=math.inf)
+        return self._first_end
 
     def end_suspicions(self, now: Instant) -> None:
         """Suspicions that have run out become verdicts."""
@@ -152,6 +167,7 @@ class Beliefs:
 
     def push(self, seconds: float) -> None:
         """We were deaf for this long and could not hear refutations."""
+        self._first_end = None
         for suspicion in self._suspicions.values():
             suspicion.push(seconds)
 
@@ -166,14 +182,21 @@ class Beliefs:
 
     def check(self) -> None:
         """Assert that what changed since the last check is sound."""
+        state = (self.table.version, len(self._suspicions))
+        if state == self._checked:
+            return
         for peer in self.table.check():
             self._check_suspicion(peer)
         assert self.me not in self.table.all(), "we list ourselves"
         assert all(peer in self.table.all() for peer in self._suspicions), "a suspicion of nobody"
+        self._checked = state
 
     def audit(self) -> None:
         """Assert that everything is sound."""
+        self._checked = None
         self.check()
+        ends = [suspicion.deadline() for suspicion in self._suspicions.values()]
+        assert self.deadline() == min(ends, default=math.inf), "the end of a suspicion is stale"
         self.table.audit()
         for peer in self.table.all():
             self._check_suspicion(peer)
@@ -221,6 +244,7 @@ class Beliefs:
             if accuser != self.me:
                 self._hearsay.append(peer)
             self._log("info", "member_suspected", peer=short(peer), accuser=short(accuser))
+        self._first_end = None
         if suspicion.accuse(accuser, is_us=teller == self.me):
             self._rumors.put(_verdict_subject(peer, accuser), rumor, teller)
 
@@ -242,6 +266,7 @@ class Beliefs:
     def _clear(self, peer: PeerId) -> None:
         """What was doubted, asked and told about a peer's earlier state no longer matters."""
         suspicion = self._suspicions.pop(peer, None)
+        self._first_end = None
         for accuser in suspicion.accusers if suspicion else ():
             self._rumors.drop(_verdict_subject(peer, accuser))
         self._rumors.drop(_verdict_subject(peer))

@@ -130,10 +130,12 @@ class Detector:
     # ------------------------------------------------------------------------------------- time
 
     def deadline(self) -> Instant:
-        times: list[float] = [self._next]
-        times += [min(p.direct_until, p.until) for p in self._probes.values()]
-        times += [min(r.nack_at, r.until) for r in self._relays.values()]
-        return Instant(min(times))
+        due: float = self._next
+        for probe in self._probes.values():
+            due = min(due, probe.direct_until, probe.until)
+        for relay in self._relays.values():
+            due = min(due, relay.nack_at, relay.until)
+        return Instant(due)
 
     def wake(self, now: Instant, reach: Reach) -> list[Step]:
         """Widen or end what is overdue, begin the next period's probe."""

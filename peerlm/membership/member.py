@@ -32,6 +32,11 @@ class State(IntEnum):
     LEFT = 3
 
 
+SUSPECT = State.SUSPECT
+"""By a name of its own: Python 3.11 looks a member of an enumeration up slowly, and this is asked for
+each member again and again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A peer's entry in the membership list."""
@@ -52,7 +57,7 @@ class Member:
     @property
     def is_live(self) -> bool:
         """Alive or merely suspected."""
-        return self.state <= State.SUSPECT
+        return self.state <= SUSPECT
 
 
 def record_of(alive: Alive) -> NodeRecord | None:

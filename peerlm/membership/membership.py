@@ -46,6 +46,8 @@ from peerlm.wire.message import (
     Sync,
 )
 
+NEVER = Instant(math.inf)
+
 MembershipMessage = Ping | Ack | PingRequest | Nack | Gossip | Sync
 """What `on_message` takes."""
 
@@ -306,11 +308,11 @@ class Membership:
         return self._due
 
     def _next_due(self) -> Instant:
-        times: list[float] = [self._round_due()]
-        if not self._leaving:
-            times += [self._detector.deadline(), self._healer.deadline(), self._sync_due]
-            times += self._beliefs.deadlines()
-        return Instant(min(times))
+        round_due, beliefs = self._round_due(), self._beliefs
+        if beliefs.is_leaving:
+            return round_due
+        probe_due, heal_due = self._detector.deadline(), self._healer.deadline()
+        return Instant(min(round_due, probe_due, heal_due, self._sync_due, beliefs.deadline()))
 
     def wake(self, now: Instant) -> list[Effect]:
         """Do what is due."""
@@ -469,7 +471,7 @@ class Membership:
     def _round_due(self) -> Instant:
         """Rumors wait until someone can hear them."""
         if not self._rumors or not self._listeners():
-            return Instant(math.inf)
+            return NEVER
         return after(self._last_round, self.profile.gossip_interval_s)
 
     def _pull(self, now: Instant) -> None:
@@ -484,6 +486,8 @@ class Membership:
             self._send(self._rng.choice(listeners), self._digest(reply=False))
 
     def _heal(self, now: Instant) -> None:
+        if now < self._healer.deadline():
+            return
         own = address_of(self.record.host, self.record.intro_port)
         for address in self._healer.wake(now, self._table.all(), self.book, own):
             self._effects.append(Introduce(address))
@@ -504,24 +508,31 @@ class Membership:
     def _enter(self, now: Instant) -> None:
         """Every entrance: notice if we should have been called long ago."""
         self._now = now
-        overrun_s = now - max(self._wanted, self._awake_until)
+        overrun_s = now - self._wanted
         if overrun_s > self.profile.lag_tolerance_s:
-            self._oversleep(overrun_s, now)
+            overrun_s = min(overrun_s, now - self._awake_until)
+            if overrun_s > self.profile.lag_tolerance_s:
+                self._oversleep(overrun_s, now)
 
     def _outcome(self) -> list[Effect]:
         """Every exit: what to do, and when we want to be woken. A new record of ours goes to all
         linked members at once: a refutation or a goodbye must not wait for its turn."""
+        if self._beliefs.have_news:
+            self._follow_news()
+        if self._table.n_live == 0:
+            self._healer.lonely(self._now)
+        self._due = self._next_due()
+        self._wanted = self._due if self._due > self._now else self._now
+        effects, self._effects = self._effects, []
+        return effects
+
+    def _follow_news(self) -> None:
+        """What has to be said at once about what was heard."""
         self._ask_suspects()
         told = list(self._links) if self._beliefs.drain_announced() else []
         for peer in dict.fromkeys((*told, *self._beliefs.drain_doubters())):
             self._tell(peer)
-        if self._table.n_live == 0:
-            self._healer.lonely(self._now)
         self._effects += self._beliefs.drain_logs()
-        self._due = self._next_due()
-        self._wanted = max(self._due, self._now)
-        effects, self._effects = self._effects, []
-        return effects
 
     def _ask_suspects(self) -> None:
         """Some of those who hear of a suspicion ask the suspect: so it hears of it, and if it is

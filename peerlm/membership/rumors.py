@@ -9,8 +9,8 @@ holds one rumor per subject. After SWIM section 4.1 and memberlist's broadcast q
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from peerlm.types import PeerId
 from peerlm.wire.message import Alive, Dead, PlanNews, Pulse, Revoked, Rumor, Suspect
@@ -26,6 +26,7 @@ COUNT_MAX = 200
 """Rumors in one message; the catalogue allows 256."""
 
 
+@lru_cache(maxsize=256)
 def sends_limit(mult: int, n_members: int, sends_min: int) -> int:
     """How often one node tells a rumor: mult · ceil(log10(N + 1)), at least `sends_min`."""
     return max(sends_min, mult * math.ceil(math.log10(n_members + 1)))
@@ -106,15 +107,18 @@ class RumorQueue:
         told and goes when told `limit` times; one that does not fit waits for a larger message."""
         taken: list[tuple[bytes, _Told]] = []
         room = bytes_max
-        for subject, entry in self._least_told_first():
-            if len(taken) >= count_max:
-                break
-            if entry.size <= room and entry.told.count(to) < TELLINGS_PER_PEER:
-                room -= entry.size
-                taken.append((subject, entry))
+        for tier in self._tiers:
+            if not tier:
+                continue
+            for subject, entry in reversed(tier.items()):
+                if len(taken) >= count_max:
+                    break
+                if entry.size <= room and entry.told.count(to) < TELLINGS_PER_PEER:
+                    room -= entry.size
+                    taken.append((subject, entry))
         for subject, entry in reversed(taken):
             self._count(subject, entry, to, limit)
-        return tuple(entry.rumor for _, entry in taken)
+        return tuple([entry.rumor for _, entry in taken])
 
     def end_round(self, limit: int) -> None:
         """A gossip round is over. In a small swarm a rumor has soon been told to all; it goes
@@ -130,10 +134,6 @@ class RumorQueue:
         """Assert that no more is waiting to be told than promised, and each once."""
         assert len(self._entries) <= self._subjects_max, "too many rumors"
         assert sum(map(len, self._tiers)) == len(self._entries), "a rumor in two tiers, or in none"
-
-    def _least_told_first(self) -> Iterator[tuple[bytes, _Told]]:
-        for tier in self._tiers:
-            yield from reversed(tier.items())
 
     def _count(self, subject: bytes, entry: _Told, to: PeerId, limit: int) -> None:
         """It was told once more: a tier up, or out."""

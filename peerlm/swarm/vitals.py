@@ -63,10 +63,14 @@ class Ledger:
 
     def is_news(self, vitals: Vitals) -> bool:
         """Whether `merge` would take these: only then verify the signature, and pass them on."""
-        peer, newest = PeerId(vitals.peer), self._newest.get(PeerId(vitals.peer))
-        entry = self._entries.get(peer, {}).get(vitals.epoch)
+        peer = PeerId(vitals.peer)
+        epochs = self._entries.get(peer)
+        entry = None if epochs is None else epochs.get(vitals.epoch)
+        if entry is not None and vitals.version <= entry.version:
+            return False  # as most of what is heard
         if entry is None and not self._has_room(peer):
             return False
+        newest = self._newest.get(peer)
         known_tokens, known_version = (entry.tokens, entry.version) if entry else (0, -1)
         if newest is not None and vitals.epoch < newest.epoch:
             return vitals.version > known_version and vitals.tokens > known_tokens
@@ -112,7 +116,7 @@ class Ledger:
 
     def total(self) -> int:
         """Tokens the swarm has trained on, as far as is known here. Never decreases."""
-        return min(self._total, TOTAL_MAX)
+        return self._total if self._total < TOTAL_MAX else TOTAL_MAX
 
     def tallies(self) -> tuple[tuple[PeerId, int, int], ...]:
         """(peer, epoch, tokens) of every entry with tokens, sorted: for a snapshot."""
