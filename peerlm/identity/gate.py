@@ -121,6 +121,11 @@ class Gate:
         seat = self._seats.get(peer)
         return seat is not None and role in seat.roles
 
+    def allows_any(self, peer: PeerId, roles: frozenset[Role]) -> bool:
+        """Whether the peer is admitted with one of these roles."""
+        seat = self._seats.get(peer)
+        return seat is not None and not roles.isdisjoint(seat.roles)
+
     def verify(self, peer: PeerId, message: bytes, signature: bytes) -> bool:
         """Whether an admitted peer signed this record (`NodeKeys.sign`)."""
         seat = self._seats.get(peer)

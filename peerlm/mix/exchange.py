@@ -145,6 +145,8 @@ class Exchanges:
     @property
     def are_moving(self) -> bool:
         """Tensors of some exchange are on their way, as far as we know."""
+        if not self._initiated:
+            return bool(self._served)
         return bool(self._served) or any(e.phase is Phase.MOVING for e in self._initiated.values())
 
     def is_busy(self, fragment: FragmentId) -> bool:
@@ -502,6 +504,8 @@ class Exchanges:
     def wake(self, now: Instant) -> list[Effect]:
         """Do what is due."""
         effects: list[Effect] = []
+        if not (self._initiated or self._served or self._put_off):
+            return effects
         for exchange in [e for e in self._initiated.values() if e.deadline <= now]:
             effects += self._overdue(exchange, now)
         for transfer in [t for t, s in self._served.items() if s.deadline <= now]:
@@ -537,14 +541,18 @@ class Exchanges:
         """When to call `wake`; None for never."""
         if self._put_off and not self._has_enough:
             return OVERDUE
+        if not self._initiated and not self._served:
+            return None
         waiting = [e.deadline for e in self._initiated.values()]
         waiting += [s.deadline for s in self._served.values()]
-        return min(waiting, default=None)
+        return min(waiting)
 
     def check(self) -> None:
         """Raise if a promise of ours is broken."""
         assert len(self._answered) <= REPLY_MEMORY, "more answers remembered than promised"
         self.outcomes.check()
+        if not (self._busy or self._initiated or self._served):
+            return
         for fragment, transfer in self._busy.items():
             exchange = self._initiated.get(transfer) or self._served.get(transfer)
             assert exchange is not None, f"fragment {fragment} locked by a forgotten exchange"

@@ -191,6 +191,8 @@ class Outcomes:
     def is_behind(self, partners: Sequence[PeerId], now: Instant) -> bool:
         """Whether two partners, or the only one, lately found our weights to be of a time gone by.
         Mixing will not make that good, since nobody mixes with them: newer ones must be fetched."""
+        if not self._ahead_of_us:
+            return False
         lately = [p for p in partners if now - self._ahead_of_us.get(p, NEVER) < BEHIND_MEMORY_S]
         return bool(partners) and len(lately) >= min(2, len(partners))
 

@@ -261,10 +261,15 @@ class Acquisition:
         return effects
 
     def deadline(self) -> Instant | None:
-        times = (self._ask_at, self._compare_until, self._barren_at)
-        waiting = [t for t in times if t is not None]
-        waiting += [f.deadline() for f in (self._corpus, self._state) if f is not None]
-        return min(waiting, default=None)
+        due: Instant | None = None
+        for at in (self._ask_at, self._compare_until, self._barren_at):
+            if at is not None and (due is None or at < due):
+                due = at
+        for fetch in (self._corpus, self._state):
+            if fetch is not None:
+                at = fetch.deadline()
+                due = at if due is None else min(due, at)
+        return due
 
     def progress(self, now: Instant) -> Progress:
         """Of the state when it is being fetched, else of the corpus."""

@@ -70,6 +70,8 @@ from peerlm.wire.message import (
     Vitals,
 )
 
+HOLDERS = frozenset({Role.TRAIN, Role.STORE, Role.SERVE})
+
 REVOCATIONS_PER_MESSAGE = 32
 """Of the largest size, so many fit a control frame."""
 
@@ -188,7 +190,7 @@ class Company:
 
     def may_hold(self, peer: PeerId) -> bool:
         """Whether its roles let a peer have the weights and the text, and so donate them."""
-        return any(self.gate.allows(peer, r) for r in (Role.TRAIN, Role.STORE, Role.SERVE))
+        return self.gate.allows_any(peer, HOLDERS)
 
     # -------------------------------------------------------------------------------------- links
 
@@ -226,6 +228,8 @@ class Company:
     def received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
         """A message about people or the plan. Messages about work are not for this half."""
         match message:
+            case Ping() | Ack() | Gossip():
+                return self._gossiped(peer, message, now)
             case Greeting():
                 return self._greeted(peer, message, now)
             case PlanAsk():
@@ -241,8 +245,6 @@ class Company:
                         (PeerId(t.peer), t.epoch, t.tokens) for t in message.entries
                     )
                 return []
-            case Ping() | Ack() | Gossip():
-                return self._gossiped(peer, message, now)
             case PingRequest() | Nack() | Sync():
                 return self.membership.on_message(peer, message, now).effects
         return []
@@ -265,11 +267,10 @@ class Company:
     def _gossiped(self, peer: PeerId, message: Ping | Ack | Gossip, now: Instant) -> list[Effect]:
         """Take the untrue out, let membership read its rumors, read the others here."""
         effects: list[Effect] = []
-        kept = tuple(
-            r for r in message.rumors if not isinstance(r, Alive) or self._is_true(r, effects)
-        )
-        if len(kept) < len(message.rumors):
-            message = dataclasses.replace(message, rumors=kept)
+        rumors = message.rumors
+        kept = [r for r in rumors if not isinstance(r, Alive) or self._is_true(r, effects)]
+        if len(kept) < len(rumors):
+            message = dataclasses.replace(message, rumors=tuple(kept))
         heard = self.membership.on_message(peer, message, now)
         effects += heard.effects
         for rumor in heard.others:
@@ -427,11 +428,11 @@ class Company:
         return effects
 
     def deadline(self) -> Instant:
-        due = [self.membership.deadline(), self._chain_due]
-        if self._book_changed:
-            due.append(self._book_due)
+        due = min(self.membership.deadline(), self._chain_due)
+        if self._book_due < due and self._book_changed:
+            due = self._book_due
         retry = self.contacts.deadline()
-        return min(due if retry is None else [*due, retry])
+        return due if retry is None or due < retry else retry
 
     @property
     def _book_changed(self) -> bool:
@@ -471,6 +472,7 @@ class Company:
     def audit(self) -> None:
         self.gate.audit()
         self.membership.audit()
+        self.contacts.check()
         self.ledger.check()
 
 

@@ -55,6 +55,9 @@ class Contacts:
         self._opening: dict[PeerId, Instant] = {}
         """Links we asked the driver to open, and until when they are waited for."""
         self._looked = NEVER
+        self._due: Instant | None = None
+        self._is_due_known = False
+        """The deadline is asked for after every event, and seldom another one than before."""
 
     def may_dial(self, address: str, now: Instant) -> bool:
         attempt = self._attempts.get(address)
@@ -64,13 +67,16 @@ class Contacts:
         return not running and attempt.not_before <= now
 
     def dialling(self, address: str, now: Instant) -> None:
+        self._is_due_known = False
         self._attempts.setdefault(address, Attempt()).running_until = after(now, ATTEMPT_S)
 
     def succeeded(self, address: str) -> None:
+        self._is_due_known = False
         self._attempts.pop(address, None)
 
     def failed(self, address: str, error: str, now: Instant) -> None:
         """Remember why, and when to try again: 0.2 s, doubling to 10 s, jittered by a quarter."""
+        self._is_due_known = False
         attempt = self._attempts.setdefault(address, Attempt())
         delay_s = min(BACKOFF_S * 2.0 ** min(attempt.failures, 10), BACKOFF_S_MAX)
         attempt.failures += 1
@@ -79,11 +85,12 @@ class Contacts:
         attempt.last_error = error
 
     def opening(self, peer: PeerId, now: Instant) -> None:
+        self._is_due_known = False
         self._opening[peer] = after(now, ATTEMPT_S)
 
     def link_up(self, peer: PeerId, *, greeted: bool) -> None:
         self._links[peer] = greeted
-        self._opening.pop(peer, None)
+        self._not_opening(peer)
 
     def greeted(self, peer: PeerId) -> None:
         if peer in self._links:
@@ -91,7 +98,7 @@ class Contacts:
 
     def link_down(self, peer: PeerId) -> None:
         self._links.pop(peer, None)
-        self._opening.pop(peer, None)
+        self._not_opening(peer)
 
     def is_linked(self, peer: PeerId) -> bool:
         return peer in self._links
@@ -115,14 +122,29 @@ class Contacts:
         """Forget how dialling went at addresses that nobody lives at any more."""
         for address in [a for a in self._attempts if a not in addresses]:
             if self._attempts[address].running_until is None:
+                self._is_due_known = False
                 del self._attempts[address]
 
     def looked(self, now: Instant) -> None:
         """Whatever may be tried by now was looked at; nobody need be woken for it again."""
         self._looked = now
+        self._is_due_known = False
 
     def deadline(self) -> Instant | None:
         """When the next address may be tried again, or a link is not waited for any longer."""
+        if not self._is_due_known:
+            self._due, self._is_due_known = self._next_due(), True
+        return self._due
+
+    def check(self) -> None:
+        """Raise `AssertionError` if the deadline is not the one that follows from what is tried."""
+        assert self.deadline() == self._next_due(), "the deadline is stale"
+
+    def _not_opening(self, peer: PeerId) -> None:
+        if self._opening.pop(peer, None) is not None:
+            self._is_due_known = False
+
+    def _next_due(self) -> Instant | None:
         waiting = [a.running_until or a.not_before for a in self._attempts.values()]
         waiting += self._opening.values()
         return min((at for at in waiting if at > self._looked), default=None)

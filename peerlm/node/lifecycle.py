@@ -18,8 +18,8 @@ far ahead, it was a *stray*, and fetches theirs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 GRACE_S = 4.0
 """How long a starting node that knows addresses looks for others before it goes on by itself."""
@@ -61,9 +61,8 @@ NEXT: dict[Phase, tuple[Phase, ...]] = {
 """Legal transitions; any phase may go to leaving."""
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the decision depends on."""
+class Facts(NamedTuple):
+    """What the decision depends on. A tuple, since it is made anew for each look at the swarm."""
 
     waited_s: float
     """Time since the daemon started."""

@@ -38,10 +38,13 @@ from peerlm.node.work import Work
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import Instant, PeerId, Role, TransferId, WallTime, after, short
 from peerlm.wire.message import (
+    Ack,
     ExchangeAnswer,
     ExchangeDone,
     ExchangeRequest,
+    Gossip,
     Message,
+    Ping,
     PullAnswer,
     PullRequest,
     Pulse,
@@ -199,8 +202,7 @@ class Node:
 
     def deadline(self) -> Instant:
         """When to call `wake`."""
-        due = [self.company.deadline(), self._look_due, self.work.deadline(self._look_due)]
-        return min(due)
+        return min(self.company.deadline(), self._look_due, self.work.deadline(self._look_due))
 
     def check(self) -> None:
         """Raise `AssertionError` if a promise of ours is broken, as far as anything changed since
@@ -315,6 +317,8 @@ class Node:
             return self.company.hear_about_plan(peer, message, now)
         work, company = self.work, self.company
         match message:
+            case Ping() | Ack() | Gossip():  # most of what comes
+                return [*company.received(peer, message, now), *self._follow_plan(now)]
             case ExchangeRequest():
                 if not company.allows(peer, Role.TRAIN):
                     answer = ExchangeAnswer(message.transfer, "refuse", "role", 0.0)
@@ -567,6 +571,8 @@ class Node:
 
     def _filled(self, effects: list[Effect]) -> list[Effect]:
         """Complete what only this file knows: a snapshot's token count."""
+        if not effects:
+            return effects
         return [
             dataclasses.replace(
                 effect,

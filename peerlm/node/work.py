@@ -48,6 +48,11 @@ STEER_S = 0.5
 MODEL_AGAIN_S = 30.0
 """A finished model that could not be written is tried again after so long."""
 
+PHASES = tuple(Phase)
+
+LEARNING = frozenset({Phase.TRAINING, Phase.SEEKING})
+"""Phases in which a worker that is backing off may be due to be started."""
+
 PARTICIPATING_S = 15.0
 """An exchange this recent counts as taking part, whatever the pace of outer steps."""
 
@@ -117,13 +122,14 @@ class Work:
 
     def see(self, seen: Seen, now: Instant) -> list[Effect]:
         """Who is there has changed, or time has passed: look again."""
-        gone = [p for p in self.seen.partners if p not in seen.partners]
-        self.seen = seen
+        before, self.seen = self.seen, seen
         effects: list[Effect] = []
-        for peer in gone:
-            effects += self.exchanges.peer_gone(peer, now)
+        if seen.partners is not before.partners:
+            for peer in [p for p in before.partners if p not in seen.partners]:
+                effects += self.exchanges.peer_gone(peer, now)
         effects += self._mind_straying(now)
-        effects += self.acquisition.donors_are(seen.donors, now)
+        if seen.donors is not before.donors:
+            effects += self.acquisition.donors_are(seen.donors, now)
         if self._corpus == "missing" and self.acquisition.corpus_arrived:
             self.acquisition.corpus_arrived = False
             effects.append(PrepareCorpus())
@@ -132,7 +138,7 @@ class Work:
     def step(self, now: Instant) -> list[Effect]:
         """Follow the facts from phase to phase until none follows, then keep the phase's duties."""
         effects: list[Effect] = []
-        for _ in range(len(Phase)):
+        for _ in PHASES:
             following = decide(self.phase, self._facts(now))
             if following is self.phase:
                 break
@@ -174,13 +180,17 @@ class Work:
                 outcomes.caught_up()
             return []
         is_behind = outcomes.is_behind(self.seen.partners, now)
-        others_tokens = self.seen.swarm_tokens - self.worker.tokens
-        far = BEHIND_STEPS * self._tokens_per_round() * (1 + len(self.seen.trainers))
-        is_unmixed = self.exchanges.mixes and self.last_exchange is None
-        is_outrun = is_unmixed and others_tokens > far
+        is_unmixed = self.last_exchange is None and self.exchanges.mixes
+        is_outrun = is_unmixed and self._is_outrun()
         if self._straying.begins(now, is_behind=is_behind, is_outrun=is_outrun):
             return self._suspend(now)
         return []
+
+    def _is_outrun(self) -> bool:
+        """The others have trained on far more than this node."""
+        others_tokens = self.seen.swarm_tokens - self.worker.tokens
+        far = BEHIND_STEPS * self._tokens_per_round() * (1 + len(self.seen.trainers))
+        return others_tokens > far
 
     def _tokens_per_round(self) -> int:
         return self.tempo.inner_steps * self.tokens_per_step()
@@ -512,13 +522,18 @@ class Work:
         return self._last_snapshot != "" and not self.snapshots.is_writing
 
     def deadline(self, now: Instant) -> Instant:
-        due = [self._steer_due, self.snapshots.due if self.installed else None]
-        due += [self.exchanges.deadline(), self.acquisition.deadline()]
-        if self.phase in (Phase.TRAINING, Phase.SEEKING):
-            due.append(self.worker.supervision.deadline())
-        if self.phase is Phase.SETTLING:
-            due.append(self.settling.deadline())
-        return min(d for d in due if d is not None)
+        due = self._steer_due
+        if self.installed and self.snapshots.due < due:
+            due = self.snapshots.due
+        own = None
+        if self.phase in LEARNING:
+            own = self.worker.supervision.deadline()
+        elif self.phase is Phase.SETTLING:
+            own = self.settling.deadline()
+        for at in (own, self.exchanges.deadline(), self.acquisition.deadline()):
+            if at is not None and at < due:
+                due = at
+        return due
 
     def check(self) -> None:
         self.exchanges.check()

@@ -252,6 +252,8 @@ class Fetch:
     def wake(self, now: Instant) -> list[PullEffect]:
         """Give up pulls whose time is over, let rested donors serve again."""
         effects: list[PullEffect] = []
+        if not self._donors:
+            return effects
         for pull in list(self._pulls.values()):
             if now >= min(pull.stalls_at, pull.ends_at):
                 del self._pulls[pull.transfer]
@@ -263,6 +265,8 @@ class Fetch:
 
     def deadline(self) -> Instant:
         """When to call `wake`; infinite when only an event can change anything."""
+        if not self._donors:
+            return Instant(inf)
         ends = [min(pull.stalls_at, pull.ends_at) for pull in self._pulls.values()]
         rests = [rest.until for rest in self._rests() if rest.until is not None]
         return Instant(min(ends + rests, default=inf)) if self._missing else Instant(inf)
@@ -305,6 +309,8 @@ class Fetch:
 
     def check(self) -> None:
         """Raises: AssertionError when an invariant is broken."""
+        if not self._donors and not self._pulls:
+            return
         pulls = list(self._pulls.values())
         assert len(pulls) <= self._limits.total, "too many pulls in all"
         assert len({pull.key for pull in pulls}) == len(pulls), "a want is pulled twice at once"
