@@ -30,6 +30,7 @@ PEERS_MAX = 4096
 READ_MAX = 4096
 """Chains whose signatures are remembered, by all gates of a process together; the one unused for
 longest is dropped and read again if shown."""
+NO_ROLES: frozenset[Role] = frozenset()
 KNOWN_MAX = 65_536
 """Node ids remembered as met; the oldest is dropped and then needs a member's word to come back."""
 
@@ -121,10 +122,10 @@ class Gate:
         seat = self._seats.get(peer)
         return seat is not None and role in seat.roles
 
-    def allows_any(self, peer: PeerId, roles: frozenset[Role]) -> bool:
-        """Whether the peer is admitted with one of these roles."""
+    def roles_of(self, peer: PeerId) -> frozenset[Role]:
+        """What the peer is admitted as; nothing if it is not."""
         seat = self._seats.get(peer)
-        return seat is not None and not roles.isdisjoint(seat.roles)
+        return NO_ROLES if seat is None else seat.roles
 
     def verify(self, peer: PeerId, message: bytes, signature: bytes) -> bool:
         """Whether an admitted peer signed this record (`NodeKeys.sign`)."""

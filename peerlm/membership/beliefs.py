@@ -53,8 +53,6 @@ class Beliefs:
         self._announced = False
         self._doubters: dict[PeerId, None] = {}
         self._logs: list[Log] = []
-        self._checked: object = None
-        """How table and suspicions were when they were last found to be sound."""
         self.announce(record, now)
 
     # --------------------------------------------------------------------------------- ourselves
@@ -157,6 +155,10 @@ class Beliefs:
             self._first_end = min(ends, default=math.inf)
         return self._first_end
 
+    @property
+    def n_suspected(self) -> int:
+        return len(self._suspicions)
+
     def end_suspicions(self, now: Instant) -> None:
         """Suspicions that have run out become verdicts."""
         for peer, suspicion in list(self._suspicions.items()):
@@ -182,18 +184,13 @@ class Beliefs:
 
     def check(self) -> None:
         """Assert that what changed since the last check is sound."""
-        state = (self.table.version, len(self._suspicions))
-        if state == self._checked:
-            return
         for peer in self.table.check():
             self._check_suspicion(peer)
         assert self.me not in self.table.all(), "we list ourselves"
         assert all(peer in self.table.all() for peer in self._suspicions), "a suspicion of nobody"
-        self._checked = state
 
     def audit(self) -> None:
         """Assert that everything is sound."""
-        self._checked = None
         self.check()
         ends = [suspicion.deadline() for suspicion in self._suspicions.values()]
         assert self.deadline() == min(ends, default=math.inf), "the end of a suspicion is stale"

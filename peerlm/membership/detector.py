@@ -191,6 +191,11 @@ class Detector:
         """Assert that we probe for no more others than promised."""
         assert len(self._relays) <= RELAYS_MAX, "too many probes for others"
 
+    @property
+    def probes_begun(self) -> int:
+        """So far, those made for others included."""
+        return self._seq
+
     def targets(self) -> list[PeerId]:
         """Whom probes are in flight to."""
         return [probe.target for probe in self._probes.values()]

@@ -101,12 +101,14 @@ class Membership:
         self._digested: tuple[object, tuple[DigestEntry, ...]] = (None, ())
         self._synced: dict[PeerId, Instant] = {}
         self._last_sync = Instant(-math.inf)
-        self._last_round = Instant(-math.inf)
+        self._next_round = Instant(-math.inf)
         self._sync_due = after(now, sync.interval_s(profile, 1, rng))
         self._awake_until = now
         self._wanted = Instant(math.inf)
         self._now = now
         self._effects: list[Effect] = []
+        self._checked: object = None
+        """What all that is checked depends on, when it was last found to be sound."""
         self._due = self._next_due()
 
     # --------------------------------------------------------------------------- what is known
@@ -149,9 +151,9 @@ class Membership:
         return self._table.in_order()
 
     @property
-    def version(self) -> tuple[int, int]:
+    def version(self) -> int:
         """Grows with every change of `members` or of who is linked."""
-        return self._table.version, self._links_version
+        return self._table.version + self._links_version
 
     def changes(self) -> list[MemberChanged]:
         """Changes of other members since the last call, in order. Simulations read them: the node
@@ -330,13 +332,18 @@ class Membership:
         """Assert what we promise of our own state, where it changed since the last check; what only
         all tables together show (everyone converges, nobody reachable stays dead) is for whoever
         sees them all."""
+        assert not math.isnan(self._due), "no deadline"
+        state = (self._table.version, self._beliefs.n_suspected, self._detector.probes_begun)
+        if state == self._checked:
+            return
         self._beliefs.check()
         for target in self._detector.targets():
             assert self.is_live(target), "a probe of a member that is not live"
-        assert not math.isnan(self._due), "no deadline"
+        self._checked = state
 
     def audit(self) -> None:
         """`check` of everything, whether it changed or not."""
+        self._checked = None
         self.check()
         self._beliefs.audit()
         self._rumors.check()
@@ -452,7 +459,7 @@ class Membership:
 
     def _gossip(self, now: Instant) -> None:
         """One round: rumors to a few linked members, the dead among them too (they may not be)."""
-        self._last_round = now
+        self._next_round = after(now, self.profile.gossip_interval_s)
         targets = self._listeners()
         limit = self._sends_limit()
         for peer in self._rng.sample(targets, min(self.profile.fan_out, len(targets))):
@@ -472,7 +479,7 @@ class Membership:
         """Rumors wait until someone can hear them."""
         if not self._rumors or not self._listeners():
             return NEVER
-        return after(self._last_round, self.profile.gossip_interval_s)
+        return self._next_round
 
     def _pull(self, now: Instant) -> None:
         """Push-pull with a random linked member."""

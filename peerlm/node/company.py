@@ -44,6 +44,7 @@ from peerlm.membership.profile import Profile, profile_named
 from peerlm.node.certificates import Certificates
 from peerlm.node.contacts import Contacts
 from peerlm.node.introductions import Introductions, Ports
+from peerlm.node.seen import HOLDERS
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import Instant, PeerId, Role, WallTime, after, short
 from peerlm.wire.codec import decode_as
@@ -70,7 +71,8 @@ from peerlm.wire.message import (
     Vitals,
 )
 
-HOLDERS = frozenset({Role.TRAIN, Role.STORE, Role.SERVE})
+TALK = (Ping, Ack, Gossip, PingRequest, Nack, Sync)
+"""Messages about people, most of all there are; work never hears of them."""
 
 REVOCATIONS_PER_MESSAGE = 32
 """Of the largest size, so many fit a control frame."""
@@ -190,7 +192,7 @@ class Company:
 
     def may_hold(self, peer: PeerId) -> bool:
         """Whether its roles let a peer have the weights and the text, and so donate them."""
-        return self.gate.allows_any(peer, HOLDERS)
+        return not HOLDERS.isdisjoint(self.gate.roles_of(peer))
 
     # -------------------------------------------------------------------------------------- links
 

@@ -28,7 +28,7 @@ from peerlm.identity.root import SignedPlan
 from peerlm.membership.address_book import AddressBook, address_of
 from peerlm.membership.member import Member, State
 from peerlm.membership.profile import Profile
-from peerlm.node.company import Company
+from peerlm.node.company import TALK, Company
 from peerlm.node.introductions import Ports
 from peerlm.node.lifecycle import Phase
 from peerlm.node.seen import Seen, read_swarm
@@ -38,13 +38,10 @@ from peerlm.node.work import Work
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import Instant, PeerId, Role, TransferId, WallTime, after, short
 from peerlm.wire.message import (
-    Ack,
     ExchangeAnswer,
     ExchangeDone,
     ExchangeRequest,
-    Gossip,
     Message,
-    Ping,
     PullAnswer,
     PullRequest,
     Pulse,
@@ -155,6 +152,10 @@ class Node:
         self._version = 0
         self._rate = 0.0
         self._rate_seen = (now, self._ledger.total())
+        self._talked, self._acted = False, True
+        """Since the last check: whether people were talked about, whether anything else happened."""
+        self._work_due: Instant | None = None
+        """When work is to be woken; None until it is asked."""
         self._leaving_since: Instant | None = None
         self._goodbye_at: Instant | None = None
 
@@ -163,7 +164,8 @@ class Node:
     def start(self, now: Instant, wall: WallTime) -> list[Effect]:
         """First effects. Call once, before anything else."""
         self._look_due = after(now, LOOK_S)
-        return self._filled([*self.company.start(now), *self.work.start(self._seen(), now)])
+        effects = [*self.company.start(now), *self.work.start(self._seen(), now)]
+        return self._outcome(effects, now)
 
     def acquaintance(self, now: Instant) -> Acquaintance:
         """What those who have met this node know of it, as it stands now."""
@@ -183,9 +185,9 @@ class Node:
 
     def handle(self, event: Event, now: Instant, wall: WallTime) -> list[Effect]:
         """What follows from an event."""
-        effects = self._handle(event, now)
-        self.work.tempo.note(now, moving=self.work.exchanges.are_moving)
-        return self._filled(effects)
+        if isinstance(event, ev.Received) and isinstance(event.message, TALK):
+            return self._talk(event.peer, event.message, now)
+        return self._outcome(self._handle(event, now), now)
 
     def wake(self, now: Instant, wall: WallTime) -> list[Effect]:
         """Do what is due."""
@@ -197,18 +199,21 @@ class Node:
             effects += self._publish(now)
         if self._leaving_since is not None:
             effects += self._wind_up(now)
-        self.work.tempo.note(now, moving=self.work.exchanges.are_moving)
-        return self._filled(effects)
+        return self._outcome(effects, now)
 
     def deadline(self) -> Instant:
         """When to call `wake`."""
-        return min(self.company.deadline(), self._look_due, self.work.deadline(self._look_due))
+        if self._work_due is None:
+            self._work_due = self.work.deadline(self._look_due)
+        return min(self.company.deadline(), self._look_due, self._work_due)
 
     def check(self) -> None:
         """Raise `AssertionError` if a promise of ours is broken, as far as anything changed since
         the last check: cheap enough for after each event."""
         self.company.check()
-        self.work.check()
+        if self._acted or not self._talked:
+            self.work.check()
+        self._acted = self._talked = False
 
     def audit(self) -> None:
         """`check` of everything, changed or not."""
@@ -317,8 +322,6 @@ class Node:
             return self.company.hear_about_plan(peer, message, now)
         work, company = self.work, self.company
         match message:
-            case Ping() | Ack() | Gossip():  # most of what comes
-                return [*company.received(peer, message, now), *self._follow_plan(now)]
             case ExchangeRequest():
                 if not company.allows(peer, Role.TRAIN):
                     answer = ExchangeAnswer(message.transfer, "refuse", "role", 0.0)
@@ -353,6 +356,16 @@ class Node:
         if self.work.phase is Phase.SETTLING:
             return [*effects, *self.work.step(now)]
         return effects
+
+    def _talk(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
+        """Most of what comes is about people alone: work is as it was, unless there is a new plan."""
+        self._talked = True
+        if peer in self.company.refused_plans:
+            return self.company.hear_about_plan(peer, message, now)
+        effects = self.company.received(peer, message, now)
+        if self.company.plan.plan_hash == self.work.plan_hash:
+            return effects
+        return self._outcome([*effects, *self._follow_plan(now)], now)
 
     def _new_plan(self, blob: bytes, teller: PeerId | None, now: Instant) -> list[Effect]:
         effects = self.company.take_plan(blob, teller, now)
@@ -569,17 +582,13 @@ class Node:
         steps = self.work.worker.tokens // self.work.tokens_per_step()
         return int(steps * sum(self._birth.sizes) * 8 * (members - 1) / members)
 
-    def _filled(self, effects: list[Effect]) -> list[Effect]:
-        """Complete what only this file knows: a snapshot's token count."""
-        if not effects:
-            return effects
-        return [
-            dataclasses.replace(
-                effect,
-                tallies=self._ledger.tallies(),
-                own_tokens=self.work.worker.tokens,
-            )
-            if isinstance(effect, WriteSnapshot)
-            else effect
-            for effect in effects
-        ]
+    def _outcome(self, effects: list[Effect], now: Instant) -> list[Effect]:
+        """Every exit but that of talk: work may be other than it was."""
+        self._acted, self._work_due = True, None
+        self.work.tempo.note(now, moving=self.work.exchanges.are_moving)
+        return [self._filled(e) if isinstance(e, WriteSnapshot) else e for e in effects]
+
+    def _filled(self, effect: WriteSnapshot) -> WriteSnapshot:
+        """What only this file knows: the token count."""
+        tallies, tokens = self._ledger.tallies(), self.work.worker.tokens
+        return dataclasses.replace(effect, tallies=tallies, own_tokens=tokens)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from peerlm.node.company import Company  # work is shown what is seen, never company itself
 
 
+HOLDERS = frozenset({Role.TRAIN, Role.STORE, Role.SERVE})
+"""Roles that let a peer have the weights and the text."""
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """The swarm as it matters to work; members sorted, without this node."""
@@ -39,10 +43,10 @@ def read_swarm(company: Company, *, expects_others: bool) -> Seen:
     partners, trainers, donors = [], [], []
     done, unsettled = [], 0
     for peer in company.linked():
-        vitals = company.vitals_of(peer)
-        if vitals is None or not company.may_hold(peer):
+        vitals, roles = company.vitals_of(peer), company.gate.roles_of(peer)
+        if vitals is None or HOLDERS.isdisjoint(roles):
             continue
-        may_train = company.allows(peer, Role.TRAIN)
+        may_train = Role.TRAIN in roles
         if vitals.active and vitals.plan_revision == company.plan.revision:
             donors.append(peer)
             if vitals.phase == Phase.DONE and vitals.settled:
