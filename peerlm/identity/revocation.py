@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from peerlm.errors import AuthError, ConfigError
 from peerlm.identity import canonical
@@ -59,8 +60,9 @@ def sign_revocation(signer: Inviter, serials: Collection[bytes], wall: WallTime)
     return canonical.encode([body, list(signer.invites), signer.key.sign(Purpose.REVOCATION, body)])
 
 
+@lru_cache(maxsize=256)
 def verify_revocation(blob: bytes, root_public_key: bytes, run_id: RunId) -> Revocation:
-    """Check one statement.
+    """Check one statement. One that holds is read once, though it is heard from many.
 
     Raises:
         AuthError: `malformed`, `too_long`, `wrong_run`, `wrong_root`, `bad_signature`, `roles_exceed`.

@@ -108,8 +108,10 @@ def sign_plan(root: RunRoot, plan: config.Plan, revision: int) -> SignedPlan:
     return SignedPlan(revision, plan, ObjectHash(canonical.hash32(plan_bytes)), blob)
 
 
+@lru_cache(maxsize=16)
 def verify_plan(blob: bytes, root_public_key: bytes, run_id: RunId) -> SignedPlan:
-    """Check a plan that came from a peer or from disk.
+    """Check a plan that came from a peer or from disk. One that holds is read once, though all nodes
+    of a process (a simulation) have it.
 
     Raises:
         AuthError: `malformed`, `too_long`, `wrong_run` or `bad_signature`.
@@ -136,7 +138,6 @@ def verify_plan(blob: bytes, root_public_key: bytes, run_id: RunId) -> SignedPla
     return SignedPlan(revision, plan, ObjectHash(canonical.hash32(plan_bytes)), blob)
 
 
-@lru_cache(maxsize=16)
 def _read_plan(plan_bytes: bytes, where: str) -> config.Plan:
     sections = canonical.decode(plan_bytes, PLAN_BYTES_MAX, where)
     if not isinstance(sections, dict) or not all(isinstance(name, str) for name in sections):

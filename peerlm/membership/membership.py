@@ -16,8 +16,8 @@ import math
 import random
 from bisect import bisect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import assert_never
+from dataclasses import replace
+from typing import NamedTuple, assert_never
 
 from peerlm.effects import Effect, Introduce, Log, Send, SendFresh
 from peerlm.membership import sync
@@ -52,8 +52,7 @@ MembershipMessage = Ping | Ack | PingRequest | Nack | Gossip | Sync
 """What `on_message` takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(NamedTuple):
     """Outcome of a message: what to do, and rumors that are not about membership, unread."""
 
     effects: list[Effect]

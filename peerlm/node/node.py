@@ -220,7 +220,7 @@ class Node:
         self.check()
         self.company.audit()
         if self._seen_at == self.company.version:
-            seen = dataclasses.replace(self.work.seen, swarm_tokens=self._ledger.total())
+            seen = self.work.seen._replace(swarm_tokens=self._ledger.total())
             assert seen == self._read_anew(), "work is shown a swarm that is no more"
 
     # ------------------------------------------------------------------------------------- events
@@ -396,7 +396,7 @@ class Node:
         seen = self.work.seen
         if seen.swarm_tokens == tokens:
             return seen
-        return dataclasses.replace(seen, swarm_tokens=tokens)
+        return seen._replace(swarm_tokens=tokens)
 
     def _read_anew(self) -> Seen:
         return read_swarm(self.company, expects_others=self._expects_others)

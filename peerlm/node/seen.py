@@ -7,8 +7,7 @@ itself, under a plan of our revision, and as far as its certificate allows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from peerlm.node.lifecycle import Phase
 from peerlm.types import PeerId, Role
@@ -21,8 +20,7 @@ HOLDERS = frozenset({Role.TRAIN, Role.STORE, Role.SERVE})
 """Roles that let a peer have the weights and the text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """The swarm as it matters to work; members sorted, without this node."""
 
     partners: tuple[PeerId, ...] = ()

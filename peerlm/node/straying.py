@@ -17,20 +17,21 @@ from peerlm.types import Instant, PeerId
 
 
 class Straying:
-    """Whether one node is a stray. `since`: when it was found to be one; None while it is none."""
+    """Whether one node is a stray. `since`: when it was found to be one; None while it is none.
+    `is_fresh`: its weights are initial ones of its own."""
 
     def __init__(self) -> None:
         self.since: Instant | None = None
-        self._is_fresh = False
+        self.is_fresh = False
 
     def installed(self, *, fresh: bool) -> None:
         """There are other weights now; `fresh`: initial ones of our own."""
-        self._is_fresh, self.since = fresh, None
+        self.is_fresh, self.since = fresh, None
 
     def begins(self, now: Instant, *, is_behind: bool, is_outrun: bool) -> bool:
         """Whether we are a stray from now on. `is_behind`: others have found our weights to be of a
         time gone by; `is_outrun`: nobody has mixed them, and others are far ahead."""
-        if not is_behind and not (self._is_fresh and is_outrun):
+        if not is_behind and not (self.is_fresh and is_outrun):
             return False
         self.since = now
         return True
@@ -39,5 +40,5 @@ class Straying:
         """Whether we are none any more, because nobody has better weights."""
         if self.since is None or donors or now - self.since < FRESH_GRACE_S:
             return False
-        self.since, self._is_fresh = None, False
+        self.since, self.is_fresh = None, False
         return True

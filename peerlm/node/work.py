@@ -181,7 +181,7 @@ class Work:
             return []
         is_behind = outcomes.is_behind(self.seen.partners, now)
         is_unmixed = self.last_exchange is None and self.exchanges.mixes
-        is_outrun = is_unmixed and self._is_outrun()
+        is_outrun = self._straying.is_fresh and is_unmixed and self._is_outrun()
         if self._straying.begins(now, is_behind=is_behind, is_outrun=is_outrun):
             return self._suspend(now)
         return []

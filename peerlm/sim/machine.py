@@ -233,9 +233,10 @@ class Machine:
         if self._frozen is not None:
             self._frozen.append((self._post_if, (self.life, event)))
         elif self.node is not None:
-            world = self.world
-            world.trace.event(world.now, self.number, event)
-            self._perform(self.node.handle(event, world.now, self.wall))
+            world, now = self.world, self.world.now
+            if world.trace.is_told:
+                world.trace.event(now, self.number, event)
+            self._perform(self.node.handle(event, now, self.wall))
 
     def _post_if(self, life: int, event: Event) -> None:
         if self.life == life:
@@ -276,7 +277,7 @@ class Machine:
         due = max(node.deadline(), now + 0.001)
         if due < self._wake_at or self._wake_at <= now:
             self._wake_at = due
-            self.later(due - now, self._wake, due)
+            world.clock.at(due - now, self._act, self.life, self._wake, (due,))
 
     def _check_admissions(self) -> None:
         for peer, key in self._admissions.items():

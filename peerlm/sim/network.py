@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -113,9 +114,9 @@ class Network:
         self.wire = wire
         self.fresh_is_sure = True
         """Where messages are datagrams: whether those over fresh connections are not."""
-        self.messages: dict[int, int] = {}
+        self.messages: Counter[int] = Counter()
         """Control messages sent by each machine."""
-        self.bytes: dict[int, int] = {}
+        self.bytes: Counter[int] = Counter()
         """Their bytes, on the wire."""
         self.bulk_bytes: dict[int, int] = {}
         self._clock, self._rng = clock, rng
@@ -188,10 +189,10 @@ class Network:
         """A control message of `size` bytes. `fresh`: over a connection made for it; `sure`: over one
         that is reliable even where messages are datagrams."""
         wire = self.wire_of(a, b)
-        self.messages[a] = self.messages.get(a, 0) + 1
+        self.messages[a] += 1
         sure = ((sure or fresh) and self.fresh_is_sure) or not wire.datagrams
         overhead = ENVELOPE_BYTES + (FRESH_BYTES if fresh else 0)
-        self.bytes[a] = self.bytes.get(a, 0) + size + overhead
+        self.bytes[a] += size + overhead
         if (a, b) in self._cuts:
             if sure and not fresh:
                 self._held.setdefault((a, b), []).append((arrive, args))

@@ -31,6 +31,8 @@ class Trace:
     def __init__(self, tell: Teller | None = None) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
         self._tell = tell
+        self.is_told = tell is not None
+        """Events need be shown too, which no digest takes in."""
         self._numbers: dict[bytes, int] = {}
         self._sends_to: PeerId | None = None
 
