@@ -138,6 +138,8 @@ class Revocations:
 
     def first_revoked(self, serials: Sequence[Serial]) -> Serial | None:
         """The first revoked serial of a chain, given its serials in order from the root."""
+        if not self._issuers:
+            return None
         for depth, serial in enumerate(serials, start=1):
             for issuer in self._issuers.get(serial, ()):
                 if issuer is None or issuer in serials[:depth]:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from peerlm.effects import Log
 from peerlm.membership.address_book import AddressBook
 from peerlm.membership.detector import Detector
-from peerlm.membership.member import Member, State, accused, from_alive, rank_of, record_of
+from peerlm.membership.member import SUSPECT, Member, State, accused, from_alive, rank_of, record_of
 from peerlm.membership.profile import Profile
 from peerlm.membership.rumors import RumorQueue
 from peerlm.membership.suspicion import Suspicion, begin_suspicion
@@ -195,8 +195,8 @@ class Beliefs:
         ends = [suspicion.deadline() for suspicion in self._suspicions.values()]
         assert self.deadline() == min(ends, default=math.inf), "the end of a suspicion is stale"
         self.table.audit()
-        for peer in self.table.all():
-            self._check_suspicion(peer)
+        suspects = {peer for peer, m in self.table.all().items() if m.state is SUSPECT}
+        assert suspects == self._suspicions.keys(), "suspicion and state disagree"
 
     def _check_suspicion(self, peer: PeerId) -> None:
         suspected = self.table.all()[peer].state is State.SUSPECT

@@ -418,9 +418,8 @@ class Company:
         self.certificates.wall = wall
         effects: list[Effect] = []
         if self.membership.deadline() <= now:
-            effects += self.membership.wake(now)
-        may_dial = self.introductions.may_dial
-        effects = [e for e in effects if not isinstance(e, Introduce) or may_dial(e, now)]
+            may_dial, woken = self.introductions.may_dial, self.membership.wake(now)
+            effects = [e for e in woken if not isinstance(e, Introduce) or may_dial(e, now)]
         effects += self.introductions.look(now)
         if self._chain_due <= now:
             effects += self._look_at_chains(now)

@@ -586,6 +586,8 @@ class Node:
         """Every exit but that of talk: work may be other than it was."""
         self._acted, self._work_due = True, None
         self.work.tempo.note(now, moving=self.work.exchanges.are_moving)
+        if not effects:
+            return effects
         return [self._filled(e) if isinstance(e, WriteSnapshot) else e for e in effects]
 
     def _filled(self, effect: WriteSnapshot) -> WriteSnapshot:
