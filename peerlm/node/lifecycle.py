@@ -19,7 +19,10 @@ far ahead, it was a *stray*, and fetches theirs.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peerlm.node.facts import Facts
 
 GRACE_S = 4.0
 """How long a starting node that knows addresses looks for others before it goes on by itself."""
@@ -59,41 +62,6 @@ NEXT: dict[Phase, tuple[Phase, ...]] = {
     Phase.LEAVING: (),
 }
 """Legal transitions; any phase may go to leaving."""
-
-
-class Facts(NamedTuple):
-    """What the decision depends on. A tuple, since it is made anew for each look at the swarm."""
-
-    waited_s: float
-    """Time since the daemon started."""
-    addresses_known: bool
-    """Somebody could be out there: seeds or an address book."""
-    donors: int
-    """Live members that have weights and can be dialled."""
-    donors_done: bool
-    """One of them says the run is done."""
-    snapshot_tokens: int | None
-    """Swarm tokens of our own newest snapshot; None: there is none."""
-    tokens_per_round: float
-    """What the whole swarm trains on in one outer step of everybody."""
-    swarm_tokens: int
-    budget: int
-    origin: bool
-    state_arrived: bool
-    installed: bool
-    has_final: bool
-    """Its weights are the finished ones, fetched from a node that is done."""
-    is_stray: bool
-    """It made initial weights itself, has never mixed them, and others are far ahead."""
-    is_outdone: bool
-    """It is done, and has seen another finished model that takes the place of its own."""
-    corpus_ready: bool
-    may_train: bool
-    """Role and settings allow it, and it is not paused."""
-    worker_drained: bool
-    settled: bool
-    settled_everywhere: bool
-    settle_overdue: bool
 
 
 def decide(phase: Phase, f: Facts) -> Phase:

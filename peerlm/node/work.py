@@ -32,8 +32,9 @@ from peerlm.mix.algorithms import RAMP_STEPS, ramp
 from peerlm.mix.exchange import Exchanges
 from peerlm.mix.tempo import Tempo
 from peerlm.node.acquire import Acquisition
+from peerlm.node.facts import Facts
 from peerlm.node.finals import Finals
-from peerlm.node.lifecycle import BEHIND_STEPS, NEXT, Facts, Phase, decide
+from peerlm.node.lifecycle import BEHIND_STEPS, NEXT, Phase, decide
 from peerlm.node.seen import Seen
 from peerlm.node.settling import Settling
 from peerlm.node.snapshots import Restored, Snapshots
@@ -104,12 +105,12 @@ class Work:
         self.exchanges.standing.plan_hash = plan_hash
         self.tempo = Tempo(plan.mix, now)
         self.acquisition = Acquisition(sizes, endpoint, rng)
-        self._finals = Finals()
-        self._straying = Straying()
+        self.finals = Finals()
+        self.straying = Straying()
         self._sizes = tuple(sizes)
         self._rng = rng
-        self._started = now
-        self._corpus, self._corpus_reason = "unknown", ""
+        self.started = now
+        self.corpus_state, self._corpus_reason = "unknown", ""
         self._outer_steps = 0
         self._steer_due = now
         self._model_due: Instant | None = None
@@ -130,7 +131,7 @@ class Work:
         effects += self._mind_straying(now)
         if seen.donors is not before.donors:
             effects += self.acquisition.donors_are(seen.donors, now)
-        if self._corpus == "missing" and self.acquisition.corpus_arrived:
+        if self.corpus_state == "missing" and self.acquisition.corpus_arrived:
             self.acquisition.corpus_arrived = False
             effects.append(PrepareCorpus())
         return effects + self.step(now)
@@ -139,60 +140,35 @@ class Work:
         """Follow the facts from phase to phase until none follows, then keep the phase's duties."""
         effects: list[Effect] = []
         for _ in PHASES:
-            following = decide(self.phase, self._facts(now))
+            following = decide(self.phase, Facts(self, now))
             if following is self.phase:
                 break
             effects += self._enter(following, now)
         self.reason = self._reason()
         return effects + self._duties(now)
 
-    def _facts(self, now: Instant) -> Facts:
-        seen = self.seen
-        return Facts(
-            waited_s=now - self._started,
-            addresses_known=seen.addresses_known,
-            donors=len(seen.donors),
-            donors_done=bool(seen.done),
-            snapshot_tokens=self.restored.tokens if self.restored else None,
-            tokens_per_round=self._tokens_per_round() * (1 + len(seen.trainers)),
-            swarm_tokens=seen.swarm_tokens,
-            budget=self.plan.run.token_budget,
-            origin=self.origin and not self.worker.supervision.is_waiting(now),
-            state_arrived=self.acquisition.state_arrived,
-            installed=self.installed,
-            has_final=self.has_final,
-            is_stray=self._straying.since is not None,
-            is_outdone=self._finals.outdone,
-            corpus_ready=self._corpus == "ready",
-            may_train=self.may_train and not self.paused,
-            worker_drained=self.worker.drained,
-            settled=self.settled,
-            settled_everywhere=self.settled and self.seen.unsettled == 0,
-            settle_overdue=self.settling.is_overdue(self.plan.mix.settle_deadline_s, now),
-        )
-
     def _mind_straying(self, now: Instant) -> list[Effect]:
         """Suspend everything when our weights have gone astray, and go on when that comes to nothing."""
         standing, outcomes = self.exchanges.standing, self.exchanges.outcomes
-        if self._straying.since is not None:
-            if self._straying.ends(self.seen.donors, now):
+        if self.straying.since is not None:
+            if self.straying.ends(self.seen.donors, now):
                 standing.active, standing.frozen = self.installed, not self.installed
                 outcomes.caught_up()
             return []
         is_behind = outcomes.is_behind(self.seen.partners, now)
         is_unmixed = self.last_exchange is None and self.exchanges.mixes
-        is_outrun = self._straying.is_fresh and is_unmixed and self._is_outrun()
-        if self._straying.begins(now, is_behind=is_behind, is_outrun=is_outrun):
+        is_outrun = self.straying.is_fresh and is_unmixed and self._is_outrun()
+        if self.straying.begins(now, is_behind=is_behind, is_outrun=is_outrun):
             return self._suspend(now)
         return []
 
     def _is_outrun(self) -> bool:
         """The others have trained on far more than this node."""
         others_tokens = self.seen.swarm_tokens - self.worker.tokens
-        far = BEHIND_STEPS * self._tokens_per_round() * (1 + len(self.seen.trainers))
+        far = BEHIND_STEPS * self.tokens_per_round() * (1 + len(self.seen.trainers))
         return others_tokens > far
 
-    def _tokens_per_round(self) -> int:
+    def tokens_per_round(self) -> int:
         return self.tempo.inner_steps * self.tokens_per_step()
 
     def tokens_per_step(self) -> int:
@@ -231,7 +207,7 @@ class Work:
     def _install(self, left: Phase, now: Instant) -> list[Effect]:
         if left is Phase.FETCHING:
             self.installed = False
-            self._finals.forget()
+            self.finals.forget()
             self.has_final = self.acquisition.is_final
             return [self.acquisition.installation()]
         if self.restored is not None:
@@ -244,7 +220,7 @@ class Work:
         self.settled = False
         self.settling.end()
         self.snapshots.is_final = False
-        self._finals.forget()
+        self.finals.forget()
         self.has_final = self.has_final and self.seen.swarm_tokens >= self.plan.run.token_budget
         self.worker.forget_drain()
         effects: list[Effect] = []
@@ -273,7 +249,7 @@ class Work:
             self._model_due = None
             effects.append(WriteModel(self.seen.swarm_tokens))
         if self.phase is Phase.DONE and self.snapshots.is_final:
-            effects += self._finals.ask(self.seen.done, now)
+            effects += self.finals.ask(self.seen.done, now)
         if self._steer_due <= now:
             effects += [*self._steer(now), *self._watch_worker(now)]
         if self.installed and self.snapshots.due <= now:
@@ -303,7 +279,7 @@ class Work:
 
     def corpus(self, state: str, reason: str, now: Instant) -> list[Effect]:
         """The corpus is ready, missing or unusable."""
-        self._corpus = state
+        self.corpus_state = state
         self._corpus_reason = reason
         return self.step(now)
 
@@ -320,7 +296,7 @@ class Work:
     def state_installed(self, origin: str, now: Instant) -> list[Effect]:
         self.installed = True
         self.origin = False
-        self._straying.installed(fresh=origin == "fresh")
+        self.straying.installed(fresh=origin == "fresh")
         self.exchanges.outcomes.caught_up()
         self._outer_steps = 0 if origin == "peers" else RAMP_STEPS
         self.exchanges.standing.ramp = ramp(self._outer_steps)
@@ -412,7 +388,7 @@ class Work:
         """A donor shows what it has: to be fetched, or compared with what we have finished."""
         if self.phase is Phase.DONE:
             spread = self.plan.mix.settle_spread
-            self._finals.shown(self.me, self._offer(), peer, give, spread)
+            self.finals.shown(self.me, self._offer(), peer, give, spread)
             return self.step(now)
         return self.acquisition.on_state_give(peer, give, self.plan_hash, now)
 
@@ -447,12 +423,12 @@ class Work:
         if self.last_exchange is None:
             return False
         tokens_per_s = self.worker.tokens_per_s
-        pace_s = self._tokens_per_round() / tokens_per_s if tokens_per_s else 0.0
+        pace_s = self.tokens_per_round() / tokens_per_s if tokens_per_s else 0.0
         return now - self.last_exchange < max(PARTICIPATING_S, 3 * pace_s)
 
     def _reason(self) -> str:
         if self.phase is Phase.SEEKING:
-            if self.origin and self._corpus != "ready":
+            if self.origin and self.corpus_state != "ready":
                 return self._corpus_line()
             return "looking for a member that has weights"
         if self.phase is Phase.FETCHING:
@@ -467,7 +443,7 @@ class Work:
 
     def _corpus_line(self) -> str:
         return {"unknown": "checking the corpus", "ready": ""}.get(
-            self._corpus, self._corpus_reason
+            self.corpus_state, self._corpus_reason
         )
 
     def pause(self, paused: bool, now: Instant) -> list[Effect]:
