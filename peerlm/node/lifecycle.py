@@ -67,6 +67,8 @@ NEXT: dict[Phase, tuple[Phase, ...]] = {
 def decide(phase: Phase, f: Facts) -> Phase:
     """The phase that follows from the facts; the same one when nothing is to change."""
     match phase:
+        case Phase.READY | Phase.TRAINING:
+            return _while_running(f)
         case Phase.STARTING:
             return Phase.SEEKING
         case Phase.SEEKING:
@@ -77,8 +79,6 @@ def decide(phase: Phase, f: Facts) -> Phase:
             return Phase.SEEKING if not f.donors else phase
         case Phase.INSTALLING:
             return Phase.READY if f.installed else phase
-        case Phase.READY | Phase.TRAINING:
-            return _while_running(f)
         case Phase.DRAINING:
             if f.swarm_tokens < f.budget:
                 return Phase.READY

@@ -89,7 +89,6 @@ class Work:
         self.restored = restored
         self.may_train = may_train
         self.phase = Phase.STARTING
-        self.reason = ""
         self.paused = False
         self.model_dir = ""
         self.settled = False
@@ -144,7 +143,6 @@ class Work:
             if following is self.phase:
                 break
             effects += self._enter(following, now)
-        self.reason = self._reason()
         return effects + self._duties(now)
 
     def _mind_straying(self, now: Instant) -> list[Effect]:
@@ -241,22 +239,31 @@ class Work:
     def _duties(self, now: Instant) -> list[Effect]:
         """What has to be done again and again in the present phase."""
         effects: list[Effect] = []
-        if self.phase is Phase.TRAINING and self.worker.supervision.due(now):
-            effects += self.worker.start(now, fresh=False)
-        if self.phase is Phase.SETTLING:
+        is_training = self.phase is Phase.TRAINING
+        if is_training:
+            if self.worker.supervision.due(now):
+                effects += self.worker.start(now, fresh=False)
+        elif self.phase is Phase.SETTLING:
             effects += self._settle_on(now)
-        if self.phase is Phase.DONE and self._model_due is not None and self._model_due <= now:
-            self._model_due = None
-            effects.append(WriteModel(self.seen.swarm_tokens))
-        if self.phase is Phase.DONE and self.snapshots.is_final:
-            effects += self.finals.ask(self.seen.done, now)
+        elif self.phase is Phase.DONE:
+            effects += self._stay_done(now)
         if self._steer_due <= now:
             effects += [*self._steer(now), *self._watch_worker(now)]
         if self.installed and self.snapshots.due <= now:
             effects += self._snapshot_unless_held(now)
-        if self.phase is Phase.TRAINING:
+        if is_training:
             tokens, every_s = self.seen.swarm_tokens, self.plan.train.val_every_s
             effects += self.worker.evaluate_if_due(every_s, tokens, now)
+        return effects
+
+    def _stay_done(self, now: Instant) -> list[Effect]:
+        """Write a model that could not be written, and look whose finished weights count."""
+        effects: list[Effect] = []
+        if self._model_due is not None and self._model_due <= now:
+            self._model_due = None
+            effects.append(WriteModel(self.seen.swarm_tokens))
+        if self.snapshots.is_final:
+            effects += self.finals.ask(self.seen.done, now)
         return effects
 
     def _steer(self, now: Instant) -> list[Effect]:
@@ -426,7 +433,9 @@ class Work:
         pace_s = self.tokens_per_round() / tokens_per_s if tokens_per_s else 0.0
         return now - self.last_exchange < max(PARTICIPATING_S, 3 * pace_s)
 
-    def _reason(self) -> str:
+    @property
+    def reason(self) -> str:
+        """Why it is in this phase and no further; empty if that needs no words."""
         if self.phase is Phase.SEEKING:
             if self.origin and self.corpus_state != "ready":
                 return self._corpus_line()
