@@ -1,7 +1,7 @@
 """What a long figure has found so far, as lines of JSON in a file, so that it can be interrupted and go on.
 
-The first line names the commit; what another one left does not count. A line that was being written when the
-power went does not either.
+The first line says what the outcomes depend on; what was left by another does not count. A line that was being
+written when the power went does not either.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bench import report
-
 
 class Kept:
-    """`found` has what an earlier run of this commit left, in the order in which it came."""
+    """`found` has what an earlier run with the same `basis` left, in the order in which it came."""
 
-    def __init__(self, path: Path) -> None:
-        head = json.dumps({"commit": report.commit_line()})
+    def __init__(self, path: Path, basis: str) -> None:
+        head = json.dumps({"basis": basis})
         text = path.read_text() if path.exists() else ""
         lines = text.splitlines()
         if not lines or lines[0] != head:

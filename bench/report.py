@@ -34,6 +34,8 @@ from peerlm.errors import PeerlmError
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
+PLAYED = ROOT / "docs" / "faults.jsonl"
+"""What `bench.faults` has played so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,10 +297,11 @@ def _processor() -> str:
 
 
 def commit_line() -> str:
-    """The checkout's commit, and whether files differ from it; this page does not count."""
+    """The checkout's commit, and whether files differ from it; those that are recorded to do not count."""
     commit = _git("rev-parse", "--short=10", "HEAD")
-    page = str(PAGE.relative_to(ROOT))
-    changed = [line for line in _git("status", "--porcelain").splitlines() if page not in line]
+    recorded = tuple(str(path.relative_to(ROOT)) for path in (PAGE, PLAYED))
+    lines = _git("status", "--porcelain").splitlines()
+    changed = [line for line in lines if not line.endswith(recorded)]
     return f"{commit}, with changes" if changed else commit
 
 

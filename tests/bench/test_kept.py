@@ -18,26 +18,23 @@ from peerlm.sim.scenarios import read_params
 
 def test_what_was_found_is_there_again_but_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
-    with closing(Kept(path)) as kept:
+    with closing(Kept(path, "x")) as kept:
         kept.keep({"seed": 1})
         kept.keep({"seed": 2})
     with path.open("a") as file:
         file.write('{"seed": 3, "sto')
-    with closing(Kept(path)) as again:
+    with closing(Kept(path, "x")) as again:
         assert again.found == [{"seed": 1}, {"seed": 2}]
         again.keep({"seed": 4})
-    with closing(Kept(path)) as last:
+    with closing(Kept(path, "x")) as last:
         assert [line["seed"] for line in last.found] == [1, 2, 4]
 
 
-def test_what_another_commit_left_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_depends_on_something_else_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
-    with closing(Kept(path)) as kept:
+    with closing(Kept(path, "x")) as kept:
         kept.keep({"seed": 1})
-    monkeypatch.setattr(report, "commit_line", lambda: "another")
-    with closing(Kept(path)) as later:
+    with closing(Kept(path, "y")) as later:
         assert later.found == []
 
 
