@@ -195,8 +195,8 @@ class MixSection:
         0.0,
         1.0,
         0.5,
-        "Share of the time in which exchanges may keep a node's line busy: it mixes as often as that "
-        "allows, so each has an H of its own. 0: H stays `inner_steps`.",
+        "Share of a node's line that exchanges may take: it mixes as often as that carries, so each has an H "
+        "of its own. 0: H stays `inner_steps`.",
     )
     inner_steps_min: int = at_least(
         1, 5, "H goes no lower, however fast the line, unless it began there.", unit="inner steps"

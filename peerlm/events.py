@@ -90,7 +90,8 @@ class ExchangeEnded(Event):
 
     `outcome`: ok, lost (no complete reply in time), refused (the reply failed a gate), cancelled.
     Norms are of this fragment: `raw_norm` = |d̂|, `applied_norm` = |u| after clipping and weighting,
-    `booked` = what clipping kept back: weight · (|d̂| − τ), or 0.
+    `booked` = what clipping kept back: weight · (|d̂| − τ), or 0. `work_s`: processor time it took here.
+    `line_bytes_s`: what the way to the peer lately took of ours, as measured; 0 where that is not known.
     """
 
     transfer: TransferId
@@ -103,6 +104,8 @@ class ExchangeEnded(Event):
     booked: float = 0.0
     bytes_sent: int = 0
     bytes_received: int = 0
+    work_s: float = 0.0
+    line_bytes_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,8 @@ class ExchangeServed(Event):
     booked: float = 0.0
     bytes_sent: int = 0
     bytes_received: int = 0
+    work_s: float = 0.0
+    line_bytes_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

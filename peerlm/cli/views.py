@@ -72,9 +72,12 @@ def facts(s: Status) -> list[tuple[str, str]]:
 
 
 def _tempo(tempo: Status) -> str:
-    use = tempo["line_use"]
-    line = f"an outer step each {tempo['inner_steps']} inner steps"
-    return line if use is None else f"{line}; exchanges take {words.share(use)} of the time"
+    use, rate = tempo["line_use"], tempo["line_bytes_s"]
+    often = f"an outer step each {tempo['inner_steps']} inner steps"
+    if use is None:
+        return often
+    line = "the time" if rate is None else f"a line of {words.size(rate)}/s"
+    return f"{often}; exchanges take {words.share(use)} of {line}"
 
 
 def _worker(worker: Status) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,15 @@ from peerlm.wire.frame import CHUNK_BYTES
 
 Keys = tuple[bytes, bytes]
 """Up (from the initiator), down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an exchange has cost: processor time of the bulk thread, and what the line could send."""
+
+    work_s: float
+    line_bytes_s: float
+    """0 if it is not known."""
 
 
 class Bulk:
@@ -78,12 +88,12 @@ class Bulk:
         keys: Keys,
         progress_timeout_s: float,
         timeout_s: float,
-    ) -> None:
+    ) -> Cost:
         """Ask a peer with `side`; when this returns, the whole difference is there and passes our
         gates, and the peer knows it. The bulk thread may use `side` until then, and a moment longer
         if this is cancelled."""
         timeouts_s = (progress_timeout_s, timeout_s)
-        await self._outcome(self._entry(transfer, Ask(side), keys, timeouts_s, (host, port)))
+        return await self._outcome(self._entry(transfer, Ask(side), keys, timeouts_s, (host, port)))
 
     async def answer(
         self,
@@ -92,11 +102,11 @@ class Bulk:
         keys: Keys,
         progress_timeout_s: float,
         timeout_s: float,
-    ) -> None:
+    ) -> Cost:
         """Wait for a peer to ask, and answer it with `side`; when this returns, the whole request was
         there and passes our gates. The last of the answer may still be on its way."""
         timeouts_s = (progress_timeout_s, timeout_s)
-        await self._outcome(self._entry(transfer, Answer(side), keys, timeouts_s))
+        return await self._outcome(self._entry(transfer, Answer(side), keys, timeouts_s))
 
     async def pull(
         self,
@@ -166,7 +176,7 @@ class Bulk:
         holds_bytes = talk.side.held_bytes if isinstance(talk, Ask | Answer) else 0
         return Entry(transfer, talk, keys, target, *timeouts_s, _nobody, holds_bytes)
 
-    async def _outcome(self, entry: Entry) -> None:
+    async def _outcome(self, entry: Entry) -> Cost:
         if entry.target is not None:
             host, port = entry.target
             entry.target = ((await resolve(host))[0], port)
@@ -174,6 +184,7 @@ class Bulk:
         entry.taken = self._settler(taken)
         self._mover.call(partial(self._mover.add, entry))
         await self._or_cancel(entry, taken)
+        return Cost(entry.work_s, entry.line_bytes_s)
 
     async def _or_cancel(self, entry: Entry, outcome: asyncio.Future[Any]) -> Any:
         try:

@@ -25,7 +25,7 @@ from functools import partial
 
 import numpy as np
 
-from peerlm.daemon.sockets import listen_tcp
+from peerlm.daemon.sockets import delivery_rate, listen_tcp
 from peerlm.daemon.stopwatch import Stopwatch
 from peerlm.daemon.stream import Stream, Talk
 from peerlm.daemon.talks import Fetch, Give
@@ -101,6 +101,10 @@ class Entry:
     redial_at: float = float("inf")
     redial_s: float = REDIAL_S
     reported_at: float = 0.0
+    work_s: float = 0.0
+    """That this thread has spent on it."""
+    line_bytes_s: float = 0.0
+    """What its connection could send, by the time that all was here; 0 if that is not known."""
 
     @property
     def peer_name(self) -> str:
@@ -263,12 +267,14 @@ class Mover:
                     self._watch(entry.stream, entry)
 
     def _move_one(self, entry: Entry, stream: Stream) -> bool:
-        before = sum(stream.wire_bytes)
+        before, began = sum(stream.wire_bytes), time.monotonic()
         moved = self._read(stream)
         stream.look()
         moved |= self._write(stream)
+        now = time.monotonic()
+        entry.work_s += now - began
         if sum(stream.wire_bytes) != before:
-            entry.moved_at = time.monotonic()
+            entry.moved_at = now
         self._after(entry, stream)
         return moved
 
@@ -321,6 +327,8 @@ class Mover:
     def _tell_taken(self, entry: Entry) -> None:
         if not entry.is_taken:
             entry.is_taken = True
+            if entry.stream is not None:
+                entry.line_bytes_s = self._upload.least(delivery_rate(entry.stream.connection))
             entry.taken(None)
 
     def _broke(self, entry: Entry, stream: Stream) -> None:

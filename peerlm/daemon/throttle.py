@@ -22,6 +22,10 @@ class TokenBucket:
     def is_limited(self) -> bool:
         return self._rate > 0
 
+    def least(self, rate: float) -> float:
+        """Of a rate and the limit, if there is one."""
+        return min(rate, self._rate) if self._rate else rate
+
     def delay_s(self, now: Instant) -> float:
         """Seconds until something may be taken; 0 if it may be now."""
         if not self._rate:

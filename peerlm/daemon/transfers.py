@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from peerlm import events
-from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.bulk import Bulk, Cost
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.spare import Spare
 from peerlm.daemon.stopwatch import Stopwatch
@@ -110,7 +110,7 @@ class Transfers:
         with self._spare.lent(size) as difference:
             side = flow.Asking(self._slow.fragment(e.fragment), **self._rules(e, difference))
             try:
-                await self._bulk.exchange(
+                cost = await self._bulk.exchange(
                     e.transfer,
                     e.host,
                     e.bulk_port,
@@ -127,14 +127,14 @@ class Transfers:
                 return
             moved = await self._apply(e.transfer, e.fragment, lambda _: side.apply())
         sent, received = stream_bytes(e.codec_request, size), stream_bytes(e.codec_reply, size)
-        self._post(_went_well(events.ExchangeEnded, e.transfer, moved, sent, received))
+        self._post(_went_well(events.ExchangeEnded, e.transfer, moved, sent, received, cost))
 
     async def _serve_exchange(self, e: ServeExchange) -> None:
         size = self._slow.size(e.fragment)
         with self._spare.lent(size) as difference:
             side = flow.Answering(self._slow.fragment(e.fragment), **self._rules(e, difference))
             try:
-                await self._bulk.answer(
+                cost = await self._bulk.answer(
                     e.transfer, side, (e.key_up, e.key_down), e.progress_timeout_s, e.timeout_s
                 )
             except RefusedHere as error:
@@ -145,7 +145,7 @@ class Transfers:
                 return
             moved = await self._apply(e.transfer, e.fragment, lambda _: side.apply())
         sent, received = stream_bytes(e.codec_reply, size), stream_bytes(e.codec_request, size)
-        self._post(_went_well(events.ExchangeServed, e.transfer, moved, sent, received))
+        self._post(_went_well(events.ExchangeServed, e.transfer, moved, sent, received, cost))
 
     async def _apply(
         self, transfer: TransferId, fragment: FragmentId, call: Callable[[SlowFragment], R]
@@ -236,7 +236,7 @@ Ended = TypeVar("Ended", events.ExchangeEnded, events.ExchangeServed)
 
 
 def _went_well(
-    kind: type[Ended], transfer: TransferId, moved: flow.Flow, sent: int, received: int
+    kind: type[Ended], transfer: TransferId, moved: flow.Flow, sent: int, received: int, cost: Cost
 ) -> Ended:
     return kind(
         transfer,
@@ -248,6 +248,8 @@ def _went_well(
         booked=moved.withheld_norm,
         bytes_sent=sent,
         bytes_received=received,
+        work_s=cost.work_s,
+        line_bytes_s=cost.line_bytes_s,
     )
 
 

@@ -2,17 +2,23 @@
 
 A step of the outer loop costs the line about as much however many inner steps lie between two. So the
 number of inner steps between two outer steps (H) is what is steered: on a fast line a node mixes every few
-steps, on a slow one rarely, and nobody has to know how fast lines are. What is looked at is the time in
-which tensors of an exchange were on their way, our own or a partner's, as a share of all time. It includes
-whatever keeps them: the line, a ceiling, a slow partner, a busy processor.
+steps, on a slow one rarely, and nobody has to know how fast lines are. Three things are looked at:
 
-    H ← H · (share of time that exchanges took) ÷ `mix.bandwidth_share`
+    line   bytes that exchanges sent ÷ what the line would have carried, as TCP has measured it
+    time   in which tensors of an exchange were on their way, our own or a partner's
+    work   processor time that they took here
 
-once in a while, at least a whole outer step apart, at most by a factor of two, within bounds. Nothing is
-agreed with others: each node has its own H. Pure: is told the time and whether anything moves.
+    H ← H · the largest of   line ÷ share,   time ÷ half of what the share leaves,   work ÷ its bound
+
+once in a while, at least a whole outer step apart, at most by a factor of two, within bounds. The line is
+what a user gives a share of, `mix.bandwidth_share`. Time holds where exchanges wait rather than send: long
+ways, slow partners. Work holds where nothing else would: on loopback, or where a fast line meets processors that
+train. Nothing is agreed with others: each node has its own H. Pure: is told the time and what exchanges cost.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 from peerlm.config import MixSection
 from peerlm.types import Instant
@@ -26,22 +32,33 @@ FACTOR_MAX = 2.0
 TOLERANCE = 0.05
 """A change smaller than this share of H is not made."""
 
+LINES = 32
+"""Newest measurements of the line, the largest of which counts: short exchanges do not fill it."""
+
+WORK_MAX, WORK_MAX_TRAINING = 0.5, 0.05
+"""Of one processor's time, for exchanges; and where the same processors train."""
+
 
 class Tempo:
     """One node's H, from `mix` and what its exchanges take.
 
     inner_steps: H, for the worker.
-    use: share of the last period's time in which exchanges moved; None before the first one is over.
+    use: share of what the line would have carried, or of the time while that is not known, in the last
+        period; None before the first one is over.
     """
 
     def __init__(self, mix: MixSection, now: Instant) -> None:
         self._mix = mix
         self.inner_steps = self._bounded(mix.inner_steps)
         self.use: float | None = None
+        self._lines: deque[float] = deque(maxlen=LINES)
         self._moving = False
-        self._since = now
-        self._moved_s = 0.0
-        self._began = now
+        self.begin(now)
+
+    @property
+    def line_bytes_s(self) -> float | None:
+        """What the line carries of ours; None while nothing has measured it."""
+        return max(self._lines, default=None)
 
     def follow(self, mix: MixSection, now: Instant) -> None:
         """The plan has changed. H begins anew if it was about that."""
@@ -51,9 +68,10 @@ class Tempo:
             self.begin(now)
 
     def begin(self, now: Instant) -> None:
-        """Count from here: before, other things than the line held up exchanges, or the worker."""
+        """Count from here: before, other things than exchanges held up the worker."""
         self._began = self._since = now
-        self._moved_s = 0.0
+        self._moved_s = self._work_s = 0.0
+        self._sent = 0
 
     def note(self, now: Instant, *, moving: bool) -> None:
         """Whether tensors of any exchange are on their way from here on."""
@@ -61,18 +79,31 @@ class Tempo:
             self._count(now)
             self._moving = moving
 
-    def look(self, step_s: float, now: Instant) -> None:
+    def exchanged(self, sent: int, work_s: float, line_bytes_s: float) -> None:
+        """One has gone well, our own or a partner's. `line_bytes_s`: 0 if it is not known."""
+        self._sent += sent
+        self._work_s += work_s
+        if line_bytes_s > 0:
+            self._lines.append(line_bytes_s)
+
+    def look(self, step_s: float, now: Instant, *, trains_on_cpu: bool = False) -> None:
         """Change H if it is time to. `step_s`: seconds an inner step takes."""
         elapsed_s = now - self._began
         if elapsed_s < max(PERIOD_S, self.inner_steps * step_s):
             return
         self._count(now)
-        self.use = min(1.0, self._moved_s / elapsed_s)
+        time, work = min(1.0, self._moved_s / elapsed_s), self._work_s / elapsed_s
+        line = self.line_bytes_s
+        self.use = time if line is None else min(1.0, self._sent / elapsed_s / line)
         self.begin(now)
         share = self._mix.bandwidth_share
-        if not share or not self.use:  # without exchanges there is nothing to go by
+        if not share or not time:  # without exchanges there is nothing to go by
             return
-        factor = min(max(self.use / share, 1 / FACTOR_MAX), FACTOR_MAX)
+        work_max = WORK_MAX_TRAINING if trains_on_cpu else WORK_MAX
+        wanted = max(self.use / share, time / ((1 + share) / 2), work / work_max)
+        self._change(min(max(wanted, 1 / FACTOR_MAX), FACTOR_MAX))
+
+    def _change(self, factor: float) -> None:
         wanted = self._bounded(round(self.inner_steps * factor))
         if abs(wanted - self.inner_steps) > TOLERANCE * self.inner_steps:
             self.inner_steps = wanted

@@ -259,9 +259,9 @@ class Node:
             case ev.OuterStepped():
                 return work.outer_stepped(event, now)
             case ev.ExchangeEnded():
-                return self._exchanged(event.outcome, work.exchanges.ended(event, now), now)
+                return self._exchanged(event, work.exchanges.ended(event, now), now)
             case ev.ExchangeServed():
-                return self._exchanged(event.outcome, work.exchanges.served(event, now), now)
+                return self._exchanged(event, work.exchanges.served(event, now), now)
             case ev.PullProgressed():
                 return work.acquisition.progressed(event, now)
             case ev.PullEnded():
@@ -350,9 +350,12 @@ class Node:
             effects += self._look(now)
         return [*effects, *self._follow_plan(now)]
 
-    def _exchanged(self, outcome: str, effects: list[Effect], now: Instant) -> list[Effect]:
-        if outcome == "ok":
+    def _exchanged(
+        self, event: ev.ExchangeEnded | ev.ExchangeServed, effects: list[Effect], now: Instant
+    ) -> list[Effect]:
+        if event.outcome == "ok":
             self.work.last_exchange = now
+            self.work.tempo.exchanged(event.bytes_sent, event.work_s, event.line_bytes_s)
         if self.work.phase is Phase.SETTLING:
             return [*effects, *self.work.step(now)]
         return effects
@@ -514,6 +517,7 @@ class Node:
             bytes_allreduce=self._bytes_allreduce(),
             inner_steps=work.tempo.inner_steps,
             line_use=work.tempo.use,
+            line_bytes_s=work.tempo.line_bytes_s,
             worker_state=worker.supervision.state,
             worker_device=worker.supervision.device,
             worker_threads=worker.supervision.threads,

@@ -65,7 +65,9 @@ class Summary:
     inner_steps: int
     """Between two outer steps of a fragment, as it is now."""
     line_use: float | None
-    """Share of the time in which exchanges moved, lately."""
+    """Share of what the line would have carried, or of the time while that is not known, lately."""
+    line_bytes_s: float | None
+    """What the line carries of ours, as measured."""
     worker_state: str
     worker_device: str
     worker_threads: int
@@ -127,7 +129,11 @@ def as_json(s: Summary) -> dict[str, Any]:
         "bytes_sent": s.bytes_sent,
         "bytes_received": s.bytes_received,
         "bytes_allreduce": s.bytes_allreduce,
-        "tempo": {"inner_steps": s.inner_steps, "line_use": _rounded(s.line_use)},
+        "tempo": {
+            "inner_steps": s.inner_steps,
+            "line_use": _rounded(s.line_use),
+            "line_bytes_s": _rounded(s.line_bytes_s),
+        },
         "worker": {
             "state": s.worker_state,
             "tokens_per_s": round(s.tokens_per_s, 1),

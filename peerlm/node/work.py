@@ -273,7 +273,9 @@ class Work:
         if not training or not self.worker.tokens_per_s:
             self.tempo.begin(now)
         else:
-            self.tempo.look(self.tokens_per_step() / self.worker.tokens_per_s, now)
+            step_s = self.tokens_per_step() / self.worker.tokens_per_s
+            on_cpu = self.worker.supervision.device.endswith("cpu")
+            self.tempo.look(step_s, now, trains_on_cpu=on_cpu)
         tokens, inner_steps = self.seen.swarm_tokens, self.tempo.inner_steps
         return self.worker.steer(training, tokens, members, inner_steps)
 

@@ -25,7 +25,7 @@ from peerlm.mix.exchange_records import Standing
 from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.loops import norm
 from peerlm.mix.vector import Vector
-from peerlm.types import FragmentId, TransferId
+from peerlm.types import FragmentId, PeerId, TransferId
 from peerlm.wire.message import ExchangeRequest
 
 if TYPE_CHECKING:
@@ -150,6 +150,11 @@ class Transfers:
 
     def _lost(self, transfer: TransferId, why: str) -> None:
         self._ended(transfer, "lost", why)
+
+    def _line_to(self, peer: PeerId) -> float:
+        """What the way there takes, in bytes/s."""
+        wire = self._world.network.wire_of(self._machine.number, self._world.of(peer).number)
+        return wire.stream_bytes_s()
 
     def _counterpart(self, transfer: TransferId, there: Machine) -> Run | Serve | None:
         """The other end of a transfer, if it is there and hears us."""
@@ -321,6 +326,7 @@ class Transfers:
                 booked=moved.withheld_norm,
                 bytes_sent=sent,
                 bytes_received=received,
+                line_bytes_s=self._line_to(running.effect.peer),
             )
         self._machine.post(event)
 

@@ -129,6 +129,7 @@ def sample_summary(**changes: Any) -> Summary:
             bytes_allreduce=99_000_000,
             inner_steps=12,
             line_use=0.48,
+            line_bytes_s=12_500_000.0,
             worker_state="running",
             worker_device="cpu",
             worker_threads=1,

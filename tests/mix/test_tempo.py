@@ -17,9 +17,19 @@ STEP_S = 0.1
 class Line:
     """A node that trains and mixes over a line on which an outer step's exchanges take `cost_s`."""
 
-    def __init__(self, mix: MixSection, cost_s: float) -> None:
+    def __init__(
+        self,
+        mix: MixSection,
+        cost_s: float,
+        *,
+        sent: int = 0,
+        work_s: float = 0.0,
+        rate: float = 0.0,
+        trains_on_cpu: bool = False,
+    ) -> None:
         self.now = 0.0
         self.cost_s = cost_s
+        self.sent, self.work_s, self.rate, self.on_cpu = sent, work_s, rate, trains_on_cpu
         self.tempo = Tempo(mix, Instant(0.0))
 
     def live(self, seconds: float) -> None:
@@ -29,8 +39,9 @@ class Line:
             round_s = max(self.tempo.inner_steps * STEP_S, self.cost_s)
             self.tempo.note(Instant(self.now), moving=True)
             self.tempo.note(Instant(self.now + self.cost_s), moving=self.cost_s >= round_s)
+            self.tempo.exchanged(self.sent, self.work_s, self.rate)
             self.now += round_s
-            self.tempo.look(STEP_S, Instant(self.now))
+            self.tempo.look(STEP_S, Instant(self.now), trains_on_cpu=self.on_cpu)
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
@@ -40,6 +51,42 @@ def test_the_line_is_used_as_much_as_it_may_be(share: float, cost_s: float) -> N
     line.live(5000)
     assert line.tempo.use == pytest.approx(share, rel=0.25)
     assert line.tempo.inner_steps == pytest.approx(cost_s / share / STEP_S, rel=0.25)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_where_the_line_is_known_bytes_count_and_not_how_long_they_took(share: float) -> None:
+    """A megabyte an outer step on a line of one a second; the exchange itself takes but a tenth of one."""
+    line = Line(MixSection(bandwidth_share=share), 0.1, sent=1_000_000, rate=1e6)
+    line.live(3000)
+    assert line.tempo.use == pytest.approx(share, rel=0.1)
+    assert line.tempo.inner_steps == pytest.approx(1 / share / STEP_S, rel=0.1)
+    assert line.tempo.line_bytes_s == 1e6
+
+
+def test_on_a_long_way_exchanges_take_the_time_and_the_line_is_left_idle() -> None:
+    line = Line(MixSection(), 6.0, sent=1000, rate=1e9)
+    line.live(5000)
+    assert line.tempo.use is not None
+    assert line.tempo.use < 1e-4
+    assert line.tempo.inner_steps == pytest.approx(6.0 / 0.75 / STEP_S, rel=0.1)
+
+
+@pytest.mark.parametrize(("on_cpu", "bound"), [(True, 0.05), (False, 0.5)])
+def test_work_is_bounded_more_tightly_where_processors_train(on_cpu: bool, bound: float) -> None:
+    line = Line(MixSection(), 0.01, sent=1, work_s=0.8, rate=1e9, trains_on_cpu=on_cpu)
+    line.live(5000)
+    assert line.tempo.inner_steps == pytest.approx(0.8 / bound / STEP_S, rel=0.1)
+
+
+def test_the_best_of_the_last_measurements_is_what_the_line_can_do() -> None:
+    tempo = Tempo(MixSection(), Instant(0.0))
+    assert tempo.line_bytes_s is None
+    for rate in (5.0, 9.0, 0.0, 2.0):
+        tempo.exchanged(1, 0.0, rate)
+    assert tempo.line_bytes_s == 9.0
+    for _ in range(40):
+        tempo.exchanged(1, 0.0, 3.0)
+    assert tempo.line_bytes_s == 3.0
 
 
 def test_a_line_that_becomes_slow_is_noticed_and_one_that_recovers_too() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from peerlm.daemon import mover
-from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.bulk import Bulk, Cost
 from peerlm.daemon.talks import RefusedHere
 from peerlm.errors import ChunkCorrupt, ConfigError, Unreachable, WireError
 from peerlm.mix.chunks import CHUNK, stream_bytes
@@ -69,14 +70,14 @@ async def make() -> AsyncIterator[Callable[..., Bulk]]:
 
 def ask(
     ann: Bulk, port: int, a: Agreement, slow: SlowFragment, codecs=FP32, progress_s=PROGRESS_S
-) -> Awaitable[None]:
+) -> Awaitable[Cost]:
     asking = side(Asking, slow, codecs)
     return ann.exchange(a.id, HERE, port, asking, a.keys, progress_s, TIMEOUT_S)
 
 
 def answer(
     bob: Bulk, a: Agreement, slow: SlowFragment, codecs=FP32, progress_s=PROGRESS_S
-) -> Awaitable[None]:
+) -> Awaitable[Cost]:
     return bob.answer(a.id, side(Answering, slow, codecs), a.keys, progress_s, TIMEOUT_S)
 
 
@@ -128,6 +129,23 @@ async def test_many_exchanges_at_once_and_nothing_is_left_of_them(make) -> None:
     assert not ann._mover._callers
     assert len(ann._mover._selector.get_map()) == 2, "the listener and the way to wake it"
     assert ann.counters["bytes_sent"] >= 10 * stream_bytes("fp32", 3 * CHUNK + 7)
+
+
+async def test_what_an_exchange_took_and_what_the_line_gave_is_told(make) -> None:
+    ann, bob, a = make(), make(), Agreement()
+    mine, yours = fragment(8 * CHUNK), fragment(8 * CHUNK)
+    theirs, ours = await asyncio.gather(answer(bob, a, yours), ask(ann, bob.port, a, mine))
+    for cost in (theirs, ours):
+        assert 0 < cost.work_s < 5
+        if sys.platform == "linux":
+            assert cost.line_bytes_s > 1e6  # loopback, however busy
+
+
+async def test_a_ceiling_is_the_line(make) -> None:
+    ann, bob, a = make(upload_bytes_s=50e6), make(), Agreement()
+    mine, yours = fragment(8 * CHUNK), fragment(8 * CHUNK)
+    _, ours = await asyncio.gather(answer(bob, a, yours), ask(ann, bob.port, a, mine))
+    assert ours.line_bytes_s <= 50e6
 
 
 async def test_an_initiator_may_come_before_it_is_expected(make) -> None:
