@@ -11,6 +11,7 @@ from peerlm.cli.commands import Commands
 COMMANDS = {
     "exchange": "bench_exchange:exchange",
     "codec": "bench_codec:codec",
+    "step": "bench_step:step",
     "overlap": "bench_overlap:overlap",
     "quality": "bench_quality:quality",
 }

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from peerlm import config
 from peerlm.bench import quality as quality_bench
 from peerlm.bench import rival
+from peerlm.bench.step import flops_per_token
 from peerlm.cli import bench_exchange, bench_quality
 from peerlm.cli.main import main
 
@@ -52,6 +54,17 @@ def test_codecs_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["exchange", "--vs", "horovod"], "gloo, hivemind"),
         (["codec", "--parameters", "5"], "--parameters 5"),
         (["codec", "--repeat", "0"], "--repeat 0"),
+        (["exchange", "--link", "fast"], "--link 'fast'"),
+        (["exchange", "--link", "1gbit", "--vs", "gloo"], "only tcp"),
+        (["overlap", "--nodes", "1"], "--nodes 1"),
+        (["overlap", "--link", "1 parsec"], "--link"),
+        (["overlap", "--pairs", "0"], "--pairs 0"),
+        (["overlap", "--seconds", "1"], "--seconds 1"),
+        (["overlap", "--pace", "-1"], "--pace -1"),
+        (["overlap", "--set", "mix.speed=1"], "mix.speed"),
+        (["step", "--pairs", "0"], "--pairs 0"),
+        (["step", "--steps", "0"], "--steps 0"),
+        (["step", "--plan", "nowhere.toml"], "nowhere.toml"),
         (["quality", "--nodes", "1"], "--nodes 1"),
         (["quality", "--seeds", "0"], "--seeds 0"),
         (["quality", "--tokens", "1000"], "--tokens 1000"),
@@ -96,6 +109,39 @@ def test_where_trials_are_to_be_kept_is_tried_before_any_is_trained(
     assert main(["bench", "quality", "--keep", "/nowhere/kept.jsonl"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "--keep /nowhere/kept.jsonl" in line
+
+
+def test_steps_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["model.dim=16", "model.hidden=16", "model.context=8", "mix.inner_steps=2"]
+    arguments = [part for change in small for part in ("--set", change)]
+    arguments += ["--device", "cpu", "--pairs", "2", "--steps", "3"]
+    assert main(["bench", "step", *arguments, "--peak-tflops", "0.1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    off, on = found["rows"]
+    assert (off["name"], on["name"]) == ("mixing off", "mixing on")
+    assert found["on_off"] == pytest.approx(on["tokens_s"] / off["tokens_s"])
+    assert off["step_ms"] == pytest.approx(1e3 * found["tokens_per_step"] / off["tokens_s"])
+    assert off["mfu"] == pytest.approx(off["tokens_s"] * found["flops_per_token"] / 1e11)
+    assert off["idle"] is None
+
+
+def test_operations_of_a_step_are_those_of_its_matrices() -> None:
+    plan = config.with_changes(
+        config.Plan(),
+        {"model.blocks": ("attention",), "model.dim": 8, "model.heads": 2, "model.kv_heads": 1},
+        "test",
+    )
+    # query and output 8 × 8, key and value 8 × 4, and the head; one attention over 128 tokens
+    weights = 2 * 64 + 2 * 32 + 256 * 8
+    assert flops_per_token(plan) == 6 * weights + 12 * 8 * 128
+    untied = config.with_changes(plan, {"model.tied": False}, "test")
+    assert flops_per_token(untied) == flops_per_token(plan)
+
+
+def test_a_device_that_is_not_there_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "step", "--device", "cuda:77"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "cuda:77" in line
 
 
 def test_quality_as_json_and_a_second_time_from_what_was_kept(
