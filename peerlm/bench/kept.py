@@ -67,7 +67,7 @@ class KeptTrials:
             trial, outcome = parsed["trial"], parsed["found"]
         except (ValueError, KeyError, TypeError):
             return
-        if isinstance(outcome, dict) and "val_loss" in outcome:
+        if isinstance(outcome, dict) and "val_losses" in outcome:
             self._done[json.dumps(trial, sort_keys=True)] = outcome
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from peerlm.bench.lockstep import METHODS as LOCKSTEP
-from peerlm.bench.lockstep import Lockstep
+from peerlm.bench.lockstep import Lockstep, Weights
 from peerlm.bench.rows import Row
 from peerlm.bench.task import Task
 from peerlm.config import Plan, with_changes
@@ -106,19 +106,26 @@ def _live_in_lockstep(
             curve.append(((step + 1) * swarm.tokens_per_step, _merged_loss(swarm)[0]))
     swarm.finish()
     tokens, (loss, spread) = steps * swarm.tokens_per_step, _merged_loss(swarm)
+    each = swarm.task.losses(_merged(swarm)[0])
     speed = min(setting.speeds[node % len(setting.speeds)] for node in range(nodes))
     seconds = steps * swarm.task.tokens_per_step / speed + swarm.waited_s
-    return _found(tokens, loss, spread, swarm.sent, seconds, [*curve, (tokens, loss)])
+    return _found(tokens, loss, each, spread, swarm.sent, seconds, [*curve, (tokens, loss)])
 
 
 def _merged_loss(swarm: Lockstep) -> tuple[float, float]:
-    """The loss of the mean of all models, and how far the farthest of them is from it, relatively."""
+    """Of the mean of all models, and their spread."""
+    mean, spread = _merged(swarm)
+    return swarm.task.loss(mean), spread
+
+
+def _merged(swarm: Lockstep) -> tuple[Weights, float]:
+    """The mean of all models, and how far the farthest of them is from it, relatively."""
     models = swarm.models()
     parts = zip(*models, strict=True)
     mean = [np.asarray(np.mean(part, axis=0, dtype=np.float64), np.float32) for part in parts]
     centre = np.concatenate(mean)
     away = max(float(np.linalg.norm(np.concatenate(model) - centre)) for model in models)
-    return swarm.task.loss(mean), away / max(float(np.linalg.norm(centre)), 1e-12)
+    return mean, away / max(float(np.linalg.norm(centre)), 1e-12)
 
 
 def _live_as_swarm(setting: Setting, plan: Plan, task: Task, seed: int) -> dict[str, Any]:
@@ -139,19 +146,28 @@ def _live_as_swarm(setting: Setting, plan: Plan, task: Task, seed: int) -> dict[
     assert trained.ended, f"the swarm was not done after {trained.seconds:.0f} virtual s"
     last = trained.points[-1]
     sent = (sum(trained.bulk_bytes.values()) + sum(trained.control_bytes.values())) / setting.nodes
-    loss = fmean(trained.model_losses)
+    assert trained.model is not None
+    loss, each = fmean(trained.model_losses), task.losses(trained.model)
     curve = [(p.tokens, p.loss_mean) for p in trained.points if p.loss_mean is not None]
-    found = _found(last.tokens, loss, last.spread or 0.0, sent, trained.seconds, curve)
+    found = _found(last.tokens, loss, each, last.spread or 0.0, sent, trained.seconds, curve)
     done, busy = trained.exchanges.get("ok", 0), trained.exchanges.get("busy", 0)
     return found | {"exchanges": done, "busy": busy}
 
 
 def _found(
-    tokens: int, loss: float, spread: float, sent: float, seconds: float, curve: list[Any]
+    tokens: int,
+    loss: float,
+    each: Sequence[float],
+    spread: float,
+    sent: float,
+    seconds: float,
+    curve: list[Any],
 ) -> dict[str, Any]:
+    """`each`: the loss on each corpus."""
     return {
         "tokens": tokens,
         "val_loss": loss,
+        "val_losses": list(each),
         "spread": spread,
         "bytes_per_node": sent,
         "seconds": seconds,
@@ -195,6 +211,9 @@ def _row(
         "val_loss": fmean(losses),
         "val_loss_min": min(losses),
         "val_loss_max": max(losses),
+        "val_losses": [
+            fmean(of_one) for of_one in zip(*(one["val_losses"] for one in found), strict=True)
+        ],
         "spread": max(one["spread"] for one in found),
         **means,
         "curve": found[0]["curve"],

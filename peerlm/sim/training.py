@@ -64,6 +64,8 @@ class Trained:
     exchanges: dict[str, int] = field(default_factory=dict)
     model_losses: tuple[float, ...] = ()
     """Of the newest model of every node that has written one."""
+    model: list[Vector] | None = None
+    """The first of them."""
     allreduce_bytes_per_node: float = 0.0
     """What averaging every gradient by ring all-reduce would have sent from each node."""
     digest: str = ""
@@ -179,6 +181,7 @@ def _sum_up(world: World, trained: Trained) -> None:
             trained.exchanges[outcome] = trained.exchanges.get(outcome, 0) + count
     written = [m.disk.models[-1] for m in world.machines.values() if m.disk.models]
     trained.model_losses = _losses_of(written, world.learner)
+    trained.model = written[0] if written else None
     n, plan = len(world.machines), world.plan.plan
     steps = trained.points[-1].tokens / n / (plan.train.batch * plan.model.context)
     trained.allreduce_bytes_per_node = steps * sum(world.sizes) * 8 * (n - 1) / n

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def outcome(loss: float, sent: float = 1000.0, spread: float = 0.0) -> dict[str,
     return {
         "tokens": 100,
         "val_loss": loss,
+        "val_losses": [loss - 0.1, loss + 0.1],
         "spread": spread,
         "bytes_per_node": sent,
         "seconds": 5.0,
@@ -88,6 +90,7 @@ def test_rows_put_seeds_together_and_know_the_best_rate_and_what_ddp_did() -> No
     ours = rows[-1]
     assert (ours["seeds"], ours["val_loss_min"], ours["val_loss_max"]) == (2, 2.0, 2.2)
     assert ours["val_loss"] == pytest.approx(2.1)
+    assert ours["val_losses"] == pytest.approx([2.0, 2.2])
     assert ours["spread"] == 1e-4
     assert ours["vs_ddp"] == pytest.approx(2.1 / 1.9 - 1)
     assert ours["fewer_bytes"] == pytest.approx(40)
@@ -121,7 +124,6 @@ def test_what_is_kept_is_found_again_by_an_equal_trial_alone(
     assert kept.found(trial("ddp")) == outcome(2.0)
     assert kept.found(trial("ddp", seed=2)) is None
     assert kept.found(trial("ddp", mix__inner_steps=3)) is None
-    from dataclasses import replace
 
     assert KeptTrials(file, replace(setting, tokens=3201)).found(trial("ddp")) is None
 
@@ -131,6 +133,21 @@ def test_a_line_cut_short_costs_the_next_one_nothing(setting: Setting, tmp_path:
     file.write_text('{"trial": {"method": "ddp"')
     KeptTrials(file, setting).keep(trial("ddp"), outcome(2.0))
     assert KeptTrials(file, setting).found(trial("ddp")) == outcome(2.0)
+
+
+@pytest.mark.parametrize("method", ["ddp", "outer_mix"])
+def test_a_text_for_each_node_has_a_loss_of_its_own(
+    setting: Setting, tmp_path: Path, method: str
+) -> None:
+    text = tmp_path / "other"
+    text.write_text("0123456789 " * 1000)
+    cut = shards.prepare(str(text), tokenizer.load("bytes", "test"), tmp_path / "others")
+    local = replace(setting.plan, data=replace(setting.plan.data, source="local"))
+    both = (*setting.shards, tuple(str(shard.path) for shard in cut))
+    found = live(replace(setting, plan=local, shards=both), trial(method))
+    first, second = found["val_losses"]
+    assert first != second
+    assert found["val_loss"] == pytest.approx((first + second) / 2, rel=1e-6)
 
 
 def test_curves_are_plain_numbers(setting: Setting) -> None:
