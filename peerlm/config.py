@@ -226,6 +226,11 @@ class MixSection:
     weight: float = between(
         0.01, 0.5, 0.5, "Share c of the difference each side moves in an exchange."
     )
+    by_tokens: bool = option(
+        False,
+        "Give nodes weight in exchanges by the tokens they train on a second, so that a slow one is drawn to "
+        "a fast one more than it draws.",
+    )
     codec_request: str = one_of(
         "int8", ("fp32", "fp16", "int8"), "Encoding of the weights an initiator sends."
     )

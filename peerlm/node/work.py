@@ -46,6 +46,9 @@ from peerlm.wire.message import PullRequest, StateGive
 
 STEER_S = 0.5
 
+SLOWEST_SHARE = 0.1
+"""Of the usual weight, with `mix.by_tokens`: whatever the fastest says of itself, exchanges go on."""
+
 MODEL_AGAIN_S = 30.0
 """A finished model that could not be written is tried again after so long."""
 
@@ -266,8 +269,17 @@ class Work:
             effects += self.finals.ask(self.seen.done, now)
         return effects
 
+    def _weigh(self) -> None:
+        """What weight others should give to this node: less while it is new, and, with `mix.by_tokens`, as much
+        less as it is slower than the fastest. Pairs then conserve the sum weighted by tokens a second."""
+        share, own = 1.0, self.worker.tokens_per_s
+        if self.plan.mix.by_tokens and own and not self.exchanges.standing.settling:
+            share = max(SLOWEST_SHARE, own / max(own, self.seen.fastest))
+        self.exchanges.standing.ramp = ramp(self._outer_steps) * share
+
     def _steer(self, now: Instant) -> list[Effect]:
         self._steer_due = after(now, STEER_S)
+        self._weigh()
         members = tuple(sorted((*self.seen.trainers, self.me)))
         training = self.phase is Phase.TRAINING
         if not training or not self.worker.tokens_per_s:
@@ -308,7 +320,7 @@ class Work:
         self.straying.installed(fresh=origin == "fresh")
         self.exchanges.outcomes.caught_up()
         self._outer_steps = 0 if origin == "peers" else RAMP_STEPS
-        self.exchanges.standing.ramp = ramp(self._outer_steps)
+        self._weigh()
         return [Log("info", "state_installed", (("origin", origin),)), *self.step(now)]
 
     def state_rejected(self, fragment: FragmentId, reason: str, now: Instant) -> list[Effect]:
@@ -334,7 +346,7 @@ class Work:
         self.exchanges.outcomes.stepped(event.fragment, event.version, event.phi_norm)
         if event.fragment == 0:
             self._outer_steps += 1
-            self.exchanges.standing.ramp = ramp(self._outer_steps)
+            self._weigh()
         effects = self._after_drain(now)
         if self.phase in (Phase.TRAINING, Phase.READY):
             effects += self.exchanges.start(
