@@ -59,13 +59,16 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
 
 
 def play(first: int, jobs: int) -> Batch:
-    """One batch, all of it at this commit."""
+    """One batch. Raises `Missed` if the checkout has changed meanwhile: nobody knows what was played."""
+    commit = report.commit_line()
     calls = [(seed, NODES) for seed in range(first, first + BATCH)]
     lives: list[Lived] = []
     for lived in all_runs(live_through, calls, jobs, f"seeds from {first}"):
         lives.append(lived)
         if lived.story:
             say(f"seed {lived.seed} broke a promise: peerlm sim replay {lived.seed}\n{lived.story}")
+    if report.commit_line() != commit:
+        raise Missed(f"the checkout was {commit} and is {report.commit_line()}: use a worktree")
     well = sorted(lived.recovery_s for lived in lives if not lived.story)
     return Batch(
         first=first,
@@ -75,7 +78,7 @@ def play(first: int, jobs: int) -> Batch:
         kinds=tuple(sorted({kind for lived in lives for kind in lived.menu})),
         recovery_p50_s=well[len(well) // 2] if well else RECOVERY_S,
         recovery_max_s=well[-1] if well else RECOVERY_S,
-        commit=report.commit_line(),
+        commit=commit,
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
 

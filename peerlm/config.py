@@ -376,7 +376,7 @@ class LocalTrainSection:
         64,
         1,
         "Processes that train together as this one node, with a CUDA device each, or on the processor. "
-        "Each takes `train.batch` sequences in an inner step; gradients are averaged over all.",
+        "Each takes `train.batch` sequences in an inner step; gradients are averaged over all. Linux only.",
     )
     compile: bool = option(False, "Run the model through torch.compile.")
     enabled: bool = option(True, "False: be a member that stores and donates, but never trains.")

@@ -1,6 +1,6 @@
 """Trials that are done, as lines of JSON in a file, so that hours of them can be interrupted and go on.
 
-A line has everything that its trial depends on, this version of peerlm included; only an equal trial takes its
+A line has everything that its trial depends on, a hash of peerlm's own code included; only an equal trial takes its
 outcome from there. A line that was being written when the power went counts for nothing.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from peerlm import __version__
+import peerlm
 from peerlm.bench.quality import Setting, Trial
 from peerlm.config import to_dict
 from peerlm.errors import PeerlmError
@@ -71,11 +71,21 @@ class KeptTrials:
             self._done[json.dumps(trial, sort_keys=True)] = outcome
 
 
+def _code() -> str:
+    """A hash of everything that is peerlm but its command line."""
+    digest, package = blake3(), Path(peerlm.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package)
+        if name.parts[0] != "cli":
+            digest.update(str(name).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _identity(setting: Setting) -> dict[str, Any]:
     """A setting without the places that its text lies at: a shard's name is its hash."""
     plan = json.dumps(to_dict(setting.plan), sort_keys=True)
     return {
-        "version": __version__,
+        "code": _code(),
         "plan": blake3(plan.encode()).hexdigest(),
         "shards": [[Path(path).name for path in paths] for paths in setting.shards],
         "nodes": setting.nodes,

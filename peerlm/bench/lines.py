@@ -59,17 +59,22 @@ class Lines:
     def _device(self, machine: int, mtu: int) -> int:
         """The switch's end of a machine's interface."""
         with entered(self._inside[machine]):
+            device = -1
             try:
                 device = os.open("/dev/net/tun", os.O_RDWR)
                 request = struct.pack("16sH22x", b"eth0", IFF_TAP | IFF_NO_PI)
                 fcntl.ioctl(device, TUNSETIFF, request)
-            except OSError as error:
-                raise Missed(f"a TAP device cannot be made here: {error}") from None
-            ip(
-                "link set lo up",
-                f"address add {self.address(machine)}/24 dev eth0",
-                f"link set eth0 mtu {mtu} up",
-            )
+                ip(
+                    "link set lo up",
+                    f"address add {self.address(machine)}/24 dev eth0",
+                    f"link set eth0 mtu {mtu} up",
+                )
+            except BaseException as error:
+                if device >= 0:
+                    os.close(device)
+                if isinstance(error, OSError):
+                    raise Missed(f"a TAP device cannot be made here: {error}") from None
+                raise
         return device
 
     def at(self, node: int) -> AbstractContextManager[None]:

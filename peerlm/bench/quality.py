@@ -9,6 +9,7 @@ speed and line would take, not those of this machine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from peerlm.bench.lockstep import METHODS as LOCKSTEP
 from peerlm.bench.lockstep import Lockstep, Weights
-from peerlm.bench.rows import Row
+from peerlm.bench.rows import Missed, Row
 from peerlm.bench.task import Task
 from peerlm.config import Plan, with_changes
 from peerlm.data.shards import Corpus
@@ -129,7 +130,7 @@ def _merged(swarm: Lockstep) -> tuple[Weights, float]:
 
 
 def _live_as_swarm(setting: Setting, plan: Plan, task: Task, seed: int) -> dict[str, Any]:
-    """Raises `AssertionError`: a promise was broken, or the nodes did not come to an end."""
+    """Raises `Missed`: the nodes did not come to an end."""
     trained = train_swarm(
         plan,
         setting.nodes,
@@ -143,10 +144,12 @@ def _live_as_swarm(setting: Setting, plan: Plan, task: Task, seed: int) -> dict[
         each=False,
         tick_steps=1,
     )
-    assert trained.ended, f"the swarm was not done after {trained.seconds:.0f} virtual s"
+    if not trained.ended or trained.model is None:
+        raise Missed(
+            f"the swarm was not done after {trained.seconds:,.0f} virtual s on {setting.link}"
+        )
     last = trained.points[-1]
     sent = (sum(trained.bulk_bytes.values()) + sum(trained.control_bytes.values())) / setting.nodes
-    assert trained.model is not None
     loss, each = fmean(trained.model_losses), task.losses(trained.model)
     curve = [(p.tokens, p.loss_mean) for p in trained.points if p.loss_mean is not None]
     found = _found(last.tokens, loss, each, last.spread or 0.0, sent, trained.seconds, curve)
@@ -190,7 +193,7 @@ def rows_of(done: Iterable[tuple[Trial, Mapping[str, Any]]]) -> list[Row]:
     rows = [_row(*key, found) for key, found in grouped.items()]
     for row in rows:
         same = [r for r in rows if (r["method"], r["changes"]) == (row["method"], row["changes"])]
-        row["best"] = row["val_loss"] == min(r["val_loss"] for r in same)
+        row["best"] = row is min(same, key=_loss)
     for row in rows:
         _compare(row, [r for r in rows if r["method"] == "ddp"])
     return rows
@@ -220,9 +223,16 @@ def _row(
     }
 
 
+def _loss(row: Row) -> float:
+    """To find the least: one that is no number is more than any."""
+    loss = float(row["val_loss"])
+    return math.inf if math.isnan(loss) else loss
+
+
 def _compare(row: Row, ddp: Sequence[Row]) -> None:
     equal = [r for r in ddp if r["changes"] == row["changes"]] or ddp
-    best = min(equal, key=lambda r: float(r["val_loss"]), default=None)
-    row["vs_ddp"] = None if best is None else row["val_loss"] / best["val_loss"] - 1
+    best = min(equal, key=_loss, default=None)
+    known = best is not None and math.isfinite(_loss(best) + _loss(row))
+    row["vs_ddp"] = row["val_loss"] / best["val_loss"] - 1 if best is not None and known else None
     sent = row["bytes_per_node"]
     row["fewer_bytes"] = best["bytes_per_node"] / sent if best is not None and sent else None

@@ -119,6 +119,8 @@ def _check(asked: Asked) -> None:
         read_wire(asked.link)
         if {"gloo", "hivemind"} & set(asked.rivals):
             raise ConfigError("--vs gloo, hivemind: they run on loopback; with --link only tcp")
+    if "tcp" in asked.rivals and asked.nodes != 2:
+        raise ConfigError(f"--vs tcp: is a pair, and --nodes {asked.nodes} are none")
     if not 2 <= asked.nodes <= NODES_MAX:
         raise ConfigError(f"--nodes {asked.nodes}: must be between 2 and {NODES_MAX}")
     for codec in asked.codecs:

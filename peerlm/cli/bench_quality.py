@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -116,6 +117,8 @@ def quality(
     step = plan.train.batch * plan.model.context
     check_between("--tokens", tokens, nodes * step, 2**40)
     wanted = words_of("--methods", methods, METHODS)
+    if texts and {"solo", "alone"} & set(wanted):
+        raise ConfigError("--local: solo and alone train on one text; leave them out of --methods")
     trials = [
         Trial(method, factor, varied, seed)
         for varied, method, factor in itertools.product(_variants(vary, plan), wanted, _factors(lr))
@@ -134,13 +137,26 @@ def quality(
         rows = rows_of(done)
     if as_json:
         asked = {"plan": source, "set": list(changes), "nodes": nodes, "tokens": tokens}
-        click.echo(json.dumps({**asked, "link": link, "speed": speed, "rows": rows}, indent=2))
+        found = {**asked, "link": link, "speed": speed, "rows": _plain(rows)}
+        click.echo(json.dumps(found, indent=2))
     else:
         _show(rows, nodes, tokens, link)
     if plot is not None:
         from peerlm.cli.quality_plot import draw
 
         draw(plot, f"{nodes} nodes, {tokens:,} tokens, {link}", rows)
+
+
+def _plain(value: Any) -> Any:
+    """For JSON, which has no word for what is no number."""
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {key: _plain(of) for key, of in value.items()}
+        case list() | tuple():
+            return [_plain(of) for of in value]
+    return value
 
 
 def _factors(text: str) -> tuple[float, ...]:

@@ -33,7 +33,8 @@ Keys = tuple[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an exchange has cost: processor time of the bulk thread, and what the line could send."""
+    """What an exchange has cost: processor time of the bulk thread, which does all but apply it, and what the
+    line could send."""
 
     work_s: float
     line_bytes_s: float

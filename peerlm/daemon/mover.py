@@ -102,7 +102,7 @@ class Entry:
     redial_s: float = REDIAL_S
     reported_at: float = 0.0
     work_s: float = 0.0
-    """That this thread has spent on it."""
+    """Processor time that this thread has spent on it."""
     line_bytes_s: float = 0.0
     """What its connection could send, by the time that all was here; 0 if that is not known."""
 
@@ -267,14 +267,13 @@ class Mover:
                     self._watch(entry.stream, entry)
 
     def _move_one(self, entry: Entry, stream: Stream) -> bool:
-        before, began = sum(stream.wire_bytes), time.monotonic()
+        before, began = sum(stream.wire_bytes), time.thread_time()
         moved = self._read(stream)
         stream.look()
         moved |= self._write(stream)
-        now = time.monotonic()
-        entry.work_s += now - began
+        entry.work_s += time.thread_time() - began
         if sum(stream.wire_bytes) != before:
-            entry.moved_at = now
+            entry.moved_at = time.monotonic()
         self._after(entry, stream)
         return moved
 

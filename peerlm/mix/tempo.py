@@ -8,7 +8,7 @@ steps, on a slow one rarely, and nobody has to know how fast lines are. Three th
     time   in which tensors of an exchange were on their way, our own or a partner's
     work   processor time that they took here
 
-    H ← H · the largest of   line ÷ share,   time ÷ half of what the share leaves,   work ÷ its bound
+    H ← H · the largest of   line ÷ share,   time ÷ (1 + share)/2,   work ÷ its bound
 
 once in a while, at least a whole outer step apart, at most by a factor of two, within bounds. The line is
 what a user gives a share of, `mix.bandwidth_share`. Time holds where exchanges wait rather than send: long

@@ -180,6 +180,11 @@ class Company:
             return None
         return vitals
 
+    def rate_of(self, peer: PeerId) -> float:
+        """Tokens a second that it trains on, by its own last word."""
+        vitals = self.vitals_of(peer)
+        return 0.0 if vitals is None else vitals.tokens_per_s
+
     def endpoint(self, peer: PeerId) -> tuple[str, int] | None:
         """Where the peer's bulk port can be dialled, or None."""
         member = self.membership.member(peer)

@@ -135,6 +135,7 @@ class Node:
             birth.sizes,
             birth.settings,
             self.company.endpoint,
+            self.company.rate_of,
             rng,
             now,
             origin=birth.origin,

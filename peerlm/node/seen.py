@@ -27,8 +27,6 @@ class Seen(NamedTuple):
     """Live, active, of the same plan: whom an exchange may be started with."""
     trainers: tuple[PeerId, ...] = ()
     """Live and training: who shares the text."""
-    fastest: float = 0.0
-    """Tokens a second of the fastest of them, by its own word."""
     donors: tuple[PeerId, ...] = ()
     done: tuple[PeerId, ...] = ()
     """Donors that say the run is done."""
@@ -41,7 +39,7 @@ class Seen(NamedTuple):
 def read_swarm(company: Company, *, expects_others: bool) -> Seen:
     """What company knows now. `expects_others`: somebody could be out there, seen or not."""
     partners, trainers, donors = [], [], []
-    done, unsettled, fastest = [], 0, 0.0
+    done, unsettled = [], 0
     for peer in company.linked():
         vitals, roles = company.vitals_of(peer), company.gate.roles_of(peer)
         if vitals is None or HOLDERS.isdisjoint(roles):
@@ -56,11 +54,9 @@ def read_swarm(company: Company, *, expects_others: bool) -> Seen:
                 unsettled += not vitals.settled
         if may_train and vitals.phase == Phase.TRAINING:
             trainers.append(peer)
-            fastest = max(fastest, vitals.tokens_per_s)
     return Seen(
         partners=tuple(partners),
         trainers=tuple(trainers),
-        fastest=fastest,
         donors=tuple(donors),
         done=tuple(done),
         unsettled=unsettled,

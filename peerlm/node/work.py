@@ -77,6 +77,7 @@ class Work:
         sizes: Sequence[int],
         settings: NodeSettings,
         endpoint: Callable[[PeerId], tuple[str, int] | None],
+        rate_of: Callable[[PeerId], float],
         rng: random.Random,
         now: Instant,
         *,
@@ -110,6 +111,7 @@ class Work:
         self.finals = Finals()
         self.straying = Straying()
         self._sizes = tuple(sizes)
+        self._rate_of = rate_of
         self._rng = rng
         self.started = now
         self.corpus_state, self._corpus_reason = "unknown", ""
@@ -274,7 +276,8 @@ class Work:
         less as it is slower than the fastest. Pairs then conserve the sum weighted by tokens a second."""
         share, own = 1.0, self.worker.tokens_per_s
         if self.plan.mix.by_tokens and own and not self.exchanges.standing.settling:
-            share = max(SLOWEST_SHARE, own / max(own, self.seen.fastest))
+            fastest = max(map(self._rate_of, self.seen.trainers), default=own)
+            share = max(SLOWEST_SHARE, own / max(own, fastest))
         self.exchanges.standing.ramp = ramp(self._outer_steps) * share
 
     def _steer(self, now: Instant) -> list[Effect]:

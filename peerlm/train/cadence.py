@@ -1,6 +1,6 @@
 """When the worker hands in which fragment: every H inner steps, each fragment at its own step.
 
-H may change at any time; what is due later moves with it, so that fragments stay spread out.
+H may change at any time; fragments keep their places in the turn that H steps are, and stay spread out.
 
 Spreading the fragments over the H steps (Streaming DiLoCo, arXiv 2501.18512) keeps copies, outer
 steps and network traffic even instead of bursting. A fragment whose last boundary the daemon has
@@ -12,14 +12,19 @@ from __future__ import annotations
 
 from peerlm.types import FragmentId
 
+ROUNDING = 1e-6
+"""Of a turn: H times one H-th is a whole one."""
+
 
 class Cadence:
     """Args: `fragments`, how many there are; `every`, H to begin with."""
 
     def __init__(self, fragments: int, every: int) -> None:
         self._every = every
-        self._next = [every - fragment * every // fragments for fragment in range(fragments)]
-        """The step at which each is due."""
+        self._turn = 0.0
+        """How much of H inner steps has passed."""
+        self._next = [1 - fragment / fragments for fragment in range(fragments)]
+        """The turn at which each is due: a place of its own, whatever H becomes."""
         self._due: set[int] = set()
         self._under_way: set[int] = set()
         self._handed_in_at = [0] * fragments
@@ -28,17 +33,18 @@ class Cadence:
     def stepped(self) -> None:
         """An inner step is done."""
         self._step += 1
+        self._turn += 1 / self._every
         for fragment, at in enumerate(self._next):
-            if at <= self._step:
+            if at <= self._turn + ROUNDING:
                 self._due.add(fragment)
-                self._next[fragment] = self._step + self._every
+                self._next[fragment] = at + 1
+        if self._turn >= 1:
+            self._turn -= 1
+            self._next = [at - 1 for at in self._next]
 
     def change(self, every: int) -> None:
         """H is another from here on."""
-        if every != self._every:
-            left = [at - self._step for at in self._next]
-            self._next = [self._step + max(1, n * every // self._every) for n in left]
-            self._every = every
+        self._every = every
 
     def drain(self) -> None:
         """No inner step will follow: whatever has moved since it was handed in is due."""

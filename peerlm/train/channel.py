@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+from collections.abc import Callable, Sequence
 
 from peerlm.train import protocol
 from peerlm.train.protocol import Frames, Message
@@ -22,6 +23,13 @@ class Channel:
         self._ahead: list[Message] = []
         self._poll = select.poll()
         self._poll.register(connection, select.POLLIN)
+        self._check: Callable[[], None] = lambda: None
+
+    def watch(self, descriptors: Sequence[int], check: Callable[[], None]) -> None:
+        """From here on `receive` calls `check`, which raises, when one of these becomes readable."""
+        self._check = check
+        for descriptor in descriptors:
+            self._poll.register(descriptor, select.POLLIN)
 
     def send(self, message: Message) -> None:
         """Send, waiting if the daemon is behind with reading. Raises `DaemonGone`."""
@@ -55,4 +63,8 @@ class Channel:
 
     def _readable(self, patience_s: float | None) -> bool:
         """Rounds up to a millisecond, so that a caller who waits for an instant does not spin."""
-        return bool(self._poll.poll(None if patience_s is None else -int(-patience_s * 1000 // 1)))
+        limit_ms = None if patience_s is None else -int(-patience_s * 1000 // 1)
+        ready = {descriptor for descriptor, _ in self._poll.poll(limit_ms)}
+        if ready - {self._socket.fileno()}:
+            self._check()
+        return self._socket.fileno() in ready

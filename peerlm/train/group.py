@@ -14,6 +14,7 @@ have CUDA devices. A rank that stands still ends the group after `STEP_TIMEOUT_S
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 STEP_TIMEOUT_S = 60.0
 """How long ranks wait for each other within a step."""
+
+MEET_EVERY_S = 0.02
+"""Between two looks at who is here."""
 
 ORDER_TIMEOUT = timedelta(days=365)
 """How long a rank waits for its next order. A paused worker gives none; a dead one ends its ranks."""
@@ -56,17 +60,27 @@ class Order:
 
 
 class Group:
-    """This process's place among `size` ranks on `device`; `descriptor` is of their common file."""
+    """This process's place among `size` ranks on `device`; `descriptor` is of their common file.
 
-    def __init__(self, rank: int, size: int, descriptor: int, device: torch.device) -> None:
+    `check` raises when a rank has ended: until all have come, nothing else would tell.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        descriptor: int,
+        device: torch.device,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.rank, self.size, self.device = rank, size, device
+        store = dist.FileStore(f"/proc/self/fd/{descriptor}", size)  # type: ignore[attr-defined]
+        _meet(store, rank, size, check)
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             os.environ[name] = "lo"
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=dist.FileStore(  # type: ignore[attr-defined]
-                f"/proc/self/fd/{descriptor}", size
-            ),
+            store=store,
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=STEP_TIMEOUT_S),
@@ -150,6 +164,15 @@ class _Loss(nn.Module):
 
     def forward(self, tokens_BT1: Tensor) -> Tensor:
         return self._loss(tokens_BT1)
+
+
+def _meet(store: Any, rank: int, size: int, check: Callable[[], None]) -> None:
+    """Wait until all ranks are here: torch's own wait would hear of nobody's end. Raises what `check` does."""
+    store.set(f"here {rank}", b"")
+    everybody = [f"here {number}" for number in range(size)]
+    while not store.check(everybody):
+        check()
+        time.sleep(MEET_EVERY_S)
 
 
 def _as_tensor(values: NDArray[Any]) -> Tensor:

@@ -25,6 +25,9 @@ from peerlm.train.limits import die_with, limit_memory
 from peerlm.train.ranks import Ranks
 from peerlm.train.shared import SharedMemory
 
+RANK_ENDS_S = 1.0
+"""A rank's end is known so long after its connections broke, at the latest."""
+
 NICENESS = 5
 """Training yields the cores to daemons, which must answer probes in time."""
 
@@ -61,8 +64,8 @@ def train(channel: Channel, memory: int) -> None:
         protocol.unpacked(Plan, setup.plan),
         protocol.unpacked(NodeSettings, setup.settings),
     )
-    limit_memory(settings.limits.memory_bytes)
     size = settings.train.local_workers
+    limit_memory(settings.limits.memory_bytes // size)
     ranks = Ranks(size, setup) if size > 1 else None
 
     # seconds and hundreds of megabytes: not before death is taken care of
@@ -76,11 +79,18 @@ def train(channel: Channel, memory: int) -> None:
     os.close(memory)
     group = None
     if ranks is not None:
+        device_of_rank(settings.train.device, size - 1, size)  # said here it is a line for a person
         device = device_of_rank(settings.train.device, 0, size)
-        group = Group(0, size, ranks.descriptor, device)
-    loop = InnerLoop(setup, plan, settings, specs, shared, channel, group)
-    loop.begin()
-    loop.run()
+        group = Group(0, size, ranks.descriptor, device, ranks.check)
+        channel.watch(ranks.ended, ranks.check)
+    try:
+        loop = InnerLoop(setup, plan, settings, specs, shared, channel, group)
+        loop.begin()
+        loop.run()
+    except RuntimeError:  # torch's, perhaps for a rank that is no more
+        if ranks is not None:
+            ranks.check(RANK_ENDS_S)
+        raise
 
 
 def tell(channel: Channel, error: Exception) -> int:

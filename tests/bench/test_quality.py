@@ -108,6 +108,15 @@ def test_a_row_is_held_against_ddp_of_equal_changes_where_there_is_one() -> None
     assert [row["vs_ddp"] for row in rows[2:]] == [0.0, 1.0]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_loss_that_is_no_number_is_nobodys_best(first: bool) -> None:
+    good, bad = (trial("ddp", 1), outcome(2.0)), (trial("ddp", 9), outcome(float("nan")))
+    rows = rows_of([bad, good] if first else [good, bad])
+    of = {row["lr"]: row for row in rows}
+    assert (of[1]["best"], of[9]["best"]) == (True, False)
+    assert (of[1]["vs_ddp"], of[9]["vs_ddp"]) == (0.0, None)
+
+
 def test_without_ddp_there_is_nothing_to_hold_it_against() -> None:
     (row,) = rows_of([(trial("solo"), outcome(2.0, 0.0))])
     assert (row["vs_ddp"], row["fewer_bytes"]) == (None, None)

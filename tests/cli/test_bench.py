@@ -75,9 +75,11 @@ def test_codecs_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["quality", "--vary", "mix.inner_steps=0,5"], "mix.inner_steps = 0"),
         (["quality", "--vary", "mix.pace=1,2"], "mix.pace"),
         (["quality", "--link", "fast"], "--link 'fast'"),
+        (["quality", "--local", "a.txt", "--methods", "solo,ddp"], "solo and alone"),
+        (["exchange", "--nodes", "4", "--vs", "tcp"], "is a pair"),
         (["quality", "--speed", "0"], "--speed '0'"),
         (["quality", "--plan", "nowhere.toml"], "nowhere.toml"),
-        (["quality", "--local", "nowhere.txt"], "nowhere.txt"),
+        (["quality", "--local", "nowhere.txt", "--methods", "ddp"], "nowhere.txt"),
         (["quality", "--plot", "picture.doc"], ".png"),
     ],
 )

@@ -87,11 +87,17 @@ def test_the_death_of_any_ends_all_and_is_told(corpus: list[Path], busy: bool) -
             daemon.train()
             daemon.hear(protocol.Progress)
         ranks[0].send_signal(signal.SIGKILL)
-        told = daemon.hear(protocol.Failed).error
-        if not busy:  # else the step in which it died may be the first to notice
-            assert "local worker 1 was killed by signal 9" in told
+        assert "local worker 1 was killed by signal 9" in daemon.hear(protocol.Failed).error
         assert process.wait(timeout=10) == 1
         assert psutil.wait_procs(ranks, timeout=5)[1] == []
+
+
+def test_a_rank_that_cannot_begin_is_told_at_once(corpus: list[Path]) -> None:
+    """It has a tenth of the memory that torch needs; so has the first, which may be sooner to say so."""
+    limits = {"train.local_workers": 2, "limits.memory_bytes": 400_000_000}
+    with worker(corpus, **limits) as (daemon, process):
+        assert "\n" not in daemon.hear(protocol.Failed).error
+        assert process.wait(timeout=30) == 1
 
 
 def test_none_outlives_the_first(corpus: list[Path]) -> None:

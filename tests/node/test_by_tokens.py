@@ -36,6 +36,21 @@ def test_the_slower_of_a_pair_moves_more() -> None:
     assert fast == pytest.approx([0.125] * len(fast), rel=0.05)
 
 
+def test_a_rate_that_changes_is_heard_of() -> None:
+    plan = plan_of(mix__by_tokens=True, mix__bandwidth_share=0.0)
+    world = World(3, plan=plan, learner=Quadratic((48, 32)), speed=(8_000.0, 8_000.0))
+    world.swarm(2)
+    assert world.run(60, world.all_mixing) < 60
+    world.run(10)
+    first = world.machines[0]
+    assert first.node is not None
+    assert first.node.work.exchanges.standing.ramp == pytest.approx(1.0)
+    world.machines[1].speed = 32_000.0
+    world.run(20)
+    first.node.audit()
+    assert first.node.work.exchanges.standing.ramp == pytest.approx(0.25, rel=0.05)
+
+
 def test_without_it_all_move_alike() -> None:
     for moved in weights(False, (4_000.0, 16_000.0)).values():
         assert moved == pytest.approx([0.5] * len(moved))

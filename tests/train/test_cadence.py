@@ -99,6 +99,27 @@ def test_however_h_changes_each_fragment_comes_within_the_larger_of_two(
     assert all(step - at <= every for at in last)
 
 
+def test_fragments_keep_their_places_through_few_steps_and_back() -> None:
+    cadence = Cadence(18, 20)
+    for h in (10, 5, 10, 20, 40, 80):
+        cadence.change(h)
+        for _ in range(3 * h):
+            cadence.stepped()
+            for fragment in cadence.ready():
+                cadence.handed_in(fragment)
+                cadence.taken(fragment)
+    at_once = []
+    for _ in range(80):
+        cadence.stepped()
+        ready = cadence.ready()
+        at_once.append(len(ready))
+        for fragment in ready:
+            cadence.handed_in(fragment)
+            cadence.taken(fragment)
+    assert sum(at_once) == 18
+    assert max(at_once) == 1
+
+
 def test_a_new_h_keeps_fragments_spread_out() -> None:
     cadence = Cadence(4, 8)
     cadence.change(80)
