@@ -251,7 +251,10 @@ class Driver:
                 self.transfers.cancel(effect.transfer)
             case fx.StepOuter():
                 step = self.worker.step_outer(
-                    effect.generation, effect.fragment, effect.applied_seq
+                    effect.generation,
+                    effect.fragment,
+                    effect.applied_seq,
+                    effect.outer_momentum,
                 )
                 self._tasks.create_task(step)
             case fx.StartWorker():

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,12 +129,14 @@ class WorkerLink:
         if (worker := self._current(generation)) is not None:
             worker.say(protocol.Drain())
 
-    async def step_outer(self, generation: int, fragment: FragmentId, applied_seq: int) -> None:
+    async def step_outer(
+        self, generation: int, fragment: FragmentId, applied_seq: int, outer_momentum: float
+    ) -> None:
         """Take the outer step of a boundary → `OuterStepped`. Ignored if its worker is gone."""
         worker = self._current(generation)
         if worker is None:
             return
-        mix = self.plan.mix
+        mix = replace(self.plan.mix, outer_momentum=outer_momentum)
         step = partial(
             SlowFragment.boundary,
             snapshot=worker.memory.boundary[fragment],
