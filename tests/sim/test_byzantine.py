@@ -44,7 +44,7 @@ def honest() -> Outcome:
 def test_a_claim_is_what_the_attack_says(attack: str, factor: float, codec: str) -> None:
     phi = rng().standard_normal(SIZE).astype(np.float32)
     claim = decode(Attacker(attack, 1).request(0, phi, codec, rng()), SIZE, codec)
-    assert norm(claim - np.float32(factor) * phi) < 0.02 * norm(phi)
+    assert norm(claim - np.float32(factor) * phi) < 0.02 * abs(factor) * norm(phi)
 
 
 def test_a_reply_is_the_way_to_the_claim() -> None:
@@ -128,7 +128,7 @@ def test_twice_the_opposite_is_excluded_once_it_has_not_fitted_for_a_minute() ->
 
 def test_who_opposes_is_clipped_and_before_long_excluded(honest: Outcome) -> None:
     bare, kept = (outcome(attack="opposed", clip=clip) for clip in (False, True))
-    assert bare.excess > 3 * honest.excess
+    assert bare.excess > 2 * honest.excess
     assert kept.excess < 1.5 * honest.excess
     assert kept.excluded_at is not None
     assert kept.wronged == 0
