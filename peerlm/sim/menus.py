@@ -95,6 +95,7 @@ class Trouble:
             mix__algorithm=rng.choice([*3 * ["outer_mix"], "dgd", "noloco", "adpsgd"]),
             mix__sampler=rng.choice([*3 * ["uniform"], *SAMPLERS]),
             mix__inner_steps=rng.choice([8, 20]),
+            mix__bandwidth_share=rng.choice([0.0, 0.0, 0.5]),
         )
         self.world = World(
             seed, plan=plan, learner=Quadratic(SIZES), speed=SPEED, wire=wire, trace=trace
