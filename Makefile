@@ -73,6 +73,7 @@ figures: $(STAMP)
 
 figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.exchange $(FLAGS)
+	$(BIN)/python -m bench.speed $(FLAGS)
 	$(BIN)/python -m bench.membership $(FLAGS)
 	$(BIN)/python -m bench.faults --seeds 10000 $(FLAGS)
 	$(BIN)/python -m bench.fuzz --inputs 1000000 $(FLAGS)

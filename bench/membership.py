@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import math
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -233,8 +232,6 @@ SAID = {
 
 
 def measure(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    if not args.only:
-        yield from speed()
     with closing(Kept(folder / "cases.jsonl", behaviour())) as kept:
         for case in CASES:
             if re.search(args.only, case.what):
@@ -294,35 +291,6 @@ def rows_of(case: Case, found: dict[str, Any]) -> list[Row]:
         for quantile in bounds or ("p50", "p99" if value["n"] >= 100 else "max"):
             of = f"{what} {quantile} of {value['n']}"
             rows.append(Row(of, value[quantile], unit, at_most=bounds.get(quantile)))
-    return rows
-
-
-SPEED = """
-import resource, sys, time
-from peerlm.sim.world import WATCHING, World
-began = time.perf_counter()
-world = World(1)
-world.met(int(sys.argv[1]), roles=WATCHING)
-world.run(float(sys.argv[2]))
-print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-"""
-
-
-def speed() -> list[Row]:
-    """How long a swarm at rest takes on one core, its beginning included, and how much memory."""
-    rows = []
-    for nodes, seconds, most_s in ((64, 600, 20), (1000, 120, 120)):
-        done = subprocess.run(
-            [sys.executable, "-c", SPEED, str(nodes), str(seconds)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={"OMP_NUM_THREADS": "1"},
-        )
-        took_s, peak = (float(word) for word in done.stdout.split())
-        what = f"N = {nodes}, {seconds} virtual s on one core"
-        rows.append(Row(what, took_s, "s", at_most=most_s))
-        rows.append(Row(f"{what}: peak memory", peak / 1e9, "GB", at_most=2.0))
     return rows
 
 

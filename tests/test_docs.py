@@ -182,4 +182,5 @@ def test_the_sample_in_the_readme_has_the_columns_that_are_printed() -> None:
     heads = [line.split() for line in lines]
     assert list(views.MEMBER_COLUMNS) in heads
     rows = lines[heads.index(list(views.MEMBER_COLUMNS)) + 1 :][:3]
-    assert all(re.match(r"[0-9a-f]{8}\*? +\S+:\d+ .*training +yes ", row) for row in rows)
+    row_of_one = r"[0-9a-f]{8}\*? +\S+:\d+ +(training +yes|dead +no) "
+    assert all(re.match(row_of_one, row) for row in rows)
