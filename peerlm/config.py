@@ -214,12 +214,7 @@ class MixSection:
         "Exchanges started after each outer step of a fragment. log2 n of them "
         "come close to an exact average.",
     )
-    outer_momentum: float = between(
-        0.0,
-        0.99,
-        0.5,
-        "Outer momentum α. Where H is steered it fades as H falls; see docs/mixing.md.",
-    )
+    outer_momentum: float = between(0.0, 0.99, 0.5, "Outer momentum α.")
     outer_lr: float = between(0.0, 2.0, 1.0, "Outer step size ν.")
     gamma: float = between(
         0.01,

@@ -170,8 +170,6 @@ class StepOuter(Effect):
     generation: int
     fragment: FragmentId
     applied_seq: int
-    outer_momentum: float
-    """For this step, instead of the plan's."""
 
 
 @dataclass(frozen=True, slots=True)

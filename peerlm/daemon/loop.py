@@ -251,10 +251,7 @@ class Driver:
                 self.transfers.cancel(effect.transfer)
             case fx.StepOuter():
                 step = self.worker.step_outer(
-                    effect.generation,
-                    effect.fragment,
-                    effect.applied_seq,
-                    effect.outer_momentum,
+                    effect.generation, effect.fragment, effect.applied_seq
                 )
                 self._tasks.create_task(step)
             case fx.StartWorker():

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -129,14 +128,12 @@ class WorkerLink:
         if (worker := self._current(generation)) is not None:
             worker.say(protocol.Drain())
 
-    async def step_outer(
-        self, generation: int, fragment: FragmentId, applied_seq: int, outer_momentum: float
-    ) -> None:
+    async def step_outer(self, generation: int, fragment: FragmentId, applied_seq: int) -> None:
         """Take the outer step of a boundary → `OuterStepped`. Ignored if its worker is gone."""
         worker = self._current(generation)
         if worker is None:
             return
-        mix = replace(self.plan.mix, outer_momentum=outer_momentum)
+        mix = self.plan.mix
         step = partial(
             SlowFragment.boundary,
             snapshot=worker.memory.boundary[fragment],

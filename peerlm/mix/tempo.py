@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections import deque
 
 from peerlm.config import MixSection
-from peerlm.mix import algorithms
 from peerlm.types import Instant
 
 PERIOD_S = 5.0
@@ -32,9 +31,6 @@ FACTOR_MAX = 2.0
 
 TOLERANCE = 0.05
 """A change smaller than this share of H is not made."""
-
-FADE_STEPS = 5
-"""H at which outer momentum is none; see `outer_momentum`."""
 
 LINES = 32
 """Newest measurements of the line, the largest of which counts: short exchanges do not fill it."""
@@ -63,16 +59,6 @@ class Tempo:
     def line_bytes_s(self) -> float | None:
         """What the line carries of ours; None while nothing has measured it."""
         return max(self._lines, default=None)
-
-    @property
-    def outer_momentum(self) -> float:
-        """The plan's α for long turns, and none at H ≤ `FADE_STEPS`: there progress is that of a few steps, whose
-        optimizer has momentum of its own, and α would but multiply the rate. Where H is the plan's, α is too; so
-        it is where exchanges go by way of the momentum."""
-        mix = self._mix
-        if not mix.bandwidth_share or algorithms.get(mix.algorithm).through_momentum:
-            return mix.outer_momentum
-        return mix.outer_momentum * max(0.0, 1 - FADE_STEPS / self.inner_steps)
 
     def follow(self, mix: MixSection, now: Instant) -> None:
         """The plan has changed. H begins anew if it was about that."""

@@ -256,7 +256,7 @@ class Node:
         work = self.work
         match event:
             case ev.BoundaryReached():
-                return work.worker.boundary(event, work.tempo.outer_momentum)
+                return work.worker.boundary(event)
             case ev.OuterStepped():
                 return work.outer_stepped(event, now)
             case ev.ExchangeEnded():

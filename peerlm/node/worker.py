@@ -130,11 +130,11 @@ class Worker:
         self._evaluate_due = max(self._evaluate_due, after(now, FIRST_EVALUATION_S))
         return True
 
-    def boundary(self, event: BoundaryReached, outer_momentum: float) -> list[Effect]:
+    def boundary(self, event: BoundaryReached) -> list[Effect]:
         if event.generation != self.supervision.generation:
             return []
         self._boundaries += 1
-        return [StepOuter(event.generation, event.fragment, event.applied_seq, outer_momentum)]
+        return [StepOuter(event.generation, event.fragment, event.applied_seq)]
 
     def outer_stepped(self, event: OuterStepped) -> bool:
         """A boundary of its has been dealt with."""

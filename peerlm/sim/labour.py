@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -255,8 +255,7 @@ class Labour:
         self.machine.post(event)
 
     def _step_outer(self, worker: Worker, effect: fx.StepOuter) -> None:
-        fragment = effect.fragment
-        mix = replace(self.plan.mix, outer_momentum=effect.outer_momentum)
+        fragment, mix = effect.fragment, self.plan.mix
         result = self.slow[fragment].boundary(
             worker.boundaries.pop(fragment),
             effect.applied_seq,

@@ -131,31 +131,6 @@ def test_nothing_is_concluded_from_less_than_an_outer_step() -> None:
     assert tempo.use is None
 
 
-def test_momentum_fades_as_outer_steps_come_more_often() -> None:
-    mix = MixSection(outer_momentum=0.5, inner_steps=20)
-    tempo = Tempo(mix, Instant(0.0))
-    assert tempo.outer_momentum == pytest.approx(0.5 * 0.75)
-    tempo.inner_steps = 5
-    assert tempo.outer_momentum == 0
-    tempo.inner_steps = 1
-    assert tempo.outer_momentum == 0
-    tempo.inner_steps = 500
-    assert tempo.outer_momentum == pytest.approx(0.495)
-
-
-@pytest.mark.parametrize(
-    "mix",
-    [
-        MixSection(outer_momentum=0.5, bandwidth_share=0.0, inner_steps=1),
-        MixSection(outer_momentum=0.5, algorithm="noloco", inner_steps=5),
-    ],
-)
-def test_momentum_is_the_plans_where_h_is_and_where_exchanges_go_by_way_of_it(
-    mix: MixSection,
-) -> None:
-    assert Tempo(mix, Instant(0.0)).outer_momentum == 0.5
-
-
 def test_what_was_before_a_beginning_does_not_count() -> None:
     tempo = Tempo(MixSection(), Instant(0.0))
     tempo.note(Instant(0.0), moving=True)

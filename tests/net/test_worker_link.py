@@ -53,9 +53,7 @@ class Node:
         self.reported.append(event)
         self._news.set()
         if isinstance(event, events.BoundaryReached):
-            step = self.link.step_outer(
-                event.generation, event.fragment, event.applied_seq, PLAN.mix.outer_momentum
-            )
+            step = self.link.step_outer(event.generation, event.fragment, event.applied_seq)
             self.tasks.create_task(step)
 
     async def wait(self, kind: type[E], that: Callable[[E], bool] = lambda _: True) -> E:
@@ -204,7 +202,7 @@ async def test_a_killed_worker_is_reported_at_once_and_another_begins_at_phi(
         await node.add_flow(FragmentId(0), np.full(FRAGMENTS[0].size, 0.5, np.float32))
 
         node.link.steer(1, True, 0, (ME,), 1)  # words to the dead are lost on nobody
-        await node.link.step_outer(1, FragmentId(0), 0, 0.5)
+        await node.link.step_outer(1, FragmentId(0), 0)
         node.link.start(2, fresh=False)
         node.train(2, swarm_tokens=BUDGET)
         await node.add_flow(FragmentId(1), np.full(FRAGMENTS[1].size, 0.5, np.float32))
