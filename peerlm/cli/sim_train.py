@@ -103,7 +103,7 @@ def sim_train(
     \b
     Examples:
       peerlm sim train --nodes 12 --plan small --link 100mbit,50ms,1% --speed 8000,8000,2000
-      peerlm sim train --nodes 8 --set mix.inner_steps=100 --plot run.png
+      peerlm sim train --nodes 8 --set mix.bandwidth_share=0 --set mix.inner_steps=100 --plot run.png
     """
     check_between("--nodes", nodes, 1, 256)
     check_seed(seed)
