@@ -4,9 +4,10 @@ The bars are memberlist's, from its own parameters (lan), and what SWIM and Life
 row's bound stands beside what was measured. Runs are whole nodes without work on a virtual clock, one
 seed each. `--share` runs only that part of the usual numbers, for a look.
 
-All of it takes hours. With `--keep DIR` each case's outcome is kept there as it comes, so that it can be
-interrupted and go on, at a later commit too if simulated nodes still do the same, to the last bit, in some runs of
-every kind; with `--record` too, the page has what there is after every case.
+All of it takes hours. With `--record` each case's outcome is kept in docs/membership.jsonl as it comes (else in
+`--keep DIR`), and the page has what there is after every case. So it can be interrupted and go on, at a later commit
+too if simulated nodes still do the same, to the last bit, in some runs of every kind. `--limit S` plays no case
+that is not kept once so many seconds have passed.
 """
 
 from __future__ import annotations
@@ -232,10 +233,17 @@ SAID = {
 
 
 def measure(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    with closing(Kept(folder / "cases.jsonl", behaviour())) as kept:
+    began = time.monotonic()
+    path = report.CASES if args.record else folder / "cases.jsonl"
+    with closing(Kept(path, behaviour())) as kept:
         for case in CASES:
-            if re.search(args.only, case.what):
-                yield from rows_of(case, play_case(case, args, kept))
+            if not re.search(args.only, case.what):
+                continue
+            found = kept_case(case, args, kept)
+            if found is None and time.monotonic() - began >= args.limit:
+                yield Row(f"{case.what}: runs played yet", 0, at_least=case.runs)
+                continue
+            yield from rows_of(case, found or play_case(case, args, kept))
 
 
 def behaviour() -> str:
@@ -249,14 +257,24 @@ def behaviour() -> str:
     return digest.hexdigest()
 
 
-def play_case(case: Case, args: argparse.Namespace, kept: Kept) -> dict[str, Any]:
-    """From what is kept if it is there."""
+def asked_of(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     runs = max(1, math.ceil(case.runs * args.share))
     params = read_params(case.scenario, case.params, case.nodes)
-    asked = {"nodes": case.nodes, "runs": runs, "seed": args.seed, "params": params}
+    return {"nodes": case.nodes, "runs": runs, "seed": args.seed, "params": params}
+
+
+def kept_case(case: Case, args: argparse.Namespace, kept: Kept) -> dict[str, Any] | None:
+    """What it came to, if it was played before."""
+    asked = asked_of(case, args)
     for found in kept.found:
         if found["what"] == case.what and all(found[key] == asked[key] for key in asked):
             return found
+    return None
+
+
+def play_case(case: Case, args: argparse.Namespace, kept: Kept) -> dict[str, Any]:
+    asked = asked_of(case, args)
+    runs, params = asked["runs"], asked["params"]
     began = time.monotonic()
     calls = [(case.scenario, case.nodes, args.seed + i, params, "lan", None) for i in range(runs)]
     played = list(all_runs(one_run, calls, args.jobs, case.what))
@@ -299,6 +317,7 @@ def main() -> int:
     flags.add_argument("--seed", type=int, default=1)
     flags.add_argument("--share", type=float, default=1.0, help="of the usual number of runs [1]")
     flags.add_argument("--jobs", type=int, default=processors(), help="processes [all processors]")
+    flags.add_argument("--limit", type=float, default=math.inf, help="seconds to play cases in")
     flags.add_argument("--only", default="", help="cases whose name this pattern finds")
     return report.perform("membership", flags, measure)
 

@@ -74,6 +74,17 @@ def test_a_case_of_membership_is_played_once(
     assert played == ["at rest, N = 64"]
 
 
+def test_what_is_not_kept_once_the_time_is_up_is_told_as_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--only", "at rest, N = 64", "--limit", "0", "--keep", str(tmp_path)]
+    monkeypatch.setattr(membership, "all_runs", None)
+    monkeypatch.setattr(membership, "behaviour", lambda: "x")
+    monkeypatch.setattr(sys, "argv", ["membership", *flags])
+    assert membership.main() == 1
+    assert "MISSED" in capsys.readouterr().out
+
+
 def test_every_case_has_parameters_that_its_scenario_takes() -> None:
     for case in membership.CASES:
         read_params(case.scenario, case.params, case.nodes)
