@@ -12,15 +12,17 @@ from peerlm.sim.menus import FAULTS, NODES, Trouble, live_through
 from peerlm.sim.world import World
 from peerlm.swarm.sampler import MAKERS
 
-SEEDS = 450
-"""Seed 461 is known to fail: on a ring whose every node was killed, one excludes its neighbour as a stranger, which
-then asks nobody else (docs/results.md)."""
+SEEDS = 500
+
+KNOWN = {461}
+"""Known to fail: on a ring whose every node was killed, one excludes its neighbour as a stranger, which then asks
+nobody else (docs/results.md)."""
 
 
 @pytest.mark.timeout(2400)
 def test_after_any_trouble_all_is_well_again() -> None:
     failed, menus = [], set[str]()
-    calls = [(seed, NODES) for seed in range(1, SEEDS + 1)]
+    calls = [(seed, NODES) for seed in range(1, SEEDS + 1) if seed not in KNOWN]
     for lived in all_runs(live_through, calls, processors(), "random faults"):
         menus |= set(lived.menu)
         if lived.story:
