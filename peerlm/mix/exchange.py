@@ -25,6 +25,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 
 from peerlm.config import Plan
 from peerlm.effects import CancelTransfer, Effect, Log, RunExchange, Send, ServeExchange
@@ -33,7 +34,7 @@ from peerlm.mix import algorithms
 from peerlm.mix.chunks import stream_bytes
 from peerlm.mix.codec import CODECS, WEIGHT_CODECS, choose_codecs
 from peerlm.mix.exchange_records import Initiated, Phase, Served, Standing, Wish
-from peerlm.mix.outcomes import Outcomes
+from peerlm.mix.outcomes import EXCLUDED, Outcomes
 from peerlm.swarm.sampler import Choice, Sampler
 from peerlm.swarm.samplers.drawn import Uniform
 from peerlm.types import FragmentId, Instant, PeerId, TransferId, after, short
@@ -190,7 +191,10 @@ class Exchanges:
         rounds = self.outcomes.fragments[wish.fragment].rounds
         # While settling, partners are chosen by need: a schedule over a few of them has no meaning.
         sampler = ANYBODY if self.standing.settling else self._sampler
-        for spared in (tried + avoided, tried, avoided, []):
+        samplers = [sampler]
+        if any(self.outcomes.scores.at_odds(p, now) for p in wish.partners):
+            samplers.append(ANYBODY)  # whom a schedule names may be at odds with us for long
+        for sampler, spared in product(samplers, (tried + avoided, tried, avoided, [])):
             exclude = (*never, *spared)
             choice = sampler.choose(
                 wish.partners, self._me, wish.fragment, rounds, self._rng, exclude
@@ -203,7 +207,7 @@ class Exchanges:
         return (
             peer not in wish.met
             and self._endpoint(peer) is not None
-            and not self.outcomes.scores.excluded(peer, now)
+            and not self.outcomes.scores.at_odds(peer, now)
         )
 
     def _codecs(self, fragment: FragmentId) -> tuple[str, str]:
@@ -354,7 +358,7 @@ class Exchanges:
         if not self._algorithm.mixes:
             return "refuse", "the plan mixes nothing"
         if self.outcomes.scores.excluded(peer, now):
-            return "refuse", "excluded"
+            return "refuse", EXCLUDED
         if not self.outcomes.scores.allow_request(peer, request.fragment, now):
             return "refuse", "rate"
         if not standing.active or standing.frozen:

@@ -26,6 +26,9 @@ from peerlm.types import FragmentId, Instant, PeerId, short
 YOU_ARE_BEHIND = "norm: you are behind"
 """A refusal that tells a peer to fetch newer weights."""
 
+EXCLUDED = "excluded"
+"""A refusal that tells a peer to ask others."""
+
 BEHIND_MEMORY_S = 60.0
 NEVER = Instant(-math.inf)
 
@@ -151,7 +154,9 @@ class Outcomes:
         alone for a while."""
         self.count("refused", reason)
         self.scores.failed(peer, now)
-        if reason.startswith(YOU_ARE_BEHIND):
+        if reason == EXCLUDED:
+            self.scores.excluded_by(peer, now)
+        elif reason.startswith(YOU_ARE_BEHIND):
             self._ahead_of_us[peer] = now
 
     def failed(self, peer: PeerId, reason: str, now: Instant) -> None:

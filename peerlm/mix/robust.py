@@ -193,6 +193,9 @@ EXCLUSION_MAX_S = 86_400.0
 FORGIVENESS_S = 3600.0
 """A refusal weighs less by one for each hour after its exclusion has ended."""
 
+EXCLUDED_BY_S = 60.0
+"""Who has excluded us is not asked for so long: it does not say until when."""
+
 FAILURE_PAUSE_S = 2.0
 FAILURE_PAUSE_MAX_S = 60.0
 
@@ -210,6 +213,7 @@ class _Record:
     excluded_until: Instant = _NEVER
     failures: int = 0
     avoided_until: Instant = _NEVER
+    excludes_us_until: Instant = _NEVER
 
 
 @dataclass(slots=True)
@@ -245,11 +249,16 @@ class PeerScores:
         record.failures += 1
         record.avoided_until = after(now, min(pause_s, FAILURE_PAUSE_MAX_S))
 
+    def excluded_by(self, peer: PeerId, now: Instant) -> None:
+        """`peer` has excluded us, rightly or not: nothing comes of asking it."""
+        self._records.setdefault(peer, _Record()).excludes_us_until = after(now, EXCLUDED_BY_S)
+
     def succeeded(self, peer: PeerId, now: Instant) -> None:
         """An exchange with `peer` went well: its losses are forgotten, its refusals are not."""
         record = self._records.get(peer)
         if record is not None:
             record.failures, record.avoided_until = 0, _NEVER
+            record.excludes_us_until = _NEVER
             if self._refusals(record, now) == 0:
                 del self._records[peer]
 
@@ -257,6 +266,11 @@ class PeerScores:
         """Whether nothing may be exchanged with `peer`, in either direction."""
         record = self._records.get(peer)
         return record is not None and now < record.excluded_until
+
+    def at_odds(self, peer: PeerId, now: Instant) -> bool:
+        """Whether one of us has excluded the other: it is of no use to ask `peer`."""
+        record = self._records.get(peer)
+        return record is not None and now < max(record.excluded_until, record.excludes_us_until)
 
     def avoided(self, peer: PeerId, now: Instant) -> bool:
         """Whether others should be asked before `peer`. It may still ask us."""

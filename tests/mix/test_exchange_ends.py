@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from peerlm.effects import CancelTransfer, Log
 from peerlm.swarm.sampler import MAKERS
 from peerlm.types import FragmentId, Instant
+from peerlm.wire.message import ExchangeRequest
 
 # -------------------------------------------------------------------------------- ends of all kinds
 
@@ -47,6 +48,28 @@ def test_a_reply_that_fails_a_gate_excludes_its_sender() -> None:
     pool.mail.clear()
     pool.start(1)
     assert pool.mail
+
+
+@pytest.mark.parametrize("sampler", ["ring", "matching", "uniform"])
+def test_who_is_excluded_by_its_partner_asks_another_and_not_that_one_for_a_minute(
+    sampler: str,
+) -> None:
+    pool = Pool(4, **{"mix.sampler": sampler})
+    pool.start(1)
+    ((_, first, _),) = pool.mail
+    pool.sites[first].machine.outcomes.scores.refused(peer_id(1), Instant(pool.now))
+    assert answers(pool.deliver()) == [("refuse", "excluded")]
+    pool.deliver()  # the refusal; it asks somebody else at once
+    asked = [to for _, to, message in pool.mail if isinstance(message, ExchangeRequest)]
+    pool.complete_all()
+    for _ in range(20):
+        pool.pass_time(2.0)
+        pool.start(1)
+        asked += [to for sender, to, _ in pool.mail if sender == peer_id(1)]
+        pool.complete_all()
+    assert len(asked) >= 20
+    assert first not in asked
+    assert pool.site(1).machine.outcomes.totals().initiated_ok >= 15
 
 
 @pytest.mark.parametrize("settling", [False, True])

@@ -174,6 +174,20 @@ def test_a_success_forgets_losses_but_not_refusals():
     assert not scores.avoided(B, 1.0)
 
 
+def test_who_has_excluded_us_is_at_odds_with_us_for_a_while_but_not_excluded():
+    scores = PeerScores()
+    scores.excluded_by(A, 0.0)
+    assert scores.at_odds(A, 59.0)
+    assert not scores.excluded(A, 59.0), "it may still ask us"
+    assert not scores.at_odds(A, 60.0)
+    scores.excluded_by(A, 60.0)
+    scores.succeeded(A, 61.0)
+    assert not scores.at_odds(A, 61.0)
+    scores.refused(B, 0.0)
+    assert scores.at_odds(B, 599.0)
+    assert not scores.at_odds(B, 600.0)
+
+
 def test_requests_are_limited_per_peer_and_fragment():
     scores = PeerScores()
     assert all(scores.allow_request(A, 7, 0.0) for _ in range(int(REQUEST_BURST)))
