@@ -53,3 +53,9 @@ class ChunkCorrupt(PeerlmError):
 
 class DeviceLost(PeerlmError):
     """The device asked for is absent or has failed."""
+
+
+def first_cause(group: ExceptionGroup[Exception]) -> Exception:
+    """The first error within groups of errors: task groups wrap whatever ends them."""
+    first = group.exceptions[0]
+    return first_cause(first) if isinstance(first, ExceptionGroup) else first

@@ -129,7 +129,7 @@ def test_commands_that_are_named_exist_with_their_options(page: Path) -> None:
 
 
 def test_every_command_is_on_the_page_for_operators() -> None:
-    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "operating.md").read_text()
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "operate.md").read_text()
     for name, command in make_docs.command_tree():
         if not isinstance(command, click.Group):
             assert f"`peerlm {name}`" in text, name
@@ -163,7 +163,7 @@ def test_settings_that_are_named_exist(name: str) -> None:
 
 
 def test_every_state_and_logged_event_of_the_operators_page_exists() -> None:
-    page = (ROOT / "docs" / "operating.md").read_text()
+    page = (ROOT / "docs" / "operate.md").read_text()
     states = first_column(page, "| state | meaning |")
     assert states == set(Phase)
     source = "".join(path.read_text() for path in sorted((ROOT / "peerlm").rglob("*.py")))

@@ -12,11 +12,16 @@ import click
 
 from peerlm.cli.settings_text import change_node_settings, node_settings, parse_changes
 from peerlm.cli.state import has_node, read_run, state_option
+from peerlm.daemon.control import ask, is_served
 from peerlm.errors import ConfigError, StateError
 from peerlm.store.disk import Layout
 from peerlm.types import short
 
 TOKEN_CHARS_MAX = 16_384
+
+ATTEMPT_S = 60.0
+WAIT_S = 86_400.0
+"""For how long a service that enters a run is awaited: one attempt, or with --wait."""
 
 
 @click.command(short_help="Enter a run through any of its members, and train.")
@@ -61,7 +66,8 @@ def join(
 
     Makes this machine's keys, proves the invite to the peer at ADDRESS (tcp://HOST:PORT; the port is
     7700 if it is left out), and fetches plan, weights and text from the swarm. Afterwards `peerlm up`
-    is all this machine needs: it finds the swarm through any address it ever knew.
+    is all this machine needs: it finds the swarm through any address it ever knew. Where the service
+    runs and is in no run yet, it is the service that enters.
 
     A token on the command line can be seen in the list of processes; --token-file, standard input or
     PEERLM_TOKEN keep it out of there.
@@ -77,6 +83,9 @@ def join(
     changes = parse_changes(node_pairs, "--set-node")
     node_settings(changes, "--set-node")
     secret = _token(token, token_file, ctx)
+    if is_served(layout):
+        _let_service_join(layout, address, secret, wait, changes)
+        return
     if has_node(layout):
         raise StateError(
             f"{layout.root} already holds a node of run {short(read_run(layout).run_id)}: "
@@ -90,6 +99,15 @@ def join(
 
     os.environ.pop("PEERLM_TOKEN", None)  # nothing started from here need see it
     ctx.exit(run(layout.root, seeds=(address,), port=port))
+
+
+def _let_service_join(
+    layout: Layout, address: str, token: str, wait: bool, changes: Mapping[str, str]
+) -> None:
+    """A daemon is there, in no run yet: it enrols, in its own folder."""
+    timeout_s = WAIT_S if wait else ATTEMPT_S
+    ask(layout, "join", timeout_s, address=address, token=token, wait=wait, node=dict(changes))
+    click.echo("enrolled; the service trains from here on: `peerlm status` shows how it goes")
 
 
 def _enrol(

@@ -40,6 +40,7 @@ COMMANDS = {
     "stop": "steer:stop",
     "leave": "steer:leave",
     "logs": "logs:logs",
+    "service": "service:service",
     "revoke": "revoke:revoke",
     "root": "root:root",
     "rm": "remove:rm",
@@ -86,7 +87,7 @@ def cli() -> None:
 
     \b
     Every command takes --state DIR: the folder of one node. Without it, in this order:
-    $PEERLM_STATE, $STATE_DIRECTORY (set by systemd), the user's own state folder.
+    $PEERLM_STATE, $STATE_DIRECTORY (set by systemd), the service's, the user's own state folder.
     Exit codes: 1 failed, 2 wrong setting or argument, 3 state folder or no daemon,
     4 token or certificate, 5 unreachable, 130 interrupted.
     """

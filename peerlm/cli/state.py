@@ -1,7 +1,7 @@
 """Which state folder a command works on, and what a node's folder says about it.
 
-`--state`, then PEERLM_STATE, then STATE_DIRECTORY (systemd sets it), then the user's own state folder
-(XDG_STATE_HOME on Linux).
+`--state`, then PEERLM_STATE, then STATE_DIRECTORY (systemd sets it), then /var/lib/peerlm when this machine
+has the service, then the user's own state folder (XDG_STATE_HOME on Linux).
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from peerlm.types import PeerId, RunId
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+SERVICE_STATE = Path("/var/lib/peerlm")
+"""Where the system service keeps its node."""
+
 ORIGIN = "origin"
 """Name of the file that marks the run's first node: it may make the initial weights."""
 
@@ -33,7 +36,8 @@ def state_option(command: F) -> F:
         envvar="PEERLM_STATE",
         type=click.Path(path_type=Path),
         callback=_layout,
-        help="The node's state folder.  [env: PEERLM_STATE, STATE_DIRECTORY]",
+        help="The node's state folder.  [env: PEERLM_STATE, STATE_DIRECTORY; default: /var/lib/peerlm if it is "
+        "there, else the user's own]",
     )(command)
 
 
@@ -45,14 +49,22 @@ def default_folder() -> Path:
     """The folder of a node for which none was named."""
     if by_systemd := os.environ.get("STATE_DIRECTORY", "").split(":")[0]:
         return Path(by_systemd)
+    if os.path.lexists(SERVICE_STATE):  # a link that only root can follow, once the service has run
+        return SERVICE_STATE
     import platformdirs
 
     return Path(platformdirs.user_state_path("peerlm"))
 
 
 def has_node(layout: Layout) -> bool:
-    """The identity is written last: what a kill in between has left is no node, and is replaced."""
-    return layout.identity.exists()
+    """The identity is written last: what a kill in between has left is no node, and is replaced.
+    Raises `StateError` where we may not look."""
+    try:
+        return layout.identity.exists()
+    except PermissionError:
+        raise StateError(
+            f"may not look into {layout.root}: be root or its owner, or name your own with --state"
+        ) from None
 
 
 def require_node(layout: Layout) -> None:
@@ -62,6 +74,15 @@ def require_node(layout: Layout) -> None:
             f"no node in {layout.root}: make a run with `peerlm init`, enter one with `peerlm join`, "
             "or name the node's folder with --state"
         )
+
+
+def require_daemon(layout: Layout) -> None:
+    """Raises `StateError` with what to do when nothing can be asked here. Who only may use the control
+    socket of a service cannot look into its folder, and need not."""
+    from peerlm.daemon.control import is_served
+
+    if not is_served(layout):
+        require_node(layout)
 
 
 @dataclass(frozen=True, slots=True)

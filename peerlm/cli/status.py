@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from peerlm.cli.state import require_node, state_option
+from peerlm.cli.state import require_daemon, state_option
 from peerlm.daemon.control import ask
 from peerlm.errors import StateError
 from peerlm.store.disk import Layout
@@ -37,7 +37,7 @@ def status(layout: Layout, watch: bool, as_json: bool) -> None:
       peerlm status --json | jq .val_loss
       watch in a script: peerlm status --json --watch   (an object per line)
     """
-    require_node(layout)
+    require_daemon(layout)
     if as_json:
         _repeat(layout, watch, lambda s: click.echo(json.dumps(s, indent=None if watch else 2)))
         return
@@ -62,7 +62,7 @@ def peers(layout: Layout, as_json: bool) -> None:
       peerlm peers
       peerlm peers --json | jq -r '.[] | select(.state != "alive") | .address'
     """
-    require_node(layout)
+    require_daemon(layout)
     answer = ask(layout, "status")
     if as_json:
         click.echo(json.dumps(answer["members"], indent=2))
@@ -81,7 +81,7 @@ def why(layout: Layout) -> None:
     Example:
       peerlm why
     """
-    require_node(layout)
+    require_daemon(layout)
     for line in ask(layout, "status")["why"]:
         click.echo(printable(line))
 

@@ -8,7 +8,7 @@ import time
 
 import click
 
-from peerlm.cli.state import require_node, state_option
+from peerlm.cli.state import require_daemon, state_option
 from peerlm.daemon.control import ask, is_served
 from peerlm.errors import StateError
 from peerlm.store.disk import Layout
@@ -28,7 +28,7 @@ def pause(layout: Layout) -> None:
     Example:
       peerlm pause
     """
-    require_node(layout)
+    require_daemon(layout)
     ask(layout, "pause")
     click.echo("paused: this node mixes but does not train; `peerlm resume` goes on")
 
@@ -42,7 +42,7 @@ def resume(layout: Layout) -> None:
     Example:
       peerlm resume
     """
-    require_node(layout)
+    require_daemon(layout)
     ask(layout, "resume")
     click.echo("resumed")
 
@@ -80,7 +80,7 @@ def leave(layout: Layout) -> None:
 
 def _end(layout: Layout, command: str) -> None:
     """Ask, then wait until the daemon is gone. Raises `StateError`."""
-    require_node(layout)
+    require_daemon(layout)
     ask(layout, command, timeout_s=END_S)
     deadline = time.monotonic() + END_S
     while is_served(layout) or is_held(layout):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
-from peerlm.cli.state import require_node, state_option
+from peerlm.cli.settings_text import change_node_settings
+from peerlm.cli.state import has_node, require_node, state_option
+from peerlm.cli.surroundings import surroundings
+from peerlm.daemon.notify import Notifier
 from peerlm.store.disk import Layout
 
 
@@ -22,14 +27,35 @@ from peerlm.store.disk import Layout
     help="Processes that train together as this node, a CUDA device each.  "
     "[default: train.local_workers of node.toml]",
 )
+@click.option(
+    "--control-group",
+    metavar="GROUP",
+    default="",
+    help="Unix group that may use status, pause and stop.  [default: control.group of node.toml]",
+)
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Where the folder holds no node yet, wait for `peerlm join` instead of failing.",
+)
 @state_option
 @click.pass_context
-def up(ctx: click.Context, layout: Layout, port: int | None, local_workers: int | None) -> None:
+def up(
+    ctx: click.Context,
+    layout: Layout,
+    port: int | None,
+    local_workers: int | None,
+    control_group: str,
+    wait: bool,
+) -> None:
     """Run this machine's node in the foreground, until Ctrl-C, SIGTERM or `peerlm stop`.
 
     It finds the swarm through any address it ever knew, takes newer weights from its peers if they
     have them, and trains. Its worker is a process of its own which is started again when it dies.
     Kill it at any moment: the next `peerlm up` goes on from the last snapshot, or from its peers.
+
+    As a service (`peerlm service install`) it tells systemd when it is ready and how it goes, logs to the
+    journal, and enters a run by itself with an invite from the credential `invite`.
 
     \b
     Examples:
@@ -38,7 +64,34 @@ def up(ctx: click.Context, layout: Layout, port: int | None, local_workers: int 
       peerlm up --local-workers 4
       peerlm up --state /srv/second-node --port 0
     """
-    require_node(layout)
+    if not wait:
+        require_node(layout)
     from peerlm.daemon.main import run
 
-    ctx.exit(run(layout.root, port=port, local_workers=local_workers))
+    around = surroundings(os.environ)
+    notifier = Notifier(around.notify_address, around.watchdog_s)
+    try:
+        if wait and not has_node(layout):
+            from peerlm.daemon.lobby import wait_until_enrolled
+
+            entered = wait_until_enrolled(
+                layout.root,
+                lambda changes: change_node_settings(layout, changes, "--set-node"),
+                notifier=notifier,
+                journal=around.journal,
+                group=control_group,
+                invite=around.invite(),
+            )
+            if not entered:
+                return
+        code = run(
+            layout.root,
+            port=port,
+            local_workers=local_workers,
+            control_group=control_group,
+            notifier=notifier,
+            journal=around.journal,
+        )
+    finally:
+        notifier.close()
+    ctx.exit(code)

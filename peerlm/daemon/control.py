@@ -1,6 +1,6 @@
 """Local control: how a person's commands reach the daemon on the same machine.
 
-A Unix socket in the state directory takes one JSON object per line and answers each with one:
+A Unix socket in the state directory (of a system service: in its runtime folder) takes one JSON object per line and answers each with one:
 
     {"command": "status"}                 {"ok": true, "result": {"node_id": ...}}
     {"command": "new_plan", "plan": "…"}  {"ok": false, "error": "one line for a person"}
@@ -14,6 +14,7 @@ A Unix socket in the state directory takes one JSON object per line and answers 
     snapshot   -                                   {"number": n, "tokens": n}, once it is on disk
     new_plan   plan: hex of a signed plan          {"revision": n}
     revoke     revocation: hex of a signed one     {}
+    join       address, token, wait, node: {...}   {}      enter a run; while the node is in none (lobby.py)
 
 File permissions say who may connect: the owner, and the group in `control.group`. Whatever is
 written on the socket, the daemon only ever answers or hangs up; lines, connections and time are
@@ -41,7 +42,7 @@ from peerlm.errors import ConfigError, PeerlmError, StateError
 from peerlm.store.disk import Layout, explained
 
 COMMANDS = frozenset(
-    ("status", "pause", "resume", "stop", "leave", "snapshot", "new_plan", "revoke")
+    ("status", "pause", "resume", "stop", "leave", "snapshot", "new_plan", "revoke", "join")
 )
 
 LINE_BYTES_MAX = 2 << 20
@@ -52,6 +53,9 @@ CONNECTIONS_MAX = 16
 
 IDLE_S = 60.0
 """A connection that says nothing for this long is closed."""
+
+FLUSH_S = 1.0
+"""For how long a connection that is over may still take what was written to it."""
 
 PATH_BYTES_MAX = 103
 """Longest Unix socket address that every supported system takes."""
@@ -100,8 +104,10 @@ class ControlServer:
             with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
                 await self._converse(reader, writer)
         finally:
-            self._connections.discard(task)
             writer.close()
+            with contextlib.suppress(OSError, TimeoutError):  # the answer that ends us must go out
+                await asyncio.wait_for(writer.wait_closed(), FLUSH_S)
+            self._connections.discard(task)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         is_crowded = len(self._connections) > CONNECTIONS_MAX
@@ -176,14 +182,15 @@ def _admit_group(layout: Layout, group: str) -> None:
         gid = grp.getgrnam(group).gr_gid
     except KeyError:
         raise ConfigError(f"node.toml: control.group = {group!r}: no such group here") from None
+    folder = layout.control_socket.parent
     try:
-        for path in (layout.root, layout.control_socket):
+        for path in (folder, layout.control_socket):
             os.chown(path, -1, gid)
     except PermissionError:
         raise ConfigError(
             f"node.toml: control.group = {group!r}: the daemon's user is not in that group"
         ) from None
-    layout.root.chmod(0o710)
+    folder.chmod(0o710)
     layout.control_socket.chmod(0o660)
 
 

@@ -68,22 +68,39 @@ def enrol(
         Unreachable: the member cannot be reached (without `wait`).
         StateError: the directory cannot be used.
     """
+    parse_token(token_text)  # a bad one makes no folder
+    with (
+        StateDirectory(root) as state,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        runner.run(
+            enrol_in(state, address, token_text, wait=wait, report=report, before_keys=before_keys)
+        )
+
+
+async def enrol_in(
+    state: StateDirectory,
+    address: str,
+    token_text: str,
+    *,
+    wait: bool,
+    report: Callable[[str], None],
+    before_keys: Callable[[], None] = lambda: None,
+) -> None:
+    """`enrol` for who holds the state directory and has a loop: its small files are written on it."""
     token = parse_token(token_text)
     keys = NodeKeys.generate()
     chain = sign_in(token.inviter, keys, wall())
     Gate(token.root_public_key, token.run_id).admit(chain, wall())
-    with StateDirectory(root) as state:
-        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-        with runner:
-            plan = runner.run(_fetch_plan(address, token, keys, chain, wait, report))
-        seeds = tuple(dict.fromkeys((address, *token.addresses)))
-        write_atomic(state.address_book, AddressBook(seeds).to_bytes(now(), wall()))
-        files.write_plan(root, plan.blob)
-        files.write_chain(root, chain)
-        if token.inviter.authority().may_invite:
-            files.write_inviter(root, token.inviter)
-        before_keys()
-        files.write_keys(root, keys)
+    plan = await _fetch_plan(address, token, keys, chain, wait, report)
+    seeds = tuple(dict.fromkeys((address, *token.addresses)))
+    write_atomic(state.address_book, AddressBook(seeds).to_bytes(now(), wall()))
+    files.write_plan(state.root, plan.blob)
+    files.write_chain(state.root, chain)
+    if token.inviter.authority().may_invite:
+        files.write_inviter(state.root, token.inviter)
+    before_keys()
+    files.write_keys(state.root, keys)
     report(f"enrolled in run {plan.plan.run.name}, plan revision {plan.revision}")
 
 

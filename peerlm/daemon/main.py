@@ -26,7 +26,7 @@ import uvloop
 
 from peerlm import config, events
 from peerlm.config import NodeSettings
-from peerlm.daemon import control
+from peerlm.daemon import control, notify
 from peerlm.daemon.address import advertised_host
 from peerlm.daemon.bulk import Bulk
 from peerlm.daemon.introduction import Introduction
@@ -34,11 +34,12 @@ from peerlm.daemon.keeping import Keeping, tallies_of
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver, now, wall
+from peerlm.daemon.notify import Notifier
 from peerlm.daemon.ports import preferred, remember
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
-from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError
+from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, first_cause
 from peerlm.identity import files
 from peerlm.identity.chain import Chain, claimed_run
 from peerlm.identity.gate import Gate
@@ -81,6 +82,9 @@ def run(
     seeds: tuple[str, ...] = (),
     port: int | None = None,
     local_workers: int | None = None,
+    control_group: str = "",
+    notifier: Notifier | None = None,
+    journal: str = "",
     quiet: bool = False,
 ) -> int:
     """Run the node of the state directory `root` until it is stopped; returns the exit code.
@@ -89,6 +93,9 @@ def run(
         seeds: addresses to try first, besides the address book.
         port: base port instead of node.toml's.
         local_workers: processes that train, instead of node.toml's.
+        control_group: group that may use the control socket, where node.toml names none.
+        notifier: tells the service manager of this machine.
+        journal: address of the journal's socket; empty: log to standard error.
         quiet: log to the file only.
 
     Raises:
@@ -98,15 +105,15 @@ def run(
     with StateDirectory(root) as state:
         home = read_home(state)
         if local_workers is not None:
-            changes = {"train.local_workers": local_workers}
-            changed = config.with_changes(home.settings, changes, "--local-workers")
-            home = replace(home, settings=changed)
-        log = DaemonLog(state.log, home.settings.control.log_level, quiet=quiet)
+            home = _changed(home, {"train.local_workers": local_workers}, "--local-workers")
+        if control_group and not home.settings.control.group:
+            home = _changed(home, {"control.group": control_group}, "--control-group")
+        log = DaemonLog(state.log, home.settings.control.log_level, quiet=quiet, journal=journal)
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                error = runner.run(_live(state, home, log, seeds, port))
+                error = runner.run(_live(state, home, log, seeds, port, notifier or Notifier()))
         except ExceptionGroup as group:
-            cause = _first_cause(group)
+            cause = first_cause(group)
             if isinstance(cause, PeerlmError):
                 raise cause from None
             log.write("error", "internal", {"traceback": "".join(format_exception(cause))})
@@ -118,10 +125,8 @@ def run(
     return 0
 
 
-def _first_cause(group: ExceptionGroup[Exception]) -> Exception:
-    """The first error within groups of errors: task groups wrap whatever ends them."""
-    first = group.exceptions[0]
-    return _first_cause(first) if isinstance(first, ExceptionGroup) else first
+def _changed(home: Home, changes: dict[str, Any], option: str) -> Home:
+    return replace(home, settings=config.with_changes(home.settings, changes, option))
 
 
 def read_home(state: StateDirectory) -> Home:
@@ -172,13 +177,27 @@ async def _live(
     log: DaemonLog,
     seeds: tuple[str, ...],
     port: int | None,
+    notifier: Notifier,
 ) -> str:
     """The daemon's life; returns the line to end with, empty for a wanted end."""
     async with open_daemon(state, home, log, seeds, port) as driver:
         _on_signals(driver)
         _announce(driver, log)
         driver.begin()
-        return await driver.halted
+        telling = asyncio.create_task(notifier.keep_telling(lambda: _told(driver)))
+        try:
+            return await driver.halted
+        finally:
+            telling.cancel()
+
+
+def _told(driver: Driver) -> notify.Health:
+    summary = driver.node.summary(now())
+    return notify.Health(
+        is_ready=status.is_ready(summary),
+        is_stopping=driver.node.is_leaving,
+        text=status.headline(summary),
+    )
 
 
 @contextlib.asynccontextmanager
@@ -407,6 +426,11 @@ def _handler(driver: Driver) -> control.Handler:
                 return {"revision": plan.revision}
             case "revoke":
                 driver.post(events.NewRevocation(_bytes(arguments, "revocation")))
+            case "join":
+                name = driver.node.company.plan.plan.run.name
+                raise StateError(
+                    f"this node is already in run {name}; to enter another run use another --state"
+                )
         return {}
 
     return handle

@@ -159,6 +159,23 @@ def _rounded(share: float | None) -> float | None:
     return None if share is None else round(share, 4)
 
 
+def is_ready(s: Summary) -> bool:
+    """Whether the node takes part in its run: it has weights, or somebody to get them from."""
+    others = [m for m in s.members if m.peer != s.peer and m.state == "alive"]
+    return s.phase not in ("starting", "seeking") or bool(others)
+
+
+def headline(s: Summary) -> str:
+    """The node in one line, for a service manager: what it does, how far, with whom; and what is wrong."""
+    alive = sum(m.state == "alive" for m in s.members if m.peer != s.peer)
+    others = [m for m in s.members if m.peer != s.peer and m.state != "left"]
+    done = f" ({s.swarm_tokens / s.token_budget:.1%})" if s.token_budget else ""
+    line = f"{s.run_name}: {s.phase}, {s.swarm_tokens:,} tokens{done}, {alive} of {len(others)} others alive"
+    if s.val_loss is not None:
+        line += f", validation loss {s.val_loss:.3f}"
+    return line if s.participating else f"{line}; {why(s)[0]}"
+
+
 def why(s: Summary) -> list[str]:
     """Why this node is not mixing (or that it is), most important first. Never empty."""
     lines = [*_own_state(s), *_company(s), *s.notes]

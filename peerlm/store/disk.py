@@ -40,6 +40,11 @@ RESERVE_BYTES = 4 << 20
 CONTROL_SOCKET_BYTES_MAX = 103
 """Longest path of a Unix socket that every supported system accepts."""
 
+SYSTEM_STATE = (Path("/var/lib"), Path("/var/lib/private"))
+SYSTEM_RUNTIME = Path("/run")
+"""A system service keeps its state below the first, and takes commands below the second: others than its
+own user can get there."""
+
 _TEMP_SUFFIX = ".tmp"
 
 _REMEDIES = {
@@ -169,9 +174,28 @@ def _open_temp(path: Path, mode: int) -> tuple[int, Path]:
         fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:  # else a sweep took it between our open and our lock
             os.fchmod(fd, mode)
+            _give_to_owner_of(path.parent, fd)
             return fd, temp
         os.close(fd)
     raise AssertionError("unreachable: count() does not end")
+
+
+def _give_to_owner_of(directory: Path, fd: int) -> None:
+    """What root makes in the folder of a service belongs to the service's user, who must read it. Only for
+    what has just been made: root must never give away what it merely found under a name."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        os.fchown(fd, owner.st_uid, owner.st_gid)
+
+
+def _make_directory(path: Path) -> None:
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _give_to_owner_of(path.parent, fd)
+        finally:
+            os.close(fd)
 
 
 def _remove_if_orphan(temp: Path) -> bool:
@@ -376,7 +400,12 @@ class Layout:
 
     @property
     def control_socket(self) -> Path:
-        """Unix socket on which the daemon takes local commands."""
+        """Unix socket on which the daemon takes local commands. Of a system service it is in the
+        runtime folder of the same name, if there is one: members of its group cannot enter its state."""
+        if self.root.parent in SYSTEM_STATE:
+            runtime = SYSTEM_RUNTIME / self.root.name
+            if runtime.is_dir():
+                return runtime / "control.sock"
         return self.root / "control.sock"
 
     @property
@@ -411,7 +440,7 @@ class StateDirectory(Layout):
         try:
             with explained("use", root):
                 for directory in (self.snapshots, self.objects):
-                    directory.mkdir(mode=0o700, exist_ok=True)
+                    _make_directory(directory)
                 for directory in (self.snapshots, self.objects, self.model, self.local_text):
                     if directory.is_dir():
                         directory.chmod(0o700)
@@ -460,7 +489,7 @@ def _make_private(root: Path) -> None:
 
 
 def _lock(root: Path, path: Path) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = _open_lock(root, path)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(fd, 0)
@@ -475,3 +504,11 @@ def _lock(root: Path, path: Path) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _open_lock(root: Path, path: Path) -> int:
+    with suppress(FileExistsError):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        _give_to_owner_of(root, fd)
+        return fd
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

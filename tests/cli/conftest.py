@@ -23,6 +23,7 @@ def _quiet_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("PEERLM_STATE", "STATE_DIRECTORY", "PEERLM_TOKEN", "PEERLM_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr("peerlm.cli.state.SERVICE_STATE", tmp_path / "no-service")
 
 
 @pytest.fixture

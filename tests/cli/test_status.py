@@ -14,6 +14,7 @@ import pytest
 from cli_scene import Cli, FakeDaemon, answer_of, member, sample_summary
 
 from peerlm.cli import views, words
+from peerlm.node.status import MemberSummary, headline, is_ready
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads(resources.files("peerlm.observe").joinpath("status.schema.json").read_text())
@@ -176,3 +177,37 @@ def test_a_peers_text_cannot_command_the_terminal(peerlm: Cli, daemon: FakeDaemo
         console.print(views.status_view(status))
     assert "[/red]" in shown.get()
     assert "\x1b" not in shown.get()
+
+
+# ------------------------------------------------------------------------- for a service manager
+
+
+def test_the_headline_of_a_node_that_mixes() -> None:
+    assert headline(sample_summary()) == (
+        "plays: training, 2,500,000 tokens (12.5%), 0 of 1 others alive, validation loss 1.810"
+    )
+
+
+def test_the_headline_of_one_that_does_not_says_why() -> None:
+    alone = sample_summary(participating=False, val_loss=None, members=(member(1),))
+    assert headline(alone).startswith(
+        "plays: training, 2,500,000 tokens (12.5%), 0 of 0 others alive;"
+    )
+    assert "this node is alone" in headline(alone)
+
+
+@pytest.mark.parametrize(
+    ("phase", "others", "ready"),
+    [
+        ("starting", (), False),
+        ("seeking", (member(2, state="dead"),), False),
+        ("seeking", (member(2),), True),
+        ("fetching", (), True),
+        ("training", (), True),
+        ("done", (), True),
+    ],
+)
+def test_ready_is_who_has_weights_or_somebody_to_get_them_from(
+    phase: str, others: tuple[MemberSummary, ...], ready: bool
+) -> None:
+    assert is_ready(sample_summary(phase=phase, members=(member(1), *others))) is ready

@@ -150,8 +150,10 @@ class Node:
 
     # ------------------------------------------------------------------------------ its process
 
-    def start(self, *command: object, **changes: Any) -> None:
-        """Run a command that becomes the daemon."""
+    def start(
+        self, *command: object, variables: dict[str, str] | None = None, **changes: Any
+    ) -> None:
+        """Run a command that becomes the daemon. `variables`: of its environment, besides ours."""
         assert not self.is_running, f"{self.folder} runs already"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -159,7 +161,7 @@ class Node:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=environment(),
+                env=environment(**(variables or {})),
                 start_new_session=True,
                 **changes,
             )

@@ -1,0 +1,165 @@
+"""A service that is in no run yet: it waits on its control socket to be let in, and says so.
+
+`systemctl start peerlm` must not fail on a machine that has not been enrolled, and whoever enrols it need not
+be the service's user. So `peerlm join` hands address and token to the daemon that waits here, which enrols
+with its own hands, in its own folder, and goes on as a node. An invite that was laid down for the service
+beforehand (a systemd credential) is used at once, as often as it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from peerlm.daemon import control
+from peerlm.daemon.enrol import enrol_in
+from peerlm.daemon.log import DaemonLog
+from peerlm.daemon.notify import Health, Notifier
+from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, first_cause
+from peerlm.identity.invite import TOKEN_PREFIX, parse_token
+from peerlm.store.disk import StateDirectory
+
+WAITING = "in no run yet: `peerlm join ADDRESS --token TOKEN` enters one; a member prints both with `peerlm invite`"
+
+Change = Callable[[Mapping[str, str]], None]
+"""Writes fields of node.toml; raises `ConfigError` or `StateError`."""
+
+
+def wait_until_enrolled(
+    root: Path,
+    change_settings: Change,
+    *,
+    notifier: Notifier,
+    journal: str = "",
+    group: str = "",
+    invite: str = "",
+) -> bool:
+    """Wait until the folder `root` holds a node; False when told to stop first.
+
+    Args:
+        change_settings: for the fields of node.toml that `peerlm join` may bring.
+        group: whose members may use the control socket.
+        invite: what `peerlm invite` printed, or the token alone; empty: wait for `peerlm join`.
+
+    Raises:
+        AuthError, ConfigError: the invite is not good.
+        StateError: the folder cannot be used.
+    """
+    with StateDirectory(root) as state:
+        log = DaemonLog(state.log, "info", journal=journal)
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(_Lobby(state, log, change_settings).wait(notifier, group, invite))
+        except ExceptionGroup as group:
+            raise first_cause(group) from None
+        finally:
+            log.close()
+
+
+def read_invite(text: str) -> tuple[str, str]:
+    """Address and token from the line that `peerlm invite` prints, or from a token alone. Raises `AuthError`."""
+    words = text.split()
+    token = next((word for word in words if word.startswith(TOKEN_PREFIX)), "")
+    if not token:
+        raise AuthError(
+            "malformed", f"the invite holds no token: a token starts with {TOKEN_PREFIX}"
+        )
+    named = [word for word in words if word.startswith("tcp://")]
+    addresses = named or parse_token(token).addresses
+    if not addresses:
+        raise AuthError(
+            "malformed", "the invite names no address: write tcp://HOST:PORT before the token"
+        )
+    return addresses[0], token
+
+
+class _Lobby:
+    def __init__(self, state: StateDirectory, log: DaemonLog, change_settings: Change) -> None:
+        self._state = state
+        self._log = log
+        self._change_settings = change_settings
+        self._is_entering = False
+        self._text = WAITING
+
+    async def wait(self, notifier: Notifier, group: str, invite: str) -> bool:
+        loop = asyncio.get_running_loop()
+        self._entered: asyncio.Future[bool] = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, False)
+        self._report(self._text)
+        async with asyncio.TaskGroup() as tasks:
+            server = await control.serve(self._state, self._handle, group)
+            running = [tasks.create_task(notifier.keep_telling(self._health))]
+            if invite.strip():
+                running.append(tasks.create_task(self._accept(invite)))
+            try:
+                return await self._entered
+            finally:
+                await server.close()
+                for task in running:
+                    task.cancel()
+
+    def _health(self) -> Health:
+        return Health(is_ready=True, is_stopping=False, text=self._text)
+
+    def _end(self, entered: bool) -> None:
+        if not self._entered.done():
+            self._entered.set_result(entered)
+
+    def _report(self, text: str) -> None:
+        self._text = text
+        self._log.write("info", "lobby", {"state": text})
+
+    async def _accept(self, invite: str) -> None:
+        address, token = read_invite(invite)
+        await self._enter(address, token, wait=True, changes={})
+
+    async def _enter(
+        self, address: str, token: str, *, wait: bool, changes: Mapping[str, str]
+    ) -> None:
+        if self._is_entering:
+            raise StateError(f"already entering a run: {self._text}")
+        self._is_entering = True
+        try:
+            await enrol_in(
+                self._state,
+                address,
+                token,
+                wait=wait,
+                report=self._report,
+                before_keys=lambda: self._change_settings(changes),
+            )
+        except PeerlmError:
+            self._text = WAITING
+            raise
+        finally:
+            self._is_entering = False
+        self._end(True)
+
+    async def _handle(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        match command:
+            case "join":
+                address, token = _text(arguments, "address"), _text(arguments, "token")
+                changes = arguments.get("node", {})
+                if not isinstance(changes, dict):
+                    raise ConfigError("control: node must be an object of fields and values")
+                wait = bool(arguments.get("wait", False))
+                fields = {str(name): str(value) for name, value in changes.items()}
+                await self._enter(address, token, wait=wait, changes=fields)
+                return {}
+            case "stop" | "leave":
+                self._end(False)
+                return {}
+        raise StateError(self._text)
+
+
+def _text(arguments: dict[str, Any], name: str) -> str:
+    value = arguments.get(name)
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"control: {name} must be text")
+    return value

@@ -1,0 +1,94 @@
+"""What the service manager of this machine is told: that the node is ready, how it goes, that it lives.
+
+systemd hands a service the address of a datagram socket and, if it has a watchdog, a time. Assignments
+such as READY=1 go there, one a line (sd_notify(3)). What is sent here comes from the loop itself, so a loop
+that is stuck says nothing, and the watchdog ends it. Where nobody has given an address all of this is
+silent, and nothing here ever makes the daemon fail.
+
+A start that is still looking for its swarm asks for more time as long as the loop turns, so that only a
+start that hangs is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+TELL_S = 1.0
+"""How often the state is looked at; the watchdog is fed at least three times in its time."""
+
+STARTING_S = 30.0
+"""What a start that is still going on asks for, each time it is told."""
+
+TEXT_CHARS_MAX = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a service manager can be told of a node."""
+
+    is_ready: bool
+    is_stopping: bool
+    text: str
+
+
+class Notifier:
+    """Speaks to the service manager.
+
+    Args:
+        address: of its socket, as in NOTIFY_SOCKET; empty: there is none.
+        watchdog_s: it ends a service that says nothing for so long; None: it does not watch.
+    """
+
+    def __init__(self, address: str = "", watchdog_s: float | None = None) -> None:
+        # A name that starts with @ is in the kernel's abstract space, where it starts with a zero byte.
+        self._address = f"\0{address[1:]}" if address.startswith("@") else address
+        self._watchdog_s = watchdog_s
+        self._socket: socket.socket | None = None
+        self._said = Health(False, False, "")
+        if address:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+            self._socket.setblocking(False)
+
+    @property
+    def pause_s(self) -> float:
+        """Time until `tell` is due again."""
+        return TELL_S if self._watchdog_s is None else min(TELL_S, self._watchdog_s / 3)
+
+    def tell(self, health: Health) -> None:
+        """Report; only what is new is said again, and that we live."""
+        lines = ["WATCHDOG=1"] if self._watchdog_s is not None else []
+        if health.is_ready and not self._said.is_ready:
+            lines.append("READY=1")
+        if health.is_stopping and not self._said.is_stopping:
+            lines.append("STOPPING=1")
+        if not health.is_ready and not health.is_stopping:
+            lines.append(f"EXTEND_TIMEOUT_USEC={STARTING_S * 1e6:.0f}")
+        if health.text != self._said.text:
+            lines.append(f"STATUS={' '.join(health.text.split())[:TEXT_CHARS_MAX]}")
+        self._said = health
+        self._send(lines)
+
+    async def keep_telling(self, health: Callable[[], Health]) -> None:
+        """Tell for as long as the loop turns. Runs until cancelled."""
+        if self._socket is None:
+            return
+        while True:
+            self.tell(health())
+            await asyncio.sleep(self.pause_s)
+
+    def close(self) -> None:
+        """Say nothing any more. May be called again."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, lines: list[str]) -> None:
+        if self._socket is not None and lines:
+            with contextlib.suppress(
+                OSError
+            ):  # a manager that does not listen is no reason to fail
+                self._socket.sendto("\n".join(lines).encode(), self._address)

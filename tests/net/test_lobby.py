@@ -1,0 +1,111 @@
+"""A daemon that is in no run yet: what it answers, who lets it in, and that it can be told to stop."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from swarm import NODE, Node, Swarm, assert_refused, closed_port, options, peerlm, wait_for
+
+from peerlm.daemon.control import is_served
+from peerlm.errors import PeerlmError
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def swarm(tmp_path: Path) -> Iterator[Swarm]:
+    swarm = Swarm(tmp_path)
+    try:
+        yield swarm
+    finally:
+        swarm.close()
+
+
+def waiting(swarm: Swarm, **environment: str) -> Node:
+    """A daemon in a folder without a node."""
+    node = swarm.node()
+    node.start("up", "--wait", "--port", "0", variables=environment)
+    wait_for(lambda: is_served(node.layout), "it waits")
+    return node
+
+
+def test_it_says_what_to_do_and_stops_when_told(swarm: Swarm) -> None:
+    node = waiting(swarm)
+    with pytest.raises(PeerlmError, match="in no run yet: `peerlm join ADDRESS"):
+        node.ask("status")
+    assert_refused(peerlm("status", "--state", node.folder), 1, "in no run yet", "peerlm invite")
+    node.signal(signal.SIGTERM)
+    assert node.wait_end() == 0
+    second = waiting(swarm)
+    second.ask("stop")
+    assert second.wait_end() == 0
+
+
+def test_join_lets_it_in_with_its_settings_and_a_failure_changes_nothing(swarm: Swarm) -> None:
+    founder = swarm.found()
+    node, token = waiting(swarm), swarm.invite("--address", "127.0.0.1:1")
+    where = ("--state", node.folder, *options("--set-node", NODE))
+    refused = peerlm("join", founder.address, "--token", token[:-8], *where)
+    assert_refused(refused, 1, "token")
+    nobody = peerlm("join", f"tcp://127.0.0.1:{closed_port()}", "--token", token, *where)
+    assert_refused(nobody, 1, "connect")
+    wrong = peerlm("join", founder.address, "--token", token, *where, "--set-node", "mix.alpha=1")
+    assert wrong.code == 2
+    assert not node.layout.identity.exists()
+    joined = peerlm("join", founder.address, "--token", token, *where)
+    assert joined.code == 0, joined.err
+    assert "the service trains" in joined.out
+    swarm.wait_whole()
+    assert "pace_tokens_s = 2500" in node.layout.node_settings.read_text()
+    again = peerlm("join", founder.address, "--token", token, *where)
+    assert_refused(again, 1, "already in run")
+
+
+def test_an_invite_that_was_laid_down_is_used_as_soon_as_a_member_answers(
+    swarm: Swarm, tmp_path: Path
+) -> None:
+    founder = swarm.found()
+    address, token = founder.address, swarm.invite("--address", founder.address)
+    founder.kill()
+    (tmp_path / "invite").write_text(f"peerlm join {address} --token {token}\n")
+    node = waiting(swarm, CREDENTIALS_DIRECTORY=str(tmp_path))
+
+    def is_trying() -> bool:
+        try:
+            node.ask("status")
+        except PeerlmError as error:
+            return "trying again" in str(error)
+        return False
+
+    wait_for(is_trying, "it says that it tries")
+    founder.up()
+    node.wait(lambda s: len(s["members"]) == 2, "it is in")
+
+
+def test_a_bad_invite_ends_it_in_one_line(swarm: Swarm, tmp_path: Path) -> None:
+    (tmp_path / "invite").write_text("come in")
+    node = swarm.node()
+    node.start("up", "--wait", variables={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert node.wait_end() == 4
+    assert "peerlm: the invite holds no token" in node.said()
+
+
+def test_garbage_on_its_socket_is_refused_and_it_waits_on(swarm: Swarm) -> None:
+    node = waiting(swarm)
+    for request in (
+        b"\x00\xff\n",
+        b'{"command": "join"}\n',
+        b'{"command": "join", "address": 1, "token": []}\n',
+        b'{"command": "join", "address": "x", "token": "y", "node": 7}\n',
+        b'{"command": "revoke"}\n',
+    ):
+        with socket.socket(socket.AF_UNIX) as guest:
+            guest.settimeout(10)
+            guest.connect(str(node.layout.control_socket))
+            guest.sendall(request)
+            assert guest.recv(1000).startswith(b'{"ok":false')
+    assert node.is_running
