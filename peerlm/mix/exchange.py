@@ -108,7 +108,7 @@ class Exchanges:
         self._served: dict[TransferId, Served] = {}
         self._busy: dict[FragmentId, TransferId] = {}
         self._put_off: dict[FragmentId, Wish] = {}
-        self._answered: OrderedDict[TransferId, tuple[PeerId, Instant]] = OrderedDict()
+        self._answered: OrderedDict[TransferId, tuple[Served, Instant]] = OrderedDict()
 
     # ------------------------------------------------------------------------------ starting
 
@@ -331,9 +331,9 @@ class Exchanges:
     def on_request(self, peer: PeerId, request: ExchangeRequest, now: Instant) -> list[Effect]:
         """Answer a peer's request; `node` has checked that its role lets it mix."""
         transfer = TransferId(request.transfer)
-        if self._was_answered(peer, transfer, now):
+        if (served := self._served_before(peer, transfer, now)) is not None:
             self.outcomes.count("replayed")
-            return [self._answer(peer, transfer, "accept", "seen before")]
+            return [self._answer(peer, transfer, "accept", "seen before", served.ramp)]
         if self.is_taken(transfer):
             return [self._answer(peer, transfer, "refuse", "transfer id is taken")]
         verdict, reason = self._judge(peer, request, now)
@@ -391,9 +391,8 @@ class Exchanges:
         transfer, fragment = TransferId(request.transfer), FragmentId(request.fragment)
         codecs = (request.codec_request, request.codec_reply)
         timeout_s = self._timeout_s(fragment, codecs)
-        self._served[transfer] = Served(
-            fragment, peer, request.version, after(now, timeout_s + WATCHDOG_S)
-        )
+        deadline, ramp = after(now, timeout_s + WATCHDOG_S), self.standing.ramp
+        self._served[transfer] = Served(fragment, peer, request.version, deadline, ramp)
         self._busy[fragment] = transfer
         serve = ServeExchange(
             transfer=transfer,
@@ -441,21 +440,33 @@ class Exchanges:
         self.outcomes.note("served cancelled by peer")
         return [CancelTransfer(TransferId(done.transfer))]
 
-    def _answer(self, peer: PeerId, transfer: TransferId, verdict: str, reason: str) -> Effect:
-        return Send(peer, ExchangeAnswer(transfer, verdict, reason[:400], self.standing.ramp))
+    def _answer(
+        self,
+        peer: PeerId,
+        transfer: TransferId,
+        verdict: str,
+        reason: str,
+        ramp: float | None = None,
+    ) -> Effect:
+        """`ramp`: as it was told before; None: ours now."""
+        ramp = self.standing.ramp if ramp is None else ramp
+        return Send(peer, ExchangeAnswer(transfer, verdict, reason[:400], ramp))
 
-    def _was_answered(self, peer: PeerId, transfer: TransferId, now: Instant) -> bool:
+    def _served_before(self, peer: PeerId, transfer: TransferId, now: Instant) -> Served | None:
+        """The exchange that `peer` asks for once more. Its answer must be the same, the ramp included: by now
+        ours may be another, and the two ends would weigh by different ones."""
         served = self._served.get(transfer)
-        if served is not None:
-            return served.peer == peer
-        answered = self._answered.get(transfer)
-        return answered is not None and answered[0] == peer and now - answered[1] < REPLY_MEMORY_S
+        if served is None:
+            served, at = self._answered.get(transfer, (None, now))
+            if now - at >= REPLY_MEMORY_S:
+                return None
+        return served if served is not None and served.peer == peer else None
 
     def _end_served(self, transfer: TransferId, now: Instant) -> Served:
         """Unlock the fragment, and remember the transfer so that it never has a second effect."""
         exchange = self._served.pop(transfer)
         assert self._busy.pop(exchange.fragment) == transfer, "served without the lock"
-        self._answered[transfer] = (exchange.peer, now)
+        self._answered[transfer] = (exchange, now)
         while len(self._answered) > REPLY_MEMORY:
             self._answered.popitem(last=False)
         return exchange

@@ -61,6 +61,8 @@ class Served:
     version: int
     """Of the peer's fragment: the outer steps behind it."""
     deadline: Instant
+    ramp: float
+    """Ours as it was told: what the peer gives ours, however often it has to ask."""
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from exchange_pool import SIZES, Pool, answers, peer_id, the_request
 
-from peerlm.effects import RunExchange, Send, ServeExchange
+from peerlm.effects import Effect, RunExchange, Send, ServeExchange
 from peerlm.mix import exchange
 from peerlm.mix.codec import encoded_size
 from peerlm.mix.exchange import ASK_TIMEOUT_S, TRIES
@@ -372,6 +372,27 @@ def test_of_crossing_requests_exactly_one_survives(
     pool.complete_all()
     assert pool.locked() == []
     assert pool.site(2).machine.deadline() is None, "being mixed is as good"
+
+
+def test_a_request_asked_twice_gets_the_ramp_it_got_at_first() -> None:
+    pool = Pool(2)
+    standing = pool.site(2).machine.standing
+    standing.ramp = 2 / 3
+    pool.start(1)
+    request = pool.mail[0]
+    told = [ramp_of(pool.deliver(keep=True))]
+    standing.ramp = 1.0  # it has taken its first outer steps meanwhile
+    told.append(ramp_of(pool.deliver()))
+    pool.complete_all()
+    pool.mail = [request]
+    told.append(ramp_of(pool.deliver()))
+    assert told == [2 / 3] * 3
+
+
+def ramp_of(effects: list[Effect]) -> float:
+    (answer,) = [e.message for e in effects if isinstance(e, Send)]
+    assert isinstance(answer, ExchangeAnswer)
+    return answer.ramp
 
 
 def test_a_replayed_request_is_answered_without_a_second_effect() -> None:
