@@ -31,7 +31,7 @@ from peerlm import config
 from peerlm.cli.logs import readable
 from peerlm.config import NodeSettings, Plan
 from peerlm.daemon import control
-from peerlm.daemon.main import _bytes
+from peerlm.daemon.answers import _bytes
 from peerlm.daemon.resolve import parse_address
 from peerlm.errors import (
     AuthError,
@@ -631,7 +631,7 @@ def _control(data: bytes) -> object:
         raise AssertionError("a request that waits for something")
     assert set(reply) in ({"ok", "result"}, {"ok", "error"}), f"a reply of {sorted(reply)}"
     assert "internal error" not in str(reply.get("error")), reply["error"]
-    text = json.dumps(control._finite(reply), separators=(",", ":"))
+    text = json.dumps(control.finite(reply), separators=(",", ":"))
     assert "\n" not in text, "a reply of two lines"
     return None
 

@@ -402,6 +402,25 @@ class ControlSection:
 
 
 @dataclass(frozen=True, slots=True)
+class PageSection:
+    enabled: bool = option(
+        True, "Serve the page, `/status`, `/metrics`, `/healthz` and `/readyz` over HTTP."
+    )
+    host: str = option(
+        "127.0.0.1",
+        "Interface address to serve on; empty means all. Who can reach it can read what `peerlm status` "
+        "says, and nothing more: there is no password.",
+    )
+    port: int = between(
+        0,
+        65_535,
+        7703,
+        "Port to serve on; 0 picks a free one. If the default is taken a free one is picked; `status` says "
+        "which.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSettings:
     """What this machine decides for itself."""
 
@@ -410,6 +429,7 @@ class NodeSettings:
     train: LocalTrainSection = LocalTrainSection()
     data: LocalDataSection = LocalDataSection()
     control: ControlSection = ControlSection()
+    page: PageSection = PageSection()
 
 
 # ------------------------------------------------------------------------ reading and changing

@@ -41,7 +41,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         {"wire", "events", "effects", "identity", "membership", "swarm", "mix", "store"},
         set(),
     ),
-    "observe": (set(), set()),
+    "observe": (set(), {"prometheus_client"}),
     "sim": (
         {"wire", "events", "effects", "identity", "membership", "swarm", "mix", "store", "node"}
         | {"train.cadence", "train.schedule"},

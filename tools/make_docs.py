@@ -35,6 +35,7 @@ from peerlm.cli.settings_text import toml_value
 from peerlm.config import NodeSettings, Plan
 from peerlm.membership import profile
 from peerlm.node.company import fixed_differences
+from peerlm.observe.metrics import METRICS
 from peerlm.wire import frame, message
 from peerlm.wire.bounds import Exactly, Least, Most
 from peerlm.wire.message import Message, Struct
@@ -396,6 +397,15 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def metrics() -> Iterator[str]:
+    """A node's metrics with their kind and meaning."""
+    yield from ("| metric | kind | meaning |", "|---|---|---|")
+    for figure in METRICS:
+        name = figure.name + ("_total" if figure.kind == "counter" else "")
+        label = f", by `{figure.label}`" if figure.label else ""
+        yield f"| `{name}`{label} | {figure.kind} | {figure.help} |"
+
+
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "settings of plan.toml": plan_settings,
     "settings of node.toml": node_settings,
@@ -406,6 +416,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "figures of mixing": mixing_figures,
     "figures of the protocol": protocol_figures,
     "commands": commands,
+    "metrics": metrics,
 }
 
 

@@ -195,7 +195,7 @@ def _admit_group(layout: Layout, group: str) -> None:
 
 
 async def _reply(writer: asyncio.StreamWriter, reply: dict[str, Any]) -> None:
-    writer.write(json.dumps(_finite(reply), separators=(",", ":")).encode() + b"\n")
+    writer.write(json.dumps(finite(reply), separators=(",", ":")).encode() + b"\n")
     await asyncio.wait_for(writer.drain(), IDLE_S)
 
 
@@ -203,15 +203,15 @@ def _refusal(error: str) -> dict[str, Any]:
     return {"ok": False, "error": " ".join(error.split())}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN and no infinity: `null` instead."""
     match value:
         case float():
             return value if math.isfinite(value) else None
         case dict():
-            return {str(key): _finite(item) for key, item in value.items()}
+            return {str(key): finite(item) for key, item in value.items()}
         case list() | tuple():
-            return [_finite(item) for item in value]
+            return [finite(item) for item in value]
         case _:
             return value
 

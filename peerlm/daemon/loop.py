@@ -23,6 +23,7 @@ from peerlm.daemon.introduction import Introduction
 from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
+from peerlm.daemon.page import Page
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
@@ -79,6 +80,7 @@ class Driver:
     worker: WorkerLink
     slow: SlowWeights
     node: Node
+    page: Page | None = None
 
     def __init__(self, state: StateDirectory, log: DaemonLog, tasks: asyncio.TaskGroup) -> None:
         self.halted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -96,7 +98,7 @@ class Driver:
         self._began = False
         self._unsaved: dict[str, Save] = {}
         # One thread: two versions of a file must reach the disk in order.
-        self._saver = ThreadPoolExecutor(1, "peerlm-save")
+        self.saver = ThreadPoolExecutor(1, "peerlm-save")
 
     # ------------------------------------------------------------------------------- the queue
 
@@ -129,7 +131,7 @@ class Driver:
         self._began = False
         if self._timer is not None:
             self._timer.cancel()
-        self._saver.shutdown()
+        self.saver.shutdown()
 
     def _schedule(self) -> None:
         if self._began and not self._scheduled:
@@ -304,7 +306,7 @@ class Driver:
         name = _name_of(effect)
         self._unsaved[name] = effect
         try:
-            await self._loop.run_in_executor(self._saver, self._save_now, effect)
+            await self._loop.run_in_executor(self.saver, self._save_now, effect)
         except PeerlmError as error:
             self.post(SaveFailed(name, str(error)))
             self._loop.call_later(SAVE_AGAIN_S, self._save_again, name, effect)

@@ -26,8 +26,9 @@ import uvloop
 
 from peerlm import config, events
 from peerlm.config import NodeSettings
-from peerlm.daemon import control, notify
+from peerlm.daemon import control
 from peerlm.daemon.address import advertised_host
+from peerlm.daemon.answers import handler, look
 from peerlm.daemon.bulk import Bulk
 from peerlm.daemon.introduction import Introduction
 from peerlm.daemon.keeping import Keeping, tallies_of
@@ -35,9 +36,11 @@ from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver, now, wall
 from peerlm.daemon.notify import Notifier
+from peerlm.daemon.page import Page
 from peerlm.daemon.ports import preferred, remember
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
+from peerlm.daemon.watch import history_of, keep_watch
 from peerlm.daemon.worker_link import WorkerLink
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, first_cause
 from peerlm.identity import files
@@ -48,7 +51,6 @@ from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
 from peerlm.mix.fragment import SlowFragment
 from peerlm.model.plan import FragmentSpec, fragments
-from peerlm.node import status
 from peerlm.node.introductions import Ports
 from peerlm.node.node import Birth, Node
 from peerlm.node.snapshots import Restored
@@ -184,20 +186,20 @@ async def _live(
         _on_signals(driver)
         _announce(driver, log)
         driver.begin()
-        telling = asyncio.create_task(notifier.keep_telling(lambda: _told(driver)))
+        history = history_of(state)
+        if driver.page is not None:
+            driver.page.history = history
+            driver.page.report = log.write
+            driver.page.status = lambda: look(driver)[1]
+        watching = asyncio.create_task(
+            keep_watch(lambda: look(driver), notifier, history, state, driver.saver)
+        )
         try:
             return await driver.halted
         finally:
-            telling.cancel()
-
-
-def _told(driver: Driver) -> notify.Health:
-    summary = driver.node.summary(now())
-    return notify.Health(
-        is_ready=status.is_ready(summary),
-        is_stopping=driver.node.is_leaving,
-        text=status.headline(summary),
-    )
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
 
 
 @contextlib.asynccontextmanager
@@ -262,7 +264,7 @@ async def open_daemon(
         )
         stack.push_async_callback(driver.transfers.close)
         driver.node = _make_node(home, driver.keeping, specs, ports, epoch, seeds, state, log)
-        server = await control.serve(state, _handler(driver), home.settings.control.group)
+        server = await control.serve(state, handler(driver), home.settings.control.group)
         stack.push_async_callback(server.close)
         stack.callback(driver.end)
         yield driver
@@ -305,9 +307,19 @@ async def _listen(
         or_free=or_free,
     )
     stack.push_async_callback(driver.bulk.close)
+    if home.settings.page.enabled:
+        driver.page = _open_page(state, home.settings)
+        stack.push_async_callback(driver.page.close)
     taken = (driver.introduction.port, driver.links.port, driver.bulk.port)
     remember(state, base, taken)
     return Ports(advertised_host(network, seeds), *taken)
+
+
+def _open_page(state: StateDirectory, settings: NodeSettings) -> Page:
+    page = settings.page
+    or_free = page.port in (0, config.PageSection().port)
+    names = (settings.network.advertise,) if settings.network.advertise else ()
+    return Page.listen(state, page.host, page.port, or_free=or_free, names=names)
 
 
 def _make_node(
@@ -395,89 +407,7 @@ def _announce(driver: Driver, log: DaemonLog) -> None:
         "run": f"{company.plan.plan.run.name} ({short(company.gate.run_id)})",
         "address": company.address,
         "epoch": company.membership.incarnation[0],
+        "page": driver.page.url if driver.page is not None else "",
         "pid": os.getpid(),
     }
     log.write("info", "listening", facts)
-
-
-# ------------------------------------------------------------------------------------- control
-
-
-def _handler(driver: Driver) -> control.Handler:
-    """Local commands of a person, in the node's words."""
-
-    async def handle(command: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        match command:
-            case "status":
-                return status.as_json(driver.node.summary(now())) | {"daemon": _health(driver)}
-            case "pause":
-                driver.post(events.Pause())
-            case "resume":
-                driver.post(events.Resume())
-            case "stop" | "leave":
-                driver.post(events.Leave())
-            case "snapshot":
-                return await _snapshot(driver)
-            case "new_plan":
-                blob = _bytes(arguments, "plan")
-                gate = driver.node.company.gate
-                plan = verify_plan(blob, gate.root_public_key, gate.run_id)
-                driver.post(events.NewPlan(blob))
-                return {"revision": plan.revision}
-            case "revoke":
-                driver.post(events.NewRevocation(_bytes(arguments, "revocation")))
-            case "join":
-                name = driver.node.company.plan.plan.run.name
-                raise StateError(
-                    f"this node is already in run {name}; to enter another run use another --state"
-                )
-        return {}
-
-    return handle
-
-
-def _bytes(arguments: dict[str, Any], name: str) -> bytes:
-    try:
-        return bytes.fromhex(arguments[name])
-    except (KeyError, TypeError, ValueError):
-        raise ConfigError(f"control: {name} must be hex") from None
-
-
-async def _snapshot(driver: Driver) -> dict[str, Any]:
-    """Write a snapshot now and wait for it. Raises `StateError` if it fails."""
-    if not driver.node.work.installed:
-        raise StateError("this node has no weights yet")
-    driver.post(events.SnapshotWanted())
-    match await driver.next_of(events.SnapshotWritten, events.SnapshotFailed):
-        case events.SnapshotWritten(number=number, tokens=tokens):
-            return {"number": number, "tokens": tokens}
-        case events.SnapshotFailed(reason=reason):
-            raise StateError(reason)
-    raise AssertionError("another event was waited for")
-
-
-def _health(driver: Driver) -> dict[str, Any]:
-    lags = sorted(driver.lags_s)
-    p99 = lags[min(len(lags) - 1, int(0.99 * len(lags)))] if lags else 0.0
-    return {
-        "pid": os.getpid(),
-        "rss_mb": round(psutil.Process().memory_info().rss / 1e6, 1),
-        "loop_lag_p99_ms": round(1000 * p99, 2),
-        "bulk_bytes_sent": driver.bulk.counters["bytes_sent"],
-        "bulk_bytes_received": driver.bulk.counters["bytes_received"],
-        "counters": _counters(driver),
-    }
-
-
-def _counters(driver: Driver) -> dict[str, int]:
-    """What the network side has counted since the start, by part and name."""
-    parts = {
-        "links": driver.links.counters,
-        "introduction": driver.introduction.counters,
-        "bulk": driver.bulk.counters,
-    }
-    return {
-        f"{part}_{name}": count
-        for part, counters in parts.items()
-        for name, count in sorted(dict(counters).items())  # a copy: the bulk thread counts on
-    }

@@ -87,6 +87,7 @@ class Outcomes:
         self._reasons: Counter[str] = Counter()
         self._clip_booked = 0.0
         self._ahead_of_us: dict[PeerId, Instant] = {}
+        self._met: dict[PeerId, Instant] = {}
 
     # ------------------------------------------------------------------------------ of fragments
 
@@ -107,6 +108,7 @@ class Outcomes:
         peer, state = exchange.peer, self.fragments[exchange.fragment]
         self.scores.succeeded(peer, now)
         self._ahead_of_us.pop(peer, None)
+        self._met[peer] = now
         state.phi_norm = event.phi_norm
         is_stranger = state.clip.update(peer, event.raw_norm, event.clipped)
         relative = event.raw_norm / event.phi_norm if event.phi_norm > 0 else 0.0
@@ -205,8 +207,14 @@ class Outcomes:
         """The weights are not the ones that were found to be behind."""
         self._ahead_of_us.clear()
 
+    def met(self, peer: PeerId, now: Instant) -> float | None:
+        """Seconds since the last exchange with `peer` that was applied here; None: none that we know of."""
+        at = self._met.get(peer)
+        return None if at is None else now - at
+
     def forget(self, peer: PeerId) -> None:
         """`peer` is gone, and how far it was from us and ahead of us with it; its score stays."""
+        self._met.pop(peer, None)
         self._ahead_of_us.pop(peer, None)
         self._misfits.forget(peer)
         for state in self.fragments:

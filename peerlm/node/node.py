@@ -549,6 +549,7 @@ class Node:
             self._vitals(now),
             self._ledger.tokens_of(self.me),
             True,
+            None,
         )
         others = [
             self._summarise(
@@ -558,13 +559,21 @@ class Node:
                 company.vitals_of(m.peer) if m.is_live else None,
                 self._ledger.tokens_of(m.peer),
                 company.contacts.is_linked(m.peer),
+                self.work.exchanges.outcomes.met(m.peer, now),
             )
             for m in company.membership.members().values()
         ]
         return sorted([own, *others], key=lambda m: m.peer)
 
     def _summarise(
-        self, peer: PeerId, address: str, state: str, v: Vitals | None, tokens: int, linked: bool
+        self,
+        peer: PeerId,
+        address: str,
+        state: str,
+        v: Vitals | None,
+        tokens: int,
+        linked: bool,
+        mixed_s_ago: float | None,
     ) -> MemberSummary:
         return MemberSummary(
             peer=peer,
@@ -579,6 +588,7 @@ class Node:
             val_loss=v.val_loss if v else None,
             distance=v.distance if v else None,
             linked=linked,
+            mixed_s_ago=mixed_s_ago,
         )
 
     def _bytes_allreduce(self) -> int:

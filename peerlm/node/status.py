@@ -31,6 +31,8 @@ class MemberSummary:
     val_loss: float | None
     distance: float | None
     linked: bool
+    mixed_s_ago: float | None = None
+    """Since this node's last exchange with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ def as_json(s: Summary) -> dict[str, Any]:
         "swarm_tokens_per_s": round(s.swarm_tokens_per_s, 1),
         "loss": s.loss,
         "val_loss": s.val_loss,
+        "ready": is_ready(s),
         "participating": s.participating,
         "consensus_distance": s.consensus_distance,
         "members": [
@@ -120,6 +123,7 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "val_loss": m.val_loss,
                 "consensus_distance": m.distance,
                 "linked": m.linked,
+                "mixed_s_ago": None if m.mixed_s_ago is None else round(m.mixed_s_ago, 1),
             }
             for m in s.members
         ],

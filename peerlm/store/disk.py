@@ -394,6 +394,11 @@ class Layout:
         return self.root / "log"
 
     @property
+    def history(self) -> Path:
+        """Curves and events of the run so far, for the node's page."""
+        return self.root / "history"
+
+    @property
     def epoch(self) -> Path:
         """The boot epoch, as decimal digits."""
         return self.root / "epoch"

@@ -163,4 +163,4 @@ def answer_of(summary: Summary) -> dict[str, Any]:
         "bulk_bytes_received": 11_100_000,
         "counters": {"links_garbage": 2, "introduction_over_budget": 1, "bulk_dropped_corrupt": 3},
     }
-    return as_json(summary) | {"daemon": process}
+    return as_json(summary) | {"page": "http://127.0.0.1:7703/", "daemon": process}

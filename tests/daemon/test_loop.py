@@ -13,9 +13,9 @@ import pytest
 
 from peerlm import effects as fx
 from peerlm.daemon import loop as driving
+from peerlm.daemon.answers import _counters
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver
-from peerlm.daemon.main import _counters
 from peerlm.daemon.worker_process import _environment
 from peerlm.errors import StateError, Unreachable
 from peerlm.events import Event, SaveFailed

@@ -10,8 +10,9 @@ from pathlib import Path
 import jsonschema
 
 from peerlm.cli.main import main
+from peerlm.daemon.answers import _health
 from peerlm.daemon.log import DaemonLog
-from peerlm.daemon.main import _health, open_daemon, read_home
+from peerlm.daemon.main import open_daemon, read_home
 from peerlm.store.disk import StateDirectory
 
 SMALL = ("--set", "model.dim=16", "--set", "model.heads=2", "--set", "model.hidden=16")

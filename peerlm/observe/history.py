@@ -1,0 +1,186 @@
+"""How a run has gone so far, as curves and events that stay small however long it lasts.
+
+Made from what a node says of itself each second (`status --json`), and from nothing else: a point of the
+curves every so often, and an event where something has become different. When there are too many points
+every second one goes and the next come half as often, so that the curves always span the whole run. What
+is kept is plain JSON, so that it outlives the daemon.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+POINTS_MAX = 720
+SPACING_S = 2.0
+"""Between two points, until there are too many for the first time."""
+
+EVENTS_MAX = 300
+
+MEMBERS_MAX = 64
+"""Members that have curves of their own."""
+
+Status = Mapping[str, Any]
+"""What `peerlm status --json` prints."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The swarm at one moment. `at` in seconds of wall time, losses in nats a token, bytes of all lives."""
+
+    at: float
+    tokens: int
+    tokens_per_s: float
+    loss: float | None
+    val_loss: float | None
+    distance: float | None
+    alive: int
+    bytes_sent: int
+    bytes_allreduce: int
+    members: dict[str, float | None] = field(default_factory=dict)
+    """Validation loss by a member's short id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`kind`: one of `joined`, `back`, `suspect`, `dead`, `left`, `phase`, `worker`, `refused`, `snapshot`,
+    `plan`, `start`. `text`: for a person."""
+
+    at: float
+    kind: str
+    text: str
+    peer: str = ""
+
+
+class History:
+    """Points and events, oldest first."""
+
+    def __init__(self) -> None:
+        self.points: list[Point] = []
+        self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
+        self.spacing_s = SPACING_S
+        self._last: Status | None = None
+        self._sent_before = 0
+        self._allreduce_before = 0
+
+    def see(self, status: Status, at: float) -> None:
+        """Take in what the node says of itself at wall time `at`."""
+        self.events.extend(news(self._last, status, at))
+        self._last = status
+        last = self.points[-1].at if self.points else float("-inf")
+        if last > at:  # the clock was set back: what lies in its future would stop us
+            self.points = [p for p in self.points if p.at <= at]
+        elif at - last < self.spacing_s:
+            return
+        self.points.append(self._point(status, at))
+        if len(self.points) > POINTS_MAX:
+            self.points = self.points[::2]
+            self.spacing_s *= 2
+
+    def _point(self, status: Status, at: float) -> Point:
+        members = status["members"][:MEMBERS_MAX]
+        return Point(
+            at=round(at, 1),
+            tokens=status["swarm_tokens"],
+            tokens_per_s=status["swarm_tokens_per_s"],
+            loss=status["loss"],
+            val_loss=status["val_loss"],
+            distance=status["consensus_distance"],
+            alive=sum(m["state"] == "alive" for m in status["members"]),
+            bytes_sent=self._sent_before + status["bytes_sent"],
+            bytes_allreduce=self._allreduce_before + status["bytes_allreduce"],
+            members={short(m["id"]): m["val_loss"] for m in members if m["state"] == "alive"},
+        )
+
+    # ------------------------------------------------------------------------------ as JSON
+
+    def as_json(self) -> dict[str, Any]:
+        """What `/history` answers."""
+        return {
+            "spacing_s": self.spacing_s,
+            "points": [asdict(p) for p in self.points],
+            "events": [asdict(e) for e in self.events],
+        }
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self.as_json(), separators=(",", ":")).encode()
+
+
+def read_history(data: bytes) -> History:
+    """What `to_bytes` wrote, to be gone on with by another life of the node; damaged, it begins anew."""
+    history = History()
+    try:
+        kept = json.loads(data)
+        history.points = [Point(**p) for p in kept["points"]][-POINTS_MAX:]
+        history.events.extend(Event(**e) for e in kept["events"])
+        history.spacing_s = max(SPACING_S, float(kept["spacing_s"]))
+        if history.points:
+            history._sent_before = int(history.points[-1].bytes_sent)
+            history._allreduce_before = int(history.points[-1].bytes_allreduce)
+            float(history.points[-1].at)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return History()
+    return history
+
+
+# ------------------------------------------------------------------------------------- events
+
+
+def short(peer: str) -> str:
+    return peer[:8]
+
+
+def news(before: Status | None, now: Status, at: float) -> Sequence[Event]:
+    """What has become different between two answers of one node; `before` None: it has just started."""
+    if before is None:
+        text = f"this node started, {now['state']}, at {now['swarm_tokens']:,} tokens"
+        return [Event(at, "start", text, short(now["node_id"]))]
+    return [*_of_members(before, now, at), *_of_this_node(before, now, at)]
+
+
+def _of_members(before: Status, now: Status, at: float) -> list[Event]:
+    was = {m["id"]: m["state"] for m in before["members"]}
+    events = []
+    for member in now["members"]:
+        old, new = was.get(member["id"]), member["state"]
+        if old == new or member["id"] == now["node_id"]:
+            continue
+        name = short(member["id"])
+        where = f"{name} at {member['address']}"
+        match new:
+            case "alive" if old is None:
+                events.append(Event(at, "joined", f"{where} joined", name))
+            case "alive":
+                events.append(Event(at, "back", f"{where} is back ({old} before)", name))
+            case "suspect":
+                events.append(Event(at, "suspect", f"{where} does not answer", name))
+            case "dead" if old is not None:
+                events.append(Event(at, "dead", f"{where} was declared dead", name))
+            case "left" if old is not None:
+                events.append(Event(at, "left", f"{where} left", name))
+    return events
+
+
+def _of_this_node(before: Status, now: Status, at: float) -> list[Event]:
+    events, me = [], short(now["node_id"])
+    if now["state"] != before["state"]:
+        why = f": {now['state_reason']}" if now["state_reason"] else ""
+        events.append(Event(at, "phase", f"this node is {now['state']}{why}", me))
+    if now["worker"]["restarts"] > before["worker"]["restarts"]:
+        error = now["worker"]["last_error"] or "no word of why"
+        events.append(Event(at, "worker", f"the worker is started again: {error}", me))
+    if now["plan_revision"] != before["plan_revision"]:
+        events.append(Event(at, "plan", f"plan revision {now['plan_revision']} holds", me))
+    if now["snapshot"]["error"] and now["snapshot"]["error"] != before["snapshot"]["error"]:
+        events.append(Event(at, "snapshot", f"no snapshot: {now['snapshot']['error']}", me))
+    for reason, times in now["exchange_reasons"].items():
+        if _is_rejection(reason) and reason not in before["exchange_reasons"]:
+            events.append(Event(at, "refused", f"exchange {reason} ({times} times so far)", me))
+    return events
+
+
+def _is_rejection(reason: str) -> bool:
+    return reason.startswith(("refused", "excluded", "answered refuse"))

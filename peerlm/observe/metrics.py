@@ -1,0 +1,195 @@
+"""A node's figures as Prometheus reads them, from what it says of itself (`status --json`).
+
+Names follow Prometheus' conventions: base units, `_total` for what only grows within one life of the
+daemon. docs/metrics.md lists them; that page is made from `METRICS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+Status = Mapping[str, Any]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+PARTNER_S = 300.0
+"""Who was exchanged with in so many seconds counts as a partner."""
+
+MEMBER_STATES = ("alive", "suspect", "dead", "left")
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One metric. `read`: its value or, with a label, a value for each of the label's; None: not known yet."""
+
+    name: str
+    help: str
+    kind: str
+    read: Callable[[Status], float | Mapping[str, float] | None]
+    label: str = ""
+
+
+def _members(s: Status) -> dict[str, float]:
+    states = [m["state"] for m in s["members"]]
+    return {state: states.count(state) for state in MEMBER_STATES}
+
+
+def _partners(s: Status) -> float:
+    times = [m["mixed_s_ago"] for m in s["members"]]
+    return len([ago for ago in times if ago is not None and ago < PARTNER_S])
+
+
+METRICS: tuple[Figure, ...] = (
+    Figure("peerlm_ready", "1 when the node takes part in its run.", "gauge", lambda s: s["ready"]),
+    Figure(
+        "peerlm_participating",
+        "1 when it has finished an exchange lately.",
+        "gauge",
+        lambda s: s["participating"],
+    ),
+    Figure("peerlm_tokens", "Tokens this node has trained on.", "counter", lambda s: s["tokens"]),
+    Figure(
+        "peerlm_swarm_tokens",
+        "Tokens the swarm has trained on, as this node knows it.",
+        "counter",
+        lambda s: s["swarm_tokens"],
+    ),
+    Figure(
+        "peerlm_token_budget",
+        "Tokens after which the run ends.",
+        "gauge",
+        lambda s: s["token_budget"],
+    ),
+    Figure(
+        "peerlm_worker_tokens_per_second",
+        "Rate of this node's worker.",
+        "gauge",
+        lambda s: s["worker"]["tokens_per_s"],
+    ),
+    Figure(
+        "peerlm_swarm_tokens_per_second",
+        "Rate of the swarm, as this node knows it.",
+        "gauge",
+        lambda s: s["swarm_tokens_per_s"],
+    ),
+    Figure("peerlm_loss_nats", "Training loss a token, lately.", "gauge", lambda s: s["loss"]),
+    Figure(
+        "peerlm_validation_loss_nats",
+        "Validation loss a token of the slow weights.",
+        "gauge",
+        lambda s: s["val_loss"],
+    ),
+    Figure(
+        "peerlm_consensus_distance_ratio",
+        "Distance of the weights from those of mixing partners, relative to their norm.",
+        "gauge",
+        lambda s: s["consensus_distance"],
+    ),
+    Figure("peerlm_members", "Members this node knows, by state.", "gauge", _members, "state"),
+    Figure(
+        "peerlm_partners",
+        "Members it has exchanged with in the last five minutes.",
+        "gauge",
+        _partners,
+    ),
+    Figure(
+        "peerlm_exchanges",
+        "Exchanges, by how they ended.",
+        "counter",
+        lambda s: s["exchanges"],
+        "outcome",
+    ),
+    Figure(
+        "peerlm_inner_steps",
+        "Inner steps between two outer steps.",
+        "gauge",
+        lambda s: s["tempo"]["inner_steps"],
+    ),
+    Figure("peerlm_bytes_sent", "Bytes of weights sent.", "counter", lambda s: s["bytes_sent"]),
+    Figure(
+        "peerlm_bytes_received",
+        "Bytes of weights received.",
+        "counter",
+        lambda s: s["bytes_received"],
+    ),
+    Figure(
+        "peerlm_allreduce_bytes",
+        "Bytes that a ring all-reduce in every inner step would have sent.",
+        "counter",
+        lambda s: s["bytes_allreduce"],
+    ),
+    Figure(
+        "peerlm_worker_restarts",
+        "Times the worker was started again.",
+        "counter",
+        lambda s: s["worker"]["restarts"],
+    ),
+    Figure(
+        "peerlm_nonfinite_steps",
+        "Inner steps that were not taken because they were not finite.",
+        "counter",
+        lambda s: s["worker"]["nonfinite_steps"],
+    ),
+    Figure(
+        "peerlm_snapshot_tokens",
+        "The swarm's tokens in the last snapshot.",
+        "gauge",
+        lambda s: s["snapshot"]["tokens"],
+    ),
+    Figure(
+        "peerlm_snapshot_failing",
+        "1 while snapshots cannot be written.",
+        "gauge",
+        lambda s: bool(s["snapshot"]["error"]),
+    ),
+    Figure(
+        "peerlm_loop_lag_seconds",
+        "99th percentile of the daemon's loop lag in the last minute.",
+        "gauge",
+        lambda s: s["daemon"]["loop_lag_p99_ms"] / 1000,
+    ),
+)
+
+
+def exposition(status: Status, version: str) -> bytes:
+    """The text that Prometheus scrapes."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Figures(status, version))
+    ProcessCollector(registry=registry)
+    return generate_latest(registry)
+
+
+class _Figures(Collector):
+    def __init__(self, status: Status, version: str) -> None:
+        self._status = status
+        self._version = version
+
+    def collect(self) -> Iterator[Metric]:
+        labels = {
+            "node": self._status["node_id"][:8],
+            "run": self._status["run_name"],
+            "state": self._status["state"],
+            "version": self._version,
+        }
+        yield InfoMetricFamily("peerlm", "The node.", value=labels)
+        for figure in METRICS:
+            value = figure.read(self._status)
+            if value is not None:
+                yield _family(figure, value)
+
+
+def _family(figure: Figure, value: float | Mapping[str, float]) -> Metric:
+    kind = CounterMetricFamily if figure.kind == "counter" else GaugeMetricFamily
+    family = kind(figure.name, figure.help, labels=[figure.label] if figure.label else [])
+    if isinstance(value, Mapping):
+        for name, number in sorted(value.items()):
+            family.add_metric([name], float(number))
+    else:
+        family.add_metric([], float(value))
+    return family

@@ -1,0 +1,193 @@
+"""What nodes show over HTTP: to a browser, to Prometheus, to scripts, and to those who mean harm."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from chromium import opened
+from swarm import Node, Swarm, exchanged_more, wait_for
+
+from peerlm.daemon.page import CONNECTIONS_MAX
+
+pytestmark = pytest.mark.timeout(240)
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "peerlm/observe/status.schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]]:
+    swarm = Swarm(tmp_path_factory.mktemp("page"))
+    try:
+        founder = swarm.found(**{"page.port": "0"})
+        second = swarm.join(founder, "", **{"page.port": "0"})
+        swarm.wait_whole()
+        yield founder, second
+    finally:
+        swarm.close()
+
+
+def url_of(node: Node) -> str:
+    return str(node.status()["page"])
+
+
+def get(url: str, **headers: str) -> tuple[int, str, dict[str, str]]:
+    """(status, text, headers in small letters)."""
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read().decode(), _small(answer.headers)
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(), _small(error.headers)
+
+
+def _small(headers: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def test_status_history_metrics_and_health(pair: tuple[Node, Node]) -> None:
+    url = url_of(pair[0])
+    code, text, headers = get(url + "status")
+    assert code == 200
+    jsonschema.validate(json.loads(text), SCHEMA)
+    assert headers["cache-control"] == "no-store"
+    assert "default-src 'none'" in headers["content-security-policy"]
+    code, text, _ = get(url + "history")
+    history = json.loads(text)
+    assert code == 200
+    assert len(history["points"]) >= 2
+    assert [e["kind"] for e in history["events"]][:1] == ["start"]
+    assert any(e["kind"] == "joined" for e in history["events"])
+    code, text, headers = get(url + "metrics")
+    assert code == 200
+    assert headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert re.search(r"^peerlm_swarm_tokens_total [1-9]", text, re.MULTILINE)
+    assert get(url + "healthz")[:2] == (200, "ok\n")
+    assert get(url + "readyz")[:2] == (200, "ready\n")
+
+
+def test_names_that_are_not_ours_and_paths_that_are_not_there(pair: tuple[Node, Node]) -> None:
+    url = url_of(pair[0])
+    code, text, _ = get(url + "status", Host="evil.example")
+    assert (code, text) == (403, "peerlm: Host 'evil.example' is not a name of this machine\n")
+    for host in ("localhost", "localhost:7703", "127.0.0.1:1", "[::1]:7703", "10.1.2.3"):
+        assert get(url + "status", Host=host)[0] == 200, host
+    assert get(url + "../../etc/passwd")[0] == 404
+    request = urllib.request.Request(url + "sample", method="POST")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(request, timeout=20)
+
+
+def test_whoever_connects_and_says_nothing_or_nonsense_holds_up_nobody(
+    pair: tuple[Node, Node],
+) -> None:
+    node = pair[0]
+    before = node.status()["exchanges"]["ok"]
+    port = int(url_of(node).rstrip("/").rsplit(":", 1)[1])
+    guests = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(3 * CONNECTIONS_MAX)]
+    for number, guest in enumerate(guests):
+        try:
+            guest.sendall(
+                (b"GET / HTTP/1.1\r\nX: ", b"\x00\xff" * 4000, b"POST /sample HTTP/1.1\r\n")[
+                    number % 3
+                ]
+            )
+        except OSError:
+            continue  # one too many: hung up on
+    node.wait(lambda s: s["exchanges"]["ok"] > before + 3, "it goes on mixing")
+    for guest in guests:
+        guest.close()
+    wait_for(lambda: _answers(url_of(node)), "it answers again")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return get(url + "healthz")[0] == 200
+    except OSError:
+        return False
+
+
+def test_a_sample_is_written_once_for_a_snapshot(pair: tuple[Node, Node]) -> None:
+    node = pair[1]
+    node.wait(lambda s: s["snapshot"]["number"] > 0, "it has a snapshot")
+    node.ask("pause")
+    request = urllib.request.Request(
+        url_of(node) + "sample", method="POST", headers={"X-Peerlm": "sample"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        sample = json.loads(answer.read())
+    assert sample["snapshot"] > 0
+    assert sample["text"]
+    assert json.loads(get(url_of(node) + "history")[1])["sample"] == sample
+    node.ask("resume")
+
+
+async def test_in_a_browser(pair: tuple[Node, Node], tmp_path: Path) -> None:
+    node = pair[0]
+    pair[1].wait(exchanged_more(pair[1]), "they mix")
+    async with opened(url_of(node), tmp_path / "browser") as tab:
+        await tab.wait("document.querySelectorAll('#rows tr').length", lambda n: n == 2)
+        await tab.wait("document.querySelectorAll('#loss path').length", lambda n: n >= 1)
+        await tab.wait("document.querySelectorAll('#map line').length", lambda n: n == 1)
+        tokens = await tab.value("document.getElementById('left').textContent")
+        await tab.wait("document.getElementById('left').textContent", lambda t: t != tokens)
+        assert await tab.value("document.getElementById('events').textContent.includes('joined')")
+        assert await tab.value("document.documentElement.lang") == "en"
+        nameless = (
+            "[...document.querySelectorAll('svg')].filter(s => !s.querySelector('title')).length"
+        )
+        assert await tab.value(nameless) == 0
+        await tab.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=375,
+            height=800,
+            deviceScaleFactor=1,
+            mobile=True,
+        )
+        assert await tab.value("document.documentElement.scrollWidth") <= 375
+        focused = []
+        for _ in range(6):
+            for kind in ("keyDown", "keyUp"):
+                await tab.call(
+                    "Input.dispatchKeyEvent",
+                    type=kind,
+                    key="Tab",
+                    code="Tab",
+                    windowsVirtualKeyCode=9,
+                )
+            focused.append(
+                await tab.value("document.activeElement.id || document.activeElement.className")
+            )
+        assert focused[0] == "skip"
+        assert "events" in focused
+        assert "write" in focused
+        assert tab.complaints == []
+        assert len(await tab.picture()) > 10_000
+
+
+async def test_the_page_outlives_its_node(pair: tuple[Node, Node], tmp_path: Path) -> None:
+    node = pair[1]
+    url, seen = url_of(node), "document.getElementById('trouble').hidden"
+    points = len(json.loads(get(url + "history")[1])["points"])
+    async with opened(url, tmp_path / "browser") as tab:
+        await tab.wait("document.querySelectorAll('#rows tr').length", lambda n: n == 2)
+        node.signal(15)
+        node.wait_end()
+        await tab.wait(seen, lambda hidden: not hidden)
+        assert await tab.value("document.querySelectorAll('#rows tr').length") == 2
+        node.up()
+        await tab.wait(seen, limit_s=60.0)
+        assert url_of(node) == url
+        await tab.wait(
+            "document.getElementById('events').textContent.split('started').length",
+            lambda n: n >= 3,
+        )
+    assert len(json.loads(get(url + "history")[1])["points"]) >= points
