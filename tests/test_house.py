@@ -51,8 +51,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
 """Room → (other rooms or modules of them, third parties) it may import, besides WORDS. `daemon`, `bench` and `cli` may
 import what they like, but for what stands below."""
 
-DRIVERS = {"daemon", "cli", "bench", "__main__", "__init__"}
-WITH_CLOCKS = {"daemon", "cli", "bench", "train"}
+DRIVERS = {"daemon", "cli", "bench", "chaos", "__main__", "__init__"}
+WITH_CLOCKS = {"daemon", "cli", "bench", "chaos", "train"}
 
 RIVALS = "bench/rivals"
 """Scripts that run with another interpreter and know nothing of us."""
@@ -98,7 +98,7 @@ def test_the_loop_and_sockets_are_the_daemons_alone() -> None:
         if room_of(path) != "daemon" and path not in DAEMONS:
             firsts = {name.split(".")[0] for name in imported_by(path)}
             assert not firsts & {"asyncio", "zmq", "uvloop", "selectors"}, shown(path)
-            if room_of(path) not in {"cli", "bench", "train"}:
+            if room_of(path) not in {"cli", "bench", "chaos", "train"}:
                 assert not firsts & {"socket", "subprocess", "threading", "multiprocessing"}, shown(
                     path
                 )
@@ -113,14 +113,14 @@ def test_torch_is_named_only_where_models_are_made_and_trained() -> None:
 
 def test_nobody_imports_the_command_line_but_itself_and_what_it_starts_to_measure() -> None:
     for path in FILES:
-        if room_of(path) not in {"cli", "bench", "__main__"}:
+        if room_of(path) not in {"cli", "bench", "chaos", "__main__"}:
             assert not [n for n in imported_by(path) if n.startswith("peerlm.cli")], shown(path)
 
 
 def test_benchmarks_are_the_command_lines_alone_and_rivals_are_nobodys() -> None:
     for path in FILES:
         names = imported_by(path)
-        if room_of(path) not in {"cli", "bench"}:
+        if room_of(path) not in {"cli", "bench", "chaos"}:
             assert not [n for n in names if n.startswith("peerlm.bench")], shown(path)
         assert not [n for n in names if n.startswith("peerlm.bench.rivals")], shown(path)
         if RIVALS in shown(path):

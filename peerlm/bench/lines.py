@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from peerlm.bench.founding import Loopback, Place, Values
 from peerlm.bench.namespaces import entered, ip, new_namespace
 from peerlm.bench.rows import Missed
+from peerlm.bench.switch import Trouble
 from peerlm.cli.leash import die_with_parent
 from peerlm.sim.network import Wire, read_wire
 
@@ -46,6 +47,7 @@ class Lines:
                     *map(str, (wire.rate_bytes_s, sum(wire.delay_s) / 2, wire.loss, seed)),
                     *map(str, devices),
                 ],
+                stdin=subprocess.PIPE,
                 pass_fds=devices,
                 preexec_fn=die_with_parent,
             )
@@ -87,6 +89,16 @@ class Lines:
     def address(self, node: int) -> str:
         return f"{SUBNET}.{node}"
 
+    def suffer(self, trouble: Trouble) -> None:
+        """From now on this, and nothing of what was before. Ports are machines less one. Raises `Missed`."""
+        assert self._switch.stdin is not None
+        try:
+            self._switch.stdin.write(trouble.to_line())
+            self._switch.stdin.flush()
+        except OSError:
+            self.check()
+            raise
+
     def check(self) -> None:
         """Raises `Missed` if the switch has ended."""
         if (status := self._switch.poll()) is not None:
@@ -95,7 +107,7 @@ class Lines:
     def close(self) -> None:
         """The network is gone when nothing on a machine runs any more."""
         self._switch.kill()
-        self._switch.wait()
+        self._switch.communicate()
         self._let_go()
 
     def _let_go(self) -> None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from peerlm.bench.rows import Missed
 
 CLONE_NEWNET = 0x40000000
+CLONE_NEWNS = 0x00020000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -34,6 +35,14 @@ def new_namespace() -> int:
     _enter(home)
     os.close(home)
     return made
+
+
+def mount_namespace() -> None:
+    """From here on what this process mounts is its own and its children's, and goes with them. Raises `Missed`."""
+    if _libc.unshare(CLONE_NEWNS):
+        why = os.strerror(ctypes.get_errno())
+        raise Missed(f"a mount namespace cannot be made here ({why}): run it as root, on Linux")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
 @contextmanager

@@ -218,6 +218,17 @@ def running(swarm: Swarm) -> Iterator[Swarm]:
         end_all(swarm.nodes, patience_s=0.0)
 
 
+def processes_of(node: DemoNode) -> list[psutil.Process]:
+    """Its daemon, then all that this has started; none of a node that does not run."""
+    if node.pid is None:
+        return []
+    try:
+        daemon = psutil.Process(node.pid)
+        return [daemon, *daemon.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
 def processes(swarm: Swarm) -> list[psutil.Process]:
     """Daemons and workers of the swarm that run now."""
     found = []

@@ -80,6 +80,11 @@ class DemoNode:
         return sum(self._bytes.values())
 
     @property
+    def pid(self) -> int | None:
+        """Of its daemon, while it runs."""
+        return self._process.pid if self._process is not None and self.is_up else None
+
+    @property
     def is_up(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

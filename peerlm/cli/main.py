@@ -33,6 +33,7 @@ COMMANDS = {
     "generate": "generate:generate",
     "sim": "sim:sim",
     "bench": "bench:bench",
+    "chaos": "chaos:chaos",
     "export": "export:export",
     "plan": "plan:plan",
     "pause": "steer:pause",

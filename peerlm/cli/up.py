@@ -6,7 +6,7 @@ import os
 
 import click
 
-from peerlm.cli.settings_text import change_node_settings
+from peerlm.cli.settings_text import change_node_settings, node_settings, parse_changes
 from peerlm.cli.state import has_node, require_node, state_option
 from peerlm.cli.surroundings import surroundings
 from peerlm.daemon.notify import Notifier
@@ -38,6 +38,13 @@ from peerlm.store.disk import Layout
     is_flag=True,
     help="Where the folder holds no node yet, wait for `peerlm join` instead of failing.",
 )
+@click.option(
+    "--set-node",
+    "node_pairs",
+    metavar="FIELD=VALUE",
+    multiple=True,
+    help="Use another value than node.toml's while it runs; several times for several fields.",
+)
 @state_option
 @click.pass_context
 def up(
@@ -47,6 +54,7 @@ def up(
     local_workers: int | None,
     control_group: str,
     wait: bool,
+    node_pairs: tuple[str, ...],
 ) -> None:
     """Run this machine's node in the foreground, until Ctrl-C, SIGTERM or `peerlm stop`.
 
@@ -62,8 +70,11 @@ def up(
       peerlm up
       peerlm up --port 7800
       peerlm up --local-workers 4
+      peerlm up --set-node page.host=0.0.0.0
       peerlm up --state /srv/second-node --port 0
     """
+    changes = parse_changes(node_pairs, "--set-node")
+    node_settings(changes, "--set-node")  # a bad one is told before anything is begun
     if not wait:
         require_node(layout)
     from peerlm.daemon.main import run
@@ -76,7 +87,7 @@ def up(
 
             entered = wait_until_enrolled(
                 layout.root,
-                lambda changes: change_node_settings(layout, changes, "--set-node"),
+                lambda brought: change_node_settings(layout, brought, "--set-node"),
                 notifier=notifier,
                 journal=around.journal,
                 group=control_group,
@@ -88,6 +99,7 @@ def up(
             layout.root,
             port=port,
             local_workers=local_workers,
+            changes=changes,
             control_group=control_group,
             notifier=notifier,
             journal=around.journal,

@@ -13,7 +13,7 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +84,7 @@ def run(
     seeds: tuple[str, ...] = (),
     port: int | None = None,
     local_workers: int | None = None,
+    changes: Mapping[str, str] | None = None,
     control_group: str = "",
     notifier: Notifier | None = None,
     journal: str = "",
@@ -95,6 +96,7 @@ def run(
         seeds: addresses to try first, besides the address book.
         port: base port instead of node.toml's.
         local_workers: processes that train, instead of node.toml's.
+        changes: fields of node.toml that are other for this life of the daemon.
         control_group: group that may use the control socket, where node.toml names none.
         notifier: tells the service manager of this machine.
         journal: address of the journal's socket; empty: log to standard error.
@@ -106,6 +108,8 @@ def run(
     os.umask(0o077)  # whatever is written from here on is the owner's alone
     with StateDirectory(root) as state:
         home = read_home(state)
+        if changes:
+            home = _changed(home, changes, "--set-node")
         if local_workers is not None:
             home = _changed(home, {"train.local_workers": local_workers}, "--local-workers")
         if control_group and not home.settings.control.group:
@@ -127,7 +131,7 @@ def run(
     return 0
 
 
-def _changed(home: Home, changes: dict[str, Any], option: str) -> Home:
+def _changed(home: Home, changes: Mapping[str, Any], option: str) -> Home:
     return replace(home, settings=config.with_changes(home.settings, changes, option))
 
 

@@ -1,0 +1,104 @@
+"""Makes trouble for the nodes of compose.yaml: kills them, freezes them, takes them off the network, at random.
+
+It talks to Docker's socket, so whoever may run it may do anything on the machine. Each kind comes at its own mean
+time, to a container drawn from those labelled peerlm.node, the first one included; what was done is undone
+after a while. Seeds and times are environment variables: SEED, KILL_S, PAUSE_S, CUT_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import quote
+
+import aiohttp
+
+SOCKET = "/var/run/docker.sock"
+LABEL = '{"label": ["peerlm.node=true"]}'
+BACK_S = (5.0, 15.0)
+
+
+class Docker:
+    """The few calls that are needed, of the engine's HTTP interface."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        async with self._session.request(method, f"http://docker{path}", json=body) as answer:
+            text = await answer.text()
+            if answer.status >= 400 and answer.status != 409:  # 409: it is so already
+                raise RuntimeError(f"{method} {path}: {answer.status} {text.strip()[:200]}")
+            return await answer.json() if text and "json" in answer.content_type else None
+
+    async def nodes(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = await self.call(
+            "GET", f"/containers/json?all=1&filters={quote(LABEL)}"
+        )
+        return sorted(found, key=lambda container: container["Names"][0])
+
+
+async def kill(docker: Docker, node: dict[str, Any], rng: random.Random) -> None:
+    await docker.call("POST", f"/containers/{node['Id']}/kill")
+    await asyncio.sleep(rng.uniform(*BACK_S))
+    await docker.call("POST", f"/containers/{node['Id']}/start")
+
+
+async def pause(docker: Docker, node: dict[str, Any], rng: random.Random) -> None:
+    await docker.call("POST", f"/containers/{node['Id']}/pause")
+    await asyncio.sleep(rng.uniform(2 * BACK_S[0], 2 * BACK_S[1]))
+    await docker.call("POST", f"/containers/{node['Id']}/unpause")
+
+
+async def cut(docker: Docker, node: dict[str, Any], rng: random.Random) -> None:
+    """Off its network and back, with the address it had."""
+    name, network = next(iter(node["NetworkSettings"]["Networks"].items()))
+    await docker.call(
+        "POST", f"/networks/{name}/disconnect", {"Container": node["Id"], "Force": True}
+    )
+    await asyncio.sleep(rng.uniform(*BACK_S))
+    address = network.get("IPAddress", "")
+    settings = {"IPAMConfig": {"IPv4Address": address}} if address else {}
+    await docker.call(
+        "POST", f"/networks/{name}/connect", {"Container": node["Id"], "EndpointConfig": settings}
+    )
+
+
+Act = Callable[[Docker, dict[str, Any], random.Random], Awaitable[None]]
+
+
+async def again_and_again(docker: Docker, act: Act, mean_s: float, rng: random.Random) -> None:
+    while True:
+        await asyncio.sleep(rng.expovariate(1 / mean_s))
+        nodes = [node for node in await docker.nodes() if node["State"] == "running"]
+        if not nodes:
+            continue
+        node = rng.choice(nodes)
+        sys.stdout.write(f"{act.__name__} {node['Names'][0]}\n")
+        sys.stdout.flush()
+        try:
+            await act(docker, node, rng)
+        except RuntimeError as error:
+            sys.stdout.write(f"{error}\n")
+
+
+async def main() -> None:
+    seed = int(os.environ.get("SEED", "1"))
+    connector = aiohttp.UnixConnector(SOCKET)
+    async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as tasks:
+        for act, name, usual_s in (
+            (kill, "KILL_S", 60),
+            (pause, "PAUSE_S", 120),
+            (cut, "CUT_S", 120),
+        ):
+            mean_s = float(os.environ.get(name, usual_s))
+            rng = random.Random(f"{seed} {act.__name__}")
+            tasks.create_task(again_and_again(Docker(session), act, mean_s, rng))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,280 @@
+"""The course of a scenario: acts when they are due, the swarm looked at all the while, and what came of it.
+
+Efficiency is what has been learnt of what could have been: the swarm's tokens ÷ (pace × seconds in which each node was
+neither dead nor stopped). A node that is started again counts as live from that moment, although it takes
+seconds to come up. Nothing is asked of a node that others could not ask.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from peerlm.bench.nodes import processes_of
+from peerlm.bench.rows import Missed
+from peerlm.chaos.scenario import Act, Scenario, acts_of
+from peerlm.chaos.world import World, world_of
+from peerlm.sim.figures import quantiles
+
+LOOK_S = 0.5
+SAMPLE_S = 10.0
+EFFICIENCY_MIN = 0.92
+RETURN_S_MAX = 30.0
+BREADTH_S = 300.0
+LEAK_S = 60.0
+"""A life is looked at for leaks from this age on: by then everything has come up."""
+
+LEAK_LIFE_S = 300.0
+"""Lives shorter than this say nothing about leaks."""
+
+WELL_S = 90.0
+"""Longest wait, after the end, until every node takes part again."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Lives:
+    """Of one node: how long it could have trained, and how long it took to take part again."""
+
+    live_s: float = 0.0
+    started: float | None = None
+    returns_s: list[float] = field(default_factory=list)
+    tokens_s: list[tuple[float, float]] = field(default_factory=list)
+    sizes: dict[int, list[tuple[float, int, int, int]]] = field(default_factory=dict)
+    """Process id → (age in s, bytes, files, threads), sampled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """For the report: seconds since the beginning, and what was done."""
+
+    at_s: float
+    text: str
+
+
+class Course:
+    """One run of a scenario. `run` once."""
+
+    def __init__(self, scenario: Scenario, world: World, tell: Tell, *, faults: bool) -> None:
+        self._scenario = scenario
+        self._world = world
+        self._tell = tell
+        self._acts = acts_of(scenario) if faults else []
+        self._happened: list[Happening] = []
+        self._done: Counter[str] = Counter()
+        self._skipped: Counter[str] = Counter()
+        self._lives = {number: Lives() for number in range(1, scenario.nodes + 1)}
+        self._curve: list[dict[str, float | None]] = []
+
+    def run(self) -> dict[str, Any]:
+        """Raises `Missed` where the swarm cannot even be started, or does not become well again."""
+        swarm, seconds = self._world.swarm, 60 * self._scenario.minutes
+        self._tell(f"starting {self._scenario.nodes} nodes")
+        swarm.start()
+        swarm.wait("all nodes take part", self._all_take_part)
+        first_tokens, began = swarm.tokens, time.monotonic()
+        last, sample_at = began, began
+        to_end: list[Act] = []
+        while (now := time.monotonic()) - began < seconds:
+            to_end = self._act(now - began, to_end)
+            self._count(now, now - last)
+            last = now
+            swarm.look()
+            self._see(now)
+            if now >= sample_at:
+                sample_at = now + SAMPLE_S
+                self._sample(now, began)
+            time.sleep(max(0.0, LOOK_S - (time.monotonic() - now)))
+        tokens = swarm.tokens - first_tokens
+        self._world.mend_all()
+        well_s = self._until_well()
+        return self._report(seconds, tokens, well_s)
+
+    # ------------------------------------------------------------------------------- acting
+
+    def _act(self, at_s: float, to_end: list[Act]) -> list[Act]:
+        for act in [a for a in to_end if a.until_s <= at_s]:
+            self._note(at_s, self._world.end(act))
+            if act.kind in ("kill", "everybody"):
+                for number in act.nodes:
+                    self._lives[number].started = time.monotonic()
+        to_end = [a for a in to_end if a.until_s > at_s]
+        while self._acts and self._acts[0].at_s <= at_s:
+            act = self._acts.pop(0)
+            said = self._world.begin(act)
+            self._note(at_s, said)
+            (self._done if said else self._skipped)[act.kind] += 1
+            if not said:
+                continue
+            to_end.append(act)
+            if act.kind in ("kill", "everybody"):
+                for number in act.nodes:
+                    self._cut_short(number)
+        return to_end
+
+    def _cut_short(self, number: int) -> None:
+        """Killed before it could take part again: that says nothing about how long it would have taken."""
+        self._lives[number].started = None
+
+    def _note(self, at_s: float, text: str) -> None:
+        if text:
+            self._happened.append(Happening(round(at_s, 1), text))
+            self._tell(f"{at_s:7.1f} s  {text}")
+
+    # ------------------------------------------------------------------------------- looking
+
+    def _all_take_part(self) -> bool:
+        return len(self._world.swarm.statuses()) == self._scenario.nodes and all(
+            s["participating"] and s["state"] == "training" for s in self._world.swarm.statuses()
+        )
+
+    def _count(self, now: float, passed_s: float) -> None:
+        for number, lives in self._lives.items():
+            if number not in self._world.down | self._world.stopped:
+                lives.live_s += passed_s
+
+    def _see(self, now: float) -> None:
+        for number, lives in self._lives.items():
+            status = self._world.node(number).status
+            if lives.started is not None and status is not None and status["participating"]:
+                lives.returns_s.append(now - lives.started)
+                lives.started = None
+
+    def _sample(self, now: float, began: float) -> None:
+        swarm = self._world.swarm
+        losses = [s["val_loss"] for s in swarm.statuses() if s["val_loss"] is not None]
+        self._curve.append(
+            {
+                "at_s": round(now - began, 1),
+                "tokens": swarm.tokens,
+                "val_loss": statistics.median(losses) if losses else None,
+                "up": sum(node.is_up for node in swarm.nodes),
+            }
+        )
+        for number, lives in self._lives.items():
+            if number in self._world.stopped:
+                continue
+            for process in processes_of(self._world.node(number))[:1]:
+                try:
+                    age_s = time.time() - process.create_time()
+                    size = process.memory_info().rss, process.num_fds(), process.num_threads()
+                except psutil.Error:
+                    continue
+                lives.sizes.setdefault(process.pid, []).append((age_s, *size))
+
+    def _until_well(self) -> float:
+        """Seconds until everybody takes part, from when everything was mended; inf if that does not come."""
+        try:
+            return self._world.swarm.wait("all take part again", self._all_take_part, WELL_S)
+        except Missed as missed:
+            self._tell(str(missed))
+            return math.inf
+
+    # ------------------------------------------------------------------------------- reporting
+
+    def _report(self, seconds: float, tokens: int, well_s: float) -> dict[str, Any]:
+        swarm, lives = self._world.swarm, self._lives.values()
+        live_s = sum(life.live_s for life in lives)
+        returns = [r for life in lives for r in life.returns_s]
+        breadth = [
+            sum(m["mixed_s_ago"] is not None and m["mixed_s_ago"] < BREADTH_S for m in s["members"])
+            for s in swarm.statuses()
+        ]
+        losses = [s["val_loss"] for s in swarm.statuses() if s["val_loss"] is not None]
+        return {
+            "scenario": self._scenario.name,
+            "seed": self._scenario.seed,
+            "nodes": self._scenario.nodes,
+            "seconds": seconds,
+            "pace": self._scenario.pace,
+            "link": self._scenario.link,
+            "faults": dict(self._done),
+            "skipped": dict(self._skipped),
+            "tokens": tokens,
+            "live_s": round(live_s, 1),
+            "efficiency": tokens / (self._scenario.pace * live_s) if live_s else None,
+            "return_s": quantiles(returns),
+            "not_returned": sum(life.started is not None for life in lives),
+            "well_s": well_s,
+            "breadth_min": min(breadth, default=0),
+            "val_loss": statistics.median(losses) if losses else None,
+            "swarm_tokens": swarm.tokens,
+            "tokens_that_fell": len(swarm.steps_back),
+            "tracebacks": swarm.tracebacks(),
+            "growth": _growth(lives),
+            "curve": self._curve,
+            "events": [{"at_s": h.at_s, "text": h.text} for h in self._happened],
+        }
+
+
+def _growth(lives: Any) -> dict[str, float | None]:
+    """Of the longest life: medians of its last third ÷ those of its first after `LEAK_S`; None: no life was long
+    enough."""
+    longest: list[tuple[float, int, int, int]] = []
+    for life in lives:
+        for samples in life.sizes.values():
+            grown = [s for s in samples if s[0] >= LEAK_S]
+            if grown and grown[-1][0] >= LEAK_LIFE_S and len(grown) > len(longest):
+                longest = grown
+    third = len(longest) // 3
+    found: dict[str, float | None] = {"life_s": longest[-1][0] if longest else None}
+    for place, name in enumerate(("rss", "files", "threads"), 1):
+        if third:
+            before = statistics.median(s[place] for s in longest[:third])
+            found[name] = statistics.median(s[place] for s in longest[-third:]) / before
+        else:
+            found[name] = None
+    return found
+
+
+def missed_bars(report: dict[str, Any]) -> list[str]:
+    """What a report does not keep of what peerlm promises."""
+    missed = []
+    if (efficiency := report["efficiency"]) is None or efficiency < EFFICIENCY_MIN:
+        missed.append(f"efficiency {efficiency or 0:.3f}, at least {EFFICIENCY_MIN}")
+    slowest = report["return_s"].get("max") if report["return_s"] else None
+    if slowest is not None and slowest > RETURN_S_MAX:
+        missed.append(f"a node took {slowest:.0f} s to take part again, at most {RETURN_S_MAX:.0f}")
+    if report["not_returned"] or math.isinf(report["well_s"]):
+        missed.append("not everybody takes part again at the end")
+    if report["breadth_min"] < report["nodes"] - 1:
+        missed.append(f"a node mixed with {report['breadth_min']} of {report['nodes'] - 1} others")
+    if report["tracebacks"]:
+        missed.append(f"{report['tracebacks']} tracebacks in the logs")
+    if report["tokens_that_fell"]:
+        missed.append(f"the count of tokens fell {report['tokens_that_fell']} times")
+    return missed
+
+
+def run(
+    scenario: Scenario,
+    folder: Path,
+    tell: Tell,
+    *,
+    faults: bool = True,
+    keep: Path | None = None,
+) -> dict[str, Any]:
+    """The scenario once, on machines of this machine's. `keep`: where to put the nodes' logs, also when it fails. Raises
+    `PeerlmError`."""
+    with world_of(scenario, folder) as world:
+        try:
+            return Course(scenario, world, tell, faults=faults).run()
+        finally:
+            if keep is not None:
+                _keep_logs(folder, keep)
+
+
+def _keep_logs(folder: Path, keep: Path) -> None:
+    keep.mkdir(parents=True, exist_ok=True)
+    for path in (*folder.glob("node-*.log"), *folder.glob("disk-*/node/log*")):
+        name = "-".join(path.relative_to(folder).parts)
+        (keep / name).write_bytes(path.read_bytes())

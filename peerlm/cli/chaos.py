@@ -1,0 +1,189 @@
+"""`peerlm chaos run | plan`: trouble for a swarm of real nodes on this machine, from a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from peerlm.cli.commands import Commands
+from peerlm.cli.words import ABSENT
+from peerlm.errors import ConfigError, PeerlmError
+
+
+@click.group(
+    cls=Commands,
+    commands_at={"run": "chaos:run", "plan": "chaos:plan"},
+    short_help="Make trouble for a swarm of real nodes, from a file.",
+)
+def chaos() -> None:
+    """Make trouble for a swarm of real nodes on this machine: kills, stops, cuts, loss, full disks and more,
+    from a scenario file. docs/chaos.md explains it; deploy/scenarios/ has some.
+
+    \b
+    Examples:
+      peerlm chaos plan deploy/scenarios/everything.toml
+      sudo peerlm chaos run deploy/scenarios/hard-half-hour.toml --json
+    """
+
+
+SEED = click.option("--seed", type=click.IntRange(0), help="Instead of the file's.")
+MINUTES = click.option("--minutes", type=click.FloatRange(0.1), help="Instead of the file's.")
+
+
+def _read(path: Path, seed: int | None, minutes: float | None) -> Any:
+    """The scenario of a file. Raises `ConfigError`."""
+    from dataclasses import replace
+
+    from peerlm.chaos.scenario import read_scenario
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    scenario = read_scenario(text, str(path))
+    if seed is not None:
+        scenario = replace(scenario, seed=seed)
+    if minutes is not None:
+        if 60 * minutes <= scenario.calm_s:
+            raise ConfigError(f"--minutes {minutes:g}: calm_s = {scenario.calm_s:g} leaves no time")
+        scenario = replace(scenario, minutes=minutes)
+    return scenario
+
+
+@click.command(short_help="Show what would happen, and when.")
+@click.argument("file", type=click.Path(path_type=Path))
+@SEED
+@MINUTES
+def plan(file: Path, seed: int | None, minutes: float | None) -> None:
+    """Show what FILE would do, act by act: the same for the same seed.
+
+    \b
+    Example:
+      peerlm chaos plan deploy/scenarios/hard-half-hour.toml --seed 7
+    """
+    from peerlm.chaos.scenario import acts_of
+
+    scenario = _read(file, seed, minutes)
+    for act in acts_of(scenario):
+        rate = f" {act.rate:g}" if act.rate else ""
+        nodes = ", ".join(map(str, act.nodes))
+        click.echo(f"{act.at_s:8.1f} – {act.until_s:.1f} s  {act.kind}{rate}: {nodes}")
+
+
+@click.command(short_help="Carry a scenario out, and report.")
+@click.argument("file", type=click.Path(path_type=Path))
+@SEED
+@MINUTES
+@click.option("--no-faults", is_flag=True, help="The same nodes for the same time, left in peace.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
+@click.option(
+    "--page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="HTML",
+    help="Write the report as a page too.",
+)
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Keep the nodes' logs in DIR.",
+)
+@click.pass_context
+def run(
+    ctx: click.Context,
+    file: Path,
+    seed: int | None,
+    minutes: float | None,
+    no_faults: bool,
+    as_json: bool,
+    page: Path | None,
+    keep: Path | None,
+) -> None:
+    """Carry FILE out with real nodes, each on a machine of its own (network namespaces), and report what
+    became of the swarm. Needs root on Linux, and `ip`. Exit code 1 when it misses what peerlm promises.
+
+    \b
+    Examples:
+      sudo peerlm chaos run deploy/scenarios/everything.toml
+      sudo peerlm chaos run deploy/scenarios/hard-half-hour.toml --minutes 10 --json --page report.html
+    """
+    from peerlm.chaos.course import missed_bars
+    from peerlm.chaos.course import run as run_course
+
+    scenario = _read(file, seed, minutes)
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="peerlm-chaos-") as folder:
+        report = run_course(
+            scenario,
+            Path(folder),
+            lambda line: click.echo(line, err=True),
+            faults=not no_faults,
+            keep=keep,
+        )
+    report["took_s"] = round(time.monotonic() - began, 1)
+    missed = missed_bars(report)
+    report["missed"] = missed
+    if page is not None:
+        from peerlm.chaos.page import page_of
+
+        page.write_text(page_of(report), encoding="utf-8")
+    if as_json:
+        click.echo(json.dumps(_finite(report)))
+    else:
+        click.echo("\n".join(_lines(report)))
+    if missed:
+        raise PeerlmError(f"{scenario.name}: {'; '.join(missed)}")
+
+
+def _finite(report: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in report.items()
+    }
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    returns = report["return_s"] or {}
+    faults = ", ".join(f"{n} {kind}" for kind, n in sorted(report["faults"].items()))
+    growth = ", ".join(
+        f"{name} × {report['growth'][name]:.3f}"
+        for name in ("rss", "files", "threads")
+        if report["growth"][name] is not None
+    )
+    loss = report["val_loss"]
+    rows = [
+        (
+            "scenario",
+            f"{report['scenario']}, seed {report['seed']}, {report['nodes']} nodes, {report['seconds']:.0f} s",
+        ),
+        ("faults", faults or "none"),
+        (
+            "efficiency",
+            f"{report['efficiency']:.3f} of {report['live_s']:.0f} s × {report['pace']:g} tokens/s",
+        ),
+        (
+            "taking part again",
+            f"p50 {returns['p50']:.1f} s, slowest {returns['max']:.1f} s, {returns['n']} times"
+            if returns.get("n")
+            else ABSENT,
+        ),
+        ("well at the end after", f"{report['well_s']:.1f} s"),
+        (
+            "mixed with, the fewest",
+            f"{report['breadth_min']} of {report['nodes'] - 1} others in five minutes",
+        ),
+        (
+            "validation loss",
+            f"{loss:.4f} at {report['swarm_tokens']:,} tokens" if loss is not None else ABSENT,
+        ),
+        ("grown", growth or "no life was long enough to say"),
+        ("tracebacks", str(report["tracebacks"])),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return [f"{name:<{width}}  {text}" for name, text in rows]
