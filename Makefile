@@ -9,7 +9,7 @@ FIGURES := daemon conservation join all_killed mixing_cost learning byzantine
 FLAGS   :=
 OTHER   := python3.13
 
-.PHONY: help demo test core check format sim net slow gpu rig other-python bench-peers fuzz figures figures-long clean
+.PHONY: help demo test core check format sim net slow gpu rig rig-netns other-python bench-peers fuzz figures figures-long clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,7 +18,9 @@ help:
 	@echo "make core    the tests of the pure rooms alone: run them on every save"
 	@echo "make check   format, lint, types, spelling"
 	@echo "make figures | figures-long    measure what docs/results.md promises; FLAGS=--record writes it there"
-	@echo "make sim | net | slow | gpu | rig    one kind of test; rig makes networks, and needs root and ip"
+	@echo "make sim | net | slow | gpu    one kind of test"
+	@echo "make rig          five nodes in containers, killed, frozen, cut off: from the image to a report"
+	@echo "make rig-netns    tests on machines made of namespaces: lines, chaos, systemd; needs root and ip"
 	@echo "make other-python OTHER=python3.13    one seed, one run: on another interpreter too"
 	@echo "make bench-peers    others to compare with in peerlm bench, in an environment of their own: .venv-peers"
 	@echo "make fuzz    damaged inputs for every decoder, hostile peers for every machine, for minutes"
@@ -48,8 +50,14 @@ format: $(STAMP)
 	$(BIN)/ruff format peerlm tests tools bench
 	$(BIN)/ruff check --fix peerlm tests tools bench
 
-sim net slow gpu rig: $(STAMP)
+sim net slow gpu: $(STAMP)
 	$(BIN)/python -m pytest -m $@
+
+rig: $(STAMP)
+	$(BIN)/python deploy/rig.py
+
+rig-netns: $(STAMP)
+	$(BIN)/python -m pytest -m rig
 
 other-python: $(STAMP)
 	$(OTHER) -m venv .venv-other
@@ -81,4 +89,4 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.truth $(FLAGS)    # needs root: it makes networks
 
 clean:
-	rm -rf $(VENV) .venv-other .venv-peers build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-other .venv-peers deploy/wheels build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

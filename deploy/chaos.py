@@ -2,14 +2,16 @@
 
 It talks to Docker's socket, so whoever may run it may do anything on the machine. Each kind comes at its own mean
 time, to a container drawn from those labelled peerlm.node, the first one included; what was done is undone
-after a while. Seeds and times are environment variables: SEED, KILL_S, PAUSE_S, CUT_S.
+after a while, or when this ends. Seeds and times are environment variables: SEED, KILL_S, PAUSE_S, CUT_S.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import signal
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -44,28 +46,33 @@ class Docker:
 
 async def kill(docker: Docker, node: dict[str, Any], rng: random.Random) -> None:
     await docker.call("POST", f"/containers/{node['Id']}/kill")
-    await asyncio.sleep(rng.uniform(*BACK_S))
-    await docker.call("POST", f"/containers/{node['Id']}/start")
+    try:
+        await asyncio.sleep(rng.uniform(*BACK_S))
+    finally:
+        await docker.call("POST", f"/containers/{node['Id']}/start")
 
 
 async def pause(docker: Docker, node: dict[str, Any], rng: random.Random) -> None:
     await docker.call("POST", f"/containers/{node['Id']}/pause")
-    await asyncio.sleep(rng.uniform(2 * BACK_S[0], 2 * BACK_S[1]))
-    await docker.call("POST", f"/containers/{node['Id']}/unpause")
+    try:
+        await asyncio.sleep(rng.uniform(2 * BACK_S[0], 2 * BACK_S[1]))
+    finally:
+        await docker.call("POST", f"/containers/{node['Id']}/unpause")
 
 
 async def cut(docker: Docker, node: dict[str, Any], rng: random.Random) -> None:
     """Off its network and back, with the address it had."""
     name, network = next(iter(node["NetworkSettings"]["Networks"].items()))
-    await docker.call(
-        "POST", f"/networks/{name}/disconnect", {"Container": node["Id"], "Force": True}
-    )
-    await asyncio.sleep(rng.uniform(*BACK_S))
     address = network.get("IPAddress", "")
-    settings = {"IPAMConfig": {"IPv4Address": address}} if address else {}
-    await docker.call(
-        "POST", f"/networks/{name}/connect", {"Container": node["Id"], "EndpointConfig": settings}
-    )
+    back: dict[str, Any] = {"Container": node["Id"]}
+    if address:
+        back["EndpointConfig"] = {"IPAMConfig": {"IPv4Address": address}}
+    off = {"Container": node["Id"], "Force": True}
+    await docker.call("POST", f"/networks/{name}/disconnect", off)
+    try:
+        await asyncio.sleep(rng.uniform(*BACK_S))
+    finally:
+        await docker.call("POST", f"/networks/{name}/connect", back)
 
 
 Act = Callable[[Docker, dict[str, Any], random.Random], Awaitable[None]]
@@ -87,6 +94,9 @@ async def again_and_again(docker: Docker, act: Act, mean_s: float, rng: random.R
 
 
 async def main() -> None:
+    me = asyncio.current_task()
+    assert me is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     seed = int(os.environ.get("SEED", "1"))
     connector = aiohttp.UnixConnector(SOCKET)
     async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as tasks:
@@ -101,4 +111,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
+        asyncio.run(main())
