@@ -10,6 +10,9 @@ from peerlm.cli.settings_text import change_node_settings, node_settings, parse_
 from peerlm.cli.state import has_node, require_node, state_option
 from peerlm.cli.surroundings import surroundings
 from peerlm.daemon.notify import Notifier
+from peerlm.daemon.resolve import parse_address
+from peerlm.errors import Unreachable
+from peerlm.membership.address_book import address_of
 from peerlm.store.disk import Layout
 
 
@@ -26,6 +29,13 @@ from peerlm.store.disk import Layout
     metavar="N",
     help="Processes that train together as this node, a CUDA device each.  "
     "[default: train.local_workers of node.toml]",
+)
+@click.option(
+    "--peer",
+    "peers",
+    metavar="ADDRESS",
+    multiple=True,
+    help="Try this address of a member too: for a node to whom everybody it knew is gone.",
 )
 @click.option(
     "--control-group",
@@ -52,6 +62,7 @@ def up(
     layout: Layout,
     port: int | None,
     local_workers: int | None,
+    peers: tuple[str, ...],
     control_group: str,
     wait: bool,
     node_pairs: tuple[str, ...],
@@ -71,10 +82,12 @@ def up(
       peerlm up --port 7800
       peerlm up --local-workers 4
       peerlm up --set-node page.host=0.0.0.0
+      peerlm up --peer ada.example.org
       peerlm up --state /srv/second-node --port 0
     """
     changes = parse_changes(node_pairs, "--set-node")
     node_settings(changes, "--set-node")  # a bad one is told before anything is begun
+    seeds = tuple(map(_address, peers))
     if not wait:
         require_node(layout)
     from peerlm.daemon.main import run
@@ -97,6 +110,7 @@ def up(
                 return
         code = run(
             layout.root,
+            seeds=seeds,
             port=port,
             local_workers=local_workers,
             changes=changes,
@@ -107,3 +121,11 @@ def up(
     finally:
         notifier.close()
     ctx.exit(code)
+
+
+def _address(text: str) -> str:
+    """Raises `click.BadParameter` where this is no address at all."""
+    try:
+        return address_of(*parse_address(text))
+    except Unreachable as error:
+        raise click.BadParameter(str(error), param_hint="'--peer'") from None

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from peerlm.config import with_changes
 from peerlm.events import Leave, NewPlan, NewRevocation, Pause, Resume
+from peerlm.identity.invite import ADDRESSES_MAX
+from peerlm.membership.address_book import address_of, read_book
+from peerlm.membership.member import State
 from peerlm.sim.checks import Safety, is_well
 from peerlm.sim.impostors import KINDS, knock
 from peerlm.sim.learner import Quadratic
@@ -61,8 +64,8 @@ def live_through(seed: int, nodes: int = NODES, trace: Trace | None = None) -> L
 
 
 def _knows_others(machine: Machine) -> bool:
-    """Its address book has more than the addresses it was given: a line for each, after the first."""
-    return machine.disk.book.count(b"\n") > 1
+    """Its address book has more than the first machine's address: a line for each, after the first."""
+    return machine.disk.book.count(b"\n") > 2
 
 
 def _what(broken: Exception) -> str:
@@ -134,10 +137,26 @@ class Trouble:
                 world.kill(number)
             elif not machine.is_up:
                 world.restart(number)
+        for number in sorted(set(world.machines) - self.revoked):
+            self._show_the_way(number)
         world.run(RECOVERY_S, lambda: is_well(world))
         assert is_well(world), f"not well {RECOVERY_S:g} s after everything was mended"
         self.safety.look()
         return world.now - mended
+
+    def _show_the_way(self, number: int) -> None:
+        """Where nobody lives any more at any address that a machine ever knew, its person has to name another
+        (`peerlm up --peer`)."""
+        world, machine = self.world, self.world.machines[number]
+        book, _ = read_book(machine.disk.book, world.now, world.wall)
+        known = {address_of(c.host, c.intro_port) for c in book.contacts()}
+        known |= {*machine.seeds, *book.seeds}
+        gone = {world.machines[r].address for r in self.revoked} | {machine.address}
+        others = sorted(set(world.machines) - self.revoked - {number})
+        if others and not any(world.at_address(a) is not None for a in known - gone):
+            machine.seeds = (world.machines[others[0]].address,)
+            world.kill(number)
+            world.restart(number)
 
     def _look(self) -> None:
         self.safety.look()
@@ -217,8 +236,17 @@ class Trouble:
                 self.world.kill(other)
 
     def join(self, number: int) -> None:
+        """Invited by this machine: the token names it, and some that it sees alive."""
         if len(self.world.machines) < self.nodes + 3:
-            self.world.add(len(self.world.machines), number)
+            seeds = [number, *self._seen_alive(number)][:ADDRESSES_MAX]
+            self.world.add(len(self.world.machines), *seeds)
+
+    def _seen_alive(self, number: int) -> list[int]:
+        machine = self.world.machines[number]
+        if machine.node is None:
+            return []
+        members = sorted(machine.node.company.membership.members().items())
+        return [self.world.number_of(peer) for peer, m in members if m.state == State.ALIVE]
 
     def pause(self, number: int) -> None:
         self.world.machines[number].post(Pause())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 from collections.abc import Iterator
@@ -109,3 +110,28 @@ def test_garbage_on_its_socket_is_refused_and_it_waits_on(swarm: Swarm) -> None:
             guest.sendall(request)
             assert guest.recv(1000).startswith(b'{"ok":false')
     assert node.is_running
+
+
+def test_a_node_to_whom_everybody_is_gone_is_shown_the_way(swarm: Swarm) -> None:
+    founder = swarm.found()
+    second = swarm.join(founder)
+    swarm.wait_whole()
+    for node in (founder, second):
+        node.kill()
+    founder.up("--port", str(free_port()))  # and nobody knows either any more
+    founder.wait(lambda s: s["state"] == "training", "the founder trains")
+    wrong = peerlm("up", "--peer", "tcp://", "--state", second.folder)
+    assert wrong.code == 2
+    assert "--peer" in wrong.err
+    second.up("--port", str(free_port()), "--peer", founder.address)
+    swarm.wait_whole()
+
+
+def free_port() -> int:
+    """Of three in a row, the first."""
+    while True:
+        base = closed_port()
+        with contextlib.suppress(OSError), socket.socket() as a, socket.socket() as b:
+            a.bind(("127.0.0.1", base + 1))
+            b.bind(("127.0.0.1", base + 2))
+            return base

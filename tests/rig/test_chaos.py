@@ -48,7 +48,17 @@ def test_a_scenario_from_the_file_to_the_report(tmp_path: Path) -> None:
         pytest.skip("needs root")
     file, page = tmp_path / "short.toml", tmp_path / "report.html"
     file.write_text(SCENARIO)
-    command = (sys.executable, "-m", "peerlm", "chaos", "run", str(file), "--json", "--page", str(page))
+    command = (
+        sys.executable,
+        "-m",
+        "peerlm",
+        "chaos",
+        "run",
+        str(file),
+        "--json",
+        "--page",
+        str(page),
+    )
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=380)
     assert "Traceback" not in done.stderr
     report = json.loads(done.stdout)
