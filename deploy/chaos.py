@@ -62,7 +62,10 @@ async def pause(docker: Docker, node: dict[str, Any], rng: random.Random) -> Non
 
 async def cut(docker: Docker, node: dict[str, Any], rng: random.Random) -> None:
     """Off its network and back, with the address it had."""
-    name, network = next(iter(node["NetworkSettings"]["Networks"].items()))
+    networks = node["NetworkSettings"]["Networks"]
+    if not networks:  # off it already
+        return
+    name, network = next(iter(networks.items()))
     address = network.get("IPAddress", "")
     back: dict[str, Any] = {"Container": node["Id"]}
     if address:
@@ -81,16 +84,15 @@ Act = Callable[[Docker, dict[str, Any], random.Random], Awaitable[None]]
 async def again_and_again(docker: Docker, act: Act, mean_s: float, rng: random.Random) -> None:
     while True:
         await asyncio.sleep(rng.expovariate(1 / mean_s))
-        nodes = [node for node in await docker.nodes() if node["State"] == "running"]
-        if not nodes:
-            continue
-        node = rng.choice(nodes)
-        sys.stdout.write(f"{act.__name__} {node['Names'][0]}\n")
-        sys.stdout.flush()
         try:
-            await act(docker, node, rng)
-        except RuntimeError as error:
+            nodes = [node for node in await docker.nodes() if node["State"] == "running"]
+            if nodes:
+                node = rng.choice(nodes)
+                sys.stdout.write(f"{act.__name__} {node['Names'][0]}\n")
+                await act(docker, node, rng)
+        except (RuntimeError, aiohttp.ClientError) as error:
             sys.stdout.write(f"{error}\n")
+        sys.stdout.flush()
 
 
 async def main() -> None:

@@ -101,7 +101,7 @@ def engine(folder: Path) -> Iterator[tuple[str, str]]:
             )
         try:
             wait_for_engine(host, process)
-            run("sh", "-c", f"docker -H {host} import - {BASE} < {base}")
+            run("docker", "-H", host, "import", base, BASE)
             yield host, BASE
         finally:
             process.send_signal(signal.SIGTERM)
@@ -162,9 +162,14 @@ class Rig:
         return run(*self._compose, *file, *words, env=self._environment)
 
     def build(self) -> None:
-        if not any((HERE / "wheels").glob("peerlm-*.whl")):
+        wheels = HERE / "wheels"
+        if not any(wheels.glob("torch-*.whl")):
             say("fetching wheels")
             run(HERE / "fetch-wheels.sh", env=os.environ | {"PYTHON": sys.executable})
+        else:  # peerlm's own is always made anew
+            for old in wheels.glob("peerlm-*.whl"):
+                old.unlink()
+            run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", wheels, ROOT)
         say("building the image, without a network")
         self.compose("build", "init")
 

@@ -42,7 +42,11 @@ def mount_namespace() -> None:
     if _libc.unshare(CLONE_NEWNS):
         why = os.strerror(ctypes.get_errno())
         raise Missed(f"a mount namespace cannot be made here ({why}): run it as root, on Linux")
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    done = subprocess.run(
+        ["mount", "--make-rprivate", "/"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise Missed(f"mounts cannot be made private here: {done.stderr.strip()}")
 
 
 @contextmanager

@@ -103,27 +103,30 @@ class Course:
 
     def _act(self, at_s: float, to_end: list[Act]) -> list[Act]:
         for act in [a for a in to_end if a.until_s <= at_s]:
+            down = set(self._world.down)
             self._note(at_s, self._world.end(act))
-            if act.kind in ("kill", "everybody"):
-                for number in act.nodes:
-                    self._lives[number].started = time.monotonic()
+            for number in down - self._world.down:
+                self._lives[number].started = time.monotonic()
         to_end = [a for a in to_end if a.until_s > at_s]
         while self._acts and self._acts[0].at_s <= at_s:
             act = self._acts.pop(0)
+            down = set(self._world.down)
             said = self._world.begin(act)
+            for number in self._world.down - down:
+                self._cut_short(number)
             self._note(at_s, said)
             (self._done if said else self._skipped)[act.kind] += 1
-            if not said:
-                continue
-            to_end.append(act)
-            if act.kind in ("kill", "everybody"):
-                for number in act.nodes:
-                    self._cut_short(number)
+            if said:
+                to_end.append(act)
         return to_end
 
     def _cut_short(self, number: int) -> None:
-        """Killed before it could take part again: that says nothing about how long it would have taken."""
-        self._lives[number].started = None
+        """Killed before it could take part again: that says nothing about how long it would have taken, unless it
+        had taken too long already."""
+        lives = self._lives[number]
+        if lives.started is not None and time.monotonic() - lives.started > RETURN_S_MAX:
+            lives.returns_s.append(math.inf)
+        lives.started = None
 
     def _note(self, at_s: float, text: str) -> None:
         if text:
@@ -241,9 +244,10 @@ def missed_bars(report: dict[str, Any]) -> list[str]:
     missed = []
     if (efficiency := report["efficiency"]) is None or efficiency < EFFICIENCY_MIN:
         missed.append(f"efficiency {efficiency or 0:.3f}, at least {EFFICIENCY_MIN}")
-    slowest = report["return_s"].get("max") if report["return_s"] else None
-    if slowest is not None and slowest > RETURN_S_MAX:
-        missed.append(f"a node took {slowest:.0f} s to take part again, at most {RETURN_S_MAX:.0f}")
+    returns = report["return_s"]
+    if returns["n"] and (returns["max"] is None or returns["max"] > RETURN_S_MAX):
+        took = "more" if returns["max"] is None else f"{returns['max']:.0f} s"
+        missed.append(f"a node took {took} to take part again, at most {RETURN_S_MAX:.0f} s")
     if report["not_returned"] or math.isinf(report["well_s"]):
         missed.append("not everybody takes part again at the end")
     if report["breadth_min"] < report["nodes"] - 1:

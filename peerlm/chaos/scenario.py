@@ -28,7 +28,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from peerlm.errors import ConfigError
+from peerlm.config import PRESETS
+from peerlm.errors import ConfigError, PeerlmError
+from peerlm.sim.network import read_wire
 
 KINDS: dict[str, str] = {
     "kill": "SIGKILL to the daemon; started again when it is over",
@@ -42,7 +44,7 @@ KINDS: dict[str, str] = {
     "loss": "of all frames, `rate` get lost",
     "slow": "lines carry `rate` Mbit/s",
     "delay": "frames take `rate` ms more, one way",
-    "corrupt": "of all frames, `rate` arrive with a byte of their load changed and a checksum that fits",
+    "corrupt": "of all frames, `rate` arrive with a bit of their load flipped and a checksum that fits",
     "full": "no room on the disk of the node's folder",
     "guests": "clients on every port of the node that say nothing, or nonsense, again and again",
 }
@@ -108,9 +110,9 @@ def read_scenario(text: str, where: str) -> Scenario:
     reader = _Reader(table, where)
     scenario = Scenario(
         name=reader.text("name", required=True),
-        nodes=int(reader.number("nodes", 2, 64, required=True)),
+        nodes=reader.whole("nodes", 2, 64, required=True),
         minutes=reader.number("minutes", 0.1, 10_000, required=True),
-        seed=int(reader.number("seed", 0, 2**62, 1)),
+        seed=reader.whole("seed", 0, 2**62, 1),
         pace=reader.number("pace", 1, 1e9, 1000.0),
         link=reader.text("link", "1gbit,1ms"),
         calm_s=reader.number("calm_s", 0, 3600, 60.0),
@@ -123,9 +125,19 @@ def read_scenario(text: str, where: str) -> Scenario:
     reader.done()
     if 60 * scenario.minutes <= scenario.calm_s:
         raise ConfigError(f"{where}: calm_s = {scenario.calm_s:g} leaves no time for faults")
+    if scenario.preset not in PRESETS:
+        raise ConfigError(
+            f"{where}: preset = {scenario.preset!r}: must be one of {', '.join(PRESETS)}"
+        )
+    try:
+        read_wire(scenario.link)
+    except PeerlmError as error:
+        raise ConfigError(f"{where}: link: {error}") from None
     for fault in scenario.faults:
-        if beyond := [v for v in fault.victims if v > scenario.nodes]:
-            raise ConfigError(f"{where}: victims = {beyond[0]}: there are {scenario.nodes} nodes")
+        if beyond := [v for v in fault.victims if not 1 <= v <= scenario.nodes]:
+            raise ConfigError(
+                f"{where}: victims = {beyond[0]}: there are nodes 1 to {scenario.nodes}"
+            )
     return scenario
 
 
@@ -142,7 +154,7 @@ def _read_fault(entry: object, where: str, number: int) -> Fault:
         every_s=reader.number("every_s", 0.1, 1e6, 0.0),
         at_s=reader.number("at_s", 0, 1e6, 0.0),
         for_s=reader.span("for_s"),
-        victims=tuple(int(v) for v in reader.list("victims")),
+        victims=reader.numbers("victims"),
         rate=reader.number("rate", 0, 1e6, 0.0),
     )
     if ("every_s" in entry) == ("at_s" in entry):
@@ -188,10 +200,25 @@ class _Reader:
             raise ConfigError(f"{self._where}: {name} = {value:g}: must be {low:g} to {high:g}")
         return float(value)
 
+    def whole(
+        self, name: str, low: int, high: int, default: int = 0, *, required: bool = False
+    ) -> int:
+        value = self.number(name, low, high, default, required=required)
+        if value != int(value):
+            raise ConfigError(f"{self._where}: {name} = {value:g}: must be a whole number")
+        return int(value)
+
+    def numbers(self, name: str) -> tuple[int, ...]:
+        values = self.list(name)
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{self._where}: {name} = {value!r}: must be numbers of nodes")
+        return tuple(values)
+
     def span(self, name: str) -> tuple[float, float]:
         value = self._take(name, 0.0, required=False)
         low, high = value if isinstance(value, list) and len(value) == 2 else (value, value)
-        if not all(isinstance(v, int | float) and v >= 0 for v in (low, high)) or low > high:
+        if not (_is_time(low) and _is_time(high) and low <= high):
             raise ConfigError(f"{self._where}: {name} = {value!r}: must be seconds, or two of them")
         return float(low), float(high)
 
@@ -210,6 +237,10 @@ class _Reader:
     def done(self) -> None:
         if self._rest:
             raise ConfigError(f"{self._where}: nobody knows {next(iter(self._rest))!r}")
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
 
 
 # ------------------------------------------------------------------------------------- deciding

@@ -1,7 +1,7 @@
 """Hosts that trouble can be made for: nodes of a run, each on a machine of its own (network namespaces).
 
-Each node's folder is a file system of its own in memory, so that it can be filled. Everything is this process's
-alone: namespaces, mounts, the switch and all nodes end with it, however it ends.
+Each node's folder is a file system of its own in memory, so that it can be filled. Namespaces, mounts, the switch
+and all nodes are this process's alone and end with it, however it ends.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from peerlm.sim.network import read_wire
 FOLDER_BYTES = 256 << 20
 
 FILLER = "filler"
+FILLING_TRIES = 5
 
 
 class World:
@@ -155,12 +156,8 @@ class World:
         return f"{number.name} to the worker of {_names(ended)}" if ended else ""
 
     def _fill(self, numbers: Sequence[int]) -> str:
-        for number in numbers:
-            folder = self.node(number).layout.root.parent
-            free = os.statvfs(folder)
-            with (folder / FILLER).open("wb") as file, contextlib.suppress(OSError):
-                os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_bsize)
-        return f"no room for {_names(numbers)}" if numbers else ""
+        filled = [number for number in numbers if _fill(self.node(number).layout.root.parent)]
+        return f"no room for {_names(filled)}" if filled else ""
 
     def _send_guests(self, act: Act) -> str:
         """From the machine of the next node."""
@@ -193,6 +190,22 @@ class World:
         self._lines.suffer(Trouble())
         self._go_on(sorted(self.stopped))
         self._start(sorted(self.down))
+
+
+def _fill(folder: Path) -> bool:
+    """Leave no room in a file system; whether it worked, for it is used meanwhile. False if it is full already."""
+    filler = folder / FILLER
+    if filler.exists():
+        return False
+    with filler.open("wb") as file:
+        for _ in range(FILLING_TRIES):
+            free = os.statvfs(folder)
+            with contextlib.suppress(OSError):
+                size = file.seek(0, os.SEEK_END)
+                os.posix_fallocate(file.fileno(), size, free.f_bavail * free.f_bsize)
+                return True
+    filler.unlink()
+    return False
 
 
 def _names(numbers: Sequence[int]) -> str:

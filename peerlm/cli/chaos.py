@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +13,7 @@ import click
 
 from peerlm.cli.commands import Commands
 from peerlm.cli.words import ABSENT
+from peerlm.daemon.control import finite
 from peerlm.errors import ConfigError, PeerlmError
 
 
@@ -94,9 +95,7 @@ def plan(file: Path, seed: int | None, minutes: float | None) -> None:
     metavar="DIR",
     help="Keep the nodes' logs in DIR.",
 )
-@click.pass_context
 def run(
-    ctx: click.Context,
     file: Path,
     seed: int | None,
     minutes: float | None,
@@ -117,6 +116,10 @@ def run(
     from peerlm.chaos.course import run as run_course
 
     scenario = _read(file, seed, minutes)
+    for wanted in (page.parent if page else None, keep):
+        if wanted is not None:  # told now, not after half an hour
+            wanted.mkdir(parents=True, exist_ok=True)
+            require_writable(wanted)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="peerlm-chaos-") as folder:
         report = run_course(
@@ -129,27 +132,23 @@ def run(
     report["took_s"] = round(time.monotonic() - began, 1)
     missed = missed_bars(report)
     report["missed"] = missed
+    click.echo(json.dumps(finite(report)) if as_json else "\n".join(_lines(report)))
     if page is not None:
         from peerlm.chaos.page import page_of
 
         page.write_text(page_of(report), encoding="utf-8")
-    if as_json:
-        click.echo(json.dumps(_finite(report)))
-    else:
-        click.echo("\n".join(_lines(report)))
     if missed:
         raise PeerlmError(f"{scenario.name}: {'; '.join(missed)}")
 
 
-def _finite(report: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in report.items()
-    }
+def require_writable(folder: Path) -> None:
+    """Raises `ConfigError`."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: cannot be written to")
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
-    returns = report["return_s"] or {}
+    returns = report["return_s"]
     faults = ", ".join(f"{n} {kind}" for kind, n in sorted(report["faults"].items()))
     growth = ", ".join(
         f"{name} × {report['growth'][name]:.3f}"
@@ -169,8 +168,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
         ),
         (
             "taking part again",
-            f"p50 {returns['p50']:.1f} s, slowest {returns['max']:.1f} s, {returns['n']} times"
-            if returns.get("n")
+            f"p50 {_seconds(returns['p50'])}, slowest {_seconds(returns['max'])}, {returns['n']} times"
+            if returns["n"]
             else ABSENT,
         ),
         ("well at the end after", f"{report['well_s']:.1f} s"),
@@ -187,3 +186,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     ]
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"

@@ -14,7 +14,7 @@ from peerlm.cli.settings_text import change_node_settings, node_settings, parse_
 from peerlm.cli.state import has_node, read_run, state_option
 from peerlm.daemon.control import ask, is_served
 from peerlm.errors import ConfigError, StateError
-from peerlm.store.disk import Layout
+from peerlm.store.disk import Layout, require_own
 from peerlm.types import short
 
 TOKEN_CHARS_MAX = 16_384
@@ -91,6 +91,8 @@ def join(
             f"{layout.root} already holds a node of run {short(read_run(layout).run_id)}: "
             "`peerlm up` starts it; to enter another run use another --state"
         )
+    if not enrol_only:
+        require_own(layout.root)
     _enrol(layout, address, secret, wait, changes)
     if enrol_only:
         click.echo(f"enrolled: node in {layout.root}; `peerlm up` trains")

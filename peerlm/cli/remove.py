@@ -34,7 +34,9 @@ def rm(layout: Layout, yes: bool) -> None:
         if not has_node(layout):
             raise StateError(f"{layout.root} no longer holds a node")
         with explained("remove", layout.root):
-            shutil.rmtree(layout.root)
+            shutil.rmtree(layout.root.resolve())
+            if layout.root.is_symlink():  # as systemd leaves a service's
+                layout.root.unlink()
     click.echo(f"removed {layout.root}")
 
 

@@ -18,6 +18,8 @@ import click
 
 from peerlm.cli.commands import Commands
 from peerlm.errors import ConfigError, PeerlmError, StateError
+from peerlm.store import disk
+from peerlm.types import printable
 
 UNITS = Path("etc/systemd/system")
 SYSUSERS = Path("etc/sysusers.d/peerlm.conf")
@@ -25,8 +27,8 @@ GROUP = "peerlm-operators"
 EXEC = "/opt/peerlm/bin/peerlm"
 """The path that the unit files carry."""
 
-HIDDEN = ("/root", "/home", "/run/user")
-"""What ProtectHome= hides from a service."""
+HIDDEN = ("/root", "/home", "/run/user", "/tmp", "/var/tmp")
+"""What ProtectHome= and PrivateTmp= hide from a service."""
 
 PROPERTIES = (
     "LoadState",
@@ -62,7 +64,7 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """A file, or an empty folder, not to be there."""
+    """A file, or a folder if it is empty, not to be there."""
 
     path: Path
 
@@ -105,6 +107,8 @@ def install_steps(
     if cuda:
         cuda_text = (units / "cuda.conf").read_text(encoding="utf-8")
         steps.append(Write(root / UNITS / f"{file}.d" / "cuda.conf", cuda_text))
+    elif (root / UNITS / f"{file}.d" / "cuda.conf").exists():
+        steps.append(Remove(root / UNITS / f"{file}.d" / "cuda.conf"))
     steps.append(Write(root / SYSUSERS, (units / "peerlm.sysusers").read_text(encoding="utf-8")))
     state = root / "var/lib" / folder_name(instance)
     if not os.path.lexists(state):
@@ -152,7 +156,7 @@ def find_executable() -> Path:
     for path in (executable, Path(sys.base_prefix)):
         if any(path.is_relative_to(hidden) for hidden in HIDDEN):
             raise ConfigError(
-                f"{path} is in a home folder, which a service cannot see: install peerlm elsewhere, say "
+                f"{path} is in a home or temporary folder, which a service cannot see: install peerlm elsewhere, say "
                 "`/usr/bin/python3 -m venv /opt/peerlm && /opt/peerlm/bin/pip install -c constraints.txt .`"
             )
     return executable
@@ -173,17 +177,20 @@ def _do(step: Step) -> None:
     try:
         match step:
             case Write(path, text):
+                if path.is_symlink():
+                    raise StateError(
+                        f"{path} is a link; if it is masked: systemctl unmask {path.name}"
+                    )
                 path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8")
-                path.chmod(0o644)
+                disk.write_atomic(path, text.encode(), mode=0o644)
             case Folder(path):
                 path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
                 path.mkdir(mode=0o700)
             case Remove(path):
-                if path.is_dir():
-                    path.rmdir()
-                else:
+                if not path.is_dir():
                     path.unlink(missing_ok=True)
+                elif not any(path.iterdir()):  # drop-ins of somebody else stay
+                    path.rmdir()
             case Run(words):
                 _run(words)
     except OSError as error:
@@ -336,7 +343,7 @@ def status(instance: str) -> None:
         raise StateError(f"{unit} is not installed: sudo peerlm service install")
     click.echo(f"{unit}: {known['ActiveState']} ({known['SubState']}), {known['UnitFileState']}")
     if known["StatusText"]:
-        click.echo(known["StatusText"])
+        click.echo(printable(known["StatusText"]))
     click.echo(f"process {known['MainPID']}, started again {known['NRestarts']} times")
     if known["ActiveState"] != "active":
         raise StateError(f"{unit} does not run: journalctl -u {unit} says why")

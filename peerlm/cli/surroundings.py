@@ -33,9 +33,9 @@ class Surroundings:
     def invite(self) -> str:
         """The invite that was laid down for this service, or empty. Raises `StateError`."""
         path = Path(self.credentials, INVITE)
-        if not self.credentials or not path.exists():
-            return ""
         try:
+            if not self.credentials or not path.exists():
+                return ""
             with path.open(encoding="ascii") as file:
                 text = file.read(INVITE_CHARS_MAX).strip()
         except (OSError, UnicodeDecodeError) as error:

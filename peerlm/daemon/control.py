@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from peerlm.errors import ConfigError, PeerlmError, StateError
-from peerlm.store.disk import Layout, explained
+from peerlm.store.disk import SYSTEM_STATE, Layout, explained
 
 COMMANDS = frozenset(
     ("status", "pause", "resume", "stop", "leave", "snapshot", "new_plan", "revoke", "join")
@@ -181,14 +181,16 @@ def _admit_group(layout: Layout, group: str) -> None:
     try:
         gid = grp.getgrnam(group).gr_gid
     except KeyError:
-        raise ConfigError(f"node.toml: control.group = {group!r}: no such group here") from None
+        raise ConfigError(
+            f"control.group = {group!r} (node.toml or --control-group): no such group here"
+        ) from None
     folder = layout.control_socket.parent
     try:
         for path in (folder, layout.control_socket):
             os.chown(path, -1, gid)
     except PermissionError:
         raise ConfigError(
-            f"node.toml: control.group = {group!r}: the daemon's user is not in that group"
+            f"control.group = {group!r} (node.toml or --control-group): the daemon's user is not in that group"
         ) from None
     folder.chmod(0o710)
     layout.control_socket.chmod(0o660)
@@ -239,9 +241,13 @@ def ask(layout: Layout, command: str, timeout_s: float = 10.0, **args: Any) -> d
             f"the daemon on {layout.root} did not answer `{command}` within {timeout_s:g} s"
         ) from None
     except PermissionError:
+        if _service_is_down(layout):
+            raise NoDaemon(
+                f"the service on {layout.root} does not run: systemctl start {layout.root.name}"
+            ) from None
         raise StateError(
-            f"may not talk to the daemon on {layout.root}: be its owner, or in control.group of "
-            "its node.toml"
+            f"may not talk to the daemon on {layout.root}: be its owner or a member of its group "
+            "(control.group of its node.toml; peerlm-operators for the service)"
         ) from None
     except OSError as error:
         raise StateError(f"cannot talk to the daemon on {layout.root}: {error.strerror}") from None
@@ -257,9 +263,16 @@ def is_served(layout: Layout) -> bool:
                 connection.connect(name)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             return False
+        except PermissionError:
+            return not _service_is_down(layout)
         except OSError:
             return True  # too busy to let us in
         return True
+
+
+def _service_is_down(layout: Layout) -> bool:
+    """A service that runs has its socket where anybody can at least see it."""
+    return layout.root.parent in SYSTEM_STATE and layout.control_socket.parent == layout.root
 
 
 def _exchange(path: Path, request: bytes, timeout_s: float) -> bytes:

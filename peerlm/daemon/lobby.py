@@ -3,7 +3,7 @@
 `systemctl start peerlm` must not fail on a machine that has not been enrolled, and whoever enrols it need not
 be the service's user. So `peerlm join` hands address and token to the daemon that waits here, which enrols
 with its own hands, in its own folder, and goes on as a node. An invite that was laid down for the service
-beforehand (a systemd credential) is used at once, as often as it takes.
+beforehand (a systemd credential) is used at once, as often as it takes; `peerlm join` may overtake it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.notify import Health, Notifier
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, first_cause
 from peerlm.identity.invite import TOKEN_PREFIX, parse_token
-from peerlm.store.disk import StateDirectory
+from peerlm.store.disk import StateDirectory, require_own
 
 WAITING = "in no run yet: `peerlm join ADDRESS --token TOKEN` enters one; a member prints both with `peerlm invite`"
+
+AGAIN_S = 30.0
+"""Until an invite that did not hold is tried again."""
 
 Change = Callable[[Mapping[str, str]], None]
 """Writes fields of node.toml; raises `ConfigError` or `StateError`."""
@@ -46,17 +49,16 @@ def wait_until_enrolled(
         group: whose members may use the control socket.
         invite: what `peerlm invite` printed, or the token alone; empty: wait for `peerlm join`.
 
-    Raises:
-        AuthError, ConfigError: the invite is not good.
-        StateError: the folder cannot be used.
+    Raises `StateError`, `ConfigError` if the folder or the group cannot be used.
     """
+    require_own(root)
     with StateDirectory(root) as state:
         log = DaemonLog(state.log, "info", journal=journal)
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_Lobby(state, log, change_settings).wait(notifier, group, invite))
-        except ExceptionGroup as group:
-            raise first_cause(group) from None
+        except ExceptionGroup as errors:
+            raise first_cause(errors) from None
         finally:
             log.close()
 
@@ -83,7 +85,7 @@ class _Lobby:
         self._state = state
         self._log = log
         self._change_settings = change_settings
-        self._is_entering = False
+        self._attempt: asyncio.Task[None] | None = None
         self._text = WAITING
 
     async def wait(self, notifier: Notifier, group: str, invite: str) -> bool:
@@ -116,17 +118,24 @@ class _Lobby:
         self._log.write("info", "lobby", {"state": text})
 
     async def _accept(self, invite: str) -> None:
-        address, token = read_invite(invite)
-        await self._enter(address, token, wait=True, changes={})
+        """For as long as it takes: a clock that is not set yet, say, makes a good invite look bad."""
+        while True:
+            try:
+                address, token = read_invite(invite)
+                await self._enter(address, token, wait=True, changes={})
+                return
+            except PeerlmError as error:
+                self._report(f"the invite that was laid down: {error}; {WAITING}")
+            await asyncio.sleep(AGAIN_S)
 
     async def _enter(
         self, address: str, token: str, *, wait: bool, changes: Mapping[str, str]
     ) -> None:
-        if self._is_entering:
-            raise StateError(f"already entering a run: {self._text}")
-        self._is_entering = True
-        try:
-            await enrol_in(
+        """One attempt at a time: a newer one takes the place of an older, whose address may be a slip."""
+        if self._attempt is not None:
+            self._attempt.cancel()
+        attempt = asyncio.create_task(
+            enrol_in(
                 self._state,
                 address,
                 token,
@@ -134,11 +143,19 @@ class _Lobby:
                 report=self._report,
                 before_keys=lambda: self._change_settings(changes),
             )
+        )
+        self._attempt = attempt
+        try:
+            await asyncio.wait([attempt])
+            if attempt.cancelled():
+                raise StateError("another `peerlm join` has taken its place")
+            attempt.result()
         except PeerlmError:
-            self._text = WAITING
+            if self._attempt is attempt:
+                self._text = WAITING
             raise
         finally:
-            self._is_entering = False
+            attempt.cancel()
         self._end(True)
 
     async def _handle(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:

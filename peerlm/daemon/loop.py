@@ -195,6 +195,11 @@ class Driver:
         else:
             self._log.write("debug", "loop", {"what": context["message"], "why": repr(error)})
 
+    def watch_ended(self, task: asyncio.Task[None]) -> None:
+        """Nobody looks at the node any more: a fault of our own, if it was not told to stop."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._loop.call_exception_handler({"message": "the watch ended", "exception": error})
+
     def _halt(self, error: str) -> None:
         if not self.halted.done():
             self.halted.set_result(error)

@@ -54,7 +54,7 @@ from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.node.introductions import Ports
 from peerlm.node.node import Birth, Node
 from peerlm.node.snapshots import Restored
-from peerlm.store.disk import StateDirectory, read_file
+from peerlm.store.disk import StateDirectory, read_file, require_own
 from peerlm.store.objects import Objects
 from peerlm.types import short
 
@@ -106,6 +106,7 @@ def run(
         StateError, ConfigError, AuthError: the node cannot start; one line says why.
     """
     os.umask(0o077)  # whatever is written from here on is the owner's alone
+    require_own(root)
     with StateDirectory(root) as state:
         home = read_home(state)
         if changes:
@@ -198,12 +199,12 @@ async def _live(
         watching = asyncio.create_task(
             keep_watch(lambda: look(driver), notifier, history, state, driver.saver)
         )
+        watching.add_done_callback(driver.watch_ended)
         try:
             return await driver.halted
         finally:
             watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            await asyncio.gather(watching, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

@@ -4,24 +4,19 @@ systemd hands a service the address of a datagram socket and, if it has a watchd
 such as READY=1 go there, one a line (sd_notify(3)). What is sent here comes from the loop itself, so a loop
 that is stuck says nothing, and the watchdog ends it. Where nobody has given an address all of this is
 silent, and nothing here ever makes the daemon fail.
-
-A start that is still looking for its swarm asks for more time as long as the loop turns, so that only a
-start that hangs is cut off.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from peerlm.types import printable
+
 TELL_S = 1.0
 """How often the state is looked at; the watchdog is fed at least three times in its time."""
-
-STARTING_S = 30.0
-"""What a start that is still going on asks for, each time it is told."""
 
 TEXT_CHARS_MAX = 300
 
@@ -65,12 +60,12 @@ class Notifier:
             lines.append("READY=1")
         if health.is_stopping and not self._said.is_stopping:
             lines.append("STOPPING=1")
-        if not health.is_ready and not health.is_stopping:
-            lines.append(f"EXTEND_TIMEOUT_USEC={STARTING_S * 1e6:.0f}")
-        if health.text != self._said.text:
-            lines.append(f"STATUS={' '.join(health.text.split())[:TEXT_CHARS_MAX]}")
-        self._said = health
-        self._send(lines)
+        if (
+            health.text != self._said.text
+        ):  # some of it may be a peer's: a terminal must not obey it
+            lines.append(f"STATUS={printable(' '.join(health.text.split()))[:TEXT_CHARS_MAX]}")
+        if self._send(lines):
+            self._said = health
 
     async def keep_telling(self, health: Callable[[], Health]) -> None:
         """Tell for as long as the loop turns. Runs until cancelled."""
@@ -86,9 +81,11 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
-    def _send(self, lines: list[str]) -> None:
+    def _send(self, lines: list[str]) -> bool:
+        """Whether it went out. A manager that is busy is told again; one that is gone is no reason to fail."""
         if self._socket is not None and lines:
-            with contextlib.suppress(
-                OSError
-            ):  # a manager that does not listen is no reason to fail
+            try:
                 self._socket.sendto("\n".join(lines).encode(), self._address)
+            except OSError:
+                return False
+        return True

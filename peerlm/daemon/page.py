@@ -6,7 +6,7 @@
     /metrics    for Prometheus
     /healthz    200 while the loop turns
     /readyz     200 when the node takes part in its run, else 503 and why
-    /sample     POST: text written with the newest snapshot, by a process of its own
+    /sample     POST: have a text written with the newest snapshot, by a process of its own; /history has it then
 
 Everything can be read and nothing changed; `/sample` costs a few seconds of processor time and is done once
 for each snapshot. The HTTP library is imported when somebody first connects, so that a node at which
@@ -22,6 +22,7 @@ import contextlib
 import importlib
 import ipaddress
 import json
+import logging
 import os
 import socket
 import sys
@@ -39,8 +40,8 @@ from peerlm.store import disk
 from peerlm.store.disk import Layout
 
 CONNECTIONS_MAX = 48
-LIFE_S = 60.0
-"""A connection is closed after this time, in use or not; a browser opens another."""
+LIFE_S = 20.0
+"""A connection carries one request, and is closed after this time whatever it does."""
 
 PORT_BYTES_MAX = 16
 
@@ -61,6 +62,10 @@ Handle = Callable[[Any], Awaitable[Any]]
 Status = Callable[[], dict[str, Any]]
 """What the node says of itself now."""
 
+SILENT = logging.Logger("peerlm page")
+SILENT.addHandler(logging.NullHandler())
+"""For the HTTP library: what strangers send is no news."""
+
 Report = Callable[[str, str, dict[str, Any]], None]
 """Writes to the daemon's log: level, event, fields."""
 
@@ -73,9 +78,15 @@ class Page:
     """
 
     def __init__(
-        self, layout: Layout, listener: socket.socket, host: str, names: tuple[str, ...]
+        self,
+        layout: Layout,
+        listener: socket.socket,
+        host: str,
+        names: tuple[str, ...] = (),
+        life_s: float = LIFE_S,
     ) -> None:
-        self.status: Status = dict
+        self.status: Status | None = None
+        """None while the node starts."""
         self.report: Report = lambda level, event, fields: None
         self.history = History()
         self._layout = layout
@@ -87,8 +98,9 @@ class Page:
         self._serving: asyncio.Task[None] | None = None
         self._runner: Any = None
         self._server: asyncio.Server | None = None
-        self._sample: dict[str, Any] = {"snapshot": 0, "text": ""}
-        self._writing = asyncio.Lock()
+        self._life_s = life_s
+        self._sample: dict[str, Any] = {"snapshot": 0, "text": "", "error": "", "writing": False}
+        self._writing: asyncio.Task[None] | None = None
         self._loop.add_reader(listener, self._somebody_came)
 
     @classmethod
@@ -118,10 +130,11 @@ class Page:
     async def close(self) -> None:
         """May be called again."""
         self._loop.remove_reader(self._listener)
-        if self._serving is not None:
-            self._serving.cancel()
-            await asyncio.gather(self._serving, return_exceptions=True)
-            self._serving = None
+        running = [task for task in (self._serving, self._writing) if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        self._serving = self._writing = None
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -138,10 +151,11 @@ class Page:
         self._serving.add_done_callback(self._served)
 
     def _served(self, task: asyncio.Task[None]) -> None:
-        """What keeps us from serving is our own fault, and must not pass in silence."""
+        """What keeps us from serving must not pass in silence, and not take the training with it."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            context = {"message": "the page cannot be served", "exception": error}
-            self._loop.call_exception_handler(context)
+            told = "".join(traceback.format_exception(error))
+            self.report("error", "page_failed", {"traceback": told})
+            self._listener.close()
 
     async def _serve(self) -> None:
         web = await self._loop.run_in_executor(None, importlib.import_module, "aiohttp.web")
@@ -163,7 +177,7 @@ class Page:
             ]
         )
         self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, keepalive_timeout=15.0, shutdown_timeout=1.0
+            app, access_log=None, logger=SILENT, handle_signals=False, shutdown_timeout=1.0
         )
         await self._runner.setup()
         self._server = await self._loop.create_server(self._protocol, sock=self._listener)
@@ -172,12 +186,14 @@ class Page:
         if len(self._runner.server.connections) >= CONNECTIONS_MAX:
             return _Refused()
         handler = self._runner.server()
-        self._loop.call_later(LIFE_S, handler.force_close)
+        self._loop.call_later(self._life_s, handler.force_close)
         return cast("asyncio.Protocol", handler)
 
     async def _guarded(self, request: Any, handler: Handle) -> Any:
         if not self._is_ours(request.host):
             answer = _text(f"peerlm: Host {request.host[:80]!r} is not a name of this machine", 403)
+        elif self.status is None:
+            answer = _text("peerlm: the node is starting", 503)
         else:
             try:
                 answer = await handler(request)
@@ -187,54 +203,67 @@ class Page:
                 self.report("error", "page_failed", {"traceback": traceback.format_exc()})
                 answer = _text("peerlm: the page has a fault; see `peerlm logs`", 500)
         answer.headers.update(HEADERS)
+        answer.force_close()
         return answer
 
     def _is_ours(self, host: str) -> bool:
         """Addresses cannot be pointed elsewhere; names can."""
-        name = host.rsplit(":", 1)[0] if host.count(":") == 1 or "]" in host else host
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.rsplit(":", 1)[0]
         with contextlib.suppress(ValueError):
-            ipaddress.ip_address(name.strip("[]").rsplit("]", 1)[0])
+            ipaddress.ip_address(name)
             return True
         return name.lower() in {known.lower() for known in self._names}
 
     # ------------------------------------------------------------------------------- answers
+
+    def _now(self) -> dict[str, Any]:
+        assert self.status is not None, "nothing is answered before"
+        return self.status()
 
     async def _page(self, request: Any) -> Any:
         html = resources.files("peerlm.observe").joinpath("page.html").read_bytes()
         return _http().Response(body=html, content_type="text/html", charset="utf-8")
 
     async def _status(self, request: Any) -> Any:
-        return _json(self.status())
+        return _json(json.dumps(finite(self._now()), separators=(",", ":")))
 
     async def _history(self, request: Any) -> Any:
-        return _json(self.history.as_json() | {"sample": self._sample})
+        return _json(self.history.to_text(sample=self._sample))
 
     async def _metrics(self, request: Any) -> Any:
         metrics = await self._loop.run_in_executor(
             None, importlib.import_module, "peerlm.observe.metrics"
         )
-        body = metrics.exposition(self.status(), __version__)
+        body = metrics.exposition(self._now(), __version__)
         return _http().Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _healthz(self, request: Any) -> Any:
         return _text("ok", 200)
 
     async def _readyz(self, request: Any) -> Any:
-        status = self.status()
+        status = self._now()
         return _text("ready", 200) if status["ready"] else _text(status["why"][0], 503)
 
     async def _write_sample(self, request: Any) -> Any:
-        """A page from elsewhere cannot set this header without asking first, and is not let."""
+        """A page from elsewhere cannot set this header without asking first, and is not let. Once for each
+        snapshot, whether it can be written or not."""
         if request.headers.get("X-Peerlm") != "sample":
             raise _http().HTTPForbidden
-        async with self._writing:
-            number = self.status()["snapshot"]["number"]
-            if number != self._sample["snapshot"]:
-                try:
-                    self._sample = {"snapshot": number, "text": await self._written(number)}
-                except StateError as error:
-                    return _text(f"peerlm: {error}", 503)
-        return _json(self._sample)
+        number = self._now()["snapshot"]["number"]
+        is_writing = self._writing is not None and not self._writing.done()
+        if not is_writing and number != self._sample["snapshot"]:
+            self._sample = self._sample | {"writing": True}
+            self._writing = asyncio.create_task(self._write(number))
+        return _json(json.dumps(self._sample), 202)
+
+    async def _write(self, number: int) -> None:
+        text = error = ""
+        try:
+            text = await self._written(number)
+        except StateError as failed:
+            error = str(failed)
+        finally:
+            self._sample = {"snapshot": number, "text": text, "error": error, "writing": False}
 
     async def _written(self, number: int) -> str:
         """Raises `StateError`."""
@@ -272,9 +301,8 @@ def _http() -> Any:
     return sys.modules["aiohttp.web"]
 
 
-def _json(value: Any) -> Any:
-    text = json.dumps(finite(value), separators=(",", ":"))
-    return _http().Response(text=text, content_type="application/json")
+def _json(text: str, status: int = 200) -> Any:
+    return _http().Response(text=text, status=status, content_type="application/json")
 
 
 def _text(text: str, status: int) -> Any:

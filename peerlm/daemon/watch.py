@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 from peerlm.daemon.loop import now, wall
@@ -16,6 +17,10 @@ from peerlm.store import disk
 from peerlm.store.disk import Layout
 
 SAVE_S = 30.0
+
+SEEK_S = 60.0
+"""A node that listens and has found nobody for so long counts as started: a machine's boot waits for it."""
+
 HISTORY_BYTES_MAX = 16 << 20
 
 Look = Callable[[], tuple[Health, dict[str, Any]]]
@@ -33,23 +38,29 @@ def history_of(layout: Layout) -> History:
 async def keep_watch(
     look: Look, notifier: Notifier, history: History, layout: Layout, threads: Executor
 ) -> None:
-    """Runs until cancelled; then the history is saved once more."""
-    save_at = now() + SAVE_S
+    """Runs until cancelled; then the history is saved once more. Saving waits for the disk, telling never does:
+    a service manager would take a slow disk for a loop that is stuck."""
+    began, save_at = now(), now() + SAVE_S
+    saving: asyncio.Task[None] | None = None
 
     async def save() -> None:
-        data = history.to_bytes()
-        loop = asyncio.get_running_loop()
+        text, loop = history.to_text(), asyncio.get_running_loop()
         with contextlib.suppress(StateError):  # a full disk is told of by the snapshots
-            await loop.run_in_executor(threads, disk.write_atomic, layout.history, data)
+            await loop.run_in_executor(
+                threads, lambda: disk.write_atomic(layout.history, text.encode())
+            )
 
     try:
         while True:
             health, status = look()
+            if now() - began > SEEK_S:
+                health = replace(health, is_ready=True)
             notifier.tell(health)
             history.see(status, wall())
-            if now() >= save_at:
-                save_at = now() + SAVE_S
-                await save()
+            if now() >= save_at and (saving is None or saving.done()):
+                save_at, saving = now() + SAVE_S, asyncio.create_task(save())
             await asyncio.sleep(notifier.pause_s)
     finally:
+        if saving is not None:
+            await asyncio.shield(saving)
         await asyncio.shield(save())

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from itertools import compress
 from typing import Any
 
 POINTS_MAX = 720
@@ -44,6 +45,9 @@ class Point:
     """Validation loss by a member's short id."""
 
 
+POINT_FIELDS = tuple(f.name for f in fields(Point))
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """`kind`: one of `joined`, `back`, `suspect`, `dead`, `left`, `phase`, `worker`, `refused`, `snapshot`,
@@ -60,6 +64,8 @@ class History:
 
     def __init__(self) -> None:
         self.points: list[Point] = []
+        self._texts: list[str] = []
+        """Of the points, as JSON: each is made once."""
         self.events: deque[Event] = deque(maxlen=EVENTS_MAX)
         self.spacing_s = SPACING_S
         self._last: Status | None = None
@@ -72,13 +78,22 @@ class History:
         self._last = status
         last = self.points[-1].at if self.points else float("-inf")
         if last > at:  # the clock was set back: what lies in its future would stop us
-            self.points = [p for p in self.points if p.at <= at]
+            self._keep([p.at <= at for p in self.points])
         elif at - last < self.spacing_s:
             return
-        self.points.append(self._point(status, at))
+        self._add(self._point(status, at))
         if len(self.points) > POINTS_MAX:
-            self.points = self.points[::2]
+            self._keep([place % 2 == 0 for place in range(len(self.points))])
             self.spacing_s *= 2
+
+    def _add(self, point: Point) -> None:
+        self.points.append(point)
+        said = {name: getattr(point, name) for name in POINT_FIELDS}
+        self._texts.append(json.dumps(said, separators=(",", ":")))
+
+    def _keep(self, chosen: Sequence[bool]) -> None:
+        self.points = [*compress(self.points, chosen)]
+        self._texts = [*compress(self._texts, chosen)]
 
     def _point(self, status: Status, at: float) -> Point:
         members = status["members"][:MEMBERS_MAX]
@@ -97,33 +112,39 @@ class History:
 
     # ------------------------------------------------------------------------------ as JSON
 
-    def as_json(self) -> dict[str, Any]:
-        """What `/history` answers."""
-        return {
-            "spacing_s": self.spacing_s,
-            "points": [asdict(p) for p in self.points],
-            "events": [asdict(e) for e in self.events],
-        }
-
-    def to_bytes(self) -> bytes:
-        return json.dumps(self.as_json(), separators=(",", ":")).encode()
+    def to_text(self, **more: Any) -> str:
+        """What `/history` answers and what is kept, as JSON; `more`: fields besides."""
+        rest = {"spacing_s": self.spacing_s, "events": [asdict(e) for e in self.events], **more}
+        return f'{{"points":[{",".join(self._texts)}],{json.dumps(rest)[1:]}'
 
 
 def read_history(data: bytes) -> History:
-    """What `to_bytes` wrote, to be gone on with by another life of the node; damaged, it begins anew."""
+    """What `to_text` wrote, to be gone on with by another life of the node; damaged, it begins anew."""
     history = History()
     try:
         kept = json.loads(data)
-        history.points = [Point(**p) for p in kept["points"]][-POINTS_MAX:]
+        for point in kept["points"][-POINTS_MAX:]:
+            history._add(_point_of(point))
         history.events.extend(Event(**e) for e in kept["events"])
         history.spacing_s = max(SPACING_S, float(kept["spacing_s"]))
         if history.points:
             history._sent_before = int(history.points[-1].bytes_sent)
             history._allreduce_before = int(history.points[-1].bytes_allreduce)
-            float(history.points[-1].at)
     except (ValueError, KeyError, TypeError, RecursionError):
         return History()
     return history
+
+
+def _point_of(said: dict[str, Any]) -> Point:
+    """Raises `TypeError`, `KeyError` or `ValueError` if it is none."""
+    point = Point(**said)
+    for name in POINT_FIELDS[:-1]:
+        value = said[name]
+        if not isinstance(value, int | float) and (value is not None or name == "at"):
+            raise ValueError(name)
+    if not isinstance(point.members, dict):
+        raise TypeError("members")
+    return point
 
 
 # ------------------------------------------------------------------------------------- events

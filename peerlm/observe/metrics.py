@@ -53,11 +53,11 @@ METRICS: tuple[Figure, ...] = (
         "gauge",
         lambda s: s["participating"],
     ),
-    Figure("peerlm_tokens", "Tokens this node has trained on.", "counter", lambda s: s["tokens"]),
+    Figure("peerlm_tokens", "Tokens this node has trained on.", "gauge", lambda s: s["tokens"]),
     Figure(
         "peerlm_swarm_tokens",
         "Tokens the swarm has trained on, as this node knows it.",
-        "counter",
+        "gauge",
         lambda s: s["swarm_tokens"],
     ),
     Figure(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -188,6 +189,26 @@ def _give_to_owner_of(directory: Path, fd: int) -> None:
         os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
+def is_of_another(root: Path) -> bool:
+    """Whether we are root, and `root` is the folder of somebody who is not: a service's."""
+    return os.geteuid() == 0 and root.exists() and root.stat().st_uid != 0
+
+
+def require_own(root: Path) -> None:
+    """Raises `StateError` where root would run a node in a service's folder: what it writes there the
+    service could not, and what lies there may lead root elsewhere."""
+    if is_of_another(root):
+        raise StateError(
+            f"{root} belongs to another user: a service runs it (systemctl start {root.name}); as root only enrol "
+            "in it (--enrol-only)"
+        )
+
+
+def _may_follow(root: Path, path: Path) -> bool:
+    """Root does nothing through a link that somebody else may have laid."""
+    return not (path.is_symlink() and is_of_another(root))
+
+
 def _make_directory(path: Path) -> None:
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)
@@ -200,7 +221,7 @@ def _make_directory(path: Path) -> None:
 
 def _remove_if_orphan(temp: Path) -> bool:
     try:
-        fd = os.open(temp, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(temp, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -446,12 +467,15 @@ class StateDirectory(Layout):
             with explained("use", root):
                 for directory in (self.snapshots, self.objects):
                     _make_directory(directory)
-                for directory in (self.snapshots, self.objects, self.model, self.local_text):
-                    if directory.is_dir():
-                        directory.chmod(0o700)
-            for directory in (root, self.snapshots, self.objects, self.model, self.local_text):
-                if directory.is_dir():
-                    sweep(directory)
+                ours = [
+                    directory
+                    for directory in (self.snapshots, self.objects, self.model, self.local_text)
+                    if directory.is_dir() and _may_follow(root, directory)
+                ]
+                for directory in ours:
+                    directory.chmod(0o700)
+            for directory in (root, *ours):
+                sweep(directory)
         except BaseException:
             self.close()
             raise
@@ -516,4 +540,9 @@ def _open_lock(root: Path, path: Path) -> int:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         _give_to_owner_of(root, fd)
         return fd
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # it will be written to
+        os.close(fd)
+        raise OSError(errno.EPERM, "its lock is no file of its own")
+    return fd

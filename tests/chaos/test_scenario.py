@@ -85,7 +85,23 @@ def test_nothing_begins_or_lasts_into_the_calm() -> None:
         (HEAD + '[[fault]]\nkind = "kill"\nat_s = 1\nfor_s = [9, 3]', "must be seconds, or two"),
         (HEAD + '[[fault]]\nkind = "loss"\nat_s = 1\nfor_s = 9', "a loss needs a rate"),
         (HEAD + '[[fault]]\nkind = "loss"\nat_s = 1\nfor_s = 9\nrate = 1', "a share below 1"),
-        (HEAD + '[[fault]]\nkind = "cut"\nat_s = 1\nfor_s = 9\nvictims = [5]', "there are 4 nodes"),
+        (
+            HEAD + '[[fault]]\nkind = "cut"\nat_s = 1\nfor_s = 9\nvictims = [5]',
+            "there are nodes 1 to 4",
+        ),
+        (
+            HEAD + '[[fault]]\nkind = "cut"\nat_s = 1\nfor_s = 9\nvictims = [0]',
+            "there are nodes 1 to 4",
+        ),
+        (
+            HEAD + '[[fault]]\nkind = "cut"\nat_s = 1\nfor_s = 9\nvictims = ["x"]',
+            "victims = 'x': must be",
+        ),
+        (HEAD + '[[fault]]\nkind = "cut"\nat_s = 1\nfor_s = inf', "must be seconds, or two"),
+        (HEAD + '[[fault]]\nkind = "cut"\nat_s = 1\nfor_s = nan', "must be seconds, or two"),
+        (HEAD.replace("4", "2.5"), "nodes = 2.5: must be a whole number"),
+        (HEAD + 'link = "fast"', "link: "),
+        (HEAD + 'preset = "huge"', "preset = 'huge': must be one of"),
         (HEAD + '[[fault]]\nkind = "split"\nat_s = 1\nfor_s = 9\nvictims = [1]', "befalls all"),
     ],
 )

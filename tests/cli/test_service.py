@@ -81,6 +81,24 @@ def test_files_for_an_image_and_away_again(peerlm: Cli, tmp_path: Path) -> None:
     assert Remove(units / "peerlm.service") in uninstall_steps(tmp_path, "")
 
 
+def test_a_masked_unit_is_left_alone_and_drop_ins_of_others_stay(
+    peerlm: Cli, tmp_path: Path
+) -> None:
+    units = tmp_path / "etc/systemd/system"
+    units.mkdir(parents=True)
+    (tmp_path / "null").write_text("")
+    (units / "peerlm.service").symlink_to(tmp_path / "null")
+    assert_one_line(peerlm("service", "install", "--root", tmp_path), 3, "systemctl unmask")
+    assert (tmp_path / "null").read_text() == ""
+    (units / "peerlm.service").unlink()
+    assert peerlm("service", "install", "--cuda", "--root", tmp_path).code == 0
+    (units / "peerlm.service.d/mine.conf").write_text("[Service]\n")
+    assert peerlm("service", "install", "--root", tmp_path).code == 0
+    assert [p.name for p in (units / "peerlm.service.d").iterdir()] == ["mine.conf"]
+    assert peerlm("service", "uninstall", "--root", tmp_path).code == 0
+    assert [p.name for p in units.iterdir()] == ["peerlm.service.d"]
+
+
 def test_a_dry_run_says_what_and_does_nothing(peerlm: Cli, tmp_path: Path) -> None:
     shown = peerlm("service", "install", "--root", tmp_path, "--dry-run")
     assert shown.code == 0
@@ -92,7 +110,9 @@ def test_a_home_folder_is_refused_with_the_cure(
     peerlm: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "base_prefix", "/home/ada/python")
-    with pytest.raises(ConfigError, match=r"/home/ada/python is in a home folder.* /opt/peerlm"):
+    with pytest.raises(
+        ConfigError, match=r"/home/ada/python is in a home or temporary folder.* /opt/peerlm"
+    ):
         service.find_executable()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,6 @@ from peerlm.daemon.notify import TELL_S, TEXT_CHARS_MAX, Health, Notifier
 STARTING = Health(False, False, "seeking")
 READY = Health(True, False, "training")
 STOPPING = Health(True, True, "leaving")
-EXTEND = "EXTEND_TIMEOUT_USEC=30000000"
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def test_what_is_new_is_said_once_and_life_each_time(manager: socket.socket) -> 
         told.append(heard(manager))
     notifier.close()
     assert told == [
-        ["WATCHDOG=1", EXTEND, "STATUS=seeking"],
-        ["WATCHDOG=1", EXTEND],
+        ["WATCHDOG=1", "STATUS=seeking"],
+        ["WATCHDOG=1"],
         ["WATCHDOG=1", "READY=1", "STATUS=training"],
         ["WATCHDOG=1"],
         ["WATCHDOG=1", "STOPPING=1", "STATUS=leaving"],
@@ -62,6 +62,32 @@ def test_a_name_in_the_abstract_space(tmp_path: Path) -> None:
         notifier.tell(READY)
         assert heard(end) == ["READY=1", "STATUS=training"]
         notifier.close()
+
+
+def test_what_a_busy_manager_has_not_heard_is_said_again(manager: socket.socket) -> None:
+    notifier = Notifier(manager.getsockname(), watchdog_s=6.0)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as crowd:
+        crowd.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                crowd.sendto(b"x" * 2000, manager.getsockname())
+    notifier.tell(READY)  # there is no room
+    while heard(manager)[0].startswith("x"):
+        notifier.tell(READY)
+        if "READY=1" in (said := heard(manager)):
+            break
+    assert "READY=1" in said
+    notifier.close()
+
+
+def test_a_peers_text_cannot_command_the_terminal(manager: socket.socket) -> None:
+    notifier = Notifier(manager.getsockname())
+    notifier.tell(Health(False, False, "a\x1b[2Jb\x9bc"))
+    (status,) = heard(manager)
+    assert status.startswith("STATUS=a")
+    assert "\x1b" not in status
+    assert "\x9b" not in status
+    notifier.close()
 
 
 def test_text_is_one_line_of_bounded_length(manager: socket.socket) -> None:

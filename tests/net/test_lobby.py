@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from swarm import NODE, Node, Swarm, assert_refused, closed_port, options, peerlm, wait_for
+from swarm import NODE, PEERLM, Node, Swarm, assert_refused, closed_port, options, peerlm, wait_for
 
 from peerlm.daemon.control import is_served
 from peerlm.errors import PeerlmError
@@ -75,24 +76,43 @@ def test_an_invite_that_was_laid_down_is_used_as_soon_as_a_member_answers(
     (tmp_path / "invite").write_text(f"peerlm join {address} --token {token}\n")
     node = waiting(swarm, CREDENTIALS_DIRECTORY=str(tmp_path))
 
-    def is_trying() -> bool:
-        try:
-            node.ask("status")
-        except PeerlmError as error:
-            return "trying again" in str(error)
-        return False
-
-    wait_for(is_trying, "it says that it tries")
+    wait_for(lambda: "trying again" in said_by(node), "it says that it tries")
     founder.up()
     node.wait(lambda s: len(s["members"]) == 2, "it is in")
 
 
-def test_a_bad_invite_ends_it_in_one_line(swarm: Swarm, tmp_path: Path) -> None:
+def test_a_bad_invite_is_told_and_join_still_lets_it_in(swarm: Swarm, tmp_path: Path) -> None:
+    founder = swarm.found()
     (tmp_path / "invite").write_text("come in")
-    node = swarm.node()
-    node.start("up", "--wait", variables={"CREDENTIALS_DIRECTORY": str(tmp_path)})
-    assert node.wait_end() == 4
-    assert "peerlm: the invite holds no token" in node.said()
+    node = waiting(swarm, CREDENTIALS_DIRECTORY=str(tmp_path))
+    wait_for(lambda: "holds no token" in said_by(node), "it says what is wrong with the invite")
+    token = swarm.invite("--address", "127.0.0.1:1")
+    joined = peerlm("join", founder.address, "--token", token, "--state", node.folder)
+    assert joined.code == 0, joined.err
+
+
+def test_a_later_join_takes_the_place_of_one_that_waits_for_nobody(swarm: Swarm) -> None:
+    founder = swarm.found()
+    node, token = waiting(swarm), swarm.invite("--address", "127.0.0.1:1")
+    nobody = f"tcp://127.0.0.1:{closed_port()}"
+    where = ("--token", token, "--state", str(node.folder))
+    first = subprocess.Popen(
+        [*PEERLM, "join", nobody, "--wait", *where], stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: "trying again" in said_by(node), "it tries")
+    assert peerlm("join", founder.address, *where).code == 0
+    _, err = first.communicate(timeout=30)
+    assert first.returncode == 1
+    assert "another `peerlm join` has taken its place" in err
+
+
+def said_by(node: Node) -> str:
+    """How it refuses to tell its status."""
+    try:
+        node.ask("status")
+    except PeerlmError as error:
+        return str(error)
+    return ""
 
 
 def test_garbage_on_its_socket_is_refused_and_it_waits_on(swarm: Swarm) -> None:

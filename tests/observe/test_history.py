@@ -73,11 +73,21 @@ def test_a_long_run_is_spanned_from_its_beginning_in_bounded_room() -> None:
 def test_another_life_goes_on_where_the_last_ended() -> None:
     history = History()
     history.see(status(bytes_sent=70, bytes_allreduce=700), 10.0)
-    second = read_history(history.to_bytes())
+    second = read_history(history.to_text().encode())
     second.see(status(bytes_sent=5, bytes_allreduce=50), 20.0)
     assert [p.bytes_sent for p in second.points] == [70, 75]
     assert [p.bytes_allreduce for p in second.points] == [700, 750]
     assert [e.kind for e in second.events] == ["start", "start"]
+
+
+def history_with(**changes: Any) -> str:
+    """One whose last two points are right."""
+    history = History()
+    for tick in range(3):
+        history.see(status(), 10.0 * tick)
+    kept = json.loads(history.to_text())
+    kept["points"][0] |= changes
+    return json.dumps(kept)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +100,9 @@ def test_another_life_goes_on_where_the_last_ended() -> None:
         b'{"points": [], "events": [7], "spacing_s": 2}',
         b'{"points": [], "events": [], "spacing_s": "often"}',
         b"\xff\x00",
+        history_with(at="soon").encode(),
+        history_with(at=None).encode(),
+        history_with(members=[]).encode(),
         b"[" * 100_000,
     ],
 )
@@ -146,4 +159,4 @@ def test_events_are_bounded() -> None:
     for tick in range(3 * EVENTS_MAX):
         history.see(status(member(ADA, ("alive", "suspect")[tick % 2])), float(tick))
     assert len(history.events) == EVENTS_MAX
-    assert len(json.loads(history.to_bytes())["events"]) == EVENTS_MAX
+    assert len(json.loads(history.to_text())["events"]) == EVENTS_MAX

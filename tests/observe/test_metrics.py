@@ -27,8 +27,8 @@ def read(text: bytes) -> dict[tuple[str, str], float]:
 
 def test_values_are_those_of_the_status() -> None:
     found = read(exposition(answer_of(sample_summary()), "1.2.3"))
-    assert found["peerlm_tokens_total", ""] == 1_000_000
-    assert found["peerlm_swarm_tokens_total", ""] == 2_500_000
+    assert found["peerlm_tokens", ""] == 1_000_000
+    assert found["peerlm_swarm_tokens", ""] == 2_500_000
     assert found["peerlm_validation_loss_nats", ""] == 1.81
     assert found["peerlm_members", "alive"] == 1
     assert found["peerlm_members", "dead"] == 1
@@ -41,7 +41,7 @@ def test_what_is_not_known_is_left_out_and_not_zero() -> None:
     found = read(exposition(answer_of(sample_summary(loss=None, val_loss=None)), "1"))
     assert ("peerlm_loss_nats", "") not in found
     assert ("peerlm_validation_loss_nats", "") not in found
-    assert ("peerlm_tokens_total", "") in found
+    assert ("peerlm_tokens", "") in found
 
 
 def test_partners_are_those_of_the_last_five_minutes() -> None:

@@ -10,13 +10,21 @@ import subprocess
 import sys
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sudden_death import kill_after
 
 from peerlm.errors import StateError
 from peerlm.store import disk
-from peerlm.store.disk import AtomicFile, ReadFile, StateDirectory, sweep, write_atomic
+from peerlm.store.disk import (
+    AtomicFile,
+    ReadFile,
+    StateDirectory,
+    require_own,
+    sweep,
+    write_atomic,
+)
 from peerlm.types import WallTime
 
 
@@ -268,3 +276,43 @@ def test_folders_made_by_earlier_versions_are_swept_and_narrowed(tmp_path: Path)
     for name in ("model", "local"):
         assert names(tmp_path / name) == []
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o700
+
+
+# ---------------------------------------------------------------------------- root in a service's folder
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A folder that belongs to a service's user, where we are root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be led astray")
+    folder = tmp_path / "node"
+    folder.mkdir()
+    os.chown(folder, 4711, 4711)
+    return folder
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_root_writes_to_no_lock_that_leads_elsewhere(foreign: Path, link: Any) -> None:
+    victim = foreign.parent / "shadow"
+    victim.write_text("precious")
+    link(victim, foreign / "lock")
+    with pytest.raises(StateError):
+        StateDirectory(foreign)
+    assert victim.read_text() == "precious"
+
+
+def test_root_goes_through_no_folder_that_is_a_link(foreign: Path) -> None:
+    elsewhere = foreign.parent / "etc"
+    elsewhere.mkdir(mode=0o755)
+    (elsewhere / ".x.1-0.tmp").write_text("a leftover, by its name")
+    (foreign / "objects").symlink_to(elsewhere)
+    StateDirectory(foreign).close()
+    assert elsewhere.stat().st_mode & 0o777 == 0o755
+    assert (elsewhere / ".x.1-0.tmp").exists()
+
+
+def test_root_runs_no_node_in_a_services_folder(foreign: Path) -> None:
+    with pytest.raises(StateError, match="belongs to another user: a service runs it"):
+        require_own(foreign)
+    require_own(foreign.parent)
