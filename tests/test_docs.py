@@ -184,3 +184,31 @@ def test_the_sample_in_the_readme_has_the_columns_that_are_printed() -> None:
     rows = lines[heads.index(list(views.MEMBER_COLUMNS)) + 1 :][:3]
     row_of_one = r"[0-9a-f]{8}\*? +\S+:\d+ +(training +yes|dead +no) "
     assert all(re.match(row_of_one, row) for row in rows)
+
+
+# ----------------------------------------------------------------------- the README in two languages
+
+
+def outline(page: Path) -> list[str]:
+    """Depths of headings, commands without their comments, links and pictures, in order."""
+    found, is_code = [], re.compile(r"^    (?! )(?P<words>(?:sudo )?(?:peerlm|make) .*)$")
+    for line in page.read_text().splitlines():
+        if line.startswith("#"):
+            found.append("#" * (len(line) - len(line.lstrip("#"))))
+        elif match := is_code.match(line):
+            found.append(re.split(r"\s{2,}", match["words"])[0])
+        found += re.findall(r"\]\(((?!README)[^)]+)\)", line)
+    return found
+
+
+def test_the_chinese_readme_has_the_same_headings_commands_and_links() -> None:
+    english, chinese = outline(ROOT / "README.md"), outline(ROOT / "README.zh.md")
+    assert len(english) > 30
+    assert chinese == english
+
+
+def test_both_readmes_show_the_same_code() -> None:
+    def spans(page: Path) -> list[str]:
+        return sorted(re.findall(r"`([^`]+)`", page.read_text()))
+
+    assert spans(ROOT / "README.zh.md") == spans(ROOT / "README.md")
