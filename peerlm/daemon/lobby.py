@@ -125,8 +125,15 @@ class _Lobby:
                 await self._enter(address, token, wait=True, changes={})
                 return
             except PeerlmError as error:
-                self._report(f"the invite that was laid down: {error}; {WAITING}")
+                if not self._is_trying:
+                    self._report(f"the invite that was laid down: {error}; {WAITING}")
             await asyncio.sleep(AGAIN_S)
+            if self._attempt is not None:  # a person's, which comes first
+                await asyncio.wait([self._attempt])
+
+    @property
+    def _is_trying(self) -> bool:
+        return self._attempt is not None and not self._attempt.done()
 
     async def _enter(
         self, address: str, token: str, *, wait: bool, changes: Mapping[str, str]

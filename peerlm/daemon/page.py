@@ -129,7 +129,8 @@ class Page:
 
     async def close(self) -> None:
         """May be called again."""
-        self._loop.remove_reader(self._listener)
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener)
         running = [task for task in (self._serving, self._writing) if task is not None]
         for task in running:
             task.cancel()

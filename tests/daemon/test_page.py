@@ -59,6 +59,29 @@ async def test_who_says_nothing_is_hung_up_on_and_there_are_only_so_many(page: P
     assert (await ask(page, b"readyz")).startswith(b"HTTP/1.1 200")
 
 
+async def test_it_can_be_closed_twice_and_after_nobody_came(page: Page, tmp_path: Path) -> None:
+    await ask(page, b"healthz")
+    await page.close()
+    await page.close()
+    unseen = Page.listen(Layout(tmp_path), "127.0.0.1", 0, or_free=True)
+    await unseen.close()
+
+
+async def test_what_keeps_it_from_serving_is_logged_and_ends_only_the_page(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    page.report = lambda *entry: told.append(entry)
+    monkeypatch.setattr(Page, "_serve", failing)
+    assert await ask(page, b"healthz") == b""
+    assert [entry[:2] for entry in told] == [("error", "page_failed")]
+    await page.close()
+
+
+async def failing(page: Page) -> None:
+    raise ImportError("no aiohttp")
+
+
 async def test_before_there_is_a_node_it_says_so(page: Page) -> None:
     page.status = None
     for what in (b"", b"status", b"metrics", b"readyz", b"history"):
