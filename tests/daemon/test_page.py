@@ -73,7 +73,8 @@ async def test_what_keeps_it_from_serving_is_logged_and_ends_only_the_page(
     told: list[Any] = []
     page.report = lambda *entry: told.append(entry)
     monkeypatch.setattr(Page, "_serve", failing)
-    assert await ask(page, b"healthz") == b""
+    with pytest.raises(ConnectionError):
+        await ask(page, b"healthz")
     assert [entry[:2] for entry in told] == [("error", "page_failed")]
     await page.close()
 
