@@ -13,7 +13,7 @@ from peerlm.daemon.page import CONNECTIONS_MAX, Page
 from peerlm.daemon.sockets import listen_tcp
 from peerlm.store.disk import Layout
 
-LIFE_S = 0.5
+LIFE_S = 3.0
 REQUEST = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
