@@ -104,7 +104,7 @@ def up(
                 notifier=notifier,
                 journal=around.journal,
                 group=control_group,
-                invite=around.invite(),
+                invite=around.invite,
             )
             if not entered:
                 return

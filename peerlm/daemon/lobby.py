@@ -40,14 +40,14 @@ def wait_until_enrolled(
     notifier: Notifier,
     journal: str = "",
     group: str = "",
-    invite: str = "",
+    invite: Callable[[], str] = str,
 ) -> bool:
     """Wait until the folder `root` holds a node; False when told to stop first.
 
     Args:
         change_settings: for the fields of node.toml that `peerlm join` may bring.
         group: whose members may use the control socket.
-        invite: what `peerlm invite` printed, or the token alone; empty: wait for `peerlm join`.
+        invite: gives what `peerlm invite` printed, or the token alone; empty while there is none.
 
     Raises `StateError`, `ConfigError` if the folder or the group cannot be used.
     """
@@ -88,7 +88,7 @@ class _Lobby:
         self._attempt: asyncio.Task[None] | None = None
         self._text = WAITING
 
-    async def wait(self, notifier: Notifier, group: str, invite: str) -> bool:
+    async def wait(self, notifier: Notifier, group: str, invite: Callable[[], str]) -> bool:
         loop = asyncio.get_running_loop()
         self._entered: asyncio.Future[bool] = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,9 +96,10 @@ class _Lobby:
         self._report(self._text)
         async with asyncio.TaskGroup() as tasks:
             server = await control.serve(self._state, self._handle, group)
-            running = [tasks.create_task(notifier.keep_telling(self._health))]
-            if invite.strip():
-                running.append(tasks.create_task(self._accept(invite)))
+            running = [
+                tasks.create_task(notifier.keep_telling(self._health)),
+                tasks.create_task(self._accept(invite)),
+            ]
             try:
                 return await self._entered
             finally:
@@ -117,13 +118,14 @@ class _Lobby:
         self._text = text
         self._log.write("info", "lobby", {"state": text})
 
-    async def _accept(self, invite: str) -> None:
-        """For as long as it takes: a clock that is not set yet, say, makes a good invite look bad."""
+    async def _accept(self, invite: Callable[[], str]) -> None:
+        """For as long as it takes: an invite may be laid down later, and a clock that is not set yet makes a good
+        one look bad."""
         while True:
             try:
-                address, token = read_invite(invite)
-                await self._enter(address, token, wait=True, changes={})
-                return
+                if text := invite().strip():
+                    await self._enter(*read_invite(text), wait=True, changes={})
+                    return
             except PeerlmError as error:
                 if not self._is_trying:
                     self._report(f"the invite that was laid down: {error}; {WAITING}")

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,21 @@ def test_a_bad_invite_is_told_and_join_still_lets_it_in(swarm: Swarm, tmp_path: 
     token = swarm.invite("--address", "127.0.0.1:1")
     joined = peerlm("join", founder.address, "--token", token, "--state", node.folder)
     assert joined.code == 0, joined.err
+
+
+def test_an_invite_may_be_laid_down_later(
+    swarm: Swarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    founder = swarm.found()
+    node = swarm.node()
+    quick = "import peerlm.daemon.lobby as l, sys; l.AGAIN_S = 0.2; from peerlm.cli.main import main; sys.exit(main())"
+    monkeypatch.setattr("swarm.PEERLM", (sys.executable, "-c", quick))
+    node.start("up", "--wait", "--port", "0", variables={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    wait_for(lambda: "in no run yet" in said_by(node), "it waits")
+    monkeypatch.undo()
+    token = swarm.invite("--address", founder.address)
+    (tmp_path / "invite").write_text(f"peerlm join {founder.address} --token {token}\n")
+    node.wait(lambda s: len(s["members"]) == 2, "it is in")
 
 
 def test_a_later_join_takes_the_place_of_one_that_waits_for_nobody(swarm: Swarm) -> None:
