@@ -83,7 +83,7 @@ def join(
     changes = parse_changes(node_pairs, "--set-node")
     node_settings(changes, "--set-node")
     secret = _token(token, token_file, ctx)
-    if is_served(layout):
+    if _is_service_that_waits(layout):
         _let_service_join(layout, address, secret, wait, changes)
         return
     if has_node(layout):
@@ -101,6 +101,14 @@ def join(
 
     os.environ.pop("PEERLM_TOKEN", None)  # nothing started from here need see it
     ctx.exit(run(layout.root, seeds=(address,), port=port))
+
+
+def _is_service_that_waits(layout: Layout) -> bool:
+    """As far as we may look: who only may use the control socket leaves it to the daemon to refuse."""
+    try:
+        return not has_node(layout) and is_served(layout)
+    except StateError:
+        return is_served(layout)
 
 
 def _let_service_join(

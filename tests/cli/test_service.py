@@ -109,6 +109,7 @@ def test_a_dry_run_says_what_and_does_nothing(peerlm: Cli, tmp_path: Path) -> No
 def test_a_home_folder_is_refused_with_the_cure(
     peerlm: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(service, "HIDDEN", ("/home",))
     monkeypatch.setattr(sys, "base_prefix", "/home/ada/python")
     with pytest.raises(
         ConfigError, match=r"/home/ada/python is in a home or temporary folder.* /opt/peerlm"

@@ -264,7 +264,7 @@ class Node:
         return next((m for m in members if m["id"] == peer), {})
 
     def ports(self) -> list[int]:
-        """Where its daemon listens: introduction, control and bulk, in no order."""
+        """Where its daemon listens: introduction, control, bulk and its page, in no order."""
         assert self.process is not None
         sockets = psutil.Process(self.process.pid).net_connections("tcp")
         return sorted(s.laddr.port for s in sockets if s.status == psutil.CONN_LISTEN)

@@ -65,7 +65,7 @@ def test_join_lets_it_in_with_its_settings_and_a_failure_changes_nothing(swarm: 
     swarm.wait_whole()
     assert "pace_tokens_s = 2500" in node.layout.node_settings.read_text()
     again = peerlm("join", founder.address, "--token", token, *where)
-    assert_refused(again, 1, "already in run")
+    assert_refused(again, 3, "already holds a node")
 
 
 def test_an_invite_that_was_laid_down_is_used_as_soon_as_a_member_answers(

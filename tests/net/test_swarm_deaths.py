@@ -80,7 +80,7 @@ def test_nothing_is_left_of_a_daemon_killed_with_9(trio: list[Node]) -> None:
     node = trio[2]
     [worker] = node.workers()
     ports = node.ports()
-    assert len(ports) == 3
+    assert len(ports) == 4
     node.kill()
     wait_for(lambda: is_gone(worker), "the worker goes with its daemon", GONE_S)
     assert all(is_free(port) for port in ports)

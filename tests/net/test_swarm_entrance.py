@@ -216,7 +216,7 @@ GARBAGE = {
 @pytest.mark.parametrize("what", GARBAGE)
 def test_garbage_on_every_port(pair, what) -> None:
     ports = pair[0].ports()
-    assert len(ports) == 3
+    assert len(ports) == 4
     for port in ports:
         with socket.create_connection(("127.0.0.1", port), 5) as guest:
             try:
@@ -238,7 +238,7 @@ def test_half_open_connections_on_every_port(pair) -> None:
                 guests.append(guest)
                 guest.sendall(begun)
         for node in pair:
-            node.wait(exchanged_more(node, 5), "it mixes with 900 strangers at the door")
+            node.wait(exchanged_more(node, 5), "it mixes with 1200 strangers at the door")
         late = peerlm("status", "--state", pair[0].folder)
         assert late.code == 0
     finally:

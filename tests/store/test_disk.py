@@ -304,7 +304,8 @@ def test_root_writes_to_no_lock_that_leads_elsewhere(foreign: Path, link: Any) -
 
 def test_root_goes_through_no_folder_that_is_a_link(foreign: Path) -> None:
     elsewhere = foreign.parent / "etc"
-    elsewhere.mkdir(mode=0o755)
+    elsewhere.mkdir()
+    elsewhere.chmod(0o755)
     (elsewhere / ".x.1-0.tmp").write_text("a leftover, by its name")
     (foreign / "objects").symlink_to(elsewhere)
     StateDirectory(foreign).close()
