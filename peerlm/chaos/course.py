@@ -46,7 +46,8 @@ class Lives:
     """Of one node: how long it could have trained, and how long it took to take part again."""
 
     live_s: float = 0.0
-    started: float | None = None
+    coming_s: float | None = None
+    """Since it was started again, while it was not held up by anything else; None once it takes part."""
     returns_s: list[float] = field(default_factory=list)
     tokens_s: list[tuple[float, float]] = field(default_factory=list)
     sizes: dict[int, list[tuple[float, int, int, int]]] = field(default_factory=dict)
@@ -86,10 +87,10 @@ class Course:
         to_end: list[Act] = []
         while (now := time.monotonic()) - began < seconds:
             to_end = self._act(now - began, to_end)
-            self._count(now, now - last)
+            self._count(now - last)
             last = now
             swarm.look()
-            self._see(now)
+            self._see()
             if now >= sample_at:
                 sample_at = now + SAMPLE_S
                 self._sample(now, began)
@@ -106,7 +107,7 @@ class Course:
             down = set(self._world.down)
             self._note(at_s, self._world.end(act))
             for number in down - self._world.down:
-                self._lives[number].started = time.monotonic()
+                self._lives[number].coming_s = 0.0
         to_end = [a for a in to_end if a.until_s > at_s]
         while self._acts and self._acts[0].at_s <= at_s:
             act = self._acts.pop(0)
@@ -124,9 +125,9 @@ class Course:
         """Killed before it could take part again: that says nothing about how long it would have taken, unless it
         had taken too long already."""
         lives = self._lives[number]
-        if lives.started is not None and time.monotonic() - lives.started > RETURN_S_MAX:
+        if lives.coming_s is not None and lives.coming_s > RETURN_S_MAX:
             lives.returns_s.append(math.inf)
-        lives.started = None
+        lives.coming_s = None
 
     def _note(self, at_s: float, text: str) -> None:
         if text:
@@ -140,17 +141,19 @@ class Course:
             s["participating"] and s["state"] == "training" for s in self._world.swarm.statuses()
         )
 
-    def _count(self, now: float, passed_s: float) -> None:
+    def _count(self, passed_s: float) -> None:
         for number, lives in self._lives.items():
             if number not in self._world.down | self._world.stopped:
                 lives.live_s += passed_s
+            if lives.coming_s is not None and not self._world.is_held_up(number):
+                lives.coming_s += passed_s
 
-    def _see(self, now: float) -> None:
+    def _see(self) -> None:
         for number, lives in self._lives.items():
             status = self._world.node(number).status
-            if lives.started is not None and status is not None and status["participating"]:
-                lives.returns_s.append(now - lives.started)
-                lives.started = None
+            if lives.coming_s is not None and status is not None and status["participating"]:
+                lives.returns_s.append(lives.coming_s)
+                lives.coming_s = None
 
     def _sample(self, now: float, began: float) -> None:
         swarm = self._world.swarm
@@ -206,7 +209,7 @@ class Course:
             "live_s": round(live_s, 1),
             "efficiency": tokens / (self._scenario.pace * live_s) if live_s else None,
             "return_s": quantiles(returns),
-            "not_returned": sum(life.started is not None for life in lives),
+            "not_returned": sum(life.coming_s is not None for life in lives),
             "well_s": well_s,
             "breadth_min": min(breadth, default=0),
             "val_loss": statistics.median(losses) if losses else None,

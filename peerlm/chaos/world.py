@@ -50,6 +50,11 @@ class World:
     def node(self, number: int) -> DemoNode:
         return self.swarm.nodes[number - 1]
 
+    def is_held_up(self, number: int) -> bool:
+        """It runs, and could not exchange anything however well it did."""
+        cut = (act.nodes for act in self._acts if act.kind in ("cut", "oneway"))
+        return number in self.stopped or any(number in nodes for nodes in cut)
+
     # ------------------------------------------------------------------------------- trouble
 
     def begin(self, act: Act) -> str:
@@ -257,7 +262,8 @@ def _disk(place: Path) -> Iterator[None]:
 
 def _swarm(scenario: Scenario, folder: Path, lines: Lines) -> Swarm:
     plan: dict[str, Any] = {
-        "run.token_budget": 1_000_000_000_000,
+        # The learning rate follows it; what a quiet run would reach, and half as much again.
+        "run.token_budget": int(90 * scenario.minutes * scenario.nodes * scenario.pace) + 1,
         "run.rng_seed": scenario.seed,
         **_dotted(scenario.plan),
     }
