@@ -30,6 +30,7 @@ COMMANDS = {
     "status": "status:status",
     "peers": "status:peers",
     "why": "status:why",
+    "doctor": "doctor:doctor",
     "generate": "generate:generate",
     "sim": "sim:sim",
     "bench": "bench:bench",

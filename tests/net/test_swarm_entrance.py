@@ -270,3 +270,30 @@ def test_a_loss_that_becomes_nan(swarm, pair) -> None:
         assert all(np.isfinite(values).all() for values in node.weights())
     for node, other in (pair, pair[::-1]):
         assert node.member(other.id)["state"] == "alive"
+
+
+# -------------------------------------------------------------------------------------- the doctor
+
+
+def test_the_doctor_and_the_way_to_a_peer(swarm, pair) -> None:
+    where = ("--state", pair[1].folder)
+    well = peerlm("doctor", pair[0].address, *where)
+    assert well.code == 0, well
+    for what in (
+        "lets this node in",
+        "control",
+        "bulk",
+        "the daemon has a working connection with it",
+    ):
+        assert what in well.out
+    nobody = peerlm("doctor", f"127.0.0.1:{closed_port()}", *where)
+    assert nobody.code == 1
+    assert "connect: connection refused" in nobody.out
+    assert "Traceback" not in nobody.err
+
+
+def test_the_doctor_of_another_run_is_refused(swarm, pair, tmp_path: Path) -> None:
+    init(tmp_path / "other")
+    done = peerlm("doctor", pair[0].address, "--state", tmp_path / "other")
+    assert done.code == 1
+    assert "refuses this node" in done.out

@@ -1,0 +1,299 @@
+"""`peerlm doctor`: what is right with a node and its machine, and what is not, a line each with the cure.
+
+Each check looks at one thing and says what it found; none changes anything. What cannot be looked at from here
+is said to be so, rather than left out.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from peerlm.cli import words
+from peerlm.cli.settings_text import read_node_settings
+from peerlm.cli.state import read_run, state_option
+from peerlm.config import NodeSettings, Plan
+from peerlm.daemon.control import NoDaemon, ask
+from peerlm.errors import PeerlmError, Unreachable
+from peerlm.store.disk import Layout
+from peerlm.types import printable, short
+
+FILES_MIN = 4096
+SNAPSHOTS = 3
+BYTES_A_PARAMETER = 8
+"""Two snapshots are kept and a third is there while it is written: φ and m in fp32."""
+
+SOON_S = 14 * 86_400
+CONNECT_S = 5.0
+TORCH_S = 60.0
+
+MARKS = {True: "ok", False: "bad", None: "?"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`ok`: None where it cannot be known. `cure`: what to do, where something is to be done."""
+
+    what: str
+    ok: bool | None
+    text: str
+    cure: str = ""
+
+    def __str__(self) -> str:
+        cure = f" – {self.cure}" if self.cure else ""
+        return f"{MARKS[self.ok]:<4} {self.what:<12} {self.text}{cure}"
+
+
+@click.command(short_help="Check this node and its machine, and the way to a peer.")
+@click.argument("peers", metavar="[PEER]...", nargs=-1)
+@state_option
+def doctor(layout: Layout, peers: tuple[str, ...]) -> None:
+    """Check this node and its machine: certificate, daemon, clock, disk, ports, device, limits; and the way to
+    each PEER. A line for each with the cure. Exit code 1 when something is bad.
+
+    \b
+    Examples:
+      peerlm doctor
+      peerlm doctor ada.example.org tcp://192.168.1.20:7700
+    """
+    bad = 0
+    for finding in examine(layout, peers):
+        click.echo(printable(str(finding)))
+        bad += finding.ok is False
+    if bad:
+        raise PeerlmError(f"{bad} to be mended")
+
+
+def examine(layout: Layout, peers: tuple[str, ...]) -> Iterator[Finding]:
+    """All that can be said, in the order in which it matters."""
+    settings = NodeSettings()
+    try:
+        yield _certificate(layout)
+        settings = read_node_settings(layout)
+    except PeerlmError as error:
+        yield Finding("node", False, str(error))
+    status, found = _daemon(layout)
+    yield found
+    yield _clock()
+    yield from _tried("disk", lambda: _disk(layout))
+    yield _files()
+    yield _device(settings)
+    if status is None:
+        yield _ports(settings)
+    for address in peers:
+        yield from _peer(layout, address, status)
+
+
+def _tried(what: str, check: Callable[[], Finding]) -> Iterator[Finding]:
+    try:
+        yield check()
+    except (PeerlmError, OSError) as error:
+        yield Finding(what, None, f"cannot be looked at: {error}")
+
+
+# ------------------------------------------------------------------------------------- this node
+
+
+def _certificate(layout: Layout) -> Finding:
+    from peerlm.identity import files
+    from peerlm.identity.chain import date, read_chain
+
+    run = read_run(layout)
+    links = files.read_chain_file(layout.root)
+    assert links is not None, "read_run has read it"
+    until = read_chain(links, run.root_public_key, run.run_id)
+    text = (
+        f"{short(run.node_id)} of run {short(run.run_id)}, certified until {date(until.not_after)}"
+    )
+    wall = time.time()
+    if wall < until.not_before:
+        cure = f"it holds from {date(until.not_before)}: set the clock"
+        return Finding("node", False, text, cure)
+    if wall > until.certs_until:
+        return Finding(
+            "node", False, text, "its invite has ended: peerlm rm, and join with a new token"
+        )
+    if wall > until.certs_until - SOON_S:
+        return Finding(
+            "node", True, text, f"its invite ends {date(until.certs_until)}: join anew by then"
+        )
+    return Finding("node", True, text)
+
+
+def _daemon(layout: Layout) -> tuple[dict[str, Any] | None, Finding]:
+    try:
+        status = ask(layout, "status")
+    except NoDaemon as error:
+        return None, Finding("daemon", False, str(error))
+    except PeerlmError as error:
+        return None, Finding("daemon", None, str(error))
+    text = f"{status['state']} at {status['address']}: {status['why'][0]}"
+    return status, Finding("daemon", bool(status["ready"]), text)
+
+
+def _clock() -> Finding:
+    if shutil.which("timedatectl") is None:
+        return Finding(
+            "clock", None, f"{time.strftime('%F %T')} here; whether it is kept by NTP is not known"
+        )
+    command = ["timedatectl", "show", "-p", "NTPSynchronized", "--value"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return Finding("clock", None, f"{time.strftime('%F %T')} here; timedatectl does not say")
+    if done.stdout.strip() == "yes":
+        return Finding("clock", True, "kept by NTP")
+    cure = "timedatectl set-ntp true: certificates have dates"
+    return Finding("clock", None, f"{time.strftime('%F %T')} here, not kept by NTP", cure)
+
+
+def _disk(layout: Layout) -> Finding:
+    parameters = sum(spec.size for spec in _fragments(_plan(layout)))
+    needed = SNAPSHOTS * BYTES_A_PARAMETER * parameters
+    room = os.statvfs(layout.root)
+    free = room.f_bavail * room.f_frsize
+    text = f"{words.size(free)} free, snapshots of {words.count(parameters)} parameters take {words.size(needed)}"
+    return Finding(
+        "disk", free > needed, text, "" if free > needed else "free some, or use another --state"
+    )
+
+
+def _plan(layout: Layout) -> Plan:
+    from peerlm.cli.plan import current_plan
+
+    return current_plan(layout).plan
+
+
+def _fragments(plan: Plan) -> Any:
+    from peerlm.model.plan import fragments
+
+    return fragments(plan)
+
+
+# ---------------------------------------------------------------------------------- this machine
+
+
+def _files() -> Finding:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    is_enough = hard == resource.RLIM_INFINITY or hard >= FILES_MIN
+    text = f"{'any number' if hard == resource.RLIM_INFINITY else hard} may be open at once"
+    return Finding("files", is_enough, text, "" if is_enough else f"ulimit -Hn {FILES_MIN}")
+
+
+def _device(settings: NodeSettings) -> Finding:
+    wanted = settings.train.device
+    script = "import torch; print(torch.__version__, torch.cuda.device_count())"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TORCH_S,
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("device", False, f"torch does not load within {TORCH_S:.0f} s")
+    if done.returncode:
+        return Finding(
+            "device", False, f"torch does not load: {done.stderr.strip().splitlines()[-1]}"
+        )
+    version, devices = done.stdout.split()
+    text = f"{wanted}; torch {version} sees {devices} CUDA devices"
+    is_there = not wanted.startswith("cuda") or int(devices) > int(wanted.partition(":")[2] or 0)
+    cure = (
+        ""
+        if is_there
+        else 'train.device = "auto", or see nvidia-smi; as a service, install it with --cuda'
+    )
+    return Finding("device", is_there, text, cure)
+
+
+def _ports(settings: NodeSettings) -> Finding:
+    network = settings.network
+    if network.port == 0:
+        return Finding("ports", True, "free ones are picked at the start")
+    taken = [
+        port for port in range(network.port, network.port + 3) if not _is_free(network.host, port)
+    ]
+    text = f"{network.port} to {network.port + 2}"
+    if taken:
+        cure = "find out by whom with `ss -ltnp`, or set network.port"
+        return Finding("ports", False, f"{text}: {', '.join(map(str, taken))} in use", cure)
+    return Finding("ports", True, f"{text} are free; others must reach them through any firewall")
+
+
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+# --------------------------------------------------------------------------------------- a peer
+
+
+def _peer(layout: Layout, address: str, status: dict[str, Any] | None) -> Iterator[Finding]:
+    from peerlm.daemon.knock import knock
+    from peerlm.identity import files
+    from peerlm.wire.message import PROTOCOL_VERSION, Refusal
+
+    try:
+        run, links = read_run(layout), files.read_chain_file(layout.root)
+        assert links is not None, "read_run has read it"
+        host, answer = knock(address, run.run_id, links)
+    except Unreachable as error:
+        yield Finding(
+            "peer", False, f"{address}: {error}", "check name, port, firewall, and that it runs"
+        )
+        return
+    except PeerlmError as error:
+        yield Finding("peer", None, f"{address}: not asked: {error}")
+        return
+    if isinstance(answer, Refusal):
+        yield Finding("peer", False, f"{address} refuses this node: {answer.detail}")
+        return
+    same = answer.version == PROTOCOL_VERSION
+    text = f"{address} lets this node in, speaks version {answer.version}, sees it as {answer.seen_host}"
+    yield Finding(
+        "peer", same, text, "" if same else f"this one speaks {PROTOCOL_VERSION}: upgrade the older"
+    )
+    for name, port in (("control", answer.control_port), ("bulk", answer.bulk_port)):
+        yield _reached(name, host, port)
+    if status is not None:
+        yield _linked(status, address)
+
+
+def _reached(name: str, host: str, port: int) -> Finding:
+    try:
+        socket.create_connection((host, port), CONNECT_S).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return Finding(name, False, f"{host} port {port}: {reason}", "open it in the firewall")
+    return Finding(name, True, f"{host} port {port} can be reached")
+
+
+def _linked(status: dict[str, Any], address: str) -> Finding:
+    bare = address.removeprefix("tcp://").rstrip("/")
+    for member in status["members"]:
+        if member["address"].removeprefix("tcp://") == bare:
+            text = (
+                "the daemon has a working connection with it"
+                if member["linked"]
+                else "no connection now"
+            )
+            return Finding("link", bool(member["linked"]), text)
+    cure = f"whether it can dial this node: run `peerlm doctor {status['address']}` there"
+    return Finding("link", None, "no member has just this address", cure)

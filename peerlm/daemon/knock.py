@@ -1,0 +1,40 @@
+"""What a member says when somebody knocks who shows a certificate of its run: for who only wants to know."""
+
+from __future__ import annotations
+
+import asyncio
+
+import uvloop
+
+from peerlm.daemon.introduction import Introduction
+from peerlm.errors import Unreachable
+from peerlm.events import Event, IntroductionAnswered, IntroductionFailed
+from peerlm.identity.chain import Chain
+from peerlm.types import RunId
+from peerlm.wire.message import PROTOCOL_VERSION, Hello, Refusal, Welcome
+
+ANSWER_S = 15.0
+
+
+def knock(address: str, run_id: RunId, chain: Chain) -> tuple[str, Welcome | Refusal]:
+    """(address of the host that answered, what it said). Raises `Unreachable`."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_knock(address, Hello(PROTOCOL_VERSION, run_id, chain)))
+
+
+async def _knock(address: str, hello: Hello) -> tuple[str, Welcome | Refusal]:
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    introduction = await Introduction.listen(events.put_nowait, "127.0.0.1", 0)
+    try:
+        introduction.dial(address, hello)
+        async with asyncio.timeout(ANSWER_S):
+            while True:
+                match await events.get():
+                    case IntroductionFailed(step=step, detail=detail):
+                        raise Unreachable(step, f"{step}: {detail}")
+                    case IntroductionAnswered(host=host, answer=answer):
+                        return host, answer
+    except TimeoutError:
+        raise Unreachable("connect", f"no answer within {ANSWER_S:.0f} s") from None
+    finally:
+        await introduction.close()

@@ -1,0 +1,109 @@
+"""What the doctor finds, and what it says to do about it."""
+
+from __future__ import annotations
+
+import resource
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_scene import Cli, FakeDaemon, answer_of, sample_summary
+
+from peerlm.cli import doctor
+from peerlm.cli.doctor import MARKS, Finding
+from peerlm.config import NodeSettings, with_changes
+from peerlm.store.disk import Layout
+
+
+@pytest.fixture(autouse=True)
+def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes seconds to load, and is another's."""
+
+    def run(command: list[str], **kept: Any) -> subprocess.CompletedProcess[str]:
+        out = "2.13.0 1" if "torch" in command[-1] else "yes"
+        return subprocess.CompletedProcess(command, 0, out, "")
+
+    monkeypatch.setattr(doctor.subprocess, "run", run)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: name)
+
+
+def found(out: str) -> dict[str, tuple[str, str]]:
+    """What → (mark, the rest)."""
+    lines = [line.split(None, 2) for line in out.splitlines()]
+    return {what: (mark, text) for mark, what, text in lines}
+
+
+def test_a_node_that_is_well(peerlm: Cli, daemon: FakeDaemon) -> None:
+    done = peerlm("doctor", "--state", daemon.layout.root)
+    assert done.code == 0, done
+    lines = found(done.out)
+    assert {mark for mark, _ in lines.values()} == {"ok"}
+    assert list(lines) == ["node", "daemon", "clock", "disk", "files", "device"]
+    assert "certified until" in lines["node"][1]
+    assert "mixing" in lines["daemon"][1]
+
+
+def test_a_daemon_that_is_not_ready_and_one_that_is_not_there(
+    peerlm: Cli, daemon: FakeDaemon, founded: Path
+) -> None:
+    daemon.answers["status"] = answer_of(sample_summary(phase="seeking", members=()))
+    done = peerlm("doctor", "--state", founded)
+    assert done.code == 1
+    assert done.err == "peerlm: 1 to be mended\n"
+    assert found(done.out)["daemon"][0] == "bad"
+    daemon.layout.control_socket.unlink()
+    lines = found(peerlm("doctor", "--state", founded).out)
+    assert "start it with `peerlm up`" in lines["daemon"][1]
+    assert lines["ports"][0] in ("ok", "bad")
+
+
+def test_without_a_node_it_says_so_and_looks_at_the_rest(peerlm: Cli, tmp_path: Path) -> None:
+    done = peerlm("doctor", "--state", tmp_path / "none", "127.0.0.1:1")
+    assert done.code == 1
+    lines = found(done.out)
+    assert lines["node"][0] == "bad"
+    assert "peerlm init" in lines["node"][1]
+    assert lines["peer"][0] == "?"
+    assert lines["device"][0] == "ok"
+
+
+def test_a_disk_without_room(founded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        f_bavail, f_frsize = 1, 4096
+
+    monkeypatch.setattr(doctor.os, "statvfs", lambda path: Full)
+    finding = doctor._disk(Layout(founded))
+    assert finding.ok is False
+    assert "4.1 kB free" in finding.text
+    assert finding.cure
+
+
+def test_limits_devices_and_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (1024, 1024))
+    assert doctor._files().ok is False
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (1024, resource.RLIM_INFINITY))
+    assert doctor._files().ok is True
+
+    def device(name: str) -> Finding:
+        return doctor._device(with_changes(NodeSettings(), {"train.device": name}, "test"))
+
+    assert device("cuda").ok is True
+    assert device("cuda:0").ok is True
+    assert device("cuda:1").ok is False
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        changes = {"network.port": str(port), "network.host": "127.0.0.1"}
+        if port <= 65_533:
+            finding = doctor._ports(with_changes(NodeSettings(), changes, "test"))
+            assert finding.ok is False
+            assert f"{port} in use" in finding.text or f"{port}," in finding.text
+
+
+def test_a_line_has_a_mark_a_name_what_is_so_and_the_cure() -> None:
+    assert (
+        str(Finding("disk", False, "no room", "free some"))
+        == "bad  disk         no room – free some"
+    )
+    assert set(MARKS) == {True, False, None}
