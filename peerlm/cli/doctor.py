@@ -255,9 +255,7 @@ def _peer(layout: Layout, address: str, status: dict[str, Any] | None) -> Iterat
         assert links is not None, "read_run has read it"
         host, answer = knock(address, run.run_id, links)
     except Unreachable as error:
-        yield Finding(
-            "peer", False, f"{address}: {error}", "check name, port, firewall, and that it runs"
-        )
+        yield Finding("peer", False, str(error), "check name, port, firewall, and that it runs")
         return
     except PeerlmError as error:
         yield Finding("peer", None, f"{address}: not asked: {error}")

@@ -18,13 +18,12 @@ from pathlib import Path
 import uvloop
 
 from peerlm.daemon.introduction import Introduction
+from peerlm.daemon.knock import answer_to
 from peerlm.daemon.link import Links
 from peerlm.daemon.loop import now, wall
 from peerlm.errors import AuthError, Unreachable
 from peerlm.events import (
     Event,
-    IntroductionAnswered,
-    IntroductionFailed,
     LinkDown,
     LinkUp,
     Received,
@@ -161,15 +160,12 @@ class _Attempt:
             await links.close()
 
     async def _introduce(self, introduction: Introduction) -> tuple[str, Welcome]:
-        introduction.dial(self._address, Hello(PROTOCOL_VERSION, self._token.run_id, self._chain))
-        while True:
-            match await self._events.get():
-                case IntroductionFailed(step=step, detail=detail):
-                    raise Unreachable(step, f"{self._address}: {step}: {detail}")
-                case IntroductionAnswered(answer=Refusal(reason=reason, detail=detail)):
-                    raise AuthError(reason, f"{self._address}: admission: refused: {detail}")
-                case IntroductionAnswered(host=host, answer=Welcome() as welcome):
-                    return host, welcome
+        hello = Hello(PROTOCOL_VERSION, self._token.run_id, self._chain)
+        host, answer = await answer_to(hello, self._address, introduction, self._events)
+        if isinstance(answer, Refusal):
+            detail = f"{self._address}: admission: refused: {answer.detail}"
+            raise AuthError(answer.reason, detail)
+        return host, answer
 
     def _verified(self, welcome: Welcome) -> Verified:
         token = self._token

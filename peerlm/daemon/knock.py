@@ -1,4 +1,5 @@
-"""What a member says when somebody knocks who shows a certificate of its run: for who only wants to know."""
+"""What a member says when somebody knocks who shows a certificate of its run: for who wants to enter, and for who only
+wants to know."""
 
 from __future__ import annotations
 
@@ -26,15 +27,23 @@ async def _knock(address: str, hello: Hello) -> tuple[str, Welcome | Refusal]:
     events: asyncio.Queue[Event] = asyncio.Queue()
     introduction = await Introduction.listen(events.put_nowait, "127.0.0.1", 0)
     try:
-        introduction.dial(address, hello)
         async with asyncio.timeout(ANSWER_S):
-            while True:
-                match await events.get():
-                    case IntroductionFailed(step=step, detail=detail):
-                        raise Unreachable(step, f"{step}: {detail}")
-                    case IntroductionAnswered(host=host, answer=answer):
-                        return host, answer
+            return await answer_to(hello, address, introduction, events)
     except TimeoutError:
-        raise Unreachable("connect", f"no answer within {ANSWER_S:.0f} s") from None
+        detail = f"{address}: connect: no answer within {ANSWER_S:.0f} s"
+        raise Unreachable("connect", detail) from None
     finally:
         await introduction.close()
+
+
+async def answer_to(
+    hello: Hello, address: str, introduction: Introduction, events: asyncio.Queue[Event]
+) -> tuple[str, Welcome | Refusal]:
+    """Dial and wait. `events`: what `introduction` reports. Raises `Unreachable` with address and step."""
+    introduction.dial(address, hello)
+    while True:
+        match await events.get():
+            case IntroductionFailed(step=step, detail=detail):
+                raise Unreachable(step, f"{address}: {step}: {detail}")
+            case IntroductionAnswered(host=host, answer=answer):
+                return host, answer

@@ -60,9 +60,8 @@ class Notifier:
             lines.append("READY=1")
         if health.is_stopping and not self._said.is_stopping:
             lines.append("STOPPING=1")
-        if (
-            health.text != self._said.text
-        ):  # some of it may be a peer's: a terminal must not obey it
+        # Some of the text may be a peer's: a terminal must not obey it.
+        if health.text != self._said.text:
             lines.append(f"STATUS={printable(' '.join(health.text.split()))[:TEXT_CHARS_MAX]}")
         if self._send(lines):
             self._said = health

@@ -254,24 +254,6 @@ def test_garbage_on_the_control_socket(pair) -> None:
         assert b'"ok":false' in guest.recv(65536)
 
 
-# --------------------------------------------------------------------------------- loss is NaN
-
-
-def test_a_loss_that_becomes_nan(swarm, pair) -> None:
-    """Comes last: weights that grow ninefold in each inner step are good for nothing afterwards."""
-    founder = pair[0]
-    absurd = ("train.optimizer=sgd", "train.lr=10", "train.weight_decay=1", "train.clip=0")
-    succeed("plan", "set", *absurd, "train.warmup=0", "--state", founder.folder)
-    for node in pair:
-        node.wait(lambda s: "not finite" in str(s["why"]), "it says that steps are not finite")
-        node.wait(lambda s: "not finite" in s["worker"]["last_error"], "the worker is replaced")
-    for node in pair:
-        assert node.is_running
-        assert all(np.isfinite(values).all() for values in node.weights())
-    for node, other in (pair, pair[::-1]):
-        assert node.member(other.id)["state"] == "alive"
-
-
 # -------------------------------------------------------------------------------------- the doctor
 
 
@@ -297,3 +279,21 @@ def test_the_doctor_of_another_run_is_refused(swarm, pair, tmp_path: Path) -> No
     done = peerlm("doctor", pair[0].address, "--state", tmp_path / "other")
     assert done.code == 1
     assert "refuses this node" in done.out
+
+
+# --------------------------------------------------------------------------------- loss is NaN
+
+
+def test_a_loss_that_becomes_nan(swarm, pair) -> None:
+    """Comes last: weights that grow ninefold in each inner step are good for nothing afterwards."""
+    founder = pair[0]
+    absurd = ("train.optimizer=sgd", "train.lr=10", "train.weight_decay=1", "train.clip=0")
+    succeed("plan", "set", *absurd, "train.warmup=0", "--state", founder.folder)
+    for node in pair:
+        node.wait(lambda s: "not finite" in str(s["why"]), "it says that steps are not finite")
+        node.wait(lambda s: "not finite" in s["worker"]["last_error"], "the worker is replaced")
+    for node in pair:
+        assert node.is_running
+        assert all(np.isfinite(values).all() for values in node.weights())
+    for node, other in (pair, pair[::-1]):
+        assert node.member(other.id)["state"] == "alive"
