@@ -1,7 +1,6 @@
 """What a long figure has found so far, as lines of JSON in a file, so that it can be interrupted and go on.
 
-The first line says what the outcomes depend on; what was left by another does not count. A line that was being
-written when the power went does not either.
+A line that was being written when the power went does not count. What an outcome depends on is for the line to say.
 """
 
 from __future__ import annotations
@@ -13,18 +12,13 @@ from typing import Any
 
 
 class Kept:
-    """`found` has what an earlier run with the same `basis` left, in the order in which it came."""
+    """`found` has what earlier runs left, in the order in which it came."""
 
-    def __init__(self, path: Path, basis: str) -> None:
-        head = json.dumps({"basis": basis})
+    def __init__(self, path: Path) -> None:
         text = path.read_text() if path.exists() else ""
-        lines = text.splitlines()
-        if not lines or lines[0] != head:
-            lines, text = [head], head + "\n"
-            path.write_text(text)
-        self.found = [line for line in map(_read, lines[1:]) if line is not None]
+        self.found = [line for line in map(_read, text.splitlines()) if line is not None]
         self._file = path.open("a")
-        if not text.endswith("\n"):
+        if text and not text.endswith("\n"):
             self._file.write("\n")
 
     def keep(self, line: dict[str, Any]) -> None:

@@ -102,6 +102,7 @@ class Membership:
         self._last_sync = Instant(-math.inf)
         self._next_round = Instant(-math.inf)
         self._sync_due = after(now, sync.interval_s(profile, 1, rng))
+        self._newcomer_wait_s = profile.probe_interval_s
         self._awake_until = now
         self._wanted = Instant(math.inf)
         self._now = now
@@ -175,8 +176,8 @@ class Membership:
         nobody. For simulations: entries may be shared between nodes. Before anything else."""
         self._enter(now)
         self._beliefs.remember(members, now)
-        wait_s = sync.interval_s(self.profile, self._table.n_live + 1, self._rng)
-        self._sync_due = after(now, wait_s * self._rng.random())
+        self._newcomer_wait_s = math.inf
+        self._sync_due = after(now, self._sync_wait_s() * self._rng.random())
         self._due = self._next_due()
 
     # ------------------------------------------------------------------------------- what came
@@ -215,6 +216,8 @@ class Membership:
         hold alive brings little news (in a large swarm it probes us over a connection of its own,
         every few seconds another one): with those only now and then."""
         self._enter(now)
+        if not self._links and math.isfinite(self._newcomer_wait_s):
+            self._sync_due = min(self._sync_due, after(now, self._sync_wait_s()))
         self._links[peer] = None
         self._links_version += 1
         if self._is_alive(peer):
@@ -484,12 +487,21 @@ class Membership:
         """Push-pull with a random linked member."""
         if now < self._sync_due:
             return
-        self._sync_due = after(
-            now, sync.interval_s(self.profile, self._table.n_live + 1, self._rng)
-        )
+        self._sync_due = after(now, self._sync_wait_s())
         self._table.expire(now)
         if listeners := self._listeners():
             self._send(self._rng.choice(listeners), self._digest(reply=False))
+
+    def _sync_wait_s(self) -> float:
+        """A newcomer compares tables soon, then twice as late each time, until it is as late as
+        usual: rumors of those who came with it passed while it knew nobody."""
+        usual_s = sync.interval_s(self.profile, self._table.n_live + 1, self._rng)
+        if self._newcomer_wait_s >= usual_s:
+            self._newcomer_wait_s = math.inf
+            return usual_s
+        wait_s = self._newcomer_wait_s * self._rng.uniform(1.0, 2.0)
+        self._newcomer_wait_s *= 2
+        return min(wait_s, usual_s)
 
     def _heal(self, now: Instant) -> None:
         if now < self._healer.deadline():

@@ -51,7 +51,8 @@ class Profile:
     """With fewer sends, push alone misses nodes of a small swarm in one broadcast of twenty."""
     sync_interval_s: float = 30.0
     """Time between two push-pulls with a random member, ± 20 %; multiplied by
-    ceil(log2 N − 5) + 1 above 32 members. What rumors missed is repaired this late."""
+    ceil(log2 N − 5) + 1 above 32 members. What rumors missed is repaired this late; for a newcomer
+    after one to two `probe_interval_s`, and then twice as late each time."""
     heal_interval_s: float = 10.0
     """Each such time, ± 20 %, with probability max(0.1, 3/N), one dead or unknown address is tried.
     Smaller heals a partition sooner and dials the dead more often."""

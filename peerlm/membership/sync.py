@@ -1,7 +1,7 @@
 """Anti-entropy: two members compare digests and hand each other what is newer.
 
-Rumors are pushed and can be missed; a push-pull every half minute with a random member, and one on
-each new link, makes sure that what one of two knows both know. A digest names for each member its
+Rumors are pushed and can be missed; a push-pull every half minute with a random member (sooner and
+more often at first), and one on each new link, makes sure that what one of two knows both know. A digest names for each member its
 incarnation, state and vitals version, without proof. So it may raise doubts (a member the other
 side holds dead becomes *suspect* here, and refutes if it lives) but never decides: records and
 vitals travel with their signatures in the gossip that follows. A death is not relayed to those who

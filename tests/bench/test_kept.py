@@ -18,24 +18,16 @@ from peerlm.sim.scenarios import read_params
 
 def test_what_was_found_is_there_again_but_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "kept.jsonl"
-    with closing(Kept(path, "x")) as kept:
+    with closing(Kept(path)) as kept:
         kept.keep({"seed": 1})
         kept.keep({"seed": 2})
     with path.open("a") as file:
         file.write('{"seed": 3, "sto')
-    with closing(Kept(path, "x")) as again:
+    with closing(Kept(path)) as again:
         assert again.found == [{"seed": 1}, {"seed": 2}]
         again.keep({"seed": 4})
-    with closing(Kept(path, "x")) as last:
+    with closing(Kept(path)) as last:
         assert [line["seed"] for line in last.found] == [1, 2, 4]
-
-
-def test_what_depends_on_something_else_does_not_count(tmp_path: Path) -> None:
-    path = tmp_path / "kept.jsonl"
-    with closing(Kept(path, "x")) as kept:
-        kept.keep({"seed": 1})
-    with closing(Kept(path, "y")) as later:
-        assert later.found == []
 
 
 def test_rows_are_on_the_page_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +49,7 @@ def test_rows_are_on_the_page_as_they_come(tmp_path: Path, monkeypatch: pytest.M
     assert report.UNFINISHED.what in text
 
 
-def test_a_case_of_membership_is_played_once(
+def test_a_case_of_membership_is_played_once_while_nodes_do_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["--only", "at rest, N = 64", "--share", "0.1", "--jobs", "1", "--keep", str(tmp_path)]
@@ -69,9 +61,10 @@ def test_a_case_of_membership_is_played_once(
 
     monkeypatch.setattr(membership, "all_runs", runs)
     monkeypatch.setattr(sys, "argv", ["membership", *flags])
-    for _ in range(2):
+    for does in ("x", "x", "y"):
+        monkeypatch.setattr(membership, "behaviour", lambda scenario, does=does: does)
         assert membership.main() == 1
-    assert played == ["at rest, N = 64"]
+    assert played == ["at rest, N = 64"] * 2
 
 
 def test_what_is_not_kept_once_the_time_is_up_is_told_as_missing(
@@ -79,7 +72,7 @@ def test_what_is_not_kept_once_the_time_is_up_is_told_as_missing(
 ) -> None:
     flags = ["--only", "at rest, N = 64", "--limit", "0", "--keep", str(tmp_path)]
     monkeypatch.setattr(membership, "all_runs", None)
-    monkeypatch.setattr(membership, "behaviour", lambda: "x")
+    monkeypatch.setattr(membership, "behaviour", lambda scenario: "x")
     monkeypatch.setattr(sys, "argv", ["membership", *flags])
     assert membership.main() == 1
     assert "MISSED" in capsys.readouterr().out

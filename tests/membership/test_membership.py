@@ -231,6 +231,22 @@ def test_a_new_link_compares_tables() -> None:
     assert not sent(effects, C, Sync)
 
 
+def test_a_newcomer_compares_tables_again_and_again_and_then_as_rarely_as_all() -> None:
+    node = among(1)
+    asked = []
+    while (now := node.deadline()) < T0 + 300.0:
+        effects = node.wake(now)
+        asked += [now - T0 for _ in sent(effects, B, Sync)]
+        for ping in sent(effects, B, Ping):
+            node.on_message(B, Ack(ping.seq, B, ()), now)
+    waits = [later - sooner for sooner, later in zip([0.0, *asked], asked, strict=False)]
+    least = (1, 2, 4, 8, 16)
+    assert all(low <= wait <= 2 * low for low, wait in zip(least, waits, strict=False)), waits
+    usual = waits[len(least) :]
+    assert len(usual) >= 5
+    assert all(24.0 <= wait <= 36.0 for wait in usual)
+
+
 def test_a_stale_table_raises_doubts_and_kills_nobody() -> None:
     node = among(1, 2)
     digest = Sync((entry(B, State.DEAD), entry(ME, State.DEAD)), reply=False)
