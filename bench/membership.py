@@ -271,10 +271,8 @@ def asked_of(case: Case, args: argparse.Namespace) -> dict[str, Any]:
 def kept_case(case: Case, args: argparse.Namespace, kept: Kept) -> dict[str, Any] | None:
     """What it came to, if it was played before and nodes still do the same: the last time."""
     asked = {**asked_of(case, args), "what": case.what, "basis": behaviour(case.scenario)}
-    for found in reversed(kept.found):
-        if all(found.get(key) == value for key, value in asked.items()):
-            return found
-    return None
+    same = [f for f in kept.found if all(f.get(key) == value for key, value in asked.items())]
+    return same[-1] if same else None
 
 
 def play_case(case: Case, args: argparse.Namespace, kept: Kept) -> dict[str, Any]:
