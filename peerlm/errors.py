@@ -31,6 +31,10 @@ class WireError(PeerlmError):
     """A peer's bytes break the protocol. Drop the message, count it, slow the peer down."""
 
 
+class UnknownMessage(WireError):
+    """A message with a number that we do not know. A newer node may: pass over it."""
+
+
 class AuthError(PeerlmError):
     """A token, certificate chain or signature does not hold. `code` is stable, for machines."""
 

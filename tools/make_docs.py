@@ -321,7 +321,8 @@ mixing_figures = _figures(
 )
 
 protocol_figures = _figures(
-    ("protocol version", "", "wire.message", "PROTOCOL_VERSION"),
+    ("protocol version", "", "wire.versions", "PROTOCOL_VERSION"),
+    ("oldest version spoken", "", "wire.versions", "OLDEST_VERSION"),
     ("introduction frame", "bytes", "wire.codec", "INTRODUCTION_BYTES_MAX"),
     ("control frame", "bytes", "wire.codec", "FRAME_BYTES_MAX"),
     ("longest list in a message", "", "wire.codec", "ARRAY_LEN_MAX"),

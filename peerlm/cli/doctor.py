@@ -248,7 +248,8 @@ def _is_free(host: str, port: int) -> bool:
 def _peer(layout: Layout, address: str, status: dict[str, Any] | None) -> Iterator[Finding]:
     from peerlm.daemon.knock import knock
     from peerlm.identity import files
-    from peerlm.wire.message import PROTOCOL_VERSION, Refusal
+    from peerlm.wire.message import Refusal
+    from peerlm.wire.versions import fits, misfit
 
     try:
         run, links = read_run(layout), files.read_chain_file(layout.root)
@@ -263,11 +264,9 @@ def _peer(layout: Layout, address: str, status: dict[str, Any] | None) -> Iterat
     if isinstance(answer, Refusal):
         yield Finding("peer", False, f"{address} refuses this node: {answer.detail}")
         return
-    same = answer.version == PROTOCOL_VERSION
+    fitting = fits(answer.version)
     text = f"{address} lets this node in, speaks version {answer.version}, sees it as {answer.seen_host}"
-    yield Finding(
-        "peer", same, text, "" if same else f"this one speaks {PROTOCOL_VERSION}: upgrade the older"
-    )
+    yield Finding("peer", fitting, text, "" if fitting else misfit(answer.version))
     for name, port in (("control", answer.control_port), ("bulk", answer.bulk_port)):
         yield _reached(name, host, port)
     if status is not None:

@@ -104,7 +104,7 @@ def _snapshot(kept: Status) -> str:
 MEMBER_COLUMNS = ("node", "address", "state", "mixes", "tokens", "tok/s", "loss", "val", "dist")
 """As many as fit on eighty columns; a living member's state is what it says it is doing."""
 
-PEER_COLUMNS = ("id", "address", "state", "phase", "linked", *MEMBER_COLUMNS[3:])
+PEER_COLUMNS = ("id", "address", "state", "phase", "linked", *MEMBER_COLUMNS[3:], "release")
 
 
 def member_row(m: Status, own_id: str) -> tuple[str, ...]:
@@ -115,7 +115,9 @@ def member_row(m: Status, own_id: str) -> tuple[str, ...]:
 def peer_row(m: Status, own_id: str) -> tuple[str, ...]:
     linked = "yes" if m["linked"] else "no"
     phase = m["phase"] or words.ABSENT
-    return (m["id"] + _mark(m, own_id), _address(m), m["state"], phase, linked, *_figures(m))
+    release = printable(m["software"]) or words.ABSENT
+    who = m["id"] + _mark(m, own_id)
+    return (who, _address(m), m["state"], phase, linked, *_figures(m), release)
 
 
 def _mark(m: Status, own_id: str) -> str:

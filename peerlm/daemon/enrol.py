@@ -37,7 +37,8 @@ from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook
 from peerlm.store.disk import StateDirectory, write_atomic
-from peerlm.wire.message import PROTOCOL_VERSION, Hello, PlanAsk, PlanGive, Refusal, Welcome
+from peerlm.wire.message import Hello, PlanAsk, PlanGive, Refusal, Welcome
+from peerlm.wire.versions import PROTOCOL_VERSION, fits, misfit
 
 ANSWER_S = 10.0
 """Longest wait for the link, and for the plan, of a member that has let us in."""
@@ -165,6 +166,8 @@ class _Attempt:
         if isinstance(answer, Refusal):
             detail = f"{self._address}: admission: refused: {answer.detail}"
             raise AuthError(answer.reason, detail)
+        if not fits(answer.version):
+            raise AuthError("version", f"{self._address}: admission: {misfit(answer.version)}")
         return host, answer
 
     def _verified(self, welcome: Welcome) -> Verified:

@@ -12,7 +12,8 @@ from peerlm.errors import Unreachable
 from peerlm.events import Event, IntroductionAnswered, IntroductionFailed
 from peerlm.identity.chain import Chain
 from peerlm.types import RunId
-from peerlm.wire.message import PROTOCOL_VERSION, Hello, Refusal, Welcome
+from peerlm.wire.message import Hello, Refusal, Welcome
+from peerlm.wire.versions import PROTOCOL_VERSION
 
 ANSWER_S = 15.0
 

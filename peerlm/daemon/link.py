@@ -26,7 +26,7 @@ from peerlm.daemon.dealer import CurveKeys, Dealer, make_control_socket
 from peerlm.daemon.inlet import Inlet
 from peerlm.daemon.sockets import bind, make_context, property_of
 from peerlm.daemon.zap import Admission
-from peerlm.errors import ConfigError, WireError
+from peerlm.errors import ConfigError, UnknownMessage, WireError
 from peerlm.events import Event, LinkDown, LinkUp, Misbehaved, Received
 from peerlm.types import PeerId
 from peerlm.wire.codec import decode, encode
@@ -279,6 +279,9 @@ class Links:
             message = decode(parts[0].buffer)
             if isinstance(message, (Hello, Welcome, Refusal)):
                 raise WireError(f"{type(message).__name__} belongs on the introduction port")
+        except UnknownMessage:
+            self.counters["unknown"] += 1
+            return None
         except WireError as error:
             self.counters["garbage"] += 1
             self._post(Misbehaved(peer, str(error)))

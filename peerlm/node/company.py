@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
 
-from peerlm import config
+from peerlm import __version__, config
 from peerlm.config import Plan
 from peerlm.effects import (
     Admit,
@@ -216,7 +216,8 @@ class Company:
         return self.membership.on_link_down(event.peer, now, is_hint=is_hint)
 
     def _greeting(self, *, reply: bool) -> Greeting:
-        return Greeting(self.membership.myself, self.plan.revision, self.plan.plan_hash, reply)
+        myself, plan = self.membership.myself, self.plan
+        return Greeting(myself, plan.revision, plan.plan_hash, reply, __version__)
 
     def _tallies(self) -> Tallies:
         """The largest that fit a message; what is left out is what matters least."""
@@ -263,7 +264,7 @@ class Company:
         return []
 
     def _greeted(self, peer: PeerId, greeting: Greeting, now: Instant) -> list[Effect]:
-        self.contacts.greeted(peer)
+        self.contacts.greeted(peer, greeting.software)
         effects = self._plan_seen(peer, greeting.plan_revision, greeting.plan_hash)
         if not greeting.reply:
             effects.append(Send(peer, self._greeting(reply=True)))

@@ -52,6 +52,7 @@ class Contacts:
         self._attempts: dict[str, Attempt] = {}
         self._links: dict[PeerId, bool] = {}
         """Whether we have greeted each other; a connection for a single probe brings no greeting."""
+        self._software: dict[PeerId, str] = {}
         self._opening: dict[PeerId, Instant] = {}
         """Links we asked the driver to open, and until when they are waited for."""
         self._looked = NEVER
@@ -92,12 +93,15 @@ class Contacts:
         self._links[peer] = greeted
         self._not_opening(peer)
 
-    def greeted(self, peer: PeerId) -> None:
+    def greeted(self, peer: PeerId, software: str = "") -> None:
+        """`software`: the release of peerlm that it runs, by its own word."""
         if peer in self._links:
             self._links[peer] = True
+            self._software[peer] = software
 
     def link_down(self, peer: PeerId) -> None:
         self._links.pop(peer, None)
+        self._software.pop(peer, None)
         self._not_opening(peer)
 
     def is_linked(self, peer: PeerId) -> bool:
@@ -105,6 +109,10 @@ class Contacts:
 
     def is_greeted(self, peer: PeerId) -> bool:
         return self._links.get(peer, False)
+
+    def software(self, peer: PeerId) -> str:
+        """What a linked peer runs; empty where it has not said."""
+        return self._software.get(peer, "")
 
     def is_pending(self, peer: PeerId, now: Instant) -> bool:
         return self._opening.get(peer, now) > now

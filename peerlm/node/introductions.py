@@ -22,7 +22,8 @@ from peerlm.membership.membership import Membership
 from peerlm.node.certificates import Certificates
 from peerlm.node.contacts import Contacts, neighbours
 from peerlm.types import Instant, PeerId, short
-from peerlm.wire.message import PROTOCOL_VERSION, Hello, Refusal, Welcome
+from peerlm.wire.message import Hello, Refusal, Welcome
+from peerlm.wire.versions import PROTOCOL_VERSION, fits, misfit
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,9 @@ class Introductions:
 
     def hello_came(self, event: HelloCame) -> list[Effect]:
         hello = event.hello
-        if hello.version != PROTOCOL_VERSION:
-            detail = (
-                f"protocol {hello.version} there, {PROTOCOL_VERSION} here: update the older node"
-            )
-            return [AnswerIntroduction(event.route, Refusal("version", detail))]
+        if not fits(hello.version):
+            refusal = Refusal("version", misfit(hello.version))
+            return [AnswerIntroduction(event.route, refusal)]
         if hello.run_id != self._gate.run_id:
             detail = f"this node is in run {short(self._gate.run_id)}, not {short(hello.run_id)}"
             return [AnswerIntroduction(event.route, Refusal("wrong_run", detail))]
@@ -109,7 +108,9 @@ class Introductions:
 
     def _welcomed(self, event: IntroductionAnswered, answer: Welcome, now: Instant) -> list[Effect]:
         try:
-            if answer.version != PROTOCOL_VERSION or answer.run_id != self._gate.run_id:
+            if not fits(answer.version):
+                raise AuthError("version", misfit(answer.version))
+            if answer.run_id != self._gate.run_id:
                 raise AuthError("wrong_run", f"{event.address} answers for another run")
             verified = self._certificates.admit(answer.chain, vouched=True)
         except AuthError as error:

@@ -17,6 +17,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from peerlm import __version__
 from peerlm import events as ev
 from peerlm.config import NodeSettings
 from peerlm.effects import Effect, Halt, Log, Send, WriteSnapshot
@@ -550,6 +551,7 @@ class Node:
             self._ledger.tokens_of(self.me),
             True,
             None,
+            __version__,
         )
         others = [
             self._summarise(
@@ -560,6 +562,7 @@ class Node:
                 self._ledger.tokens_of(m.peer),
                 company.contacts.is_linked(m.peer),
                 self.work.exchanges.outcomes.met(m.peer, now),
+                company.contacts.software(m.peer),
             )
             for m in company.membership.members().values()
         ]
@@ -574,6 +577,7 @@ class Node:
         tokens: int,
         linked: bool,
         mixed_s_ago: float | None,
+        software: str,
     ) -> MemberSummary:
         return MemberSummary(
             peer=peer,
@@ -589,6 +593,7 @@ class Node:
             distance=v.distance if v else None,
             linked=linked,
             mixed_s_ago=mixed_s_ago,
+            software=software,
         )
 
     def _bytes_allreduce(self) -> int:

@@ -33,6 +33,8 @@ class MemberSummary:
     linked: bool
     mixed_s_ago: float | None = None
     """Since this node's last exchange with it."""
+    software: str = ""
+    """The release of peerlm that it runs, by its own word; empty where it has not said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "consensus_distance": m.distance,
                 "linked": m.linked,
                 "mixed_s_ago": None if m.mixed_s_ago is None else round(m.mixed_s_ago, 1),
+                "software": m.software,
             }
             for m in s.members
         ],

@@ -18,7 +18,8 @@ from peerlm.identity.invite import Inviter, enrol, make_invite, root_inviter
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import create_run
 from peerlm.types import Role, WallTime
-from peerlm.wire.message import PROTOCOL_VERSION, Hello
+from peerlm.wire.message import Hello
+from peerlm.wire.versions import PROTOCOL_VERSION
 
 if TYPE_CHECKING:
     from peerlm.sim.world import World

@@ -5,6 +5,9 @@ nesting, the number of fields, every type and every bound are checked before a m
 each failure is a `WireError` that names the message and the field. Each struct's checker is built
 once from its annotations, so the catalogue in `wire.message` is the only description there is.
 
+A sender may be a version older or newer (`wire.versions`): fields that are missing at the end take
+their defaults, additional ones are not read, and rumors of an unknown kind are passed over.
+
 Encoding is deterministic (same value, same bytes), so encoded structs can be signed.
 """
 
@@ -19,7 +22,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 import msgpack
 
-from peerlm.errors import WireError
+from peerlm.errors import UnknownMessage, WireError
 from peerlm.wire import message as catalogue
 from peerlm.wire.bounds import Exactly, Least, Most
 from peerlm.wire.message import Message, Struct
@@ -49,7 +52,8 @@ def encode(struct: Struct) -> bytes:
 
 
 def decode(data: bytes | memoryview, *, bytes_max: int = FRAME_BYTES_MAX) -> Message:
-    """A message from a peer's bytes. Raises `WireError` for anything but a well-formed message."""
+    """A message from a peer's bytes. Raises `WireError` for anything but a well-formed message:
+    `UnknownMessage` for one that a newer node may know."""
     return decode_as(Message, data, bytes_max=bytes_max)
 
 
@@ -69,6 +73,8 @@ def decode_as(kind: type[S], data: bytes | memoryview, *, bytes_max: int = FRAME
         )
     except (ValueError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(f"not msgpack: {type(error).__name__} {error}"[:200]) from None
+    if kind is Message and _is_of_another_version(raw):
+        raise UnknownMessage(f"Message: unknown type {raw[0]}")
     return _struct((kind,), raw, kind.__name__)  # type: ignore[return-value]
 
 
@@ -97,15 +103,21 @@ def _struct(kinds: tuple[type[Struct], ...], raw: Any, where: str) -> Struct:
     kind = _STRUCTS.get(raw[0])
     if kind is None or not issubclass(kind, kinds):
         raise WireError(f"{where}: unknown type {raw[0]}")
-    checkers = _CHECKERS[kind]
-    if len(raw) - 1 != len(checkers):
-        raise WireError(f"{kind.__name__}: {len(raw) - 1} fields, must be {len(checkers)}")
+    checkers, least = _CHECKERS[kind], _FIELDS_LEAST[kind]
+    if len(raw) - 1 < least:
+        raise WireError(f"{kind.__name__}: {len(raw) - 1} fields, must be at least {least}")
     return kind(
         *(
             check(value, f"{kind.__name__}.{name}")
-            for (name, check), value in zip(checkers, raw[1:], strict=True)
+            for (name, check), value in zip(checkers, raw[1:], strict=False)
         )
     )
+
+
+def _is_of_another_version(raw: Any) -> bool:
+    """A struct with a number that this catalogue has not."""
+    numbered = isinstance(raw, list) and bool(raw) and type(raw[0]) is int
+    return numbered and raw[0] > 0 and raw[0] not in _STRUCTS
 
 
 def _index() -> dict[int, type[Struct]]:
@@ -138,9 +150,11 @@ def _checker(hint: Any) -> Checker:
     if hint in (bytes, str):
         return lambda raw, where: _sized(hint, raw, where, bounds)
     if get_origin(hint) is tuple:
-        item = _checker(get_args(hint)[0])
+        (entry_hint, _) = get_args(hint)
+        item = _checker(entry_hint)
+        passes = _is_of_another_version if _is_choice(entry_hint) else lambda raw: False
         return lambda raw, where: tuple(
-            item(entry, where) for entry in _sized(list, raw, where, bounds)
+            item(entry, where) for entry in _sized(list, raw, where, bounds) if not passes(entry)
         )
     if get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint):
         inner = _checker(get_args(hint)[0])
@@ -148,6 +162,11 @@ def _checker(hint: Any) -> Checker:
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     assert all(isinstance(k, type) and issubclass(k, Struct) for k in kinds), hint
     return lambda raw, where: _struct(kinds, raw, where)
+
+
+def _is_choice(hint: Any) -> bool:
+    """Whether it is one of several structs: a later version may know more of them."""
+    return get_origin(hint) in (Union, types.UnionType) and type(None) not in get_args(hint)
 
 
 def _integer(raw: Any, where: str, bounds: tuple[Any, ...]) -> int:
@@ -194,6 +213,10 @@ def _sized(kind: type[Any], raw: Any, where: str, bounds: tuple[Any, ...]) -> An
 
 _STRUCTS = _index()
 _CHECKERS = {kind: _checkers(kind) for kind in _STRUCTS.values()}
+_FIELDS_LEAST = {
+    kind: sum(f.default is dataclasses.MISSING for f in dataclasses.fields(kind))
+    for kind in _STRUCTS.values()
+}
 _PARTS: dict[type[Struct], Callable[[Any], tuple[Any, ...]]] = {
     kind: attrgetter("code", *(f.name for f in dataclasses.fields(kind)))
     if dataclasses.fields(kind)

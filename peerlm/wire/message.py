@@ -4,9 +4,8 @@ Each message is a frozen dataclass with a number of its own. Field types and bou
 type (`Annotated`), and `wire.codec` checks every one of them on arrival: a message that decodes is
 well-formed. Whether it is *true* is the business of the core that handles it.
 
-Numbers are never reused. A change that old nodes cannot read raises `PROTOCOL_VERSION`, which the
-introduction compares, so two generations of nodes refuse each other with a clear line instead of
-dropping each other's messages.
+Numbers are never reused, and fields never move: `wire.versions` says how the catalogue may grow so
+that a node of the version before still follows.
 
 Planes: `Hello`, `Welcome` and `Refusal` travel in the clear on the introduction port (public data
 only). All others travel on CURVE sockets, and the sender is the peer whose key opened the
@@ -19,8 +18,6 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from peerlm.wire.bounds import Exactly, Least, Most
-
-PROTOCOL_VERSION = 1
 
 Id16 = Annotated[bytes, Exactly(16)]
 Hash32 = Annotated[bytes, Exactly(32)]
@@ -208,6 +205,8 @@ class Greeting(Message):
     plan_revision: Count
     plan_hash: Hash32
     reply: bool
+    software: Word = ""
+    """The sender's release of peerlm, for people; since version 3."""
 
 
 @dataclass(frozen=True, slots=True)

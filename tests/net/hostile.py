@@ -34,7 +34,6 @@ from peerlm.model.plan import fragments
 from peerlm.types import PeerId, Role, TransferId, WallTime
 from peerlm.wire.codec import encode as encode_message
 from peerlm.wire.message import (
-    PROTOCOL_VERSION,
     Ack,
     Alive,
     ExchangeAnswer,
@@ -50,6 +49,7 @@ from peerlm.wire.message import (
     Vitals,
     Welcome,
 )
+from peerlm.wire.versions import PROTOCOL_VERSION
 
 M = TypeVar("M", bound=Message)
 Vector = NDArray[np.float32]

@@ -139,7 +139,8 @@ def wait_for(
 
 
 class Node:
-    """One node: its folder, and its daemon while there is one. `log`: what it wrote to a terminal."""
+    """One node: its folder, and its daemon while there is one. `log`: what it wrote to a terminal.
+    `program`: what is run for it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -147,6 +148,7 @@ class Node:
         self.log = folder.with_name(folder.name + ".out")
         self.process: subprocess.Popen[bytes] | None = None
         self.past: list[subprocess.Popen[bytes]] = []
+        self.program: Sequence[str] = PEERLM
 
     # ------------------------------------------------------------------------------ its process
 
@@ -157,7 +159,7 @@ class Node:
         assert not self.is_running, f"{self.folder} runs already"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*PEERLM, *map(str, command), "--state", str(self.folder)],
+                [*self.program, *map(str, command), "--state", str(self.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -293,8 +295,9 @@ class Swarm:
         self.nodes.append(node)
         return node
 
-    def found(self, *args: object, **node: str) -> Node:
+    def found(self, *args: object, program: Sequence[str] = PEERLM, **node: str) -> Node:
         founder = self.node()
+        founder.program = program
         init(founder.folder, *args, **node)
         founder.up()
         founder.wait(lambda s: s["state"] == "training", "the founder trains")
@@ -305,9 +308,17 @@ class Swarm:
         line = succeed("invite", "--state", self.nodes[0].folder, *args)
         return line.split("--token ")[1].strip()
 
-    def join(self, through: Node | str, token: str = "", *args: object, **node: str) -> Node:
+    def join(
+        self,
+        through: Node | str,
+        token: str = "",
+        *args: object,
+        program: Sequence[str] = PEERLM,
+        **node: str,
+    ) -> Node:
         """A newcomer enters by the address of `through`, and begins to look for state."""
         newcomer = self.node()
+        newcomer.program = program
         address = through if isinstance(through, str) else through.address
         settings = options("--set-node", NODE | node)
         token = token or self.invite("--address", "127.0.0.1:1")

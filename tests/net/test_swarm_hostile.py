@@ -34,7 +34,6 @@ from peerlm.mix.robust import FIRST_CLIP
 from peerlm.mix.vector import BLOCK
 from peerlm.types import Role, TransferId, WallTime
 from peerlm.wire.message import (
-    PROTOCOL_VERSION,
     ExchangeAnswer,
     ExchangeRequest,
     FragmentOffer,
@@ -46,6 +45,7 @@ from peerlm.wire.message import (
     StateAsk,
     StateGive,
 )
+from peerlm.wire.versions import OLDEST_VERSION, PROTOCOL_VERSION
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="function")]
 
@@ -102,7 +102,7 @@ async def test_stale_and_foreign_certificates_are_refused(hostile: Hostile, hone
         Hello(PROTOCOL_VERSION, foreign.run_id, chain),
         Hello(PROTOCOL_VERSION, hostile.run_id, hostile.chain[:-1]),
         Hello(PROTOCOL_VERSION, hostile.run_id, (*hostile.chain[:-1], b"\0" * 100)),
-        Hello(PROTOCOL_VERSION + 1, hostile.run_id, hostile.chain),
+        Hello(OLDEST_VERSION - 1, hostile.run_id, hostile.chain),
     ):
         assert isinstance(await hostile.knock(honest.address, hello), Refusal)
 

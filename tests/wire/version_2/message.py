@@ -1,0 +1,410 @@
+"""Every message of protocol version 2."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from version_2.bounds import Exactly, Least, Most
+
+PROTOCOL_VERSION = 2
+
+Id16 = Annotated[bytes, Exactly(16)]
+Hash32 = Annotated[bytes, Exactly(32)]
+Key32 = Annotated[bytes, Exactly(32)]
+Signature = Annotated[bytes, Exactly(64)]
+Host = Annotated[str, Most(255)]
+Word = Annotated[str, Most(64)]
+Line = Annotated[str, Most(400)]
+Port = Annotated[int, Most(65_535)]
+Count = Annotated[int, Most(2**62)]
+Link = Annotated[bytes, Most(2048)]
+Chain = Annotated[tuple[Link, ...], Most(6)]
+
+
+@dataclass(frozen=True, slots=True)
+class Struct:
+    """Base of everything that can be encoded; `code` is its number on the wire."""
+
+    code: ClassVar[int] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Message(Struct):
+    """Base of what can be sent by itself."""
+
+
+# ----------------------------------------------------------------------- introduction (in the clear)
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """The dialler shows who certified it. Nothing in it is secret."""
+
+    code: ClassVar[int] = 1
+    version: Annotated[int, Most(65_535)]
+    run_id: Id16
+    chain: Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome(Message):
+    """The other side's certificate chain and where its encrypted sockets are."""
+
+    code: ClassVar[int] = 2
+    version: Annotated[int, Most(65_535)]
+    run_id: Id16
+    chain: Chain
+    control_port: Port
+    bulk_port: Port
+    seen_host: Host
+    """The address the dialler's packets came from, as this node sees it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal(Message):
+    """Why a hello was not accepted. `reason` is a stable word, `detail` a line for a person."""
+
+    code: ClassVar[int] = 3
+    reason: Word
+    detail: Line
+
+
+# --------------------------------------------------------------------------- facts that are gossiped
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord(Struct):
+    """What a node says of itself; signed by it. Newer (epoch, counter) replaces older."""
+
+    code: ClassVar[int] = 10
+    peer: Id16
+    epoch: Count
+    """Boot epoch: grows with every start of the daemon."""
+    counter: Count
+    """Raised by the owner alone, to refute a suspicion or to change the record."""
+    host: Host
+    """Where it can be dialled; empty: nowhere, it dials out."""
+    intro_port: Port
+    control_port: Port
+    bulk_port: Port
+    left: bool
+    """True: the owner said goodbye. Final for this epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals(Struct):
+    """How a node is doing, by itself; signed by it. Newer (epoch, version) replaces older."""
+
+    code: ClassVar[int] = 11
+    peer: Id16
+    epoch: Count
+    version: Count
+    tokens: Count
+    """Tokens its worker has trained on in this epoch: an entry of the swarm's grow-only count."""
+    phase: Word
+    active: bool
+    """It holds state of this run's lineage and may donate it and answer exchanges."""
+    participating: bool
+    """It finished an exchange within the last few outer steps, or is settled."""
+    settled: bool
+    """The run's budget is reached and its weights have stopped moving."""
+    plan_revision: Count
+    loss: float | None
+    """Training loss of θ, nats per token, averaged over the last steps."""
+    val_loss: float | None
+    """Loss of φ on the held-out text, nats per token."""
+    distance: float | None
+    """Relative distance of φ to its partners', from its recent exchanges."""
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alive(Struct):
+    """A node's own record with its signature and certificate chain; also carries `left`."""
+
+    code: ClassVar[int] = 20
+    record: Annotated[bytes, Most(1024)]
+    """An encoded `NodeRecord`."""
+    signature: Signature
+    chain: Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect(Struct):
+    """`accuser` got no sign of life of `peer`."""
+
+    code: ClassVar[int] = 21
+    peer: Id16
+    epoch: Count
+    counter: Count
+    accuser: Id16
+
+
+@dataclass(frozen=True, slots=True)
+class Dead(Struct):
+    """A suspicion of `peer` ran out at `accuser`."""
+
+    code: ClassVar[int] = 22
+    peer: Id16
+    epoch: Count
+    counter: Count
+    accuser: Id16
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse(Struct):
+    """A node's vitals with its signature."""
+
+    code: ClassVar[int] = 23
+    vitals: Annotated[bytes, Most(512)]
+    """An encoded `Vitals`."""
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked(Struct):
+    """A signed revocation (`identity.revocation`)."""
+
+    code: ClassVar[int] = 24
+    blob: Annotated[bytes, Most(16_384)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanNews(Struct):
+    """There is a plan of this revision; ask the sender for it."""
+
+    code: ClassVar[int] = 25
+    revision: Count
+    plan_hash: Hash32
+
+
+Rumor = Alive | Suspect | Dead | Pulse | Revoked | PlanNews
+Rumors = Annotated[tuple[Rumor, ...], Most(256)]
+
+
+# ----------------------------------------------------------------------------------- membership
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting(Message):
+    """First message on a new connection, from the dialler; answered by one with `reply` set."""
+
+    code: ClassVar[int] = 30
+    myself: Alive
+    plan_revision: Count
+    plan_hash: Hash32
+    reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Message):
+    """Are you well? Answered by Ack with the same `seq`."""
+
+    code: ClassVar[int] = 31
+    seq: Count
+    rumors: Rumors
+
+
+@dataclass(frozen=True, slots=True)
+class Ack(Message):
+    """Sign of life. `target` is who is alive: the sender, or who it pinged on our behalf."""
+
+    code: ClassVar[int] = 32
+    seq: Count
+    target: Id16
+    rumors: Rumors
+
+
+@dataclass(frozen=True, slots=True)
+class PingRequest(Message):
+    """Please ping `target` for me, and answer Ack with its id, or Nack if it stays silent."""
+
+    code: ClassVar[int] = 33
+    seq: Count
+    target: Id16
+
+
+@dataclass(frozen=True, slots=True)
+class Nack(Message):
+    """I am well, but `target` has not answered me."""
+
+    code: ClassVar[int] = 34
+    seq: Count
+    target: Id16
+
+
+@dataclass(frozen=True, slots=True)
+class Gossip(Message):
+    """Rumors, sent on a timer of their own."""
+
+    code: ClassVar[int] = 35
+    rumors: Rumors
+
+
+@dataclass(frozen=True, slots=True)
+class DigestEntry(Struct):
+    """What I know of one peer, without the proof."""
+
+    code: ClassVar[int] = 36
+    peer: Id16
+    epoch: Count
+    counter: Count
+    state: Annotated[int, Most(3)]
+    """0 alive, 1 suspect, 2 dead, 3 left."""
+    vitals_epoch: Count
+    vitals_version: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Sync(Message):
+    """Anti-entropy: here is what I know; tell me what is newer, and ask for what you lack."""
+
+    code: ClassVar[int] = 37
+    entries: Annotated[tuple[DigestEntry, ...], Most(4096)]
+    reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tally(Struct):
+    """Tokens that a node trained on in one boot epoch."""
+
+    code: ClassVar[int] = 38
+    peer: Id16
+    epoch: Count
+    tokens: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Tallies(Message):
+    """The swarm's token count as the sender knows it, the long dead included; merged by maximum.
+    Told on a new link: vitals tell of the living, this of everybody else."""
+
+    code: ClassVar[int] = 39
+    entries: Annotated[tuple[Tally, ...], Most(4096)]
+
+
+# ------------------------------------------------------------------------------------------ plan
+
+
+@dataclass(frozen=True, slots=True)
+class PlanAsk(Message):
+    """Send me your plan."""
+
+    code: ClassVar[int] = 40
+
+
+@dataclass(frozen=True, slots=True)
+class PlanGive(Message):
+    """The plan in force at the sender, as the root signed it."""
+
+    code: ClassVar[int] = 41
+    signed_plan: Annotated[bytes, Most(512 * 1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRefused(Message):
+    """Your plan is not ours; nothing else you say is heard. `detail` names the field."""
+
+    code: ClassVar[int] = 42
+    detail: Line
+
+
+# -------------------------------------------------------------------------------------- exchange
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRequest(Message):
+    """Mix fragment `fragment` with me. The tensors follow on the bulk plane once accepted."""
+
+    code: ClassVar[int] = 50
+    transfer: Id16
+    plan_hash: Hash32
+    fragment: Annotated[int, Most(1_000_000)]
+    version: Count
+    codec_request: Word
+    codec_reply: Word
+    request_bytes: Annotated[int, Most(2**28)]
+    ramp: Annotated[float, Least(0.0), Most(1.0)]
+    """Share of the usual weight this node should be given; below 1 while it is new, or where its
+    sampler mixes the pair by less."""
+    key_up: Key32
+    key_down: Key32
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeAnswer(Message):
+    """`verdict`: accept, busy or refuse; `reason` says why for the last two."""
+
+    code: ClassVar[int] = 51
+    transfer: Id16
+    verdict: Word
+    reason: Line
+    ramp: Annotated[float, Least(0.0), Most(1.0)]
+    """As in the request: the responder's, for the weight the initiator gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeDone(Message):
+    """The initiator has applied the reply, or gave up: the responder may forget it."""
+
+    code: ClassVar[int] = 52
+    transfer: Id16
+    applied: bool
+
+
+# ------------------------------------------------------------------------------- state and objects
+
+
+@dataclass(frozen=True, slots=True)
+class StateAsk(Message):
+    """What slow weights could you donate?"""
+
+    code: ClassVar[int] = 60
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentOffer(Struct):
+    """One fragment of a donor's snapshot: an object, and a sketch others can compare with."""
+
+    code: ClassVar[int] = 61
+    fragment: Annotated[int, Most(1_000_000)]
+    version: Count
+    object_hash: Hash32
+    size: Annotated[int, Most(2**32)]
+    sketch: Annotated[tuple[float, ...], Most(64)]
+
+
+@dataclass(frozen=True, slots=True)
+class StateGive(Message):
+    """A donor's snapshot; empty `fragments`: nothing to give (yet)."""
+
+    code: ClassVar[int] = 62
+    plan_hash: Hash32
+    tokens: Count
+    """Tokens the swarm had trained on when the snapshot was taken, as the donor knew it."""
+    final: bool
+    """The run is settled: these are the finished weights."""
+    fragments: Annotated[tuple[FragmentOffer, ...], Most(4096)]
+
+
+@dataclass(frozen=True, slots=True)
+class PullRequest(Message):
+    """Serve me this object; chunks follow on the bulk plane once accepted."""
+
+    code: ClassVar[int] = 63
+    transfer: Id16
+    object_hash: Hash32
+    key_up: Key32
+    key_down: Key32
+
+
+@dataclass(frozen=True, slots=True)
+class PullAnswer(Message):
+    """`verdict`: accept, busy or refuse. `size` is the object's, in bytes."""
+
+    code: ClassVar[int] = 64
+    transfer: Id16
+    verdict: Word
+    reason: Line
+    size: Annotated[int, Most(2**40)]
