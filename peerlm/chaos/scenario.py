@@ -46,6 +46,7 @@ KINDS: dict[str, str] = {
     "delay": "frames take `rate` ms more, one way",
     "corrupt": "of all frames, `rate` arrive with a bit of their load flipped and a checksum that fits",
     "full": "no room on the disk of the node's folder",
+    "clock": "the wall clock of the machine is wrong by `rate` seconds, forward or, where negative, back",
     "guests": "clients on every port of the node that say nothing, or nonsense, again and again",
 }
 """Kind of fault → what it is."""
@@ -53,7 +54,7 @@ KINDS: dict[str, str] = {
 OF_ALL = frozenset({"everybody", "split", "loss", "slow", "delay", "corrupt"})
 """Kinds that have no victim of their own."""
 
-WITH_RATE = frozenset({"loss", "slow", "delay", "corrupt"})
+WITH_RATE = frozenset({"loss", "slow", "delay", "corrupt", "clock"})
 
 INSTANT = frozenset({"worker", "crash"})
 """Kinds that are over at once."""
@@ -155,14 +156,16 @@ def _read_fault(entry: object, where: str, number: int) -> Fault:
         at_s=reader.number("at_s", 0, 1e6, 0.0),
         for_s=reader.span("for_s"),
         victims=reader.numbers("victims"),
-        rate=reader.number("rate", 0, 1e6, 0.0),
+        rate=reader.number("rate", -1e9, 1e9, 0.0),
     )
     if ("every_s" in entry) == ("at_s" in entry):
         raise ConfigError(f"{where}: give every_s or at_s")
     if kind not in INSTANT and fault.for_s[1] <= 0:
         raise ConfigError(f"{where}: a {kind} lasts a while: for_s = [10, 20]")
-    if kind in WITH_RATE and fault.rate <= 0:
+    if kind in WITH_RATE and not fault.rate:
         raise ConfigError(f"{where}: a {kind} needs a rate")
+    if kind != "clock" and fault.rate < 0:
+        raise ConfigError(f"{where}: rate = {fault.rate:g}: must not be negative")
     if kind in OF_ALL and fault.victims:
         raise ConfigError(f"{where}: a {kind} befalls all and takes no victims")
     if kind in ("loss", "corrupt") and fault.rate >= 1:

@@ -24,6 +24,7 @@ from peerlm.bench.namespaces import mount_namespace
 from peerlm.bench.nodes import Swarm, processes_of, running
 from peerlm.bench.rows import Missed
 from peerlm.bench.switch import Trouble
+from peerlm.chaos.clocks import Clock
 from peerlm.chaos.scenario import Act, Scenario
 from peerlm.cli.demo_nodes import DemoNode
 from peerlm.cli.leash import die_with_parent
@@ -36,10 +37,14 @@ FILLING_TRIES = 5
 
 
 class World:
-    """The swarm of a scenario, and what it suffers. `down` and `stopped`: node numbers."""
+    """The swarm of a scenario, and what it suffers. `down` and `stopped`: node numbers. `clocks`: of nodes in their order,
+    where the scenario has faults of clocks."""
 
-    def __init__(self, scenario: Scenario, swarm: Swarm, lines: Lines) -> None:
+    def __init__(
+        self, scenario: Scenario, swarm: Swarm, lines: Lines, clocks: Sequence[Clock] = ()
+    ) -> None:
         self.swarm = swarm
+        self._clocks = clocks
         self.down: set[int] = set()
         self.stopped: set[int] = set()
         self._scenario = scenario
@@ -70,6 +75,9 @@ class World:
                 return self._fill([n for n in act.nodes if n not in self.down])
             case "guests":
                 return self._send_guests(act)
+            case "clock":
+                self._set_clocks(act.nodes, act.rate)
+                return f"the clock of {_names(act.nodes)} set by {act.rate:+g} s"
             case _:
                 self._acts.append(act)
                 self._lines.suffer(self._trouble())
@@ -93,6 +101,9 @@ class World:
                     guests.kill()
                     guests.wait()
                 return f"guests of {_names(act.nodes)} gone"
+            case "clock":
+                self._set_clocks(act.nodes, -act.rate)
+                return f"the clock of {_names(act.nodes)} set right"
             case "worker" | "crash":
                 return ""
             case _:
@@ -184,6 +195,10 @@ class World:
             )
         return f"guests at {_names(act.nodes)}"
 
+    def _set_clocks(self, numbers: Sequence[int], seconds: float) -> None:
+        for number in numbers:
+            self._clocks[number - 1].step(seconds)
+
     def send_guests_away(self) -> None:
         for act in list(self._guests):
             self.end(act)
@@ -193,6 +208,8 @@ class World:
         self.send_guests_away()
         self._acts.clear()
         self._lines.suffer(Trouble())
+        for clock in self._clocks:
+            clock.set_right()
         self._go_on(sorted(self.stopped))
         self._start(sorted(self.down))
 
@@ -236,9 +253,18 @@ def world_of(scenario: Scenario, folder: Path) -> Iterator[World]:
         stack.callback(lines.close)
         swarm = _swarm(scenario, folder, lines)
         stack.enter_context(running(swarm))
-        world = World(scenario, swarm, lines)
+        clocks = _clocks(scenario, folder)
+        for node, clock in zip(swarm.nodes, clocks, strict=False):
+            node.program = clock.program(node.program)
+        world = World(scenario, swarm, lines, clocks)
         stack.callback(world.send_guests_away)
         yield world
+
+
+def _clocks(scenario: Scenario, folder: Path) -> list[Clock]:
+    if not any(fault.kind == "clock" for fault in scenario.faults):
+        return []
+    return [Clock(folder / f"clock-{n}") for n in range(1, scenario.nodes + 1)]
 
 
 @contextmanager

@@ -107,6 +107,10 @@ class Gate:
             return ()
         return self._drop_if(lambda seat: self.revocations.is_revoked(seat.serials))
 
+    def forget(self, peer: PeerId) -> None:
+        """Its seat is free for whatever chain it shows next, of an earlier date too."""
+        self._drop_if(lambda seat: seat.peer_id == peer)
+
     def expire(self, wall: WallTime) -> tuple[PeerId, ...]:
         """Drop the peers whose certificates have ended; their connections must be closed."""
         return self._drop_if(lambda seat: wall > seat.not_after + self.skew_s)

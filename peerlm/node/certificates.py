@@ -2,17 +2,19 @@
 
 The gate decides who is admitted; this file knows when it is asked, since nothing but certificates is
 read by wall time. It holds this node's chain and keys: it shows them, signs our record with them, and
-takes a fresh certificate at half life for as long as the invite allows. One that ended while the
-node was away is renewed before anything else.
+takes a fresh certificate at half life for as long as the invite allows. One that does not hold at the
+time that it is here is replaced before anything else: it ended while the node was away, or the clock
+was ahead when it was made. A clock that is wrong ends no node; what it says is held for true
+until it says something else.
 
 Nothing here closes a connection: who has lost its seat is handed to `company`, which lets it go.
 """
 
 from __future__ import annotations
 
-from peerlm.effects import Admit, Effect, SaveChain
+from peerlm.effects import Admit, Effect, Log, SaveChain
 from peerlm.errors import AuthError
-from peerlm.identity.chain import Chain, Verified
+from peerlm.identity.chain import SKEW_S, Chain, Verified
 from peerlm.identity.gate import Gate
 from peerlm.identity.invite import renew, renewal_due_at
 from peerlm.identity.keys import NodeKeys
@@ -20,6 +22,9 @@ from peerlm.membership.address_book import AddressBook
 from peerlm.types import PeerId, WallTime
 from peerlm.wire.codec import encode
 from peerlm.wire.message import Alive, NodeRecord, Pulse, Vitals
+
+OUT_OF_TIME = ("expired", "not_yet_valid")
+"""Why a chain is refused that may hold at another time."""
 
 
 class Certificates:
@@ -40,12 +45,12 @@ class Certificates:
         self.me = self._admit_ourselves()
 
     def _admit_ourselves(self) -> PeerId:
-        """Our own seat; a certificate that ended while we were away is renewed first, if its
+        """Our own seat; a certificate that does not hold at this time is renewed first, if its
         invite still allows it. Raises `AuthError`."""
         try:
             return self.admit(self.chain, vouched=True).peer_id
         except AuthError as error:
-            if error.code != "expired":
+            if error.code not in OUT_OF_TIME:
                 raise
         self._renew()
         self.kept.append(SaveChain(self.chain))
@@ -55,15 +60,23 @@ class Certificates:
         """A fresh certificate in the place of ours. Raises `AuthError` past the invite's end."""
         gate = self._gate
         self.chain = renew(self.chain, self._keys, gate.root_public_key, gate.run_id, self.wall)
+        gate.forget(self._keys.peer_id)
         self.admit(self.chain, vouched=True)
 
     def renew_if_due(self) -> list[Effect]:
-        """At half life; members have to be told of what follows."""
-        own = self._gate.verified(self.me)
-        due = renewal_due_at(own) if own is not None else None
-        if due is None or due > self.wall:
-            return []
-        self._renew()
+        """At half life, or where ours is of a time to come; members have to be told of what follows."""
+        try:
+            own = self._gate.verified(self.me) or self.admit(self.chain, vouched=True)
+            due = renewal_due_at(own)
+            if own.not_before <= self.wall + SKEW_S and (due is None or due > self.wall):
+                return []
+        except AuthError as error:
+            if error.code not in OUT_OF_TIME:
+                return []
+        try:
+            self._renew()
+        except AuthError as error:
+            return [Log("warning", "not_renewed", (("why", str(error)),))]
         return [SaveChain(self.chain)]
 
     # --------------------------------------------------------------------------------- of others

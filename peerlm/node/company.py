@@ -447,8 +447,9 @@ class Company:
 
     def _look_at_chains(self, now: Instant) -> list[Effect]:
         self._chain_due = after(now, CHAIN_CHECK_S)
+        shown = self.certificates.chain
         effects = self.certificates.renew_if_due()
-        if effects:
+        if self.certificates.chain is not shown:
             effects += self.membership.announce(now)
         return effects + self._expel(self.certificates.expire(), "expired", now)
 

@@ -85,6 +85,8 @@ def test_nothing_begins_or_lasts_into_the_calm() -> None:
         (HEAD + '[[fault]]\nkind = "kill"\nat_s = 1\nfor_s = [9, 3]', "must be seconds, or two"),
         (HEAD + '[[fault]]\nkind = "loss"\nat_s = 1\nfor_s = 9', "a loss needs a rate"),
         (HEAD + '[[fault]]\nkind = "loss"\nat_s = 1\nfor_s = 9\nrate = 1', "a share below 1"),
+        (HEAD + '[[fault]]\nkind = "slow"\nat_s = 1\nfor_s = 9\nrate = -1', "must not be negative"),
+        (HEAD + '[[fault]]\nkind = "clock"\nat_s = 1\nfor_s = 9', "a clock needs a rate"),
         (
             HEAD + '[[fault]]\nkind = "cut"\nat_s = 1\nfor_s = 9\nvictims = [5]',
             "there are nodes 1 to 4",

@@ -7,6 +7,7 @@ from node_scene import DAY, World
 
 from peerlm.effects import RunExchange, RunPull
 from peerlm.events import Leave, Pause, Resume
+from peerlm.identity.chain import Verified
 from peerlm.types import Role
 
 
@@ -356,3 +357,54 @@ def test_a_node_that_slept_past_its_certificate_renews_it_and_goes_on() -> None:
     own = node.company.gate.verified(node.me)
     assert own is not None
     assert own.not_after > world.wall
+
+
+# ------------------------------------------------------------------------- clocks that are wrong
+
+
+def own_seat(world: World, number: int) -> Verified:
+    node = world.machines[number].node
+    seat = node.company.gate.verified(node.me)
+    assert seat is not None
+    return seat
+
+
+WATCHING = (Role.OBSERVE,)
+A_LOOK_S = 65.0
+"""Within this time a node has looked at its certificate."""
+
+
+def all_linked(world: World) -> bool:
+    nodes = [machine.node for machine in world.up()]
+    return all(len(node.company.linked()) == len(nodes) - 1 for node in nodes)
+
+
+@pytest.mark.parametrize("days", [-1, -400, 60])
+def test_a_node_that_starts_with_a_wrong_clock_starts_and_is_back_when_it_is_right(
+    days: int,
+) -> None:
+    world = World().swarm(3, roles=WATCHING)
+    world.within(10, lambda: all_linked(world), "they meet")
+    world.kill(0)
+    world.machines[0].wall_skew_s = days * DAY
+    world.restart(0)
+    world.run(A_LOOK_S)
+    world.machines[0].wall_skew_s = 0.0
+    world.run(A_LOOK_S)
+    world.within(30, lambda: all_linked(world), "they meet again")
+    assert own_seat(world, 0).not_before <= world.wall < own_seat(world, 0).not_after
+
+
+@pytest.mark.parametrize("days", [-400, -1, 60, 100, 40_000])
+def test_a_clock_that_is_set_wrong_and_right_again_ends_nobody(days: int) -> None:
+    world = World().swarm(3, roles=WATCHING)
+    world.within(10, lambda: all_linked(world), "they meet")
+    world.machines[1].wall_skew_s = days * DAY
+    world.run(A_LOOK_S)
+    world.machines[1].wall_skew_s = 0.0
+    world.run(A_LOOK_S)
+    for number in (0, 2):  # others that start anew have to let it in, and it them
+        world.kill(number)
+        world.restart(number)
+        world.within(30, lambda: all_linked(world), f"they meet again, with machine {number} back")
+    assert own_seat(world, 1).not_before <= world.wall < own_seat(world, 1).not_after
