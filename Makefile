@@ -8,6 +8,7 @@ STAMP  := $(VENV)/installed
 FIGURES := daemon conservation join all_killed mixing_cost learning byzantine
 FLAGS   :=
 OTHER   := python3.13
+SCENARIO :=
 
 .PHONY: help demo test core check format sim net slow gpu rig rig-netns other-python bench-peers fuzz figures figures-long clean
 .DEFAULT_GOAL := help
@@ -19,7 +20,7 @@ help:
 	@echo "make check   format, lint, types, spelling"
 	@echo "make figures | figures-long    measure what docs/results.md promises; FLAGS=--record writes it there"
 	@echo "make sim | net | slow | gpu    one kind of test"
-	@echo "make rig          five nodes in containers, killed, frozen, cut off: from the image to a report"
+	@echo "make rig          five nodes in containers, killed, frozen, cut off: from the image to a report; SCENARIO=FILE"
 	@echo "make rig-netns    tests on machines made of namespaces: lines, chaos, systemd; needs root and ip"
 	@echo "make other-python OTHER=python3.13    one seed, one run: on another interpreter too"
 	@echo "make bench-peers    others to compare with in peerlm bench, in an environment of their own: .venv-peers"
@@ -54,7 +55,7 @@ sim net slow gpu: $(STAMP)
 	$(BIN)/python -m pytest -m $@
 
 rig: $(STAMP)
-	$(BIN)/python deploy/rig.py
+	SCENARIO=$(SCENARIO) $(BIN)/python deploy/rig.py
 
 rig-netns: $(STAMP)
 	$(BIN)/python -m pytest -m rig

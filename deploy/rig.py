@@ -1,8 +1,8 @@
-"""A rig of containers, from nothing to a report: `make rig`.
+"""A rig of containers, from nothing to a report: `make rig`, or `make rig SCENARIO=FILE`.
 
-Builds the image without a network, brings five nodes up with compose, kills the first, freezes one, takes one off the
-network, kills all at once, and each time waits until everybody mixes again. Prints how long that took, takes
-everything down and leaves nothing behind.
+Builds the image without a network, brings the nodes of a scenario up with compose, makes the trouble that the file says
+(`peerlm chaos` plays the same files with namespaces), prints the same report, takes everything down and leaves
+nothing behind. Needs root: nodes in containers are asked how they are through /proc.
 
 Where Docker's engine runs it is used, with the image PEERLM_BASE (python:3.11-slim-bookworm). Else, as root and with
 dockerd, debootstrap and ip installed, an engine of its own is started in a network namespace of its own, from which
@@ -12,42 +12,39 @@ compose`, else `docker-compose`.
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-import chaos
+from containers import Containers, ContainerSwarm, Engine, check
+
+from peerlm.bench.founding import options
+from peerlm.chaos.course import Course, missed_bars
+from peerlm.chaos.scenario import Scenario, read_scenario
+from peerlm.chaos.world import plan_of
+from peerlm.cli.chaos import report_lines
+from peerlm.errors import ConfigError, PeerlmError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-NODES = 5
 PROJECT = "peerlm-rig"
 SUITE = "bookworm"
 PACKAGES = "python3,python3-venv,procps"
 BASE = "peerlm-rig-base"
-WELL_S = 120.0
 ENGINE_S = 30.0
 
-INIT = (
-    "--set swarm.profile=test --set run.token_budget=1000000000000 --set model.dim=32 --set model.heads=2 "
-    "--set model.kv_heads=1 --set model.hidden=64 --set model.context=32 --set train.batch=4"
-)
-UP = "--set-node limits.threads=1 --set-node train.pace_tokens_s=400"
+SCENARIO = HERE / "scenarios/containers.toml"
 
 
-class RigFailed(Exception):
+class RigFailed(PeerlmError):
     """In one line."""
 
 
@@ -61,7 +58,7 @@ def run(*words: str | Path, **more: Any) -> str:
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "no word").splitlines()[-1]
         raise RigFailed(f"{' '.join(map(str, words[:4]))}: {said}")
-    return done.stdout
+    return str(done.stdout)
 
 
 # ---------------------------------------------------------------------------------- the engine
@@ -142,18 +139,19 @@ def base_system() -> Path:
 
 
 class Rig:
-    """The compose project, and what its nodes say."""
+    """The compose project of a scenario."""
 
-    def __init__(self, host: str, base: str) -> None:
+    def __init__(self, scenario: Scenario, host: str, base: str) -> None:
+        local = {"limits.threads": 1, "train.pace_tokens_s": scenario.pace}
         self._environment = os.environ | {
             "DOCKER_HOST": host,
             "DOCKER_BUILDKIT": "0",
             "PEERLM_IMAGE": PROJECT,
             "PEERLM_BASE": base,
-            "PEERLM_INIT": INIT,
-            "PEERLM_UP": UP,
+            "PEERLM_INIT": " ".join(options("--set", plan_of(scenario))),
+            "PEERLM_UP": " ".join(options("--set-node", local)),
         }
-        self.host = host
+        self._nodes = scenario.nodes
         plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
         self._compose = ("docker", "compose") if plugin.returncode == 0 else ("docker-compose",)
 
@@ -163,7 +161,9 @@ class Rig:
 
     def build(self) -> None:
         wheels = HERE / "wheels"
-        if not any(wheels.glob("torch-*.whl")):
+        fetched = max((w.stat().st_mtime for w in wheels.glob("torch-*.whl")), default=0.0)
+        wanted = max((ROOT / f).stat().st_mtime for f in ("pyproject.toml", "constraints.txt"))
+        if fetched < wanted:
             say("fetching wheels")
             run(HERE / "fetch-wheels.sh", env=os.environ | {"PYTHON": sys.executable})
         else:  # peerlm's own is always made anew
@@ -172,6 +172,9 @@ class Rig:
             run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", wheels, ROOT)
         say("building the image, without a network")
         self.compose("build", "init")
+
+    def up(self) -> None:
+        self.compose("up", "-d", "--no-build", "--scale", f"node={self._nodes - 1}")
 
     def down(self) -> None:
         say("taking it down")
@@ -183,106 +186,48 @@ class Rig:
             check=False,
         )
 
-    def statuses(self) -> list[dict[str, Any]]:
-        """Of nodes that answer."""
-        found = []
-        names = run(
-            "docker",
-            "ps",
-            "--filter",
-            "label=peerlm.node=true",
-            "--format",
-            "{{.Names}}",
-            env=self._environment,
-        )
-        for name in names.split():
-            done = subprocess.run(
-                ["docker", "exec", name, "peerlm", "status", "--json"],
-                capture_output=True,
-                env=self._environment,
-                check=False,
-            )
-            if done.returncode == 0:
-                found.append(json.loads(done.stdout))
-        return found
 
-    def wait_well(self, what: str) -> float:
-        """Seconds until every node trains, mixes and sees all others alive. Raises `RigFailed`."""
-        began = time.monotonic()
-        while True:
-            statuses = self.statuses()
-            well = [
-                s
-                for s in statuses
-                if s["participating"]
-                and s["state"] == "training"
-                and sum(m["state"] == "alive" for m in s["members"]) == NODES
-            ]
-            if len(well) == NODES:
-                return time.monotonic() - began
-            if time.monotonic() - began > WELL_S:
-                said = "; ".join(f"{s['state']}: {s['why'][0]}" for s in statuses)
-                raise RigFailed(
-                    f"{what}: {len(well)} of {NODES} nodes are well after {WELL_S:.0f} s: {said}"
-                )
-            time.sleep(1.0)
-
-
-Act = Callable[[chaos.Docker, dict[str, Any], random.Random], Awaitable[None]]
-
-
-def befall(host: str, act: Act, places: list[int]) -> None:
-    """Carry an act out on the nodes at these places of the list by name, and undo it."""
-
-    async def work() -> None:
-        connector = aiohttp.UnixConnector(host.removeprefix("unix://"))
-        async with aiohttp.ClientSession(connector=connector) as session:
-            docker, rng = chaos.Docker(session), random.Random(1)
-            nodes = await docker.nodes()
-            await asyncio.gather(*(act(docker, nodes[place], rng) for place in places))
-
-    asyncio.run(work())
-
-
-STORY: tuple[tuple[str, Act, list[int]], ...] = (
-    ("the first node is killed", chaos.kill, [0]),
-    ("a node is frozen", chaos.pause, [1]),
-    ("a node is off the network", chaos.cut, [2]),
-    ("all nodes are killed at once", chaos.kill, list(range(NODES))),
-)
+def play(scenario: Scenario, host: str, base: str) -> list[str]:
+    """Print the report; what it misses."""
+    rig = Rig(scenario, host, base)
+    rig.build()
+    docker = Engine(host.removeprefix("unix://"))
+    swarm = ContainerSwarm(scenario.nodes, docker, rig.up)
+    try:
+        report = Course(scenario, Containers(swarm, docker), say, faults=True).run()
+    finally:
+        rig.down()
+    for line in report_lines(report):
+        sys.stdout.write(f"{line}\n")
+    return missed_bars(report)
 
 
 def main() -> int:
+    path = Path(os.environ.get("SCENARIO") or SCENARIO)
     folder = Path(tempfile.mkdtemp(prefix="peerlm-rig-"))
-    rows: list[tuple[str, float]] = []
     try:
+        scenario = read_scenario(read(path), str(path))
+        check(scenario, str(path))
+        if os.geteuid() != 0:
+            raise RigFailed("this needs root")
         with engine(folder) as (host, base):
-            rig = Rig(host, base)
-            rig.build()
-            try:
-                say(f"bringing {NODES} nodes up")
-                rig.compose("up", "-d", "--no-build", "--scale", f"node={NODES - 1}")
-                rows.append(("all nodes up and mixing", rig.wait_well("at the start")))
-                for what, act, places in STORY:
-                    say(what)
-                    before = max(s["swarm_tokens"] for s in rig.statuses())
-                    befall(host, act, places)
-                    rows.append((f"{what}; mixing again", rig.wait_well(what)))
-                    after = max(s["swarm_tokens"] for s in rig.statuses())
-                    if after <= before:
-                        raise RigFailed(
-                            f"{what}: the swarm has {after:,} tokens, {before:,} before"
-                        )
-            finally:
-                rig.down()
-    except RigFailed as error:
+            missed = play(scenario, host, base)
+    except PeerlmError as error:
         say(f"rig: {error}")
         return 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        for what, seconds in rows:
-            sys.stdout.write(f"{what:<45} {seconds:6.1f} s\n")
-    return 0
+    for what in missed:
+        say(f"rig: {what}")
+    return bool(missed)
+
+
+def read(path: Path) -> str:
+    """Raises `ConfigError`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
 if __name__ == "__main__":

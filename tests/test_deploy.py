@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from peerlm.chaos.scenario import Act, read_scenario
+from peerlm.errors import ConfigError
 from peerlm.observe.metrics import METRICS
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
+sys.path.append(str(DEPLOY))
 KUBERNETES = "1.34"
 
 
@@ -51,3 +55,66 @@ def test_compose_scrapes_the_page_and_gives_each_node_the_same_ports() -> None:
     scraped = documents("watch/prometheus.yaml")[0]["scrape_configs"][0]["dns_sd_configs"][0]
     assert scraped["names"] == ["first", "node"]
     assert f"127.0.0.1:{scraped['port']}:{scraped['port']}" in compose["services"]["first"]["ports"]
+
+
+# ---------------------------------------------------------------------- scenarios with containers
+
+
+class Written:
+    """An engine of three containers that writes down what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        if method == "GET":
+            networks = {"swarm": {"IPAddress": "172.30.77.9"}}
+            return {"State": {"Pid": 0}, "NetworkSettings": {"Networks": networks}}
+        address = body and body.get("EndpointConfig", {}).get("IPAMConfig", {}).get("IPv4Address")
+        self.asked.append(path.removeprefix("/containers/") + (f" {address}" if address else ""))
+        return None
+
+
+@pytest.fixture
+def world() -> Any:
+    from containers import ContainerNode, Containers, ContainerSwarm
+
+    engine = Written()
+    swarm = ContainerSwarm(3, engine, lambda: None)  # type: ignore[arg-type]
+    swarm.nodes = [ContainerNode(n, engine, {"Id": f"c{n}"}) for n in (1, 2, 3)]  # type: ignore[arg-type, misc]
+    return Containers(swarm, engine)  # type: ignore[arg-type]
+
+
+def test_what_befalls_containers_is_undone(world: Any) -> None:
+    acts = [
+        Act(0, 1, "stop", (2,)),
+        Act(0, 1, "cut", (3,)),
+        Act(0, 1, "everybody", (1, 2, 3)),
+    ]
+    said = [world.begin(act) for act in acts]
+    assert said == ["stopped node 2", "off the network: node 3", "killed node 1, node 2, node 3"]
+    assert world.down == {1, 2, 3}
+    assert world.is_held_up(3)
+    assert world.begin(Act(0, 1, "kill", (1,))) == "", "who is down cannot be killed"
+    world.mend_all()
+    assert not world.down | world.stopped
+    assert world._engine.asked == [
+        "c2/pause",
+        "/networks/swarm/disconnect",
+        "c2/unpause",
+        *("c1/kill", "c2/kill", "c3/kill"),
+        "/networks/swarm/connect 172.30.77.9",
+        *("c1/start", "c2/start", "c3/start"),
+    ]
+
+
+def test_what_containers_cannot_play_is_said_before_anything_is_built() -> None:
+    from containers import check
+
+    for path in sorted((DEPLOY / "scenarios").glob("*.toml")):
+        scenario = read_scenario(path.read_text(), str(path))
+        if path.stem == "containers":
+            check(scenario, str(path))
+        elif path.stem == "everything":
+            with pytest.raises(ConfigError, match="containers can play crash"):
+                check(scenario, str(path))

@@ -14,14 +14,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 
-from peerlm.bench.nodes import processes_of
+from peerlm.bench.nodes import Swarm, processes_of
 from peerlm.bench.rows import Missed
 from peerlm.chaos.scenario import Act, Scenario, acts_of
-from peerlm.chaos.world import World, world_of
+from peerlm.chaos.world import world_of
+from peerlm.cli.demo_nodes import DemoNode
 from peerlm.sim.figures import quantiles
 
 LOOK_S = 0.5
@@ -39,6 +40,32 @@ WELL_S = 90.0
 """Longest wait, after the end, until every node takes part again."""
 
 Tell = Callable[[str], None]
+
+
+class World(Protocol):
+    """What a course is played in. `down`, `stopped`: numbers of nodes that were killed, or frozen."""
+
+    down: set[int]
+    stopped: set[int]
+
+    @property
+    def swarm(self) -> Swarm:
+        """Its nodes, and how they are."""
+
+    def node(self, number: int) -> DemoNode:
+        """1, 2 and so on."""
+
+    def is_held_up(self, number: int) -> bool:
+        """It runs, and could not exchange anything however well it did."""
+
+    def begin(self, act: Act) -> str:
+        """What was done, for people; empty if it could not befall its victim now."""
+
+    def end(self, act: Act) -> str:
+        """Mend what `begin` did; what was done."""
+
+    def mend_all(self) -> None:
+        """Nothing is wrong any more."""
 
 
 @dataclass(slots=True)

@@ -286,15 +286,19 @@ def _disk(place: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", place], check=False)
 
 
-def _swarm(scenario: Scenario, folder: Path, lines: Lines) -> Swarm:
-    plan: dict[str, Any] = {
+def plan_of(scenario: Scenario) -> dict[str, Any]:
+    """Changes to the preset's plan."""
+    return {
         # The learning rate follows it; what a quiet run would reach, and half as much again.
         "run.token_budget": int(90 * scenario.minutes * scenario.nodes * scenario.pace) + 1,
         "run.rng_seed": scenario.seed,
         **_dotted(scenario.plan),
     }
+
+
+def _swarm(scenario: Scenario, folder: Path, lines: Lines) -> Swarm:
     local = {"train.pace_tokens_s": scenario.pace, "network.port": 7700, "page.enabled": False}
-    swarm = Swarm(folder, scenario.nodes, plan, local, scenario.preset, place=lines)
+    swarm = Swarm(folder, scenario.nodes, plan_of(scenario), local, scenario.preset, place=lines)
     for node in swarm.nodes:
         node.layout = type(node.layout)(folder / f"disk-{node.number}" / "node")
     return swarm

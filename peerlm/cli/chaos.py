@@ -132,7 +132,7 @@ def run(
     report["took_s"] = round(time.monotonic() - began, 1)
     missed = missed_bars(report)
     report["missed"] = missed
-    click.echo(json.dumps(finite(report)) if as_json else "\n".join(_lines(report)))
+    click.echo(json.dumps(finite(report)) if as_json else "\n".join(report_lines(report)))
     if page is not None:
         from peerlm.chaos.page import page_of
 
@@ -147,7 +147,8 @@ def require_writable(folder: Path) -> None:
         raise ConfigError(f"{folder}: cannot be written to")
 
 
-def _lines(report: dict[str, Any]) -> list[str]:
+def report_lines(report: dict[str, Any]) -> list[str]:
+    """The table, for people."""
     returns = report["return_s"]
     faults = ", ".join(f"{n} {kind}" for kind, n in sorted(report["faults"].items()))
     growth = ", ".join(
