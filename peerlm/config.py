@@ -420,6 +420,29 @@ class PageSection:
     )
 
 
+WRITERS = ("csv", "tensorboard", "wandb")
+
+
+@dataclass(frozen=True, slots=True)
+class ObserveSection:
+    writers: tuple[str, ...] = option(
+        (),
+        "Other tools that get this node's curves. `tensorboard` and `wandb` need the package of that name.",
+        allowed="a list of: " + ", ".join(WRITERS),
+        ok=lambda v: len(set(v)) == len(v) and all(writer in WRITERS for writer in v),
+    )
+    folder: str = option(
+        "curves",
+        "Folder of their files; one that does not start with / is below the state folder. Several nodes "
+        "may share it.",
+        allowed="non-empty",
+        ok=bool,
+    )
+    every_s: float = at_least(
+        1.0, 10.0, "Time between two points; none is written in which nothing is new.", unit="s"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSettings:
     """What this machine decides for itself."""
@@ -430,6 +453,7 @@ class NodeSettings:
     data: LocalDataSection = LocalDataSection()
     control: ControlSection = ControlSection()
     page: PageSection = PageSection()
+    observe: ObserveSection = ObserveSection()
 
 
 # ------------------------------------------------------------------------ reading and changing

@@ -69,6 +69,7 @@ CLOCKS = {
 }
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.putenv"}
 LIGHT_DAEMON = ("torch", "rich", "click", "fsspec", "tokenizers", "safetensors.torch", "aiohttp")
+TOOLS = ("tensorboard", "wandb")
 LIGHT_CLI = ("torch", "rich", "numpy", "zmq", "cryptography", "peerlm.daemon.main")
 
 
@@ -111,6 +112,12 @@ def test_torch_is_named_only_where_models_are_made_and_trained() -> None:
             assert "torch" not in firsts, shown(path)
 
 
+def test_a_tool_that_gets_curves_is_known_to_the_writer_that_is_named_after_it_alone() -> None:
+    for tool in TOOLS:
+        knowing = [path for path in FILES if tool in {n.split(".")[0] for n in imported_by(path)}]
+        assert knowing == [PACKAGE / "daemon" / "writers" / f"{tool}.py"]
+
+
 def test_nobody_imports_the_command_line_but_itself_and_what_it_starts_to_measure() -> None:
     for path in FILES:
         if room_of(path) not in {"cli", "bench", "chaos", "__main__"}:
@@ -145,7 +152,8 @@ def test_no_core_reaches_a_driver_or_torch_through_others(room: str) -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("peerlm.daemon.main", LIGHT_DAEMON),
+        ("peerlm.daemon.main", (*LIGHT_DAEMON, *TOOLS)),
+        ("peerlm.daemon.writers.process", (*LIGHT_DAEMON, *TOOLS, "numpy", "peerlm.daemon.main")),
         ("peerlm.cli.main", LIGHT_CLI),
         ("peerlm.model", ("torch",)),
         ("peerlm.train.protocol", ("torch",)),

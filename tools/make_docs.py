@@ -35,6 +35,7 @@ from peerlm.cli.settings_text import toml_value
 from peerlm.config import NodeSettings, Plan
 from peerlm.membership import profile
 from peerlm.node.company import fixed_differences
+from peerlm.observe.curves import CURVES
 from peerlm.observe.metrics import METRICS
 from peerlm.wire import frame, message
 from peerlm.wire.bounds import Exactly, Least, Most
@@ -407,6 +408,13 @@ def metrics() -> Iterator[str]:
         yield f"| `{name}`{label} | {figure.kind} | {figure.help} |"
 
 
+def curves() -> Iterator[str]:
+    """What other tools get."""
+    yield from _table_head(("name", "unit", "meaning"))
+    for curve in CURVES:
+        yield _row((f"`{curve.name}`", curve.unit, curve.help))
+
+
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "settings of plan.toml": plan_settings,
     "settings of node.toml": node_settings,
@@ -418,6 +426,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "figures of the protocol": protocol_figures,
     "commands": commands,
     "metrics": metrics,
+    "curves": curves,
 }
 
 

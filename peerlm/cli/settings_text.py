@@ -16,6 +16,7 @@ import tomlkit
 from tomlkit.items import Table
 
 from peerlm.config import NodeSettings, read_toml, to_dict, with_changes
+from peerlm.daemon.writers import require_packages
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
 from peerlm.store.disk import Layout
@@ -44,8 +45,11 @@ def parse_changes(pairs: Sequence[str], option: str) -> dict[str, str]:
 
 
 def node_settings(changes: Mapping[str, str], where: str) -> NodeSettings:
-    """The defaults with some fields changed. Raises `ConfigError`."""
-    return with_changes(NodeSettings(), changes, where)
+    """The defaults with some fields changed. Raises `ConfigError`, also where a package is missing that a
+    field needs."""
+    settings = with_changes(NodeSettings(), changes, where)
+    require_packages(settings)
+    return settings
 
 
 def read_node_settings(layout: Layout) -> NodeSettings:
@@ -64,10 +68,11 @@ def change_node_settings(layout: Layout, changes: Mapping[str, str], option: str
     """Write node.toml where there is none; set fields in the one there is, leaving the rest as it is.
 
     Raises:
-        ConfigError: no such field, or a value that is not allowed.
+        ConfigError: no such field, a value that is not allowed, or a package missing that it needs.
         StateError: the folder cannot be written.
     """
     settings = with_changes(read_node_settings(layout), changes, option)
+    require_packages(settings)
     if not layout.node_settings.exists():
         text = render_node_settings(settings, frozenset(changes))
     elif changes:

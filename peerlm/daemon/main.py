@@ -42,6 +42,8 @@ from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.watch import history_of, keep_watch
 from peerlm.daemon.worker_link import WorkerLink
+from peerlm.daemon.writers import require_packages
+from peerlm.daemon.writing import Writing
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, first_cause
 from peerlm.identity import files
 from peerlm.identity.chain import Chain, claimed_run
@@ -54,6 +56,7 @@ from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.node.introductions import Ports
 from peerlm.node.node import Birth, Node
 from peerlm.node.snapshots import Restored
+from peerlm.observe.curves import Origin
 from peerlm.store.disk import StateDirectory, read_file, require_own
 from peerlm.store.objects import Objects
 from peerlm.types import short
@@ -115,6 +118,7 @@ def run(
             home = _changed(home, {"train.local_workers": local_workers}, "--local-workers")
         if control_group and not home.settings.control.group:
             home = _changed(home, {"control.group": control_group}, "--control-group")
+        require_packages(home.settings)
         log = DaemonLog(state.log, home.settings.control.log_level, quiet=quiet, journal=journal)
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -196,8 +200,9 @@ async def _live(
             driver.page.history = history
             driver.page.report = log.write
             driver.page.status = lambda: look(driver)[1]
+        writing = _start_writing(state, home, log)
         watching = asyncio.create_task(
-            keep_watch(lambda: look(driver), notifier, history, state, driver.saver)
+            keep_watch(lambda: look(driver), notifier, history, writing, state, driver.saver)
         )
         watching.add_done_callback(driver.watch_ended)
         try:
@@ -205,6 +210,13 @@ async def _live(
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+            await writing.close()
+
+
+def _start_writing(state: StateDirectory, home: Home, log: DaemonLog) -> Writing:
+    plan = home.plan.plan
+    origin = Origin(plan.run.name, home.gate.run_id.hex(), home.keys.peer_id.hex())
+    return Writing(home.settings.observe, origin, state.root, log.write)
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""Looks at the node each second, for whoever looks at it from outside: service manager, page, curves."""
+"""Looks at the node each second, for whoever looks at it from outside: service manager, page, curves, writers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 from peerlm.daemon.loop import now, wall
 from peerlm.daemon.notify import Health, Notifier
+from peerlm.daemon.writing import Writing
 from peerlm.errors import StateError
 from peerlm.observe.history import History, read_history
 from peerlm.store import disk
@@ -36,9 +37,14 @@ def history_of(layout: Layout) -> History:
 
 
 async def keep_watch(
-    look: Look, notifier: Notifier, history: History, layout: Layout, threads: Executor
+    look: Look,
+    notifier: Notifier,
+    history: History,
+    writing: Writing,
+    layout: Layout,
+    threads: Executor,
 ) -> None:
-    """Runs until cancelled; then the history is saved once more. Saving waits for the disk, telling never does:
+    """Runs until cancelled; then the node is looked at and the history saved once more. Saving waits for the disk, telling never does:
     a service manager would take a slow disk for a loop that is stuck."""
     began, save_at = now(), now() + SAVE_S
     saving: asyncio.Task[None] | None = None
@@ -57,10 +63,12 @@ async def keep_watch(
                 health = replace(health, is_ready=True)
             notifier.tell(health)
             history.see(status, wall())
+            writing.see(status, wall())
             if now() >= save_at and (saving is None or saving.done()):
                 save_at, saving = now() + SAVE_S, asyncio.create_task(save())
             await asyncio.sleep(notifier.pause_s)
     finally:
+        writing.see(look()[1], wall())
         if saving is not None:
             await asyncio.shield(saving)
         await asyncio.shield(save())
