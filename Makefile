@@ -10,7 +10,7 @@ FLAGS   :=
 OTHER   := python3.13
 SCENARIO :=
 
-.PHONY: help demo test core check format sim net slow gpu rig rig-netns other-python bench-peers fuzz figures figures-long clean
+.PHONY: help demo test core check format sim net slow gpu rig rig-netns rig-ray other-python bench-peers fuzz figures figures-long clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make sim | net | slow | gpu    one kind of test"
 	@echo "make rig          five nodes in containers, killed, frozen, cut off: from the image to a report; SCENARIO=FILE"
 	@echo "make rig-netns    tests on machines made of namespaces: lines, chaos, systemd; needs root and ip"
+	@echo "make rig-ray      nodes on a Ray cluster of this machine, in an environment of its own: .venv-ray"
 	@echo "make other-python OTHER=python3.13    one seed, one run: on another interpreter too"
 	@echo "make bench-peers    others to compare with in peerlm bench, in an environment of their own: .venv-peers"
 	@echo "make fuzz    damaged inputs for every decoder, hostile peers for every machine, for minutes"
@@ -60,6 +61,12 @@ rig: $(STAMP)
 rig-netns: $(STAMP)
 	$(BIN)/python -m pytest -m rig
 
+rig-ray:
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet --upgrade pip
+	.venv-ray/bin/python -m pip install --quiet -c constraints.txt -c tests/rig/ray-constraints.txt -e '.[dev,ray]'
+	.venv-ray/bin/python -m pytest tests/rig/test_ray.py
+
 other-python: $(STAMP)
 	$(OTHER) -m venv .venv-other
 	.venv-other/bin/python -m pip install --quiet -c constraints.txt blake3 click cryptography fsspec msgpack \
@@ -90,4 +97,4 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.truth $(FLAGS)    # needs root: it makes networks
 
 clean:
-	rm -rf $(VENV) .venv-other .venv-peers deploy/wheels build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-other .venv-peers .venv-ray deploy/wheels build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

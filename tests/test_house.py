@@ -51,8 +51,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
 """Room → (other rooms or modules of them, third parties) it may import, besides WORDS. `daemon`, `bench` and `cli` may
 import what they like, but for what stands below."""
 
-DRIVERS = {"daemon", "cli", "bench", "chaos", "__main__", "__init__"}
-WITH_CLOCKS = {"daemon", "cli", "bench", "chaos", "train"}
+DRIVERS = {"daemon", "cli", "bench", "chaos", "launch", "__main__", "__init__"}
+WITH_CLOCKS = {"daemon", "cli", "bench", "chaos", "launch", "train"}
 
 RIVALS = "bench/rivals"
 """Scripts that run with another interpreter and know nothing of us."""
@@ -99,7 +99,7 @@ def test_the_loop_and_sockets_are_the_daemons_alone() -> None:
         if room_of(path) != "daemon" and path not in DAEMONS:
             firsts = {name.split(".")[0] for name in imported_by(path)}
             assert not firsts & {"asyncio", "zmq", "uvloop", "selectors"}, shown(path)
-            if room_of(path) not in {"cli", "bench", "chaos", "train"}:
+            if room_of(path) not in {"cli", "bench", "chaos", "launch", "train"}:
                 assert not firsts & {"socket", "subprocess", "threading", "multiprocessing"}, shown(
                     path
                 )
@@ -118,9 +118,15 @@ def test_a_tool_that_gets_curves_is_known_to_the_writer_that_is_named_after_it_a
         assert knowing == [PACKAGE / "daemon" / "writers" / f"{tool}.py"]
 
 
-def test_nobody_imports_the_command_line_but_itself_and_what_it_starts_to_measure() -> None:
+def test_ray_is_named_only_where_nodes_are_placed_by_it() -> None:
     for path in FILES:
-        if room_of(path) not in {"cli", "bench", "chaos", "__main__"}:
+        if path != PACKAGE / "launch" / "on_ray.py":
+            assert "ray" not in {name.split(".")[0] for name in imported_by(path)}, shown(path)
+
+
+def test_nobody_imports_the_command_line_but_itself_and_what_it_starts() -> None:
+    for path in FILES:
+        if room_of(path) not in {"cli", "bench", "chaos", "launch", "__main__"}:
             assert not [n for n in imported_by(path) if n.startswith("peerlm.cli")], shown(path)
 
 

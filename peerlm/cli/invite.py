@@ -16,7 +16,7 @@ DEFAULT_ROLES = (Role.TRAIN, Role.STORE, Role.SERVE, Role.OBSERVE)
 SECONDS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
 
 
-def _lifetime(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
+def lifetime(ctx: click.Context, parameter: click.Parameter, value: str) -> int:
     """`90m`, `12h`, `7d`, `2w` or `1y` in seconds."""
     match = re.fullmatch(r"(\d{1,6})([mhdwy])", value.strip())
     if match is None:
@@ -47,7 +47,7 @@ def _roles(
 @click.option(
     "--enrol-until",
     "enrol_s",
-    callback=_lifetime,
+    callback=lifetime,
     metavar="TIME",
     default="7d",
     show_default=True,
@@ -56,7 +56,7 @@ def _roles(
 @click.option(
     "--certs-until",
     "certs_s",
-    callback=_lifetime,
+    callback=lifetime,
     metavar="TIME",
     default="1y",
     show_default=True,

@@ -35,6 +35,7 @@ COMMANDS = {
     "sim": "sim:sim",
     "bench": "bench:bench",
     "chaos": "chaos:chaos",
+    "ray": "ray:ray",
     "export": "export:export",
     "plan": "plan:plan",
     "pause": "steer:pause",
