@@ -84,6 +84,12 @@ def join(
     node_settings(changes, "--set-node")
     secret = _token(token, token_file, ctx)
     if _is_service_that_waits(layout):
+        if enrol_only:
+            raise click.UsageError(
+                "--enrol-only: the service runs here and trains once it is enrolled; leave it out, or stop the service"
+            )
+        if port is not None:
+            changes = {**changes, "network.port": str(port)}
         _let_service_join(layout, address, secret, wait, changes)
         return
     if has_node(layout):

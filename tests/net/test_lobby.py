@@ -58,9 +58,14 @@ def test_join_lets_it_in_with_its_settings_and_a_failure_changes_nothing(swarm: 
     assert_refused(nobody, 1, "connect")
     wrong = peerlm("join", founder.address, "--token", token, *where, "--set-node", "mix.alpha=1")
     assert wrong.code == 2
+    idle = peerlm("join", founder.address, "--token", token, *where, "--enrol-only")
+    assert idle.code == 2
+    assert "the service runs here" in idle.err
     assert not node.layout.identity.exists()
-    joined = peerlm("join", founder.address, "--token", token, *where)
+    free = closed_port()
+    joined = peerlm("join", founder.address, "--token", token, *where, "--port", free)
     assert joined.code == 0, joined.err
+    assert f"port = {free}" in node.layout.node_settings.read_text()
     assert "the service trains" in joined.out
     swarm.wait_whole()
     assert "pace_tokens_s = 2500" in node.layout.node_settings.read_text()
@@ -92,16 +97,13 @@ def test_a_bad_invite_is_told_and_join_still_lets_it_in(swarm: Swarm, tmp_path: 
     assert joined.code == 0, joined.err
 
 
-def test_an_invite_may_be_laid_down_later(
-    swarm: Swarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invite_may_be_laid_down_later(swarm: Swarm, tmp_path: Path) -> None:
     founder = swarm.found()
     node = swarm.node()
     quick = "import peerlm.daemon.lobby as l, sys; l.AGAIN_S = 0.2; from peerlm.cli.main import main; sys.exit(main())"
-    monkeypatch.setattr("swarm.PEERLM", (sys.executable, "-c", quick))
+    node.program = (sys.executable, "-c", quick)
     node.start("up", "--wait", "--port", "0", variables={"CREDENTIALS_DIRECTORY": str(tmp_path)})
     wait_for(lambda: "in no run yet" in said_by(node), "it waits")
-    monkeypatch.undo()
     token = swarm.invite("--address", founder.address)
     (tmp_path / "invite").write_text(f"peerlm join {founder.address} --token {token}\n")
     node.wait(lambda s: len(s["members"]) == 2, "it is in")
