@@ -39,6 +39,8 @@ def handler(driver: Driver) -> control.Handler:
         match command:
             case "status":
                 return look(driver)[1]
+            case "history":
+                return driver.history.since(_seconds(arguments, "since"))
             case "pause":
                 driver.post(events.Pause())
             case "resume":
@@ -70,6 +72,13 @@ def _bytes(arguments: dict[str, Any], name: str) -> bytes:
         return bytes.fromhex(arguments[name])
     except (KeyError, TypeError, ValueError):
         raise ConfigError(f"control: {name} must be hex") from None
+
+
+def _seconds(arguments: dict[str, Any], name: str) -> float:
+    match arguments.get(name, 0):
+        case int() | float() as value:
+            return float(value)
+    raise ConfigError(f"control: {name} must be a number of seconds")
 
 
 async def _snapshot(driver: Driver) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A Unix socket in the state directory (of a system service: in its runtime folder
 
     command    arguments                           result
     status     -                                   `node.status.as_json`
+    history    since: seconds of wall time         `History.since`: points and events that came after
     pause      -                                   {}      take no inner steps until `resume`
     resume     -                                   {}
     stop       -                                   {}      snapshot, then end
@@ -42,7 +43,10 @@ from peerlm.errors import ConfigError, PeerlmError, StateError
 from peerlm.store.disk import SYSTEM_STATE, Layout, explained
 
 COMMANDS = frozenset(
-    ("status", "pause", "resume", "stop", "leave", "snapshot", "new_plan", "revoke", "join")
+    (
+        *("status", "history", "pause", "resume", "stop", "leave", "snapshot"),
+        *("new_plan", "revoke", "join"),
+    )
 )
 
 LINE_BYTES_MAX = 2 << 20

@@ -33,6 +33,7 @@ from peerlm.events import Event, LoopLagged, SaveFailed
 from peerlm.identity import files
 from peerlm.identity.root import verify_plan
 from peerlm.node.node import Node
+from peerlm.observe.history import History
 from peerlm.store import disk
 from peerlm.store.disk import StateDirectory
 from peerlm.types import FragmentId, Instant, WallTime
@@ -81,6 +82,7 @@ class Driver:
     slow: SlowWeights
     node: Node
     page: Page | None = None
+    history: History
 
     def __init__(self, state: StateDirectory, log: DaemonLog, tasks: asyncio.TaskGroup) -> None:
         self.halted: asyncio.Future[str] = asyncio.get_running_loop().create_future()

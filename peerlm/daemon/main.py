@@ -195,14 +195,13 @@ async def _live(
         _on_signals(driver)
         _announce(driver, log)
         driver.begin()
-        history = history_of(state)
         if driver.page is not None:
-            driver.page.history = history
+            driver.page.history = driver.history
             driver.page.report = log.write
             driver.page.status = lambda: look(driver)[1]
         writing = _start_writing(state, home, log)
         watching = asyncio.create_task(
-            keep_watch(lambda: look(driver), notifier, history, writing, state, driver.saver)
+            keep_watch(lambda: look(driver), notifier, driver.history, writing, state, driver.saver)
         )
         watching.add_done_callback(driver.watch_ended)
         try:
@@ -281,6 +280,7 @@ async def open_daemon(
         )
         stack.push_async_callback(driver.transfers.close)
         driver.node = _make_node(home, driver.keeping, specs, ports, epoch, seeds, state, log)
+        driver.history = history_of(state)
         server = await control.serve(state, handler(driver), home.settings.control.group)
         stack.push_async_callback(server.close)
         stack.callback(driver.end)

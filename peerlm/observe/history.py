@@ -117,6 +117,18 @@ class History:
         rest = {"spacing_s": self.spacing_s, "events": [asdict(e) for e in self.events], **more}
         return f'{{"points":[{",".join(self._texts)}],{json.dumps(rest)[1:]}'
 
+    def since(self, at: float) -> dict[str, Any]:
+        """What came after wall time `at`, as JSON, without the members' own curves: little to say, however often
+        one asks."""
+        return {
+            "points": [
+                {name: getattr(point, name) for name in POINT_FIELDS[:-1]}
+                for point in self.points
+                if point.at > at
+            ],
+            "events": [asdict(event) for event in self.events if event.at > at],
+        }
+
 
 def read_history(data: bytes) -> History:
     """What `to_text` wrote, to be gone on with by another life of the node; damaged, it begins anew."""

@@ -70,6 +70,20 @@ def test_a_long_run_is_spanned_from_its_beginning_in_bounded_room() -> None:
     assert max(gaps) <= 2 * min(gaps)
 
 
+def test_what_came_after_a_moment_can_be_asked_for_alone() -> None:
+    history = History()
+    for tick in range(4):
+        others = [member(ADA)] if tick >= 2 else []
+        history.see(status(*others, swarm_tokens=tick), 100.0 + 2 * tick)
+    whole, later = history.since(0.0), history.since(103.0)
+    assert [p["tokens"] for p in whole["points"]] == [0, 1, 2, 3]
+    assert [e["kind"] for e in whole["events"]] == ["start", "joined"]
+    assert [p["tokens"] for p in later["points"]] == [2, 3]
+    assert [e["kind"] for e in later["events"]] == ["joined"]
+    assert "members" not in later["points"][0]
+    assert history.since(106.0) == {"points": [], "events": []}
+
+
 def test_another_life_goes_on_where_the_last_ended() -> None:
     history = History()
     history.see(status(bytes_sent=70, bytes_allreduce=700), 10.0)
