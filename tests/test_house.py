@@ -68,9 +68,11 @@ CLOCKS = {
     *("time.sleep", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"),
 }
 ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.putenv"}
-LIGHT_DAEMON = ("torch", "rich", "click", "fsspec", "tokenizers", "safetensors.torch", "aiohttp")
 TOOLS = ("tensorboard", "wandb")
-LIGHT_CLI = ("torch", "rich", "numpy", "zmq", "cryptography", "peerlm.daemon.main")
+LIGHT_DAEMON = (
+    *("torch", "rich", "click", "textual", "fsspec", "tokenizers", "safetensors.torch", "aiohttp"),
+)
+LIGHT_CLI = ("torch", "rich", "textual", "numpy", "zmq", "cryptography", "peerlm.daemon.main")
 
 
 def test_every_room_imports_only_what_its_place_allows() -> None:
@@ -161,6 +163,7 @@ def test_no_core_reaches_a_driver_or_torch_through_others(room: str) -> None:
         ("peerlm.daemon.main", (*LIGHT_DAEMON, *TOOLS)),
         ("peerlm.daemon.writers.process", (*LIGHT_DAEMON, *TOOLS, "numpy", "peerlm.daemon.main")),
         ("peerlm.cli.main", LIGHT_CLI),
+        ("peerlm.cli.top", ("torch", "textual")),
         ("peerlm.model", ("torch",)),
         ("peerlm.train.protocol", ("torch",)),
         ("peerlm.train.worker", ("torch",)),

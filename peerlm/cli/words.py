@@ -35,6 +35,11 @@ def span(seconds: float) -> str:
     return f"{whole} s"
 
 
+def ago(seconds: float) -> str:
+    """A time that has passed, short enough for a column: 75 → `1 min`."""
+    return " ".join(span(seconds).split()[:2])
+
+
 def loss(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.3f}"
 

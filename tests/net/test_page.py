@@ -1,4 +1,5 @@
-"""What nodes show over HTTP: to a browser, to Prometheus, to scripts, and to those who mean harm."""
+"""What nodes show over HTTP: to a browser, to Prometheus, to scripts, and to those who mean harm; and what of it is
+seen on a terminal."""
 
 from __future__ import annotations
 
@@ -15,8 +16,10 @@ import jsonschema
 import pytest
 from chromium import opened
 from swarm import Node, Swarm, exchanged_more, wait_for
+from terminal import on_terminal
 
 from peerlm.daemon.page import CONNECTIONS_MAX
+from peerlm.errors import PeerlmError
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -135,6 +138,25 @@ def test_a_sample_is_written_once_for_a_snapshot(pair: tuple[Node, Node]) -> Non
 def _sample(url: str) -> dict[str, Any] | None:
     sample: dict[str, Any] = json.loads(get(url + "history")[1])["sample"]
     return None if sample["writing"] else sample
+
+
+def test_on_a_terminal(pair: tuple[Node, Node]) -> None:
+    node = pair[0]
+    node.wait(lambda s: s["val_loss"] is not None, "it has evaluated")
+    whole = node.ask("history")
+    assert whole["points"]
+    assert node.ask("history", since=whole["points"][-1]["at"] + 1e6) == {
+        "points": [],
+        "events": [],
+    }
+    with pytest.raises(PeerlmError, match="since must be a number of seconds"):
+        node.ask("history", since="yesterday")
+    with on_terminal("top", "--state", node.folder) as terminal:
+        for words in ("2 of 2 alive", "Members 2, by node", " joined", "Validation loss"):
+            terminal.wait_text(words)
+        terminal.type("q")
+        assert terminal.wait_end() == 0
+    assert "Traceback" not in terminal.text
 
 
 async def test_in_a_browser(pair: tuple[Node, Node], tmp_path: Path) -> None:
