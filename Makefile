@@ -8,7 +8,7 @@ STAMP  := $(VENV)/installed
 FIGURES := daemon conservation join all_killed mixing_cost learning byzantine
 FLAGS   :=
 OTHER   := python3.13
-SCENARIO :=
+SCENARIO ?=
 
 .PHONY: help demo test core check format sim net slow gpu rig rig-netns rig-ray other-python bench-peers fuzz figures figures-long clean
 .DEFAULT_GOAL := help
@@ -56,7 +56,7 @@ sim net slow gpu: $(STAMP)
 	$(BIN)/python -m pytest -m $@
 
 rig: $(STAMP)
-	SCENARIO=$(SCENARIO) $(BIN)/python deploy/rig.py
+	SCENARIO='$(SCENARIO)' $(BIN)/python deploy/rig.py
 
 rig-netns: $(STAMP)
 	$(BIN)/python -m pytest -m rig

@@ -29,8 +29,10 @@ from peerlm.store.disk import Layout
 KINDS = frozenset({"kill", "everybody", "stop", "cut", "worker", "crash"})
 """What can be done to containers."""
 
-LABEL = '{"label": ["peerlm.node=true"]}'
+PROJECT = "peerlm-rig"
+LABELS = json.dumps({"label": ["peerlm.node=true", f"com.docker.compose.project={PROJECT}"]})
 ANSWER_S = 2.0
+ENGINE_S = 60.0
 
 
 class Engine(http.client.HTTPConnection):
@@ -42,6 +44,7 @@ class Engine(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(ENGINE_S)
         self.sock.connect(self._path)
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
@@ -62,7 +65,7 @@ class Engine(http.client.HTTPConnection):
     def containers(self) -> list[dict[str, Any]]:
         """Of nodes, the first one first."""
         found: list[dict[str, Any]] = self.call(
-            "GET", f"/containers/json?all=1&filters={quote(LABEL)}"
+            "GET", f"/containers/json?all=1&filters={quote(LABELS)}"
         )
         return sorted(found, key=lambda container: container["Names"][0])
 

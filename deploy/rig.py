@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from containers import Containers, ContainerSwarm, Engine, check
+from containers import PROJECT, Containers, ContainerSwarm, Engine, check
 
 from peerlm.bench.founding import options
 from peerlm.chaos.course import Course, missed_bars
@@ -35,7 +35,6 @@ from peerlm.errors import ConfigError, PeerlmError
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-PROJECT = "peerlm-rig"
 SUITE = "bookworm"
 PACKAGES = "python3,python3-venv,procps"
 BASE = "peerlm-rig-base"
@@ -68,6 +67,12 @@ def run(*words: str | Path, **more: Any) -> str:
 def engine(folder: Path) -> Iterator[tuple[str, str]]:
     """(address of its socket, image to build on)."""
     host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if not host.startswith("unix://"):
+        raise RigFailed(
+            f"DOCKER_HOST={host}: nodes are asked through /proc, so the engine must be this machine's: unix://…"
+        )
+    if shutil.which("docker") is None:
+        raise RigFailed("docker is not installed")
     if (
         subprocess.run(["docker", "-H", host, "info"], capture_output=True, check=False).returncode
         == 0
@@ -148,7 +153,9 @@ class Rig:
             "DOCKER_BUILDKIT": "0",
             "PEERLM_IMAGE": PROJECT,
             "PEERLM_BASE": base,
-            "PEERLM_INIT": " ".join(options("--set", plan_of(scenario))),
+            "PEERLM_INIT": " ".join(
+                ("--preset", scenario.preset, *options("--set", plan_of(scenario)))
+            ),
             "PEERLM_UP": " ".join(options("--set-node", local)),
         }
         self._nodes = scenario.nodes

@@ -434,7 +434,7 @@ class ObserveSection:
     folder: str = option(
         "curves",
         "Folder of their files; one that does not start with / is below the state folder. Several nodes "
-        "may share it.",
+        "of one user may share it.",
         allowed="non-empty",
         ok=bool,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from peerlm.errors import ConfigError
 from peerlm.observe.metrics import METRICS
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
-sys.path.append(str(DEPLOY))
 KUBERNETES = "1.34"
 
 
@@ -76,7 +74,8 @@ class Written:
 
 
 @pytest.fixture
-def world() -> Any:
+def world(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(DEPLOY)
     from containers import ContainerNode, Containers, ContainerSwarm
 
     engine = Written()
@@ -108,7 +107,10 @@ def test_what_befalls_containers_is_undone(world: Any) -> None:
     ]
 
 
-def test_what_containers_cannot_play_is_said_before_anything_is_built() -> None:
+def test_what_containers_cannot_play_is_said_before_anything_is_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(DEPLOY)
     from containers import check
 
     for path in sorted((DEPLOY / "scenarios").glob("*.toml")):

@@ -163,7 +163,7 @@ def down(address: str) -> None:
         for number, row in rows.items()
         if row.get("trouble")
     ]
-    click.echo(f"{len(rows) - len(troubled)} nodes have left the swarm")
+    click.echo(f"nodes that have left the swarm: {len(rows) - len(troubled)} of {len(rows)}")
     if troubled:
         raise PeerlmError(f"not ended: {'; '.join(troubled)}")
 

@@ -230,7 +230,9 @@ def curve_text(chosen: Curve, story: Story, width: int, height: int) -> Text:
     lines = curve.plot(times, values, width, height, chosen.form, is_log=chosen.is_log)
     if not lines:
         room = len([v for v in values if v is not None]) >= 2
-        return Text(story.trouble or ("no room for it" if room else "not measured yet"), SOFT)
+        return Text(
+            printable(story.trouble) or ("no room for it" if room else "not measured yet"), SOFT
+        )
     text = Text(no_wrap=True)
     for line in lines[:-1]:
         scale, edge, picture = line.partition("▏")

@@ -115,7 +115,7 @@ def member_row(m: Status, own_id: str) -> tuple[str, ...]:
 def peer_row(m: Status, own_id: str) -> tuple[str, ...]:
     linked = "yes" if m["linked"] else "no"
     phase = m["phase"] or words.ABSENT
-    release = printable(m["software"]) or words.ABSENT
+    release = printable(m.get("software", "")) or words.ABSENT
     who = m["id"] + _mark(m, own_id)
     return (who, _address(m), m["state"], phase, linked, *_figures(m), release)
 

@@ -44,8 +44,8 @@ async def keep_watch(
     layout: Layout,
     threads: Executor,
 ) -> None:
-    """Runs until cancelled; then the node is looked at and the history saved once more. Saving waits for the disk, telling never does:
-    a service manager would take a slow disk for a loop that is stuck."""
+    """Runs until cancelled; then the node is looked at and the history saved once more. Saving waits for the
+    disk, telling never does: a service manager would take a slow disk for a loop that is stuck."""
     began, save_at = now(), now() + SAVE_S
     saving: asyncio.Task[None] | None = None
 
@@ -68,7 +68,9 @@ async def keep_watch(
                 save_at, saving = now() + SAVE_S, asyncio.create_task(save())
             await asyncio.sleep(notifier.pause_s)
     finally:
-        writing.see(look()[1], wall())
-        if saving is not None:
-            await asyncio.shield(saving)
-        await asyncio.shield(save())
+        try:
+            writing.see(look()[1], wall())
+        finally:
+            if saving is not None:
+                await asyncio.shield(saving)
+            await asyncio.shield(save())

@@ -246,7 +246,8 @@ def renew(
     if wall > verified.certs_until:
         raise AuthError(
             "expired",
-            f"this node's certificates ended at {date(verified.certs_until)}; join again with a new token",
+            f"this node's certificates ended at {date(verified.certs_until)}, it is {date(wall)} here; "
+            "if the clock is right, join again with a new token",
         )
     return (*chain[:-1], _certify(run_id, keys, verified.roles, wall, verified.certs_until))
 

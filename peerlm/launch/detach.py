@@ -19,9 +19,8 @@ def main() -> None:
         return
     os.setsid()
     os.chdir("/")
-    os.dup2(
-        0, 1
-    )  # the asker gave us nothing to read, and where that comes from what is written vanishes
+    # The asker gave us the null device to read; what is printed goes there too.
+    os.dup2(0, 1)
     os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 

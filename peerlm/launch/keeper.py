@@ -116,8 +116,8 @@ class Keeper:
                 if not is_served(self.layout):
                     self._start()
                 self._trouble, self._failures, pause = "", 0, LOOK_S
-            except (PeerlmError, OSError) as error:
-                self._trouble = str(error)
+            except Exception as error:  # whoever places keepers may fail too: nothing ends this
+                self._trouble = str(error) or type(error).__name__
                 self._failures += 1
                 pause = min(PAUSE_S_MAX, LOOK_S * 2.0**self._failures)
 

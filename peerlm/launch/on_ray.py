@@ -109,6 +109,10 @@ def _require_listener(address: str) -> None:
     """Ray itself would knock for a quarter of an hour. Raises `Unreachable`."""
     if not address or address == "auto":
         return
+    if "://" in address or ":" not in address:
+        raise ConfigError(
+            f"--address {address}: must be HOST:PORT of the cluster's head, or auto; run this on one of its machines"
+        )
     host, port = parse_address(address)
     try:
         socket.create_connection((host, port), CONNECT_S).close()
@@ -130,13 +134,15 @@ def keepers() -> dict[int, Any]:
     return dict(sorted(found.items()))
 
 
-def ask(whom: Mapping[int, Any], method: str, timeout_s: float, *args: Any) -> dict[int, Row]:
-    """The answers of all, asked at once; `trouble` for those that have none in time."""
+def ask(
+    whom: Mapping[int, Any], method: str, timeout_s: float, *args: Any, late: str = MISSING
+) -> dict[int, Row]:
+    """The answers of all, asked at once; `late` is the `trouble` of those that have none in time."""
     asked = {getattr(keeper, method).remote(*args): number for number, keeper in whom.items()}
     if not asked:
         return {}
     done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
-    answers = {number: {"trouble": MISSING} for number in whom}
+    answers = {number: {"trouble": late} for number in whom}
     return answers | {asked[answer]: _answer(answer) for answer in done}
 
 
@@ -256,7 +262,10 @@ def _found(group: Any, bundles: Sequence[Mapping[str, float]], wanted: Wanted) -
         raise PeerlmError(row["trouble"] or SILENT)
     (answer,) = ask(keepers(), "invite", ANSWER_S * 2, wanted.enrol_until).values()
     if "invite" not in answer:
-        raise PeerlmError(answer["trouble"])
+        raise PeerlmError(
+            f"{answer['trouble']}; the node in {row['folder']} goes on: "
+            f"`peerlm stop --state {row['folder']}` ends it"
+        )
     return str(answer["invite"])
 
 
@@ -293,7 +302,7 @@ def down() -> dict[int, Row]:
         raise StateError("no peerlm nodes on this Ray cluster")
     here = ask(found, "look", ANSWER_S)
     reached = {number: found[number] for number, row in here.items() if "folder" in row}
-    left = ask(reached, "leave", LEAVE_S)
+    left = ask(reached, "leave", LEAVE_S, late=f"it has not left within {LEAVE_S:.0f} s")
     _take_away(found)
     return {number: here[number] | left.get(number, {}) for number in found}
 

@@ -487,15 +487,21 @@ class Membership:
         """Push-pull with a random linked member."""
         if now < self._sync_due:
             return
-        self._sync_due = after(now, self._sync_wait_s())
+        if self._links:
+            self._sync_due = after(now, self._sync_wait_s())
+        else:
+            self._sync_due = after(now, self._usual_sync_wait_s())
         self._table.expire(now)
         if listeners := self._listeners():
             self._send(self._rng.choice(listeners), self._digest(reply=False))
 
+    def _usual_sync_wait_s(self) -> float:
+        return sync.interval_s(self.profile, self._table.n_live + 1, self._rng)
+
     def _sync_wait_s(self) -> float:
         """A newcomer compares tables soon, then twice as late each time, until it is as late as
         usual: rumors of those who came with it passed while it knew nobody."""
-        usual_s = sync.interval_s(self.profile, self._table.n_live + 1, self._rng)
+        usual_s = self._usual_sync_wait_s()
         if self._newcomer_wait_s >= usual_s:
             self._newcomer_wait_s = math.inf
             return usual_s

@@ -4,8 +4,8 @@ The gate decides who is admitted; this file knows when it is asked, since nothin
 read by wall time. It holds this node's chain and keys: it shows them, signs our record with them, and
 takes a fresh certificate at half life for as long as the invite allows. One that does not hold at the
 time that it is here is replaced before anything else: it ended while the node was away, or the clock
-was ahead when it was made. A clock that is wrong ends no node; what it says is held for true
-until it says something else.
+was ahead when it was made. What a wrong clock says is held for true until it says something else; it
+ends no node that runs, and keeps one from starting only past the end of what its invite allows.
 
 Nothing here closes a connection: who has lost its seat is handed to `company`, which lets it go.
 """

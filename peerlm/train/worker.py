@@ -10,6 +10,7 @@ nobody foresaw leaves a traceback on stderr, the daemon's log, too. It is never 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -51,7 +52,9 @@ def main(arguments: list[str]) -> int:
     except PeerlmError as error:  # nothing to look for in our code: the daemon says what is wrong
         return tell(channel, error)
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # nobody may read it
+            traceback.print_exc()
+            sys.stderr.flush()
         return tell(channel, error)
     return 0
 

@@ -206,7 +206,7 @@ def test_status_and_down(fake: FakeRay, peerlm: Cli) -> None:
     assert shown[2].split() == ["1", "–", "–", "–", "missing", "–", "–"]
     assert shown[3] == "1: Ray has no machine for it"
     outcome = peerlm("ray", "down")
-    assert outcome.out == "1 nodes have left the swarm\n"
+    assert outcome.out == "nodes that have left the swarm: 1 of 2\n"
     assert_one_line(outcome, 1, "not ended: 1: Ray has no machine for it")
     assert fake.left == ["keeper-0"]
     for command in ("status", "down"):

@@ -96,6 +96,7 @@ class Scene:
 @pytest.fixture
 async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setattr(writing, "CLOSE_S", 30.0)  # a process may take its time to come up
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(tmp_path), before))))
     return Scene(tmp_path)
 

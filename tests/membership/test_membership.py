@@ -247,6 +247,19 @@ def test_a_newcomer_compares_tables_again_and_again_and_then_as_rarely_as_all() 
     assert all(24.0 <= wait <= 36.0 for wait in usual)
 
 
+def test_who_waited_alone_for_the_first_other_compares_tables_as_soon() -> None:
+    node = alone()
+    while (now := node.deadline()) < T0 + 600.0:
+        node.wake(now)
+    met = Instant(T0 + 600.0)
+    node.learn(sign(record_of(1)), B, met)
+    node.on_link_up(B, met)
+    asked: list[Message] = []
+    while (now := node.deadline()) < met + 2.1:
+        asked += sent(node.wake(now), B, Sync)
+    assert len(asked) == 1
+
+
 def test_a_stale_table_raises_doubts_and_kills_nobody() -> None:
     node = among(1, 2)
     digest = Sync((entry(B, State.DEAD), entry(ME, State.DEAD)), reply=False)

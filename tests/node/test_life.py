@@ -408,3 +408,18 @@ def test_a_clock_that_is_set_wrong_and_right_again_ends_nobody(days: int) -> Non
         world.restart(number)
         world.within(30, lambda: all_linked(world), f"they meet again, with machine {number} back")
     assert own_seat(world, 1).not_before <= world.wall < own_seat(world, 1).not_after
+
+
+def test_with_a_wrong_clock_a_node_trains_and_mixes_where_certificates_hold() -> None:
+    world = mixing(2)
+    world.kill(0)
+    world.machines[0].wall_skew_s = 2 * DAY
+    world.restart(0)
+    world.within(60, world.all_mixing, "the certificates of the others have long begun at its time")
+    world.kill(1)
+    world.machines[1].wall_skew_s = -2 * DAY
+    world.restart(1)
+    world.within(60, lambda: phases(world, 1) == "training", "to it others' are of a time to come")
+    world.machines[0].wall_skew_s = world.machines[1].wall_skew_s = 0.0
+    world.run(A_LOOK_S)
+    world.within(60, world.all_mixing, "clocks are right")

@@ -44,6 +44,7 @@ class TensorboardWriter:
             self._put(self._event(wall_time=wall, file_version="brain.Event:2"))
         except BaseException:
             self.close()
+            self._path.unlink(missing_ok=True)
             raise
 
     def write(self, reading: Reading) -> None:
