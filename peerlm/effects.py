@@ -78,6 +78,18 @@ class SendFresh(Effect):
     message: Message
 
 
+@dataclass(frozen=True, slots=True)
+class TryDial(Effect):
+    """Introduce ourselves at this address and knock at its other ports; whatever is found, hang up
+    → `DialTried`."""
+
+    peer: PeerId
+    host: str
+    intro_port: int
+    control_port: int
+    bulk_port: int
+
+
 # ------------------------------------------------------------------------------ exchanges, pulls
 
 

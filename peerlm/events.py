@@ -81,6 +81,16 @@ class Misbehaved(Event):
     what: str
 
 
+@dataclass(frozen=True, slots=True)
+class DialTried(Event):
+    """What came of `TryDial`. `failure`: why a port could not be reached, a line for a person; else
+    empty, and `answer` is what was said at the introduction port."""
+
+    peer: PeerId
+    failure: str = ""
+    answer: Welcome | Refusal | None = None
+
+
 # ------------------------------------------------------------------------------ exchanges, pulls
 
 

@@ -90,6 +90,8 @@ def examine(layout: Layout, peers: tuple[str, ...]) -> Iterator[Finding]:
     yield _device(settings)
     if status is None:
         yield _ports(settings)
+    else:
+        yield _dialled(status["dialled"], settings)
     for address in peers:
         yield from _peer(layout, address, status)
 
@@ -229,6 +231,25 @@ def _ports(settings: NodeSettings) -> Finding:
         cure = "find out by whom with `ss -ltnp`, or set network.port"
         return Finding("ports", False, f"{text}: {', '.join(map(str, taken))} in use", cure)
     return Finding("ports", True, f"{text} are free; others must reach them through any firewall")
+
+
+def _dialled(dialled: dict[str, Any], settings: NodeSettings) -> Finding:
+    """Whether others can dial this node, by what they have told it."""
+    if not dialled["not_by"]:
+        by = dialled["by"]
+        if not by:
+            return Finding(
+                "dialled", None, "nobody has dialled this node yet: not known whether they can"
+            )
+        return Finding("dialled", True, f"by {by} other{'s' if by > 1 else ''}")
+    first = settings.network.port
+    ports = f"ports {first} to {first + 2}" if first else "its three ports"
+    cure = f"let {ports} in, or have the router pass them on and set network.advertise"
+    if not dialled["guarded"]:
+        text = f"by some, not by {dialled['not_by']}: {dialled['failure']}"
+        return Finding("dialled", None, text, cure)
+    text = f"by nobody: {dialled['failure']}; it mixes by dialling out"
+    return Finding("dialled", None, text, f"nothing need be done; for more partners {cure}")
 
 
 def _is_free(host: str, port: int) -> bool:

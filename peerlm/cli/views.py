@@ -41,7 +41,7 @@ def facts(s: Status) -> list[tuple[str, str]]:
     rate = s["swarm_tokens_per_s"]
     pairs = [
         ("node", f"{s['node_id'][:8]} of run {s['run_name']} ({s['run_id'][:8]}), {s['state']}"),
-        ("address", s["address"] or "not known yet"),
+        ("address", s["address"] or _no_address(s["dialled"])),
         (
             "tokens",
             f"{words.count(s['swarm_tokens'])} of {words.count(s['token_budget'])} by the swarm "
@@ -69,6 +69,10 @@ def facts(s: Status) -> list[tuple[str, str]]:
         pairs.append(("model", s["model_dir"]))
     pairs += [("why" if not at else "", line) for at, line in enumerate(s["why"])]
     return [(name, printable(line)) for name, line in pairs]
+
+
+def _no_address(dialled: Status) -> str:
+    return "none: nobody can dial it, it dials out" if dialled["guarded"] else "not known yet"
 
 
 def _tempo(tempo: Status) -> str:

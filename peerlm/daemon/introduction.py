@@ -166,27 +166,32 @@ class Introduction:
     # --------------------------------------------------------------------------------- dialling
 
     async def _dial(self, address: str, hello: Hello) -> None:
-        step = "resolve"
         try:
-            async with asyncio.timeout(DIAL_TIMEOUT_S):
-                host, port = parse_address(address)
-                addresses = await resolve(host)
-                step = "connect"
-                ip, connection = await connect_first(addresses, port)
-                step = "handshake"
-                reader, writer = await asyncio.open_connection(sock=connection)
-                try:
-                    writer.write(_frame(hello))
-                    answer = await _read_answer(reader, f"{ip} port {port}")
-                finally:
-                    writer.close()
-        except TimeoutError:
-            line = f"{address}: not done in {DIAL_TIMEOUT_S:g} s"
-            self._post(IntroductionFailed(address, step, line))
+            ip, answer = await say_hello(address, hello)
         except Unreachable as error:
             self._post(IntroductionFailed(address, error.step, str(error)))
         else:
             self._post(IntroductionAnswered(address, ip, answer))
+
+
+async def say_hello(address: str, hello: Hello) -> tuple[str, Welcome | Refusal]:
+    """(IP address that answered, its answer), in 8 s. Raises `Unreachable`."""
+    step = "resolve"
+    try:
+        async with asyncio.timeout(DIAL_TIMEOUT_S):
+            host, port = parse_address(address)
+            addresses = await resolve(host)
+            step = "connect"
+            ip, connection = await connect_first(addresses, port)
+            step = "handshake"
+            reader, writer = await asyncio.open_connection(sock=connection)
+            try:
+                writer.write(_frame(hello))
+                return ip, await _read_answer(reader, f"{ip} port {port}")
+            finally:
+                writer.close()
+    except TimeoutError:
+        raise Unreachable(step, f"{address}: not done in {DIAL_TIMEOUT_S:g} s") from None
 
 
 def _frame(message: Message) -> bytes:

@@ -19,6 +19,7 @@ from typing import Any, assert_never
 
 from peerlm import effects as fx
 from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.dial_back import try_dial
 from peerlm.daemon.introduction import Introduction
 from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.link import Links
@@ -237,6 +238,8 @@ class Driver:
                 self.links.admit(effect.peer, effect.curve_key)
             case fx.Expel():
                 self.links.expel(effect.peer)
+            case fx.TryDial():
+                self._tasks.create_task(self._try_dial(effect))
             case fx.OpenLink():
                 self.links.open(effect.peer, effect.host, effect.control_port, effect.curve_key)
             case fx.Log():
@@ -245,6 +248,10 @@ class Driver:
                 self._halt(effect.error)
             case _:
                 self._perform_work(effect)
+
+    async def _try_dial(self, effect: fx.TryDial) -> None:
+        hello = self.node.company.introductions.hello(now())
+        self.post(await try_dial(effect, hello))
 
     def _perform_work(self, effect: Effect) -> None:
         match effect:

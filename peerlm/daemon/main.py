@@ -53,7 +53,7 @@ from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
 from peerlm.mix.fragment import SlowFragment
 from peerlm.model.plan import FragmentSpec, fragments
-from peerlm.node.introductions import Ports
+from peerlm.node.dial_back import Ports
 from peerlm.node.node import Birth, Node
 from peerlm.node.snapshots import Restored
 from peerlm.observe.curves import Origin

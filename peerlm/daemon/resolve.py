@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import threading
 
@@ -115,7 +116,8 @@ async def connect_first(
         except ConnectionRefusedError:
             failures.append(f"connection refused by {ip} port {port}: nothing listens there")
         except OSError as error:
-            failures.append(f"{ip} port {port}: {error.strerror or error}")
+            why = os.strerror(error.errno) if error.errno else str(error)
+            failures.append(f"{ip} port {port}: {why}")
     raise Unreachable("connect", "; ".join(failures)[:300])
 
 

@@ -41,6 +41,7 @@ class Reach(Protocol):
     def is_live(self, peer: PeerId) -> bool: ...
     def is_linked(self, peer: PeerId) -> bool: ...
     def can_dial(self, peer: PeerId) -> bool: ...
+    def can_ask(self, peer: PeerId) -> bool: ...
 
 
 class Way(Enum):
@@ -289,7 +290,7 @@ class Detector:
         for _ in range(2):
             while round:
                 peer = round.pop()
-                if reach.is_live(peer) and not self.is_probing(peer):
+                if reach.is_live(peer) and not self.is_probing(peer) and reach.can_ask(peer):
                     return peer
             round.extend(peers)
             self._rng.shuffle(round)

@@ -66,6 +66,8 @@ class Membership:
     curve_of: a peer's CURVE key if known, for probes over fresh connections.
     book: addresses from earlier starts; `seeds` are added to its own.
     vitals: where signed vitals are kept, for push-pull.
+    lasts: whether the link with a peer is more than a connection that it made for one probe.
+    mesh_max: below so many other members everybody keeps a link with everybody that can be dialled.
     """
 
     def __init__(
@@ -80,6 +82,8 @@ class Membership:
         seeds: tuple[str, ...] = (),
         book: AddressBook | None = None,
         vitals: sync.VitalsShelf | None = None,
+        mesh_max: int = 0,
+        lasts: Callable[[PeerId], bool] = lambda peer: True,
     ) -> None:
         self.me = PeerId(record.peer)
         self.profile = profile
@@ -87,6 +91,7 @@ class Membership:
         self.book.add_seeds(seeds)
         self._rng = rng
         self._curve_of = curve_of
+        self._mesh_max, self._lasts = mesh_max, lasts
         self._vitals = sync.NoVitals() if vitals is None else vitals
         self._rumors = RumorQueue()
         self._detector = Detector(profile, rng, now)
@@ -384,7 +389,8 @@ class Membership:
         live = self._table.live()
         start = bisect(live, self.me)
         following = (live[(start + i) % len(live)] for i in range(len(live)))
-        return next((peer for peer in following if self._is_alive(peer)), None)
+        able = (peer for peer in following if self._is_alive(peer) and self.can_ask(peer))
+        return next(able, None)
 
     def helpers(self) -> list[PeerId]:
         """Linked members whom nobody doubts, sorted."""
@@ -398,6 +404,14 @@ class Membership:
         member = self._table.get(peer)
         dialable = member is not None and member.record.host and member.record.control_port
         return bool(dialable) and self._curve_of(peer) is not None
+
+    def can_ask(self, peer: PeerId) -> bool:
+        """Whether its silence would mean anything. A node that cannot be dialled answers over links that it
+        has dialled itself: in a small swarm to everybody whom we could ask for help, in a large one
+        to a few. There only those watch it."""
+        if self._table.n_live < self._mesh_max or self.can_dial(peer):
+            return True
+        return self.is_linked(peer) and self._lasts(peer)
 
     # -------------------------------------------------------------------------- private: messages
 
@@ -564,7 +578,8 @@ class Membership:
         for suspect in self._beliefs.drain_hearsay():
             share = self.profile.askers / max(1, self._table.n_live)
             is_asker = bool(self.profile.early_accusers) and self._rng.random() < share
-            if is_asker and not self._leaving and self.is_live(suspect):
+            is_asker &= not self._leaving and self.is_live(suspect) and self.can_ask(suspect)
+            if is_asker:
                 self._do(self._detector.begin(suspect, self._now, self), self._now)
 
     def _tell(self, peer: PeerId) -> None:

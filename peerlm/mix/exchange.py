@@ -143,6 +143,11 @@ class Exchanges:
         taken = (self._initiated, self._served, self._answered)
         return any(transfer in exchanges for exchanges in taken)
 
+    def partner(self, transfer: TransferId) -> PeerId | None:
+        """With whom this node has this exchange under way, as its initiator."""
+        exchange = self._initiated.get(transfer)
+        return None if exchange is None else exchange.peer
+
     @property
     def are_moving(self) -> bool:
         """Tensors of some exchange are on their way, as far as we know."""
@@ -192,8 +197,8 @@ class Exchanges:
         # While settling, partners are chosen by need: a schedule over a few of them has no meaning.
         sampler = ANYBODY if self.standing.settling else self._sampler
         samplers = [sampler]
-        if any(self.outcomes.scores.at_odds(p, now) for p in wish.partners):
-            samplers.append(ANYBODY)  # whom a schedule names may be at odds with us for long
+        if any(self._is_closed(p, now) for p in wish.partners):
+            samplers.append(ANYBODY)  # whom a schedule names may be closed to us for long
         for sampler, spared in product(samplers, (tried + avoided, tried, avoided, [])):
             exclude = (*never, *spared)
             choice = sampler.choose(
@@ -204,11 +209,11 @@ class Exchanges:
         return None
 
     def _is_able(self, peer: PeerId, wish: Wish, now: Instant) -> bool:
-        return (
-            peer not in wish.met
-            and self._endpoint(peer) is not None
-            and not self.outcomes.scores.at_odds(peer, now)
-        )
+        return peer not in wish.met and not self._is_closed(peer, now)
+
+    def _is_closed(self, peer: PeerId, now: Instant) -> bool:
+        """Whether it is of no use to ask: we cannot dial it, or one of us has excluded the other."""
+        return self._endpoint(peer) is None or self.outcomes.scores.at_odds(peer, now)
 
     def _codecs(self, fragment: FragmentId) -> tuple[str, str]:
         if self.standing.settling:

@@ -33,7 +33,7 @@ from peerlm.effects import (
 )
 from peerlm.errors import AuthError, ConfigError, WireError
 from peerlm.events import LinkDown, LinkUp
-from peerlm.identity.chain import Chain
+from peerlm.identity.chain import Chain, read_chain
 from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan, verify_plan
@@ -42,8 +42,9 @@ from peerlm.membership.member import Member, record_of
 from peerlm.membership.membership import Membership
 from peerlm.membership.profile import Profile, profile_named
 from peerlm.node.certificates import Certificates
-from peerlm.node.contacts import Contacts
-from peerlm.node.introductions import Introductions, Ports
+from peerlm.node.contacts import MESH_MAX, Contacts
+from peerlm.node.dial_back import DialBack, Ports
+from peerlm.node.introductions import Introductions
 from peerlm.node.seen import HOLDERS
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import Instant, PeerId, Role, WallTime, after, short
@@ -51,6 +52,8 @@ from peerlm.wire.codec import decode_as
 from peerlm.wire.message import (
     Ack,
     Alive,
+    Dialled,
+    DialMe,
     Gossip,
     Greeting,
     Message,
@@ -69,6 +72,7 @@ from peerlm.wire.message import (
     Tallies,
     Tally,
     Vitals,
+    Welcome,
 )
 
 TALK = (Ping, Ack, Gossip, PingRequest, Nack, Sync)
@@ -147,9 +151,12 @@ class Company:
             seeds=seeds,
             book=book,
             vitals=ledger,
+            mesh_max=MESH_MAX,
+            lasts=self.contacts.is_greeted,
         )
+        self.dial_back = DialBack(ports, self.membership, self._id_of)
         self.introductions = Introductions(
-            gate, self.certificates, self.contacts, self.membership, ports
+            gate, self.certificates, self.contacts, self.membership, self.dial_back, ports
         )
 
     # ----------------------------------------------------------------------------- what is known
@@ -190,7 +197,13 @@ class Company:
         member = self.membership.member(peer)
         if member is None or not member.record.host or not member.record.bulk_port:
             return None
+        if not self.dial_back.can_dial(peer):
+            return None
         return member.record.host, member.record.bulk_port
+
+    def _id_of(self, welcome: Welcome) -> PeerId:
+        """Whose welcome this is; seats nobody. Raises `AuthError`."""
+        return read_chain(welcome.chain, self.gate.root_public_key, self.gate.run_id).peer_id
 
     def allows(self, peer: PeerId, role: Role) -> bool:
         return self.gate.allows(peer, role)
@@ -206,6 +219,8 @@ class Company:
         effects: list[Effect] = []
         if event.dialled:
             effects.append(Send(event.peer, self._greeting(reply=False)))
+        else:
+            self.dial_back.came(event.peer)
         effects += self._tell_revocations(event.peer)
         effects.append(Send(event.peer, self._tallies()))
         return effects + self.membership.on_link_up(event.peer, now)
@@ -213,6 +228,7 @@ class Company:
     def link_down(self, event: LinkDown, now: Instant) -> list[Effect]:
         is_hint = not self.contacts.is_linked(event.peer) or self.contacts.is_greeted(event.peer)
         self.contacts.link_down(event.peer)
+        self.dial_back.gone(event.peer)
         return self.membership.on_link_down(event.peer, now, is_hint=is_hint)
 
     def _greeting(self, *, reply: bool) -> Greeting:
@@ -255,6 +271,10 @@ class Company:
                 return []
             case PingRequest() | Nack() | Sync():
                 return self.membership.on_message(peer, message, now).effects
+            case DialMe():
+                return self.dial_back.asked(peer, message, now)
+            case Dialled():
+                return self.dial_back.told(peer, message, now)
         return []
 
     def hear_about_plan(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
@@ -270,7 +290,7 @@ class Company:
             effects.append(Send(peer, self._greeting(reply=True)))
         if peer not in self.refused_plans and self._is_true(greeting.myself, effects):
             effects += self.membership.learn(greeting.myself, peer, now)
-        return effects
+        return effects + self.dial_back.greeted(peer)
 
     def _gossiped(self, peer: PeerId, message: Ping | Ack | Gossip, now: Instant) -> list[Effect]:
         """Take the untrue out, let membership read its rumors, read the others here."""
@@ -408,6 +428,7 @@ class Company:
                 continue
             self.contacts.link_down(peer)
             self.ledger.forget(peer)
+            self.dial_back.forget(peer)
             effects += [Expel(peer), *self.membership.expel(peer, now)]
             effects.append(Log("warning", "expelled", (("peer", short(peer)), ("why", why))))
         return effects
@@ -426,6 +447,7 @@ class Company:
         if self.membership.deadline() <= now:
             may_dial, woken = self.introductions.may_dial, self.membership.wake(now)
             effects = [e for e in woken if not isinstance(e, Introduce) or may_dial(e, now)]
+        effects += self.dial_back.wake(now)
         effects += self.introductions.look(now)
         if self._chain_due <= now:
             effects += self._look_at_chains(now)
@@ -438,8 +460,9 @@ class Company:
         due = min(self.membership.deadline(), self._chain_due)
         if self._book_due < due and self._book_changed:
             due = self._book_due
-        retry = self.contacts.deadline()
-        return due if retry is None or due < retry else retry
+        for at in (self.contacts.deadline(), self.dial_back.deadline()):
+            due = due if at is None or due < at else at
+        return due
 
     @property
     def _book_changed(self) -> bool:
@@ -481,6 +504,7 @@ class Company:
         self.gate.audit()
         self.membership.audit()
         self.contacts.check()
+        self.dial_back.check()
         self.ledger.check()
 
 

@@ -11,8 +11,6 @@ alive, and nobody is dialled for being unknown: addresses come from membership.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from peerlm.effects import Admit, AnswerIntroduction, Effect, Introduce, Log, OpenLink
 from peerlm.errors import AuthError
 from peerlm.events import HelloCame, IntroductionAnswered, IntroductionFailed
@@ -21,19 +19,10 @@ from peerlm.membership.address_book import address_of
 from peerlm.membership.membership import Membership
 from peerlm.node.certificates import Certificates
 from peerlm.node.contacts import Contacts, neighbours
+from peerlm.node.dial_back import DialBack, Ports
 from peerlm.types import Instant, PeerId, short
 from peerlm.wire.message import Hello, Refusal, Welcome
 from peerlm.wire.versions import PROTOCOL_VERSION, fits, misfit
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """Where this node listens. `host` empty: it cannot be dialled."""
-
-    host: str
-    introduction: int
-    control: int
-    bulk: int
 
 
 class Introductions:
@@ -45,6 +34,7 @@ class Introductions:
         certificates: Certificates,
         contacts: Contacts,
         membership: Membership,
+        dial_back: DialBack,
         ports: Ports,
     ) -> None:
         self.shut_out = ""
@@ -53,6 +43,7 @@ class Introductions:
         self._certificates = certificates
         self._contacts = contacts
         self._membership = membership
+        self._dial_back = dial_back
         self._ports = ports
         self._looked_at: object = None
         """The state of things when links were last looked at; None: look in any case."""
@@ -122,6 +113,7 @@ class Introductions:
             return []
         self.shut_out = ""
         effects: list[Effect] = [Admit(peer, verified.curve_pk)]
+        self._dial_back.seen_as(answer.seen_host, now)
         effects += self._be_reachable_as(answer.seen_host, now)
         if self._contacts.is_linked(peer):
             return effects
@@ -130,7 +122,7 @@ class Introductions:
 
     def _be_reachable_as(self, seen_host: str, now: Instant) -> list[Effect]:
         """A node that does not know its own address takes the one a member sees it at."""
-        if self._membership.record.host or not seen_host:
+        if self._ports.host or self._membership.record.host or not seen_host:
             return []
         return self._membership.announce(now, host=seen_host)
 

@@ -30,7 +30,7 @@ from peerlm.membership.address_book import AddressBook, address_of
 from peerlm.membership.member import Member, State
 from peerlm.membership.profile import Profile
 from peerlm.node.company import TALK, Company
-from peerlm.node.introductions import Ports
+from peerlm.node.dial_back import Ports
 from peerlm.node.lifecycle import Phase
 from peerlm.node.seen import Seen, read_swarm
 from peerlm.node.snapshots import Restored
@@ -187,9 +187,13 @@ class Node:
 
     def handle(self, event: Event, now: Instant, wall: WallTime) -> list[Effect]:
         """What follows from an event."""
-        if isinstance(event, ev.Received) and isinstance(event.message, TALK):
-            return self._talk(event.peer, event.message, now)
-        return self._outcome(self._handle(event, now), now)
+        if not isinstance(event, ev.Received):
+            return self._outcome(self._handle(event, now), now)
+        if isinstance(event.message, TALK):
+            effects = self._talk(event.peer, event.message, now)
+        else:
+            effects = self._outcome(self._handle(event, now), now)
+        return effects + self.company.dial_back.heard(event.peer, now)
 
     def wake(self, now: Instant, wall: WallTime) -> list[Effect]:
         """Do what is due."""
@@ -237,6 +241,8 @@ class Node:
                 return self.company.introductions.answered(event, now)
             case ev.IntroductionFailed():
                 return self.company.introductions.failed(event, now)
+            case ev.DialTried():
+                return self.company.dial_back.tried(event, now)
             case ev.LinkUp():
                 return self.company.link_up(event, now)
             case ev.LinkDown():
@@ -261,6 +267,7 @@ class Node:
             case ev.OuterStepped():
                 return work.outer_stepped(event, now)
             case ev.ExchangeEnded():
+                self._mind_the_way(event, now)
                 return self._exchanged(event, work.exchanges.ended(event, now), now)
             case ev.ExchangeServed():
                 return self._exchanged(event, work.exchanges.served(event, now), now)
@@ -361,6 +368,12 @@ class Node:
         if self.work.phase is Phase.SETTLING:
             return [*effects, *self.work.step(now)]
         return effects
+
+    def _mind_the_way(self, event: ev.ExchangeEnded, now: Instant) -> None:
+        """An exchange lost on the way to its partner may mean that there is no way."""
+        partner = self.work.exchanges.partner(event.transfer)
+        if event.outcome == "lost" and partner is not None:
+            self.company.dial_back.lost(partner, event.reason, now)
 
     def _talk(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
         """Most of what comes is about people alone: work is as it was, unless there is a new plan."""
@@ -495,6 +508,7 @@ class Node:
             phase=work.phase,
             phase_reason=work.reason,
             address=address_of(record.host, company.ports.introduction),
+            reached=company.dial_back.reached,
             epoch=company.membership.incarnation[0],
             plan_revision=company.plan.revision,
             token_budget=company.plan.plan.run.token_budget,

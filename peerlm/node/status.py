@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from peerlm.node.dial_back import Reached
 from peerlm.types import PeerId, RunId
 
 
@@ -48,6 +49,7 @@ class Summary:
     phase_reason: str
     """Why the node is in this phase, when that is not plain: a line for a person, or empty."""
     address: str
+    reached: Reached
     epoch: int
     plan_revision: int
     token_budget: int
@@ -101,6 +103,12 @@ def as_json(s: Summary) -> dict[str, Any]:
         "state": s.phase,
         "state_reason": s.phase_reason,
         "address": s.address,
+        "dialled": {
+            "guarded": s.reached.guarded,
+            "by": s.reached.by,
+            "not_by": s.reached.not_by,
+            "failure": s.reached.failure,
+        },
         "epoch": s.epoch,
         "plan_revision": s.plan_revision,
         "token_budget": s.token_budget,
@@ -188,8 +196,21 @@ def why(s: Summary) -> list[str]:
     lines = [*_own_state(s), *_company(s), *s.notes]
     if s.participating and not lines:
         distance = "" if s.consensus_distance is None else f", distance {s.consensus_distance:.2%}"
-        return [f"mixing: {s.exchanges.get('ok', 0)} exchanges done{distance}"]
-    return lines or ["no exchange has finished lately; `peerlm peers` shows who is there"]
+        lines = [f"mixing: {s.exchanges.get('ok', 0)} exchanges done{distance}"]
+    lines = lines or ["no exchange has finished lately; `peerlm peers` shows who is there"]
+    return [*lines, *_reached(s.reached)]
+
+
+def _reached(reached: Reached) -> list[str]:
+    """What it means that others cannot dial this node; nothing where they can."""
+    if reached.guarded:
+        means = "it mixes by dialling out, though not with others that nobody can dial"
+        return [f"nobody can dial this node ({reached.failure}): {means}"]
+    if reached.not_by:
+        who = "member" if reached.not_by == 1 else "members"
+        means = "others can; exchanges with those begin here"
+        return [f"{reached.not_by} {who} cannot dial this node ({reached.failure}): {means}"]
+    return []
 
 
 def _own_state(s: Summary) -> list[str]:

@@ -25,7 +25,7 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
-from peerlm.node.introductions import Ports
+from peerlm.node.dial_back import Ports
 from peerlm.node.node import Acquaintance, Birth, Node
 from peerlm.node.snapshots import Restored
 from peerlm.sim.disk import Disk
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 REFUSED_S = 0.05
 SILENT_S = 8.0
 """How long a driver waits for an answer that never comes."""
+
+TRY_S = 3.0
+"""And how long for a connection to somewhere, to see whether that can be made."""
 
 KNOCKS_S = (1.0, 3.0, 7.0)
 """When TCP sends its first packet again, counted from the first (RFC 6298)."""
@@ -309,6 +312,8 @@ class Machine:
                 self._close(peer)
             case fx.OpenLink():
                 self._open(effect)
+            case fx.TryDial():
+                self._try_dial(effect)
             case fx.Halt(error=error):
                 self.halted.append(error)
                 self.die()
@@ -377,7 +382,11 @@ class Machine:
     def fresh_line(self, port: int, peer: PeerId, way: str, message: Message) -> None:
         """A peer has opened a connection for this message."""
         knows = self.node is not None and peer in self.admitted and port == self.port + 1
-        if not knows or not self.world.network.reaches(self.number, self.world.of(peer).number):
+        if (
+            self.number in self.world.guarded
+            or not knows
+            or not self.world.network.reaches(self.number, self.world.of(peer).number)
+        ):
             return
         self.line_up(peer, way, dialled=False)
         self.arrive(self.life, peer, message, fresh=True)
@@ -417,7 +426,7 @@ class Machine:
         """A CURVE handshake: both must know the other's key."""
         there = self.world.of(effect.peer)
         listens = there.is_up and there.port + 1 == effect.control_port
-        if not self.world.connects(self.number, there.number) or not listens:
+        if not self.world.dials(self.number, there.number) or not listens:
             self.later(SILENT_S, self._not_opened, effect.peer, "timeout")
         elif self.keys.peer_id not in there.admitted:
             self.later(REFUSED_S, self._not_opened, effect.peer, "denied")
@@ -451,7 +460,7 @@ class Machine:
         if self._introducing.get(address) != attempt:
             return
         world, there = self.world, self.world.at_address(address)
-        if there is not None and not world.connects(self.number, there.number):
+        if there is not None and not world.dials(self.number, there.number):
             if tries < len(KNOCKS_S):
                 before_s = KNOCKS_S[tries - 1] if tries else 0.0
                 self.later(KNOCKS_S[tries] - before_s, self._knock, address, attempt, tries + 1)
@@ -462,6 +471,24 @@ class Machine:
             route = f"{self.number} {self.life} {address}".encode()
             hello = self.node.company.introductions.hello(world.now)
             world.carry(self, there, there.post, ev.HelloCame(route, hello, self.host))
+
+    def _try_dial(self, effect: fx.TryDial) -> None:
+        """As an introduction, of which nothing stays."""
+        world, there = self.world, self.world.of(effect.peer)
+        where = (there.host, there.port, there.port + 1, there.port + 2)
+        asked = (effect.host, effect.intro_port, effect.control_port, effect.bulk_port)
+        if not world.dials(self.number, there.number):
+            self.later(TRY_S, self.post, ev.DialTried(effect.peer, "no answer"))
+        elif there.node is None or asked != where:
+            self.later(REFUSED_S, self.post, ev.DialTried(effect.peer, "connection refused"))
+        else:
+            assert self.node is not None
+            hello = self.node.company.introductions.hello(world.now)
+            answer = there.node.company.introductions.hello_came(
+                ev.HelloCame(b"", hello, self.host)
+            )
+            said = [e.answer for e in answer if isinstance(e, fx.AnswerIntroduction)]
+            self.later(REFUSED_S, self.post, ev.DialTried(effect.peer, answer=said[0]))
 
     def _not_introduced(self, address: str, attempt: int, why: str) -> None:
         if self._introducing.get(address) == attempt:

@@ -76,6 +76,8 @@ class Transfers:
         if not there.is_up:
             machine.later(REFUSED_S, self._lost, effect.transfer, "connect: refused")
             return
+        if there.number in self._world.guarded:
+            return  # its packets are dropped without a word
         assert (effect.host, effect.bulk_port) == (there.host, there.port + 2) or (
             there.life > 1
         ), "a transfer to a port nobody has ever listened at"
@@ -141,7 +143,9 @@ class Transfers:
     def _give_up(self, transfer: TransferId, at: float) -> None:
         running = self._running.get(transfer)
         if running is not None and running.lost_at == at:
-            self._lost(transfer, "no byte")
+            peer, is_ours = running.effect.peer, isinstance(running.effect, Run)
+            is_walled = is_ours and self._world.of(peer).number in self._world.guarded
+            self._lost(transfer, "connect: no answer" if is_walled else "no byte")
 
     def _flows(self, effect: fx.RunPull, there: Machine, share: float) -> None:
         """So much of an object is here, if both ends still are."""

@@ -122,6 +122,8 @@ class World:
         self._quiet_since: dict[tuple[int, int], Instant] = {}
         self.faults_until: dict[tuple[str, int], float] = {}
         """When a fault of a kind ends for a machine (faults.py)."""
+        self.guarded: set[int] = set()
+        """Machines behind a firewall that lets in nothing but answers."""
         self._splits: list[Pairs] = []
         self._wires: dict[int, Wire] = {}
         """Of machines whose lines are of their own kind."""
@@ -376,6 +378,10 @@ class World:
     def connects(self, a: int, b: int) -> bool:
         """Packets pass in both directions, whether or not anybody listens."""
         return self.network.reaches(a, b) and self.network.reaches(b, a)
+
+    def dials(self, a: int, b: int) -> bool:
+        """Whether `a` can open a connection to `b`."""
+        return b not in self.guarded and self.connects(a, b)
 
     def is_silent(self, a: int, b: int) -> bool:
         """From `b` comes no answer to `a` at all, not even that nobody is there."""

@@ -420,3 +420,30 @@ class PullAnswer(Message):
     verdict: Word
     reason: Line
     size: Annotated[int, Most(2**40)]
+
+
+# ----------------------------------------------------------------------------------------- dialling
+
+
+@dataclass(frozen=True, slots=True)
+class DialMe(Message):
+    """Please try whether you can dial me there, and tell me by `Dialled`."""
+
+    code: ClassVar[int] = 70
+    host: Host
+    intro_port: Port
+    control_port: Port
+    bulk_port: Port
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled(Message):
+    """I have tried to dial you. Sent to who asked, and without being asked when it failed."""
+
+    code: ClassVar[int] = 71
+    host: Host
+    """Where."""
+    ok: bool
+    """All three ports were reached, and you answered."""
+    detail: Line
+    """Why not."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from peerlm.daemon import control
+from peerlm.node.dial_back import Reached
 from peerlm.node.status import MemberSummary, Summary, as_json
 from peerlm.store.disk import Layout
 from peerlm.types import PeerId, RunId
@@ -110,6 +111,7 @@ def sample_summary(**changes: Any) -> Summary:
             phase="training",
             phase_reason="",
             address="tcp://10.0.0.1:7700",
+            reached=Reached(by=1),
             epoch=3,
             plan_revision=1,
             token_budget=20_000_000,

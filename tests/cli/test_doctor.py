@@ -40,7 +40,7 @@ def test_a_node_that_is_well(peerlm: Cli, daemon: FakeDaemon) -> None:
     assert done.code == 0, done
     lines = found(done.out)
     assert {mark for mark, _ in lines.values()} == {"ok"}
-    assert list(lines) == ["node", "daemon", "clock", "disk", "files", "device"]
+    assert list(lines) == ["node", "daemon", "clock", "disk", "files", "device", "dialled"]
     assert "certified until" in lines["node"][1]
     assert "mixing" in lines["daemon"][1]
 
@@ -99,6 +99,25 @@ def test_limits_devices_and_ports(monkeypatch: pytest.MonkeyPatch) -> None:
             finding = doctor._ports(with_changes(NodeSettings(), changes, "test"))
             assert finding.ok is False
             assert f"{port} in use" in finding.text or f"{port}," in finding.text
+
+
+def test_whether_others_can_dial_this_node() -> None:
+    def found(**said: object) -> str:
+        reached = {"guarded": False, "by": 0, "not_by": 0, "failure": "", **said}
+        return str(doctor._dialled(reached, NodeSettings()))
+
+    assert found() == (
+        "?    dialled      nobody has dialled this node yet: not known whether they can"
+    )
+    assert found(by=3) == "ok   dialled      by 3 others"
+    cure = "let ports 7700 to 7702 in, or have the router pass them on and set network.advertise"
+    assert found(by=1, not_by=2, failure="no answer") == (
+        f"?    dialled      by some, not by 2: no answer – {cure}"
+    )
+    assert found(guarded=True, not_by=2, failure="no answer") == (
+        "?    dialled      by nobody: no answer; it mixes by dialling out – "
+        f"nothing need be done; for more partners {cure}"
+    )
 
 
 def test_a_line_has_a_mark_a_name_what_is_so_and_the_cure() -> None:

@@ -14,6 +14,7 @@ import pytest
 from cli_scene import Cli, FakeDaemon, answer_of, member, sample_summary
 
 from peerlm.cli import views, words
+from peerlm.node.dial_back import Reached
 from peerlm.node.status import MemberSummary, headline, is_ready
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,22 @@ def test_why_prints_each_reason(peerlm: Cli, daemon: FakeDaemon) -> None:
     out = peerlm("why", "--state", daemon.layout.root).out
     assert "this node is alone" in out
     assert "a note" in out
+
+
+def test_a_node_that_nobody_can_dial_says_so_beside_what_it_does(
+    peerlm: Cli, daemon: FakeDaemon
+) -> None:
+    guarded = Reached(guarded=True, not_by=2, failure="no answer from 10.0.0.1 port 7700")
+    daemon.answers["status"] = answer_of(sample_summary(address="", reached=guarded))
+    lines = peerlm("why", "--state", daemon.layout.root).out.splitlines()
+    assert lines[0].startswith("mixing: 12 exchanges")
+    assert lines[1].startswith("nobody can dial this node (no answer from 10.0.0.1 port 7700): it ")
+    shown = peerlm("status", "--state", daemon.layout.root).out
+    assert "address   none: nobody can dial it, it dials out\n" in shown
+    partly = sample_summary(reached=Reached(by=1, not_by=1, failure="no answer"))
+    daemon.answers["status"] = answer_of(partly)
+    lines = peerlm("why", "--state", daemon.layout.root).out.splitlines()
+    assert lines[1].startswith("1 member cannot dial this node (no answer): ")
 
 
 def test_what_is_wrong_is_shown() -> None:

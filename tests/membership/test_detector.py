@@ -20,6 +20,7 @@ class Reachable:
         self.peers = sorted(peers)
         self.unlinked: list[PeerId] = []
         self.undialable: list[PeerId] = []
+        self.unaskable: list[PeerId] = []
 
     def live_peers(self) -> list[PeerId]:
         return list(self.peers)
@@ -31,13 +32,16 @@ class Reachable:
         return self.linked_peers()
 
     def successor(self) -> PeerId | None:
-        return self.peers[0] if self.peers else None
+        return next((peer for peer in self.peers if peer not in self.unaskable), None)
 
     def is_live(self, peer: PeerId) -> bool:
         return peer in self.peers
 
     def is_linked(self, peer: PeerId) -> bool:
         return peer in self.peers and peer not in self.unlinked
+
+    def can_ask(self, peer: PeerId) -> bool:
+        return peer not in self.unaskable
 
     def can_dial(self, peer: PeerId) -> bool:
         return peer in self.peers and peer not in self.undialable
@@ -95,6 +99,12 @@ def test_who_can_neither_be_reached_nor_dialled_is_asked_through_others_at_once(
     d, reach = detector(), Reachable(B, C)
     reach.unlinked = reach.undialable = [B]
     assert ways(d.begin(B, Instant(0.0), reach)) == [Way.HELPER]
+
+
+def test_who_could_not_answer_us_is_passed_over() -> None:
+    reach = Reachable(B, C, D)
+    reach.unlinked = reach.undialable = reach.unaskable = [D]
+    assert set(asked_in(40, reach)) == {B, C}
 
 
 def asked_in(periods: int, reach: Reachable) -> list[PeerId]:
