@@ -97,6 +97,11 @@ def invite(
 
     signer = find_signer(layout, "invite")
     places = tuple(addresses) or dialable_addresses(layout)
+    if not places:
+        raise ConfigError(
+            "nobody can dial this node, and it sees no other member: say --address HOST:PORT, or see "
+            "`peerlm why`"
+        )
     wall = time.time()
     token = make_invite(
         signer,

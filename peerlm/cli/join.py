@@ -10,7 +10,12 @@ from pathlib import Path
 
 import click
 
-from peerlm.cli.settings_text import change_node_settings, node_settings, parse_changes
+from peerlm.cli.settings_text import (
+    advertise_option,
+    change_node_settings,
+    node_settings,
+    parse_changes,
+)
 from peerlm.cli.state import has_node, read_run, state_option
 from peerlm.daemon.control import ask, is_served
 from peerlm.errors import ConfigError, StateError
@@ -49,6 +54,7 @@ WAIT_S = 86_400.0
     metavar="N",
     help="Base port of this node; 0 picks free ones.",
 )
+@advertise_option
 @state_option
 @click.pass_context
 def join(
@@ -61,6 +67,7 @@ def join(
     enrol_only: bool,
     node_pairs: tuple[str, ...],
     port: int | None,
+    advertised: dict[str, str],
 ) -> None:
     """Enter a run through any of its members, and train until stopped.
 
@@ -80,7 +87,7 @@ def join(
       peerlm join ada --token T --enrol-only && systemctl start peerlm
       peerlm join ada --token T --set-node train.device=cuda:1 --set-node limits.threads=4
     """
-    changes = parse_changes(node_pairs, "--set-node")
+    changes = parse_changes(node_pairs, "--set-node") | advertised
     node_settings(changes, "--set-node")
     secret = _token(token, token_file, ctx)
     if _is_service_that_waits(layout):

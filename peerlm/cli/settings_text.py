@@ -44,6 +44,28 @@ def parse_changes(pairs: Sequence[str], option: str) -> dict[str, str]:
     return changes
 
 
+def _host_alone(ctx: click.Context, parameter: click.Parameter, host: str | None) -> dict[str, str]:
+    if host is None:
+        return {}
+    name = host.strip("[]")
+    if not name or any(c.isspace() or c in "/@" for c in name) or name.count(":") == 1:
+        raise click.BadParameter(
+            f"{host!r}: give a host without a port, such as ada.example.org; the ports are the node's own"
+        )
+    return {"network.advertise": name}
+
+
+advertise_option = click.option(
+    "--advertise",
+    "advertised",
+    metavar="HOST",
+    callback=_host_alone,
+    help="Address or name at which others can dial this node: of a router, say, that passes its three ports "
+    "on.  [default: network.advertise of node.toml, else found out]",
+)
+"""Gives a command `advertised`, changes of node.toml."""
+
+
 def node_settings(changes: Mapping[str, str], where: str) -> NodeSettings:
     """The defaults with some fields changed. Raises `ConfigError`, also where a package is missing that a
     field needs."""

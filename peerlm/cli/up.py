@@ -6,7 +6,12 @@ import os
 
 import click
 
-from peerlm.cli.settings_text import change_node_settings, node_settings, parse_changes
+from peerlm.cli.settings_text import (
+    advertise_option,
+    change_node_settings,
+    node_settings,
+    parse_changes,
+)
 from peerlm.cli.state import has_node, require_node, state_option
 from peerlm.cli.surroundings import surroundings
 from peerlm.daemon.notify import Notifier
@@ -37,6 +42,7 @@ from peerlm.store.disk import Layout
     multiple=True,
     help="Try this address of a member too: for a node to whom everybody it knew is gone.",
 )
+@advertise_option
 @click.option(
     "--control-group",
     metavar="GROUP",
@@ -63,6 +69,7 @@ def up(
     port: int | None,
     local_workers: int | None,
     peers: tuple[str, ...],
+    advertised: dict[str, str],
     control_group: str,
     wait: bool,
     node_pairs: tuple[str, ...],
@@ -83,9 +90,10 @@ def up(
       peerlm up --local-workers 4
       peerlm up --set-node page.host=0.0.0.0
       peerlm up --peer ada.example.org
+      peerlm up --advertise gate.example.org
       peerlm up --state /srv/second-node --port 0
     """
-    changes = parse_changes(node_pairs, "--set-node")
+    changes = parse_changes(node_pairs, "--set-node") | advertised
     node_settings(changes, "--set-node")  # a bad one is told before anything is begun
     seeds = tuple(map(_address, peers))
     if not wait:

@@ -123,6 +123,20 @@ def test_an_invite_names_other_living_members_as_doors_too(peerlm: Cli, daemon: 
     assert parse_token(line[2]).addresses == ("10.0.0.1:7700", "10.0.0.2:7700")
 
 
+def test_a_node_that_nobody_can_dial_invites_through_the_others(
+    peerlm: Cli, daemon: FakeDaemon
+) -> None:
+    daemon.answers["status"] = answer_of(
+        sample_summary(address="", members=(member(1, address=""), member(2)))
+    )
+    line = JOIN_LINE.fullmatch(peerlm("invite", "--state", daemon.layout.root).out)
+    assert line
+    assert line[1] == "10.0.0.2:7700"
+    daemon.answers["status"] = answer_of(sample_summary(address="", members=()))
+    alone = peerlm("invite", "--state", daemon.layout.root)
+    assert_one_line(alone, 2, "nobody can dial this node", "--address")
+
+
 def test_without_a_daemon_the_address_is_that_of_node_toml(peerlm: Cli, founded: Path) -> None:
     Layout(founded).node_settings.write_text('[network]\nadvertise = "gate.example.org"\n')
     assert "tcp://gate.example.org:7700 " in peerlm("invite", "--state", founded).out
@@ -209,6 +223,14 @@ def test_an_address_that_cannot_be_reached_says_at_which_step(
 def test_join_checks_settings_before_it_goes_out(peerlm: Cli, tmp_path: Path) -> None:
     options = ("--token", "x", "--set-node", "limits.threads=-1", "--state", tmp_path / "n")
     assert_one_line(peerlm("join", "h", *options), 2, "limits.threads = -1", "≥ 0")
+
+
+@pytest.mark.parametrize("host", ["ada:7700", "a b", "", "tcp://ada"])
+def test_what_is_advertised_is_a_host_alone(peerlm: Cli, tmp_path: Path, host: str) -> None:
+    options = ("--token", "x", "--advertise", host, "--state", tmp_path / "n")
+    assert_one_line(peerlm("join", "h", *options), 2, "--advertise", "a host without a port")
+    up = peerlm("up", "--advertise", host, "--state", tmp_path / "n")
+    assert_one_line(up, 2, "--advertise", "a host without a port")
 
 
 # --------------------------------------------------------------------------------------- plan
