@@ -141,6 +141,8 @@ class Containers:
         self.stopped: set[int] = set()
         self._engine = engine
         self._cut: dict[int, list[tuple[str, dict[str, Any]]]] = {}
+        self._pinned: set[int] = set()
+        """They have asked for the address that they had; no other may start before them and take it."""
 
     def node(self, number: int) -> Any:
         return self.swarm.nodes[number - 1]
@@ -187,7 +189,7 @@ class Containers:
             self._engine.call("POST", f"/containers/{self.node(number).id}/{what}")
 
     def _start(self, numbers: Sequence[int]) -> str:
-        self._each(numbers, "start")
+        self._each(sorted(numbers, key=lambda n: (n not in self._pinned, n)), "start")
         self.down -= set(numbers)
         return _told("started", numbers)
 
@@ -208,6 +210,7 @@ class Containers:
 
     def _put_back(self, numbers: Sequence[int]) -> str:
         for number in numbers:
+            self._pinned.add(number)
             for name, network in self._cut.pop(number):
                 address = {"IPAMConfig": {"IPv4Address": network["IPAddress"]}}
                 body = {"Container": self.node(number).id, "EndpointConfig": address}

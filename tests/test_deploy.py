@@ -103,7 +103,7 @@ def test_what_befalls_containers_is_undone(world: Any) -> None:
         "c2/unpause",
         *("c1/kill", "c2/kill", "c3/kill"),
         "/networks/swarm/connect 172.30.77.9",
-        *("c1/start", "c2/start", "c3/start"),
+        *("c3/start", "c1/start", "c2/start"),
     ]
 
 

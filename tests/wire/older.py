@@ -50,6 +50,14 @@ def speak_version_2() -> None:
 
     for function in (encode, decode, decode_as):
         setattr(peerlm.wire.codec, function.__name__, function)
+    from peerlm.daemon.link import Links
+
+    send = Links.send
+
+    def send_what_was_known(links: Links, peer: Any, message: Any) -> bool:
+        return hasattr(then, type(message).__name__) and send(links, peer, message)
+
+    Links.send = send_what_was_known  # type: ignore[method-assign]
     peerlm.wire.versions.PROTOCOL_VERSION = then.PROTOCOL_VERSION
     peerlm.wire.versions.OLDEST_VERSION = then.PROTOCOL_VERSION - 1
 
