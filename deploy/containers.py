@@ -40,12 +40,12 @@ class Engine(http.client.HTTPConnection):
 
     def __init__(self, path: str) -> None:
         super().__init__("docker")
-        self._path = path
+        self.path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(ENGINE_S)
-        self.sock.connect(self._path)
+        self.sock.connect(self.path)
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Raises `PeerlmError`."""
@@ -124,7 +124,7 @@ class ContainerSwarm(Swarm):
         texts = []
         for container in self._engine.containers():
             done = subprocess.run(
-                ["docker", "-H", f"unix://{self._engine._path}", "logs", container["Id"]],
+                ["docker", "-H", f"unix://{self._engine.path}", "logs", container["Id"]],
                 capture_output=True,
                 check=False,
             )
