@@ -92,4 +92,5 @@ def _identity(setting: Setting) -> dict[str, Any]:
         "tokens": setting.tokens,
         "link": setting.link,
         "speeds": list(setting.speeds),
+        "device": setting.device,
     }

@@ -45,7 +45,8 @@ LOOKS = 5
 @dataclass(frozen=True, slots=True)
 class Setting:
     """What all trials share. `link` as `--link` takes it; `speeds`: tokens a second of each node, in turn;
-    `shards`: of each corpus, which is one for all or one for each node in turn."""
+    `shards`: of each corpus, which is one for all or one for each node in turn; `device` as `train.device`
+    in node.toml."""
 
     plan: Plan
     shards: tuple[tuple[str, ...], ...]
@@ -53,6 +54,7 @@ class Setting:
     tokens: int
     link: str
     speeds: tuple[float, ...]
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ def live(setting: Setting, trial: Trial) -> dict[str, Any]:
         for paths in setting.shards
     ]
     if trial.method in SWARM:
-        return _live_as_swarm(setting, plan, Task(plan, corpora, setting.nodes), trial.seed)
+        task = Task(plan, corpora, setting.nodes, setting.device)
+        return _live_as_swarm(setting, plan, task, trial.seed)
     return _live_in_lockstep(setting, plan, corpora, trial.method)
 
 
@@ -96,7 +99,8 @@ def _live_in_lockstep(
 ) -> dict[str, Any]:
     nodes = 1 if method in ("solo", "alone") else setting.nodes
     budget = setting.tokens // setting.nodes if method == "alone" else setting.tokens
-    swarm = LOCKSTEP[method](Task(plan, corpora, nodes), read_wire(setting.link))
+    task = Task(plan, corpora, nodes, setting.device)
+    swarm = LOCKSTEP[method](task, read_wire(setting.link))
     steps = max(1, round(budget / swarm.tokens_per_step))
     looks = {max(1, round(steps * look / LOOKS)) for look in range(1, LOOKS)}
     curve = []

@@ -21,16 +21,17 @@ from numpy.typing import NDArray
 
 from peerlm.config import Plan
 from peerlm.model.plan import fragments, parameter_shapes
-from peerlm.model.weights import copy_out
 from peerlm.train import shared
 from peerlm.train.cadence import Cadence
 from peerlm.train.hands import Hands
 from peerlm.train.learner import Learner, choose_device
 from peerlm.train.occupancy import idle_share, synchronise
+from peerlm.train.staging import Way
 
 CORRECTIONS = 2
 PROFILED_STEPS = 10
 WARM_UP_STEPS = 3
+"""Beyond a whole turn of the cadence, so that all memory has been touched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Asked:
 def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
     """What `--json` prints. Raises `DeviceLost`, `ConfigError`."""
     bench = Bench(asked)
-    for _ in range(WARM_UP_STEPS):
+    for _ in range(asked.plan.mix.inner_steps + WARM_UP_STEPS):
         bench.step(mixing=True)
     rates: dict[bool, list[float]] = {True: [], False: []}
     for number in range(asked.pairs):
@@ -75,11 +76,13 @@ class Bench:
         self._asked, plan = asked, asked.plan
         self.specs = fragments(plan)
         self.learner = Learner(plan, choose_device(asked.device), compiled=asked.compiled)
-        self._hands = Hands(self.learner, self.specs, None)
         self._cadence = Cadence(len(self.specs), plan.mix.inner_steps)
         descriptor = shared.allocate(self.specs)
         self._memory = shared.SharedMemory(descriptor, self.specs)
         os.close(descriptor)
+        self._hands = Hands(self.learner, self.specs, self._memory)
+        self._corrections = [0] * len(self.specs)
+        """Still to come to each fragment."""
         self._rng = np.random.default_rng(1)
         self.tokens_per_step = plan.train.batch * plan.model.context
 
@@ -97,11 +100,16 @@ class Bench:
             return
         self._cadence.stepped()
         for fragment in self._cadence.ready():
-            copy_out(self.learner.model, self.specs[fragment], self._memory.boundary[fragment])
+            self._hands.take_out(fragment, self._memory.boundary[fragment])
             self._cadence.handed_in(fragment)
-            self._cadence.taken(fragment)
-            for _ in range(CORRECTIONS):
-                self._hands.add(fragment, self._memory.correction[fragment])
+        for landed in self._hands.landed():
+            fragment = landed.fragment
+            if landed.way is Way.OUT:
+                self._cadence.taken(fragment)
+                self._corrections[fragment] += CORRECTIONS
+            if self._corrections[fragment]:
+                self._corrections[fragment] -= 1
+                self._hands.bring_in(fragment, self._memory.correction[fragment])
 
     def row(self, name: str, rates: list[float]) -> dict[str, Any]:
         tokens_s, peak = fmean(rates), self._asked.peak_tflops * 1e12

@@ -67,6 +67,9 @@ LR_MIN, LR_MAX = 1e-3, 1e3
     metavar="FILE",
     help="A text of its own for each node in turn, instead of one for all.",
 )
+@click.option(
+    "--device", default="cpu", show_default=True, help="Where to train: cpu, cuda, cuda:N, mps."
+)
 @click.option("--jobs", default=0, help="Processes at once; 0: as many as processors.")
 @click.option(
     "--keep",
@@ -93,6 +96,7 @@ def quality(
     link: str,
     speed: str,
     texts: tuple[str, ...],
+    device: str,
     jobs: int,
     keep: Path | None,
     plot: Path | None,
@@ -130,14 +134,16 @@ def quality(
         can_draw(plot)
     interrupt_on_terminate()
     with tempfile.TemporaryDirectory(prefix="peerlm-bench-", ignore_cleanup_errors=True) as folder:
-        setting = _prepared(plan, texts, Path(folder), nodes, tokens, link, read_speeds(speed))
+        setting = _prepared(
+            plan, texts, Path(folder), nodes, tokens, link, read_speeds(speed), device
+        )
         for trial in trials:
             plan_of(setting, trial)  # what it refuses is said before anything is trained
         done = _train(setting, trials, jobs or processors(), keep)
         rows = rows_of(done)
     if as_json:
         asked = {"plan": source, "set": list(changes), "nodes": nodes, "tokens": tokens}
-        found = {**asked, "link": link, "speed": speed, "rows": _plain(rows)}
+        found = {**asked, "link": link, "speed": speed, "device": device, "rows": _plain(rows)}
         click.echo(json.dumps(found, indent=2))
     else:
         _show(rows, nodes, tokens, link)
@@ -196,6 +202,7 @@ def _prepared(
     tokens: int,
     link: str,
     speeds: Sequence[float],
+    device: str,
 ) -> Setting:
     """Cut the text into shards. Raises `ConfigError`."""
     from peerlm.bench.quality import Setting
@@ -226,6 +233,7 @@ def _prepared(
         tokens=tokens,
         link=link,
         speeds=tuple(speeds),
+        device=device,
     )
 
 

@@ -1,6 +1,6 @@
 """Fragments into and out of a model: flat fp32 numpy arrays on one side, parameters on the other.
 
-The daemon's slow weights and the worker's fast weights meet through these three functions. They
+The daemon's slow weights and the worker's fast weights meet through these functions. They
 work in place, under no_grad, on whatever device the model is; values are never cast but to fp32.
 """
 
@@ -39,18 +39,19 @@ def add_in(model: nn.Module, spec: FragmentSpec, delta: Values) -> None:
         mine.add_(theirs.to(mine.device))
 
 
+def slices_of(model: nn.Module, spec: FragmentSpec) -> list[Tensor]:
+    """Flat views of the parameters that the fragment is made of, in its order."""
+    parameters = dict(model.named_parameters())
+    return [parameters[p.tensor].view(-1)[p.start : p.stop] for p in spec.slices]
+
+
 def _pairs(model: nn.Module, spec: FragmentSpec, values: Values) -> Iterator[tuple[Tensor, Tensor]]:
     """Views of each slice: in the model, and in the array."""
     assert values.shape == (spec.size,), (spec.name, values.shape, spec.size)
     assert values.dtype == np.float32, (spec.name, values.dtype)
-    parameters = dict(model.named_parameters())
-    flat = torch.from_numpy(_writable(values))
-    offset = 0
-    for piece in spec.slices:
-        length = piece.stop - piece.start
-        mine = parameters[piece.tensor].view(-1)[piece.start : piece.stop]
-        yield mine, flat[offset : offset + length]
-        offset += length
+    slices = slices_of(model, spec)
+    parts = torch.from_numpy(_writable(values)).split([mine.numel() for mine in slices])
+    yield from zip(slices, parts, strict=True)
 
 
 def _writable(values: Values) -> Values:

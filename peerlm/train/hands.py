@@ -17,26 +17,48 @@ from peerlm.model.plan import FragmentSpec
 from peerlm.model.weights import Values
 from peerlm.train.group import Group, Kind, Order
 from peerlm.train.learner import Learner, StepResult
+from peerlm.train.shared import SharedMemory
+from peerlm.train.staging import Direct, Landed, Staging, Streamed
 from peerlm.types import FragmentId
 
 
 class Hands:
-    """`group`: None for a process that trains alone."""
+    """`group`: None for a process that trains alone. All values that are taken out and brought in are
+    parts of `memory`."""
 
     def __init__(
-        self, learner: Learner, fragments: Sequence[FragmentSpec], group: Group | None
+        self,
+        learner: Learner,
+        fragments: Sequence[FragmentSpec],
+        memory: SharedMemory | None,
+        group: Group | None = None,
     ) -> None:
+        """`memory`: None for a rank that only follows."""
         self._learner, self._fragments, self._group = learner, fragments, group
+        # What other ranks hear through gloo has been waited for; what crosses would only come later.
+        self._staging: Staging
+        if memory is None or group is not None or learner.device.type != "cuda":
+            self._staging = Direct(learner.model, fragments)
+        else:
+            self._staging = Streamed(learner.model, fragments, memory)
 
     def step(self, batch_BT1: NDArray[np.int64], rate: float) -> StepResult:
         """One inner step on the batch of all ranks. Raises `DeviceLost`."""
         self._tell(Order(Kind.STEP, 0, rate, batch_BT1))
         return self._step(batch_BT1, rate)
 
-    def add(self, fragment: FragmentId, values: Values) -> None:
-        """θ += values."""
+    def take_out(self, fragment: FragmentId, out: Values) -> None:
+        """Write θ as it is now to `out`, which is done when it is among `landed`."""
+        self._staging.take_out(fragment, out)
+
+    def bring_in(self, fragment: FragmentId, values: Values) -> None:
+        """θ += values, which is done when it is among `landed`."""
         self._tell(Order(Kind.ADD, fragment, 0.0, values))
-        weights.add_in(self._learner.model, self._fragments[fragment], values)
+        self._staging.bring_in(fragment, values)
+
+    def landed(self, *, wait: bool = False) -> list[Landed]:
+        """What has been taken out and brought in since the last time; with `wait`, all that is under way."""
+        return self._staging.landed(wait=wait)
 
     def load(self, fragment: FragmentId, values: Values, *, forget: bool = False) -> None:
         """θ := values; `forget`: and what the optimizer knew of it is void."""

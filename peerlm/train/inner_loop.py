@@ -36,6 +36,7 @@ from peerlm.train.hands import Hands
 from peerlm.train.learner import Learner, choose_device
 from peerlm.train.protocol import Message, Setup
 from peerlm.train.shared import SharedMemory
+from peerlm.train.staging import Way
 from peerlm.types import FragmentId
 
 REPORT_EVERY_S = 1.0
@@ -64,7 +65,7 @@ class InnerLoop:
         self._memory, self._channel = memory, channel
         device = choose_device(settings.train.device) if group is None else group.device
         self._learner = Learner(plan, device, compiled=settings.train.compile, group=group)
-        self._hands = Hands(self._learner, fragments, group)
+        self._hands = Hands(self._learner, fragments, memory, group)
         corpus = Corpus.open(
             [Path(path) for path in setup.corpus], plan.data.vocab, plan.data.val_fraction
         )
@@ -74,6 +75,10 @@ class InnerLoop:
         self._members: tuple[bytes, ...] = ()
         self._cadence = Cadence(len(fragments), plan.mix.inner_steps)
         self._applied_seq = [0] * len(fragments)
+        self._coming_seq = [0] * len(fragments)
+        """Of the correction that is on its way to the device."""
+        self._read_at: dict[FragmentId, tuple[int, int]] = {}
+        """`applied_seq` and `steps` of a boundary that is on its way to memory."""
         self._pace = Pace(settings.train.pace_tokens_s)
         self._tally = Tally()
         self._training = self._draining = self._stopped = False
@@ -102,12 +107,15 @@ class InnerLoop:
         while not self._stopped:
             for message in self._channel.receive(self._patience_s()):
                 self._take(message)
+                self._tell_landed()
             if self._training and self._pace.is_due(time.monotonic()):
                 self._step()
 
     def _patience_s(self) -> float | None:
         """How long to wait for a message: not at all if a step is due, for ever if none will be."""
-        return self._pace.wait_s(time.monotonic()) if self._training else None
+        patience_s = self._pace.wait_s(time.monotonic()) if self._training else None
+        self._tell_landed(wait=patience_s != 0.0)
+        return patience_s
 
     # ---------------------------------------------------------------------------- messages
 
@@ -116,9 +124,7 @@ class InnerLoop:
             case protocol.Steer():
                 self._steer(message)
             case protocol.Correction(fragment, seq, kind):
-                self._correct(fragment, kind)
-                self._applied_seq[fragment] = seq
-                self._channel.send(protocol.Applied(fragment, seq))
+                self._correct(fragment, seq, kind)
             case protocol.BoundaryTaken(fragment):
                 self._cadence.taken(fragment)
                 if self._draining:
@@ -154,13 +160,27 @@ class InnerLoop:
             self._training = False
             self._report(time.monotonic())
 
-    def _correct(self, fragment: FragmentId, kind: str) -> None:
-        values = self._memory.correction[fragment]
+    def _correct(self, fragment: FragmentId, seq: int, kind: str) -> None:
+        values, self._coming_seq[fragment] = self._memory.correction[fragment], seq
         if kind == protocol.RESET:
             self._hands.load(fragment, values, forget=True)
             self._cold_since = self._tally.steps
+            self._corrected(fragment)
         else:
-            self._hands.add(fragment, values)
+            self._hands.bring_in(fragment, values)
+
+    def _corrected(self, fragment: FragmentId) -> None:
+        seq = self._applied_seq[fragment] = self._coming_seq[fragment]
+        self._channel.send(protocol.Applied(fragment, seq))
+
+    def _tell_landed(self, *, wait: bool = False) -> None:
+        """What has crossed between device and memory is the daemon's again; `wait` until all has."""
+        for landed in self._hands.landed(wait=wait):
+            if landed.way is Way.IN:
+                self._corrected(landed.fragment)
+            else:
+                read_at = self._read_at.pop(landed.fragment)
+                self._channel.send(protocol.Boundary(landed.fragment, *read_at))
 
     def _go_on_draining(self) -> None:
         self._hand_in()
@@ -189,14 +209,12 @@ class InnerLoop:
         return asked * schedule.rewarm(self._tally.steps - self._cold_since, train.rewarm_steps)
 
     def _hand_in(self) -> None:
-        """Lay every fragment that is due into shared memory, unless its last boundary is there."""
+        """Send every fragment that is due to shared memory, unless its last boundary is there."""
         for fragment in self._cadence.ready():
-            slot = self._memory.boundary[fragment]
-            weights.copy_out(self._learner.model, self._fragments[fragment], slot)
+            self._read_at[fragment] = self._applied_seq[fragment], self._tally.steps
+            self._hands.take_out(fragment, self._memory.boundary[fragment])
             self._cadence.handed_in(fragment)
-            self._channel.send(
-                protocol.Boundary(fragment, self._applied_seq[fragment], self._tally.steps)
-            )
+        self._tell_landed()
 
     def _report(self, now: float) -> None:
         place = self._loader.position()

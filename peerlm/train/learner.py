@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from peerlm.config import Plan
 from peerlm.errors import DeviceLost
@@ -82,16 +82,16 @@ class Learner:
 
     def _step(self, tokens_BT1: NDArray[np.int64], rate: float) -> StepResult:
         self.optimizer.zero_grad()
-        loss = self._accumulate(tokens_BT1)
-        grad_norm = self._clip()
+        # Both are asked for at once: each question waits until the device has nothing left to do.
+        loss, grad_norm = torch.stack((self._accumulate(tokens_BT1), self._clip())).tolist()
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if finite:
             self.optimizer.set_rate(rate)
             self.optimizer.step()
         return StepResult(loss, grad_norm, finite)
 
-    def _accumulate(self, tokens_BT1: NDArray[np.int64]) -> float:
-        """Leave the batch's mean gradient in the parameters; return its mean loss."""
+    def _accumulate(self, tokens_BT1: NDArray[np.int64]) -> Tensor:
+        """Leave the batch's mean gradient in the parameters; return its mean loss, a scalar."""
         parts = np.array_split(tokens_BT1, self._settings.accumulate)
         total = torch.zeros((), device=self.device)
         for number, part in enumerate(parts, 1):
@@ -100,8 +100,9 @@ class Learner:
                     loss = self._loss(to_device(part, self.device)) * (len(part) / len(tokens_BT1))
                 loss.backward()
             total += loss.detach()
-        return (total if self._group is None else self._group.mean(total)).item()
+        return total if self._group is None else self._group.mean(total)
 
-    def _clip(self) -> float:
+    def _clip(self) -> Tensor:
+        """Return the norm that the gradient had, a scalar."""
         limit = self._settings.clip or math.inf
-        return nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        return nn.utils.clip_grad_norm_(self.model.parameters(), limit)

@@ -94,7 +94,7 @@ def follow(arguments: list[str]) -> None:
     device = device_of_rank(settings.train.device, rank, size)
     group = Group(rank, size, descriptor, device)
     learner = Learner(plan, device, compiled=settings.train.compile, group=group)
-    Hands(learner, fragments(plan), group).follow()
+    Hands(learner, fragments(plan), None, group).follow()
 
 
 if __name__ == "__main__":

@@ -30,11 +30,15 @@ ALIGN = 64
 
 
 class SharedMemory:
-    """Views of the memory behind a descriptor. The views keep it mapped; the descriptor may close."""
+    """Views of the memory behind a descriptor. The views keep it mapped; the descriptor may close.
+
+    whole: all three regions, as bytes.
+    """
 
     def __init__(self, descriptor: int, fragments: Sequence[FragmentSpec]) -> None:
         length = region_bytes(fragments)
         memory = mmap.mmap(descriptor, 3 * length)
+        self.whole = np.frombuffer(memory, np.uint8)
         self.boundary = _slots(memory, 0, fragments)
         self.correction = _slots(memory, length, fragments)
         self.slow = _slots(memory, 2 * length, fragments)

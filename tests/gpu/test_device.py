@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from peerlm import config
 from peerlm.cli.main import main
 from peerlm.model.plan import fragments
 from peerlm.model.weights import copy_out
+from peerlm.train import shared
 from peerlm.train.evaluate import evaluate
 from peerlm.train.hands import Hands
 from peerlm.train.learner import Learner
+from peerlm.train.muon import Muon
+from peerlm.train.shared import SharedMemory
+from peerlm.train.staging import Landed, Way
 
 PLAN = config.with_changes(
     config.Plan(), {"model.dim": 64, "model.hidden": 96, "model.context": 32}, "test"
 )
 CUDA = torch.device("cuda", 0)
+SPECS = fragments(PLAN)
+
+
+@pytest.fixture
+def memory() -> SharedMemory:
+    descriptor = shared.allocate(SPECS)
+    try:
+        return SharedMemory(descriptor, SPECS)
+    finally:
+        os.close(descriptor)
 
 
 def counting(seed: int) -> np.ndarray:
@@ -39,16 +55,72 @@ def test_it_learns_in_bf16_what_a_processor_learns_in_fp32() -> None:
     assert losses[0] == pytest.approx(losses[1], abs=0.3)
 
 
-def test_a_correction_is_added_where_the_weights_are() -> None:
-    learner, specs = Learner(PLAN, CUDA), fragments(PLAN)
-    hands = Hands(learner, specs, None)
-    before, after = (np.empty(specs[1].size, np.float32) for _ in range(2))
-    copy_out(learner.model, specs[1], before)
+def settled(hands: Hands, count: int) -> list[Landed]:
+    landed = hands.landed(wait=True)
+    assert len(landed) == count
+    return landed
+
+
+def test_a_correction_is_added_where_the_weights_are(memory: SharedMemory) -> None:
+    learner = Learner(PLAN, CUDA)
+    hands = Hands(learner, SPECS, memory)
+    before, after = (np.empty(SPECS[1].size, np.float32) for _ in range(2))
+    copy_out(learner.model, SPECS[1], before)
     places = [p.data_ptr() for p in learner.model.parameters()]
-    hands.add(specs[1].id, np.full(specs[1].size, 0.25, np.float32))
-    copy_out(learner.model, specs[1], after)
-    assert np.allclose(after - before, 0.25, atol=1e-6)
+    memory.correction[1][:] = np.random.default_rng(1).standard_normal(SPECS[1].size)
+    hands.bring_in(SPECS[1].id, memory.correction[1])
+    assert settled(hands, 1) == [Landed(SPECS[1].id, Way.IN)]
+    copy_out(learner.model, SPECS[1], after)
+    assert np.allclose(after - before, memory.correction[1], atol=1e-6)
     assert [p.data_ptr() for p in learner.model.parameters()] == places
+
+
+def test_what_is_taken_out_is_of_the_moment_when_it_was_asked_for(memory: SharedMemory) -> None:
+    learner = Learner(PLAN, CUDA)
+    hands = Hands(learner, SPECS, memory)
+    for fragment in SPECS:
+        expected = np.empty(fragment.size, np.float32)
+        copy_out(learner.model, fragment, expected)
+        hands.take_out(fragment.id, memory.boundary[fragment.id])
+        learner.step(counting(fragment.id))  # moves θ while it crosses
+        assert settled(hands, 1) == [Landed(fragment.id, Way.OUT)]
+        assert np.array_equal(memory.boundary[fragment.id], expected)
+
+
+def test_many_crossings_at_once_lose_nothing(memory: SharedMemory) -> None:
+    learner = Learner(PLAN, CUDA)
+    hands, rng = Hands(learner, SPECS, memory), np.random.default_rng(2)
+    first = [np.empty(fragment.size, np.float32) for fragment in SPECS]
+    for fragment, values in zip(SPECS, first, strict=True):
+        copy_out(learner.model, fragment, values)
+    expected = [values.astype(np.float64) for values in first]
+    for _ in range(20):
+        for fragment in SPECS:
+            memory.correction[fragment.id][:] = rng.standard_normal(fragment.size)
+            expected[fragment.id] += memory.correction[fragment.id]
+            hands.bring_in(fragment.id, memory.correction[fragment.id])
+        settled(hands, len(SPECS))
+    for fragment in SPECS:
+        hands.take_out(fragment.id, memory.boundary[fragment.id])
+    settled(hands, len(SPECS))
+    for fragment in SPECS:
+        assert np.allclose(memory.boundary[fragment.id], expected[fragment.id], atol=1e-4)
+
+
+@pytest.mark.parametrize("shapes", [[(64, 64)] * 3, [(64, 96), (96, 64), (64, 96), (8, 200)]])
+def test_many_matrices_at_once_move_as_one_by_one(shapes: list[tuple[int, int]]) -> None:
+    moved = []
+    for rule in (Muon, torch.optim.Muon):
+        torch.manual_seed(1)
+        matrices = [nn.Parameter(torch.randn(shape, device=CUDA)) for shape in shapes]
+        optimizer = rule(matrices, lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for _ in range(3):
+            for matrix in matrices:
+                matrix.grad = torch.randn_like(matrix)
+            optimizer.step()
+        moved.append(matrices)
+    for ours, theirs in zip(*moved, strict=True):
+        assert torch.allclose(ours, theirs, atol=0.02)
 
 
 def test_compiled_steps_learn_too() -> None:
