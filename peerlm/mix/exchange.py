@@ -216,9 +216,10 @@ class Exchanges:
         return self._endpoint(peer) is None or self.outcomes.scores.at_odds(peer, now)
 
     def _codecs(self, fragment: FragmentId) -> tuple[str, str]:
-        if self.standing.settling:
-            return "fp32", "fp32"
-        mix, distance = self._plan.mix, self.outcomes.fragments[fragment].distance
+        mix, state = self._plan.mix, self.outcomes.fragments[fragment]
+        distance = state.distance
+        if self.standing.settling:  # what brings us near to one must not stir us away from another
+            distance = min(state.last.values(), default=distance)
         if distance is None:
             return mix.codec_request, mix.codec_reply
         return choose_codecs(mix.codec_request, mix.codec_reply, distance)

@@ -77,4 +77,4 @@ class Standing:
     """Share of the usual weight to be given to it; below 1 for its first outer steps."""
     plan_hash: bytes = bytes(32)
     settling: bool = False
-    """At the budget: mix in fp32."""
+    """At the budget: mix without learning."""

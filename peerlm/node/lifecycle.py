@@ -6,7 +6,7 @@
 
 *Seeking*: no weights yet; find out whether somebody has newer ones than our own snapshot.
 *Ready*: has weights and mixes, but takes no inner steps (paused, not a trainer, text unusable).
-*Draining*: the worker hands in its last progress. *Settling*: mix only, in fp32, until the spread is
+*Draining*: the worker hands in its last progress. *Settling*: mix only, until the spread is
 small; nobody decides for the others, everybody sees from gossip when all are settled. *Done*: the
 weights are final; the node stays to serve and donate. A larger budget brings it back to ready. Who
 comes too late to settle with the others fetches the finished weights from one that is done.

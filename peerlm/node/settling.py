@@ -1,9 +1,9 @@
 """The end of a run: mix without learning until the weights of all are as good as the same.
 
-Each fragment is mixed, in fp32, with partners it is not yet near to, until it is within half the
-agreed spread of three of them, or of all there are. Two nodes that are both within half of it of a
-third are within the whole of it of each other. Nobody decides for the others: whether everybody has
-settled is seen from what they say of themselves.
+Each fragment is mixed with partners it is not yet near to, until it is within half the agreed spread of
+three of them, or of all there are. Two nodes that are both within half of it of a third are within
+the whole of it of each other. Codecs become finer as fragments come nearer. Nobody decides for the
+others: whether everybody has settled is seen from what they say of themselves.
 """
 
 from __future__ import annotations

@@ -178,15 +178,22 @@ def test_freezing_stops_everything_and_tells_the_other_side(who: int) -> None:
     assert answers(pool.deliver()) == [("busy", "frozen")]
 
 
-def test_settling_mixes_in_fp32_and_nearness_asks_for_finer_codecs() -> None:
-    pool = Pool(2)
-    pool.site(1).machine.standing.settling = True
-    pool.start(1)
-    assert (the_request(pool).codec_request, the_request(pool).codec_reply) == ("fp32", "fp32")
+def test_nearness_asks_for_finer_codecs() -> None:
     pool = Pool(2)
     pool.site(1).machine.outcomes.fragments[0].distance = 1e-3
     pool.start(1)
     assert the_request(pool).codec_request == "fp16"
+
+
+@pytest.mark.parametrize(("nearest", "codec"), [(0.05, "int8"), (0.01, "fp16"), (1e-4, "fp32")])
+def test_who_settles_is_as_careful_as_the_nearest_deserves(nearest: float, codec: str) -> None:
+    pool = Pool(3)
+    machine = pool.site(1).machine
+    machine.standing.settling = True
+    state = machine.outcomes.fragments[0]
+    state.distance, state.last = 0.1, {peer_id(2): 0.1, peer_id(3): nearest}
+    pool.start(1)
+    assert the_request(pool).codec_request == codec
 
 
 def test_a_newcomer_is_given_less_weight() -> None:
