@@ -214,7 +214,12 @@ class MixSection:
         "Exchanges started after each outer step of a fragment. log2 n of them "
         "come close to an exact average.",
     )
-    outer_momentum: float = between(0.0, 0.99, 0.5, "Outer momentum α.")
+    outer_momentum: float = between(
+        0.0,
+        0.99,
+        0.0,
+        "Outer momentum α. It multiplies what a step moves by 1/(1 − α); noloco is published with 0.5.",
+    )
     outer_lr: float = between(0.0, 2.0, 1.0, "Outer step size ν.")
     gamma: float = between(
         0.01,

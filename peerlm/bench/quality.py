@@ -38,6 +38,9 @@ SWARM = {
 
 METHODS = (*LOCKSTEP, *SWARM)
 
+MOMENTUM = {"diloco": 0.5, "gasloc": 0.5, "noloco": 0.5}
+"""α of methods that are nothing without it, where neither plan nor trial says one."""
+
 LOOKS = 5
 """At the loss on the way."""
 
@@ -70,13 +73,15 @@ class Trial:
 def plan_of(setting: Setting, trial: Trial) -> Plan:
     """The plan that a trial trains by. Raises `ConfigError`."""
     plan = with_changes(setting.plan, dict(trial.changes), "--vary")
-    changes = {
+    changes: dict[str, Any] = {
         "run.rng_seed": trial.seed,
         "run.token_budget": setting.tokens,
         "train.lr": plan.train.lr * trial.lr,
         "train.adamw_lr": plan.train.adamw_lr * trial.lr,
         **SWARM.get(trial.method, {}),
     }
+    if not plan.mix.outer_momentum and "mix.outer_momentum" not in dict(trial.changes):
+        changes["mix.outer_momentum"] = MOMENTUM.get(trial.method, 0.0)
     return with_changes(plan, changes, "--lr")
 
 

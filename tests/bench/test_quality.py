@@ -156,7 +156,7 @@ def test_a_text_for_each_node_has_a_loss_of_its_own(
     found = live(replace(setting, plan=local, shards=both), trial(method))
     first, second = found["val_losses"]
     assert first != second
-    assert found["val_loss"] == pytest.approx((first + second) / 2, rel=1e-6)
+    assert found["val_loss"] == pytest.approx((first + second) / 2, rel=1e-4)
 
 
 def test_curves_are_plain_numbers(setting: Setting) -> None:

@@ -10,7 +10,7 @@ from peerlm.config import MixSection
 from peerlm.mix import algorithms
 from peerlm.mix.fragment import Kind, Outcome, SlowFragment
 
-MIX = MixSection()
+MIX = MixSection(outer_momentum=0.5)
 OUTER_MIX = algorithms.get("outer_mix")
 
 

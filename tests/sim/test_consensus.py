@@ -340,9 +340,8 @@ def test_noloco_contracts_by_its_radius(nodes: int, rho: float) -> None:
 def measured_moments(nodes: int, seed: int) -> Array:
     """The matrix that fits best what 100 swarms do in 15 rounds."""
     runs, draws = 100, np.random.default_rng(seed)
-    swarm = LockStep(
-        draws.standard_normal((runs, nodes, DIMENSION)), mix_of(algorithm="noloco"), None
-    )
+    mix = mix_of(algorithm="noloco", outer_momentum=0.5, gamma=0.7)
+    swarm = LockStep(draws.standard_normal((runs, nodes, DIMENSION)), mix, None)
     rounds = [Rounds("matching", nodes, random.Random(f"{seed} {r}")) for r in range(runs)]
     before, after = [], []
     for number in range(15):
