@@ -2,7 +2,8 @@
 
 The bulk port is open to everybody. A connection says first which transfer it is for and proves that it
 has that transfer's key; until then it is a *caller*, of whom few are kept and not for long. Each transfer
-has one connection, from its initiator to its responder.
+has one connection, from its initiator to its responder; when it is over, the connection is kept for the next one
+between them (`daemon.kept`).
 
 The thread asks every stream in turn to read one frame and to write one; when none moves it
 waits until a socket is ready, a pause of the throttle is over, or somebody calls. Arithmetic of an
@@ -12,22 +13,23 @@ thread, but `call`, which any thread may use.
 
 from __future__ import annotations
 
-import errno
 import os
 import selectors
 import socket
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from peerlm.daemon.callers import Caller, Callers
+from peerlm.daemon.kept import Kept, Target
 from peerlm.daemon.sockets import delivery_rate, listen_tcp
 from peerlm.daemon.stopwatch import Stopwatch
-from peerlm.daemon.stream import Stream, Talk
+from peerlm.daemon.stream import Rest, Stream, Talk
 from peerlm.daemon.talks import Fetch, Give
 from peerlm.daemon.throttle import TokenBucket
 from peerlm.errors import ChunkCorrupt, Unreachable, WireError
@@ -37,9 +39,7 @@ from peerlm.wire.frame import (
     CHUNK_BYTES,
     DOWN,
     FRAME_BYTES_MAX,
-    HEADER_BYTES,
     PREFACE_BYTES,
-    TAG_BYTES,
     UP,
     Cipher,
     Kind,
@@ -51,10 +51,6 @@ HELD_BYTES_MAX = 1 << 30
 """What all transfers hold at once; what would pass it is not begun."""
 
 TRANSFERS_MAX = 256
-CALLERS_MAX = 256
-CALLER_S = 5.0
-"""A connection that has not proved its right by then is closed."""
-
 REDIAL_S = 0.25
 """A pull whose connection broke is dialled anew after so long, and then twice as long each time."""
 
@@ -70,8 +66,6 @@ SLICE_BYTES = 16 * 1024
 BUFFERS_KEPT = 16
 """Frames' buffers that wait for their next stream: fresh memory costs more than what it is for."""
 
-BEGIN_BYTES = HEADER_BYTES + 8 + TAG_BYTES
-
 
 @dataclass(slots=True, eq=False)
 class Entry:
@@ -81,7 +75,7 @@ class Entry:
     talk: Talk
     keys: tuple[bytes, bytes]
     """Up, down."""
-    target: tuple[str, int] | None
+    target: Target | None
     """Where to dial; None for the responder."""
     progress_timeout_s: float
     timeout_s: float
@@ -111,13 +105,13 @@ class Entry:
         return f"{self.target[0]} bulk port {self.target[1]}" if self.target else "the peer"
 
 
-@dataclass(slots=True, eq=False)
-class Caller:
-    """A connection that has yet to prove its right."""
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """What a stream whose transfer is over may still need."""
 
-    connection: socket.socket
     until: float
-    came: bytearray = field(default_factory=bytearray)
+    target: Target | None
+    """Where it was dialled."""
 
 
 class Mover:
@@ -142,9 +136,9 @@ class Mover:
         self._download = TokenBucket(download_bytes_s, CHUNK_BYTES, now)
         self._on_crash = on_crash
         self._entries: dict[TransferId, Entry] = {}
-        self._callers: OrderedDict[socket.socket, Caller] = OrderedDict()
-        self._parting: dict[Stream, float] = {}
+        self._parting: dict[Stream, Parting] = {}
         """Streams whose transfer is over, until their last frame is out."""
+        self._kept = Kept()
         self._active: dict[Entry, None] = {}
         """Entries that may have something to move."""
         self._buffers: list[memoryview] = []
@@ -165,7 +159,7 @@ class Mover:
         self._listener.setblocking(False)
         self.port: int = self._listener.getsockname()[1]
         self._selector.register(self._wake_out, selectors.EVENT_READ, self._on_wake)
-        self._selector.register(self._listener, selectors.EVENT_READ, self._on_caller)
+        self._callers = Callers(self._listener, self._selector, self.counters, self._look_at)
         self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
         self._thread.start()
 
@@ -200,8 +194,9 @@ class Mover:
                 self._dial(entry)
             else:
                 self._tick_at = 0.0
-                for caller in list(self._callers.values()):
-                    self._look_at(caller)
+                for caller in self._callers.all():
+                    if caller.has_spoken:
+                        self._look_at(caller)
 
     def cancel(self, transfer: TransferId, reason: str) -> None:
         entry = self._entries.get(transfer)
@@ -235,7 +230,8 @@ class Mover:
             self._close_all()
 
     def _turn(self) -> None:
-        wait_s = min(self._tick_at, self._resume_at) - time.monotonic()
+        due_at = min(self._tick_at, self._resume_at, self._callers.next_at, self._kept.next_at)
+        wait_s = due_at - time.monotonic()
         if self._active or self._commands:
             wait_s = 0.0
         with self._spent("wait"):
@@ -248,7 +244,7 @@ class Mover:
         if now >= self._resume_at:
             self._resume_at = float("inf")
             self._active.update(dict.fromkeys(self._entries.values()))
-        if now >= self._tick_at:
+        if now >= min(self._tick_at, self._callers.next_at, self._kept.next_at):
             self._tick(now)
         self._move()
 
@@ -340,6 +336,12 @@ class Mover:
             self._tell_taken(entry)  # all is here; only our last word may not have arrived
             self._remove(entry)
             return
+        if stream.is_stale and entry.target is not None:
+            for connection in self._kept.take_all(entry.target):
+                self._forget(connection)
+            entry.talk.rewind()
+            self._dial(entry)
+            return
         resumes = isinstance(entry.talk, Fetch | Give) and isinstance(failure, Unreachable)
         resumes &= not stream.was_aborted
         if not resumes:
@@ -359,9 +361,10 @@ class Mover:
     # ---------------------------------------------------------------------------------- time
 
     def _tick(self, now: float) -> None:
-        self._tick_at = now + TICK_S if self._entries or self._callers or self._parting else 1e18
-        if self._listener not in self._selector.get_map():
-            self._selector.register(self._listener, selectors.EVENT_READ, self._on_caller)
+        for connection in self._kept.overdue(now):
+            self._forget(connection)
+        self._callers.tick(now)
+        self._tick_at = now + TICK_S if self._entries or self._parting else float("inf")
         for entry in list(self._entries.values()):
             if now >= entry.began_at + entry.timeout_s:
                 line = f"{entry.peer_name}: not done in {entry.timeout_s:g} s"
@@ -370,9 +373,7 @@ class Mover:
                 self._fail(entry, self._why_silent(entry))
             elif now >= entry.redial_at:
                 self._dial(entry)
-        for caller in [c for c in self._callers.values() if now >= c.until]:
-            self._turn_away(caller, "denied")
-        for stream in [s for s, until in self._parting.items() if now >= until]:
+        for stream in [s for s, parting in self._parting.items() if now >= parting.until]:
             self._part(stream)
 
     def _why_silent(self, entry: Entry) -> Unreachable:
@@ -396,6 +397,9 @@ class Mover:
         if entry.attempt >= ATTEMPTS_MAX:
             self._fail(entry, Unreachable("connect", f"{entry.peer_name}: too many attempts"))
             return
+        if (kept := self._kept.take(entry.target)) is not None:
+            self._begin(entry, kept, was_kept=True)
+            return
         family = socket.AF_INET6 if ":" in entry.target[0] else socket.AF_INET
         try:
             dialling = entry.dialling = socket.socket(family, socket.SOCK_STREAM)
@@ -416,12 +420,23 @@ class Mover:
         if code := dialling.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._not_dialled(entry, OSError(code, os.strerror(code)))
             return
-        self._selector.unregister(dialling)
         entry.dialling = None
+        self._begin(entry, dialling)
+
+    def _begin(self, entry: Entry, connection: socket.socket, *, was_kept: bool = False) -> None:
+        self._selector.unregister(connection)
+        self.counters["begun_kept" if was_kept else "begun_fresh"] += 1
         seal = Cipher(entry.keys[0], UP, entry.attempt, self._security)
         opens = Cipher(entry.keys[1], DOWN, entry.attempt, self._security)
         entry.stream = Stream(
-            dialling, entry.talk, seal, opens, self._lend(), dials=True, spent=self._spent
+            connection,
+            entry.talk,
+            seal,
+            opens,
+            self._lend(),
+            dials=True,
+            spent=self._spent,
+            was_kept=was_kept,
         )
         first = entry.talk.first if isinstance(entry.talk, Fetch) else 0
         entry.stream.begin(Preface(entry.id, entry.attempt).pack(), first)
@@ -431,51 +446,23 @@ class Mover:
         line = f"{entry.peer_name}: {error.strerror or error}"
         self._fail(entry, Unreachable("connect", line))
 
-    def _on_caller(self, mask: int) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):  # it stays ready until one is free
-                self._selector.unregister(self._listener)
-                self._tick_at = min(self._tick_at, time.monotonic() + TICK_S)
-            return  # gone again, or no file left for it: whoever called will call again
-        connection.setblocking(False)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while len(self._callers) >= CALLERS_MAX:
-            self._turn_away(next(iter(self._callers.values())), "denied")
-        caller = Caller(connection, time.monotonic() + CALLER_S)
-        self._callers[connection] = caller
-        self._selector.register(connection, selectors.EVENT_READ, partial(self._hear, caller))
-        self._tick_at = 0.0
-
-    def _hear(self, caller: Caller, mask: int = 0) -> None:
-        """More of a caller's first words: nothing is read beyond them."""
-        if self._callers.get(caller.connection) is not caller:
-            return  # turned away for others, in this very turn
-        missing = PREFACE_BYTES + BEGIN_BYTES - len(caller.came)
-        try:
-            data = caller.connection.recv(missing)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._turn_away(caller, "denied")
-            return
-        caller.came += data
-        if len(data) == missing:
-            # Whatever else it has to say stays in the kernel until its transfer is known.
-            self._selector.unregister(caller.connection)
-            self._look_at(caller)
+    def _on_kept(self, connection: socket.socket, target: Target | None, mask: int) -> None:
+        """A kept connection of a caller begins again, or ends. One that was dialled can only have ended."""
+        if connection not in self._kept:
+            return  # closed for another, in this very turn
+        self._kept.drop(connection)
+        self._selector.unregister(connection)
+        if target is None:
+            self._callers.again(connection)
+        else:
+            connection.close()
 
     def _look_at(self, caller: Caller) -> None:
         """Whether a caller who has said its first words may come in."""
-        if len(caller.came) < PREFACE_BYTES + BEGIN_BYTES:
-            return
         try:
             preface = Preface.parse(caller.came[:PREFACE_BYTES])
         except WireError:
-            self._turn_away(caller, "garbage")
+            self._callers.turn_away(caller, "garbage")
             return
         entry = self._entries.get(preface.transfer)
         if entry is None or entry.target is not None:
@@ -484,16 +471,16 @@ class Mover:
         try:
             first = _first_chunk(caller, opens)
         except (ChunkCorrupt, WireError):
-            self._turn_away(caller, "corrupt")
+            self._callers.turn_away(caller, "corrupt")
             return
         resumes = entry.stream is None or isinstance(entry.talk, Give)
         if preface.attempt <= entry.attempt or not resumes:
-            self._turn_away(caller, "replayed")
+            self._callers.turn_away(caller, "replayed")
             return
         if not entry.talk.seek(first) if isinstance(entry.talk, Give) else first:
-            self._turn_away(caller, "garbage")
+            self._callers.turn_away(caller, "garbage")
             return
-        del self._callers[caller.connection]
+        self._callers.let_go(caller)
         self._hang_up(entry)
         seal = Cipher(entry.keys[1], DOWN, preface.attempt, self._security)
         entry.attempt, entry.stream = (
@@ -510,11 +497,6 @@ class Mover:
         )
         entry.moved_at = time.monotonic()
         self._active[entry] = None
-
-    def _turn_away(self, caller: Caller, why: str) -> None:
-        self.counters[f"callers_{why}"] += 1
-        self._callers.pop(caller.connection, None)
-        self._forget(caller.connection)
 
     def _watch(self, stream: Stream, entry: Entry | None) -> None:
         """Be woken when the socket takes or gives more of what is wanted."""
@@ -565,7 +547,7 @@ class Mover:
         self._active.pop(entry, None)
         if (stream := entry.stream) is not None:
             entry.stream = None
-            self._parting[stream] = time.monotonic() + GOODBYE_S
+            self._parting[stream] = Parting(time.monotonic() + GOODBYE_S, entry.target)
             self._part(stream)
         self._hang_up(entry)
 
@@ -574,13 +556,27 @@ class Mover:
         the kernel take our last words back, so they are let run out for a moment."""
         while stream.wants_to_write and stream.write():
             pass
-        ran_out = stream.has_run_out() if not stream.wants_to_write else False
-        if not ran_out and time.monotonic() < self._parting[stream]:
+        rest = Rest.OPEN if stream.wants_to_write else stream.rest()
+        parting = self._parting[stream]
+        if rest is Rest.OPEN and time.monotonic() < parting.until:
             self._watch(stream, None)
             self._tick_at = 0.0
             return
         del self._parting[stream]
-        self._close(stream)
+        if rest is Rest.KEPT:
+            self._keep(stream, parting.target)
+        else:
+            self._close(stream)
+
+    def _keep(self, stream: Stream, target: Target | None) -> None:
+        connection = stream.connection
+        self._take_back(stream)
+        if connection in self._selector.get_map():
+            self._selector.unregister(connection)
+        ready = partial(self._on_kept, connection, target)
+        self._selector.register(connection, selectors.EVENT_READ, ready)
+        for late in self._kept.add(connection, target, time.monotonic()):
+            self._forget(late)
 
     def _hang_up(self, entry: Entry) -> None:
         if entry.dialling is not None:
@@ -592,6 +588,9 @@ class Mover:
 
     def _close(self, stream: Stream) -> None:
         self._forget(stream.connection)
+        self._take_back(stream)
+
+    def _take_back(self, stream: Stream) -> None:
         self._buffers += stream.buffers
         del self._buffers[BUFFERS_KEPT:]
 
@@ -607,11 +606,12 @@ class Mover:
 
     def _close_all(self) -> None:
         for stream in list(self._parting):
-            self._parting[stream] = 0.0
+            self._parting[stream] = Parting(0.0, None)
             self._part(stream)
-        for caller in list(self._callers.values()):
-            self._turn_away(caller, "denied")
-        if hasattr(self, "_listener"):
+        for connection in self._kept.clear():
+            self._forget(connection)
+        if hasattr(self, "_callers"):
+            self._callers.turn_all_away()
             self._listener.close()
         self._wake_in.close()
         self._wake_out.close()

@@ -7,13 +7,15 @@ or does not want to hear more for now, its stream stands still, and TCP holds ba
 So memory is bounded on both sides, and nobody's speed needs to be guessed.
 
 Whoever has heard all and found it good says END when it has said all itself; the dialler says it last,
-so each side knows what has become of its words. An end that gives up says ABORT and why.
+so each side knows what has become of its words. An end that gives up says ABORT and why. When both have said
+END, the listener says KEEP: it leaves the connection open for another transfer (`daemon.kept`).
 """
 
 from __future__ import annotations
 
 import socket
 from contextlib import suppress
+from enum import Enum
 from typing import Protocol
 
 from peerlm.daemon.stopwatch import Stopwatch
@@ -60,10 +62,21 @@ class Talk(Protocol):
     def judge(self) -> PeerlmError | None:
         """Once done: why what was heard is not good."""
 
+    def rewind(self) -> None:
+        """Say all again, for nobody has heard it. Only of who dials, and while nothing was heard."""
+
+
+class Rest(Enum):
+    """What becomes of a connection when its transfer is over."""
+
+    OPEN = "not known yet"
+    OVER = "it is to be closed"
+    KEPT = "it is good for another transfer"
+
 
 class Stream:
-    """One end of a connection. `dials`: this end has dialled; it must `begin`. `buffers` have
-    `FRAME_BYTES_MAX` each and are the stream's alone.
+    """One end of a connection. `dials`: this end has dialled; it must `begin`. `was_kept`: another transfer has
+    been on it. `buffers` have `FRAME_BYTES_MAX` each and are the stream's alone.
 
     failure: why it cannot go on. heard_bytes, said_bytes: of chunks.
     """
@@ -78,13 +91,16 @@ class Stream:
         *,
         dials: bool,
         spent: Stopwatch,
+        was_kept: bool = False,
     ) -> None:
         self.connection = connection
         self.dials = dials
+        self._was_kept = was_kept
         self.failure: PeerlmError | None = None
         self.is_good = False
         """All was heard and judged good."""
         self.heard_end = self.said_end = False
+        self._heard_keep = self._said_keep = False
         self.was_aborted = False
         """The other side has given up."""
         self.heard_bytes = self.said_bytes = 0
@@ -117,6 +133,16 @@ class Stream:
         if self._out_at < self._out_end:
             return False
         return self.failure is not None or (self.said_end and self.heard_end)
+
+    @property
+    def is_stale(self) -> bool:
+        """It failed as a kept connection does that the other end has closed: before anything came."""
+        return (
+            self._was_kept
+            and self.dials
+            and not self.wire_bytes[0]
+            and isinstance(self.failure, Unreachable)
+        )
 
     def begin(self, preface: bytes, first: int) -> None:
         """The dialler's first words: the preface in the clear, and BEGIN."""
@@ -200,6 +226,10 @@ class Stream:
                 raise Unreachable("transfer", f"gave up: {line}")
             case Kind.BEGIN:
                 raise WireError("it began a second time")
+            case Kind.KEEP:
+                if not (self.dials and self.said_end and self.heard_end):
+                    raise WireError("it kept a connection that is in use")
+                self._heard_keep = True
 
     def look(self) -> None:
         """Judge what was heard, as soon as it is all there."""
@@ -239,8 +269,11 @@ class Stream:
         """What to send next; None if nothing can be sent now."""
         if self._reason is not None:
             return Kind.ABORT
-        if self.failure is not None or self.said_end:
+        if self.failure is not None:
             return None
+        if self.said_end:
+            may_keep = self.is_good and self.heard_end and not self.dials and not self._said_keep
+            return Kind.KEEP if may_keep else None
         to_say = self._talk.to_say()
         if to_say:
             return Kind.DATA
@@ -269,15 +302,35 @@ class Stream:
                 self.said_end = True
             case Kind.END:
                 self.said_end = True
+            case Kind.KEEP:
+                self._said_keep = True
         with self._spent("seal"):
             self._out_at, self._out_end = 0, self._seal.seal(kind, self._out, body)
         return True
 
-    def has_run_out(self) -> bool:
-        """Once all is said: whether the other side has nothing more to say either. What it says
-        meanwhile is thrown away."""
-        if self.is_good:
-            return True
+    # ------------------------------------------------------------------------------------ afterwards
+
+    def rest(self) -> Rest:
+        """Once the transfer is over and all is said."""
+        if not self.is_good:
+            return Rest.OVER if self._has_run_out() else Rest.OPEN
+        if self.failure is not None or not (self.said_end and self.heard_end):
+            return Rest.OVER
+        if self.dials:
+            return self._hear_keep()
+        return Rest.KEPT if self._said_keep and not self._have else Rest.OVER
+
+    def _hear_keep(self) -> Rest:
+        try:
+            while not self._take_frame(None):
+                if not self._receive(None, None):
+                    return Rest.OPEN
+        except PeerlmError:
+            return Rest.OVER
+        return Rest.KEPT if self._heard_keep and not self._have else Rest.OVER
+
+    def _has_run_out(self) -> bool:
+        """Whether the other side has nothing more to say either. What it says meanwhile is thrown away."""
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
         try:

@@ -65,6 +65,10 @@ class Ask:
         refused = self.side.judge()
         return None if refused is None else RefusedHere(refused)
 
+    def rewind(self) -> None:
+        assert not self.side.heard, "it was answered"
+        self._said = 0
+
 
 class Answer:
     """The responder's end of an exchange: the next chunk is wanted when the last one is answered."""
@@ -108,6 +112,9 @@ class Answer:
     def judge(self) -> PeerlmError | None:
         refused = self.side.judge()
         return None if refused is None else RefusedHere(refused)
+
+    def rewind(self) -> None:
+        raise AssertionError("who is dialled is told where to begin")
 
 
 class Fetch:
@@ -172,6 +179,9 @@ class Fetch:
 
     def judge(self) -> PeerlmError | None:
         return None
+
+    def rewind(self) -> None:
+        """It says nothing."""
 
 
 class Give:
@@ -244,3 +254,6 @@ class Give:
 
     def judge(self) -> PeerlmError | None:
         return None
+
+    def rewind(self) -> None:
+        raise AssertionError("who is dialled is told where to begin")

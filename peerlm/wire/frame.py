@@ -3,10 +3,11 @@
 The bulk port is open to everybody, so each frame carries its own proof. Keys are fresh for every
 transfer and direction and were handed over the encrypted control plane. Frames are numbered, though
 the numbers are not sent: a connection keeps their order, so one that was forged, changed, repeated,
-left out or moved fails its check, and the connection is over.
+left out or moved fails its check, and the connection is over. After KEEP the same begins again for
+another transfer, with keys of its own and numbers from one.
 
     dialler:   preface (27 B, in the clear)   BEGIN   DATA …   END
-    listener:                                         DATA …   END
+    listener:                                         DATA …   END   KEEP
 
     frame:     kind (1), length of the body (4), body, tag (16)
 
@@ -61,6 +62,17 @@ class Kind(IntEnum):
     """I have said all, and all that I heard was good."""
     ABORT = 4
     """I give up; the body says why, in UTF-8."""
+    KEEP = 5
+    """The listener's last, after both have said END: another transfer may begin on this connection."""
+
+
+_BODY_BYTES_MAX = {
+    Kind.BEGIN: 8,
+    Kind.DATA: BODY_BYTES_MAX,
+    Kind.END: 0,
+    Kind.ABORT: REASON_BYTES_MAX,
+    Kind.KEEP: 0,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +104,7 @@ def parse_header(data: Buffer) -> tuple[Kind, int]:
     kind, length = _HEADER.unpack(data[:HEADER_BYTES])
     if kind not in Kind._value2member_map_:
         raise WireError(f"bulk frame of unknown kind {kind}")
-    most = {Kind.BEGIN: 8, Kind.DATA: BODY_BYTES_MAX, Kind.END: 0, Kind.ABORT: REASON_BYTES_MAX}
-    if length > most[Kind(kind)]:
+    if length > _BODY_BYTES_MAX[Kind(kind)]:
         raise WireError(f"bulk frame {Kind(kind).name} with a body of {length} bytes")
     return Kind(kind), length
 

@@ -460,7 +460,12 @@ class Besieged(RuleBasedStateMachine):
         self.say(Kind.BEGIN, body)
         self.turn(turns)
 
-    @rule(kind=st.sampled_from([0, 5, 255]), turns=turns)
+    @rule(body=st.sampled_from([b"", b"x"]), turns=turns)
+    def keep_now(self, body: bytes, turns: int) -> None:
+        self.say(Kind.KEEP, body)
+        self.turn(turns)
+
+    @rule(kind=st.sampled_from([0, 6, 255]), turns=turns)
     def unknown_kind(self, kind: int, turns: int) -> None:
         self.say(kind, self.next_chunk)
         self.turn(turns)
@@ -510,7 +515,10 @@ class Besieged(RuleBasedStateMachine):
             elif kind is Kind.END:
                 assert self.is_whole or not self.part.dials
                 assert self.good_bytes == self.all_bytes, "it says END of what it has not heard"
-        assert re.fullmatch("D*E?A?", self.kinds), self.kinds
+            elif kind is Kind.KEEP:
+                assert self.is_whole, "it keeps what is not over"
+                assert not self.part.dials
+        assert re.fullmatch("D*(EK?)?A?", self.kinds), self.kinds
         self.turn(turns)
 
     # what the end does
@@ -635,6 +643,7 @@ FOULS: dict[str, Callable[[Besieged], None]] = {
     "end": lambda peer: peer.end_now(b"", 400),
     "long end": lambda peer: peer.end_now(b"x", 400),
     "begin": lambda peer: peer.begin_again(bytes(8), 400),
+    "keep": lambda peer: peer.keep_now(b"", 400),
     "unknown": lambda peer: peer.unknown_kind(9, 400),
     "abort": lambda peer: peer.abort(b"y" * 200),
     "rude abort": lambda peer: peer.abort(b"a\r\n\x1b[2J\xff"),

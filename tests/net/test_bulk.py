@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from peerlm.daemon import mover
+from peerlm.daemon import callers, kept, mover
 from peerlm.daemon.bulk import Bulk, Cost
 from peerlm.daemon.talks import RefusedHere
 from peerlm.errors import ChunkCorrupt, ConfigError, Unreachable, WireError
@@ -120,14 +120,17 @@ async def test_small_exchanges(make, size, codecs) -> None:
     await assert_exchange_works(make(), make(), size=size, codecs=codecs)
 
 
-async def test_many_exchanges_at_once_and_nothing_is_left_of_them(make) -> None:
+async def test_many_exchanges_at_once_and_nothing_is_left_of_them(make, monkeypatch) -> None:
+    monkeypatch.setattr(kept, "DIALLED_S", 0.3)
     ann, bob = make(), make()
     await asyncio.gather(*(assert_exchange_works(ann, bob) for _ in range(10)))
     await until(lambda: not bob._mover._entries and not ann._mover._entries)
     await until(lambda: not bob._mover._parting and not ann._mover._parting)
     assert (ann._mover._held_bytes, bob._mover._held_bytes) == (0, 0)
     assert not ann._mover._callers
-    assert len(ann._mover._selector.get_map()) == 2, "the listener and the way to wake it"
+    for each in (ann, bob):
+        await until(lambda mover=each._mover: len(mover._selector.get_map()) == 2)
+        assert not each._mover._kept, "the listener and the way to wake it are all that is left"
     assert ann.counters["bytes_sent"] >= 10 * stream_bytes("fp32", 3 * CHUNK + 7)
 
 
@@ -523,7 +526,7 @@ def begin(a: Agreement, attempt: int = 1, first: int = 0, key: bytes | None = No
 
 
 async def test_strangers_are_turned_away_and_disturb_nobody(make, monkeypatch) -> None:
-    monkeypatch.setattr(mover, "CALLER_S", 0.3)
+    monkeypatch.setattr(callers, "CALLER_S", 0.3)
     ann, bob, a = make(), make(), Agreement()
     waiting = asyncio.ensure_future(answer(bob, a, fragment(100)))
     await until(lambda: a.id in bob._mover._entries)
@@ -543,7 +546,7 @@ async def test_strangers_are_turned_away_and_disturb_nobody(make, monkeypatch) -
 
 
 async def test_callers_are_few(make, monkeypatch) -> None:
-    monkeypatch.setattr(mover, "CALLERS_MAX", 5)
+    monkeypatch.setattr(callers, "CALLERS_MAX", 5)
     ann, bob = make(), make()
     strangers = [Stranger(bob) for _ in range(20)]
     await until(lambda: bob.counters["callers_denied"] == 15)
@@ -554,7 +557,7 @@ async def test_callers_are_few(make, monkeypatch) -> None:
 
 
 async def test_callers_that_are_turned_away_while_they_speak_harm_nobody(make, monkeypatch) -> None:
-    monkeypatch.setattr(mover, "CALLERS_MAX", 3)
+    monkeypatch.setattr(callers, "CALLERS_MAX", 3)
     ann, bob = make(), make()
     for _ in range(100):
         crowd = [Stranger(bob, b"x") for _ in range(6)]

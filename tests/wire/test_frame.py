@@ -29,7 +29,13 @@ KEY = bytes(range(32))
 BODY = b"secret words" * 4
 SECURITIES = pytest.mark.parametrize("security", ["aead", "plain"])
 
-MOST = {Kind.BEGIN: 8, Kind.DATA: BODY_BYTES_MAX, Kind.END: 0, Kind.ABORT: REASON_BYTES_MAX}
+MOST = {
+    Kind.BEGIN: 8,
+    Kind.DATA: BODY_BYTES_MAX,
+    Kind.END: 0,
+    Kind.ABORT: REASON_BYTES_MAX,
+    Kind.KEEP: 0,
+}
 
 ids = st.binary(min_size=16, max_size=16).map(TransferId)
 attempts = st.integers(0, ATTEMPTS_MAX - 1)
