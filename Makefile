@@ -89,6 +89,7 @@ figures: $(STAMP)
 
 figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.exchange $(FLAGS)
+	$(BIN)/python -m bench.lines $(FLAGS)    # needs root: it makes networks
 	$(BIN)/python -m bench.speed $(FLAGS)
 	$(BIN)/python -m bench.membership $(FLAGS)
 	$(BIN)/python -m bench.faults --seeds 10000 $(FLAGS)
