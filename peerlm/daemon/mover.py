@@ -337,8 +337,7 @@ class Mover:
             self._remove(entry)
             return
         if stream.is_stale and entry.target is not None:
-            for connection in self._kept.take_all(entry.target):
-                self._forget(connection)
+            self._forget_kept(entry.target)
             entry.talk.rewind()
             self._dial(entry)
             return
@@ -370,6 +369,8 @@ class Mover:
                 line = f"{entry.peer_name}: not done in {entry.timeout_s:g} s"
                 self._fail(entry, Unreachable("transfer", line))
             elif now >= entry.moved_at + entry.progress_timeout_s:
+                if entry.target is not None:  # others that were kept may lead nowhere as well
+                    self._forget_kept(entry.target)
                 self._fail(entry, self._why_silent(entry))
             elif now >= entry.redial_at:
                 self._dial(entry)
@@ -577,6 +578,10 @@ class Mover:
         self._selector.register(connection, selectors.EVENT_READ, ready)
         for late in self._kept.add(connection, target, time.monotonic()):
             self._forget(late)
+
+    def _forget_kept(self, target: Target) -> None:
+        for connection in self._kept.take_all(target):
+            self._forget(connection)
 
     def _hang_up(self, entry: Entry) -> None:
         if entry.dialling is not None:

@@ -217,9 +217,9 @@ class Exchanges:
 
     def _codecs(self, fragment: FragmentId) -> tuple[str, str]:
         mix, state = self._plan.mix, self.outcomes.fragments[fragment]
+        if self.standing.settling and state.last:  # mixed once already: what is left is rounding
+            return "fp32", "fp32"
         distance = state.distance
-        if self.standing.settling:  # what brings us near to one must not stir us away from another
-            distance = min(state.last.values(), default=distance)
         if distance is None:
             return mix.codec_request, mix.codec_reply
         return choose_codecs(mix.codec_request, mix.codec_reply, distance)

@@ -30,13 +30,13 @@ from peerlm.model.plan import FragmentSpec
 from peerlm.train import protocol, schedule
 from peerlm.train.cadence import Cadence
 from peerlm.train.channel import Channel
+from peerlm.train.crossings import Crossings
 from peerlm.train.evaluate import evaluate
 from peerlm.train.group import Group
 from peerlm.train.hands import Hands
 from peerlm.train.learner import Learner, choose_device
 from peerlm.train.protocol import Message, Setup
 from peerlm.train.shared import SharedMemory
-from peerlm.train.staging import Way
 from peerlm.types import FragmentId
 
 REPORT_EVERY_S = 1.0
@@ -74,11 +74,7 @@ class InnerLoop:
         self._loader = Loader(corpus, whole, setup.peer, plan.run.rng_seed, setup.first_pass)
         self._members: tuple[bytes, ...] = ()
         self._cadence = Cadence(len(fragments), plan.mix.inner_steps)
-        self._applied_seq = [0] * len(fragments)
-        self._coming_seq = [0] * len(fragments)
-        """Of the correction that is on its way to the device."""
-        self._read_at: dict[FragmentId, tuple[int, int]] = {}
-        """`applied_seq` and `steps` of a boundary that is on its way to memory."""
+        self._crossings = Crossings(len(fragments))
         self._pace = Pace(settings.train.pace_tokens_s)
         self._tally = Tally()
         self._training = self._draining = self._stopped = False
@@ -161,26 +157,20 @@ class InnerLoop:
             self._report(time.monotonic())
 
     def _correct(self, fragment: FragmentId, seq: int, kind: str) -> None:
-        values, self._coming_seq[fragment] = self._memory.correction[fragment], seq
+        values = self._memory.correction[fragment]
+        self._crossings.comes(fragment, seq)
         if kind == protocol.RESET:
             self._hands.load(fragment, values, forget=True)
             self._cold_since = self._tally.steps
-            self._corrected(fragment)
+            self._channel.send(self._crossings.applied(fragment))
         else:
             self._hands.bring_in(fragment, values)
-
-    def _corrected(self, fragment: FragmentId) -> None:
-        seq = self._applied_seq[fragment] = self._coming_seq[fragment]
-        self._channel.send(protocol.Applied(fragment, seq))
 
     def _tell_landed(self, *, wait: bool = False) -> None:
         """What has crossed between device and memory is the daemon's again; `wait` until all has."""
         for landed in self._hands.landed(wait=wait):
-            if landed.way is Way.IN:
-                self._corrected(landed.fragment)
-            else:
-                read_at = self._read_at.pop(landed.fragment)
-                self._channel.send(protocol.Boundary(landed.fragment, *read_at))
+            for message in self._crossings.landed(landed):
+                self._channel.send(message)
 
     def _go_on_draining(self) -> None:
         self._hand_in()
@@ -211,7 +201,7 @@ class InnerLoop:
     def _hand_in(self) -> None:
         """Send every fragment that is due to shared memory, unless its last boundary is there."""
         for fragment in self._cadence.ready():
-            self._read_at[fragment] = self._applied_seq[fragment], self._tally.steps
+            self._crossings.read(fragment, self._tally.steps)
             self._hands.take_out(fragment, self._memory.boundary[fragment])
             self._cadence.handed_in(fragment)
         self._tell_landed()

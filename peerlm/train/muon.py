@@ -23,19 +23,19 @@ class Muon(torch.optim.Muon):
         for group in self.param_groups:
             assert group["adjust_lr_fn"] == "match_rms_adamw"
             moving = [p for p in group["params"] if p.grad is not None]
-            for alike in _by_shape(moving):
-                self._move(alike, group)
+            for together in _together(moving):
+                self._move(together, group)
         return None
 
     def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """torch's rule for matrices of one shape, decay and scale included (match_rms_adamw)."""
         lr, updates = group["lr"], [self._update(p, group) for p in parameters]
         how = group["ns_coefficients"], group["ns_steps"], group["eps"]
-        if parameters[0].device.type == "cpu":
+        if updates[0].device.type == "cpu":
             directions = [orthogonalised(update, *how) for update in updates]
         else:
-            together = torch.stack([update.bfloat16() for update in updates])
-            directions = list(orthogonalised(together, *how))
+            stack = torch.stack([update.bfloat16() for update in updates])
+            directions = list(orthogonalised(stack, *how))
         for parameter, direction in zip(parameters, directions, strict=True):
             parameter.mul_(1 - lr * group["weight_decay"])
             parameter.add_(direction, alpha=-lr * 0.2 * max(parameter.shape) ** 0.5)
@@ -67,8 +67,10 @@ def orthogonalised(
     return x.mT if is_tall else x
 
 
-def _by_shape(parameters: list[Tensor]) -> list[list[Tensor]]:
-    alike: dict[torch.Size, list[Tensor]] = {}
-    for parameter in parameters:
-        alike.setdefault(parameter.shape, []).append(parameter)
+def _together(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """On an accelerator, those of one shape; on a processor, which would only need the memory, each alone."""
+    alike: dict[tuple[Any, ...], list[Tensor]] = {}
+    for number, parameter in enumerate(parameters):
+        alone = number if parameter.device.type == "cpu" else -1
+        alike.setdefault((alone, parameter.shape), []).append(parameter)
     return list(alike.values())

@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -94,7 +95,7 @@ class Streamed(Staging):
         self._slices = [weights.slices_of(model, fragment) for fragment in fragments]
         self._stream = torch.cuda.Stream(device_of(model))
         self._crossings: list[_Crossing] = []
-        self.is_page_locked = _lock_pages(self, memory)
+        self.is_page_locked = _lock_pages(self, memory, self._stream.device)
 
     @torch.no_grad()
     def take_out(self, fragment: FragmentId, out: Values) -> None:
@@ -133,11 +134,14 @@ class Streamed(Staging):
             mine.add_(part)
 
 
-def _lock_pages(owner: Streamed, memory: SharedMemory) -> bool:
+def _lock_pages(owner: Streamed, memory: SharedMemory, device: torch.device) -> bool:
     """For as long as `owner` lives, which keeps `memory`. False: refused."""
     runtime = torch.cuda.cudart()
     address = memory.whole.ctypes.data
-    if int(runtime.cudaHostRegister(address, memory.whole.nbytes, 0)) != 0:
-        return False
-    weakref.finalize(owner, runtime.cudaHostUnregister, address)
-    return True
+    with torch.cuda.device(device):
+        if int(runtime.cudaHostRegister(address, memory.whole.nbytes, 0)) == 0:
+            weakref.finalize(owner, runtime.cudaHostUnregister, address)
+            return True
+        with suppress(RuntimeError):  # the refusal stays behind, and the next kernel would raise it
+            torch.zeros(1, device=device)
+    return False

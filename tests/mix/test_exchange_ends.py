@@ -185,15 +185,14 @@ def test_nearness_asks_for_finer_codecs() -> None:
     assert the_request(pool).codec_request == "fp16"
 
 
-@pytest.mark.parametrize(("nearest", "codec"), [(0.05, "int8"), (0.01, "fp16"), (1e-4, "fp32")])
-def test_who_settles_is_as_careful_as_the_nearest_deserves(nearest: float, codec: str) -> None:
+def test_who_settles_mixes_in_fp32_once_it_has_mixed_at_all() -> None:
     pool = Pool(3)
     machine = pool.site(1).machine
     machine.standing.settling = True
     state = machine.outcomes.fragments[0]
-    state.distance, state.last = 0.1, {peer_id(2): 0.1, peer_id(3): nearest}
+    state.distance, state.last = 0.1, {peer_id(3): 0.1}
     pool.start(1)
-    assert the_request(pool).codec_request == codec
+    assert (the_request(pool).codec_request, the_request(pool).codec_reply) == ("fp32", "fp32")
 
 
 def test_a_newcomer_is_given_less_weight() -> None:
