@@ -230,10 +230,10 @@ class Mover:
             self._close_all()
 
     def _turn(self) -> None:
-        due_at = min(self._tick_at, self._resume_at, self._callers.next_at, self._kept.next_at)
-        wait_s = due_at - time.monotonic()
-        if self._active or self._commands:
-            wait_s = 0.0
+        tick_at, wait_s = self._tick_at, 0.0
+        if not self._active and not self._commands:
+            tick_at = min(tick_at, self._callers.next_at, self._kept.next_at)
+            wait_s = min(tick_at, self._resume_at) - time.monotonic()
         with self._spent("wait"):
             ready = self._selector.select(max(0.0, min(wait_s, POLL_S_MAX)))
         for key, mask in ready:
@@ -244,7 +244,7 @@ class Mover:
         if now >= self._resume_at:
             self._resume_at = float("inf")
             self._active.update(dict.fromkeys(self._entries.values()))
-        if now >= min(self._tick_at, self._callers.next_at, self._kept.next_at):
+        if now >= tick_at:
             self._tick(now)
         self._move()
 
@@ -274,21 +274,25 @@ class Mover:
         return moved
 
     def _read(self, stream: Stream) -> bool:
-        if not stream.wants_to_read or not self._may_move(self._download):
+        limited = self._download.is_limited
+        if limited and not (stream.wants_to_read and self._may_move(self._download)):
             return False
         before = stream.wire_bytes[0]
-        moved = stream.read(SLICE_BYTES if self._download.is_limited else None)
+        moved = stream.read(SLICE_BYTES if limited else None)
         self.counters["bytes_received"] += stream.wire_bytes[0] - before
-        self._download.take(stream.wire_bytes[0] - before, Instant(time.monotonic()))
+        if limited:
+            self._download.take(stream.wire_bytes[0] - before, Instant(time.monotonic()))
         return moved
 
     def _write(self, stream: Stream) -> bool:
-        if not stream.wants_to_write or not self._may_move(self._upload):
+        limited = self._upload.is_limited
+        if limited and not (stream.wants_to_write and self._may_move(self._upload)):
             return False
         before = stream.wire_bytes[1]
-        moved = stream.write(SLICE_BYTES if self._upload.is_limited else None)
+        moved = stream.write(SLICE_BYTES if limited else None)
         self.counters["bytes_sent"] += stream.wire_bytes[1] - before
-        self._upload.take(stream.wire_bytes[1] - before, Instant(time.monotonic()))
+        if limited:
+            self._upload.take(stream.wire_bytes[1] - before, Instant(time.monotonic()))
         return moved
 
     def _may_move(self, bucket: TokenBucket) -> bool:

@@ -15,14 +15,15 @@ class Stopwatch:
 
     def __init__(self, counters: Counter[str]) -> None:
         self._counters = counters
-        self._name, self._began = "", 0
+        self._keys: dict[str, str] = {}
+        self._key, self._began = "", 0
 
     def __call__(self, name: str) -> Stopwatch:
-        self._name = name
+        self._key = self._keys.get(name) or self._keys.setdefault(name, f"{name}_us")
         return self
 
     def __enter__(self) -> None:
         self._began = time.perf_counter_ns()
 
     def __exit__(self, *exc: object) -> None:
-        self._counters[f"{self._name}_us"] += (time.perf_counter_ns() - self._began) // 1000
+        self._counters[self._key] += (time.perf_counter_ns() - self._began) // 1000

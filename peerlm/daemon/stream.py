@@ -161,9 +161,10 @@ class Stream:
     def read(self, bytes_max: int | None = None) -> bool:
         """Take what has come, up to the end of one frame, `bytes_max` at most. False when nothing
         moved."""
-        if not (self.is_readable and self.wants_to_read):
+        if not self.is_readable or self.failure is not None or self.heard_end:
             return False
-        expected = self._talk.to_hear()
+        if (expected := self._talk.to_hear()) == 0:
+            return False
         try:
             if not self._take_frame(expected):
                 return self._receive(expected, bytes_max)

@@ -111,6 +111,12 @@ class _Side:
         assert difference.size == fragment.size, (difference.size, fragment.size)
         self.codec_request, self.codec_reply = codec_request, codec_reply
         self.chunks = chunk_count(fragment.size)
+        self._last = max(0, self.chunks - 1)
+        self._request_bytes, self._reply_bytes = (
+            (chunk_bytes(codec, 0, fragment.size), chunk_bytes(codec, self._last, fragment.size))
+            for codec in (codec_request, codec_reply)
+        )
+        """Of the first chunk and those like it, and of the last: asked for at every turn of the bulk thread."""
         self.heard = 0
         self._fragment = fragment
         self._weight, self._clip_norm = weight, clip_norm
@@ -131,10 +137,10 @@ class _Side:
         return self._difference.nbytes
 
     def request_bytes(self, index: int) -> int:
-        return chunk_bytes(self.codec_request, index, self._fragment.size)
+        return self._request_bytes[index == self._last]
 
     def reply_bytes(self, index: int) -> int:
-        return chunk_bytes(self.codec_reply, index, self._fragment.size)
+        return self._reply_bytes[index == self._last]
 
     def _next(self) -> slice:
         part = chunk_at(self.heard, self._fragment.size)

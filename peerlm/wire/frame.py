@@ -66,6 +66,7 @@ class Kind(IntEnum):
     """The listener's last, after both have said END: another transfer may begin on this connection."""
 
 
+_KINDS = {kind.value: kind for kind in Kind}
 _BODY_BYTES_MAX = {
     Kind.BEGIN: 8,
     Kind.DATA: BODY_BYTES_MAX,
@@ -102,11 +103,12 @@ class Preface:
 def parse_header(data: Buffer) -> tuple[Kind, int]:
     """(kind, bytes of the body without its tag). Raises `WireError`."""
     kind, length = _HEADER.unpack(data[:HEADER_BYTES])
-    if kind not in Kind._value2member_map_:
+    known = _KINDS.get(kind)
+    if known is None:
         raise WireError(f"bulk frame of unknown kind {kind}")
-    if length > _BODY_BYTES_MAX[Kind(kind)]:
-        raise WireError(f"bulk frame {Kind(kind).name} with a body of {length} bytes")
-    return Kind(kind), length
+    if length > _BODY_BYTES_MAX[known]:
+        raise WireError(f"bulk frame {known.name} with a body of {length} bytes")
+    return known, length
 
 
 class Cipher:
