@@ -3,7 +3,8 @@
 Each fragment is mixed with partners it is not yet near to, until it is within half the agreed spread of
 three of them, or of all there are. Two nodes that are both within half of it of a third are within
 the whole of it of each other. The first exchange of a fragment is as coarse as those before, the
-others are in fp32. Nobody decides for the others: whether everybody has settled is seen from what they say of themselves.
+others are in fp32. Nobody decides for the others: whether everybody has settled is seen from what
+they say of themselves.
 """
 
 from __future__ import annotations
