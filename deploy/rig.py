@@ -27,8 +27,9 @@ from typing import Any
 from containers import PROJECT, Containers, ContainerSwarm, Engine, check
 
 from peerlm.bench.founding import options
-from peerlm.chaos.course import Course, missed_bars
+from peerlm.chaos.course import Course
 from peerlm.chaos.scenario import Scenario, read_scenario
+from peerlm.chaos.verdict import missed_bars
 from peerlm.chaos.world import plan_of
 from peerlm.cli.chaos import report_lines
 from peerlm.errors import ConfigError, PeerlmError

@@ -12,7 +12,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,21 +21,14 @@ import psutil
 from peerlm.bench.nodes import Swarm, processes_of
 from peerlm.bench.rows import Missed
 from peerlm.chaos.scenario import Act, Scenario, acts_of
+from peerlm.chaos.verdict import RETURN_S_MAX, Losses, Size, Split, growth, is_whole
 from peerlm.chaos.world import world_of
 from peerlm.cli.demo_nodes import DemoNode
 from peerlm.sim.figures import quantiles
 
 LOOK_S = 0.5
 SAMPLE_S = 10.0
-EFFICIENCY_MIN = 0.92
-RETURN_S_MAX = 30.0
 BREADTH_S = 300.0
-LEAK_S = 60.0
-"""A life is looked at for leaks from this age on: by then everything has come up."""
-
-LEAK_LIFE_S = 300.0
-"""Lives shorter than this say nothing about leaks."""
-
 WELL_S = 90.0
 """Longest wait, after the end, until every node takes part again."""
 
@@ -77,8 +70,8 @@ class Lives:
     """Since it was started again, while it was not held up by anything else; None once it takes part."""
     returns_s: list[float] = field(default_factory=list)
     tokens_s: list[tuple[float, float]] = field(default_factory=list)
-    sizes: dict[int, list[tuple[float, int, int, int]]] = field(default_factory=dict)
-    """Process id → (age in s, bytes, files, threads), sampled."""
+    sizes: dict[int, list[Size]] = field(default_factory=dict)
+    """Process id → sampled while nobody was in trouble: files and threads follow the members that are up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +94,8 @@ class Course:
         self._done: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
         self._lives = {number: Lives() for number in range(1, scenario.nodes + 1)}
-        self._curve: list[dict[str, float | None]] = []
+        self._curve: list[dict[str, Any]] = []
+        self._splits: list[Split] = []
 
     def run(self) -> dict[str, Any]:
         """Raises `Missed` where the swarm cannot even be started, or does not become well again."""
@@ -117,7 +111,7 @@ class Course:
             self._count(now - last)
             last = now
             swarm.look()
-            self._see()
+            self._see(now - began)
             if now >= sample_at:
                 sample_at = now + SAMPLE_S
                 self._sample(now, began)
@@ -133,6 +127,8 @@ class Course:
         for act in [a for a in to_end if a.until_s <= at_s]:
             down = set(self._world.down)
             self._note(at_s, self._world.end(act))
+            if act.kind == "split":
+                self._splits.append(Split.over(at_s, act.nodes, self._losses()))
             for number in down - self._world.down:
                 self._lives[number].coming_s = 0.0
         to_end = [a for a in to_end if a.until_s > at_s]
@@ -175,7 +171,13 @@ class Course:
             if lives.coming_s is not None and not self._world.is_held_up(number):
                 lives.coming_s += passed_s
 
-    def _see(self) -> None:
+    def _losses(self) -> Losses:
+        answers = ((n, self._world.node(n).status) for n in self._lives)
+        return {n: s["val_loss"] for n, s in answers if s is not None and s["val_loss"] is not None}
+
+    def _see(self, at_s: float) -> None:
+        if self._splits:
+            self._splits[-1].see(at_s, is_whole(self._world.swarm.statuses()), self._losses())
         for number, lives in self._lives.items():
             status = self._world.node(number).status
             if lives.coming_s is not None and status is not None and status["participating"]:
@@ -184,25 +186,34 @@ class Course:
 
     def _sample(self, now: float, began: float) -> None:
         swarm = self._world.swarm
-        losses = [s["val_loss"] for s in swarm.statuses() if s["val_loss"] is not None]
+        losses = self._losses()
         self._curve.append(
             {
                 "at_s": round(now - began, 1),
                 "tokens": swarm.tokens,
-                "val_loss": statistics.median(losses) if losses else None,
+                "val_loss": statistics.median(losses.values()) if losses else None,
+                "val_losses": losses,
                 "up": sum(node.is_up for node in swarm.nodes),
             }
         )
+        if not self._is_calm():
+            return
         for number, lives in self._lives.items():
-            if number in self._world.stopped:
-                continue
             for process in processes_of(self._world.node(number))[:1]:
                 try:
                     age_s = time.time() - process.create_time()
-                    size = process.memory_info().rss, process.num_fds(), process.num_threads()
+                    size = Size(
+                        age_s,
+                        process.memory_info().rss,
+                        process.num_fds(),
+                        process.num_threads(),
+                    )
                 except psutil.Error:
                     continue
-                lives.sizes.setdefault(process.pid, []).append((age_s, *size))
+                lives.sizes.setdefault(process.pid, []).append(size)
+
+    def _is_calm(self) -> bool:
+        return self._all_take_part() and not any(map(self._world.is_held_up, self._lives))
 
     def _until_well(self) -> float:
         """Seconds until everybody takes part, from when everything was mended; inf if that does not come."""
@@ -243,50 +254,11 @@ class Course:
             "swarm_tokens": swarm.tokens,
             "tokens_that_fell": len(swarm.steps_back),
             "tracebacks": swarm.tracebacks(),
-            "growth": _growth(lives),
+            "growth": growth(sizes for life in lives for sizes in life.sizes.values()),
+            "splits": [asdict(split) for split in self._splits],
             "curve": self._curve,
             "events": [{"at_s": h.at_s, "text": h.text} for h in self._happened],
         }
-
-
-def _growth(lives: Any) -> dict[str, float | None]:
-    """Of the longest life: medians of its last third ÷ those of its first after `LEAK_S`; None: no life was long
-    enough."""
-    longest: list[tuple[float, int, int, int]] = []
-    for life in lives:
-        for samples in life.sizes.values():
-            grown = [s for s in samples if s[0] >= LEAK_S]
-            if grown and grown[-1][0] >= LEAK_LIFE_S and len(grown) > len(longest):
-                longest = grown
-    third = len(longest) // 3
-    found: dict[str, float | None] = {"life_s": longest[-1][0] if longest else None}
-    for place, name in enumerate(("rss", "files", "threads"), 1):
-        if third:
-            before = statistics.median(s[place] for s in longest[:third])
-            found[name] = statistics.median(s[place] for s in longest[-third:]) / before
-        else:
-            found[name] = None
-    return found
-
-
-def missed_bars(report: dict[str, Any]) -> list[str]:
-    """What a report does not keep of what peerlm promises."""
-    missed = []
-    if (efficiency := report["efficiency"]) is None or efficiency < EFFICIENCY_MIN:
-        missed.append(f"efficiency {efficiency or 0:.3f}, at least {EFFICIENCY_MIN}")
-    returns = report["return_s"]
-    if returns["n"] and (returns["max"] is None or returns["max"] > RETURN_S_MAX):
-        took = "more" if returns["max"] is None else f"{returns['max']:.0f} s"
-        missed.append(f"a node took {took} to take part again, at most {RETURN_S_MAX:.0f} s")
-    if report["not_returned"] or math.isinf(report["well_s"]):
-        missed.append("not everybody takes part again at the end")
-    if report["breadth_min"] < report["nodes"] - 1:
-        missed.append(f"a node mixed with {report['breadth_min']} of {report['nodes'] - 1} others")
-    if report["tracebacks"]:
-        missed.append(f"{report['tracebacks']} tracebacks in the logs")
-    if report["tokens_that_fell"]:
-        missed.append(f"the count of tokens fell {report['tokens_that_fell']} times")
-    return missed
 
 
 def run(

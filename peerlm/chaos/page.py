@@ -25,7 +25,7 @@ def page_of(report: dict[str, Any]) -> str:
     """The report that `Course.run` gives, with `missed`, as HTML."""
     missed = "".join(f"<li class=bad>{escape(line)}</li>" for line in report["missed"])
     rows = "".join(
-        f"<tr><th scope=row>{escape(name)}<td>{escape(_shown(report[name]))}"
+        f"<tr><th scope=row>{escape(name)}<td>{escape(_shown(report.get(name)))}"
         for name in (
             *(
                 "seed",
@@ -43,6 +43,8 @@ def page_of(report: dict[str, Any]) -> str:
                 "breadth_min",
                 "val_loss",
                 "swarm_tokens",
+                "loss_beside",
+                "splits",
                 "growth",
                 "tracebacks",
                 "tokens_that_fell",
@@ -71,7 +73,9 @@ def page_of(report: dict[str, Any]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}" if math.isfinite(value) else "never"
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+    if value is None:
+        return "not measured"
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
 def _chart(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -82,6 +83,12 @@ def plan(file: Path, seed: int | None, minutes: float | None) -> None:
 @SEED
 @MINUTES
 @click.option("--no-faults", is_flag=True, help="The same nodes for the same time, left in peace.")
+@click.option(
+    "--beside",
+    type=click.Path(path_type=Path),
+    metavar="JSON",
+    help="The report of a run without faults: losses are held beside it, at equal tokens.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
 @click.option(
     "--page",
@@ -100,6 +107,7 @@ def run(
     seed: int | None,
     minutes: float | None,
     no_faults: bool,
+    beside: Path | None,
     as_json: bool,
     page: Path | None,
     keep: Path | None,
@@ -111,10 +119,13 @@ def run(
     Examples:
       sudo peerlm chaos run deploy/scenarios/everything.toml
       sudo peerlm chaos run deploy/scenarios/hard-half-hour.toml --minutes 10 --json --page report.html
+      sudo peerlm chaos run deploy/scenarios/hard-half-hour.toml --no-faults --json > quiet.json
+      sudo peerlm chaos run deploy/scenarios/hard-half-hour.toml --beside quiet.json
     """
-    from peerlm.chaos.course import missed_bars
     from peerlm.chaos.course import run as run_course
+    from peerlm.chaos.verdict import loss_beside, missed_bars
 
+    other = _read_curve(beside) if beside else None
     scenario = _read(file, seed, minutes)
     for wanted in (page.parent if page else None, keep):
         if wanted is not None:  # told now, not after half an hour
@@ -130,6 +141,8 @@ def run(
             keep=keep,
         )
     report["took_s"] = round(time.monotonic() - began, 1)
+    if other is not None:
+        report["loss_beside"] = loss_beside(report["curve"], other)
     missed = missed_bars(report)
     report["missed"] = missed
     click.echo(json.dumps(finite(report)) if as_json else "\n".join(report_lines(report)))
@@ -139,6 +152,19 @@ def run(
         page.write_text(page_of(report), encoding="utf-8")
     if missed:
         raise PeerlmError(f"{scenario.name}: {'; '.join(missed)}")
+
+
+def _read_curve(path: Path) -> Any:
+    """Of a report that `--json` wrote. Raises `ConfigError`."""
+    try:
+        curve = json.loads(path.read_text(encoding="utf-8"))["curve"]
+        for point in curve:
+            int(point["tokens"]), float(point["val_loss"] or 0)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ConfigError(f"{path}: no report of peerlm chaos run --json") from None
+    return curve
 
 
 def require_writable(folder: Path) -> None:
@@ -182,11 +208,25 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             "validation loss",
             f"{loss:.4f} at {report['swarm_tokens']:,} tokens" if loss is not None else ABSENT,
         ),
+        *(
+            [("beside the other run", f"× {report['loss_beside']:.4f} at equal tokens")]
+            if report.get("loss_beside") is not None
+            else []
+        ),
+        *(("split", _split_line(split)) for split in report["splits"]),
         ("grown", growth or "no life was long enough to say"),
         ("tracebacks", str(report["tracebacks"])),
     ]
     width = max(len(name) for name, _ in rows)
     return [f"{name:<{width}}  {text}" for name, text in rows]
+
+
+def _split_line(split: dict[str, Any]) -> str:
+    heal_s = None if math.isinf(split["heal_s"]) else split["heal_s"]
+    losses = (ABSENT if x is None else f"{x:.4f}" for x in (split["better_half"], split["merged"]))
+    return "one swarm again after {}; loss of the better half {}, merged {}".format(
+        _seconds(heal_s), *losses
+    )
 
 
 def _seconds(value: float | None) -> str:

@@ -1,0 +1,160 @@
+"""What the figures of a course are worth: growth, a split and its heal, one run beside another, and the bars.
+
+Everything here is arithmetic on what was seen; course.py does the seeing.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+EFFICIENCY_MIN = 0.92
+RETURN_S_MAX = 30.0
+HEAL_S_MAX = 60.0
+"""Longest time from the end of a split until everybody holds everybody alive."""
+
+GROWTH_MAX = 1.05
+LOSS_MAX = 1.01
+"""Highest loss, as a multiple of that of the run beside which a run is held."""
+
+LAST_TOKENS = 0.05
+"""Losses are compared over this last share of the tokens that both runs have: single evaluations differ."""
+
+LEAK_S = 60.0
+"""A life is looked at for leaks from this age on: by then everything has come up."""
+
+LEAK_LIFE_S = 300.0
+"""Lives shorter than this say nothing about leaks."""
+
+Losses = Mapping[int, float]
+"""Node number → its newest validation loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a process, when it was `age_s` old."""
+
+    age_s: float
+    rss: int
+    files: int
+    threads: int
+
+
+def growth(lives: Iterable[Sequence[Size]]) -> dict[str, float | None]:
+    """Of the longest life: the median of its last third ÷ that of its first after `LEAK_S`; None: no life was long
+    enough."""
+    longest: list[Size] = []
+    for sizes in lives:
+        grown = [size for size in sizes if size.age_s >= LEAK_S]
+        if len(grown) > len(longest) and grown[-1].age_s >= LEAK_LIFE_S:
+            longest = grown
+    found: dict[str, float | None] = {"life_s": longest[-1].age_s if longest else None}
+    third = len(longest) // 3
+    for name in ("rss", "files", "threads"):
+        values = [getattr(size, name) for size in longest]
+        found[name] = (
+            statistics.median(values[-third:]) / statistics.median(values[:third])
+            if third
+            else None
+        )
+    return found
+
+
+@dataclass(slots=True)
+class Split:
+    """A swarm that was in two halves, from the moment at which they reach each other again."""
+
+    ended_s: float
+    better_half: float | None
+    """Median loss of the half that had learnt more; None: not known of both."""
+
+    heal_s: float = math.inf
+    merged: float | None = None
+    """Median loss of all, `HEAL_S_MAX` after the end."""
+
+    @classmethod
+    def over(cls, at_s: float, half: Iterable[int], losses: Losses) -> Split:
+        ours = frozenset(half)
+        halves = (
+            [loss for number, loss in losses.items() if number in ours],
+            [loss for number, loss in losses.items() if number not in ours],
+        )
+        known = all(halves)
+        return cls(at_s, min(map(statistics.median, halves)) if known else None)
+
+    def see(self, at_s: float, whole: bool, losses: Losses) -> None:
+        """`whole`: everybody holds everybody alive."""
+        if whole and math.isinf(self.heal_s):
+            self.heal_s = at_s - self.ended_s
+        if self.merged is None and losses and at_s - self.ended_s >= HEAL_S_MAX:
+            self.merged = statistics.median(losses.values())
+
+
+def is_whole(statuses: Sequence[Mapping[str, Any]]) -> bool:
+    """Everybody who answers holds everybody who does alive. `statuses`: as `peerlm status --json`."""
+    ids = {s["node_id"] for s in statuses}
+    return all(
+        {m["id"] for m in s["members"] if m["state"] == "alive"} | {s["node_id"]} >= ids
+        for s in statuses
+    )
+
+
+def loss_beside(
+    curve: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
+) -> float | None:
+    """A run's loss ÷ the other's, at the most tokens that both have; None where one has no loss there."""
+    tokens = min((c[-1]["tokens"] for c in (curve, other) if c), default=0)
+
+    def loss(points: Sequence[Mapping[str, Any]]) -> float | None:
+        found = [
+            p["val_loss"]
+            for p in points
+            if p["val_loss"] is not None and (1 - LAST_TOKENS) * tokens <= p["tokens"] <= tokens
+        ]
+        return statistics.fmean(found) if found else None
+
+    ours, theirs = loss(curve), loss(other)
+    return ours / theirs if ours is not None and theirs else None
+
+
+def missed_bars(report: Mapping[str, Any]) -> list[str]:
+    """What a report does not keep of what peerlm promises."""
+    missed = []
+    if (efficiency := report["efficiency"]) is None or efficiency < EFFICIENCY_MIN:
+        missed.append(f"efficiency {efficiency or 0:.3f}, at least {EFFICIENCY_MIN}")
+    returns = report["return_s"]
+    if returns["n"] and (returns["max"] is None or returns["max"] > RETURN_S_MAX):
+        took = "more" if returns["max"] is None else f"{returns['max']:.0f} s"
+        missed.append(f"a node took {took} to take part again, at most {RETURN_S_MAX:.0f} s")
+    if report["not_returned"] or math.isinf(report["well_s"]):
+        missed.append("not everybody takes part again at the end")
+    if report["breadth_min"] < report["nodes"] - 1:
+        missed.append(f"a node mixed with {report['breadth_min']} of {report['nodes'] - 1} others")
+    missed += [
+        f"{name} grew to {grown:.3f} times, at most {GROWTH_MAX}"
+        for name in ("rss", "files", "threads")
+        if (grown := report["growth"][name]) is not None and grown > GROWTH_MAX
+    ]
+    for split in report["splits"]:
+        missed += _missed_by(split)
+    if (beside := report.get("loss_beside")) is not None and beside > LOSS_MAX:
+        missed.append(f"loss {beside:.4f} times that of the run beside, at most {LOSS_MAX}")
+    if report["tracebacks"]:
+        missed.append(f"{report['tracebacks']} tracebacks in the logs")
+    if report["tokens_that_fell"]:
+        missed.append(f"the count of tokens fell {report['tokens_that_fell']} times")
+    return missed
+
+
+def _missed_by(split: Mapping[str, Any]) -> list[str]:
+    missed = []
+    if split["heal_s"] > HEAL_S_MAX:
+        missed.append(
+            f"halves were one swarm again after {split['heal_s']:.0f} s, at most {HEAL_S_MAX:.0f} s"
+        )
+    if None not in (merged := split["merged"], best := split["better_half"]) and merged > best:
+        missed.append(f"merged loss {merged:.4f}, of the better half {best:.4f}")
+    return missed
