@@ -88,6 +88,8 @@ class Outcomes:
         self._clip_booked = 0.0
         self._ahead_of_us: dict[PeerId, Instant] = {}
         self._met: dict[PeerId, Instant] = {}
+        self._has_learnt = False
+        """Something that this node has learnt is in its weights."""
 
     # ------------------------------------------------------------------------------ of fragments
 
@@ -95,6 +97,12 @@ class Outcomes:
         """An outer step has changed φ of this fragment."""
         self.fragments[fragment].version = version
         self.fragments[fragment].phi_norm = phi_norm
+        self._has_learnt = True
+
+    def installed(self, *, ours: bool) -> None:
+        """There are other weights now; `ours`: this node's own of an earlier life."""
+        self._has_learnt = ours
+        self.caught_up()
 
     def mixed(
         self,
@@ -197,11 +205,13 @@ class Outcomes:
 
     def is_behind(self, partners: Sequence[PeerId], now: Instant) -> bool:
         """Whether two partners, or the only one, lately found our weights to be of a time gone by.
-        Mixing will not make that good, since nobody mixes with them: newer ones must be fetched."""
+        Mixing will not make that good, since nobody mixes with them: newer ones must be fetched. One partner's word
+        will do while nothing of our own would be lost."""
         if not self._ahead_of_us:
             return False
         lately = [p for p in partners if now - self._ahead_of_us.get(p, NEVER) < BEHIND_MEMORY_S]
-        return bool(partners) and len(lately) >= min(2, len(partners))
+        needed = 2 if self._has_learnt else 1
+        return bool(partners) and len(lately) >= min(needed, len(partners))
 
     def caught_up(self) -> None:
         """The weights are not the ones that were found to be behind."""

@@ -381,14 +381,19 @@ def agreeing_donors(gives: Mapping[PeerId, StateGive]) -> tuple[PeerId, ...]:
     """Donors whose sketches agree with at least half of the others', the most advanced first. Once
     there are finished weights, only these count.
 
-    With two donors that disagree nobody can tell who is right: the one that has seen more tokens
-    is taken, since a node that lags is the commoner case.
+    With two donors that disagree nobody can tell who is right: the one with more outer steps behind its
+    weights is taken, since a node that lags is the commoner case. How many tokens the swarm has seen both know.
     """
     distance_max = SKETCH_DISTANCE_MAX
     if any(give.final for give in gives.values()):
         gives = {peer: give for peer, give in gives.items() if give.final}
         distance_max = FINAL_DISTANCE_MAX
-    ahead = sorted(gives, key=lambda peer: (not gives[peer].final, -gives[peer].tokens, peer))
+
+    def rank(peer: PeerId) -> tuple[bool, int, int, PeerId]:
+        give = gives[peer]
+        return not give.final, -sum(o.version for o in give.fragments), -give.tokens, peer
+
+    ahead = sorted(gives, key=rank)
     if len(gives) < 3:
         return tuple(p for p in ahead if agree(gives[ahead[0]], gives[p], distance_max))
     kept = tuple(

@@ -1,7 +1,7 @@
 """What is kept of the slow weights, and what of it is given to others.
 
 A snapshot is written every so often, and sooner when somebody asks for state and the latest is old:
-while training is young, half a minute is most of it. The latest two are donated, since a newer one
+while training is young, weights double within seconds, and whoever fetches old ones is left behind again. The latest two are donated, since a newer one
 may be written while somebody is half through the one that was offered. Corpus objects are served
 the same way. What is served at once is bounded; who comes too many is told to come back.
 
@@ -21,8 +21,11 @@ from peerlm.wire.message import FragmentOffer, PullAnswer, PullRequest, StateGiv
 Offers = tuple[tuple[FragmentId, int, ObjectHash, int, tuple[float, ...]], ...]
 """(fragment, version, object hash, bytes, sketch) of each fragment of a snapshot."""
 
-OFFER_AGE_S = 5.0
+OFFER_AGE_S = 1.0
 """A snapshot older than this is renewed before it is offered."""
+
+PULL_PAUSE_S = 5.0
+"""Whoever pulls a snapshot may let so much time pass between one object and the next."""
 
 BUSY_S = 0.2
 """A snapshot that falls due while another is being written looks again this much later."""
@@ -70,17 +73,22 @@ class Snapshots:
         self._offers_before: Offers = ()
         self._askers: dict[PeerId, None] = {}
         self._served: dict[TransferId, PeerId] = {}
-        self._pulled_at: Instant | None = None
-        """When an object of a snapshot was last asked for."""
+        self._pulled_at: dict[PeerId, Instant] = {}
+        """When each peer last asked for an object of a snapshot, if lately."""
 
     # -------------------------------------------------------------------------------- writing
 
-    def is_held(self, now: Instant) -> bool:
-        """Somebody is half through the latest snapshot, and it is not too old for that."""
-        if self._pulled_at is None or self._written_at is None:
+    def is_held(self, now: Instant, but_for: PeerId | None = None) -> bool:
+        """Somebody else than `but_for` is half through the latest snapshot, and it is not too old for that."""
+        if self._written_at is None or now - self._written_at >= HELD_INTERVALS * self._every_s:
             return False
-        lately = bool(self._served) or now - self._pulled_at < OFFER_AGE_S
-        return lately and now - self._written_at < HELD_INTERVALS * self._every_s
+        return any(
+            peer != but_for and self._is_pulling(peer, at, now)
+            for peer, at in self._pulled_at.items()
+        )
+
+    def _is_pulling(self, peer: PeerId, asked_at: Instant, now: Instant) -> bool:
+        return peer in self._served.values() or now - asked_at < PULL_PAUSE_S
 
     def write(
         self, swarm_tokens: int, own_tokens: int, now: Instant, *, final: bool
@@ -110,10 +118,11 @@ class Snapshots:
 
     # ------------------------------------------------------------------------------- donating
 
-    def is_fresh(self, now: Instant) -> bool:
-        """The latest one is new enough to be offered as it is, or a newer one cannot be had."""
+    def is_fresh(self, asker: PeerId, now: Instant) -> bool:
+        """The latest one is new enough to be offered to `asker` as it is, or a newer one cannot be had. What it pulled
+        itself it does not want again."""
         recent = self._written_at is not None and now - self._written_at < OFFER_AGE_S
-        return recent or bool(self.error) or self.is_held(now) or now < self._rest_until
+        return recent or bool(self.error) or self.is_held(now, asker) or now < self._rest_until
 
     def offer_later(self, peer: PeerId) -> None:
         """Offer the next snapshot to this peer as soon as it is written."""
@@ -145,7 +154,8 @@ class Snapshots:
             return [Send(peer, PullAnswer(transfer, "busy", "serving others", 0))]
         self._served[transfer] = peer
         if wanted not in dict(self.corpus):
-            self._pulled_at = now
+            held = {p: at for p, at in self._pulled_at.items() if self._is_pulling(p, at, now)}
+            self._pulled_at = {**held, peer: now}
         serve = ServePull(
             transfer=transfer,
             peer=peer,

@@ -231,11 +231,38 @@ def test_the_one_with_fewer_outer_steps_learns_that_it_is_behind() -> None:
 
 def test_one_partner_of_several_cannot_make_a_node_believe_it_is_behind() -> None:
     pool = Pool(3)
+    outcomes = pool.site(1).machine.outcomes
+    outcomes.stepped(FragmentId(0), 3, 9.0)
     pool.site(2).machine.outcomes.stepped(FragmentId(0), 50, 1.0)
     pool.unreachable = {peer_id(3)}
     refused_for_size(pool, 1, 2)
     partners = (peer_id(2), peer_id(3))
-    assert not pool.site(1).machine.outcomes.is_behind(partners, Instant(pool.now))
+    assert not outcomes.is_behind(partners, Instant(pool.now))
+    assert outcomes.is_behind((peer_id(2),), Instant(pool.now)), "unless it is the only one"
+
+
+def test_a_node_back_from_its_snapshot_has_something_to_lose() -> None:
+    pool = Pool(3)
+    outcomes = pool.site(1).machine.outcomes
+    outcomes.installed(ours=True)
+    pool.site(2).machine.outcomes.stepped(FragmentId(0), 50, 1.0)
+    pool.unreachable = {peer_id(3)}
+    refused_for_size(pool, 1, 2)
+    assert not outcomes.is_behind((peer_id(2), peer_id(3)), Instant(pool.now))
+
+
+def test_one_partner_will_do_for_a_node_that_has_nothing_to_lose() -> None:
+    pool = Pool(3)
+    outcomes = pool.site(1).machine.outcomes
+    outcomes.stepped(FragmentId(0), 3, 9.0)
+    outcomes.installed(ours=False)
+    pool.site(2).machine.outcomes.stepped(FragmentId(0), 50, 1.0)
+    pool.unreachable = {peer_id(3)}
+    refused_for_size(pool, 1, 2)
+    partners = (peer_id(2), peer_id(3))
+    assert outcomes.is_behind(partners, Instant(pool.now))
+    outcomes.stepped(FragmentId(0), 4, 9.0)
+    assert not outcomes.is_behind(partners, Instant(pool.now))
 
 
 def test_weights_of_another_size_exclude_nobody() -> None:

@@ -37,8 +37,18 @@ def test_a_snapshot_that_is_being_pulled_is_kept_but_not_for_ever() -> None:
     assert not snapshots.is_held(Instant(101.0))
     assert pull(snapshots, A, 1, 101.0)
     assert snapshots.is_held(Instant(200.0))
-    assert snapshots.is_fresh(Instant(200.0))
+    assert snapshots.is_fresh(B, Instant(200.0))
     assert not snapshots.is_held(Instant(101.0 + HELD_INTERVALS * EVERY_S))
+
+
+def test_whoever_has_pulled_a_snapshot_is_offered_a_newer_one() -> None:
+    snapshots = with_one_written()
+    assert pull(snapshots, A, 1, 101.0)
+    snapshots.served(bytes([1]) * 16)
+    assert snapshots.is_fresh(B, Instant(102.0)), "A may be half through it"
+    assert not snapshots.is_fresh(A, Instant(102.0)), "that one it has"
+    assert pull(snapshots, B, 2, 102.0)
+    assert snapshots.is_fresh(A, Instant(103.0)), "now B may be half through it"
 
 
 def test_what_nobody_pulls_any_more_is_not_held() -> None:
