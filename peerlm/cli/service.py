@@ -22,6 +22,8 @@ from peerlm.store import disk
 from peerlm.types import printable
 
 UNITS = Path("etc/systemd/system")
+WANTS = UNITS / "multi-user.target.wants"
+UNIT_FILES = ("peerlm.service", "peerlm@.service")
 SYSUSERS = Path("etc/sysusers.d/peerlm.conf")
 GROUP = "peerlm-operators"
 EXEC = "/opt/peerlm/bin/peerlm"
@@ -101,7 +103,7 @@ def install_steps(
     root: Path, units: Path, executable: Path, instance: str, *, cuda: bool, now: bool
 ) -> list[Step]:
     """To have the service below `root`; commands are run only where that is `/`."""
-    file = "peerlm@.service" if instance else "peerlm.service"
+    file = UNIT_FILES[bool(instance)]
     text = (units / file).read_text(encoding="utf-8").replace(EXEC, str(executable))
     steps: list[Step] = [Write(root / UNITS / file, text)]
     if cuda:
@@ -124,14 +126,21 @@ def install_steps(
 
 
 def uninstall_steps(root: Path, instance: str) -> list[Step]:
-    """To have it no more. The unit file of instances stays while others may use it; state stays always."""
+    """To have it no more. What other services of peerlm's use stays, as do state and the group."""
     steps: list[Step] = []
     if root == Path("/"):
         steps.append(Run(("systemctl", "disable", "--now", unit_name(instance))))
-    if not instance:
-        drop_ins = root / UNITS / "peerlm.service.d"
-        steps += [Remove(root / UNITS / "peerlm.service")]
-        steps += [Remove(path) for path in (drop_ins / "cuda.conf", drop_ins) if path.exists()]
+    enabled = {path.name for path in (root / WANTS).glob("peerlm@*.service")}
+    if not instance or not enabled - {unit_name(instance)}:
+        file, other = UNIT_FILES if not instance else reversed(UNIT_FILES)
+        drop_ins = root / UNITS / f"{file}.d"
+        gone = (root / UNITS / file, drop_ins / "cuda.conf", drop_ins)
+        is_last = not os.path.lexists(root / UNITS / other)
+        steps += [
+            Remove(path)
+            for path in (*gone, *([root / SYSUSERS] if is_last else []))
+            if os.path.lexists(path)
+        ]
     if root == Path("/"):
         steps.append(Run(("systemctl", "daemon-reload")))
     return steps

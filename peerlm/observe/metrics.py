@@ -21,6 +21,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PARTNER_S = 300.0
 """Who was exchanged with in so many seconds counts as a partner."""
 
+PHASES = (
+    *("starting", "seeking", "fetching", "installing", "ready"),
+    *("training", "draining", "settling", "done", "leaving"),
+)
 MEMBER_STATES = ("alive", "suspect", "dead", "left")
 
 
@@ -45,6 +49,10 @@ def _partners(s: Status) -> float:
     return len([ago for ago in times if ago is not None and ago < PARTNER_S])
 
 
+def _phases(s: Status) -> dict[str, float]:
+    return {phase: s["state"] == phase for phase in PHASES}
+
+
 METRICS: tuple[Figure, ...] = (
     Figure("peerlm_ready", "1 when the node takes part in its run.", "gauge", lambda s: s["ready"]),
     Figure(
@@ -52,6 +60,13 @@ METRICS: tuple[Figure, ...] = (
         "1 when it has finished an exchange lately.",
         "gauge",
         lambda s: s["participating"],
+    ),
+    Figure(
+        "peerlm_phase",
+        "1 for what the node is doing, 0 for all else that it could be.",
+        "gauge",
+        _phases,
+        "phase",
     ),
     Figure("peerlm_tokens", "Tokens this node has trained on.", "gauge", lambda s: s["tokens"]),
     Figure(
@@ -174,7 +189,6 @@ class _Figures(Collector):
         labels = {
             "node": self._status["node_id"][:8],
             "run": self._status["run_name"],
-            "state": self._status["state"],
             "version": self._version,
         }
         yield InfoMetricFamily("peerlm", "The node.", value=labels)

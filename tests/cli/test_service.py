@@ -78,7 +78,25 @@ def test_files_for_an_image_and_away_again(peerlm: Cli, tmp_path: Path) -> None:
     assert gone.code == 0
     assert "the node is kept in" in gone.out
     assert list(units.iterdir()) == []
-    assert Remove(units / "peerlm.service") in uninstall_steps(tmp_path, "")
+    assert not (tmp_path / service.SYSUSERS).exists()
+    assert uninstall_steps(tmp_path, "") == [], "there is nothing to take away any more"
+
+
+def test_the_unit_file_of_instances_goes_with_the_last_of_them(peerlm: Cli, tmp_path: Path) -> None:
+    units, wants = tmp_path / service.UNITS, tmp_path / service.WANTS
+    for instance in ("gpu0", "gpu1"):
+        assert peerlm("service", "install", "--root", tmp_path, "--instance", instance).code == 0
+    wants.mkdir()
+    for instance in ("gpu0", "gpu1"):  # as `systemctl enable` leaves them
+        (wants / f"peerlm@{instance}.service").symlink_to("../peerlm@.service")
+    assert uninstall_steps(tmp_path, "gpu0") == [], "gpu1 uses it"
+    (wants / "peerlm@gpu0.service").unlink()
+    assert uninstall_steps(tmp_path, "gpu1") == [
+        Remove(units / "peerlm@.service"),
+        Remove(tmp_path / service.SYSUSERS),
+    ]
+    assert peerlm("service", "install", "--root", tmp_path).code == 0
+    assert uninstall_steps(tmp_path, "") == [Remove(units / "peerlm.service")]
 
 
 def test_a_masked_unit_is_left_alone_and_drop_ins_of_others_stay(

@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "cli"))
 
 from cli_scene import answer_of, member, sample_summary
 
+from peerlm.node.lifecycle import Phase
 from peerlm.observe.metrics import METRICS, exposition
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -34,6 +35,9 @@ def test_values_are_those_of_the_status() -> None:
     assert found["peerlm_members", "dead"] == 1
     assert found["peerlm_exchanges_total", "ok"] == 12
     assert found["peerlm_ready", ""] == 1
+    assert {phase: found["peerlm_phase", phase] for phase in Phase} == {
+        phase: float(phase is Phase.TRAINING) for phase in Phase
+    }
     assert found["process_cpu_seconds_total", ""] > 0
 
 
