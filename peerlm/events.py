@@ -297,6 +297,8 @@ class Evaluated(Event):
     val_loss: float
     tokens: int
     """The swarm's tokens when the evaluated φ was copied."""
+    noise_scale: float | None = None
+    """Of θ's gradients, in tokens; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)

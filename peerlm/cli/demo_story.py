@@ -38,6 +38,9 @@ STEER_AT = (0.68, 0.84)
 SETTLE_SHARE, SETTLE_S = 0.06, 10.0
 """Of the time is left for settling: this share, at most so long."""
 
+GATHER_SHARE = 0.25
+"""Of the time, until all train."""
+
 MEASURE_S = 15.0
 STEP_S = 120.0
 """Longest wait for a step of the story, however short the demo is to be."""
@@ -155,7 +158,11 @@ class Story:
         for node in others:
             node.start("join", address, "--token", token, *self._settings)
         self._say(f"{len(others)} more nodes join it at {address}")
-        self._wait("every node trains and mixes", self._all_mix)
+        self._wait("every node trains and mixes", lambda: self._all_mix() and self._all_train())
+        scene = (
+            self.scene
+        )  # what a slow start has taken is given back: the kill and the return need it
+        scene.seconds += max(0.0, scene.elapsed_s - GATHER_SHARE * scene.seconds)
         self._say("every node trains and mixes")
 
     def _kill_first(self) -> None:
@@ -195,7 +202,7 @@ class Story:
             f"node 1 is started again; the others are at {words.count(self.scene.tokens)} tokens"
         )
         first.start("up")
-        self._wait("node 1 mixes again after its restart", lambda: _mixes(first))
+        self._wait("node 1 mixes again after its restart", lambda: _mixes(first) or _is_done(first))
         self.facts.rejoin_s = time.monotonic() - began
         assert first.status is not None, "it has just been mixing"
         self._say(
@@ -302,6 +309,9 @@ class Story:
 
     def _all_mix(self) -> bool:
         return all(map(_mixes, self.scene.nodes))
+
+    def _all_train(self) -> bool:
+        return all(node.status and node.status["tokens"] for node in self.scene.nodes)
 
     def _why(self) -> str:
         """What the nodes that are not mixing say of it."""

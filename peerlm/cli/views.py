@@ -50,6 +50,7 @@ def facts(s: Status) -> list[tuple[str, str]]:
         ),
         ("loss", f"{words.loss(s['loss'])} training, {words.loss(s['val_loss'])} validation"),
         ("worker", _worker(worker)),
+        *([("batch", _batch(s["batch"]))] if "batch" in s else []),  # an older daemon has none
         ("mixing", f"{words.counts(mixing)}; distance {words.share(s['consensus_distance'])}"),
         ("tempo", _tempo(s["tempo"])),
         (
@@ -94,6 +95,21 @@ def _worker(worker: Status) -> str:
         line += f"; restarted {worker['restarts']} times, last: {worker['last_error']}"
     if worker["nonfinite_steps"]:
         line += f"; {worker['nonfinite_steps']} steps were not finite"
+    return line
+
+
+NOISY = 4.0
+"""A noise scale of more than so many batches: larger ones would cost little."""
+
+
+def _batch(batch: Status) -> str:
+    tokens, scale = batch["tokens"], batch["noise_scale"]
+    line = f"{words.count(tokens)} tokens a step"
+    if scale is None:
+        return line
+    line += f"; half noise at {words.count(scale)}"
+    if scale > NOISY * tokens:
+        line += ": a larger train.batch would learn nearly as much from each token, and nodes differ less"
     return line
 
 

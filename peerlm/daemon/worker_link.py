@@ -234,10 +234,10 @@ class WorkerLink:
             case protocol.Progress():
                 self._next_pass = message.data_pass + 1
                 self._post(_progressed(generation, message))
-            case protocol.Evaluated(val_loss):
+            case protocol.Evaluated(val_loss, noise_scale):
                 tokens, worker.evaluating = worker.evaluating, None
                 assert tokens is not None, "an evaluation nobody asked for"
-                self._post(events.Evaluated(generation, val_loss, tokens))
+                self._post(events.Evaluated(generation, val_loss, tokens, noise_scale))
             case protocol.Drained():
                 self._post(events.WorkerDrained(generation))
             case protocol.Failed(error):

@@ -541,6 +541,8 @@ class Node:
             worker_last_error=worker.supervision.last_error,
             tokens_per_s=worker.tokens_per_s,
             nonfinite_steps=worker.nonfinite_steps,
+            batch_tokens=work.tokens_per_step(),
+            noise_scale=worker.noise_scale,
             data_pass=worker.data_pass,
             data_position=worker.data_position,
             fetched_bytes=progress.bytes_done,

@@ -81,6 +81,10 @@ class Summary:
     worker_last_error: str
     tokens_per_s: float
     nonfinite_steps: int
+    batch_tokens: int
+    """Of an inner step."""
+    noise_scale: float | None
+    """Tokens of a batch that would be half noise."""
     data_pass: int
     data_position: float
     fetched_bytes: int
@@ -158,6 +162,7 @@ def as_json(s: Summary) -> dict[str, Any]:
             "last_error": s.worker_last_error,
             "nonfinite_steps": s.nonfinite_steps,
         },
+        "batch": {"tokens": s.batch_tokens, "noise_scale": _rounded(s.noise_scale, 1)},
         "data": {"pass": s.data_pass, "position": round(s.data_position, 4)},
         "fetch": {"bytes": s.fetched_bytes, "total_bytes": s.fetch_total_bytes},
         "snapshot": {
@@ -170,8 +175,8 @@ def as_json(s: Summary) -> dict[str, Any]:
     }
 
 
-def _rounded(share: float | None) -> float | None:
-    return None if share is None else round(share, 4)
+def _rounded(value: float | None, digits: int = 4) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def is_ready(s: Summary) -> bool:

@@ -48,6 +48,8 @@ class Worker:
         """Trained on in this boot epoch."""
         self.loss: float | None = None
         self.val_loss: float | None = None
+        self.noise_scale: float | None = None
+        """Of its gradients, in tokens."""
         self.tokens_per_s = 0.0
         self.nonfinite_steps = 0
         self.data_pass, self.data_position = 0, 0.0
@@ -157,6 +159,8 @@ class Worker:
 
     def evaluated(self, event: Evaluated) -> list[Effect]:
         self._evaluating = False
+        if event.noise_scale is not None:
+            self.noise_scale = event.noise_scale
         if not math.isfinite(event.val_loss):
             return [Log("warning", "evaluated", (("why", "no held-out text, or φ is broken"),))]
         self.val_loss = event.val_loss

@@ -146,6 +146,12 @@ METRICS: tuple[Figure, ...] = (
         lambda s: s["worker"]["restarts"],
     ),
     Figure(
+        "peerlm_gradient_noise_scale_tokens",
+        "Tokens of a batch whose gradient would be half noise.",
+        "gauge",
+        lambda s: s["batch"]["noise_scale"],
+    ),
+    Figure(
         "peerlm_nonfinite_steps",
         "Inner steps that were not taken because they were not finite.",
         "counter",

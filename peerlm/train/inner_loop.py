@@ -35,6 +35,7 @@ from peerlm.train.evaluate import evaluate
 from peerlm.train.group import Group
 from peerlm.train.hands import Hands
 from peerlm.train.learner import Learner, choose_device
+from peerlm.train.noise import NoiseScale
 from peerlm.train.protocol import Message, Setup
 from peerlm.train.shared import SharedMemory
 from peerlm.types import FragmentId
@@ -83,6 +84,8 @@ class InnerLoop:
         self._cold_since = 0
         self._evaluated: LanguageModel | None = None
         self._held_out: list[NDArray[np.int64]] | None = None
+        self._noise = NoiseScale(plan.train.batch * plan.model.context)
+        self._drawn = 1
 
     def begin(self) -> None:
         """θ := φ, or φ := θ if this is where the run begins; then `Ready`."""
@@ -126,7 +129,8 @@ class InnerLoop:
                 if self._draining:
                     self._go_on_draining()
             case protocol.Evaluate():
-                self._channel.send(protocol.Evaluated(self._evaluate_slow()))
+                val_loss = self._evaluate_slow()
+                self._channel.send(protocol.Evaluated(val_loss, self._measure_noise()))
             case protocol.Drain():
                 self._keep_still()
                 self._draining = True
@@ -235,6 +239,18 @@ class InnerLoop:
         for spec, values in zip(self._fragments, self._memory.slow, strict=True):
             weights.copy_in(self._evaluated, spec, values)
         return evaluate(self._evaluated, self._held_out)
+
+    def _measure_noise(self) -> float | None:
+        """The noise scale at θ. Held-out text is as noisy as any other, and is not used up by it."""
+        batches = self._held_out or []
+        if self._ranks > 1 or len(batches) < 2:
+            return None
+        if self._noise.is_due():
+            drawn = self._drawn
+            self._drawn = (drawn + 2) % len(batches)
+            one, two = self._learner.gradient_squares((batches[drawn], batches[drawn - 1]))
+            self._noise.add(one, two)
+        return self._noise.tokens()
 
 
 class Tally:

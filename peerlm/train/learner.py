@@ -10,6 +10,8 @@ attention's backward pass sums).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,8 +72,29 @@ class Learner:
         Raises:
             DeviceLost: the accelerator failed or ran out of memory; this process cannot go on.
         """
-        try:
+        with self._device_may_fail():
             return self._step(tokens_BT1, rate)
+
+    def gradient_squares(self, batches: Iterable[NDArray[np.int64]]) -> list[float]:
+        """|g|² of the first batch's mean gradient, then of the mean of the first two, and so on. The weights stay.
+
+        Raises:
+            DeviceLost: as `step`.
+        """
+        found, parameters = [], list(self.model.parameters())
+        self.optimizer.zero_grad()
+        with self._device_may_fail():
+            for number, batch in enumerate(batches, 1):
+                self._accumulate(batch)
+                norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+                found.append(float(norm) ** 2 / number**2)
+        self.optimizer.zero_grad()
+        return found
+
+    @contextmanager
+    def _device_may_fail(self) -> Iterator[None]:
+        try:
+            yield
         except torch.OutOfMemoryError:
             raise DeviceLost(
                 f"{self.device} is out of memory with train.batch = {self._settings.batch} in "

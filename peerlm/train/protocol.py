@@ -162,6 +162,8 @@ class Progress(Message):
 class Evaluated(Message):
     val_loss: float
     """nan if the corpus holds nothing out."""
+    noise_scale: float | None
+    """Tokens; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""All but test_ray.py and test_prometheus.py make network namespaces, and so needs root and `ip`."""
+"""All but test_ray.py and test_prometheus.py make network namespaces, and so need root and `ip`."""
 
 from __future__ import annotations
 

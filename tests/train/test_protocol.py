@@ -33,7 +33,8 @@ ONE_OF_EACH: list[Message] = [
     protocol.Applied(FragmentId(1), 9),
     protocol.Progress(10, 20480, None, 1e5, 1, 0, 0.25),
     protocol.Progress(10, 20480, 2.5, 1e5, 1, 0, 0.25),
-    protocol.Evaluated(5.5),
+    protocol.Evaluated(5.5, 3_100.0),
+    protocol.Evaluated(5.5, None),
     protocol.Drained(),
     protocol.Failed("DeviceLost: gone"),
 ]
@@ -59,7 +60,7 @@ def test_messages_survive_any_cutting_of_the_stream(data: st.DataObject) -> None
 
 
 def test_a_loss_that_is_no_number_is_still_reported() -> None:
-    (back,) = Frames().feed(protocol.frame(protocol.Evaluated(math.nan)))
+    (back,) = Frames().feed(protocol.frame(protocol.Evaluated(math.nan, None)))
     assert isinstance(back, protocol.Evaluated)
     assert math.isnan(back.val_loss)
 
@@ -78,8 +79,9 @@ def test_a_loss_that_is_no_number_is_still_reported() -> None:
         (body("Applied", 1, -1), "Applied.seq = -1"),
         (body("Applied", True, 1), "Applied.fragment = True"),
         (body("Ready", b"cpu", 1), "Ready.device"),
-        (body("Evaluated", 1), "Evaluated.val_loss"),
-        (body("Evaluated", None), "Evaluated.val_loss"),
+        (body("Evaluated", 1, None), "Evaluated.val_loss"),
+        (body("Evaluated", None, None), "Evaluated.val_loss"),
+        (body("Evaluated", 1.5, "many"), "Evaluated.noise_scale"),
         (body("Steer", 1, 0, 1, (), 20), "Steer.training"),
         (body("Steer", True, 0, 1, ("text",), 20), "Steer.members"),
     ],
