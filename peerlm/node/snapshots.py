@@ -120,7 +120,9 @@ class Snapshots:
 
     def is_fresh(self, asker: PeerId, now: Instant) -> bool:
         """The latest one is new enough to be offered to `asker` as it is, or a newer one cannot be had. What it pulled
-        itself it does not want again."""
+        itself it does not want again, and where finished weights are being written it waits for these."""
+        if self.is_writing and self._writing_final:
+            return False
         recent = self._written_at is not None and now - self._written_at < OFFER_AGE_S
         return recent or bool(self.error) or self.is_held(now, asker) or now < self._rest_until
 
