@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from peerlm import __version__, config
@@ -222,7 +222,7 @@ class Company:
         else:
             self.dial_back.came(event.peer)
         effects += self._tell_revocations(event.peer)
-        effects.append(Send(event.peer, self._tallies()))
+        effects.append(Send(event.peer, _tallies(self.ledger.tallies())))
         return effects + self.membership.on_link_up(event.peer, now)
 
     def link_down(self, event: LinkDown, now: Instant) -> list[Effect]:
@@ -234,11 +234,6 @@ class Company:
     def _greeting(self, *, reply: bool) -> Greeting:
         myself, plan = self.membership.myself, self.plan
         return Greeting(myself, plan.revision, plan.plan_hash, reply, __version__)
-
-    def _tallies(self) -> Tallies:
-        """The largest that fit a message; what is left out is what matters least."""
-        entries = sorted(self.ledger.tallies(), key=lambda entry: (-entry[2], entry[:2]))
-        return Tallies(tuple(Tally(*entry) for entry in entries[:TALLIES_MAX]))
 
     def _tell_revocations(self, peer: PeerId) -> list[Effect]:
         rumors = [Revoked(blob) for blob in self.gate.revocations.blobs()]
@@ -269,8 +264,12 @@ class Company:
                         (PeerId(t.peer), t.epoch, t.tokens) for t in message.entries
                     )
                 return []
-            case PingRequest() | Nack() | Sync():
+            case PingRequest() | Nack():
                 return self.membership.on_message(peer, message, now).effects
+            case Sync():
+                effects = self.membership.on_message(peer, message, now).effects
+                unproven = self.ledger.unproven()  # what was told at the link's start may be lost
+                return [*effects, Send(peer, _tallies(unproven))] if unproven else effects
             case DialMe():
                 return self.dial_back.asked(peer, message, now)
             case Dialled():
@@ -522,3 +521,9 @@ def fixed_differences(ours: Plan, theirs: Plan) -> list[str]:
     change; one line each."""
     fixed = ("model.", "data.", "run.name:", "run.rng_seed:", "mix.fragment_max:")
     return [line for line in config.differences(ours, theirs) if line.startswith(fixed)]
+
+
+def _tallies(entries: Iterable[tuple[PeerId, int, int]]) -> Tallies:
+    """The largest that fit a message; what is left out is what matters least."""
+    largest = sorted(entries, key=lambda entry: (-entry[2], entry[:2]))
+    return Tallies(tuple(Tally(*entry) for entry in largest[:TALLIES_MAX]))

@@ -130,6 +130,12 @@ class Ledger:
             self._tallied = (self._total, counted)
         return self._tallied[1]
 
+    def unproven(self) -> list[tuple[PeerId, int, int]]:
+        """Those of `tallies` that no pulse stands behind: nobody hears of them by push-pull."""
+        return [
+            entry for entry in self.tallies() if self._entries[entry[0]][entry[1]].pulse is None
+        ]
+
     def tokens_of(self, peer: PeerId) -> int:
         """Tokens of one node over all its epochs."""
         return sum(entry.tokens for entry in self._entries.get(peer, {}).values())

@@ -15,6 +15,7 @@ from peerlm.config import with_changes
 from peerlm.effects import Expel, RunExchange, Send, ServeExchange, WriteModel
 from peerlm.events import NewPlan, NewRevocation, Received
 from peerlm.identity.root import SignedPlan
+from peerlm.swarm.vitals import Ledger
 from peerlm.types import FragmentId
 from peerlm.wire.message import ExchangeAnswer, ExchangeRequest
 
@@ -266,6 +267,30 @@ def test_a_revoked_node_is_expelled_everywhere_within_five_seconds() -> None:
     world.run(15)
     assert world.member(1, 3) is None, "a restarted node remembers"
     assert any("revoked" in note for note in world.summary(3).notes), "and it is told why"
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_who_comes_after_a_revocation_counts_what_the_revoked_has_trained(
+    monkeypatch: pytest.MonkeyPatch, is_lost: bool
+) -> None:
+    world = World(1).swarm(3)
+    world.within(10, world.all_mixing, "three mix")
+    world.run(10)
+    trained = world.summary(2).tokens
+    assert trained > 1000
+    world.machines[0].post(NewRevocation(world.revocation_of(2)))
+    world.run(5)
+    if is_lost:  # what is said when a link comes up, as by a link that is replaced at once
+        monkeypatch.setattr(Ledger, "tallies", lambda ledger: ())
+    world.add(3, 0)
+    world.run(1)
+    monkeypatch.undo()
+
+    def agree() -> bool:
+        totals = [world.summary(n).swarm_tokens for n in (0, 1, 3)]
+        return max(totals) - min(totals) < trained / 2
+
+    world.within(60, agree, "all count the same")
 
 
 # --------------------------------------------------------------------------------------- malice
