@@ -83,7 +83,7 @@ def set_(layout: Layout, pairs: tuple[str, ...]) -> None:
     \b
     Examples:
       peerlm plan set run.token_budget=50_000_000
-      peerlm plan set mix.inner_steps=50 mix.outer_momentum=0.7
+      peerlm plan set train.lr=0.01 mix.outer_momentum=0.3
     """
     from peerlm.cli.signer import require_root
 
@@ -93,6 +93,15 @@ def set_(layout: Layout, pairs: tuple[str, ...]) -> None:
     for dotted in changes:
         section, _, name = dotted.partition(".")
         click.echo(f"  {dotted} = {toml_value(getattr(getattr(signed.plan, section), name))}")
+    if "run.token_budget" in changes:
+        _warn_of_the_end(layout, signed.plan.run.token_budget)
+
+
+def _warn_of_the_end(layout: Layout, budget: int) -> None:
+    from peerlm.daemon.control import ask, is_served
+
+    if is_served(layout) and (trained := ask(layout, "status")["swarm_tokens"]) >= budget:
+        click.echo(f"the swarm has trained on {trained:,} tokens already: the run ends", err=True)
 
 
 def current_plan(layout: Layout) -> SignedPlan:

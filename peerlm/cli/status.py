@@ -35,7 +35,7 @@ def status(layout: Layout, watch: bool, as_json: bool) -> None:
       peerlm status
       peerlm status --watch
       peerlm status --json | jq .val_loss
-      watch in a script: peerlm status --json --watch   (an object per line)
+      peerlm status --json --watch    # an object per line, for scripts
     """
     require_daemon(layout)
     if as_json:

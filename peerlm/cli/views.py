@@ -66,6 +66,8 @@ def facts(s: Status) -> list[tuple[str, str]]:
     if total := s["fetch"]["total_bytes"]:
         pairs.append(("fetching", f"{words.size(s['fetch']['bytes'])} of {words.size(total)}"))
     pairs.append(("snapshot", _snapshot(s["snapshot"])))
+    if s.get("page"):
+        pairs.append(("page", s["page"]))
     if s["model_dir"]:
         pairs.append(("model", s["model_dir"]))
     pairs += [("why" if not at else "", line) for at, line in enumerate(s["why"])]

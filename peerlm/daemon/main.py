@@ -16,6 +16,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from traceback import format_exception
 from typing import Any
@@ -39,6 +40,7 @@ from peerlm.daemon.notify import Notifier
 from peerlm.daemon.page import Page
 from peerlm.daemon.ports import preferred, remember
 from peerlm.daemon.slow_weights import SlowWeights
+from peerlm.daemon.sockets import is_free
 from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.watch import history_of, keep_watch
 from peerlm.daemon.worker_link import WorkerLink
@@ -299,7 +301,7 @@ async def _listen(
     network = home.settings.network
     base = network.port if port is None else port
     or_free = base == 0 or (port is None and base == config.NetworkSection().port)
-    wanted = preferred(state, base, or_free=or_free)
+    wanted = preferred(state, base, or_free=or_free, is_free=partial(is_free, network.host))
     driver.introduction = await Introduction.listen(
         driver.post, network.host, wanted[0], or_free=or_free
     )
@@ -423,6 +425,7 @@ def _announce(driver: Driver, log: DaemonLog) -> None:
         "node": short(driver.node.me),
         "run": f"{company.plan.plan.run.name} ({short(company.gate.run_id)})",
         "address": company.address,
+        "ports": f"{company.ports.introduction} {company.ports.control} {company.ports.bulk}",
         "epoch": company.membership.incarnation[0],
         "page": driver.page.url if driver.page is not None else "",
         "pid": os.getpid(),

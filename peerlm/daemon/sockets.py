@@ -131,6 +131,15 @@ def listen_tcp(host: str, port: int, *, or_free: bool = False) -> tcp.socket:
         raise _cannot_listen(host, port, error) from None
 
 
+def is_free(host: str, port: int) -> bool:
+    """Whether one could listen there now."""
+    try:
+        listen_tcp(host, port).close()
+    except ConfigError:
+        return False
+    return True
+
+
 def _bind(socket: Socket, host: str, port: int) -> None:
     service = str(port) if port else "*"
     ipv6 = ":" in host or (not host and tcp.has_dualstack_ipv6())

@@ -164,12 +164,13 @@ def make_invite(
 
 
 def parse_token(text: str) -> Token:
-    """Read a token, white space and line breaks within it forgiven. Everything but its dates is checked.
+    """Read a token, white space and line breaks within it forgiven, and the line of `peerlm invite` around it.
+    Everything but its dates is checked.
 
     Raises:
         AuthError: `malformed` if it is no token or damaged, else as `read_invites`.
     """
-    text = "".join(text.split())
+    text = "".join(text.rpartition("--token")[2].split())
     if not text.startswith(TOKEN_PREFIX):
         raise AuthError("malformed", f"not a token: a token starts with {TOKEN_PREFIX}")
     digits = text.removeprefix(TOKEN_PREFIX)

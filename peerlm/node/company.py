@@ -44,7 +44,7 @@ from peerlm.membership.profile import Profile, profile_named
 from peerlm.node.certificates import Certificates
 from peerlm.node.contacts import MESH_MAX, Contacts
 from peerlm.node.dial_back import DialBack, Ports
-from peerlm.node.introductions import Introductions
+from peerlm.node.introductions import CURES, Introductions
 from peerlm.node.seen import HOLDERS
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import Instant, PeerId, Role, WallTime, after, short
@@ -423,7 +423,9 @@ class Company:
         effects: list[Effect] = []
         for peer in peers:
             if peer == self.me:
-                self.introductions.shut_out = f"this node's certificate is {why}"
+                self.introductions.shut_out = (
+                    f"this node's certificate is {why}{CURES.get(why, '')}"
+                )
                 continue
             self.contacts.link_down(peer)
             self.ledger.forget(peer)

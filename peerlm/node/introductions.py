@@ -24,6 +24,11 @@ from peerlm.types import Instant, PeerId, short
 from peerlm.wire.message import Hello, Refusal, Welcome
 from peerlm.wire.versions import PROTOCOL_VERSION, fits, misfit
 
+CURES = {
+    "revoked": "; only a new invite helps: `peerlm rm` here, then the line of `peerlm invite` from a member",
+}
+"""Reason of a refusal → what to do about it, where the refusal does not say so itself."""
+
 
 class Introductions:
     """Introductions of one node, given and taken. Each method returns effects to carry out."""
@@ -93,7 +98,7 @@ class Introductions:
     def _refused(self, address: str, reason: str, detail: str, now: Instant) -> list[Effect]:
         self._contacts.failed(address, f"refused: {detail}", now)
         if reason in ("expired", "revoked", "not_yet_valid"):
-            self.shut_out = f"members refuse this node: {detail}"
+            self.shut_out = f"members refuse this node: {detail}{CURES.get(reason, '')}"
         fields = (("address", address), ("reason", reason), ("detail", detail))
         return [Log("warning", "introduction_refused", fields)]
 

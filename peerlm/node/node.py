@@ -153,7 +153,7 @@ class Node:
         self._said_at = now
         self._version = 0
         self._rate = 0.0
-        self._rate_seen = (now, self._ledger.total())
+        self._rate_seen = (now, self._watched())
         self._talked, self._acted = False, True
         """Since the last check: whether people were talked about, whether anything else happened."""
         self._work_due: Instant | None = None
@@ -422,10 +422,14 @@ class Node:
     def _measure_rate(self, now: Instant) -> None:
         seen_at, seen = self._rate_seen
         if now - seen_at >= 1.0:
-            rate = (self._ledger.total() - seen) / (now - seen_at)
+            rate = (self._watched() - seen) / (now - seen_at)
             share = min(1.0, (now - seen_at) / RATE_WINDOW_S)
             self._rate += share * (rate - self._rate) if self._rate else rate
-            self._rate_seen = (now, self._ledger.total())
+            self._rate_seen = (now, self._watched())
+
+    def _watched(self) -> int:
+        """Tokens of the swarm that this node has seen being added: what it missed was not learnt in a moment."""
+        return self._ledger.total() - self._ledger.hearsay
 
     def _count_tokens(self, now: Instant) -> list[Effect]:
         """Our own tokens count at once; the others hear of them with the next vitals."""
@@ -553,7 +557,8 @@ class Node:
             model_dir=work.model_dir,
             dial_errors={a: e.last_error for a, e in company.contacts.errors().items()},
             refused_plans={short(p): line for p, line in company.refused_plans.items()},
-            notes=tuple(n for n in (company.introductions.shut_out, progress.trouble) if n),
+            shut_out=company.introductions.shut_out,
+            notes=(progress.trouble,) if progress.trouble else (),
         )
 
     def _members(self, now: Instant) -> list[MemberSummary]:

@@ -95,6 +95,8 @@ class Summary:
     model_dir: str
     dial_errors: Mapping[str, str]
     refused_plans: Mapping[str, str]
+    shut_out: str
+    """Why nobody will have this node, and what to do; empty while that is not so."""
     notes: tuple[str, ...]
 
 
@@ -198,6 +200,8 @@ def headline(s: Summary) -> str:
 
 def why(s: Summary) -> list[str]:
     """Why this node is not mixing (or that it is), most important first. Never empty."""
+    if s.shut_out:
+        return [s.shut_out, *_own_state(s)]
     lines = [*_own_state(s), *_company(s), *s.notes]
     if s.participating and not lines:
         distance = "" if s.consensus_distance is None else f", distance {s.consensus_distance:.2%}"

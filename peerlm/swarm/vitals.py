@@ -52,6 +52,8 @@ class Ledger:
         self._total = 0
         self._tallied: tuple[int, tuple[tuple[PeerId, int, int], ...]] = (0, ())
         """What was counted when the total was this."""
+        self.hearsay = 0
+        """Of the total, what was there already when this node first heard of it."""
         self.refused = 0
         """Facts not taken because the ledger was full."""
         self.version = 0
@@ -83,8 +85,11 @@ class Ledger:
         peer = PeerId(vitals.peer)
         entry = self._entry(peer, vitals.epoch)
         assert entry is not None, "news without room"
+        before, is_first = self._total, entry.version < 0
         entry.version, entry.pulse = vitals.version, pulse
         self._raise(entry, vitals.tokens)
+        if is_first:
+            self.hearsay += self._total - before
         newest = self._newest.get(peer)
         if newest is None or vitals.epoch >= newest.epoch:
             self._newest[peer] = vitals
@@ -108,9 +113,11 @@ class Ledger:
 
     def restore(self, tallies: Iterable[tuple[PeerId, int, int]]) -> None:
         """Merge the (peer, epoch, tokens) of a snapshot."""
+        before = self._total
         for peer, epoch, tokens in tallies:
             if tokens > 0 and (entry := self._entry(peer, epoch)) is not None:
                 self._raise(entry, tokens)
+        self.hearsay += self._total - before
 
     # --------------------------------------------------------------------------------- reading
 

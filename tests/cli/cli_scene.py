@@ -151,6 +151,7 @@ def sample_summary(**changes: Any) -> Summary:
             model_dir="",
             dial_errors={},
             refused_plans={},
+            shut_out="",
             notes=(),
         ),
         **changes,

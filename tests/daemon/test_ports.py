@@ -20,6 +20,19 @@ def test_picked_ports_are_wanted_again(layout: Layout) -> None:
     assert preferred(layout, 7700, or_free=True) == PICKED
 
 
+def test_the_next_three_in_a_row_are_wanted_where_the_default_is_taken(layout: Layout) -> None:
+    taken = {7700, 7712}
+
+    def wanted(base: int, *, or_free: bool = True) -> tuple[int, int, int]:
+        return preferred(layout, base, or_free=or_free, is_free=lambda port: port not in taken)
+
+    assert wanted(7700) == (7720, 7721, 7722)
+    assert wanted(7700, or_free=False) == (7700, 7701, 7702), "asked for by number"
+    assert wanted(0) == (0, 0, 0)
+    taken |= set(range(7700, 7900))
+    assert wanted(7700) == (7700, 7701, 7702), "then any will do"
+
+
 def test_a_port_that_was_asked_for_counts_before_a_picked_one(layout: Layout) -> None:
     remember(layout, 0, PICKED)
     assert preferred(layout, 8000, or_free=False) == (8000, 8001, 8002)

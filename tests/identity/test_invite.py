@@ -45,6 +45,12 @@ def test_a_token_survives_being_printed_pasted_and_wrapped(run):
         assert run.verify(run.newcomer(back)[1])
 
 
+def test_the_whole_line_of_an_invite_will_do(run):
+    text = run.invite().to_text()
+    line = f"peerlm join tcp://192.168.1.20:7700 --token {text}\n"
+    assert parse_token(line).to_text() == text
+
+
 def test_a_token_fits_a_terminal(run):
     assert len(run.invite().to_text()) < 600
 

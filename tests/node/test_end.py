@@ -15,6 +15,7 @@ from peerlm.config import with_changes
 from peerlm.effects import Expel, RunExchange, Send, ServeExchange, WriteModel
 from peerlm.events import NewPlan, NewRevocation, Received
 from peerlm.identity.root import SignedPlan
+from peerlm.node.status import why
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import FragmentId
 from peerlm.wire.message import ExchangeAnswer, ExchangeRequest
@@ -266,7 +267,9 @@ def test_a_revoked_node_is_expelled_everywhere_within_five_seconds() -> None:
     world.restart(1)
     world.run(15)
     assert world.member(1, 3) is None, "a restarted node remembers"
-    assert any("revoked" in note for note in world.summary(3).notes), "and it is told why"
+    told = why(world.summary(3))[0]
+    assert "revoked" in told, "and it is told why, before all else"
+    assert "peerlm rm" in told, "and what to do"
 
 
 @pytest.mark.parametrize("is_lost", [False, True])

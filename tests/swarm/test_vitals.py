@@ -100,6 +100,27 @@ def test_a_snapshot_restores_the_count_and_stale_ones_do_no_harm() -> None:
     assert again.total() == 250
 
 
+def test_what_was_there_before_we_heard_of_it_is_told_apart() -> None:
+    ledger = Ledger()
+    ledger.restore([(B, 1, 50)])
+    tell(ledger, vitals(A, 1, 1, 100))
+    assert (ledger.total(), ledger.hearsay) == (150, 150)
+    tell(ledger, vitals(A, 1, 2, 130))
+    ledger.count_own(C, 1, 7)
+    assert (ledger.total(), ledger.hearsay) == (187, 150), "that was seen being added"
+    ledger.restore([(A, 1, 120), (B, 1, 60)])
+    assert (ledger.total(), ledger.hearsay) == (197, 160)
+
+
+def test_only_what_no_pulse_stands_behind_is_unproven() -> None:
+    ledger = Ledger()
+    ledger.restore([(B, 1, 50)])
+    tell(ledger, vitals(A, 1, 1, 100), vitals(B, 2, 1, 20))
+    assert ledger.unproven() == [(B, 1, 50)]
+    ledger.forget(A)
+    assert ledger.unproven() == [(A, 1, 100), (B, 1, 50)]
+
+
 def test_our_own_tokens_count_before_others_hear_of_them() -> None:
     ledger = Ledger()
     ledger.count_own(A, 1, 700)
