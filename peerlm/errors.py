@@ -27,6 +27,10 @@ class StateError(PeerlmError):
     """The state directory cannot be used: another run's, locked, read-only, full."""
 
 
+class Unsaved(StateError):
+    """The daemon has ended as it was told, and could not keep its newest progress."""
+
+
 class WireError(PeerlmError):
     """A peer's bytes break the protocol. Drop the message, count it, slow the peer down."""
 

@@ -186,6 +186,8 @@ class SnapshotWritten(Event):
     offers: tuple[tuple[FragmentId, int, ObjectHash, int, tuple[float, ...]], ...]
     """(fragment, version, object hash, bytes, sketch) of each fragment."""
     seconds: float
+    trouble: str = ""
+    """Why older ones could not be removed."""
 
 
 @dataclass(frozen=True, slots=True)

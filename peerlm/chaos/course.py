@@ -213,7 +213,12 @@ class Course:
                 lives.sizes.setdefault(process.pid, []).append(size)
 
     def _is_calm(self) -> bool:
-        return self._all_take_part() and not any(map(self._world.is_held_up, self._lives))
+        is_whole_now = is_whole(self._world.swarm.statuses())
+        return (
+            self._all_take_part()
+            and is_whole_now
+            and not any(map(self._world.is_held_up, self._lives))
+        )
 
     def _until_well(self) -> float:
         """Seconds until everybody takes part, from when everything was mended; inf if that does not come."""

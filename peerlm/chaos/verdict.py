@@ -73,7 +73,10 @@ class Split:
 
     heal_s: float = math.inf
     merged: float | None = None
-    """Median loss of all, `HEAL_S_MAX` after the end."""
+    """Median loss of all, the newest."""
+    worse_s: float = 0.0
+    """Seconds from the end until that was no more than the better half's for good: weights that have grown apart are at
+    first worth less together."""
 
     @classmethod
     def over(cls, at_s: float, half: Iterable[int], losses: Losses) -> Split:
@@ -89,8 +92,11 @@ class Split:
         """`whole`: everybody holds everybody alive."""
         if whole and math.isinf(self.heal_s):
             self.heal_s = at_s - self.ended_s
-        if self.merged is None and losses and at_s - self.ended_s >= HEAL_S_MAX:
-            self.merged = statistics.median(losses.values())
+        if not losses:
+            return
+        self.merged = statistics.median(losses.values())
+        if self.better_half is not None and self.merged > self.better_half:
+            self.worse_s = at_s - self.ended_s
 
 
 def is_whole(statuses: Sequence[Mapping[str, Any]]) -> bool:

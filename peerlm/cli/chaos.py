@@ -13,6 +13,8 @@ from typing import Any
 import click
 
 from peerlm.cli.commands import Commands
+from peerlm.cli.leash import interrupt_on_terminate
+from peerlm.cli.numbers import Finite
 from peerlm.cli.words import ABSENT
 from peerlm.daemon.control import finite
 from peerlm.errors import ConfigError, PeerlmError
@@ -35,7 +37,7 @@ def chaos() -> None:
 
 
 SEED = click.option("--seed", type=click.IntRange(0), help="Instead of the file's.")
-MINUTES = click.option("--minutes", type=click.FloatRange(0.1), help="Instead of the file's.")
+MINUTES = click.option("--minutes", type=Finite(0.1), help="Instead of the file's.")
 
 
 def _read(path: Path, seed: int | None, minutes: float | None) -> Any:
@@ -125,6 +127,7 @@ def run(
     from peerlm.chaos.course import run as run_course
     from peerlm.chaos.verdict import loss_beside, missed_bars
 
+    interrupt_on_terminate()
     other = _read_curve(beside) if beside else None
     scenario = _read(file, seed, minutes)
     for wanted in (page.parent if page else None, keep):
@@ -224,8 +227,10 @@ def report_lines(report: dict[str, Any]) -> list[str]:
 def _split_line(split: dict[str, Any]) -> str:
     heal_s = None if math.isinf(split["heal_s"]) else split["heal_s"]
     losses = (ABSENT if x is None else f"{x:.4f}" for x in (split["better_half"], split["merged"]))
-    return "one swarm again after {}; loss of the better half {}, merged {}".format(
-        _seconds(heal_s), *losses
+    return (
+        "one swarm again after {}; loss of the better half {}, merged {}, no worse after {}".format(
+            _seconds(heal_s), *losses, _seconds(split["worse_s"])
+        )
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from peerlm.cli.leash import interrupt_on_terminate
+from peerlm.cli.numbers import Finite
 from peerlm.errors import ConfigError, PeerlmError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ KEYS = (
 @click.option("--nodes", type=click.IntRange(2, 16), default=3, show_default=True)
 @click.option(
     "--minutes",
-    type=click.FloatRange(0.5, 600),
+    type=Finite(0.5, 600),
     default=3.0,
     show_default=True,
     help="About how long it takes; the token budget follows from the measured rate.",

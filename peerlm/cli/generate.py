@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from peerlm.cli.numbers import Finite
 from peerlm.cli.state import state_option
 from peerlm.store.disk import Layout
 
@@ -17,7 +18,7 @@ from peerlm.store.disk import Layout
 )
 @click.option(
     "--temperature",
-    type=click.FloatRange(0.0, 10.0),
+    type=Finite(0.0, 10.0),
     default=0.8,
     show_default=True,
     help="0 takes the likeliest token each time.",

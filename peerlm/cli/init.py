@@ -98,6 +98,9 @@ def init(
     node_changes = parse_changes(node_pairs, "--set-node")
     settings = node_settings(node_changes, "--set-node")
     plan = _plan(name, preset, data, plan_changes)
+    from peerlm.daemon.memory import require_memory
+
+    require_memory(plan)
     if has_node(layout):
         raise StateError(
             f"{layout.root} already holds a node of run {short(read_run(layout).run_id)}; "

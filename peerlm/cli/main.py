@@ -18,7 +18,7 @@ import sys
 import click
 
 from peerlm.cli.commands import Commands
-from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, Unreachable
+from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, Unreachable, Unsaved
 from peerlm.types import printable
 
 COMMANDS = {
@@ -55,6 +55,7 @@ COMMANDS = {
 
 EXIT_CODES: tuple[tuple[type[PeerlmError], int], ...] = (
     (ConfigError, 2),
+    (Unsaved, 6),
     (StateError, 3),
     (AuthError, 4),
     (Unreachable, 5),

@@ -16,7 +16,7 @@ from peerlm.types import short
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @state_option
 def rm(layout: Layout, yes: bool) -> None:
-    """Remove the node's state folder: its keys, weights, text and log.
+    """Remove the node's state folder: its keys, weights, text and log. What somebody else keeps there stays.
 
     Refused while the daemon runs. On the machine of `peerlm init` the run's root key goes too, unless
     `peerlm root export` has put a copy elsewhere: without it nobody can invite (but delegates) or
@@ -34,10 +34,27 @@ def rm(layout: Layout, yes: bool) -> None:
         if not has_node(layout):
             raise StateError(f"{layout.root} no longer holds a node")
         with explained("remove", layout.root):
-            shutil.rmtree(layout.root.resolve())
-            if layout.root.is_symlink():  # as systemd leaves a service's
-                layout.root.unlink()
-    click.echo(f"removed {layout.root}")
+            foreign = layout.foreign()
+            _remove(layout, foreign)
+    click.echo(f"removed {layout.root}" if not foreign else f"removed the node in {layout.root}")
+    if foreign:
+        click.echo(f"kept what is no node's: {', '.join(foreign)}")
+
+
+def _remove(layout: Layout, foreign: list[str]) -> None:
+    """The node's own files, its identity first, so that a kill on the way leaves no half of a node; then the folder,
+    unless others keep something there."""
+    ours = [path for path in layout.root.iterdir() if path.name not in foreign]
+    for path in sorted(ours, key=lambda path: path != layout.identity):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    if foreign:
+        return
+    layout.root.resolve().rmdir()
+    if layout.root.is_symlink():  # as systemd leaves a service's
+        layout.root.unlink()
 
 
 def _question(layout: Layout) -> str:

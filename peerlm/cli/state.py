@@ -27,6 +27,15 @@ ORIGIN = "origin"
 """Name of the file that marks the run's first node: it may make the initial weights."""
 
 
+class _Folder(click.Path):
+    """A path that is not empty: an unset variable of a script is not the current folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            self.fail("it is empty; name the node's folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def state_option(command: F) -> F:
     """Gives a command `--state DIR`, and hands it a `layout: Layout` in its place."""
     return click.option(
@@ -34,7 +43,7 @@ def state_option(command: F) -> F:
         "layout",
         metavar="DIR",
         envvar="PEERLM_STATE",
-        type=click.Path(path_type=Path),
+        type=_Folder(path_type=Path),
         callback=_layout,
         help="The node's state folder.  [env: PEERLM_STATE, STATE_DIRECTORY; default: /var/lib/peerlm if it is "
         "there, else the user's own]",

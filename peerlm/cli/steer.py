@@ -10,7 +10,7 @@ import click
 
 from peerlm.cli.state import require_daemon, state_option
 from peerlm.daemon.control import ask, is_served
-from peerlm.errors import StateError
+from peerlm.errors import StateError, Unsaved
 from peerlm.store.disk import Layout
 
 END_S = 60.0
@@ -79,14 +79,16 @@ def leave(layout: Layout) -> None:
 
 
 def _end(layout: Layout, command: str) -> None:
-    """Ask, then wait until the daemon is gone. Raises `StateError`."""
+    """Ask, then wait until the daemon is gone. Raises `StateError`; `Unsaved` when its last snapshot failed."""
     require_daemon(layout)
-    ask(layout, command, timeout_s=END_S)
+    result = ask(layout, command, timeout_s=END_S)
     deadline = time.monotonic() + END_S
     while is_served(layout) or is_held(layout):
         if time.monotonic() > deadline:
             raise StateError(f"the daemon on {layout.root} has not ended within {END_S:g} s")
         time.sleep(0.05)
+    if result.get("unsaved"):
+        raise Unsaved(str(result["unsaved"]))
 
 
 def is_held(layout: Layout) -> bool:

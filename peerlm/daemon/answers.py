@@ -6,6 +6,7 @@ the daemon knows beside it: its process, its sockets, its page.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -18,6 +19,9 @@ from peerlm.daemon.notify import Health
 from peerlm.errors import ConfigError, StateError
 from peerlm.identity.root import verify_plan
 from peerlm.node import status
+
+SECONDS_MAX = 1e12
+"""Of wall time: some thirty thousand years."""
 
 
 def look(driver: Driver) -> tuple[Health, dict[str, Any]]:
@@ -47,6 +51,8 @@ def handler(driver: Driver) -> control.Handler:
                 driver.post(events.Resume())
             case "stop" | "leave":
                 driver.post(events.Leave())
+                await asyncio.shield(driver.halted)
+                return {"unsaved": driver.unsaved()}
             case "snapshot":
                 return await _snapshot(driver)
             case "new_plan":
@@ -76,7 +82,7 @@ def _bytes(arguments: dict[str, Any], name: str) -> bytes:
 
 def _seconds(arguments: dict[str, Any], name: str) -> float:
     match arguments.get(name, 0):
-        case int() | float() as value:
+        case int() | float() as value if abs(value) < SECONDS_MAX:
             return float(value)
     raise ConfigError(f"control: {name} must be a number of seconds")
 

@@ -10,8 +10,8 @@ A Unix socket in the state directory (of a system service: in its runtime folder
     history    since: seconds of wall time         `History.since`: points and events that came after
     pause      -                                   {}      take no inner steps until `resume`
     resume     -                                   {}
-    stop       -                                   {}      snapshot, then end
-    leave      -                                   {}      tell the swarm, snapshot, then end
+    stop       -                                   {"unsaved": why}, once it has ended; empty: a snapshot is kept
+    leave      -                                   the same, and the swarm is told
     snapshot   -                                   {"number": n, "tokens": n}, once it is on disk
     new_plan   plan: hex of a signed plan          {"revision": n}
     revoke     revocation: hex of a signed one     {}

@@ -98,7 +98,10 @@ class Keeping:
         self.restored = found.snapshot
         self._objects.register_snapshot(found.snapshot)
         for number in found.damaged:
-            snapshot.remove(self._state, number)
+            try:
+                snapshot.remove(self._state, number)
+            except StateError as error:
+                self.notes = (*self.notes, str(error))
 
     async def install_snapshot(self, slow: SlowWeights) -> None:
         """→ `StateInstalled("snapshot")`."""
@@ -137,7 +140,8 @@ class Keeping:
             (r.id, r.version, r.phi.hash, r.phi.size, r.sketch) for r in written.manifest.fragments
         )
         number, seconds = written.manifest.number, loop.time() - began
-        self._post(events.SnapshotWritten(number, effect.tokens, offers, seconds))
+        done = events.SnapshotWritten(number, effect.tokens, offers, seconds, written.trouble)
+        self._post(done)
 
     def _write_snapshot(self, contents: Contents, slow: SlowWeights) -> Snapshot:
         limit = self._settings.limits.disk_bytes

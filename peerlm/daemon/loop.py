@@ -203,6 +203,14 @@ class Driver:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._loop.call_exception_handler({"message": "the watch ended", "exception": error})
 
+    def unsaved(self) -> str:
+        """What of this node's progress is not kept, for a person; empty where the last snapshot was written."""
+        snapshots = self.node.work.snapshots
+        if not snapshots.error:
+            return ""
+        kept = f"of {snapshots.tokens:,} tokens of the swarm" if snapshots.number else "none"
+        return f"ended, but the last snapshot failed: {snapshots.error}; the newest that is kept: {kept}"
+
     def _halt(self, error: str) -> None:
         if not self.halted.done():
             self.halted.set_result(error)

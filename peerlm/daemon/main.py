@@ -36,6 +36,7 @@ from peerlm.daemon.keeping import Keeping, tallies_of
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver, now, wall
+from peerlm.daemon.memory import require_memory
 from peerlm.daemon.notify import Notifier
 from peerlm.daemon.page import Page
 from peerlm.daemon.ports import preferred, remember
@@ -46,7 +47,7 @@ from peerlm.daemon.watch import history_of, keep_watch
 from peerlm.daemon.worker_link import WorkerLink
 from peerlm.daemon.writers import require_packages
 from peerlm.daemon.writing import Writing
-from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, first_cause
+from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, Unsaved, first_cause
 from peerlm.identity import files
 from peerlm.identity.chain import Chain, claimed_run
 from peerlm.identity.gate import Gate
@@ -109,6 +110,7 @@ def run(
 
     Raises:
         StateError, ConfigError, AuthError: the node cannot start; one line says why.
+        Unsaved: it has ended, and its last snapshot failed.
     """
     os.umask(0o077)  # whatever is written from here on is the owner's alone
     require_own(root)
@@ -207,11 +209,14 @@ async def _live(
         )
         watching.add_done_callback(driver.watch_ended)
         try:
-            return await driver.halted
+            error = await driver.halted
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             await writing.close()
+    if not error and (unsaved := driver.unsaved()):
+        raise Unsaved(unsaved)
+    return error
 
 
 def _start_writing(state: StateDirectory, home: Home, log: DaemonLog) -> Writing:
@@ -238,6 +243,7 @@ async def open_daemon(
         loop.set_exception_handler(driver.on_loop_fault)
         ports = await _listen(driver, state, home, seeds, port, stack)
         epoch = state.next_epoch(wall())
+        require_memory(home.plan.plan)
         specs = fragments(home.plan.plan)
         compute = stack.enter_context(ThreadPoolExecutor(COMPUTE_THREADS, "peerlm-compute"))
         disk = stack.enter_context(ThreadPoolExecutor(DISK_THREADS, "peerlm-disk"))

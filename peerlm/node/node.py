@@ -543,6 +543,7 @@ class Node:
             worker_threads=worker.supervision.threads,
             worker_restarts=worker.supervision.restarts,
             worker_last_error=worker.supervision.last_error,
+            worker_silent_s=worker.supervision.silent_s(now),
             tokens_per_s=worker.tokens_per_s,
             nonfinite_steps=worker.nonfinite_steps,
             batch_tokens=work.tokens_per_step(),

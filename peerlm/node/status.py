@@ -79,6 +79,8 @@ class Summary:
     worker_threads: int
     worker_restarts: int
     worker_last_error: str
+    worker_silent_s: float
+    """How long it has told nothing, where that is unusual; else 0."""
     tokens_per_s: float
     nonfinite_steps: int
     batch_tokens: int
@@ -232,6 +234,10 @@ def _own_state(s: Summary) -> list[str]:
         lines.append(f"this node is {s.phase}")
     if s.worker_state == "backing_off":
         lines.append(f"the worker died and will be started again: {s.worker_last_error}")
+    elif s.worker_silent_s:
+        lines.append(
+            f"the worker has told nothing for {s.worker_silent_s:.0f} s; it is replaced if that goes on"
+        )
     elif s.nonfinite_steps:
         lines.append(f"{s.nonfinite_steps} inner steps were not finite (NaN), and were not taken")
     if s.snapshot_error:

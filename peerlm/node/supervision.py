@@ -25,6 +25,17 @@ HUNG_S = 900.0
 """A worker that should be training and has told nothing for this long hangs. A step of a large model
 on a slow machine takes minutes."""
 
+HUNG_S_MIN, HUNG_GAPS = 90.0, 20.0
+"""Sooner, once it has told so often that its usual silence is known: after so many times the longest that it
+has been silent in this generation, but not before the former."""
+
+SILENT_S_MIN, SILENT_GAPS = 15.0, 5.0
+"""From so much silence on people are told."""
+
+GAPS_MIN = 5
+LOOK_S = 5.0
+"""Of the time between two looks at most this counts as silence: a machine that slept has heard nobody."""
+
 BARREN_REPORTS = 10
 """Reports in a row with steps but no finite loss, after which the worker is replaced."""
 
@@ -46,12 +57,16 @@ class Supervision:
     _retry_at: Instant | None = None
     _heard: Instant = NEVER
     _condemned: str = ""
+    _looked: Instant = NEVER
+    _gaps: int = 0
+    _gap_max: float = 0.0
 
     def start(self, now: Instant) -> int:
         """A worker is being started; returns its generation."""
         self.generation += 1
         self.state = "starting"
-        self._started = self._heard = now
+        self._started = self._heard = self._looked = now
+        self._gaps, self._gap_max = 0, 0.0
         self._retry_at = None
         self._condemned = ""
         self._barren = self._nonfinite_seen = 0
@@ -62,6 +77,8 @@ class Supervision:
 
     def progressed(self, loss: float | None, nonfinite_steps: int, now: Instant) -> None:
         """A report came."""
+        self._look(now)
+        self._gaps, self._gap_max = self._gaps + 1, max(self._gap_max, now - self._heard)
         self._heard = now
         grew, self._nonfinite_seen = nonfinite_steps > self._nonfinite_seen, nonfinite_steps
         self._barren = self._barren + 1 if grew and loss is None else 0
@@ -70,13 +87,30 @@ class Supervision:
 
     def condemn(self, now: Instant) -> bool:
         """Whether the worker should be stopped because it is of no use. True once a generation."""
+        self._look(now)
         if self.state not in ("starting", "running") or self._condemned:
             return False
         if self._barren >= BARREN_REPORTS:
             self._condemned = "every inner step is not finite (loss or gradient NaN)"
-        elif now - self._heard > HUNG_S:
-            self._condemned = f"no sign of progress for {HUNG_S:.0f} s"
+        elif now - self._heard > self._patience_s(HUNG_S_MIN, HUNG_GAPS):
+            self._condemned = f"no sign of progress for {now - self._heard:.0f} s"
         return bool(self._condemned)
+
+    def silent_s(self, now: Instant) -> float:
+        """How long it has told nothing, where that is unusual; else 0."""
+        silence = now - self._heard
+        is_unusual = silence > self._patience_s(SILENT_S_MIN, SILENT_GAPS)
+        return silence if self.state == "running" and is_unusual else 0.0
+
+    def _patience_s(self, least_s: float, gaps: float) -> float:
+        if self._gaps < GAPS_MIN:
+            return HUNG_S
+        return min(max(least_s, gaps * self._gap_max), HUNG_S)
+
+    def _look(self, now: Instant) -> None:
+        if (slept_s := now - self._looked - LOOK_S) > 0:
+            self._heard = min(after(self._heard, slept_s), now)
+        self._looked = now
 
     def exited(self, error: str, wanted: bool, now: Instant) -> None:
         """It is gone. `wanted`: a worker should be running, so plan the next start."""
@@ -95,7 +129,7 @@ class Supervision:
 
     def heard(self, now: Instant) -> None:
         """It is not expected to make progress, so its silence means nothing."""
-        self._heard = now
+        self._heard = self._looked = now
 
     def hold(self) -> None:
         """No worker is wanted any more."""

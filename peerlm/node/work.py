@@ -403,7 +403,10 @@ class Work:
 
     def snapshot_written(self, event: SnapshotWritten, now: Instant) -> list[Effect]:
         self.snapshots.written(event, now)
-        return self.snapshots.offer_to_askers(self._offer())
+        effects = self.snapshots.offer_to_askers(self._offer())
+        if event.trouble:
+            effects.append(Log("warning", "old_snapshot_stays", (("why", event.trouble),)))
+        return effects
 
     def snapshot_failed(self, reason: str) -> list[Effect]:
         return [*self.snapshots.failed(reason), *self.snapshots.offer_to_askers(self._offer())]

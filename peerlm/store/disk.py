@@ -256,8 +256,11 @@ class ReadFile:
         self._fd = -1
         self.path = path
         with explained("read", path):
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self.size_bytes = os.fstat(self._fd).st_size
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            found = os.fstat(self._fd)
+            if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, for ever
+                raise OSError(errno.EINVAL, "not a file")
+            self.size_bytes = found.st_size
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`. Raises: StateError when the file is shorter."""
@@ -353,11 +356,39 @@ def _mb(size_bytes: int) -> str:
 # ------------------------------------------------------------------------- the state directory
 
 
+NAMES = frozenset(
+    {
+        *(
+            "identity",
+            "chain",
+            "root",
+            "inviter",
+            "revocations",
+            "plan",
+            "node.toml",
+            "address_book",
+        ),
+        *("snapshots", "objects", "model", "local", "log", "log.1", "history", "epoch", "origin"),
+        *("control.sock", "lock", "ports", "page_port", "curves"),
+    }
+)
+"""What a node keeps in its folder. All else there is somebody else's."""
+
+FOREIGN_SHOWN = 3
+
+
 class Layout:
     """Where things lie in a state directory. Only names: nothing is opened, locked or made."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def foreign(self) -> list[str]:
+        """Names in the folder that are no node's, sorted; empty if there is no folder."""
+        if not self.root.is_dir():
+            return []
+        names = (entry.name for entry in self.root.iterdir())
+        return sorted(n for n in names if n not in NAMES and not n.endswith(_TEMP_SUFFIX))
 
     @property
     def identity(self) -> Path:
@@ -461,6 +492,7 @@ class StateDirectory(Layout):
                 f"{CONTROL_SOCKET_BYTES_MAX}); use a shorter --state"
             )
         with explained("use", root):
+            self._require_own_folder()
             _make_private(root)
             self._lock_fd = _lock(root, self.lock)
         try:
@@ -479,6 +511,19 @@ class StateDirectory(Layout):
         except BaseException:
             self.close()
             raise
+
+    def _require_own_folder(self) -> None:
+        """Folders that others keep things in are not ours to lock up. Raises `StateError`."""
+        if self.identity.exists():
+            return
+        foreign = [name for name in self.foreign() if name != "lost+found"]
+        if foreign:
+            some = ", ".join(foreign[:FOREIGN_SHOWN]) + (
+                ", …" if len(foreign) > FOREIGN_SHOWN else ""
+            )
+            raise StateError(
+                f"{self.root} holds what is no node's ({some}); name an empty or a new folder with --state"
+            )
 
     def next_epoch(self, wall: WallTime) -> int:
         """This start's boot epoch: larger than any before it here, and durable on return.

@@ -127,6 +127,8 @@ class Snapshot:
     manifest: Manifest
     path: Path
     """Of the data file."""
+    trouble: str = ""
+    """Why an older one could not be removed."""
 
     def open(self) -> ReadFile:
         """The data file, readable even after the snapshot is removed. Raises: StateError."""
@@ -181,9 +183,13 @@ def write(
     manifest = Manifest(number, contents, header_region, records, path.name, needed)
     disk.write_atomic(_manifest_path(layout, number), _encode(manifest))
 
+    trouble = ""
     for old in _committed(layout)[:-SNAPSHOTS_KEPT]:
-        remove(layout, old)
-    return Snapshot(manifest, path)
+        try:
+            remove(layout, old)
+        except StateError as error:  # the new one is written all the same
+            trouble = str(error)
+    return Snapshot(manifest, path, trouble)
 
 
 def remove(layout: Layout, number: int) -> None:

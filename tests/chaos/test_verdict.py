@@ -94,10 +94,11 @@ def test_a_split_heals_when_everybody_holds_everybody_alive() -> None:
     split.see(720.0, True, {1: 2.0})
     split.see(730.0, True, {1: 2.0})
     assert split.heal_s == 20.0
-    assert split.merged is None, "not yet a minute"
+    assert split.worse_s == 30.0
     split.see(760.0, True, {1: 1.7, 2: 1.7, 3: 1.9})
     split.see(800.0, True, {1: 1.0})
-    assert split.merged == 1.7
+    assert split.merged == 1.0
+    assert split.worse_s == 30.0, "since then it is better for good"
 
 
 def test_of_a_half_without_a_loss_nothing_is_said() -> None:
@@ -118,7 +119,13 @@ def test_a_swarm_is_whole_when_each_holds_all_alive() -> None:
     [(20.0, 1.8, 0), (20.0, None, 0), (61.0, 1.8, 1), (math.inf, 1.9, 2)],
 )
 def test_what_a_split_misses(heal_s: float, merged: float | None, missed: int) -> None:
-    split = {"ended_s": 700.0, "better_half": 1.85, "heal_s": heal_s, "merged": merged}
+    split = {
+        "ended_s": 700.0,
+        "better_half": 1.85,
+        "heal_s": heal_s,
+        "merged": merged,
+        "worse_s": 0.0,
+    }
     assert len(missed_bars(a_report(splits=[split]))) == missed
 
 
@@ -142,10 +149,13 @@ def test_each_bar_is_held(changes: dict[str, Any]) -> None:
 
 
 def test_table_and_page_show_a_split_and_the_run_beside() -> None:
-    split = {"ended_s": 700.0, "better_half": 1.85, "heal_s": 12.0, "merged": None}
+    split = {"ended_s": 700.0, "better_half": 1.85, "heal_s": 12.0, "merged": None, "worse_s": 9.0}
     report = a_report(splits=[split], loss_beside=1.003, missed=[])
     table = "\n".join(report_lines(report))
-    assert "one swarm again after 12.0 s; loss of the better half 1.8500, merged –" in table
+    assert (
+        "one swarm again after 12.0 s; loss of the better half 1.8500, merged –, no worse after 9.0 s"
+        in table
+    )
     assert "× 1.0030 at equal tokens" in table
     assert "1.003" in page_of(report)
     assert "not measured" in page_of(a_report(missed=[]))

@@ -139,6 +139,7 @@ def sample_summary(**changes: Any) -> Summary:
             worker_last_error="killed by signal 9",
             tokens_per_s=2_500.0,
             nonfinite_steps=0,
+            worker_silent_s=0.0,
             batch_tokens=2_048,
             noise_scale=31_000.0,
             data_pass=1,

@@ -253,8 +253,8 @@ def test_plan_set_hands_the_next_revision_to_the_daemon(peerlm: Cli, daemon: Fak
     outcome = peerlm("plan", "set", "run.token_budget=7", "--state", daemon.layout.root)
     assert outcome.code == 0, outcome
     here = read_run(daemon.layout)
-    command, args = daemon.asked[-1]
-    assert command == "new_plan"
+    (args,) = [args for command, args in daemon.asked if command == "new_plan"]
+    assert "the run ends" in outcome.err, "the swarm is beyond it"
     signed = verify_plan(bytes.fromhex(args["plan"]), here.root_public_key, here.run_id)
     assert (signed.revision, signed.plan.run.token_budget) == (2, 7)
     assert current_plan(daemon.layout).revision == 1, "the daemon writes it, not we"
@@ -345,6 +345,11 @@ def test_revoke_refuses_what_names_nobody(peerlm: Cli, daemon: FakeDaemon, text:
 def test_steering_asks_the_daemon(peerlm: Cli, daemon: FakeDaemon, command: str) -> None:
     assert peerlm(command, "--state", daemon.layout.root).code == 0
     assert daemon.asked == [(command, {})]
+
+
+def test_an_end_without_a_last_snapshot_is_no_success(peerlm: Cli, daemon: FakeDaemon) -> None:
+    daemon.answers["stop"] = {"unsaved": "ended, but the last snapshot failed: the disk is full"}
+    assert_one_line(peerlm("stop", "--state", daemon.layout.root), 6, "the last snapshot failed")
 
 
 def test_who_may_only_use_the_socket_can_wait_for_the_end(
@@ -457,6 +462,30 @@ def test_rm_removes_everything_when_told_to(
     assert founded.exists()
     assert peerlm("rm", "--yes", "--state", founded).code == 0
     assert not founded.exists()
+
+
+def test_rm_leaves_what_is_no_nodes(peerlm: Cli, founded: Path) -> None:
+    (founded / "thesis.txt").write_text("years of work")
+    (founded / "mine").mkdir()
+    removed = peerlm("rm", "--yes", "--state", founded)
+    assert removed.code == 0
+    assert "kept what is no node's: mine, thesis.txt" in removed.out
+    assert sorted(path.name for path in founded.iterdir()) == ["mine", "thesis.txt"]
+
+
+def test_a_folder_that_others_use_is_not_made_a_nodes(peerlm: Cli, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    for number in range(5):
+        (tmp_path / "shared" / f"file{number}").touch()
+    (tmp_path / "shared").chmod(0o1777)
+    refused = peerlm("init", "--state", tmp_path / "shared")
+    assert_one_line(refused, 3, "holds what is no node's (file0, file1, file2, …)")
+    assert (tmp_path / "shared").stat().st_mode & 0o7777 == 0o1777
+    assert len(list((tmp_path / "shared").iterdir())) == 5
+
+
+def test_a_state_of_an_unset_variable_is_not_the_current_folder(peerlm: Cli) -> None:
+    assert_one_line(peerlm("rm", "--yes", "--state", ""), 2, "it is empty; name the node's folder")
 
 
 def test_rm_is_refused_while_the_folder_is_in_use(peerlm: Cli, founded: Path) -> None:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from peerlm.node.supervision import BACKOFF_S_MAX, BARREN_REPORTS, HUNG_S, Supervision
+import pytest
+
+from peerlm.node.supervision import (
+    BACKOFF_S_MAX,
+    BARREN_REPORTS,
+    GAPS_MIN,
+    HUNG_S,
+    HUNG_S_MIN,
+    Supervision,
+)
 from peerlm.types import Instant
 
 NOW = Instant(100.0)
@@ -53,7 +62,57 @@ def test_a_silent_worker_is_condemned_unless_nothing_is_expected_of_it() -> None
     late = Instant(NOW + HUNG_S + 1)
     supervision.heard(late)
     assert not supervision.condemn(late)
-    assert supervision.condemn(Instant(late + HUNG_S + 1))
+    assert silence_s(supervision, late) == pytest.approx(HUNG_S, abs=1)
+    assert supervision.silent_s(late) == 0
+
+
+def silence_s(supervision: Supervision, since: Instant, step_s: float = 0.5) -> float:
+    """How long a worker may be silent, looked at twice a second, until it is condemned."""
+    waited = 0.0
+    while not supervision.condemn(Instant(since + waited)):
+        waited += step_s
+        assert waited < 2 * HUNG_S
+    return waited
+
+
+@pytest.mark.parametrize(
+    ("gap_s", "patience_s"), [(1.0, HUNG_S_MIN), (10.0, 200.0), (80.0, HUNG_S)]
+)
+def test_whoever_used_to_tell_often_is_waited_for_less(gap_s: float, patience_s: float) -> None:
+    supervision = Supervision()
+    supervision.start(NOW)
+    supervision.ready("cpu", 1)
+    now = NOW
+    for _ in range(GAPS_MIN):
+        for _ in range(int(gap_s / 0.5)):
+            now = Instant(now + 0.5)
+            assert not supervision.condemn(now)
+        supervision.progressed(1.0, 0, now)
+    assert silence_s(supervision, now) == pytest.approx(patience_s, abs=1)
+
+
+def test_people_are_told_of_an_unusual_silence_before_it_ends() -> None:
+    supervision = Supervision()
+    supervision.start(NOW)
+    supervision.ready("cpu", 1)
+    for second in range(1, 10):
+        supervision.progressed(1.0, 0, Instant(NOW + second))
+    last = NOW + 9
+    for second in range(1, 31):
+        assert not supervision.condemn(Instant(last + second))
+    assert supervision.silent_s(Instant(last + 10)) == 0
+    assert supervision.silent_s(Instant(last + 30)) == 30
+
+
+def test_a_machine_that_slept_has_not_been_told_nothing() -> None:
+    supervision = Supervision()
+    supervision.start(NOW)
+    supervision.ready("cpu", 1)
+    for second in range(1, 10):
+        supervision.progressed(1.0, 0, Instant(NOW + second))
+    awake = Instant(NOW + 5000)
+    assert not supervision.condemn(awake)
+    assert supervision.silent_s(awake) < 10
 
 
 def test_progress_for_a_while_wipes_the_slate_clean() -> None:

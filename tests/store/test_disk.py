@@ -21,6 +21,7 @@ from peerlm.store.disk import (
     AtomicFile,
     ReadFile,
     StateDirectory,
+    read_file,
     require_own,
     sweep,
     write_atomic,
@@ -147,6 +148,13 @@ def test_a_file_stays_readable_after_its_removal_and_says_when_it_is_short(tmp_p
         file.read_at(8, 4)
     with pytest.raises(StateError, match="cannot read"):
         ReadFile(path)
+
+
+def test_a_pipe_or_a_folder_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(StateError, match="not a file"):
+            read_file(path, 100)
 
 
 def test_a_full_disk_is_found_before_and_while_writing(small_disk: Path) -> None:

@@ -116,6 +116,20 @@ def test_the_newest_two_are_kept_and_numbers_only_rise(layout: Layout) -> None:
     assert len(names(layout)) == 4
 
 
+def test_an_old_one_that_cannot_be_removed_keeps_no_new_one_from_being_written(
+    layout: Layout,
+) -> None:
+    for version in (1, 2):
+        commit(layout, version)
+    (layout.snapshots / "snapshot-00000001.manifest").unlink()
+    (layout.snapshots / "snapshot-00000001.manifest").mkdir()
+    written = commit(layout, 3)
+    assert "cannot remove" in written.trouble
+    assert loaded(snapshot.load(layout)) == 3
+    assert commit(layout, 4).trouble
+    assert "snapshot-00000002.manifest" not in names(layout), "the others are removed"
+
+
 def test_one_fragment_at_a_time_is_taken_from_the_caller(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
