@@ -71,8 +71,8 @@ class RunSection:
     name: str = option(
         "plays",
         "Name of the run, for people.",
-        allowed="1 to 64 characters",
-        ok=lambda v: 1 <= len(v) <= 64,
+        allowed="1 to 64 printable characters",
+        ok=lambda v: 1 <= len(v) <= 64 and v.isprintable(),
     )
     rng_seed: int = at_least(0, 1, "Seed of initial weights, data order and sketches.")
     token_budget: int = at_least(
@@ -354,8 +354,11 @@ class LimitsSection:
         "The worker may use at most this much address space on the host; 0 means no limit.",
         unit="bytes",
     )
-    threads: int = at_least(
-        0, 0, "CPU threads of the worker; 0 means the cores divided by the nodes on this host."
+    threads: int = between(
+        0,
+        4096,
+        0,
+        "CPU threads of the worker; 0 means the cores divided by the nodes on this host.",
     )
     snapshot_every_s: float = at_least(
         1.0,

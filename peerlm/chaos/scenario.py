@@ -166,6 +166,10 @@ def _read_fault(entry: object, where: str, number: int) -> Fault:
         raise ConfigError(f"{where}: a {kind} needs a rate")
     if kind != "clock" and fault.rate < 0:
         raise ConfigError(f"{where}: rate = {fault.rate:g}: must not be negative")
+    if "victims" in entry and not fault.victims:
+        raise ConfigError(
+            f"{where}: victims = []: a {kind} that befalls nobody; leave it out for all"
+        )
     if kind in OF_ALL and fault.victims:
         raise ConfigError(f"{where}: a {kind} befalls all and takes no victims")
     if kind in ("loss", "corrupt") and fault.rate >= 1:

@@ -44,13 +44,16 @@ def _read(path: Path, seed: int | None, minutes: float | None) -> Any:
     """The scenario of a file. Raises `ConfigError`."""
     from dataclasses import replace
 
+    from peerlm import config
     from peerlm.chaos.scenario import read_scenario
+    from peerlm.chaos.world import plan_of
 
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     scenario = read_scenario(text, str(path))
+    config.with_changes(config.preset(scenario.preset), plan_of(scenario), str(path))
     if seed is not None:
         scenario = replace(scenario, seed=seed)
     if minutes is not None:

@@ -142,13 +142,13 @@ def _read_start(
 def _claimed(layout: Layout) -> Iterator[StateDirectory]:
     """The state directory, locked; if it was made for this and all fails, it goes again."""
     is_new = not layout.root.exists()
-    with StateDirectory(layout.root) as state:
-        try:
+    try:
+        with StateDirectory(layout.root) as state:
             yield state
-        except BaseException:
-            if is_new:
-                shutil.rmtree(layout.root, ignore_errors=True)
-            raise
+    except BaseException:
+        if is_new:
+            shutil.rmtree(layout.root, ignore_errors=True)
+        raise
 
 
 # ---------------------------------------------------------------------------------- the text

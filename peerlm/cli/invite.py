@@ -95,6 +95,9 @@ def invite(
     from peerlm.identity.chain import date
     from peerlm.identity.invite import make_invite
 
+    for option, seconds in (("--enrol-until", enrol_s), ("--certs-until", certs_s)):
+        if seconds < 1:
+            raise ConfigError(f"{option}: what ends at once lets nobody in")
     signer = find_signer(layout, "invite")
     places = tuple(addresses) or dialable_addresses(layout)
     if not places:

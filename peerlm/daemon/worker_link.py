@@ -191,7 +191,7 @@ class WorkerLink:
             sending.cancel()
             await asyncio.wait({exiting}, timeout=STOP_PATIENCE_S)
             worker.signal(signal.SIGKILL)  # it has closed its end, and lingers
-        return worker.last_words or _ending(exiting.result())
+        return worker.last_words or _ending(exiting.result(), self._settings.limits.memory_bytes)
 
     def _setup(self, worker: WorkerProcess, fresh: bool) -> protocol.Setup:
         return protocol.Setup(
@@ -310,10 +310,11 @@ async def _insist(worker: WorkerProcess) -> None:
         worker.signal(signal.SIGKILL)
 
 
-def _ending(status: int) -> str:
+def _ending(status: int, memory_bytes: int) -> str:
+    limit = f"; limits.memory_bytes is {memory_bytes:,}" if memory_bytes else ""
     if status < 0:
-        return f"killed by signal {-status} ({signal.Signals(-status).name})"
-    return f"exited with status {status} and no word why"
+        return f"killed by signal {-status} ({signal.Signals(-status).name}){limit}"
+    return f"exited with status {status} and no word why{limit}"
 
 
 def _progressed(generation: int, report: protocol.Progress) -> events.WorkerProgressed:

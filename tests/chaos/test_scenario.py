@@ -92,6 +92,10 @@ def test_nothing_begins_or_lasts_into_the_calm() -> None:
             "there are nodes 1 to 4",
         ),
         (
+            HEAD + '[[fault]]\nkind = "cut"\nat_s = 1\nfor_s = 9\nvictims = []',
+            "befalls nobody",
+        ),
+        (
             HEAD + '[[fault]]\nkind = "cut"\nat_s = 1\nfor_s = 9\nvictims = [0]',
             "there are nodes 1 to 4",
         ),
