@@ -28,7 +28,7 @@ from dataclasses import replace
 from itertools import product
 
 from peerlm.config import Plan
-from peerlm.effects import CancelTransfer, Effect, Log, RunExchange, Send, ServeExchange
+from peerlm.effects import CancelTransfer, Effect, RunExchange, Send, ServeExchange
 from peerlm.events import ExchangeEnded, ExchangeServed
 from peerlm.mix import algorithms
 from peerlm.mix.chunks import stream_bytes
@@ -37,7 +37,7 @@ from peerlm.mix.exchange_records import Initiated, Phase, Served, Standing, Wish
 from peerlm.mix.outcomes import EXCLUDED, Outcomes
 from peerlm.swarm.sampler import Choice, Sampler
 from peerlm.swarm.samplers.drawn import Uniform
-from peerlm.types import FragmentId, Instant, PeerId, TransferId, after, short
+from peerlm.types import FragmentId, Instant, PeerId, TransferId, after
 from peerlm.wire.message import ExchangeAnswer, ExchangeDone, ExchangeRequest
 
 TRIES = 3
@@ -433,9 +433,8 @@ class Exchanges:
 
     def _refused(self, event: ExchangeServed, exchange: Served, now: Instant) -> list[Effect]:
         reason = self.outcomes.request_refused(exchange, event.reason, now)
-        fields = (("peer", short(exchange.peer)), ("reason", event.reason))
-        log = Log("warning", "exchange_refused", fields)
-        return [log, self._answer(exchange.peer, event.transfer, "refuse", reason)]
+        log = self.outcomes.log_of(exchange.peer, event.reason, now)
+        return [*log, self._answer(exchange.peer, event.transfer, "refuse", reason)]
 
     def on_done(self, peer: PeerId, done: ExchangeDone, now: Instant) -> list[Effect]:
         """The initiator gave up: free the fragment now instead of at the deadline."""

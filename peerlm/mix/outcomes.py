@@ -30,6 +30,7 @@ EXCLUDED = "excluded"
 """A refusal that tells a peer to ask others."""
 
 BEHIND_MEMORY_S = 60.0
+TOLD_S = 60.0
 NEVER = Instant(-math.inf)
 
 REASONS_MAX = 48
@@ -88,6 +89,7 @@ class Outcomes:
         self._clip_booked = 0.0
         self._ahead_of_us: dict[PeerId, Instant] = {}
         self._met: dict[PeerId, Instant] = {}
+        self._told: dict[PeerId, Instant] = {}
         self._has_learnt = False
         """Something that this node has learnt is in its weights."""
 
@@ -193,6 +195,14 @@ class Outcomes:
                 self._ahead_of_us[exchange.peer] = now
         return reason
 
+    def log_of(self, peer: PeerId, reason: str, now: Instant) -> list[Effect]:
+        """A gate held: told once a minute of each peer. That norms differ is nothing unusual early in a run."""
+        if now - self._told.get(peer, NEVER) < TOLD_S:
+            return []
+        self._told[peer] = now
+        level = "info" if reason.startswith("norm") else "warning"
+        return [Log(level, "exchange_refused", (("peer", short(peer)), ("reason", reason)))]
+
     def _distrust(self, peer: PeerId, reason: str, now: Instant) -> None:
         """A gate held. Weights of another size can be an honest laggard's, all else cannot."""
         if not reason.startswith("norm"):
@@ -225,6 +235,7 @@ class Outcomes:
     def forget(self, peer: PeerId) -> None:
         """`peer` is gone, and how far it was from us and ahead of us with it; its score stays."""
         self._met.pop(peer, None)
+        self._told.pop(peer, None)
         self._ahead_of_us.pop(peer, None)
         self._misfits.forget(peer)
         for state in self.fragments:

@@ -274,6 +274,19 @@ def test_weights_of_another_size_exclude_nobody() -> None:
     assert not pool.site(2).machine.outcomes.scores.excluded(peer_id(1), Instant(pool.now))
 
 
+def test_what_a_gate_refuses_is_told_once_a_minute() -> None:
+    outcomes = Pool(2).site(1).machine.outcomes
+    norm, malformed = "norm: |x̂| = 9 where |φ| = 1", "length: 3 bytes"
+
+    def told(peer: int, reason: str, at: float) -> list[str]:
+        return [log.level for log in outcomes.log_of(peer_id(peer), reason, Instant(at))]
+
+    assert told(2, norm, 1.0) == ["info"]
+    assert told(2, norm, 60.0) == []
+    assert told(3, malformed, 60.0) == ["warning"]
+    assert told(2, norm, 62.0) == ["info"]
+
+
 # ------------------------------------------------------------------------------ any order of things
 
 
