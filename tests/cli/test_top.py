@@ -82,7 +82,7 @@ def shown(app: Top) -> str:
 async def until(pilot: Pilot[None], *words: str, absent: str = "") -> str:
     """Waits until these words stand on the screen, and `absent` does not; what stands there."""
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 text = shown(pilot.app)
                 if all(w in text for w in words) and not (absent and absent in text):
@@ -139,7 +139,7 @@ async def test_it_follows_the_daemon_and_tells_what_happens() -> None:
         assert text.index("bob was declared dead") < text.index("ada joined")
     since = [args["since"] for command, args in daemon.asked if command == "history"]
     assert since[0] == 0.0
-    assert set(since[1:]) <= {NOW + 38, NOW + 60}
+    assert set(since[1:]) <= {NOW + 38, NOW + 50, NOW + 60}, "it may ask between two changes"
 
 
 async def test_a_daemon_that_goes_away_is_awaited_and_read_anew() -> None:
