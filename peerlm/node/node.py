@@ -17,7 +17,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from peerlm import __version__
 from peerlm import events as ev
 from peerlm.config import NodeSettings
 from peerlm.effects import Effect, Halt, Log, Send, WriteSnapshot
@@ -26,15 +25,16 @@ from peerlm.identity.chain import Chain
 from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan
-from peerlm.membership.address_book import AddressBook, address_of
-from peerlm.membership.member import Member, State
+from peerlm.membership.address_book import AddressBook
+from peerlm.membership.member import Member
 from peerlm.membership.profile import Profile
 from peerlm.node.company import TALK, Company
 from peerlm.node.dial_back import Ports
 from peerlm.node.lifecycle import Phase
 from peerlm.node.seen import Seen, read_swarm
 from peerlm.node.snapshots import Restored
-from peerlm.node.status import MemberSummary, Summary
+from peerlm.node.status import Summary
+from peerlm.node.summary import summarise
 from peerlm.node.work import Work
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import Instant, PeerId, Role, TransferId, WallTime, after, short
@@ -501,128 +501,8 @@ class Node:
 
     def summary(self, now: Instant) -> Summary:
         """What `status` shows, frozen."""
-        company, work, worker = self.company, self.work, self.work.worker
-        totals = work.exchanges.outcomes.totals()
-        progress = work.acquisition.progress(now)
-        record = company.membership.record
-        return Summary(
-            peer=self.me,
-            run_id=company.gate.run_id,
-            run_name=company.plan.plan.run.name,
-            phase=work.phase,
-            phase_reason=work.reason,
-            address=address_of(record.host, company.ports.introduction),
-            reached=company.dial_back.reached,
-            epoch=company.membership.incarnation[0],
-            plan_revision=company.plan.revision,
-            token_budget=company.plan.plan.run.token_budget,
-            tokens=self._ledger.tokens_of(self.me),
-            swarm_tokens=self._ledger.total(),
-            swarm_tokens_per_s=self._rate,
-            loss=worker.loss,
-            val_loss=worker.val_loss,
-            consensus_distance=work.exchanges.outcomes.distance(),
-            participating=work.is_participating(now),
-            members=tuple(self._members(now)),
-            exchanges={
-                "ok": totals.initiated_ok + totals.served_ok,
-                "busy": totals.busy,
-                "refused": totals.refused,
-                "timed_out": totals.timed_out,
-            },
-            exchange_reasons=totals.reasons,
-            clip_booked=totals.clip_booked,
-            bytes_sent=totals.bytes_sent,
-            bytes_received=totals.bytes_received,
-            bytes_allreduce=self._bytes_allreduce(),
-            inner_steps=work.tempo.inner_steps,
-            line_use=work.tempo.use,
-            line_bytes_s=work.tempo.line_bytes_s,
-            worker_state=worker.supervision.state,
-            worker_device=worker.supervision.device,
-            worker_threads=worker.supervision.threads,
-            worker_restarts=worker.supervision.restarts,
-            worker_last_error=worker.supervision.last_error,
-            worker_silent_s=worker.supervision.silent_s(now),
-            tokens_per_s=worker.tokens_per_s,
-            nonfinite_steps=worker.nonfinite_steps,
-            batch_tokens=work.tokens_per_step(),
-            noise_scale=worker.noise_scale,
-            data_pass=worker.data_pass,
-            data_position=worker.data_position,
-            fetched_bytes=progress.bytes_done,
-            fetch_total_bytes=progress.bytes_total,
-            snapshot_number=work.snapshots.number,
-            snapshot_tokens=work.snapshots.tokens,
-            snapshot_error=work.snapshots.error,
-            model_dir=work.model_dir,
-            dial_errors={a: e.last_error for a, e in company.contacts.errors().items()},
-            refused_plans={short(p): line for p, line in company.refused_plans.items()},
-            shut_out=company.introductions.shut_out,
-            notes=(progress.trouble,) if progress.trouble else (),
-        )
-
-    def _members(self, now: Instant) -> list[MemberSummary]:
-        """Everybody, this node included, sorted by id."""
-        company = self.company
-        own = self._summarise(
-            self.me,
-            company.address,
-            "alive",
-            self._vitals(now),
-            self._ledger.tokens_of(self.me),
-            True,
-            None,
-            __version__,
-        )
-        others = [
-            self._summarise(
-                m.peer,
-                address_of(m.record.host, m.record.intro_port),
-                State(m.state).name.lower(),
-                company.vitals_of(m.peer) if m.is_live else None,
-                self._ledger.tokens_of(m.peer),
-                company.contacts.is_linked(m.peer),
-                self.work.exchanges.outcomes.met(m.peer, now),
-                company.contacts.software(m.peer),
-            )
-            for m in company.membership.members().values()
-        ]
-        return sorted([own, *others], key=lambda m: m.peer)
-
-    def _summarise(
-        self,
-        peer: PeerId,
-        address: str,
-        state: str,
-        v: Vitals | None,
-        tokens: int,
-        linked: bool,
-        mixed_s_ago: float | None,
-        software: str,
-    ) -> MemberSummary:
-        return MemberSummary(
-            peer=peer,
-            address=address,
-            state=state,
-            phase=v.phase if v else "",
-            participating=v.participating if v else False,
-            active=v.active if v else False,
-            tokens=tokens,
-            tokens_per_s=v.tokens_per_s if v else 0.0,
-            loss=v.loss if v else None,
-            val_loss=v.val_loss if v else None,
-            distance=v.distance if v else None,
-            linked=linked,
-            mixed_s_ago=mixed_s_ago,
-            software=software,
-        )
-
-    def _bytes_allreduce(self) -> int:
-        """Ring all-reduce moves 2 (n−1)/n · 4 bytes a parameter each step, out of every node."""
-        members = 1 + len(self.work.seen.trainers)
-        steps = self.work.worker.tokens // self.work.tokens_per_step()
-        return int(steps * sum(self._birth.sizes) * 8 * (members - 1) / members)
+        parameters = sum(self._birth.sizes)
+        return summarise(self.company, self.work, self._vitals(now), self._rate, parameters, now)
 
     def _outcome(self, effects: list[Effect], now: Instant) -> list[Effect]:
         """Every exit but that of talk: work may be other than it was."""

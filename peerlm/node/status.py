@@ -1,6 +1,6 @@
 """What a person can know of a node: one frozen summary, its JSON form, and "why am I not mixing?".
 
-`Summary` is built by `Node.summary()` from the cores; nothing in it is live. `as_json` is the object
+`Summary` is gathered by summary.py from the cores; nothing in it is live. `as_json` is the object
 that `peerlm status --json` prints: its names are stable and described in docs/status.md, and
 peerlm/observe/status.schema.json is what tests hold it to. `why` turns the same summary into at
 most a few lines, the most important first, each saying what is so and what to do.
