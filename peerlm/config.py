@@ -71,8 +71,8 @@ class RunSection:
     name: str = option(
         "plays",
         "Name of the run, for people.",
-        allowed="1 to 64 printable characters",
-        ok=lambda v: 1 <= len(v) <= 64 and v.isprintable(),
+        allowed="1 to 64 characters",
+        ok=lambda v: 1 <= len(v) <= 64,
     )
     rng_seed: int = at_least(0, 1, "Seed of initial weights, data order and sketches.")
     token_budget: int = at_least(

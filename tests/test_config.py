@@ -68,7 +68,7 @@ def test_every_field_is_documented_and_its_default_allowed(kind: Any) -> None:
         ),
         ("[model]\nblocks = ['moe']\n", "model.blocks = ('moe',): must be a list of"),
         ("[model]\ntied = 1\n", "model.tied = 1: must be bool"),
-        ("[run]\nname = ''\n", "run.name = '': must be 1 to 64 printable characters"),
+        ("[run]\nname = ''\n", "run.name = '': must be 1 to 64 characters"),
         ("[run]\ntoken_budget = 0\n", "run.token_budget = 0: must be ≥ 1"),
         ("[data]\nshards = ['abc']\n", "data.shards = ('abc',): must be 64 hex digits each"),
         ("[data]\nshards = ['" + 64 * "g" + "']\n", "must be 64 hex digits each"),

@@ -146,7 +146,12 @@ def missed_bars(report: Mapping[str, Any]) -> list[str]:
     ]
     for split in report["splits"]:
         missed += _missed_by(split)
-    if (beside := report.get("loss_beside")) is not None and beside > LOSS_MAX:
+    beside = report.get("loss_beside", 0.0)
+    if beside is None:
+        missed.append(
+            "the loss could not be held beside that of the other run: one of them has none"
+        )
+    elif beside > LOSS_MAX:
         missed.append(f"loss {beside:.4f} times that of the run beside, at most {LOSS_MAX}")
     if report["tracebacks"]:
         missed.append(f"{report['tracebacks']} tracebacks in the logs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -98,17 +99,17 @@ def init(
     node_changes = parse_changes(node_pairs, "--set-node")
     settings = node_settings(node_changes, "--set-node")
     plan = _plan(name, preset, data, plan_changes)
-    from peerlm.daemon.memory import require_memory
-
-    require_memory(plan)
     if has_node(layout):
         raise StateError(
             f"{layout.root} already holds a node of run {short(read_run(layout).run_id)}; "
             "use another --state, or `peerlm rm` it first"
         )
+    from peerlm.daemon.memory import require_memory
+
     with _claimed(layout) as state:
         start = _read_start(model_dir, tokenizer, plan_changes)
         plan = plan if start is None else start.adopted_by(plan)
+        require_memory(plan)
         plan = _with_corpus(
             state, plan, tokenizer or (start.tokenizer if start else None), settings
         )
@@ -125,7 +126,12 @@ def _plan(name: str | None, preset: str, data: str | None, changes: dict[str, st
         if field in changes:
             raise ConfigError(f"--set {field}: it follows from --data and --tokenizer")
     plan = config.preset(preset)
-    return config.with_changes(config.with_changes(plan, flags, "init"), changes, "--set")
+    plan = config.with_changes(config.with_changes(plan, flags, "init"), changes, "--set")
+    if any(unicodedata.category(c) == "Cc" for c in plan.run.name):
+        raise ConfigError(
+            f"run.name = {plan.run.name!r}: control characters do not belong into a name"
+        )
+    return plan
 
 
 def _read_start(
@@ -141,12 +147,13 @@ def _read_start(
 @contextmanager
 def _claimed(layout: Layout) -> Iterator[StateDirectory]:
     """The state directory, locked; if it was made for this and all fails, it goes again."""
-    is_new = not layout.root.exists()
+    is_new, is_held = not layout.root.exists(), False
     try:
         with StateDirectory(layout.root) as state:
+            is_held = True
             yield state
     except BaseException:
-        if is_new:
+        if is_new and is_held:
             shutil.rmtree(layout.root, ignore_errors=True)
         raise
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 
 import click
 
 from peerlm.cli.state import has_node, read_run, require_node, state_option
 from peerlm.errors import StateError
+from peerlm.identity.files import INVITER
 from peerlm.store.disk import Layout, StateDirectory, explained
 from peerlm.types import short
 
@@ -42,17 +44,19 @@ def rm(layout: Layout, yes: bool) -> None:
 
 
 def _remove(layout: Layout, foreign: list[str]) -> None:
-    """The node's own files, its identity first, so that a kill on the way leaves no half of a node; then the folder,
-    unless others keep something there."""
+    """The node's own files, the run's keys first and its identity last, so that after a kill on the way it can be removed
+    again; then the folder, unless others keep something there or it is where a disk is mounted."""
     ours = [path for path in layout.root.iterdir() if path.name not in foreign]
-    for path in sorted(ours, key=lambda path: path != layout.identity):
+    order = {layout.run_root: -2, layout.root / INVITER: -1, layout.identity: 1}
+    for path in sorted(ours, key=lambda path: order.get(path, 0)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
     if foreign:
         return
-    layout.root.resolve().rmdir()
+    with contextlib.suppress(OSError):
+        layout.root.resolve().rmdir()
     if layout.root.is_symlink():  # as systemd leaves a service's
         layout.root.unlink()
 

@@ -89,7 +89,7 @@ class Outcomes:
         self._clip_booked = 0.0
         self._ahead_of_us: dict[PeerId, Instant] = {}
         self._met: dict[PeerId, Instant] = {}
-        self._told: dict[PeerId, Instant] = {}
+        self._told: dict[tuple[PeerId, str], Instant] = {}
         self._has_learnt = False
         """Something that this node has learnt is in its weights."""
 
@@ -197,10 +197,10 @@ class Outcomes:
 
     def log_of(self, peer: PeerId, reason: str, now: Instant) -> list[Effect]:
         """A gate held: told once a minute of each peer. That norms differ is nothing unusual early in a run."""
-        if now - self._told.get(peer, NEVER) < TOLD_S:
-            return []
-        self._told[peer] = now
         level = "info" if reason.startswith("norm") else "warning"
+        if now - self._told.get((peer, level), NEVER) < TOLD_S:
+            return []
+        self._told[peer, level] = now
         return [Log(level, "exchange_refused", (("peer", short(peer)), ("reason", reason)))]
 
     def _distrust(self, peer: PeerId, reason: str, now: Instant) -> None:
@@ -235,7 +235,8 @@ class Outcomes:
     def forget(self, peer: PeerId) -> None:
         """`peer` is gone, and how far it was from us and ahead of us with it; its score stays."""
         self._met.pop(peer, None)
-        self._told.pop(peer, None)
+        for level in ("info", "warning"):
+            self._told.pop((peer, level), None)
         self._ahead_of_us.pop(peer, None)
         self._misfits.forget(peer)
         for state in self.fragments:

@@ -91,14 +91,14 @@ class Introductions:
         self._looked_at = None
         match event.answer:
             case Refusal(reason=reason, detail=detail):
+                if reason in ("expired", "revoked", "not_yet_valid"):
+                    self.shut_out = f"members refuse this node: {detail}{CURES.get(reason, '')}"
                 return self._refused(event.address, reason, detail, now)
             case Welcome() as welcome:
                 return self._welcomed(event, welcome, now)
 
     def _refused(self, address: str, reason: str, detail: str, now: Instant) -> list[Effect]:
         self._contacts.failed(address, f"refused: {detail}", now)
-        if reason in ("expired", "revoked", "not_yet_valid"):
-            self.shut_out = f"members refuse this node: {detail}{CURES.get(reason, '')}"
         fields = (("address", address), ("reason", reason), ("detail", detail))
         return [Log("warning", "introduction_refused", fields)]
 

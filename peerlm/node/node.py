@@ -283,7 +283,7 @@ class Node:
             case ev.WorkerProgressed():
                 return [*work.worker_progressed(event, now), *self._count_tokens(now)]
             case ev.Evaluated():
-                return work.worker.evaluated(event)
+                return work.worker.evaluated(event, now)
             case ev.WorkerDrained():
                 return work.worker_drained(now)
             case ev.WorkerExited():

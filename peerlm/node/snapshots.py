@@ -112,6 +112,11 @@ class Snapshots:
         self._rest_until = after(now, DISK_SHARE * event.seconds)
         self.due = max(self.due, self._rest_until)
 
+    @property
+    def is_finishing(self) -> bool:
+        """The finished weights are being written: whoever asks waits for these."""
+        return self.is_writing and self._writing_final
+
     def failed(self, reason: str) -> list[Effect]:
         self.is_writing, self.error = False, reason
         return [Log("error", "snapshot_failed", (("reason", reason),))]
@@ -120,9 +125,7 @@ class Snapshots:
 
     def is_fresh(self, asker: PeerId, now: Instant) -> bool:
         """The latest one is new enough to be offered to `asker` as it is, or a newer one cannot be had. What it pulled
-        itself it does not want again, and where finished weights are being written it waits for these."""
-        if self.is_writing and self._writing_final:
-            return False
+        itself it does not want again."""
         recent = self._written_at is not None and now - self._written_at < OFFER_AGE_S
         return recent or bool(self.error) or self.is_held(now, asker) or now < self._rest_until
 

@@ -202,7 +202,7 @@ def headline(s: Summary) -> str:
 
 def why(s: Summary) -> list[str]:
     """Why this node is not mixing (or that it is), most important first. Never empty."""
-    if s.shut_out:
+    if s.shut_out and not s.participating:
         return [s.shut_out, *_own_state(s)]
     lines = [*_own_state(s), *_company(s), *s.notes]
     if s.participating and not lines:

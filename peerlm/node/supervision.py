@@ -60,6 +60,7 @@ class Supervision:
     _looked: Instant = NEVER
     _gaps: int = 0
     _gap_max: float = 0.0
+    _evaluating: bool = False
 
     def start(self, now: Instant) -> int:
         """A worker is being started; returns its generation."""
@@ -85,8 +86,10 @@ class Supervision:
         if now - self._started > HEALTHY_S and not self._barren:
             self._failures = 0
 
-    def condemn(self, now: Instant) -> bool:
-        """Whether the worker should be stopped because it is of no use. True once a generation."""
+    def condemn(self, now: Instant, *, evaluating: bool = False) -> bool:
+        """Whether the worker should be stopped because it is of no use. True once a generation. `evaluating`: it has
+        been asked to evaluate, which may take longer than any step."""
+        self._evaluating = evaluating
         self._look(now)
         if self.state not in ("starting", "running") or self._condemned:
             return False
@@ -103,7 +106,7 @@ class Supervision:
         return silence if self.state == "running" and is_unusual else 0.0
 
     def _patience_s(self, least_s: float, gaps: float) -> float:
-        if self._gaps < GAPS_MIN:
+        if self._gaps < GAPS_MIN or self._evaluating:
             return HUNG_S
         return min(max(least_s, gaps * self._gap_max), HUNG_S)
 

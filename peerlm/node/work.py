@@ -321,7 +321,7 @@ class Work:
         self.installed = True
         self.origin = False
         self.straying.installed(fresh=origin == "fresh")
-        self.exchanges.outcomes.installed(ours=origin == "snapshot")
+        self.exchanges.outcomes.installed(ours=origin == "snapshot" or not self.may_train)
         self._outer_steps = 0 if origin == "peers" else RAMP_STEPS
         self._weigh()
         return [Log("info", "state_installed", (("origin", origin),)), *self.step(now)]
@@ -422,7 +422,10 @@ class Work:
     def asked_for_state(self, peer: PeerId, now: Instant) -> list[Effect]:
         """Offer the latest snapshot, or make a newer one first."""
         standing = self.exchanges.standing
-        if self.snapshots.is_fresh(peer, now) or not standing.active or standing.frozen:
+        is_finishing = self.snapshots.is_finishing
+        if not is_finishing and (
+            self.snapshots.is_fresh(peer, now) or not standing.active or standing.frozen
+        ):
             return [Send(peer, self._offer())]
         self.snapshots.offer_later(peer)
         return self._snapshot(now)

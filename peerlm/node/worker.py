@@ -118,7 +118,11 @@ class Worker:
         be making progress."""
         if not expected:
             self.supervision.heard(now)
-        return [StopWorker(self.supervision.generation)] if self.supervision.condemn(now) else []
+        return (
+            [StopWorker(self.supervision.generation)]
+            if self.supervision.condemn(now, evaluating=self._evaluating)
+            else []
+        )
 
     # ------------------------------------------------------------------------- what it tells
 
@@ -157,7 +161,9 @@ class Worker:
         self.supervision.progressed(event.loss, event.nonfinite_steps, now)
         return True
 
-    def evaluated(self, event: Evaluated) -> list[Effect]:
+    def evaluated(self, event: Evaluated, now: Instant) -> list[Effect]:
+        if event.generation == self.supervision.generation:
+            self.supervision.heard(now)
         self._evaluating = False
         if event.noise_scale is not None:
             self.noise_scale = event.noise_scale

@@ -374,7 +374,15 @@ NAMES = frozenset(
 )
 """What a node keeps in its folder. All else there is somebody else's."""
 
+BORN_WITH = ("lost+found", "invite")
+"""What a folder may hold before there is a node: of a file system's own, and what a service manager puts there. Names
+with a dot in front are a home folder's."""
+
 FOREIGN_SHOWN = 3
+
+
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_TEMP_SUFFIX)
 
 
 class Layout:
@@ -388,7 +396,7 @@ class Layout:
         if not self.root.is_dir():
             return []
         names = (entry.name for entry in self.root.iterdir())
-        return sorted(n for n in names if n not in NAMES and not n.endswith(_TEMP_SUFFIX))
+        return sorted(n for n in names if n not in NAMES and not _is_temporary(n))
 
     @property
     def identity(self) -> Path:
@@ -516,7 +524,9 @@ class StateDirectory(Layout):
         """Folders that others keep things in are not ours to lock up. Raises `StateError`."""
         if self.identity.exists():
             return
-        foreign = [name for name in self.foreign() if name != "lost+found"]
+        foreign = [
+            name for name in self.foreign() if not name.startswith(".") and name not in BORN_WITH
+        ]
         if foreign:
             some = ", ".join(foreign[:FOREIGN_SHOWN]) + (
                 ", …" if len(foreign) > FOREIGN_SHOWN else ""

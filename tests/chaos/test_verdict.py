@@ -84,6 +84,7 @@ def test_nothing_is_compared_where_one_run_has_no_loss() -> None:
 
 def test_a_loss_above_that_of_the_run_beside_is_missed() -> None:
     assert missed_bars(a_report(loss_beside=1.01)) == []
+    assert "could not be held beside" in missed_bars(a_report(loss_beside=None))[0]
     assert "loss 1.0200 times" in missed_bars(a_report(loss_beside=1.02))[0]
 
 

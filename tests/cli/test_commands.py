@@ -467,10 +467,12 @@ def test_rm_removes_everything_when_told_to(
 def test_rm_leaves_what_is_no_nodes(peerlm: Cli, founded: Path) -> None:
     (founded / "thesis.txt").write_text("years of work")
     (founded / "mine").mkdir()
+    (founded / "thesis.tmp").touch()
+    (founded / ".left-by-a-dead-writer.tmp").touch()
     removed = peerlm("rm", "--yes", "--state", founded)
     assert removed.code == 0
-    assert "kept what is no node's: mine, thesis.txt" in removed.out
-    assert sorted(path.name for path in founded.iterdir()) == ["mine", "thesis.txt"]
+    assert "kept what is no node's: mine, thesis.tmp, thesis.txt" in removed.out
+    assert sorted(path.name for path in founded.iterdir()) == ["mine", "thesis.tmp", "thesis.txt"]
 
 
 def test_a_folder_that_others_use_is_not_made_a_nodes(peerlm: Cli, tmp_path: Path) -> None:
@@ -482,6 +484,31 @@ def test_a_folder_that_others_use_is_not_made_a_nodes(peerlm: Cli, tmp_path: Pat
     assert_one_line(refused, 3, "holds what is no node's (file0, file1, file2, …)")
     assert (tmp_path / "shared").stat().st_mode & 0o7777 == 0o1777
     assert len(list((tmp_path / "shared").iterdir())) == 5
+
+
+def test_a_rm_that_was_killed_can_be_done_again(
+    peerlm: Cli, founded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, gone = Path.unlink, []
+
+    def die_at_the_third(path: Path, **options: bool) -> None:
+        if len(gone) == 2:
+            raise KeyboardInterrupt
+        gone.append(path.name)
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", die_at_the_third)
+    assert peerlm("rm", "--yes", "--state", founded).code == 130
+    assert gone[0] == "root", "the run's key goes first"
+    monkeypatch.undo()
+    assert peerlm("rm", "--yes", "--state", founded).code == 0
+    assert not founded.exists()
+
+
+def test_a_home_folder_of_a_service_may_become_a_nodes(peerlm: Cli, tmp_path: Path) -> None:
+    for name in (".bashrc", ".cache", "invite", "lost+found"):
+        (tmp_path / "home" / name).mkdir(parents=True)
+    assert peerlm("init", "--state", tmp_path / "home").code == 0
 
 
 def test_a_state_of_an_unset_variable_is_not_the_current_folder(peerlm: Cli) -> None:

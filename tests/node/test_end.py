@@ -13,12 +13,12 @@ from node_scene import World
 
 from peerlm.config import with_changes
 from peerlm.effects import Expel, RunExchange, Send, ServeExchange, WriteModel
-from peerlm.events import NewPlan, NewRevocation, Received
+from peerlm.events import NewPlan, NewRevocation, Received, SnapshotWritten
 from peerlm.identity.root import SignedPlan
 from peerlm.node.status import why
 from peerlm.swarm.vitals import Ledger
 from peerlm.types import FragmentId
-from peerlm.wire.message import ExchangeAnswer, ExchangeRequest
+from peerlm.wire.message import ExchangeAnswer, ExchangeRequest, StateGive
 
 BUDGET = 600_000
 
@@ -239,6 +239,23 @@ def test_an_older_or_forged_plan_changes_nothing() -> None:
     world.run(2)
     assert all(world.summary(i).plan_revision == 1 for i in (0, 1))
     assert world.all_mixing()
+
+
+def test_who_asks_while_finished_weights_are_written_is_given_these() -> None:
+    world = run_of(2)
+    world.within(200, lambda: finished(world), "both are done")
+    node, asker = world.machines[0].node, world.machines[1].keys.peer_id
+    assert node is not None
+    snapshots = node.work.snapshots
+    assert snapshots.is_final
+    snapshots.is_writing, snapshots._writing_final, snapshots.is_final = True, True, False
+    assert node.work.asked_for_state(asker, world.now) == [], "not yet"
+    number, tokens = snapshots.number + 1, snapshots.tokens
+    written = SnapshotWritten(number, tokens, snapshots._offers, 0.01)
+    (given,) = node.work.snapshot_written(written, world.now)
+    assert isinstance(given, Send)
+    assert isinstance(given.message, StateGive)
+    assert given.message.final
 
 
 # ----------------------------------------------------------------------------------- revocation

@@ -51,13 +51,6 @@ def test_whoever_has_pulled_a_snapshot_is_offered_a_newer_one() -> None:
     assert snapshots.is_fresh(A, Instant(103.0)), "now B may be half through it"
 
 
-def test_who_asks_while_finished_weights_are_written_waits_for_them() -> None:
-    snapshots = with_one_written()
-    assert snapshots.is_fresh(A, Instant(100.5))
-    snapshots.write(1000, 10, Instant(100.5), final=True)
-    assert not snapshots.is_fresh(A, Instant(100.6))
-
-
 def test_what_nobody_pulls_any_more_is_not_held() -> None:
     snapshots = with_one_written()
     assert pull(snapshots, A, 1, 101.0)

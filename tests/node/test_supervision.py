@@ -91,6 +91,18 @@ def test_whoever_used_to_tell_often_is_waited_for_less(gap_s: float, patience_s:
     assert silence_s(supervision, now) == pytest.approx(patience_s, abs=1)
 
 
+def test_an_evaluation_may_take_longer_than_any_step() -> None:
+    supervision = Supervision()
+    supervision.start(NOW)
+    supervision.ready("cpu", 1)
+    for second in range(1, 10):
+        supervision.progressed(1.0, 0, Instant(NOW + second))
+    last = NOW + 9
+    for second in range(1, 300):
+        assert not supervision.condemn(Instant(last + second), evaluating=True)
+    assert supervision.silent_s(Instant(last + 300)) == 0
+
+
 def test_people_are_told_of_an_unusual_silence_before_it_ends() -> None:
     supervision = Supervision()
     supervision.start(NOW)
