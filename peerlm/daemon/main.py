@@ -14,7 +14,6 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +38,7 @@ from peerlm.daemon.loop import Driver, now, wall
 from peerlm.daemon.memory import require_memory
 from peerlm.daemon.notify import Notifier
 from peerlm.daemon.page import Page
+from peerlm.daemon.pools import full_pool
 from peerlm.daemon.ports import preferred, remember
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.sockets import is_free
@@ -68,6 +68,7 @@ COMPUTE_THREADS = 2
 """Arithmetic on slow weights; numpy lets go of the interpreter, so two keep two cores busy."""
 
 DISK_THREADS = 2
+OTHER_THREADS = 4
 
 ADDRESS_BOOK_BYTES_MAX = 64 << 20
 
@@ -245,8 +246,9 @@ async def open_daemon(
         epoch = state.next_epoch(wall())
         require_memory(home.plan.plan)
         specs = fragments(home.plan.plan)
-        compute = stack.enter_context(ThreadPoolExecutor(COMPUTE_THREADS, "peerlm-compute"))
-        disk = stack.enter_context(ThreadPoolExecutor(DISK_THREADS, "peerlm-disk"))
+        compute = stack.enter_context(full_pool(COMPUTE_THREADS, "peerlm-compute"))
+        disk = stack.enter_context(full_pool(DISK_THREADS, "peerlm-disk"))
+        loop.set_default_executor(full_pool(OTHER_THREADS, "peerlm-other"))
         objects = Objects(state, home.settings.limits.disk_bytes)
         driver.slow = SlowWeights(
             [SlowFragment(np.zeros(spec.size, np.float32)) for spec in specs], compute
