@@ -244,6 +244,8 @@ def _told(what: str, numbers: Sequence[int]) -> str:
 
 def check(scenario: Scenario, where: str) -> None:
     """Raises `ConfigError` for what containers cannot play."""
+    if scenario.finish:
+        raise ConfigError(f"{where}: finish: models stay in their containers; use peerlm chaos run")
     if beyond := sorted({fault.kind for fault in scenario.faults} - KINDS):
         raise ConfigError(
             f"{where}: {beyond[0]}: containers can play {', '.join(sorted(KINDS))}; use peerlm chaos run"

@@ -20,7 +20,7 @@ import psutil
 
 from peerlm.bench.nodes import Swarm, processes_of
 from peerlm.bench.rows import Missed
-from peerlm.chaos.scenario import Act, Scenario, acts_of
+from peerlm.chaos.scenario import Act, Scenario, acts_of, token_budget
 from peerlm.chaos.verdict import RETURN_S_MAX, Losses, Size, Split, growth, is_whole
 from peerlm.chaos.world import world_of
 from peerlm.cli.demo_nodes import DemoNode
@@ -29,6 +29,9 @@ from peerlm.sim.figures import quantiles
 LOOK_S = 0.5
 SAMPLE_S = 10.0
 BREADTH_S = 300.0
+FINISH_S = 180.0
+"""Longest wait for settling."""
+
 WELL_S = 90.0
 """Longest wait, after the end, until every node takes part again."""
 
@@ -106,7 +109,7 @@ class Course:
         first_tokens, began = swarm.tokens, time.monotonic()
         last, sample_at = began, began
         to_end: list[Act] = []
-        while (now := time.monotonic()) - began < seconds:
+        while (now := time.monotonic()) - began < seconds and not self._is_through():
             to_end = self._act(now - began, to_end)
             self._count(now - last)
             last = now
@@ -116,10 +119,17 @@ class Course:
                 sample_at = now + SAMPLE_S
                 self._sample(now, began)
             time.sleep(max(0.0, LOOK_S - (time.monotonic() - now)))
-        tokens = swarm.tokens - first_tokens
+        tokens, seconds = swarm.tokens - first_tokens, time.monotonic() - began
         self._world.mend_all()
-        well_s = self._until_well()
-        return self._report(seconds, tokens, well_s)
+        finals = None
+        if self._scenario.finish:
+            well_s, finals = self._until_finished()
+        else:
+            well_s = self._until_well()
+        return {**self._report(seconds, tokens, well_s), "final": finals}
+
+    def _is_through(self) -> bool:
+        return self._scenario.finish and self._world.swarm.tokens >= token_budget(self._scenario)
 
     # ------------------------------------------------------------------------------- acting
 
@@ -227,6 +237,23 @@ class Course:
         except Missed as missed:
             self._tell(str(missed))
             return math.inf
+
+    def _until_finished(self) -> tuple[float, dict[str, float] | None]:
+        """Seconds until all have written the finished model, and what it is worth; inf and None if that does not come."""
+        swarm = self._world.swarm
+        limit_s = (
+            FINISH_S + 60 * self._scenario.minutes / 4
+        )  # the budget may have to be reached first
+        try:
+            well_s = swarm.wait("all have finished", swarm.all_done, limit_s)
+        except Missed as missed:
+            self._tell(str(missed))
+            return math.inf, None
+        from peerlm.cli.demo_proof import relative_spread, validation_loss
+
+        models = swarm.models()
+        loss = validation_loss(models[0], swarm.nodes[0].layout)
+        return well_s, {"loss": loss, "spread": relative_spread(models)}
 
     # ------------------------------------------------------------------------------- reporting
 

@@ -43,6 +43,7 @@ def page_of(report: dict[str, Any]) -> str:
                 "breadth_min",
                 "val_loss",
                 "swarm_tokens",
+                "final",
                 "loss_beside",
                 "splits",
                 "growth",

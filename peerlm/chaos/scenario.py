@@ -85,7 +85,21 @@ class Scenario:
     calm_s: float = 60.0
     preset: str = "tiny"
     plan: Mapping[str, Any] = field(default_factory=dict)
+    finish: bool = False
+    """The run comes to its end: nodes train to a budget, settle, and their models are compared."""
     faults: tuple[Fault, ...] = ()
+
+
+FINISH_SHARE = 0.85
+"""Of what the paces allow in the time: faults cost some of it."""
+
+
+def token_budget(scenario: Scenario) -> int:
+    """Of the run. The learning rate follows it."""
+    allowed = 60 * scenario.minutes * scenario.nodes * scenario.pace
+    if scenario.finish:
+        return int(FINISH_SHARE * allowed)
+    return int(1.5 * allowed) + 1  # it is not reached
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -119,6 +133,7 @@ def read_scenario(text: str, where: str) -> Scenario:
         calm_s=reader.number("calm_s", 0, 3600, 60.0),
         preset=reader.text("preset", "tiny"),
         plan=reader.table("plan"),
+        finish=reader.flag("finish"),
         faults=tuple(
             _read_fault(entry, where, n) for n, entry in enumerate(reader.list("fault"), 1)
         ),
@@ -214,6 +229,12 @@ class _Reader:
         if value != int(value):
             raise ConfigError(f"{self._where}: {name} = {value:g}: must be a whole number")
         return int(value)
+
+    def flag(self, name: str) -> bool:
+        value = self._take(name, False, required=False)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self._where}: {name} = {value!r}: must be true or false")
+        return value
 
     def numbers(self, name: str) -> tuple[int, ...]:
         values = self.list(name)

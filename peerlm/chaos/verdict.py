@@ -20,6 +20,9 @@ GROWTH_MAX = 1.05
 LOSS_MAX = 1.01
 """Highest loss, as a multiple of that of the run beside which a run is held."""
 
+SPREAD_MAX = 1e-3
+"""Largest relative distance of a finished model from the mean of all."""
+
 LAST_TOKENS = 0.05
 """Losses are compared over this last share of the tokens that both runs have: single evaluations differ."""
 
@@ -108,10 +111,17 @@ def is_whole(statuses: Sequence[Mapping[str, Any]]) -> bool:
     )
 
 
-def loss_beside(
+def loss_beside(report: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    """A run's loss ÷ the other's: of the finished models where both have finished, which is after as many tokens; else at
+    the most tokens that both have. None where one has no loss there."""
+    if (finals := (report.get("final"), other.get("final"))) and all(finals):
+        return float(finals[0]["loss"] / finals[1]["loss"])  # type: ignore[index]
+    return _curves_beside(report["curve"], other["curve"])
+
+
+def _curves_beside(
     curve: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
 ) -> float | None:
-    """A run's loss ÷ the other's, at the most tokens that both have; None where one has no loss there."""
     tokens = min((c[-1]["tokens"] for c in (curve, other) if c), default=0)
 
     def loss(points: Sequence[Mapping[str, Any]]) -> float | None:
@@ -153,6 +163,10 @@ def missed_bars(report: Mapping[str, Any]) -> list[str]:
         )
     elif beside > LOSS_MAX:
         missed.append(f"loss {beside:.4f} times that of the run beside, at most {LOSS_MAX}")
+    if report.get("final") and report["final"]["spread"] > SPREAD_MAX:
+        missed.append(
+            f"finished models differ by {report['final']['spread']:.1e}, at most {SPREAD_MAX}"
+        )
     if report["tracebacks"]:
         missed.append(f"{report['tracebacks']} tracebacks in the logs")
     if report["tokens_that_fell"]:

@@ -25,7 +25,7 @@ from peerlm.bench.nodes import Swarm, processes_of, running
 from peerlm.bench.rows import Missed
 from peerlm.bench.switch import Trouble
 from peerlm.chaos.clocks import Clock
-from peerlm.chaos.scenario import Act, Scenario
+from peerlm.chaos.scenario import Act, Scenario, token_budget
 from peerlm.cli.demo_nodes import DemoNode
 from peerlm.cli.leash import die_with_parent
 from peerlm.sim.network import read_wire
@@ -289,8 +289,7 @@ def _disk(place: Path) -> Iterator[None]:
 def plan_of(scenario: Scenario) -> dict[str, Any]:
     """Changes to the preset's plan."""
     return {
-        # The learning rate follows it; what a quiet run would reach, and half as much again.
-        "run.token_budget": int(90 * scenario.minutes * scenario.nodes * scenario.pace) + 1,
+        "run.token_budget": token_budget(scenario),
         "run.rng_seed": scenario.seed,
         **_dotted(scenario.plan),
     }

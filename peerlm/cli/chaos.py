@@ -131,7 +131,7 @@ def run(
     from peerlm.chaos.verdict import loss_beside, missed_bars
 
     interrupt_on_terminate()
-    other = _read_curve(beside) if beside else None
+    other = _read_report(beside) if beside else None
     scenario = _read(file, seed, minutes)
     for wanted in (page.parent if page else None, keep):
         if wanted is not None:  # told now, not after half an hour
@@ -148,7 +148,7 @@ def run(
         )
     report["took_s"] = round(time.monotonic() - began, 1)
     if other is not None:
-        report["loss_beside"] = loss_beside(report["curve"], other)
+        report["loss_beside"] = loss_beside(report, other)
     missed = missed_bars(report)
     report["missed"] = missed
     click.echo(json.dumps(finite(report)) if as_json else "\n".join(report_lines(report)))
@@ -160,17 +160,19 @@ def run(
         raise PeerlmError(f"{scenario.name}: {'; '.join(missed)}")
 
 
-def _read_curve(path: Path) -> Any:
-    """Of a report that `--json` wrote. Raises `ConfigError`."""
+def _read_report(path: Path) -> Any:
+    """What `--json` wrote. Raises `ConfigError`."""
     try:
-        curve = json.loads(path.read_text(encoding="utf-8"))["curve"]
-        for point in curve:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for point in report["curve"]:
             int(point["tokens"]), float(point["val_loss"] or 0)
+        if report.get("final"):
+            float(report["final"]["loss"])
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except (ValueError, TypeError, KeyError, RecursionError):
         raise ConfigError(f"{path}: no report of peerlm chaos run --json") from None
-    return curve
+    return report
 
 
 def require_writable(folder: Path) -> None:
@@ -220,6 +222,11 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             else []
         ),
         *(("split", _split_line(split)) for split in report["splits"]),
+        *(
+            [("finished models", f"loss {final['loss']:.4f}, spread {final['spread']:.1e}")]
+            if (final := report.get("final"))
+            else []
+        ),
         ("grown", growth or "no life was long enough to say"),
         ("tracebacks", str(report["tracebacks"])),
     ]

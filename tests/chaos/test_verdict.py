@@ -72,14 +72,31 @@ def curve(*losses: float | None, start: int = 0) -> list[dict[str, Any]]:
     return [{"tokens": start + 100 * n, "val_loss": loss} for n, loss in enumerate(losses)]
 
 
+def beside(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float | None:
+    return loss_beside(a_report(curve=ours), a_report(curve=theirs))
+
+
 def test_losses_are_compared_at_the_tokens_that_both_have() -> None:
     ahead = curve(*[3.0] * 20, 2.0, 1.0, 0.5)
-    assert loss_beside(curve(*[3.0] * 20, 2.5), ahead) == pytest.approx(2.75 / 2.5)
+    behind = curve(*[3.0] * 20, 2.5)
+    assert beside(behind, ahead) == pytest.approx(2.75 / 2.5)
+
+
+def test_where_both_have_finished_the_finished_models_are_compared() -> None:
+    ours = a_report(curve=curve(3.0), final={"loss": 1.5, "spread": 1e-5})
+    theirs = a_report(curve=curve(9.0), final={"loss": 1.0, "spread": 1e-5})
+    assert loss_beside(ours, theirs) == 1.5
+    assert loss_beside(ours, {**theirs, "final": None}) == pytest.approx(3.0 / 9.0)
+
+
+def test_finished_models_that_differ_are_missed() -> None:
+    assert missed_bars(a_report(final={"loss": 1.5, "spread": 1e-4})) == []
+    assert "differ by 2.0e-03" in missed_bars(a_report(final={"loss": 1.5, "spread": 2e-3}))[0]
 
 
 def test_nothing_is_compared_where_one_run_has_no_loss() -> None:
-    assert loss_beside([], curve(1.0)) is None
-    assert loss_beside(curve(1.0, None), curve(1.0, 1.0)) is None
+    assert beside([], curve(1.0)) is None
+    assert beside(curve(1.0, None), curve(1.0, 1.0)) is None
 
 
 def test_a_loss_above_that_of_the_run_beside_is_missed() -> None:
@@ -174,9 +191,9 @@ def test_what_is_no_report_is_refused_before_anything_starts(tmp_path: Path, tex
 
 
 def test_a_report_that_was_written_can_be_held_beside(tmp_path: Path) -> None:
-    from peerlm.cli.chaos import _read_curve
+    from peerlm.cli.chaos import _read_report
 
     path = tmp_path / "quiet.json"
     points = curve(1.5, None)
     path.write_text(json.dumps(a_report(curve=points)))
-    assert _read_curve(path) == points
+    assert _read_report(path)["curve"] == points
