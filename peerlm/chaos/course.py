@@ -72,7 +72,6 @@ class Lives:
     coming_s: float | None = None
     """Since it was started again, while it was not held up by anything else; None once it takes part."""
     returns_s: list[float] = field(default_factory=list)
-    tokens_s: list[tuple[float, float]] = field(default_factory=list)
     sizes: dict[int, list[Size]] = field(default_factory=dict)
     """Process id → sampled while nobody was in trouble: files and threads follow the members that are up."""
 
@@ -223,12 +222,8 @@ class Course:
                 lives.sizes.setdefault(process.pid, []).append(size)
 
     def _is_calm(self) -> bool:
-        is_whole_now = is_whole(self._world.swarm.statuses())
-        return (
-            self._all_take_part()
-            and is_whole_now
-            and not any(map(self._world.is_held_up, self._lives))
-        )
+        is_held_up = any(map(self._world.is_held_up, self._lives))
+        return not is_held_up and self._all_take_part() and is_whole(self._world.swarm.statuses())
 
     def _until_well(self) -> float:
         """Seconds until everybody takes part, from when everything was mended; inf if that does not come."""
@@ -241,9 +236,8 @@ class Course:
     def _until_finished(self) -> tuple[float, dict[str, float] | None]:
         """Seconds until all have written the finished model, and what it is worth; inf and None if that does not come."""
         swarm = self._world.swarm
-        limit_s = (
-            FINISH_S + 60 * self._scenario.minutes / 4
-        )  # the budget may have to be reached first
+        # The budget may have to be reached first.
+        limit_s = FINISH_S + 60 * self._scenario.minutes / 4
         try:
             well_s = swarm.wait("all have finished", swarm.all_done, limit_s)
         except Missed as missed:

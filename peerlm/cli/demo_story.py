@@ -159,9 +159,8 @@ class Story:
             node.start("join", address, "--token", token, *self._settings)
         self._say(f"{len(others)} more nodes join it at {address}")
         self._wait("every node trains and mixes", lambda: self._all_mix() and self._all_train())
-        scene = (
-            self.scene
-        )  # what a slow start has taken is given back: the kill and the return need it
+        # What a slow start has taken is given back: the kill and the return need it.
+        scene = self.scene
         scene.seconds += max(0.0, scene.elapsed_s - GATHER_SHARE * scene.seconds)
         self._say("every node trains and mixes")
 

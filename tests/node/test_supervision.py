@@ -91,25 +91,26 @@ def test_whoever_used_to_tell_often_is_waited_for_less(gap_s: float, patience_s:
     assert silence_s(supervision, now) == pytest.approx(patience_s, abs=1)
 
 
-def test_an_evaluation_may_take_longer_than_any_step() -> None:
-    supervision = Supervision()
+def one_that_told_each_second() -> tuple[Supervision, Instant]:
+    """A worker that runs, and when it last told how it goes."""
+    supervision, last = Supervision(), NOW
     supervision.start(NOW)
     supervision.ready("cpu", 1)
     for second in range(1, 10):
-        supervision.progressed(1.0, 0, Instant(NOW + second))
-    last = NOW + 9
+        last = Instant(NOW + second)
+        supervision.progressed(1.0, 0, last)
+    return supervision, last
+
+
+def test_an_evaluation_may_take_longer_than_any_step() -> None:
+    supervision, last = one_that_told_each_second()
     for second in range(1, 300):
         assert not supervision.condemn(Instant(last + second), evaluating=True)
     assert supervision.silent_s(Instant(last + 300)) == 0
 
 
 def test_people_are_told_of_an_unusual_silence_before_it_ends() -> None:
-    supervision = Supervision()
-    supervision.start(NOW)
-    supervision.ready("cpu", 1)
-    for second in range(1, 10):
-        supervision.progressed(1.0, 0, Instant(NOW + second))
-    last = NOW + 9
+    supervision, last = one_that_told_each_second()
     for second in range(1, 31):
         assert not supervision.condemn(Instant(last + second))
     assert supervision.silent_s(Instant(last + 10)) == 0
@@ -117,11 +118,7 @@ def test_people_are_told_of_an_unusual_silence_before_it_ends() -> None:
 
 
 def test_a_machine_that_slept_has_not_been_told_nothing() -> None:
-    supervision = Supervision()
-    supervision.start(NOW)
-    supervision.ready("cpu", 1)
-    for second in range(1, 10):
-        supervision.progressed(1.0, 0, Instant(NOW + second))
+    supervision, _ = one_that_told_each_second()
     awake = Instant(NOW + 5000)
     assert not supervision.condemn(awake)
     assert supervision.silent_s(awake) < 10

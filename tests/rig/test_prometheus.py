@@ -76,7 +76,7 @@ def until(what: str, holds: Callable[[], object], limit_s: float = 60.0) -> None
         except OSError:
             pass  # it is not up yet
         assert time.monotonic() < deadline, what
-        time.sleep(0.2)
+        time.sleep(0.05)
 
 
 def test_the_files_are_what_prometheus_takes(tmp_path: Path) -> None:

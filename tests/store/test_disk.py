@@ -15,10 +15,15 @@ from typing import Any
 import pytest
 from sudden_death import kill_after
 
+from peerlm.cli.state import ORIGIN
+from peerlm.daemon.ports import PORTS
 from peerlm.errors import StateError
+from peerlm.identity import files
 from peerlm.store import disk
 from peerlm.store.disk import (
+    NAMES,
     AtomicFile,
+    Layout,
     ReadFile,
     StateDirectory,
     read_file,
@@ -155,6 +160,14 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_file_is_not_waited_for(tmp_path: P
     for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
         with pytest.raises(StateError, match="not a file"):
             read_file(path, 100)
+
+
+def test_all_that_a_node_keeps_is_known_to_be_its_own(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    places = [name for name, value in vars(Layout).items() if isinstance(value, property)]
+    kept = {getattr(layout, name).name for name in places}
+    kept |= {files.IDENTITY, files.CHAIN, files.ROOT, files.INVITER, files.REVOCATIONS, files.PLAN}
+    assert kept | {ORIGIN, PORTS} <= NAMES
 
 
 def test_a_full_disk_is_found_before_and_while_writing(small_disk: Path) -> None:
