@@ -40,7 +40,7 @@ class Attention(nn.Module):
         self.head_dim = model.dim // model.heads
         self.context, self.rope_base = model.context, model.rope_base
         kv_dim = self.kv_heads * self.head_dim
-        self.norm = nn.RMSNorm(model.dim, eps=1e-6)
+        self.norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
         self.query = nn.Linear(model.dim, model.dim, bias=False)
         self.key = nn.Linear(model.dim, kv_dim, bias=False)
         self.value = nn.Linear(model.dim, kv_dim, bias=False)

@@ -15,7 +15,7 @@ from peerlm.config import ModelSection
 class Feedforward(nn.Module):
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(model.dim, eps=1e-6)
+        self.norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
         self.gate = nn.Linear(model.dim, model.hidden, bias=False)
         self.up = nn.Linear(model.dim, model.hidden, bias=False)
         self.down = nn.Linear(model.hidden, model.dim, bias=False)

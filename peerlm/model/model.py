@@ -42,7 +42,7 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(
             nn.ModuleDict({kind: BLOCKS[kind](model)}) for kind in model.blocks
         )
-        self.output = Output(vocab, model.dim, model.tied)
+        self.output = Output(model, vocab)
 
     def sequence(self) -> list[Any]:
         """The residual blocks themselves, in order."""

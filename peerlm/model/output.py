@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from peerlm.config import ModelSection
+
 
 class Output(nn.Module):
-    def __init__(self, vocab: int, dim: int, tied: bool) -> None:
+    def __init__(self, model: ModelSection, vocab: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(dim, eps=1e-6)
-        self.head = None if tied else nn.Linear(dim, vocab, bias=False)
+        self.norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
+        self.head = None if model.tied else nn.Linear(model.dim, vocab, bias=False)
 
     def initialise(self, generator: torch.Generator) -> None:
         nn.init.ones_(self.norm.weight)

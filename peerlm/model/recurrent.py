@@ -22,7 +22,7 @@ class Recurrent(nn.Module):
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
         cell = nn.GRU if model.cell == "gru" else nn.LSTM
-        self.norm = nn.RMSNorm(model.dim, eps=1e-6)
+        self.norm = nn.RMSNorm(model.dim, eps=model.norm_eps)
         self.cell = cell(model.dim, model.dim, batch_first=True)
         self.output = nn.Linear(model.dim, model.dim, bias=False)
 
