@@ -106,7 +106,10 @@ class ModelSection:
     )
     rope_base: float = at_least(1.0, 10_000.0, "Base of the rotary position frequencies.")
     norm_eps: float = between(
-        1e-12, 0.1, 1e-6, "Added to the mean square in every RMSNorm. Published models differ in it."
+        1e-12,
+        0.1,
+        1e-6,
+        "Added to the mean square in every RMSNorm. Published models differ in it.",
     )
 
 

@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -51,10 +50,10 @@ FOUNDER_LIFE_S = 20 * 365 * 86_400
 )
 @click.option(
     "--from",
-    "model_dir",
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="Start from this exported model instead of random weights; its shape and tokenizer are taken.",
+    "source",
+    metavar="MODEL",
+    help="Start from these weights instead of random ones: DIR of `peerlm export`, hf:DIR (a Llama as "
+    "safetensors) or gguf:FILE. Shape and tokenizer are the model's.",
 )
 @click.option(
     "--set", "plan_pairs", metavar="FIELD=VALUE", multiple=True, help="Change a field of the plan."
@@ -73,7 +72,7 @@ def init(
     preset: str,
     data: str | None,
     tokenizer: str | None,
-    model_dir: Path | None,
+    source: str | None,
     plan_pairs: tuple[str, ...],
     node_pairs: tuple[str, ...],
 ) -> None:
@@ -92,6 +91,7 @@ def init(
       peerlm init --name laws --preset small --data 'texts/**/*.txt'
       peerlm init --data https://example.org/book.txt --set mix.inner_steps=50
       peerlm init --from finished-model/ --set run.token_budget=5_000_000
+      peerlm init --from hf:SmolLM2-135M/ --set model.context=512 --set train.optimizer=adamw
       peerlm init --data local --set-node data.local=/srv/letters
       peerlm init --set model.blocks=recurrent,feedforward,attention,feedforward
     """
@@ -107,12 +107,10 @@ def init(
     from peerlm.daemon.memory import require_memory
 
     with _claimed(layout) as state:
-        start = _read_start(model_dir, tokenizer, plan_changes)
+        start = _read_start(source, tokenizer, plan_changes)
         plan = plan if start is None else start.adopted_by(plan)
         require_memory(plan)
-        plan = _with_corpus(
-            state, plan, tokenizer or (start.tokenizer if start else None), settings
-        )
+        plan = _with_corpus(state, plan, tokenizer, start, settings)
         change_node_settings(state, node_changes, "--set-node")
         run_id = _found(state, plan, start)
     _report(layout, plan, short(run_id))
@@ -135,13 +133,13 @@ def _plan(name: str | None, preset: str, data: str | None, changes: dict[str, st
 
 
 def _read_start(
-    model_dir: Path | None, tokenizer: str | None, changes: dict[str, str]
+    source: str | None, tokenizer: str | None, changes: dict[str, str]
 ) -> StartingModel | None:
-    if model_dir is None:
+    if source is None:
         return None
     from peerlm.cli.init_from import StartingModel
 
-    return StartingModel.read(model_dir, tokenizer, changes)
+    return StartingModel.read(source, tokenizer, changes)
 
 
 @contextmanager
@@ -164,7 +162,8 @@ def _claimed(layout: Layout) -> Iterator[StateDirectory]:
 def _with_corpus(
     state: StateDirectory,
     plan: config.Plan,
-    tokenizer_file: str | None,
+    tokenizer: str | None,
+    start: StartingModel | None,
     settings: config.NodeSettings,
 ) -> config.Plan:
     """Keep the tokenizer and the token shards as objects, and name them in the plan."""
@@ -172,12 +171,13 @@ def _with_corpus(
 
     from peerlm.data import tokenizer as tokenizers
 
-    codec = tokenizers.load(tokenizer_file or tokenizers.BYTES, "--tokenizer")
+    codec = start.codec if start else tokenizers.load(tokenizer or tokenizers.BYTES, "--tokenizer")
     named = tokenizers.BYTES
     if isinstance(codec, tokenizers.JsonTokenizer):
         named = blake3(codec.data).hexdigest()
         disk.write_atomic(state.objects / named, codec.data)
-    plan = replace(plan, data=replace(plan.data, tokenizer=named, vocab=codec.vocab))
+    vocab = start.vocab if start else codec.vocab
+    plan = replace(plan, data=replace(plan.data, tokenizer=named, vocab=vocab))
     if plan.data.source == "local":
         _check_local(settings)
         return plan
@@ -185,7 +185,9 @@ def _with_corpus(
     from peerlm.data import shards
 
     with _progress() as show:
-        made = shards.prepare(plan.data.source, codec, state.objects, progress=show, where="--data")
+        made = shards.prepare(
+            plan.data.source, codec, state.objects, vocab=vocab, progress=show, where="--data"
+        )
     shards.require_one_batch(
         sum(shard.tokens for shard in made),
         plan.data.val_fraction,

@@ -1,54 +1,114 @@
-"""`peerlm init --from DIR`: a run that begins with the weights of an exported model."""
+"""`peerlm init --from`: a run that begins with weights that are there already."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
-from numpy.typing import NDArray
 
-from peerlm.config import Plan
+from peerlm import config
+from peerlm.config import ModelSection, Plan
+from peerlm.data import tokenizer as tokenizers
 from peerlm.errors import ConfigError
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.sketch import sketch
-from peerlm.model.export import TOKENIZER, join_fragments, read_model, split_fragments
-from peerlm.model.plan import fragments
-from peerlm.store import snapshot
+from peerlm.model.export import TOKENIZER, open_model
+from peerlm.model.hf import open_hf
+from peerlm.model.plan import FragmentSpec, fragments
+from peerlm.model.tensors import Tensors, Values, fragment_values
+from peerlm.store import disk, snapshot
 from peerlm.store.disk import StateDirectory
 from peerlm.types import RunId, WallTime
+
+HF, GGUF = "hf:", "gguf:"
+
+CONTEXT = 1024
+"""Of the context of a published model, what a run trains on unless `--set model.context` says otherwise: memory
+of a step grows with it, and weights do not depend on it."""
+
+QUIET = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+"""Environment in which the libraries that read GGUF ask nobody and draw nothing; they read it when imported."""
+
+TOKENIZER_BYTES_MAX = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class StartingModel:
-    """An exported model: what it is, its fragments' values, its tokenizer's file if it has one."""
+    """A model that is there: its shape, its tensors by our names, its tokenizer."""
 
-    folder: Path
-    plan: Plan
-    values: Sequence[NDArray[np.float32]]
-    tokenizer: str | None
+    source: str
+    model: ModelSection
+    vocab: int
+    tensors: Tensors
+    codec: tokenizers.Tokenizer
 
     @classmethod
-    def read(cls, folder: Path, tokenizer: str | None, changes: Mapping[str, str]) -> StartingModel:
-        """`tokenizer` and `changes` are what flags ask for.
+    def read(cls, source: str, tokenizer: str | None, changes: Mapping[str, str]) -> StartingModel:
+        """`source` is a folder that `peerlm export` wrote, hf:FOLDER or gguf:FILE; `tokenizer` and `changes` are
+        what flags ask for.
 
         Raises:
             ConfigError: it is no model, or flags ask for another one than it is.
+            StateError: it cannot be read.
         """
-        fixed = sorted(field for field in changes if field.startswith("model."))
-        if fixed or tokenizer:
-            what = f"--set {fixed[0]}" if fixed else "--tokenizer"
-            raise ConfigError(f"{what} does not go with --from: {folder} says what the model is")
-        plan, values = read_model(folder)
-        own = folder / TOKENIZER
-        if plan.data.tokenizer != "bytes" and not own.is_file():
-            raise ConfigError(f"{own}: no such file, and the model's plan needs it")
-        return cls(folder, plan, values, None if plan.data.tokenizer == "bytes" else str(own))
+        fixed = sorted(f for f in changes if f.startswith("model.") and f != "model.context")
+        if fixed:
+            raise ConfigError(
+                f"--set {fixed[0]} does not go with --from: {source} says what the model is"
+            )
+        if source.startswith(HF):
+            start = cls._read_hf(Path(source.removeprefix(HF)), tokenizer)
+        elif source.startswith(GGUF):
+            start = cls._read_gguf(Path(source.removeprefix(GGUF)), tokenizer)
+        else:
+            start = cls._read_own(Path(source), tokenizer)
+        if start.codec.vocab > start.vocab:
+            raise ConfigError(
+                f"{source}: the model has {start.vocab} token ids, its tokenizer {start.codec.vocab}"
+            )
+        asked = {f: value for f, value in changes.items() if f == "model.context"}
+        return replace(
+            start, model=config.with_changes(Plan(model=start.model), asked, "--set").model
+        )
+
+    @classmethod
+    def _read_own(cls, folder: Path, tokenizer: str | None) -> StartingModel:
+        plan, tensors = open_model(folder)
+        if plan.data.tokenizer == tokenizers.BYTES:
+            _require_none(tokenizer, folder)
+            codec: tokenizers.Tokenizer = tokenizers.ByteTokenizer()
+        else:
+            codec = _tokenizer(folder, tokenizer)
+        return cls(str(folder), plan.model, plan.data.vocab, tensors, codec)
+
+    @classmethod
+    def _read_hf(cls, folder: Path, tokenizer: str | None) -> StartingModel:
+        found = open_hf(folder)
+        model = replace(found.model, context=min(found.model.context, CONTEXT))
+        return cls(str(folder), model, found.vocab, found.tensors, _tokenizer(folder, tokenizer))
+
+    @classmethod
+    def _read_gguf(cls, file: Path, tokenizer: str | None) -> StartingModel:
+        """The folder it is turned into goes again at once: its files stay open as long as they are needed."""
+        _require_none(tokenizer, file)
+        os.environ |= QUIET
+        from peerlm.model.gguf import convert
+
+        with TemporaryDirectory(prefix="peerlm-") as folder:
+            convert(file, Path(folder))
+            try:
+                start = cls._read_hf(Path(folder), None)
+            except ConfigError as error:
+                raise ConfigError(str(error).replace(folder, str(file))) from None
+        return replace(start, source=str(file))
 
     def adopted_by(self, plan: Plan) -> Plan:
-        """The new run's plan with this model, cut as the new run cuts it."""
-        return replace(plan, model=self.plan.model)
+        """The new run's plan with this model."""
+        return replace(plan, model=self.model, data=replace(plan.data, vocab=self.vocab))
 
     def write_snapshot(
         self, state: StateDirectory, run_id: RunId, signed: SignedPlan, wall: WallTime
@@ -56,15 +116,10 @@ class StartingModel:
         """The weights as the new run's first snapshot, from which its first node goes on.
 
         Raises:
-            ConfigError: the new plan has another vocabulary.
+            ConfigError: a weight is not a finite number.
             StateError: the disk refuses.
         """
         plan = signed.plan
-        if plan.data.vocab != self.plan.data.vocab:
-            raise ConfigError(
-                f"{self.folder}: the model has {self.plan.data.vocab} token ids, its tokenizer "
-                f"{plan.data.vocab}"
-            )
         specs = fragments(plan)
         contents = snapshot.Contents(
             run_id=run_id,
@@ -75,18 +130,36 @@ class StartingModel:
             epoch=0,
             wall=wall,
         )
-        states = (
-            snapshot.FragmentState(
-                id=spec.id,
-                version=0,
-                phi=values,
-                momentum=np.zeros_like(values),
-                sketch=tuple(float(s) for s in sketch(values, plan.run.rng_seed, spec.id)),
-            )
-            for spec, values in zip(specs, self._recut(plan), strict=True)
-        )
+        states = (self._state(spec, plan.run.rng_seed) for spec in specs)
         snapshot.write(state, contents, specs, states)
 
-    def _recut(self, plan: Plan) -> Sequence[NDArray[np.float32]]:
-        """The values in the new plan's fragments, which may be of another size."""
-        return split_fragments(plan, join_fragments(self.plan, self.values))
+    def _state(self, spec: FragmentSpec, rng_seed: int) -> snapshot.FragmentState:
+        values: Values = fragment_values(spec, self.tensors)
+        if not np.isfinite(values).all():
+            raise ConfigError(f"{self.source}: {spec.name} holds a weight that is not finite")
+        return snapshot.FragmentState(
+            id=spec.id,
+            version=0,
+            phi=values,
+            momentum=np.zeros_like(values),
+            sketch=tuple(float(s) for s in sketch(values, rng_seed, spec.id)),
+        )
+
+
+def _tokenizer(folder: Path, tokenizer: str | None) -> tokenizers.Tokenizer:
+    """The folder's own, or what `--tokenizer` names where it has none."""
+    own = folder / TOKENIZER
+    if own.is_file():
+        _require_none(tokenizer, folder)
+        return tokenizers.JsonTokenizer(disk.read_file(own, TOKENIZER_BYTES_MAX), str(own))
+    if tokenizer is None:
+        raise ConfigError(
+            f"{own}: no such file; name the model's tokenizer with --tokenizer (a JSON file of "
+            "the `tokenizers` library, or `bytes`)"
+        )
+    return tokenizers.load(tokenizer, "--tokenizer")
+
+
+def _require_none(tokenizer: str | None, source: Path) -> None:
+    if tokenizer is not None:
+        raise ConfigError(f"--tokenizer does not go with --from: {source} has its own")

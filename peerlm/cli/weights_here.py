@@ -5,31 +5,33 @@ Works beside a running daemon and without one: a snapshot is whole or not there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from peerlm.cli.plan import current_plan
 from peerlm.config import Plan
 from peerlm.data import tokenizer as tokenizers
 from peerlm.errors import ChunkCorrupt, ConfigError, StateError
-from peerlm.model.export import TOKENIZER, read_model
+from peerlm.model.export import TOKENIZER, open_model
+from peerlm.model.hf import open_hf
 from peerlm.model.plan import fragments
+from peerlm.model.tensors import Tensors, Values, fragment_values
 from peerlm.store import disk, snapshot
-from peerlm.store.disk import Layout
+from peerlm.store.disk import Layout, ReadFile
 
 TOKENIZER_BYTES_MAX = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Flat fp32 values of every fragment of the plan, in order. `tokens`: the swarm trained on."""
+    """Flat fp32 values of every fragment of the plan, in order, as often as they are asked for.
+    `tokens`: the swarm trained on."""
 
     plan: Plan
-    values: list[NDArray[np.float32]]
+    values: Iterable[Values]
     tokenizer: bytes | None
     tokens: int | None
     final: bool
@@ -41,16 +43,51 @@ class Weights:
         return tokenizers.JsonTokenizer(self.tokenizer)
 
 
+@dataclass(frozen=True, slots=True)
+class KeptValues:
+    """A snapshot's, read and checked one at a time. Iteration raises `StateError`."""
+
+    file: ReadFile
+    regions: tuple[snapshot.Region, ...]
+
+    def __iter__(self) -> Iterator[Values]:
+        for region in self.regions:
+            out = np.empty(region.size // 4, np.float32)
+            try:
+                snapshot.read_array(self.file, region, out)
+            except ChunkCorrupt as error:
+                raise StateError(str(error)) from None
+            yield out
+
+
+@dataclass(frozen=True, slots=True)
+class StoredValues:
+    """Those of tensors in files, read one at a time. Iteration raises `StateError`."""
+
+    plan: Plan
+    tensors: Tensors
+
+    def __iter__(self) -> Iterator[Values]:
+        return (fragment_values(spec, self.tensors) for spec in fragments(self.plan))
+
+
 def from_folder(folder: Path) -> Weights:
     """An exported model. Raises `ConfigError`."""
-    plan, values = read_model(folder)
+    plan, tensors = open_model(folder)
     tokenizer = None
     if plan.data.tokenizer != tokenizers.BYTES:
         path = folder / TOKENIZER
         if not path.is_file():
             raise ConfigError(f"{path}: no such file, and the model's plan needs it")
         tokenizer = path.read_bytes()
-    return Weights(plan, values, tokenizer, None, True)
+    return Weights(plan, StoredValues(plan, tensors), tokenizer, None, True)
+
+
+def from_hf(folder: Path, plan: Plan) -> Weights:
+    """What was exported as hf from a run of `plan`, read again. Raises `ConfigError`."""
+    found = open_hf(folder)
+    plan = replace(plan, model=found.model, data=replace(plan.data, vocab=found.vocab))
+    return Weights(plan, StoredValues(plan, found.tensors), None, None, True)
 
 
 def from_snapshot(layout: Layout, say: Callable[[str], None]) -> Weights:
@@ -68,21 +105,16 @@ def from_snapshot(layout: Layout, say: Callable[[str], None]) -> Weights:
             f"{layout.root} holds no weights yet: the first snapshot comes soon after `peerlm up`"
         )
     manifest = loaded.snapshot.manifest
-    file = loaded.snapshot.open()
     records = {record.name: record for record in manifest.fragments}
-    values = []
+    regions = []
     for spec in fragments(plan):
         record = records.get(spec.name)
         if record is None or record.phi.size != 4 * spec.size:
             raise StateError(
                 f"{loaded.snapshot.path}: does not fit the plan at {spec.name}; it is of another run"
             )
-        out = np.empty(spec.size, np.float32)
-        try:
-            snapshot.read_array(file, record.phi, out)
-        except ChunkCorrupt as error:
-            raise StateError(str(error)) from None
-        values.append(out)
+        regions.append(record.phi)
+    values = KeptValues(loaded.snapshot.open(), tuple(regions))
     contents = manifest.contents
     return Weights(plan, values, _tokenizer(layout, plan), contents.swarm_tokens, contents.final)
 

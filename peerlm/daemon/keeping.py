@@ -263,7 +263,7 @@ class Keeping:
         directory = self._state.local_text
         where = "node.toml: data.local"
         made = shards.prepare(
-            source, self.tokenizer(), directory, progress=lambda _: None, where=where
+            source, self.tokenizer(), directory, vocab=plan.data.vocab, where=where
         )
         self._local_shards = tuple(shard.path for shard in made)
 

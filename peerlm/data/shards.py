@@ -50,11 +50,13 @@ def prepare(
     tokenizer: Tokenizer,
     out_dir: Path,
     shard_tokens: int = SHARD_TOKENS,
+    vocab: int = 0,
     progress: Callable[[int], None] = lambda tokens: None,
     where: str = "data.source",
 ) -> list[ShardInfo]:
     """Turn the text of `source` into shards in `out_dir`, in the order in which they are to be read.
 
+    `vocab` is the plan's, where it is more than the tokenizer's: models have spare ids.
     `progress` is told the tokens written so far after every shard. Memory stays at a few shards
     whatever the corpus is.
 
@@ -66,11 +68,10 @@ def prepare(
     with disk.explained("make", out_dir):
         out_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     shards: list[ShardInfo] = []
+    dtype = token_dtype(max(vocab, tokenizer.vocab))
     ids = (tokenizer.encode(piece) for piece in documents(source, where))
     for shard_ids in _regrouped(ids, shard_tokens):
-        shards.append(
-            _write_shard(shard_ids.astype(token_dtype(tokenizer.vocab), copy=False), out_dir)
-        )
+        shards.append(_write_shard(shard_ids.astype(dtype, copy=False), out_dir))
         progress(sum(shard.tokens for shard in shards))
     return shards
 
