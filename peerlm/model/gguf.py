@@ -44,15 +44,15 @@ def convert(file: Path, folder: Path) -> None:
         import gguf
         import transformers
     except ImportError as error:
-        raise ConfigError(f"{NEEDED} ({printable(str(error))})") from None
+        raise ConfigError(f"{file}: {NEEDED} ({printable(str(error))})") from None
     transformers.utils.logging.set_verbosity_error()
     try:
         for complaint in _complaints(gguf.GGUFReader(file)):
             raise ConfigError(f"{file}: {complaint}")
         _convert(transformers, file.absolute(), folder)
-    except ConfigError:
+    except (ConfigError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # the libraries raise whatever the damage leads them to
+    except BaseException as error:  # whatever the damage leads to; a panic in Rust is no Exception
         reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
         raise ConfigError(f"{file}: cannot be read as GGUF: {reason}") from None
 

@@ -73,4 +73,14 @@ def shard(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-__all__ = ["CONFIG", "INDEX", "PLAN", "built", "edit", "random_values", "shard", "values_of", "written"]
+__all__ = [
+    "CONFIG",
+    "INDEX",
+    "PLAN",
+    "built",
+    "edit",
+    "random_values",
+    "shard",
+    "values_of",
+    "written",
+]
