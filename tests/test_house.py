@@ -22,6 +22,8 @@ LINES_MAX = 700
 WORDS = {"types", "errors", "config"}
 """Rooms that everybody may know."""
 
+GGUF_READERS = {"accelerate", "gguf", "transformers"}
+
 ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "types": (set(), set()),
     "errors": (set(), set()),
@@ -33,7 +35,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "membership": ({"wire", "events", "effects"}, set()),
     "swarm": ({"wire", "membership"}, set()),
     "data": ({"store"}, {"blake3", "fsspec", "numpy", "tokenizers"}),
-    "model": ({"store"}, {"numpy", "safetensors", "tomlkit", "torch"}),
+    "model": ({"store"}, {"numpy", "safetensors", "tomlkit", "torch", *GGUF_READERS}),
     "train": ({"data", "model"}, {"msgpack", "numpy", "torch"}),
     "mix": ({"wire", "events", "effects", "swarm"}, {"numpy"}),
     "store": ({"wire"}, {"blake3", "numpy", "safetensors"}),
@@ -124,6 +126,13 @@ def test_ray_is_named_only_where_nodes_are_placed_by_it() -> None:
     for path in FILES:
         if path != PACKAGE / "launch" / "on_ray.py":
             assert "ray" not in {name.split(".")[0] for name in imported_by(path)}, shown(path)
+
+
+def test_what_reads_gguf_is_named_only_where_it_is_turned_into_a_folder() -> None:
+    for path in FILES:
+        if path != PACKAGE / "model" / "gguf.py":
+            firsts = {name.split(".")[0] for name in imported_by(path)}
+            assert not firsts & GGUF_READERS, shown(path)
 
 
 def test_nobody_imports_the_command_line_but_itself_and_what_it_starts() -> None:

@@ -35,8 +35,13 @@ def transformers() -> Iterator[ModuleType]:
 def theirs(transformers: ModuleType, **changes: Any) -> Any:
     """A small Llama with random weights, norms too."""
     shape = {
-        **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32},
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
     }
     torch.manual_seed(1)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**shape, **changes}))
@@ -163,10 +168,17 @@ def gguf_file(path: Path, tied: bool = False, **changes: Any) -> Path:
         writer.add_token_list(tokens)
         writer.add_token_merges(["! !"])
     shapes = {
-        **{"token_embd": (64, 32), "output_norm": (32,), "blk.0.attn_norm": (32,)},
-        **{"blk.0.attn_q": (32, 32), "blk.0.attn_k": (16, 32), "blk.0.attn_v": (16, 32)},
-        **{"blk.0.attn_output": (32, 32), "blk.0.ffn_norm": (32,), "blk.0.ffn_gate": (48, 32)},
-        **{"blk.0.ffn_up": (48, 32), "blk.0.ffn_down": (32, 48)},
+        "token_embd": (64, 32),
+        "output_norm": (32,),
+        "blk.0.attn_norm": (32,),
+        "blk.0.attn_q": (32, 32),
+        "blk.0.attn_k": (16, 32),
+        "blk.0.attn_v": (16, 32),
+        "blk.0.attn_output": (32, 32),
+        "blk.0.ffn_norm": (32,),
+        "blk.0.ffn_gate": (48, 32),
+        "blk.0.ffn_up": (48, 32),
+        "blk.0.ffn_down": (32, 48),
         **({} if tied else {"output": (64, 32)}),
     }
     tensors = {f"{n}.weight": rng.normal(0, 0.2, s).astype(np.float32) for n, s in shapes.items()}
