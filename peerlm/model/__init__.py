@@ -1,4 +1,5 @@
 """What is learnt: the model's modules, its plan of fragments, and the files it is kept in.
 
-`plan` and `export` (but for `load_model`) need no torch: a daemon uses them without ever loading it.
+`plan`, `tensors`, `export` (but for `load_model`), `llama` and `hf` need no torch: a daemon uses the first three without
+ever loading it.
 """
