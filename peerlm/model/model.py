@@ -32,12 +32,18 @@ State = tuple[Any, ...]
 """What each block remembers of the tokens before, in the order of the blocks."""
 
 
+def residual_scale(model: ModelSection) -> float:
+    """Projections back into the stream start small (GPT-2's rule), so that a deep model starts close to its embedding."""
+    return float((2 * len(model.blocks)) ** -0.5)
+
+
 class LanguageModel(nn.Module):
     """`model` and `vocab` fix every shape; weights are unset until `initialise` or a load."""
 
     def __init__(self, model: ModelSection, vocab: int) -> None:
         super().__init__()
         self.vocab, self.context = vocab, model.context
+        self._residual_scale = residual_scale(model)
         self.embedding = Embedding(vocab, model.dim)
         self.blocks = nn.ModuleList(
             nn.ModuleDict({kind: BLOCKS[kind](model)}) for kind in model.blocks
@@ -52,8 +58,7 @@ class LanguageModel(nn.Module):
     def initialise(self, rng_seed: int) -> None:
         """Draw all weights: the same on every machine with the same torch, whatever the device.
 
-        Projections back into the stream start small (by 1/√(2·blocks), GPT-2's rule), so that a
-        deep model starts close to its embedding.
+        The same values come from `part.Part.initialise`: whoever changes one changes both.
         """
         device = self.embedding.weight.device
         self.to("cpu")
@@ -61,7 +66,7 @@ class LanguageModel(nn.Module):
         blocks = self.sequence()
         self.embedding.initialise(generator)
         for block in blocks:
-            block.initialise(generator, residual_scale=(2 * len(blocks)) ** -0.5)
+            block.initialise(generator, self._residual_scale)
         self.output.initialise(generator)
         self.to(device)
 

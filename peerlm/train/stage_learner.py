@@ -1,0 +1,185 @@
+"""Inner steps of a node that holds some stages of the model: passes of microbatches, and a step when enough are back.
+
+A microbatch passes forward with θ as it is, and its pass is kept until its gradient comes back. θ may have moved by
+then, by an inner step or a correction: the pass is then made anew from its input, so that a gradient is always
+θ's own. Gradients add up until a batch of sequences is back; the step is then *due*, and is taken before the next
+pass forward, for only then is it known how long the gradient of the whole model was, which is what clipping
+goes by. With one host a stage all of this is, step by step, what one process does.
+
+B sequences, T tokens, D features of the stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from peerlm.config import Plan
+from peerlm.errors import DeviceLost
+from peerlm.model.part import Part
+from peerlm.train import optimizer
+from peerlm.train.device import mixed_precision, to_device
+
+Key = tuple[bytes, int]
+"""A microbatch: who sent it around, and its number there."""
+
+Stream = NDArray[np.float32]
+"""(B, T, D): the stream, or its gradient."""
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What a pass forward leaves for the way back."""
+
+    blocks: range
+    given: Tensor
+    """Tokens at the entrance, the stream elsewhere."""
+    made: Tensor | None
+    """None: to be made anew."""
+    moves: int
+    """θ's, when it was made."""
+
+
+class StageLearner:
+    """The held part on its device. `model` and `optimizer` are public: corrections go straight in.
+
+    Args:
+        held: names of the modules. stages: the blocks of each stage of the model, in order.
+    """
+
+    def __init__(
+        self, plan: Plan, device: torch.device, held: Sequence[str], stages: Sequence[range]
+    ) -> None:
+        self.device = device
+        self.model = Part(plan.model, plan.data.vocab, held)
+        self.model.initialise(plan.run.rng_seed)
+        self.model.to(device)
+        self.optimizer = optimizer.build(self.model, plan.train)
+        self._parameters = list(self.model.parameters())
+        self._stages = tuple(stages)
+        self._batch, self._clip = plan.train.batch, plan.train.clip or math.inf
+        self._passes: dict[Key, _Pass] = {}
+        self.sequences = 0.0
+        """Whose gradients have come back since the last step."""
+
+    # ------------------------------------------------------------------------------------ passes
+
+    def enter(self, key: Key, tokens_BT: NDArray[np.int64], last: int) -> Stream:
+        """Tokens through the entrance and the stages 0 to `last`."""
+        return self._forward(key, to_device(tokens_BT, self.device), self._blocks(0, last))
+
+    def forward(self, key: Key, hidden_BTD: Stream, first: int, last: int) -> Stream:
+        """The stream through the stages `first` to `last`."""
+        return self._forward(key, self._tensor(hidden_BTD), self._blocks(first, last))
+
+    def loss(
+        self, hidden_BTD: Stream, next_BT: NDArray[np.int64], share: float
+    ) -> tuple[float, Stream]:
+        """What came around the ring: its loss, nats a token, and the gradient to be sent back. `share` of the
+        batch that these sequences are."""
+        with self._device_may_fail():
+            hidden = self._tensor(hidden_BTD).requires_grad_()
+            with mixed_precision(self.device):
+                loss = self.model.loss(hidden, to_device(next_BT, self.device))
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            assert hidden.grad is not None
+            return float(loss.detach()), _array(hidden.grad)
+
+    def backward(self, key: Key, gradient_BTD: Stream) -> Stream | None:
+        """The gradient of what a pass made → that of what it was given; None at the entrance.
+
+        Raises:
+            KeyError: no such pass.
+        """
+        kept = self._passes.pop(key)
+        with self._device_may_fail():
+            if kept.made is None or kept.moves != self._moves():
+                kept.made = self._make(kept.given, kept.blocks)
+            kept.made.backward(self._tensor(gradient_BTD))  # type: ignore[no-untyped-call]
+        self.sequences += len(gradient_BTD)
+        return None if kept.given.grad is None else _array(kept.given.grad)
+
+    def forget(self, key: Key) -> None:
+        """Its gradient will not come back."""
+        self._passes.pop(key, None)
+
+    def passes(self) -> list[Key]:
+        """Microbatches under way, oldest first."""
+        return list(self._passes)
+
+    # -------------------------------------------------------------------------------------- steps
+
+    @property
+    def is_due(self) -> bool:
+        return self.sequences >= self._batch
+
+    def squared_norm(self) -> float:
+        """Of the gradient that the next step takes: the mean over a batch of sequences."""
+        scale = self._batch / self.sequences if self.sequences else 0.0
+        return float(nn.utils.get_total_norm(self._gradients())) ** 2 * scale**2
+
+    def step(self, rate: float, norm: float) -> bool:
+        """Move θ at `rate` (0 to 1) of the peak rates, clipped as a gradient of length `norm` is, the whole
+        model's. False: it is not finite, and θ stays. Gradients are gone afterwards."""
+        finite = math.isfinite(norm)
+        if finite and self.sequences:
+            scale = self._batch / self.sequences * min(1.0, self._clip / (norm + 1e-6))
+            if scale != 1.0:
+                torch._foreach_mul_(self._gradients(), scale)
+            self.optimizer.set_rate(rate)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.sequences = 0.0
+        return finite
+
+    # ------------------------------------------------------------------------------------- inside
+
+    def _blocks(self, first: int, last: int) -> range:
+        return range(self._stages[first].start, self._stages[last].stop)
+
+    def _forward(self, key: Key, given: Tensor, blocks: range) -> Stream:
+        with self._device_may_fail():
+            if given.is_floating_point():
+                given.requires_grad_()
+            made = self._make(given, blocks)
+        self._passes[key] = _Pass(blocks, given, made, self._moves())
+        return _array(made)
+
+    def _make(self, given: Tensor, blocks: range) -> Tensor:
+        with mixed_precision(self.device):
+            hidden = given if given.is_floating_point() else self.model.enter(given)
+            return self.model.through(hidden, blocks)
+
+    def _moves(self) -> int:
+        """Grows whenever θ is written to, by whomever."""
+        return sum(p._version for p in self._parameters)
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters if p.grad is not None]
+
+    def _tensor(self, values: Stream) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
+
+    @contextmanager
+    def _device_may_fail(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise DeviceLost(
+                f"{self.device} is out of memory with {len(self._passes)} microbatches under way; "
+                "raise train.accumulate"
+            ) from None
+        except torch.AcceleratorError as error:
+            raise DeviceLost(f"{self.device} failed: {str(error).splitlines()[0]}") from error
+
+
+def _array(tensor: Tensor) -> Stream:
+    values: Stream = tensor.detach().float().cpu().numpy()
+    return values
