@@ -75,6 +75,12 @@ class RunSection:
         ok=lambda v: 1 <= len(v) <= 64,
     )
     rng_seed: int = at_least(0, 1, "Seed of initial weights, data order and sketches.")
+    initial: str = one_of(
+        "drawn",
+        ("drawn", "given"),
+        "Where the first weights come from: drawn by `rng_seed`, or given by the first node, as "
+        "`peerlm init --from` has it, which sets this.",
+    )
     token_budget: int = at_least(
         1,
         4_000_000,
@@ -110,6 +116,12 @@ class ModelSection:
         0.1,
         1e-6,
         "Added to the mean square in every RMSNorm. Published models differ in it.",
+    )
+    stages: int = at_least(
+        1,
+        1,
+        "Runs of modules that the model is cut into, so that a node need not hold all of them "
+        "(host.stages in node.toml). At most as many as there are blocks.",
     )
 
 
@@ -172,6 +184,10 @@ class TrainSection:
         "Inner steps over which a worker that starts cold rises to the rate the schedule asks for.",
         unit="inner steps",
     )
+    stream_forward: str = one_of(
+        "int8", ("fp32", "fp16", "int8"), "Codec of the stream between stages."
+    )
+    stream_back: str = one_of("fp16", ("fp32", "fp16", "int8"), "Codec of its gradient.")
     val_every_s: float = at_least(
         1.0, 30.0, "Time between evaluations of the slow weights.", unit="s"
     )
@@ -397,6 +413,17 @@ class LocalTrainSection:
 
 
 @dataclass(frozen=True, slots=True)
+class HostSection:
+    stages: str = option(
+        "all",
+        "Stages of the model that this node holds and trains: `all`, one (`0`), or a run (`1-2`). "
+        "Whoever holds stage 0 reads the text.",
+        allowed="non-empty",
+        ok=bool,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class LocalDataSection:
     local: str = option(
         "",
@@ -464,6 +491,7 @@ class NodeSettings:
     network: NetworkSection = NetworkSection()
     limits: LimitsSection = LimitsSection()
     train: LocalTrainSection = LocalTrainSection()
+    host: HostSection = HostSection()
     data: LocalDataSection = LocalDataSection()
     control: ControlSection = ControlSection()
     page: PageSection = PageSection()
@@ -639,6 +667,11 @@ def _check_plan(plan: Plan, where: str) -> None:
     if (m.dim // m.heads) % 2:
         raise ConfigError(
             f"{where}: model.dim / model.heads = {m.dim // m.heads} must be even for rotary positions"
+        )
+    if m.stages > len(m.blocks):
+        raise ConfigError(
+            f"{where}: model.stages = {m.stages}: model.blocks has {len(m.blocks)}, and each stage "
+            "takes one at least"
         )
     if plan.mix.algorithm == "noloco" and gamma >= 2 * (1 - alpha**2):
         raise ConfigError(

@@ -146,6 +146,28 @@ class CancelTransfer(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class RunChannel(Effect):
+    """Dial a peer for a channel that lasts until it breaks or is cancelled → `ChannelOpened`, `ChannelEnded`."""
+
+    transfer: TransferId
+    peer: PeerId
+    host: str
+    bulk_port: int
+    key_up: bytes
+    key_down: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ServeChannel(Effect):
+    """The same, for a peer that dials."""
+
+    transfer: TransferId
+    peer: PeerId
+    key_up: bytes
+    key_down: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class RunPull(Effect):
     """Pull an object into the store and verify it → `PullProgressed`…, `PullEnded`."""
 
@@ -276,6 +298,8 @@ class SteerWorker(Effect):
     """Live trainers, sorted: who reads which text."""
     inner_steps: int
     """Between two boundaries of a fragment."""
+    hosts: tuple[tuple[PeerId, int, int], ...] = ()
+    """With whom there is a channel, and the first and last stage that each holds."""
 
 
 @dataclass(frozen=True, slots=True)

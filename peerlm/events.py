@@ -137,6 +137,21 @@ class ExchangeServed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelOpened(Event):
+    """Both sides have shown their keys: the channel carries."""
+
+    transfer: TransferId
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelEnded(Event):
+    """Of a channel that was not cancelled here. `reason` is one line."""
+
+    transfer: TransferId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PullProgressed(Event):
     transfer: TransferId
     bytes_received: int
@@ -291,6 +306,10 @@ class WorkerProgressed(Event):
     data_pass: int
     data_position: float
     """Share of this pass's ranges that are read."""
+    stream_lost: int = 0
+    stream_sent: int = 0
+    stream_received: int = 0
+    """Microbatches that came to nothing; bytes between stages."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ async def exchange(driver: Driver, count: int, seconds: float | None = None) -> 
 async def renew(driver: Driver, rng_seed: int, number: int) -> dict[str, Any]:
     """φ as it was prepared. What the last round has taught is no longer so, and is forgotten."""
     exchanges = driver.node.work.exchanges
-    for index, state in enumerate(exchanges.outcomes.fragments):
+    for index, state in exchanges.outcomes.fragments.items():
         fragment = FragmentId(index)
         while exchanges.is_busy(fragment):  # over for whoever started it, not yet for us
             await something(driver)
@@ -201,7 +201,7 @@ async def mix_all(driver: Driver, *, starts: bool) -> dict[str, Any]:
         await something(driver)
     ended = time.monotonic()
     planned = (work.plan.mix.codec_request, work.plan.mix.codec_reply)
-    finer = [s for s in states if choose_codecs(*planned, s.distance or 1.0) != planned]
+    finer = [s for s in states.values() if choose_codecs(*planned, s.distance or 1.0) != planned]
     return {"began": began, "ended": ended, "finer": len(finer)}
 
 

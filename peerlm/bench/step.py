@@ -76,7 +76,7 @@ class Bench:
         self._asked, plan = asked, asked.plan
         self.specs = fragments(plan)
         self.learner = Learner(plan, choose_device(asked.device), compiled=asked.compiled)
-        self._cadence = Cadence(len(self.specs), plan.mix.inner_steps)
+        self._cadence = Cadence([spec.id for spec in self.specs], plan.mix.inner_steps)
         descriptor = shared.allocate(self.specs)
         self._memory = shared.SharedMemory(descriptor, self.specs)
         os.close(descriptor)

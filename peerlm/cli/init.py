@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 import click
 
 from peerlm import config
-from peerlm.cli.settings_text import change_node_settings, node_settings, parse_changes
+from peerlm.cli.settings_text import (
+    change_node_settings,
+    host_option,
+    node_settings,
+    parse_changes,
+)
 from peerlm.cli.state import ORIGIN, has_node, read_run, state_option
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
@@ -65,6 +70,7 @@ FOUNDER_LIFE_S = 20 * 365 * 86_400
     multiple=True,
     help="Change a field of this machine's node.toml.",
 )
+@host_option
 @state_option
 def init(
     layout: Layout,
@@ -75,6 +81,7 @@ def init(
     source: str | None,
     plan_pairs: tuple[str, ...],
     node_pairs: tuple[str, ...],
+    hosted: dict[str, str],
 ) -> None:
     """Make a run, with this machine as its first node.
 
@@ -93,10 +100,11 @@ def init(
       peerlm init --from finished-model/ --set run.token_budget=5_000_000
       peerlm init --from hf:SmolLM2-135M/ --set model.context=512 --set train.optimizer=adamw
       peerlm init --data local --set-node data.local=/srv/letters
+      peerlm init --set model.stages=3 --host 0
       peerlm init --set model.blocks=recurrent,feedforward,attention,feedforward
     """
     plan_changes = parse_changes(plan_pairs, "--set")
-    node_changes = parse_changes(node_pairs, "--set-node")
+    node_changes = parse_changes(node_pairs, "--set-node") | hosted
     settings = node_settings(node_changes, "--set-node")
     plan = _plan(name, preset, data, plan_changes)
     if has_node(layout):
@@ -105,11 +113,17 @@ def init(
             "use another --state, or `peerlm rm` it first"
         )
     from peerlm.daemon.memory import require_memory
+    from peerlm.model.stages import held_stages
 
     with _claimed(layout) as state:
         start = _read_start(source, tokenizer, plan_changes)
         plan = plan if start is None else start.adopted_by(plan)
-        require_memory(plan)
+        held = held_stages(settings.host.stages, plan, "--host")
+        if start is not None and len(held) < plan.model.stages:
+            raise ConfigError(
+                "--from: this node gives the others their weights, so it has to hold all stages: leave out --host"
+            )
+        require_memory(plan, held)
         plan = _with_corpus(state, plan, tokenizer, start, settings)
         change_node_settings(state, node_changes, "--set-node")
         run_id = _found(state, plan, start)

@@ -26,6 +26,9 @@ from peerlm.types import RunId, WallTime
 
 HF, GGUF = "hf:", "gguf:"
 
+OWN = ("model.context", "model.stages")
+"""Fields of the model that are the new run's to say."""
+
 CONTEXT = 1024
 """Of the context of a published model, what a run trains on unless `--set model.context` says otherwise: memory
 of a step grows with it, and weights do not depend on it."""
@@ -55,7 +58,7 @@ class StartingModel:
             ConfigError: it is no model, or flags ask for another one than it is.
             StateError: it cannot be read.
         """
-        fixed = sorted(f for f in changes if f.startswith("model.") and f != "model.context")
+        fixed = sorted(f for f in changes if f.startswith("model.") and f not in OWN)
         if fixed:
             raise ConfigError(
                 f"--set {fixed[0]} does not go with --from: {source} says what the model is"
@@ -70,7 +73,7 @@ class StartingModel:
             raise ConfigError(
                 f"{source}: the model has {start.vocab} token ids, its tokenizer {start.codec.vocab}"
             )
-        asked = {f: value for f, value in changes.items() if f == "model.context"}
+        asked = {f: value for f, value in changes.items() if f in OWN}
         return replace(
             start, model=config.with_changes(Plan(model=start.model), asked, "--set").model
         )
@@ -83,7 +86,8 @@ class StartingModel:
             codec: tokenizers.Tokenizer = tokenizers.ByteTokenizer()
         else:
             codec = _tokenizer(folder, tokenizer)
-        return cls(str(folder), plan.model, plan.data.vocab, tensors, codec)
+        model = replace(plan.model, stages=1)  # how a run is cut is its own
+        return cls(str(folder), model, plan.data.vocab, tensors, codec)
 
     @classmethod
     def _read_hf(cls, folder: Path, tokenizer: str | None) -> StartingModel:
@@ -108,7 +112,8 @@ class StartingModel:
 
     def adopted_by(self, plan: Plan) -> Plan:
         """The new run's plan with this model."""
-        return replace(plan, model=self.model, data=replace(plan.data, vocab=self.vocab))
+        run = replace(plan.run, initial="given")
+        return replace(plan, run=run, model=self.model, data=replace(plan.data, vocab=self.vocab))
 
     def write_snapshot(
         self, state: StateDirectory, run_id: RunId, signed: SignedPlan, wall: WallTime

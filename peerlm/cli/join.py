@@ -13,6 +13,7 @@ import click
 from peerlm.cli.settings_text import (
     advertise_option,
     change_node_settings,
+    host_option,
     node_settings,
     parse_changes,
 )
@@ -54,6 +55,7 @@ WAIT_S = 86_400.0
     metavar="N",
     help="Base port of this node; 0 picks free ones.",
 )
+@host_option
 @advertise_option
 @state_option
 @click.pass_context
@@ -67,6 +69,7 @@ def join(
     enrol_only: bool,
     node_pairs: tuple[str, ...],
     port: int | None,
+    hosted: dict[str, str],
     advertised: dict[str, str],
 ) -> None:
     """Enter a run through any of its members, and train until stopped.
@@ -85,9 +88,10 @@ def join(
       peerlm join ada.example.org --token-file /run/secrets/peerlm --wait
       ssh ada peerlm invite | awk '{print $5}' | peerlm join ada --token-file -
       peerlm join ada --token T --enrol-only && systemctl start peerlm
+      peerlm join ada --token T --host 1-2
       peerlm join ada --token T --set-node train.device=cuda:1 --set-node limits.threads=4
     """
-    changes = parse_changes(node_pairs, "--set-node") | advertised
+    changes = parse_changes(node_pairs, "--set-node") | hosted | advertised
     node_settings(changes, "--set-node")
     secret = _token(token, token_file, ctx)
     if _is_service_that_waits(layout):

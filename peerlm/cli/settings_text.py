@@ -55,6 +55,15 @@ def _host_alone(ctx: click.Context, parameter: click.Parameter, host: str | None
     return {"network.advertise": name}
 
 
+host_option = click.option(
+    "--host",
+    "hosted",
+    metavar="STAGES",
+    callback=lambda _context, _parameter, value: {} if value is None else {"host.stages": value},
+    help="Stages of the model that this node holds: all, one (0), or a run (1-2).  [default: all]",
+)
+"""→ changes of node.toml."""
+
 advertise_option = click.option(
     "--advertise",
     "advertised",

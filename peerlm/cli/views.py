@@ -52,6 +52,7 @@ def facts(s: Status) -> list[tuple[str, str]]:
         ("worker", _worker(worker)),
         *([("batch", _batch(s["batch"]))] if "batch" in s else []),  # an older daemon has none
         ("mixing", f"{words.counts(mixing)}; distance {words.share(s['consensus_distance'])}"),
+        *_stages(s),
         ("tempo", _tempo(s["tempo"])),
         (
             "bytes",
@@ -76,6 +77,23 @@ def facts(s: Status) -> list[tuple[str, str]]:
 
 def _no_address(dialled: Status) -> str:
     return "none: nobody can dial it, it dials out" if dialled["guarded"] else "not known yet"
+
+
+def _stages(s: Status) -> list[tuple[str, str]]:
+    """Of a model in stages: what is held here, and what goes between the nodes for it."""
+    stages = s.get("stages", {})  # an older daemon has none
+    if stages.get("count", 1) == 1:
+        return []
+    sent, received = words.size(stages["bytes_sent"]), words.size(stages["bytes_received"])
+    line = f"{run_of(stages['first'], stages['last'])} of 0 to {stages['count'] - 1}"
+    line += f"; stream {sent} sent, {received} received"
+    if stages["lost"]:
+        line += f"; {stages['lost']} microbatches lost"
+    return [("stages", line)]
+
+
+def run_of(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def _tempo(tempo: Status) -> str:

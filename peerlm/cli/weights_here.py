@@ -109,6 +109,10 @@ def from_snapshot(layout: Layout, say: Callable[[str], None]) -> Weights:
     regions = []
     for spec in fragments(plan):
         record = records.get(spec.name)
+        if record is None and plan.model.stages > 1:
+            raise StateError(
+                f"{layout.root} holds a part of the model: a node with host.stages = all has it whole"
+            )
         if record is None or record.phi.size != 4 * spec.size:
             raise StateError(
                 f"{loaded.snapshot.path}: does not fit the plan at {spec.name}; it is of another run"

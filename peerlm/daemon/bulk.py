@@ -22,7 +22,7 @@ from typing import Any
 from peerlm.daemon.mover import Entry, Mover
 from peerlm.daemon.resolve import resolve
 from peerlm.daemon.stream import Talk
-from peerlm.daemon.talks import Answer, Ask, Fetch, Give, Read, Sink
+from peerlm.daemon.talks import Answer, Ask, Converse, Fetch, Give, Read, Sink
 from peerlm.mix.flow import Answering, Asking
 from peerlm.types import TransferId
 from peerlm.wire.frame import CHUNK_BYTES
@@ -152,6 +152,26 @@ class Bulk:
         await self._outcome(entry)
         sent: int = await self._or_cancel(entry, served)
         return sent
+
+    async def channel(
+        self,
+        transfer: TransferId,
+        target: tuple[str, int] | None,
+        keys: Keys,
+        heard: Callable[[bytes], None],
+        opened: Callable[[Callable[[bytes], None]], None],
+    ) -> None:
+        """Keep a channel until it breaks, which this raises; with `target`, dial it. `opened` is called at once with what
+        says a message over it; `heard`, on the loop, with each that comes."""
+        talk = Converse(lambda message: self._on_loop(heard, message))
+        entry = self._entry(transfer, talk, keys, (float("inf"), float("inf")), target)
+
+        def say(message: bytes) -> None:
+            self._mover.call(partial(talk.add, message))
+            self._mover.call(partial(self._mover.nudge, entry))
+
+        opened(say)
+        await self._outcome(entry)
 
     def cancel(self, transfer: TransferId, reason: str) -> None:
         """End a transfer, if it is under way; whoever awaits it gets `Unreachable` at step transfer,

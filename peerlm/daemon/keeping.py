@@ -25,7 +25,7 @@ from peerlm.errors import ChunkCorrupt, ConfigError, PeerlmError, StateError
 from peerlm.events import Event
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.sketch import distance, sketch
-from peerlm.model.plan import FragmentSpec
+from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.store import snapshot
 from peerlm.store.disk import StateDirectory
 from peerlm.store.objects import Objects
@@ -67,6 +67,7 @@ class Keeping:
         self._objects = objects
         self._run_id = run_id
         self._specs = specs
+        self._spec = {spec.id: spec for spec in specs}
         self._settings = settings
         self._epoch = epoch
         self._compute = compute
@@ -92,9 +93,14 @@ class Keeping:
                 f"{found.snapshot.path}: is of run {manifest.contents.run_id.hex()[:8]}, this state "
                 f"directory is of run {self._run_id.hex()[:8]}; move the file away or use another --state"
             )
-        shapes = [(record.id, record.phi.size // 4) for record in manifest.fragments]
-        if shapes != [(spec.id, spec.size) for spec in self._specs]:
+        sizes = {spec.id: spec.size for spec in fragments(self.plan.plan)}
+        shapes = {record.id: record.phi.size // 4 for record in manifest.fragments}
+        if any(sizes.get(fragment) != size for fragment, size in shapes.items()):
             raise StateError(f"{found.snapshot.path}: holds another model than the plan describes")
+        if any(fragment not in shapes for fragment in self._spec):
+            line = "lacks stages that this node is to hold; they are fetched from peers"
+            self.notes = (*self.notes, f"{found.snapshot.path}: {line}")
+            return
         self.restored = found.snapshot
         self._objects.register_snapshot(found.snapshot)
         for number in found.damaged:
@@ -111,7 +117,7 @@ class Keeping:
 
     def _read_snapshot(self, found: Snapshot, slow: SlowWeights) -> None:
         file = found.open()
-        for record in found.manifest.fragments:
+        for record in (r for r in found.manifest.fragments if r.id in self._spec):
             fragment = slow.before_work(record.id)
             snapshot.read_array(file, record.phi, fragment.phi)
             snapshot.read_array(file, record.momentum, fragment.momentum)
@@ -183,8 +189,8 @@ class Keeping:
         object_hash: ObjectHash,
         shown: tuple[float, ...],
     ) -> str:
-        values = np.empty(self._specs[fragment].size, np.float32)
-        name = self._specs[fragment].name
+        values = np.empty(self._spec[fragment].size, np.float32)
+        name = self._spec[fragment].name
         try:
             self._objects.read_into(object_hash, values.data.cast("B"))
         except PeerlmError as error:

@@ -271,6 +271,10 @@ class Driver:
                 self.transfers.run_pull(effect)
             case fx.ServePull():
                 self.transfers.serve_pull(effect)
+            case fx.RunChannel():
+                self.transfers.run_channel(effect)
+            case fx.ServeChannel():
+                self.transfers.serve_channel(effect)
             case fx.CancelTransfer():
                 self.transfers.cancel(effect.transfer)
             case fx.StepOuter():
@@ -289,6 +293,7 @@ class Driver:
                     effect.swarm_tokens,
                     effect.members,
                     effect.inner_steps,
+                    effect.hosts,
                 )
             case fx.EvaluateSlow():
                 self.worker.evaluate(effect.generation, effect.tokens)

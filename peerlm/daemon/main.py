@@ -25,7 +25,7 @@ import psutil
 import uvloop
 
 from peerlm import config, events
-from peerlm.config import NodeSettings
+from peerlm.config import NodeSettings, Plan
 from peerlm.daemon import control
 from peerlm.daemon.address import advertised_host
 from peerlm.daemon.answers import handler, look
@@ -55,13 +55,15 @@ from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
 from peerlm.mix.fragment import SlowFragment
-from peerlm.model.plan import FragmentSpec, fragments
+from peerlm.model.plan import FragmentSpec
+from peerlm.model.stages import held_fragments, held_stages, stages
 from peerlm.node.dial_back import Ports
 from peerlm.node.node import Birth, Node
 from peerlm.node.snapshots import Restored
 from peerlm.observe.curves import Origin
 from peerlm.store.disk import StateDirectory, read_file, require_own
 from peerlm.store.objects import Objects
+from peerlm.swarm.hosting import Hosting
 from peerlm.types import short
 
 COMPUTE_THREADS = 2
@@ -244,14 +246,16 @@ async def open_daemon(
         loop.set_exception_handler(driver.on_loop_fault)
         ports = await _listen(driver, state, home, seeds, port, stack)
         epoch = state.next_epoch(wall())
-        require_memory(home.plan.plan)
-        specs = fragments(home.plan.plan)
+        held = held_stages(home.settings.host.stages, home.plan.plan, "node.toml: host.stages")
+        require_memory(home.plan.plan, held)
+        require_whole(home, held)
+        specs = held_fragments(home.plan.plan, held)
         compute = stack.enter_context(full_pool(COMPUTE_THREADS, "peerlm-compute"))
         disk = stack.enter_context(full_pool(DISK_THREADS, "peerlm-disk"))
         loop.set_default_executor(full_pool(OTHER_THREADS, "peerlm-other"))
         objects = Objects(state, home.settings.limits.disk_bytes)
         driver.slow = SlowWeights(
-            [SlowFragment(np.zeros(spec.size, np.float32)) for spec in specs], compute
+            {spec.id: SlowFragment(np.zeros(spec.size, np.float32)) for spec in specs}, compute
         )
         driver.keeping = Keeping(
             driver.post,
@@ -278,6 +282,8 @@ async def open_daemon(
                 driver.keeping.corpus_paths,
                 threads=_threads(home.settings),
                 first_pass=epoch,
+                held=held,
+                hop=lambda peer, data: driver.transfers.hop(peer, data),
             )
         )
         driver.transfers = Transfers(
@@ -287,9 +293,13 @@ async def open_daemon(
             objects,
             driver.worker.kick,
             np.random.default_rng(int.from_bytes(os.urandom(8))),
+            driver.worker.hear,
         )
         stack.push_async_callback(driver.transfers.close)
-        driver.node = _make_node(home, driver.keeping, specs, ports, epoch, seeds, state, log)
+        hosting = hosting_of(home.plan.plan, held)
+        driver.node = _make_node(
+            home, driver.keeping, specs, hosting, ports, epoch, seeds, state, log
+        )
         driver.history = history_of(state)
         server = await control.serve(state, handler(driver), home.settings.control.group)
         stack.push_async_callback(server.close)
@@ -353,6 +363,7 @@ def _make_node(
     home: Home,
     keeping: Keeping,
     specs: tuple[FragmentSpec, ...],
+    hosting: Hosting,
     ports: Ports,
     epoch: int,
     seeds: tuple[str, ...],
@@ -363,7 +374,9 @@ def _make_node(
     if keeping.restored is not None:
         manifest = keeping.restored.manifest
         offers = tuple(
-            (r.id, r.version, r.phi.hash, r.phi.size, r.sketch) for r in manifest.fragments
+            (r.id, r.version, r.phi.hash, r.phi.size, r.sketch)
+            for r in manifest.fragments
+            if any(r.id == spec.id for spec in specs)
         )
         restored = Restored(manifest.number, manifest.contents.swarm_tokens, offers)
     for note in keeping.notes:
@@ -376,7 +389,8 @@ def _make_node(
         settings=home.settings,
         ports=ports,
         epoch=epoch,
-        sizes=[spec.size for spec in specs],
+        sizes={spec.id: spec.size for spec in specs},
+        hosting=hosting,
         seeds=seeds,
         book=_read_book(state, log),
         origin=home.origin,
@@ -394,6 +408,21 @@ def _read_book(state: StateDirectory, log: DaemonLog) -> AddressBook:
     if note:
         log.write("warning", "address_book", {"why": note})
     return book
+
+
+def hosting_of(plan: Plan, held: range) -> Hosting:
+    stage_of = {f: stage.index for stage in stages(plan) for f in stage.fragments}
+    return Hosting(held[0], held[-1], plan.model.stages, stage_of)
+
+
+def require_whole(home: Home, held: range) -> None:
+    """Raises `ConfigError` when a node that holds a part is asked for what only one that holds all can do."""
+    workers = home.settings.train.local_workers
+    if len(held) < home.plan.plan.model.stages and workers > 1:
+        raise ConfigError(
+            f"node.toml: train.local_workers = {workers}: only a node that holds all stages has several; "
+            "use 1, or host.stages = all"
+        )
 
 
 def _threads(settings: NodeSettings) -> int:

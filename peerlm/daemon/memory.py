@@ -6,19 +6,21 @@ import psutil
 
 from peerlm.config import Plan
 from peerlm.errors import ConfigError
-from peerlm.model.plan import parameter_count
+from peerlm.model.stages import held_fragments
 
 BYTES_A_PARAMETER = 20
 """The least: φ and the outer momentum in the daemon, three regions that it shares with the worker. What the worker needs
 besides may lie on a device of its own."""
 
 
-def require_memory(plan: Plan, memory_bytes: int | None = None) -> None:
-    """Raises `ConfigError`. `memory_bytes`: of the machine; None: of this one."""
+def require_memory(plan: Plan, held: range, memory_bytes: int | None = None) -> None:
+    """Of a node that holds these stages. Raises `ConfigError`. `memory_bytes`: of the machine; None: of this one."""
     has = psutil.virtual_memory().total if memory_bytes is None else memory_bytes
-    parameters = parameter_count(plan.model, plan.data.vocab)
+    parameters = sum(spec.size for spec in held_fragments(plan, held))
+    what = "a model" if len(held) == plan.model.stages else "a part"
     if BYTES_A_PARAMETER * parameters > has:
         raise ConfigError(
-            f"a model of {parameters:,} parameters takes {BYTES_A_PARAMETER * parameters / 1e9:,.1f} GB of memory at the "
-            f"least, and this machine has {has / 1e9:,.1f} GB: lower model.dim or the number of model.blocks"
+            f"{what} of {parameters:,} parameters takes {BYTES_A_PARAMETER * parameters / 1e9:,.1f} GB of memory at the "
+            f"least, and this machine has {has / 1e9:,.1f} GB: lower model.dim or the number of model.blocks, or cut the "
+            "model into more model.stages and let this node hold some of them (--host)"
         )

@@ -213,6 +213,11 @@ class Mover:
             entry.moved_at = time.monotonic()
             self._active[entry] = None
 
+    def nudge(self, entry: Entry) -> None:
+        """It has more to say."""
+        if self._entries.get(entry.id) is entry:
+            self._active[entry] = None
+
     def stop(self) -> None:
         self._fail_all(Unreachable("transfer", "this node is stopping"))
         self._stopping = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from typing import TypeVar
 
@@ -20,18 +20,18 @@ R = TypeVar("R")
 
 
 class SlowWeights:
-    """`fragments` in the plan's order; `compute` runs what is asked of them."""
+    """`fragments` are those that this node holds, in the plan's order; `compute` runs what is asked of them."""
 
-    def __init__(self, fragments: Sequence[SlowFragment], compute: Executor) -> None:
-        self._fragments, self._compute = tuple(fragments), compute
-        self._turns = tuple(asyncio.Lock() for _ in fragments)
-        self._locks = tuple(threading.Lock() for _ in fragments)
+    def __init__(self, fragments: Mapping[FragmentId, SlowFragment], compute: Executor) -> None:
+        self._fragments, self._compute = dict(fragments), compute
+        self._turns = {fragment: asyncio.Lock() for fragment in fragments}
+        self._locks = {fragment: threading.Lock() for fragment in fragments}
 
     def __len__(self) -> int:
         return len(self._fragments)
 
     def __iter__(self) -> Iterator[FragmentId]:
-        return map(FragmentId, range(len(self._fragments)))
+        return iter(self._fragments)
 
     async def on(self, fragment: FragmentId, call: Callable[[SlowFragment], R]) -> R:
         """The result of `call(fragment)`, made on the pool when everything asked before is done.

@@ -6,6 +6,7 @@ may take long: a disk thread does it, a few chunks ahead of the connection or be
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -13,6 +14,11 @@ from concurrent.futures import Executor
 from peerlm.errors import PeerlmError, WireError
 from peerlm.mix.flow import Answering, Asking, Refused
 from peerlm.wire.frame import CHUNK_BYTES, Buffer
+
+_LENGTH = struct.Struct("!Q")
+MESSAGE_BYTES_MAX = 16 << 20
+SAID_BYTES_MAX = 64 << 20
+"""What may wait for one channel's connection."""
 
 Sink = Callable[[int, memoryview], None]
 Read = Callable[[int, int], bytes]
@@ -115,6 +121,71 @@ class Answer:
 
     def rewind(self) -> None:
         raise AssertionError("who is dialled is told where to begin")
+
+
+class Converse:
+    """Either end of a channel: messages of any length, both ways, without an end. Each is said as its length in eight
+    bytes and then in chunks; one of no bytes is a sign of life, and the first thing that both ends say.
+
+    heard: called with each message; the first, and signs of life, are empty.
+    """
+
+    def __init__(self, heard: Callable[[bytes], None]) -> None:
+        self._heard = heard
+        self._to_say: deque[Buffer] = deque([_LENGTH.pack(0)])
+        self._waiting_bytes = 0
+        self._hearing: bytearray | None = None
+        self._have = 0
+
+    def add(self, message: bytes) -> None:
+        """Say it as soon as the connection takes it. One too many is dropped: whoever misses it sends it again."""
+        if self._waiting_bytes + len(message) > SAID_BYTES_MAX:
+            return
+        self._waiting_bytes += len(message)
+        self._to_say.append(_LENGTH.pack(len(message)))
+        view = memoryview(message)
+        self._to_say.extend(view[i : i + CHUNK_BYTES] for i in range(0, len(message), CHUNK_BYTES))
+
+    def to_say(self) -> int | None:
+        return len(self._to_say[0]) if self._to_say else 0
+
+    def say(self, out: memoryview) -> Buffer:
+        piece = self._to_say.popleft()
+        if isinstance(piece, memoryview):
+            self._waiting_bytes -= len(piece)
+        return piece
+
+    def to_hear(self) -> int | None:
+        if self._hearing is None:
+            return _LENGTH.size
+        return min(CHUNK_BYTES, len(self._hearing) - self._have)
+
+    def place(self) -> memoryview | None:
+        return None
+
+    def hear(self, chunk: Buffer) -> None:
+        if self._hearing is None:
+            (length,) = _LENGTH.unpack(chunk)
+            if length > MESSAGE_BYTES_MAX:
+                raise WireError(f"a message of {length} bytes, at most {MESSAGE_BYTES_MAX}")
+            self._hearing, self._have = bytearray(length), 0
+        else:
+            self._hearing[self._have : self._have + len(chunk)] = chunk
+            self._have += len(chunk)
+        if self._have == len(self._hearing):
+            message, self._hearing = self._hearing, None
+            self._heard(bytes(message))
+
+    @property
+    def is_done(self) -> bool:
+        return False
+
+    def judge(self) -> PeerlmError | None:
+        return None
+
+    def rewind(self) -> None:
+        """A kept connection was of no use. What was said is lost, as it may be at any time; the sign of life is not."""
+        self._to_say.appendleft(_LENGTH.pack(0))
 
 
 class Fetch:

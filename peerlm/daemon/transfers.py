@@ -20,7 +20,14 @@ from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.spare import Spare
 from peerlm.daemon.stopwatch import Stopwatch
 from peerlm.daemon.talks import RefusedHere
-from peerlm.effects import RunExchange, RunPull, ServeExchange, ServePull
+from peerlm.effects import (
+    RunChannel,
+    RunExchange,
+    RunPull,
+    ServeChannel,
+    ServeExchange,
+    ServePull,
+)
 from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Unreachable, WireError
 from peerlm.events import Event
 from peerlm.mix import flow
@@ -28,9 +35,12 @@ from peerlm.mix.chunks import stream_bytes
 from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.vector import Vector
 from peerlm.store.objects import Objects, Partial
-from peerlm.types import FragmentId, TransferId
+from peerlm.types import FragmentId, PeerId, TransferId
 
 R = TypeVar("R")
+
+BEAT_S, SILENT_S = 1.0, 8.0
+"""Ends of a channel say so often that they are there, and believe it of the other for so long."""
 
 
 class Transfers:
@@ -39,6 +49,7 @@ class Transfers:
     Args:
         moved: told after a flow was added to a fragment, so that θ gets it too.
         noise: random generator of stochastic rounding.
+        hear: takes what comes over channels.
     """
 
     def __init__(
@@ -49,7 +60,10 @@ class Transfers:
         objects: Objects,
         moved: Callable[[FragmentId], None],
         noise: np.random.Generator,
+        hear: Callable[[PeerId, bytes], None] = lambda peer, data: None,
     ) -> None:
+        self._hear = hear
+        self._says: dict[PeerId, Callable[[bytes], None]] = {}
         self._post = post
         self._bulk = bulk
         self._slow = slow
@@ -76,6 +90,20 @@ class Transfers:
     def serve_pull(self, effect: ServePull) -> None:
         """→ `PullServed`."""
         self._spawn(effect.transfer, self._serve_pull(effect))
+
+    def run_channel(self, effect: RunChannel) -> None:
+        """→ `ChannelOpened`, `ChannelEnded`."""
+        target = (effect.host, effect.bulk_port)
+        self._spawn(effect.transfer, self._channel(effect, target))
+
+    def serve_channel(self, effect: ServeChannel) -> None:
+        """→ `ChannelOpened`, `ChannelEnded`."""
+        self._spawn(effect.transfer, self._channel(effect, None))
+
+    def hop(self, peer: PeerId, data: bytes) -> None:
+        """Over the channel with `peer`; lost if there is none."""
+        if (say := self._says.get(peer)) is not None:
+            say(data)
 
     def cancel(self, transfer: TransferId) -> None:
         """Nothing of this transfer is applied or reported any more."""
@@ -175,6 +203,43 @@ class Transfers:
             "through_momentum": e.through_momentum,
         }
 
+    # -------------------------------------------------------------------------------- channels
+
+    async def _channel(self, e: RunChannel | ServeChannel, target: tuple[str, int] | None) -> None:
+        """Until it breaks, or nothing comes for too long. A word each second says that we are there."""
+        loop = asyncio.get_running_loop()
+        heard_at = loop.time()
+        is_open = False
+        said: list[Callable[[bytes], None]] = []
+
+        def heard(message: bytes) -> None:
+            nonlocal heard_at, is_open
+            heard_at = loop.time()
+            if not is_open:
+                is_open = True
+                self._says[e.peer] = said[0]
+                self._post(events.ChannelOpened(e.transfer))
+            if message:
+                self._hear(e.peer, message)
+
+        keys = (e.key_up, e.key_down)
+        run = asyncio.create_task(self._bulk.channel(e.transfer, target, keys, heard, said.append))
+        try:
+            while not (await asyncio.wait({run}, timeout=BEAT_S))[0]:
+                if loop.time() - heard_at > SILENT_S:
+                    reason = f"nothing came for {SILENT_S:g} s"
+                    break
+                if said:
+                    said[0](b"")
+            else:
+                reason = await _ending(run)
+        finally:
+            run.cancel()
+            await asyncio.gather(run, return_exceptions=True)
+            if said and self._says.get(e.peer) is said[0]:
+                del self._says[e.peer]
+        self._post(events.ChannelEnded(e.transfer, reason))
+
     # ----------------------------------------------------------------------------------- pulls
 
     async def _run_pull(self, e: RunPull) -> None:
@@ -251,6 +316,15 @@ def _went_well(
         work_s=cost.work_s,
         line_bytes_s=cost.line_bytes_s,
     )
+
+
+async def _ending(run: asyncio.Task[None]) -> str:
+    """Why it is over."""
+    try:
+        await run
+    except PeerlmError as error:
+        return _reason(error)
+    return "it ended"
 
 
 def _discard(begun: asyncio.Future[Partial]) -> None:

@@ -28,7 +28,7 @@ from peerlm.events import Event
 from peerlm.mix import algorithms
 from peerlm.mix.fragment import Batch, Outcome, SlowFragment
 from peerlm.mix.vector import Vector
-from peerlm.model.plan import fragments
+from peerlm.model.stages import held_fragments
 from peerlm.train import protocol
 from peerlm.train.protocol import Frames, Message
 from peerlm.types import FragmentId, PeerId
@@ -50,6 +50,8 @@ class WorkerLink:
         log: Descriptor the worker's output goes to; None: this process's stderr.
         first_pass: Pass over the corpus that the first worker begins with. Give another at every
             boot, or the beginning of the same one is read again.
+        held: Stages of the model that this node holds.
+        hop: Sends a hop of the worker's to a peer.
     """
 
     def __init__(
@@ -64,8 +66,11 @@ class WorkerLink:
         threads: int,
         log: int | None = None,
         first_pass: int = 0,
+        held: range = range(1),
+        hop: Callable[[PeerId, bytes], None] = lambda peer, data: None,
     ) -> None:
         self.plan = plan
+        self._held, self._hop = held, hop
         self._post, self._slow, self._settings, self._peer = post, slow, settings, peer
         self._corpus, self._threads, self._log = corpus, threads, log
         self._next_pass = first_pass
@@ -88,7 +93,7 @@ class WorkerLink:
         """Start a worker → `WorkerReady`, or `WorkerExited`. The one before must have exited."""
         assert self._worker is None, f"generation {self._worker.generation} is still here"
         try:
-            self._worker = WorkerProcess(generation, fragments(self.plan))
+            self._worker = WorkerProcess(generation, held_fragments(self.plan, self._held))
         except OSError as error:
             self._post(events.WorkerExited(generation, f"worker cannot start: {error}"))
         else:
@@ -109,11 +114,27 @@ class WorkerLink:
         swarm_tokens: int,
         members: tuple[PeerId, ...],
         inner_steps: int,
+        hosts: tuple[tuple[PeerId, int, int], ...] = (),
     ) -> None:
         """A later word takes the place of one that has not left yet."""
         if (worker := self._current(generation)) is not None:
             budget = self.plan.run.token_budget
-            worker.say(protocol.Steer(training, swarm_tokens, budget, members, inner_steps))
+            steer = protocol.Steer(
+                training,
+                swarm_tokens,
+                budget,
+                members,
+                inner_steps,
+                tuple(peer for peer, _, _ in hosts),
+                tuple(first for _, first, _ in hosts),
+                tuple(last for _, _, last in hosts),
+            )
+            worker.say(steer)
+
+    def hear(self, peer: PeerId, data: bytes) -> None:
+        """A hop from another node's worker; lost if ours is not there."""
+        if self._worker is not None and self._worker.is_ready:
+            self._worker.say(protocol.Hop(peer, data))
 
     def evaluate(self, generation: int, tokens: int) -> None:
         """Copy φ and have it evaluated → `Evaluated`. Ignored before the worker is ready and while
@@ -203,6 +224,8 @@ class WorkerLink:
             corpus=tuple(str(path) for path in self._corpus()),
             threads=self._threads,
             first_pass=self._next_pass,
+            first_stage=self._held[0],
+            last_stage=self._held[-1],
         )
 
     async def _listen(self, worker: WorkerProcess) -> None:
@@ -240,6 +263,10 @@ class WorkerLink:
                 self._post(events.Evaluated(generation, val_loss, tokens, noise_scale))
             case protocol.Drained():
                 self._post(events.WorkerDrained(generation))
+            case protocol.Hop(peer, data):
+                self._hop(peer, data)
+            case protocol.Nonsense(peer, why):
+                self._post(events.Misbehaved(peer, why))
             case protocol.Failed(error):
                 worker.last_words = error
             case _:
@@ -327,4 +354,7 @@ def _progressed(generation: int, report: protocol.Progress) -> events.WorkerProg
         nonfinite_steps=report.nonfinite_steps,
         data_pass=report.data_pass,
         data_position=report.data_position,
+        stream_lost=report.stream_lost,
+        stream_sent=report.stream_sent,
+        stream_received=report.stream_received,
     )

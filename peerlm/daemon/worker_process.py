@@ -22,7 +22,10 @@ from peerlm.train.protocol import Message
 from peerlm.train.shared import SharedMemory
 from peerlm.types import FragmentId
 
-RECEIVE_BYTES = 1 << 16
+RECEIVE_BYTES = 1 << 18
+
+HOPS_MAX = 64
+"""Words that may wait for the worker before hops are dropped."""
 
 
 class WorkerProcess:
@@ -37,7 +40,8 @@ class WorkerProcess:
         self.last_words = ""
         self.closed = asyncio.Event()
         self._process: Process | None = None
-        self._outbox: dict[tuple[type[Message], FragmentId | None], Message] = {}
+        self._outbox: dict[tuple[type[Message], FragmentId | int | None], Message] = {}
+        self._hops = 0
         self._has_words = asyncio.Event()
         self._memory_file = os.fdopen(shared.allocate(fragments), "r+b", buffering=0)
         self.memory = SharedMemory(self._memory_file.fileno(), fragments)
@@ -64,7 +68,11 @@ class WorkerProcess:
 
     def say(self, message: Message) -> None:
         """Send as soon as the socket takes it, after what was said before."""
-        key = (type(message), getattr(message, "fragment", None))
+        is_hop = isinstance(message, protocol.Hop)
+        if is_hop and len(self._outbox) >= HOPS_MAX:
+            return  # it does not keep up: what is lost is missed, and sent again
+        self._hops += is_hop
+        key = (type(message), self._hops if is_hop else getattr(message, "fragment", None))
         self._outbox.pop(key, None)
         self._outbox[key] = message
         self._has_words.set()

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -83,14 +83,14 @@ class Exchanges:
 
     Args:
         endpoint: where a peer's bulk port can be dialled, or None if it cannot.
-        sizes: elements of each fragment, by id.
+        sizes: elements of each fragment that this node holds.
     """
 
     def __init__(
         self,
         me: PeerId,
         plan: Plan,
-        sizes: Sequence[int],
+        sizes: Mapping[FragmentId, int],
         sampler: Sampler,
         endpoint: Callable[[PeerId], tuple[str, int] | None],
         rng: random.Random,
@@ -100,7 +100,7 @@ class Exchanges:
         self._me = me
         self._plan = plan
         self._algorithm = algorithms.get(plan.mix.algorithm)
-        self._sizes = tuple(sizes)
+        self._sizes = dict(sizes)
         self._sampler = sampler
         self._endpoint = endpoint
         self._rng = rng
@@ -354,12 +354,14 @@ class Exchanges:
         standing = self.standing
         if request.plan_hash != standing.plan_hash:
             return "refuse", "plan"
-        if request.fragment >= len(self._sizes):
+        if request.fragment not in self._sizes:
             return "refuse", "no such fragment"
         codecs = (request.codec_request, request.codec_reply)
         if codecs[0] not in WEIGHT_CODECS or codecs[1] not in CODECS:
             return "refuse", "codec"
-        if request.request_bytes != stream_bytes(codecs[0], self._sizes[request.fragment]):
+        if request.request_bytes != stream_bytes(
+            codecs[0], self._sizes[FragmentId(request.fragment)]
+        ):
             return "refuse", "size"
         if not self._algorithm.mixes:
             return "refuse", "the plan mixes nothing"

@@ -75,15 +75,15 @@ class Outcomes:
     """What one node has learnt from its exchanges.
 
     Args:
-        sizes: elements of each fragment, by id.
+        sizes: elements of each fragment that this node holds.
         clip_factor: the plan's, for the clipping of differences.
     """
 
-    def __init__(self, sizes: Sequence[int], clip_factor: float) -> None:
-        self.fragments = [FragmentState(ClipTracker(clip_factor)) for _ in sizes]
+    def __init__(self, sizes: Mapping[FragmentId, int], clip_factor: float) -> None:
+        self.fragments = {fragment: FragmentState(ClipTracker(clip_factor)) for fragment in sizes}
         self.scores = PeerScores()
         self._misfits = Misfits()
-        self._sizes = tuple(sizes)
+        self._sizes = dict(sizes)
         self._counts: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._clip_booked = 0.0
@@ -150,8 +150,8 @@ class Outcomes:
         """Relative consensus distance over all fragments: rms of their recent averages, weighted
         by size; None before the first exchange."""
         known = [
-            (size, state.distance)
-            for size, state in zip(self._sizes, self.fragments, strict=True)
+            (self._sizes[fragment], state.distance)
+            for fragment, state in self.fragments.items()
             if state.distance is not None
         ]
         if not known:
@@ -239,7 +239,7 @@ class Outcomes:
             self._told.pop((peer, level), None)
         self._ahead_of_us.pop(peer, None)
         self._misfits.forget(peer)
-        for state in self.fragments:
+        for state in self.fragments.values():
             state.last.pop(peer, None)
 
     # --------------------------------------------------------------------------------- for people

@@ -37,7 +37,7 @@ class Part(nn.Module):
             nn.ModuleDict({kind: BLOCKS[kind](model)} if name in held else {})
             for name, kind in zip(names[1:-1], model.blocks, strict=True)
         )
-        self.output = Output(vocab, model.dim, model.tied) if names[-1] in held else None
+        self.output = Output(model, vocab) if names[-1] in held else None
 
     @torch.no_grad()
     def initialise(self, rng_seed: int) -> None:
@@ -71,6 +71,7 @@ class Part(nn.Module):
 
     def loss(self, hidden_BTD: Tensor, next_BT: Tensor) -> Tensor:
         """Mean cross-entropy, nats a token, of the stream behind the last block. Of a part with the ends."""
-        assert self.output is not None and self.embedding is not None
+        assert self.output is not None
+        assert self.embedding is not None
         logits_BTV = self.output(hidden_BTD, self.embedding.weight)
         return F.cross_entropy(logits_BTV.float().flatten(0, 1), next_BT.flatten())

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peerlm.effects import CancelTransfer, Effect, InstallObjects, RunPull, Send
 from peerlm.events import PullEnded, PullProgressed
@@ -82,16 +82,16 @@ class Acquisition:
 
     Args:
         endpoint: where a peer's bulk port can be dialled, or None.
-        sizes: elements of each fragment of the plan.
+        sizes: elements of each fragment that this node holds.
     """
 
     def __init__(
         self,
-        sizes: Sequence[int],
+        sizes: Mapping[FragmentId, int],
         endpoint: Callable[[PeerId], tuple[str, int] | None],
         rng: random.Random,
     ) -> None:
-        self._sizes = tuple(sizes)
+        self._sizes = dict(sizes)
         self._endpoint = endpoint
         self._rng = rng
         self._pulls: dict[TransferId, _Pull] = {}
@@ -139,7 +139,7 @@ class Acquisition:
     def installation(self) -> InstallObjects:
         """What to install now that `state_arrived`; the wish is fulfilled by it."""
         assert self.state_arrived, "state has not arrived"
-        offers = [self._chosen[FragmentId(i)] for i in range(len(self._sizes))]
+        offers = [self._chosen[fragment] for fragment in self._sizes]
         self._drop_state()
         return InstallObjects(
             tuple(
@@ -180,11 +180,15 @@ class Acquisition:
     def on_state_give(
         self, peer: PeerId, give: StateGive, plan_hash: bytes, now: Instant
     ) -> list[Effect]:
-        """A donor's answer. Incomplete or foreign offers count as none, as do late ones: what is
-        being pulled is what was offered first."""
-        shape = [(o.fragment, o.size) for o in give.fragments]
-        complete = shape == [(i, BYTES * size) for i, size in enumerate(self._sizes)]
-        if self._ask_at is None or peer not in self._willing(now) or not complete:
+        """A donor's answer. Offers of nothing that is held here count as none, as do foreign and late ones: what
+        is being pulled is what was offered first."""
+        give = replace(
+            give, fragments=tuple(o for o in give.fragments if o.fragment in self._sizes)
+        )
+        shape = {FragmentId(o.fragment): o.size for o in give.fragments}
+        fits = all(size == BYTES * self._sizes[fragment] for fragment, size in shape.items())
+        fits &= 0 < len(shape) == len(give.fragments)
+        if self._ask_at is None or peer not in self._willing(now) or not fits:
             return []
         if give.plan_hash != plan_hash:
             return []
@@ -311,12 +315,16 @@ class Acquisition:
             self._barren_at = after(now, BARREN_S)
 
     def _begin_state(self, now: Instant) -> list[Effect]:
-        """Enough donors have answered: pull from those that agree, the most advanced included."""
-        self._compare_until = self._ask_at = None
+        """Enough donors have answered: pull from those that agree, the most advanced included; or go on asking,
+        if there is something that none of them has."""
+        self._compare_until = None
         agreeing = agreeing_donors(self._gives)
-        first = self._gives[agreeing[0]]
-        self.is_final = first.final
-        wants: dict[Key, int] = {offer.fragment: offer.size for offer in first.fragments}
+        offered = {o.fragment for peer in agreeing for o in self._gives[peer].fragments}
+        if len(offered) < len(self._sizes):
+            return []
+        self._ask_at = None
+        self.is_final = self._gives[agreeing[0]].final
+        wants: dict[Key, int] = {fragment: BYTES * size for fragment, size in self._sizes.items()}
         self._state, self._chosen = Fetch(wants, self._rng, now), {}
         self._givers, self._barren_at = {}, after(now, BARREN_S)
         self._pulled_from = agreeing
@@ -338,7 +346,8 @@ class Acquisition:
         return effects
 
     def _offer_of(self, start: StartPull) -> FragmentOffer:
-        return self._gives[start.peer].fragments[_fragment(start)]
+        offers = self._gives[start.peer].fragments
+        return next(offer for offer in offers if offer.fragment == _fragment(start))
 
     def _failed(self, pull: _Pull, fault: Fault, now: Instant) -> list[Effect]:
         del self._pulls[pull.start.transfer]
@@ -389,9 +398,10 @@ def agreeing_donors(gives: Mapping[PeerId, StateGive]) -> tuple[PeerId, ...]:
         gives = {peer: give for peer, give in gives.items() if give.final}
         distance_max = FINAL_DISTANCE_MAX
 
-    def rank(peer: PeerId) -> tuple[bool, int, int, PeerId]:
+    def rank(peer: PeerId) -> tuple[bool, float, int, PeerId]:
         give = gives[peer]
-        return not give.final, -sum(o.version for o in give.fragments), -give.tokens, peer
+        versions = [o.version for o in give.fragments]
+        return not give.final, -sum(versions) / len(versions), -give.tokens, peer
 
     ahead = sorted(gives, key=rank)
     if len(gives) < 3:

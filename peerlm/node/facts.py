@@ -36,8 +36,8 @@ class Facts:
 
     @property
     def donors(self) -> int:
-        """Live members that have weights and can be dialled."""
-        return len(self._work.seen.donors)
+        """Live members that have weights and can be dialled; none unless together they have what this node holds."""
+        return self._work.donors()
 
     @property
     def donors_done(self) -> bool:
@@ -67,8 +67,12 @@ class Facts:
 
     @property
     def origin(self) -> bool:
-        """It may make the initial weights, now."""
-        return self._work.origin and not self._work.worker.supervision.is_waiting(self._now)
+        """It may make the initial weights, now. Those of a stage are the same whoever makes them, so while nothing
+        was learnt anybody may who is to hold it."""
+        work = self._work
+        is_drawn = work.plan.run.initial == "drawn" and not work.seen.swarm_tokens
+        may = work.origin or (is_drawn and not work.hosting.is_whole)
+        return may and not work.worker.supervision.is_waiting(self._now)
 
     @property
     def state_arrived(self) -> bool:

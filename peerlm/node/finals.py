@@ -56,8 +56,7 @@ class Finals:
         if theirs.final and not ours.final and theirs.plan_hash == ours.plan_hash:
             self.outdone = True  # we had run out of time to settle
             return
-        comparable = len(ours.fragments) == len(theirs.fragments)
-        if not (theirs.final and ours.final and comparable) or theirs.plan_hash != ours.plan_hash:
+        if not (theirs.final and ours.final) or theirs.plan_hash != ours.plan_hash:
             return
         if peer in self._ask_at:
             self._shown[peer] = theirs
@@ -74,8 +73,10 @@ class Finals:
 
 
 def agree(a: StateGive, b: StateGive, distance_max: float) -> bool:
-    """Whether two offers of the same fragments are, by their sketches, no farther apart."""
+    """Whether the fragments that are in both offers are, by their sketches, no farther apart."""
+    sketches = {offer.fragment: offer.sketch for offer in b.fragments}
     return all(
-        distance(x.sketch, y.sketch) <= distance_max
-        for x, y in zip(a.fragments, b.fragments, strict=True)
+        distance(offer.sketch, sketches[offer.fragment]) <= distance_max
+        for offer in a.fragments
+        if offer.fragment in sketches
     )

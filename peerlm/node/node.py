@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from peerlm import events as ev
 from peerlm.config import NodeSettings
@@ -36,9 +36,12 @@ from peerlm.node.snapshots import Restored
 from peerlm.node.status import Summary
 from peerlm.node.summary import summarise
 from peerlm.node.work import Work
+from peerlm.swarm.hosting import Hosting
 from peerlm.swarm.vitals import Ledger
-from peerlm.types import Instant, PeerId, Role, TransferId, WallTime, after, short
+from peerlm.types import FragmentId, Instant, PeerId, Role, TransferId, WallTime, after, short
 from peerlm.wire.message import (
+    ChannelAnswer,
+    ChannelRequest,
     ExchangeAnswer,
     ExchangeDone,
     ExchangeRequest,
@@ -85,8 +88,8 @@ class Birth:
     settings: NodeSettings
     ports: Ports
     epoch: int
-    sizes: Sequence[int]
-    """Elements of each fragment of the plan."""
+    sizes: Mapping[FragmentId, int]
+    """Elements of each fragment of the plan that this node holds."""
     seeds: tuple[str, ...]
     book: AddressBook
     origin: bool
@@ -94,6 +97,7 @@ class Birth:
     restored: Restored | None
     tallies: tuple[tuple[PeerId, int, int], ...]
     """(peer, boot epoch, tokens) from the snapshot."""
+    hosting: Hosting = field(default_factory=Hosting)
     profile: Profile | None = None
     """Timers other than the plan's preset, which a simulation may compare."""
 
@@ -134,6 +138,7 @@ class Node:
             birth.plan.plan,
             birth.plan.plan_hash,
             birth.sizes,
+            birth.hosting,
             birth.settings,
             self.company.endpoint,
             self.company.rate_of,
@@ -200,6 +205,7 @@ class Node:
         effects = self.company.wake(now, wall)
         effects += self.work.exchanges.wake(now)
         effects += self.work.acquisition.wake(now)
+        effects += self.work.channels.wake(now)
         effects += self._look(now)
         if self._publish_due <= now and self._goodbye_at is None:
             effects += self._publish(now)
@@ -271,6 +277,10 @@ class Node:
                 return self._exchanged(event, work.exchanges.ended(event, now), now)
             case ev.ExchangeServed():
                 return self._exchanged(event, work.exchanges.served(event, now), now)
+            case ev.ChannelOpened():
+                return [*work.channels.opened(event), *work.steer(now)]
+            case ev.ChannelEnded():
+                return [*work.channels.ended(event, now), *work.steer(now)]
             case ev.PullProgressed():
                 return work.acquisition.progressed(event, now)
             case ev.PullEnded():
@@ -343,6 +353,13 @@ class Node:
                 return work.exchanges.on_answer(peer, message, now)
             case ExchangeDone():
                 return work.exchanges.on_done(peer, message, now)
+            case ChannelRequest():
+                if work.is_taken(TransferId(message.transfer)):
+                    taken = ChannelAnswer(message.transfer, "refuse", "transfer id is taken")
+                    return [Send(peer, taken)]
+                return work.channels.on_request(peer, message, now)
+            case ChannelAnswer():
+                return work.channels.on_answer(peer, message, now)
             case StateAsk() | PullRequest() if not company.may_hold(peer):
                 return []
             case StateAsk():
@@ -417,7 +434,8 @@ class Node:
         return seen._replace(swarm_tokens=tokens)
 
     def _read_anew(self) -> Seen:
-        return read_swarm(self.company, expects_others=self._expects_others)
+        hosting = self._birth.hosting
+        return read_swarm(self.company, hosting, expects_others=self._expects_others)
 
     def _measure_rate(self, now: Instant) -> None:
         seen_at, seen = self._rate_seen
@@ -469,6 +487,8 @@ class Node:
             val_loss=worker.val_loss,
             distance=work.exchanges.outcomes.distance(),
             tokens_per_s=worker.tokens_per_s,
+            first_stage=self._birth.hosting.first,
+            last_stage=self._birth.hosting.last,
         )
 
     # ------------------------------------------------------------------------------------ leaving
@@ -501,7 +521,7 @@ class Node:
 
     def summary(self, now: Instant) -> Summary:
         """What `status` shows, frozen."""
-        parameters = sum(self._birth.sizes)
+        parameters = sum(self._birth.sizes.values())
         return summarise(self.company, self.work, self._vitals(now), self._rate, parameters, now)
 
     def _outcome(self, effects: list[Effect], now: Instant) -> list[Effect]:

@@ -7,9 +7,12 @@ itself, under a plan of our revision, and as far as its certificate allows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from peerlm.node.lifecycle import Phase
+from peerlm.swarm.hosting import Hosting, Run
 from peerlm.types import PeerId, Role
 
 if TYPE_CHECKING:
@@ -34,17 +37,23 @@ class Seen(NamedTuple):
     """Live active members that have not settled."""
     swarm_tokens: int = 0
     addresses_known: bool = False
+    runs: Mapping[PeerId, Run] = MappingProxyType({})
+    """The stages that each partner and donor holds."""
+    neighbours: tuple[PeerId, ...] = ()
+    """Trainers that the stream can come from or go to."""
 
 
-def read_swarm(company: Company, *, expects_others: bool) -> Seen:
+def read_swarm(company: Company, hosting: Hosting, *, expects_others: bool) -> Seen:
     """What company knows now. `expects_others`: somebody could be out there, seen or not."""
     partners, trainers, donors = [], [], []
     done, unsettled = [], 0
+    runs: dict[PeerId, Run] = {}
     for peer in company.linked():
         vitals, roles = company.vitals_of(peer), company.gate.roles_of(peer)
         if vitals is None or HOLDERS.isdisjoint(roles):
             continue
         may_train = Role.TRAIN in roles
+        runs[peer] = (vitals.first_stage, vitals.last_stage)
         if vitals.active and vitals.plan_revision == company.plan.revision:
             donors.append(peer)
             if vitals.phase == Phase.DONE and vitals.settled:
@@ -62,4 +71,6 @@ def read_swarm(company: Company, *, expects_others: bool) -> Seen:
         unsettled=unsettled,
         swarm_tokens=company.ledger.total(),
         addresses_known=expects_others,
+        runs=runs,
+        neighbours=hosting.neighbours({peer: runs[peer] for peer in trainers}),
     )

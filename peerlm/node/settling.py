@@ -9,7 +9,7 @@ they say of themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from peerlm.effects import Effect
 from peerlm.mix.exchange import Exchanges
@@ -20,7 +20,7 @@ PAUSE_S = 0.05
 """Between two settling exchanges of one fragment, so that the network breathes."""
 
 ALONE_S = 3.0
-"""A node that has lost sight of everybody while settling waits this long before it settles alone."""
+"""A node that has lost sight of everybody that holds a fragment waits this long before it settles it alone."""
 
 PARTNERS = 3
 """Partners a fragment must be near to; more would not make it nearer to the rest."""
@@ -34,14 +34,16 @@ class Settling:
 
     def __init__(self) -> None:
         self.since: Instant | None = None
-        self._company_at = self._looked_at = Instant(0.0)
+        self._company_at: dict[FragmentId, Instant] = {}
+        self._looked_at = Instant(0.0)
         self._due: dict[FragmentId, Instant] = {}
 
     def begin(self, outcomes: Outcomes, now: Instant) -> None:
         """How near partners are counts from here on, by exchanges yet to come."""
-        self.since = self._company_at = now
+        self.since = now
+        self._company_at = dict.fromkeys(outcomes.fragments, now)
         self._due.clear()
-        for state in outcomes.fragments:
+        for state in outcomes.fragments.values():
             state.last.clear()
 
     def end(self) -> None:
@@ -51,27 +53,35 @@ class Settling:
         return self.since is not None and now - self.since > deadline_s
 
     def go_on(
-        self, exchanges: Exchanges, partners: Sequence[PeerId], spread: float, now: Instant
+        self,
+        exchanges: Exchanges,
+        partners_of: Callable[[FragmentId], Sequence[PeerId]],
+        spread: float,
+        now: Instant,
     ) -> tuple[list[Effect], bool]:
         """Mix every idle fragment that is not yet close to those it could be compared with. Returns
         also whether all are close."""
         self._looked_at = now
-        if partners:
-            self._company_at = now
         effects: list[Effect] = []
-        fragments = exchanges.outcomes.fragments
-        is_close = [self._is_close(state.last, partners, spread) for state in fragments]
-        for index, state in enumerate(fragments):
-            fragment = FragmentId(index)
-            if not is_close[index] and not exchanges.is_busy(fragment):
+        is_all_close = True
+        for fragment, state in exchanges.outcomes.fragments.items():
+            partners = partners_of(fragment)
+            if partners:
+                self._company_at[fragment] = now
+            if self._is_close(fragment, state.last, partners, spread):
+                continue
+            is_all_close = False
+            if not exchanges.is_busy(fragment):
                 unmet = self._to_mix_with(fragment, state.last, partners, spread)
                 effects += exchanges.start(fragment, unmet, now)
-        return effects, all(is_close)
+        return effects, is_all_close
 
-    def _is_close(self, last: Distances, partners: Sequence[PeerId], spread: float) -> bool:
+    def _is_close(
+        self, fragment: FragmentId, last: Distances, partners: Sequence[PeerId], spread: float
+    ) -> bool:
         """Whether a fragment is near enough to enough partners."""
         if not partners:
-            return self._looked_at - self._company_at >= ALONE_S
+            return self._looked_at - self._company_at[fragment] >= ALONE_S
         near = sum(_is_near(last.get(p), spread) for p in partners)
         return near >= min(PARTNERS, len(partners))
 

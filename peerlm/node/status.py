@@ -34,6 +34,8 @@ class MemberSummary:
     linked: bool
     mixed_s_ago: float | None = None
     """Since this node's last exchange with it."""
+    stages: tuple[int, int] = (0, 0)
+    """First and last stage of the model that it holds."""
     software: str = ""
     """The release of peerlm that it runs, by its own word; empty where it has not said."""
 
@@ -68,6 +70,14 @@ class Summary:
     bytes_received: int
     bytes_allreduce: int
     """What fp32 ring all-reduce each inner step would have made this node send by now."""
+    stages: tuple[int, int, int]
+    """First and last that this node holds, of how many."""
+    lacking: tuple[int, ...]
+    """Stages that nobody trains."""
+    stream_lost: int
+    """Microbatches of its worker's that came to nothing."""
+    stream_bytes: tuple[int, int]
+    """Sent and received by its worker, of the stream between stages."""
     inner_steps: int
     """Between two outer steps of a fragment, as it is now."""
     line_use: float | None
@@ -142,6 +152,7 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "consensus_distance": m.distance,
                 "linked": m.linked,
                 "mixed_s_ago": None if m.mixed_s_ago is None else round(m.mixed_s_ago, 1),
+                "stages": list(m.stages),
                 "software": m.software,
             }
             for m in s.members
@@ -152,6 +163,15 @@ def as_json(s: Summary) -> dict[str, Any]:
         "bytes_sent": s.bytes_sent,
         "bytes_received": s.bytes_received,
         "bytes_allreduce": s.bytes_allreduce,
+        "stages": {
+            "first": s.stages[0],
+            "last": s.stages[1],
+            "count": s.stages[2],
+            "lacking": list(s.lacking),
+            "lost": s.stream_lost,
+            "bytes_sent": s.stream_bytes[0],
+            "bytes_received": s.stream_bytes[1],
+        },
         "tempo": {
             "inner_steps": s.inner_steps,
             "line_use": _rounded(s.line_use),
@@ -183,6 +203,12 @@ def _rounded(value: float | None, digits: int = 4) -> float | None:
     return None if value is None else round(value, digits)
 
 
+def is_whole(s: Summary) -> bool:
+    """Whether the node holds the whole model."""
+    first, last, count = s.stages
+    return last - first + 1 == count
+
+
 def is_ready(s: Summary) -> bool:
     """Whether the node takes part in its run: it has weights, or somebody to get them from."""
     others = [m for m in s.members if m.peer != s.peer and m.state == "alive"]
@@ -208,6 +234,8 @@ def why(s: Summary) -> list[str]:
     if s.participating and not lines:
         distance = "" if s.consensus_distance is None else f", distance {s.consensus_distance:.2%}"
         lines = [f"mixing: {s.exchanges.get('ok', 0)} exchanges done{distance}"]
+        if not is_whole(s) and not s.exchanges.get("ok"):
+            lines = ["training its part; nobody else holds it, so there is nobody to mix with"]
     lines = lines or ["no exchange has finished lately; `peerlm peers` shows who is there"]
     return [*lines, *_reached(s.reached)]
 
@@ -227,7 +255,10 @@ def _reached(reached: Reached) -> list[str]:
 def _own_state(s: Summary) -> list[str]:
     lines = []
     if s.phase == "done":
-        lines.append(f"the run is done: {s.swarm_tokens:,} tokens; the model is in {s.model_dir}")
+        where = f"the model is in {s.model_dir}"
+        if not is_whole(s):
+            where = "this node keeps its part; one that joins with host.stages = all gets the model"
+        lines.append(f"the run is done: {s.swarm_tokens:,} tokens; {where}")
     elif s.phase_reason:
         lines.append(f"{s.phase}: {s.phase_reason}")
     elif s.phase not in ("training", "settling"):

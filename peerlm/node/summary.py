@@ -50,6 +50,10 @@ def summarise(
         bytes_sent=totals.bytes_sent,
         bytes_received=totals.bytes_received,
         bytes_allreduce=_bytes_allreduce(work, parameters),
+        stages=(work.hosting.first, work.hosting.last, work.hosting.count),
+        lacking=tuple(work.lacking()),
+        stream_lost=worker.stream_lost,
+        stream_bytes=worker.stream_bytes,
         inner_steps=work.tempo.inner_steps,
         line_use=work.tempo.use,
         line_bytes_s=work.tempo.line_bytes_s,
@@ -131,6 +135,7 @@ def _summarise(
         distance=v.distance if v else None,
         linked=linked,
         mixed_s_ago=mixed_s_ago,
+        stages=(v.first_stage, v.last_stage) if v else (0, 0),
         software=software,
     )
 

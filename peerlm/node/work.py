@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from peerlm.config import NodeSettings, Plan
 from peerlm.effects import Effect, InstallSnapshot, Log, PrepareCorpus, Send, WriteModel
@@ -32,6 +32,7 @@ from peerlm.mix.algorithms import RAMP_STEPS, ramp
 from peerlm.mix.exchange import Exchanges
 from peerlm.mix.tempo import Tempo
 from peerlm.node.acquire import Acquisition
+from peerlm.node.channels import Channels
 from peerlm.node.facts import Facts
 from peerlm.node.finals import Finals
 from peerlm.node.lifecycle import BEHIND_STEPS, NEXT, Phase, decide
@@ -40,6 +41,7 @@ from peerlm.node.settling import Settling
 from peerlm.node.snapshots import Restored, Snapshots
 from peerlm.node.straying import Straying
 from peerlm.node.worker import Worker
+from peerlm.swarm.hosting import Hosting, holders
 from peerlm.swarm.sampler import sampler_named
 from peerlm.types import FragmentId, Instant, PeerId, TransferId, after
 from peerlm.wire.message import PullRequest, StateGive
@@ -74,7 +76,8 @@ class Work:
         me: PeerId,
         plan: Plan,
         plan_hash: bytes,
-        sizes: Sequence[int],
+        sizes: Mapping[FragmentId, int],
+        hosting: Hosting,
         settings: NodeSettings,
         endpoint: Callable[[PeerId], tuple[str, int] | None],
         rate_of: Callable[[PeerId], float],
@@ -92,6 +95,7 @@ class Work:
         self.origin = origin
         self.restored = restored
         self.may_train = may_train
+        self.hosting = hosting
         self.phase = Phase.STARTING
         self.paused = False
         self.model_dir = ""
@@ -108,9 +112,9 @@ class Work:
         self.exchanges.standing.plan_hash = plan_hash
         self.tempo = Tempo(plan.mix, now)
         self.acquisition = Acquisition(sizes, endpoint, rng)
+        self.channels = Channels(me, endpoint, rng)
         self.finals = Finals()
         self.straying = Straying()
-        self._sizes = tuple(sizes)
         self._rate_of = rate_of
         self._rng = rng
         self.started = now
@@ -123,6 +127,9 @@ class Work:
     # --------------------------------------------------------------------------------- phases
 
     def start(self, seen: Seen, now: Instant) -> list[Effect]:
+        if not self.hosting.has_ends:
+            self.corpus_state = "ready"  # it reads none
+            return self.see(seen, now)
         return [PrepareCorpus(), *self.see(seen, now)]
 
     def see(self, seen: Seen, now: Instant) -> list[Effect]:
@@ -133,6 +140,7 @@ class Work:
             for peer in [p for p in before.partners if p not in seen.partners]:
                 effects += self.exchanges.peer_gone(peer, now)
         effects += self._mind_straying(now)
+        effects += self.channels.see(seen.neighbours, now)
         if seen.donors is not before.donors:
             effects += self.acquisition.donors_are(seen.donors, now)
         if self.corpus_state == "missing" and self.acquisition.corpus_arrived:
@@ -159,7 +167,7 @@ class Work:
                 outcomes.caught_up()
             return []
         is_behind = outcomes.is_behind(self.seen.partners, now)
-        is_unmixed = self.last_exchange is None and self.exchanges.mixes
+        is_unmixed = self.last_exchange is None and self._has_partners
         is_outrun = self.straying.is_fresh and is_unmixed and self._is_outrun()
         if self.straying.begins(now, is_behind=is_behind, is_outrun=is_outrun):
             return self._suspend(now)
@@ -205,7 +213,7 @@ class Work:
         if not self.exchanges.standing.active:
             return []
         self.exchanges.standing.active = False
-        return [*self.exchanges.freeze(now), *self._steer(now)]
+        return [*self.exchanges.freeze(now), *self.steer(now)]
 
     def _install(self, left: Phase, now: Instant) -> list[Effect]:
         if left is Phase.FETCHING:
@@ -231,13 +239,18 @@ class Work:
             self.snapshots.due = now
         if self.phase is Phase.TRAINING and self.worker.supervision.state == "off":
             effects += self.worker.start(now, fresh=False)
-        return effects + self._steer(now)
+        return effects + self.steer(now)
 
     def _finish(self, now: Instant) -> list[Effect]:
         """Who ran out of time to settle is done too, but its weights are nobody's final ones."""
         self.settled = self.settled or self.has_final
-        effects = self.exchanges.freeze(now)
-        return [*effects, WriteModel(self.seen.swarm_tokens), *self.worker.stop()]
+        effects = [*self.exchanges.freeze(now), *self.worker.stop()]
+        if (
+            not self.hosting.is_whole
+        ):  # a part is kept, in a last snapshot, and is no model by itself
+            self.snapshots.due = now
+            return effects
+        return [WriteModel(self.seen.swarm_tokens), *effects]
 
     # --------------------------------------------------------------------------------- duties
 
@@ -253,10 +266,10 @@ class Work:
         elif self.phase is Phase.DONE:
             effects += self._stay_done(now)
         if self._steer_due <= now:
-            effects += [*self._steer(now), *self._watch_worker(now)]
+            effects += [*self.steer(now), *self._watch_worker(now)]
         if self.installed and self.snapshots.due <= now:
             effects += self._snapshot_unless_held(now)
-        if is_training:
+        if is_training and self.hosting.is_whole:
             tokens, every_s = self.seen.swarm_tokens, self.plan.train.val_every_s
             effects += self.worker.evaluate_if_due(every_s, tokens, now)
         return effects
@@ -268,8 +281,34 @@ class Work:
             self._model_due = None
             effects.append(WriteModel(self.seen.swarm_tokens))
         if self.snapshots.is_final:
-            effects += self.finals.ask(self.seen.done, now)
+            effects += self.finals.ask(self._comparable(), now)
         return effects
+
+    def _comparable(self) -> Sequence[PeerId]:
+        """Who is done and holds something that this node holds too."""
+        mine, runs = self.hosting, self.seen.runs
+        return [p for p in self.seen.done if runs[p][0] <= mine.last and mine.first <= runs[p][1]]
+
+    def donors(self) -> int:
+        """How many could give weights; 0 unless together they have all that this node holds."""
+        donors, mine = self.seen.donors, self.hosting
+        if mine.count == 1:
+            return len(donors)
+        able = [s for s in range(mine.first, mine.last + 1) if holders(s, self.seen.runs, donors)]
+        return len(donors) if len(able) == 1 + mine.last - mine.first else 0
+
+    def lacking(self) -> list[int]:
+        """Stages that nobody here trains: without them nothing can be learnt."""
+        runs, mine = self.seen.runs, range(self.hosting.first, self.hosting.last + 1)
+        elsewhere = [stage for stage in range(self.hosting.count) if stage not in mine]
+        return [stage for stage in elsewhere if not holders(stage, runs, self.seen.trainers)]
+
+    @property
+    def _has_partners(self) -> bool:
+        """Somebody holds what this node holds, and mixes."""
+        return self.exchanges.mixes and any(
+            map(self.partners_of, self.exchanges.outcomes.fragments)
+        )
 
     def _weigh(self) -> None:
         """What weight others should give to this node: less while it is new, and, with `mix.by_tokens`, as much
@@ -280,11 +319,12 @@ class Work:
             share = max(SLOWEST_SHARE, own / max(own, fastest))
         self.exchanges.standing.ramp = ramp(self._outer_steps) * share
 
-    def _steer(self, now: Instant) -> list[Effect]:
+    def steer(self, now: Instant) -> list[Effect]:
+        """Tell the worker what to go by."""
         self._steer_due = after(now, STEER_S)
         self._weigh()
-        members = tuple(sorted((*self.seen.trainers, self.me)))
-        training = self.phase is Phase.TRAINING
+        members = self._readers()
+        training = self.phase is Phase.TRAINING and not self.lacking()
         if not training or not self.worker.tokens_per_s:
             self.tempo.begin(now)
         else:
@@ -292,12 +332,26 @@ class Work:
             on_cpu = self.worker.supervision.device.endswith("cpu")
             self.tempo.look(step_s, now, trains_on_cpu=on_cpu)
         tokens, inner_steps = self.seen.swarm_tokens, self.tempo.inner_steps
-        return self.worker.steer(training, tokens, members, inner_steps)
+        hosts = tuple((peer, *self.seen.runs[peer]) for peer in self.channels.open())
+        return self.worker.steer(training, tokens, members, inner_steps, hosts)
+
+    def _readers(self) -> tuple[PeerId, ...]:
+        """Who shares the text, sorted."""
+        runs = self.seen.runs
+        readers = [peer for peer in self.seen.trainers if not runs[peer][0]]
+        return tuple(sorted((*readers, self.me) if self.hosting.has_ends else readers))
 
     def _settle_on(self, now: Instant) -> list[Effect]:
-        partners, spread = self.seen.partners, self.plan.mix.settle_spread
-        effects, self.settled = self.settling.go_on(self.exchanges, partners, spread, now)
+        spread = self.plan.mix.settle_spread
+        effects, self.settled = self.settling.go_on(self.exchanges, self.partners_of, spread, now)
         return effects
+
+    def partners_of(self, fragment: FragmentId) -> Sequence[PeerId]:
+        """Whom an exchange of this fragment may be started with: who holds it too."""
+        if self.hosting.count == 1:
+            return self.seen.partners
+        stage = self.hosting.stage_of[fragment]
+        return holders(stage, self.seen.runs, self.seen.partners)
 
     # ----------------------------------------------------------------------- weights and worker
 
@@ -336,7 +390,7 @@ class Work:
         log = Log("info", "worker_ready", (("device", event.device), ("threads", event.threads)))
         if self.phase is Phase.DRAINING:
             return [log, *self.worker.drain()]
-        return [log, *self._steer(now)]
+        return [log, *self.steer(now)]
 
     def outer_stepped(self, event: OuterStepped, now: Instant) -> list[Effect]:
         if not self.worker.outer_stepped(event):
@@ -352,16 +406,15 @@ class Work:
             self._weigh()
         effects = self._after_drain(now)
         if self.phase in (Phase.TRAINING, Phase.READY):
-            effects += self.exchanges.start(
-                event.fragment, self.seen.partners, now, self.plan.mix.exchanges
-            )
+            partners = self.partners_of(event.fragment)
+            effects += self.exchanges.start(event.fragment, partners, now, self.plan.mix.exchanges)
         return effects
 
     def worker_progressed(self, event: WorkerProgressed, now: Instant) -> list[Effect]:
         return self._watch_worker(now) if self.worker.progressed(event, now) else []
 
     def _watch_worker(self, now: Instant) -> list[Effect]:
-        expected = self.phase in (Phase.TRAINING, Phase.DRAINING)
+        expected = self.phase in (Phase.TRAINING, Phase.DRAINING) and not self.lacking()
         return self.worker.watch(now, expected=expected)
 
     def worker_drained(self, now: Instant) -> list[Effect]:
@@ -443,13 +496,16 @@ class Work:
 
     def is_taken(self, transfer: TransferId) -> bool:
         """Some pull has this id, served or our own."""
-        return self.snapshots.is_serving(transfer) or self.acquisition.is_taken(transfer)
+        pulls = self.snapshots.is_serving(transfer) or self.acquisition.is_taken(transfer)
+        return pulls or self.channels.is_taken(transfer)
 
     # ------------------------------------------------------------------------------ for people
 
     def is_participating(self, now: Instant) -> bool:
         if self.settled:
             return True
+        if not self.hosting.is_whole and not self._has_partners:
+            return self.phase is Phase.TRAINING and self.worker.tokens_per_s > 0
         if self.last_exchange is None:
             return False
         tokens_per_s = self.worker.tokens_per_s
@@ -462,9 +518,16 @@ class Work:
         if self.phase is Phase.SEEKING:
             if self.origin and self.corpus_state != "ready":
                 return self._corpus_line()
+            if not self.hosting.is_whole and self.seen.swarm_tokens and self.seen.donors:
+                return (
+                    "waiting for a member that has the weights of the stages this node is to hold"
+                )
             return "looking for a member that has weights"
         if self.phase is Phase.FETCHING:
             return "fetching weights from peers"
+        if self.phase is Phase.TRAINING and (lacking := self.lacking()):
+            names = ", ".join(map(str, lacking))
+            return f"nobody trains stage {names} of the model: `peerlm join` a node with host.stages = {lacking[0]}"
         if self.phase is Phase.READY:
             if self.paused:
                 return "paused: `peerlm resume` goes on"
@@ -538,7 +601,8 @@ class Work:
             own = self.worker.supervision.deadline()
         elif self.phase is Phase.SETTLING:
             own = self.settling.deadline()
-        for at in (own, self.exchanges.deadline(), self.acquisition.deadline()):
+        others = (self.exchanges, self.acquisition, self.channels)
+        for at in (own, *(other.deadline() for other in others)):
             if at is not None and at < due:
                 due = at
         return due

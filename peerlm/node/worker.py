@@ -53,6 +53,8 @@ class Worker:
         self.tokens_per_s = 0.0
         self.nonfinite_steps = 0
         self.data_pass, self.data_position = 0, 0.0
+        self.stream_lost, self.stream_bytes = 0, (0, 0)
+        """Of its present life: microbatches that came to nothing; bytes of the stream, sent and received."""
         self.drained = False
         """It has handed in its progress, and the outer steps that follow from it are taken."""
         self._rng = rng
@@ -81,14 +83,19 @@ class Worker:
         return []
 
     def steer(
-        self, training: bool, swarm_tokens: int, members: tuple[PeerId, ...], inner_steps: int
+        self,
+        training: bool,
+        swarm_tokens: int,
+        members: tuple[PeerId, ...],
+        inner_steps: int,
+        hosts: tuple[tuple[PeerId, int, int], ...],
     ) -> list[Effect]:
-        """Whether to take inner steps, how far the swarm is, who shares the text (sorted), and how
-        many inner steps to take between two boundaries."""
+        """Whether to take inner steps, how far the swarm is, who shares the text (sorted), how many inner steps
+        to take between two boundaries, and who holds which of the stages that are elsewhere."""
         if self.supervision.state != "running":
             return []
         generation = self.supervision.generation
-        return [SteerWorker(generation, training, swarm_tokens, members, inner_steps)]
+        return [SteerWorker(generation, training, swarm_tokens, members, inner_steps, hosts)]
 
     def evaluate_if_due(self, every_s: float, swarm_tokens: int, now: Instant) -> list[Effect]:
         """An evaluation of the slow weights about each `every_s`, one at a time."""
@@ -158,6 +165,8 @@ class Worker:
             self.loss = event.loss
         self.tokens_per_s, self.nonfinite_steps = event.tokens_per_s, event.nonfinite_steps
         self.data_pass, self.data_position = event.data_pass, event.data_position
+        self.stream_lost = event.stream_lost
+        self.stream_bytes = (event.stream_sent, event.stream_received)
         self.supervision.progressed(event.loss, event.nonfinite_steps, now)
         return True
 

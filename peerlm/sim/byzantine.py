@@ -31,7 +31,7 @@ from peerlm.mix.fragment import Kind, SlowFragment
 from peerlm.mix.robust import ClipTracker
 from peerlm.mix.vector import Vector
 from peerlm.sim.attackers import Attacker
-from peerlm.sim.learner import Pupil, Teacher
+from peerlm.sim.learner import Pupil, Teacher, by_id
 from peerlm.swarm.sampler import sampler_named
 from peerlm.train.cadence import Cadence
 from peerlm.train.schedule import rate
@@ -140,7 +140,7 @@ class Swarm:
         exchanges = Exchanges(
             me,
             self.plan,
-            sizes,
+            by_id(sizes),
             sampler_named(self.plan.mix.sampler, case.seed),
             lambda peer: (peer.hex(), 1),
             random.Random(f"{case.seed} partners {number}"),
@@ -148,11 +148,11 @@ class Swarm:
         exchanges.standing.active, exchanges.standing.frozen = True, False
         hostile = bool(case.attack) and number == case.nodes - 1
         slow = [SlowFragment(phi) for phi in self.learner.initial(case.seed)]
-        for fragment, state in enumerate(exchanges.outcomes.fragments):
+        for fragment, state in exchanges.outcomes.fragments.items():
             exchanges.outcomes.stepped(FragmentId(fragment), 0, slow[fragment].phi_norm())
             if not case.clip:
                 state.clip = Unclipped(self.plan.mix.clip_factor)
-        cadence = Cadence(len(sizes), self.plan.mix.inner_steps)
+        cadence = Cadence(by_id(sizes), self.plan.mix.inner_steps)
         for _ in range(number * self.plan.mix.inner_steps // case.nodes):
             cadence.stepped()
         return Machine(

@@ -25,7 +25,7 @@ from peerlm.mix.fragment import Batch, Kind, Outcome, SlowFragment
 from peerlm.mix.sketch import distance, sketch
 from peerlm.mix.vector import Vector
 from peerlm.sim.disk import WRITE_S, Offer, Snapshot
-from peerlm.sim.learner import Pupil
+from peerlm.sim.learner import Pupil, by_id
 from peerlm.sim.transfers import Transfers
 from peerlm.train.cadence import Cadence
 from peerlm.train.schedule import rate, rewarm
@@ -146,7 +146,7 @@ class Labour:
         seed = [self.world.seed, machine.number, machine.life, effect.generation]
         pupil = self.learner.pupil(machine.number, np.random.default_rng(seed))
         worker = Worker(
-            effect.generation, pupil, Cadence(len(self.slow), self.plan.mix.inner_steps)
+            effect.generation, pupil, Cadence(by_id(self.slow), self.plan.mix.inner_steps)
         )
         self.worker = worker
         if machine.fatal:

@@ -18,13 +18,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from peerlm.errors import ConfigError
 from peerlm.mix.vector import Vector
 from peerlm.sim.perceptron import Adam, Matrix, Perceptron, Symbols
+from peerlm.types import FragmentId
+
+T = TypeVar("T")
+
+
+def by_id(values: Sequence[T]) -> dict[FragmentId, T]:
+    """What each fragment has, where a list has it for all."""
+    return {FragmentId(index): value for index, value in enumerate(values)}
 
 
 class Pupil(Protocol):

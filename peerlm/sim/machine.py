@@ -30,6 +30,7 @@ from peerlm.node.node import Acquaintance, Birth, Node
 from peerlm.node.snapshots import Restored
 from peerlm.sim.disk import Disk
 from peerlm.sim.labour import Labour
+from peerlm.sim.learner import by_id
 from peerlm.types import PeerId, WallTime
 from peerlm.wire.codec import encode
 from peerlm.wire.message import ExchangeRequest, Message
@@ -129,7 +130,7 @@ class Machine:
             settings=self.settings,
             ports=Ports(self.host, self.port, self.port + 1, self.port + 2),
             epoch=disk.epoch,
-            sizes=world.sizes,
+            sizes=by_id(world.sizes),
             seeds=self.seeds,
             book=book,
             origin=disk.origin,

@@ -10,6 +10,8 @@ and a slow daemon costs freshness, not training speed. Pure: knows neither tenso
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from peerlm.types import FragmentId
 
 ROUNDING = 1e-6
@@ -17,30 +19,31 @@ ROUNDING = 1e-6
 
 
 class Cadence:
-    """Args: `fragments`, how many there are; `every`, H to begin with."""
+    """Args: `fragments`, in order; `every`, H to begin with."""
 
-    def __init__(self, fragments: int, every: int) -> None:
+    def __init__(self, fragments: Iterable[FragmentId], every: int) -> None:
+        held = tuple(fragments)
         self._every = every
         self._turn = 0.0
         """How much of H inner steps has passed."""
-        self._next = [1 - fragment / fragments for fragment in range(fragments)]
+        self._next = {fragment: 1 - place / len(held) for place, fragment in enumerate(held)}
         """The turn at which each is due: a place of its own, whatever H becomes."""
-        self._due: set[int] = set()
-        self._under_way: set[int] = set()
-        self._handed_in_at = [0] * fragments
+        self._due: set[FragmentId] = set()
+        self._under_way: set[FragmentId] = set()
+        self._handed_in_at = dict.fromkeys(held, 0)
         self._step = 0
 
     def stepped(self) -> None:
         """An inner step is done."""
         self._step += 1
         self._turn += 1 / self._every
-        for fragment, at in enumerate(self._next):
+        for fragment, at in self._next.items():
             if at <= self._turn + ROUNDING:
                 self._due.add(fragment)
                 self._next[fragment] = at + 1
         if self._turn >= 1:
             self._turn -= 1
-            self._next = [at - 1 for at in self._next]
+            self._next = {fragment: at - 1 for fragment, at in self._next.items()}
 
     def change(self, every: int) -> None:
         """H is another from here on."""
@@ -48,11 +51,11 @@ class Cadence:
 
     def drain(self) -> None:
         """No inner step will follow: whatever has moved since it was handed in is due."""
-        self._due |= {f for f, at in enumerate(self._handed_in_at) if at < self._step}
+        self._due |= {f for f, at in self._handed_in_at.items() if at < self._step}
 
     def ready(self) -> list[FragmentId]:
         """Fragments to hand in now, in order."""
-        return [FragmentId(fragment) for fragment in sorted(self._due - self._under_way)]
+        return sorted(self._due - self._under_way)
 
     def handed_in(self, fragment: FragmentId) -> None:
         assert fragment not in self._under_way, f"two boundaries of fragment {fragment}"

@@ -7,17 +7,17 @@ that boundary: told before, it would make the boundary void, and an outer step b
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from peerlm.train.protocol import Applied, Boundary, Message
 from peerlm.train.staging import Landed, Way
 from peerlm.types import FragmentId
 
 
 class Crossings:
-    """Of so many `fragments`."""
-
-    def __init__(self, fragments: int) -> None:
-        self._applied_seq = [0] * fragments
-        self._coming_seq = [0] * fragments
+    def __init__(self) -> None:
+        self._applied_seq: defaultdict[FragmentId, int] = defaultdict(int)
+        self._coming_seq: defaultdict[FragmentId, int] = defaultdict(int)
         self._read: dict[FragmentId, Boundary] = {}
         """Boundaries that are on their way to memory."""
         self._held_back: dict[FragmentId, Applied] = {}

@@ -34,7 +34,8 @@ class Hands:
         group: Group | None = None,
     ) -> None:
         """`memory`: None for a rank that only follows."""
-        self._learner, self._fragments, self._group = learner, fragments, group
+        self._learner, self._group = learner, group
+        self._fragments = {fragment.id: fragment for fragment in fragments}
         # What other ranks hear through gloo has been waited for; what crosses would only come later.
         self._staging: Staging
         if memory is None or group is not None or learner.device.type != "cuda":

@@ -65,17 +65,14 @@ class InnerLoop:
         self._setup, self._plan, self._fragments = setup, plan, fragments
         self._memory, self._channel = memory, channel
         device = choose_device(settings.train.device) if group is None else group.device
-        self._learner = Learner(plan, device, compiled=settings.train.compile, group=group)
+        self._settings, self._group = settings, group
+        self._learner = self._make_learner(device)
         self._hands = Hands(self._learner, fragments, memory, group)
-        corpus = Corpus.open(
-            [Path(path) for path in setup.corpus], plan.data.vocab, plan.data.val_fraction
-        )
         self._ranks = 1 if group is None else group.size
-        whole = replace(plan, train=replace(plan.train, batch=self._ranks * plan.train.batch))
-        self._loader = Loader(corpus, whole, setup.peer, plan.run.rng_seed, setup.first_pass)
+        self._reader = self._make_loader() if self._reads else None
         self._members: tuple[bytes, ...] = ()
-        self._cadence = Cadence(len(fragments), plan.mix.inner_steps)
-        self._crossings = Crossings(len(fragments))
+        self._cadence = Cadence([spec.id for spec in fragments], plan.mix.inner_steps)
+        self._crossings = Crossings()
         self._pace = Pace(settings.train.pace_tokens_s)
         self._tally = Tally()
         self._training = self._draining = self._stopped = False
@@ -87,15 +84,33 @@ class InnerLoop:
         self._noise = NoiseScale(plan.train.batch * plan.model.context)
         self._drawn = 1
 
+    _reads = True
+    """It needs the text."""
+
+    def _make_learner(self, device: torch.device) -> Learner:
+        return Learner(self._plan, device, compiled=self._settings.train.compile, group=self._group)
+
+    def _make_loader(self) -> Loader:
+        plan, setup = self._plan, self._setup
+        paths = [Path(path) for path in setup.corpus]
+        corpus = Corpus.open(paths, plan.data.vocab, plan.data.val_fraction)
+        whole = replace(plan, train=replace(plan.train, batch=self._ranks * plan.train.batch))
+        return Loader(corpus, whole, setup.peer, plan.run.rng_seed, setup.first_pass)
+
+    @property
+    def _loader(self) -> Loader:
+        assert self._reader is not None, "who holds no ends reads nothing"
+        return self._reader
+
     def begin(self) -> None:
         """θ := φ, or φ := θ if this is where the run begins; then `Ready`."""
         if self._setup.fresh:
-            for spec, slot in zip(self._fragments, self._memory.boundary, strict=True):
-                weights.copy_out(self._learner.model, spec, slot)
+            for spec in self._fragments:
+                weights.copy_out(self._learner.model, spec, self._memory.boundary[spec.id])
             self._channel.send(protocol.Initialised())
         else:
-            for spec, values in zip(self._fragments, self._memory.slow, strict=True):
-                self._hands.load(spec.id, values)
+            for spec in self._fragments:
+                self._hands.load(spec.id, self._memory.slow[spec.id])
         device = str(self._learner.device)
         if self._ranks > 1:
             device = f"{self._ranks} × {self._learner.device.type}"
@@ -143,7 +158,9 @@ class InnerLoop:
                 raise AssertionError(f"the daemon sent {type(message).__name__}")
 
     def _steer(self, told: protocol.Steer) -> None:
-        if told.members != self._members:  # sharing ranges out takes a while
+        if (
+            self._reader is not None and told.members != self._members
+        ):  # sharing ranges out takes a while
             self._members = told.members
             self._loader.set_members(told.members)
         self._swarm_tokens, self._tokens_when_steered = told.swarm_tokens, self._tally.tokens
@@ -188,7 +205,7 @@ class InnerLoop:
         batch_BT1 = self._loader.next_batch()
         tokens = batch_BT1[:, 1:].size
         self._pace.began(time.monotonic(), tokens)
-        result = self._hands.step(batch_BT1, self._rate())
+        result = self._hands.step(batch_BT1, self._asked_rate() * self._rewarm())
         self._tally.add(tokens, result.loss, result.finite)
         self._cadence.stepped()
         self._hand_in()
@@ -196,11 +213,15 @@ class InnerLoop:
         if now - self._tally.report_began >= REPORT_EVERY_S:
             self._report(now)
 
-    def _rate(self) -> float:
+    def _asked_rate(self) -> float:
+        """Share of the peak rate that the schedule has come to."""
         train = self._plan.train
         done = self._swarm_tokens + self._tally.tokens - self._tokens_when_steered
-        asked = schedule.rate(done, self._token_budget, train.warmup, train.final_lr)
-        return asked * schedule.rewarm(self._tally.steps - self._cold_since, train.rewarm_steps)
+        return schedule.rate(done, self._token_budget, train.warmup, train.final_lr)
+
+    def _rewarm(self) -> float:
+        cold = self._tally.steps - self._cold_since
+        return schedule.rewarm(cold, self._plan.train.rewarm_steps)
 
     def _hand_in(self) -> None:
         """Send every fragment that is due to shared memory, unless its last boundary is there."""
@@ -211,20 +232,21 @@ class InnerLoop:
         self._tell_landed()
 
     def _report(self, now: float) -> None:
+        self._channel.send(self._progress(now))
+        self._tally.begin_report(now)
+
+    def _progress(self, now: float) -> protocol.Progress:
         place = self._loader.position()
         tally = self._tally
-        self._channel.send(
-            protocol.Progress(
-                steps=tally.steps,
-                tokens=tally.tokens,
-                loss=tally.loss(),
-                tokens_per_s=tally.tokens_per_s(now),
-                nonfinite_steps=tally.nonfinite_steps,
-                data_pass=place["pass"],
-                data_position=place["ranges_done"] / place["ranges_total"],
-            )
+        return protocol.Progress(
+            steps=tally.steps,
+            tokens=tally.tokens,
+            loss=tally.loss(),
+            tokens_per_s=tally.tokens_per_s(now),
+            nonfinite_steps=tally.nonfinite_steps,
+            data_pass=place["pass"],
+            data_position=place["ranges_done"] / place["ranges_total"],
         )
-        tally.begin_report(now)
 
     # ------------------------------------------------------------------------------- φ itself
 
@@ -236,8 +258,8 @@ class InnerLoop:
         if self._held_out is None:
             train = self._plan.train
             self._held_out = self._loader.validation_batches(train.val_batches, train.batch)
-        for spec, values in zip(self._fragments, self._memory.slow, strict=True):
-            weights.copy_in(self._evaluated, spec, values)
+        for spec in self._fragments:
+            weights.copy_in(self._evaluated, spec, self._memory.slow[spec.id])
         return evaluate(self._evaluated, self._held_out)
 
     def _measure_noise(self) -> float | None:

@@ -34,7 +34,7 @@ MESSAGE_BYTES_MAX = 16 << 20
 ITEMS_MAX = 1 << 18
 """Of one list: so many shards fit a message."""
 
-TUPLES_MAX = 4
+TUPLES_MAX = 5
 """In one message: itself, and those of its fields."""
 
 ADD, RESET = "add", "reset"
@@ -67,6 +67,9 @@ class Setup(Message):
     threads: int
     first_pass: int
     """Number of the pass over the corpus to begin with."""
+    first_stage: int = 0
+    last_stage: int = 0
+    """What of the model this node holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,10 @@ class Steer(Message):
     token_budget: int
     members: tuple[PeerId, ...]
     inner_steps: int
+    hosts: tuple[PeerId, ...] = ()
+    """Nodes that the stream can be sent to and come from, and the stages that each holds."""
+    first_stages: tuple[int, ...] = ()
+    last_stages: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,17 @@ class Drain(Message):
 @dataclass(frozen=True, slots=True)
 class Stop(Message):
     """Exit at once. θ is lost."""
+
+
+# ------------------------------------------------------------------------------- both ways
+
+
+@dataclass(frozen=True, slots=True)
+class Hop(Message):
+    """A stream from, or for, the worker of another node (`train.hop`)."""
+
+    peer: PeerId
+    data: bytes
 
 
 # ---------------------------------------------------------------------------- worker → daemon
@@ -156,6 +174,10 @@ class Progress(Message):
     nonfinite_steps: int
     data_pass: int
     data_position: float
+    stream_lost: int = 0
+    stream_sent: int = 0
+    stream_received: int = 0
+    """Of a part of the model: microbatches that came to nothing, and bytes of hops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +191,14 @@ class Evaluated(Message):
 @dataclass(frozen=True, slots=True)
 class Drained(Message):
     """Every last boundary has been taken; θ moves no more but by corrections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nonsense(Message):
+    """A peer's hop is none."""
+
+    peer: PeerId
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +304,7 @@ _FITS: dict[Any, Callable[[Any], bool]] = {
     str: lambda v: type(v) is str,
     bytes: lambda v: type(v) is bytes,
     tuple[str, ...]: lambda v: type(v) is tuple and all(type(item) is str for item in v),
+    tuple[int, ...]: lambda v: type(v) is tuple and all(type(item) is int for item in v),
     tuple[PeerId, ...]: lambda v: type(v) is tuple and all(type(item) is bytes for item in v),
 }
 

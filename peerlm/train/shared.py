@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peerlm.model.plan import FragmentSpec
+from peerlm.types import FragmentId
 
-Slots = tuple[NDArray[np.float32], ...]
-"""One flat array a fragment, in the fragments' order."""
+Slots = dict[FragmentId, NDArray[np.float32]]
+"""One flat array a fragment."""
 
 ALIGN = 64
 """Bytes: a cache line, so that neighbouring slots can be written by two cores at once."""
@@ -68,11 +69,11 @@ def _slot_bytes(fragment: FragmentSpec) -> int:
 
 
 def _slots(memory: mmap.mmap, start: int, fragments: Sequence[FragmentSpec]) -> Slots:
-    slots = []
+    slots = {}
     for fragment in fragments:
-        slots.append(np.frombuffer(memory, np.float32, fragment.size, start))
+        slots[fragment.id] = np.frombuffer(memory, np.float32, fragment.size, start)
         start += _slot_bytes(fragment)
-    return tuple(slots)
+    return slots
 
 
 def _anonymous_file() -> int:

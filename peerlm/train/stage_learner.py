@@ -12,7 +12,7 @@ B sequences, T tokens, D features of the stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,8 +26,9 @@ from peerlm.errors import DeviceLost
 from peerlm.model.part import Part
 from peerlm.train import optimizer
 from peerlm.train.device import mixed_precision, to_device
+from peerlm.types import PeerId
 
-Key = tuple[bytes, int]
+Key = tuple[PeerId, int]
 """A microbatch: who sent it around, and its number there."""
 
 Stream = NDArray[np.float32]
@@ -64,6 +65,9 @@ class StageLearner:
         self.optimizer = optimizer.build(self.model, plan.train)
         self._parameters = list(self.model.parameters())
         self._stages = tuple(stages)
+        self._of_stage: dict[int, list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            self._of_stage.setdefault(self._stage_of(name), []).append(parameter)
         self._batch, self._clip = plan.train.batch, plan.train.clip or math.inf
         self._passes: dict[Key, _Pass] = {}
         self.sequences = 0.0
@@ -88,7 +92,7 @@ class StageLearner:
             hidden = self._tensor(hidden_BTD).requires_grad_()
             with mixed_precision(self.device):
                 loss = self.model.loss(hidden, to_device(next_BT, self.device))
-            (loss * share).backward()  # type: ignore[no-untyped-call]
+            (loss * share).backward()
             assert hidden.grad is not None
             return float(loss.detach()), _array(hidden.grad)
 
@@ -102,7 +106,7 @@ class StageLearner:
         with self._device_may_fail():
             if kept.made is None or kept.moves != self._moves():
                 kept.made = self._make(kept.given, kept.blocks)
-            kept.made.backward(self._tensor(gradient_BTD))  # type: ignore[no-untyped-call]
+            kept.made.backward(self._tensor(gradient_BTD))
         self.sequences += len(gradient_BTD)
         return None if kept.given.grad is None else _array(kept.given.grad)
 
@@ -120,10 +124,15 @@ class StageLearner:
     def is_due(self) -> bool:
         return self.sequences >= self._batch
 
-    def squared_norm(self) -> float:
-        """Of the gradient that the next step takes: the mean over a batch of sequences."""
+    def squared_norms(self, held: Iterable[int]) -> dict[int, float]:
+        """Of the gradient of each stage held, as the next step takes it: the mean over a batch of sequences."""
         scale = self._batch / self.sequences if self.sequences else 0.0
-        return float(nn.utils.get_total_norm(self._gradients())) ** 2 * scale**2
+        norms = dict.fromkeys(held, 0.0)
+        for stage, parameters in self._of_stage.items():
+            found = [p.grad for p in parameters if p.grad is not None]
+            if found:
+                norms[stage] = float(nn.utils.get_total_norm(found)) ** 2 * scale**2
+        return norms
 
     def step(self, rate: float, norm: float) -> bool:
         """Move θ at `rate` (0 to 1) of the peak rates, clipped as a gradient of length `norm` is, the whole
@@ -160,6 +169,12 @@ class StageLearner:
     def _moves(self) -> int:
         """Grows whenever θ is written to, by whomever."""
         return sum(p._version for p in self._parameters)
+
+    def _stage_of(self, parameter: str) -> int:
+        first, index, *_ = parameter.split(".")
+        if first != "blocks":
+            return 0  # the ends
+        return next(number for number, blocks in enumerate(self._stages) if int(index) in blocks)
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._parameters if p.grad is not None]

@@ -60,7 +60,8 @@ class Direct(Staging):
     """Everything at once, where model and memory are the same processor's."""
 
     def __init__(self, model: nn.Module, fragments: Sequence[FragmentSpec]) -> None:
-        self._model, self._fragments = model, fragments
+        self._model = model
+        self._fragments = {fragment.id: fragment for fragment in fragments}
         self._landed: list[Landed] = []
 
     def take_out(self, fragment: FragmentId, out: Values) -> None:
@@ -92,7 +93,7 @@ class Streamed(Staging):
         self, model: nn.Module, fragments: Sequence[FragmentSpec], memory: SharedMemory
     ) -> None:
         self._memory = memory
-        self._slices = [weights.slices_of(model, fragment) for fragment in fragments]
+        self._slices = {f.id: weights.slices_of(model, f) for f in fragments}
         self._stream = torch.cuda.Stream(device_of(model))
         self._crossings: list[_Crossing] = []
         self.is_page_locked = _lock_pages(self, memory, self._stream.device)

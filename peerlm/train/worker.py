@@ -19,7 +19,7 @@ import traceback
 
 from peerlm.config import NodeSettings, Plan
 from peerlm.errors import PeerlmError
-from peerlm.model.plan import fragments
+from peerlm.model.stages import held_fragments
 from peerlm.train import protocol
 from peerlm.train.channel import Channel, DaemonGone
 from peerlm.train.limits import die_with, limit_memory
@@ -75,9 +75,11 @@ def train(channel: Channel, memory: int) -> None:
     from peerlm.train.device import device_of_rank, use_threads
     from peerlm.train.group import Group
     from peerlm.train.inner_loop import InnerLoop
+    from peerlm.train.stage_loop import StageLoop
 
     use_threads(max(1, setup.threads // size))
-    specs = fragments(plan)
+    held = range(setup.first_stage, setup.last_stage + 1)
+    specs = held_fragments(plan, held)
     shared = SharedMemory(memory, specs)
     os.close(memory)
     group = None
@@ -87,7 +89,10 @@ def train(channel: Channel, memory: int) -> None:
         group = Group(0, size, ranks.descriptor, device, ranks.check)
         channel.watch(ranks.ended, ranks.check)
     try:
-        loop = InnerLoop(setup, plan, settings, specs, shared, channel, group)
+        if len(held) < plan.model.stages:
+            loop: InnerLoop = StageLoop(setup, plan, settings, specs, shared, channel, held)
+        else:
+            loop = InnerLoop(setup, plan, settings, specs, shared, channel, group)
         loop.begin()
         loop.run()
     except RuntimeError:  # torch's, perhaps for a rank that is no more

@@ -127,6 +127,9 @@ class Vitals(Struct):
     distance: float | None
     """Relative distance of φ to its partners', from its recent exchanges."""
     tokens_per_s: float
+    first_stage: Count = 0
+    last_stage: Count = 0
+    """The stages of the model that it holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,6 +423,29 @@ class PullAnswer(Message):
     verdict: Word
     reason: Line
     size: Annotated[int, Most(2**40)]
+
+
+# ----------------------------------------------------------------------------------------- channels
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelRequest(Message):
+    """Between our stages the stream has to go both ways: keep a connection with me for it."""
+
+    code: ClassVar[int] = 80
+    transfer: Id16
+    key_up: Key32
+    key_down: Key32
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelAnswer(Message):
+    """`verdict`: accept, busy or refuse; `reason` says why for the last two."""
+
+    code: ClassVar[int] = 81
+    transfer: Id16
+    verdict: Word
+    reason: Line
 
 
 # ----------------------------------------------------------------------------------------- dialling

@@ -49,7 +49,7 @@ class Scene:
         plan = config.with_changes(config.preset("tiny"), changes, "scene")
         self.specs = fragments(plan)
         self.slow = SlowWeights(
-            [SlowFragment(np.zeros(s.size, np.float32)) for s in self.specs], pool
+            {s.id: SlowFragment(np.zeros(s.size, np.float32)) for s in self.specs}, pool
         )
         root = create_run("scene")
         self.keeping = Keeping(

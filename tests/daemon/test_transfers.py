@@ -43,7 +43,7 @@ class FullDisk:
 def transfers(
     pool: ThreadPoolExecutor, moved: Callable[[FragmentId], None], **parts: Any
 ) -> Transfers:
-    slow = SlowWeights([SlowFragment(np.zeros(4, np.float32))], pool)
+    slow = SlowWeights({0: SlowFragment(np.zeros(4, np.float32))}, pool)
     given = {"post": print, "bulk": NoBulk(), "objects": None} | parts
     return Transfers(
         given["post"], given["bulk"], slow, given["objects"], moved, np.random.default_rng(1)

@@ -46,7 +46,7 @@ class Pool:
             machine = Exchanges(
                 me,
                 self.plan,
-                SIZES,
+                dict(enumerate(SIZES)),
                 sampler_named(self.plan.mix.sampler, 1),
                 lambda peer: None if peer in self.unreachable else (peer.hex(), 7702),
                 random.Random(f"{seed} {number}"),

@@ -48,8 +48,10 @@ def learnt(corpus: list[Path], plan: Plan, local_workers: int) -> tuple[np.ndarr
         daemon.hear(protocol.Progress, lambda m: m.tokens > BUDGET)
         daemon.channel.send(protocol.Drain())
         daemon.hear(protocol.Drained)
-        theta = np.concatenate([slot.copy() for slot in daemon.memory.boundary])
-        for slow, slot in zip(daemon.memory.slow, daemon.memory.boundary, strict=True):
+        theta = np.concatenate([slot.copy() for slot in daemon.memory.boundary.values()])
+        for slow, slot in zip(
+            daemon.memory.slow.values(), daemon.memory.boundary.values(), strict=True
+        ):
             slow[:] = slot
         daemon.channel.send(protocol.Evaluate())
         loss = daemon.hear(protocol.Evaluated).val_loss

@@ -42,7 +42,7 @@ class Node:
 
     def __init__(self, compute: ThreadPoolExecutor) -> None:
         self.fragments = [SlowFragment(np.zeros(f.size, np.float32)) for f in FRAGMENTS]
-        self.slow = SlowWeights(self.fragments, compute)
+        self.slow = SlowWeights(dict(enumerate(self.fragments)), compute)
         self.reported: list[Event] = []
         self.link: WorkerLink
         self._read = 0

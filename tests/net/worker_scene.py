@@ -6,16 +6,18 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from peerlm.config import NodeSettings, Plan
+from peerlm.model.plan import FragmentSpec
 from peerlm.train import protocol, shared
 from peerlm.train.channel import Channel
 from peerlm.train.protocol import Message
 from peerlm.train.shared import SharedMemory
+from peerlm.types import PeerId
 from tests.net.tiny_run import FRAGMENTS, ME, PLAN, settings
 
 M = TypeVar("M", bound=Message)
@@ -25,11 +27,14 @@ MODULE = [sys.executable, "-m", "peerlm.train.worker"]
 class Daemon:
     """What a worker sees of its daemon."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, fragments: Sequence[FragmentSpec] = FRAGMENTS, me: PeerId = ME, held: range = range(1)
+    ) -> None:
+        self.me, self.held = me, held
         self.socket, self.its_socket = socket.socketpair()
         self.channel = Channel(self.socket)
-        self.descriptor = shared.allocate(FRAGMENTS)
-        self.memory = SharedMemory(self.descriptor, FRAGMENTS)
+        self.descriptor = shared.allocate(fragments)
+        self.memory = SharedMemory(self.descriptor, fragments)
         self.heard: list[Message] = []
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -51,12 +56,14 @@ class Daemon:
             protocol.Setup(
                 1,
                 fresh,
-                ME,
+                self.me,
                 protocol.packed(plan),
                 protocol.packed(node),
                 tuple(map(str, corpus)),
                 threads=1,
                 first_pass=0,
+                first_stage=self.held[0],
+                last_stage=self.held[-1],
             )
         )
 
@@ -82,9 +89,9 @@ class Daemon:
 
 @contextmanager
 def worker(
-    corpus: list[Path], plan: Plan = PLAN, **node: object
+    corpus: list[Path], plan: Plan = PLAN, daemon: Daemon | None = None, **node: object
 ) -> Iterator[tuple[Daemon, subprocess.Popen[bytes]]]:
-    daemon = Daemon()
+    daemon = daemon or Daemon()
     process = daemon.start()
     try:
         daemon.set_up(corpus, settings(**node), plan=plan)

@@ -21,7 +21,7 @@ def offer(version: int = 1, tokens: int = 100, sketch: float = 1.0) -> StateGive
 def test_a_donor_that_is_gone_before_offers_are_compared_is_forgotten_and_others_are_asked() -> (
     None
 ):
-    acquisition = Acquisition([10], lambda peer: ("host", 7702), random.Random(1))
+    acquisition = Acquisition({0: 10}, lambda peer: ("host", 7702), random.Random(1))
     acquisition.want_state(Instant(0.0))
     acquisition.donors_are((ANN, BOB, EVE), Instant(0.0))
     acquisition.on_state_give(ANN, offer(), PLAN, Instant(0.1))

@@ -23,7 +23,7 @@ def hand_in_all(cadence: Cadence) -> list[int]:
 
 @pytest.mark.parametrize(("fragments", "every"), [(1, 1), (10, 20), (10, 3), (3, 50)])
 def test_each_fragment_comes_once_in_every_h_steps(fragments: int, every: int) -> None:
-    cadence = Cadence(fragments, every)
+    cadence = Cadence(range(fragments), every)
     seen: Counter[int] = Counter()
     for _ in range(4 * every):
         cadence.stepped()
@@ -32,7 +32,7 @@ def test_each_fragment_comes_once_in_every_h_steps(fragments: int, every: int) -
 
 
 def test_fragments_are_spread_over_the_steps() -> None:
-    cadence = Cadence(fragments=10, every=20)
+    cadence = Cadence(range(10), every=20)
     bursts = []
     for _ in range(40):
         cadence.stepped()
@@ -42,7 +42,7 @@ def test_fragments_are_spread_over_the_steps() -> None:
 
 
 def test_a_fragment_the_daemon_still_reads_waits_and_does_not_pile_up() -> None:
-    cadence = Cadence(fragments=1, every=2)
+    cadence = Cadence(range(1), every=2)
     cadence.stepped()
     cadence.stepped()
     cadence.handed_in(FragmentId(0))
@@ -55,7 +55,7 @@ def test_a_fragment_the_daemon_still_reads_waits_and_does_not_pile_up() -> None:
 
 
 def test_draining_hands_in_what_moved_and_nothing_else() -> None:
-    cadence = Cadence(fragments=2, every=4)
+    cadence = Cadence(range(2), every=4)
     for _ in range(2):
         cadence.stepped()
     assert hand_in_all(cadence) == [1]
@@ -65,13 +65,13 @@ def test_draining_hands_in_what_moved_and_nothing_else() -> None:
 
 
 def test_draining_before_the_first_step_has_nothing_to_hand_in() -> None:
-    cadence = Cadence(fragments=2, every=4)
+    cadence = Cadence(range(2), every=4)
     cadence.drain()
     assert cadence.is_idle()
 
 
 def test_draining_is_over_only_when_the_daemon_has_read_everything() -> None:
-    cadence = Cadence(fragments=1, every=4)
+    cadence = Cadence(range(1), every=4)
     cadence.stepped()
     cadence.drain()
     cadence.handed_in(FragmentId(0))
@@ -84,7 +84,7 @@ def test_draining_is_over_only_when_the_daemon_has_read_everything() -> None:
 def test_however_h_changes_each_fragment_comes_within_the_larger_of_two(
     fragments: int, every: int, changes: list[int]
 ) -> None:
-    cadence, last, step, widest = Cadence(fragments, every), [0] * fragments, 0, every
+    cadence, last, step, widest = Cadence(range(fragments), every), [0] * fragments, 0, every
     for h in [*changes, every]:
         cadence.change(h)
         widest = max(widest, h)
@@ -100,7 +100,7 @@ def test_however_h_changes_each_fragment_comes_within_the_larger_of_two(
 
 
 def test_fragments_keep_their_places_through_few_steps_and_back() -> None:
-    cadence = Cadence(18, 20)
+    cadence = Cadence(range(18), 20)
     for h in (10, 5, 10, 20, 40, 80):
         cadence.change(h)
         for _ in range(3 * h):
@@ -121,7 +121,7 @@ def test_fragments_keep_their_places_through_few_steps_and_back() -> None:
 
 
 def test_a_new_h_keeps_fragments_spread_out() -> None:
-    cadence = Cadence(4, 8)
+    cadence = Cadence(range(4), 8)
     cadence.change(80)
     came = {}
     for step in range(1, 81):

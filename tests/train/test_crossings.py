@@ -11,7 +11,7 @@ FIRST, SECOND = FragmentId(0), FragmentId(1)
 
 
 def test_a_boundary_names_the_correction_that_was_in_it_when_it_was_read() -> None:
-    crossings = Crossings(2)
+    crossings = Crossings()
     crossings.comes(FIRST, 7)
     assert crossings.landed(Landed(FIRST, Way.IN)) == [Applied(FIRST, 7)]
     crossings.read(FIRST, 20)
@@ -21,7 +21,7 @@ def test_a_boundary_names_the_correction_that_was_in_it_when_it_was_read() -> No
 
 
 def test_a_correction_that_lands_before_an_older_boundary_is_told_after_it() -> None:
-    crossings = Crossings(1)
+    crossings = Crossings()
     crossings.comes(FIRST, 3)
     crossings.read(FIRST, 5)
     assert crossings.landed(Landed(FIRST, Way.IN)) == []
@@ -31,7 +31,7 @@ def test_a_correction_that_lands_before_an_older_boundary_is_told_after_it() -> 
 
 
 def test_weights_that_were_reset_make_a_boundary_on_its_way_void_at_once() -> None:
-    crossings = Crossings(1)
+    crossings = Crossings()
     crossings.read(FIRST, 5)
     crossings.comes(FIRST, 4)
     assert crossings.applied(FIRST) == Applied(FIRST, 4)

@@ -22,6 +22,11 @@ ONE_OF_EACH: list[Message] = [
         3, True, PeerId(b"p" * 16), b"plan", b"settings", ("/a/shard", "/b/ß"), 2, first_pass=7
     ),
     protocol.Steer(True, 1 << 40, 1 << 41, (PeerId(b"a" * 16), PeerId(b"b" * 16)), 20),
+    protocol.Steer(
+        True, 1 << 40, 1 << 41, (PeerId(b"a" * 16),), 20, (PeerId(b"b" * 16),), (1,), (2,)
+    ),
+    protocol.Hop(PeerId(b"a" * 16), b"stream"),
+    protocol.Nonsense(PeerId(b"a" * 16), "hop: kind is not what it can be"),
     protocol.Correction(FragmentId(2), 9, protocol.RESET),
     protocol.BoundaryTaken(FragmentId(0)),
     protocol.Evaluate(),
@@ -82,8 +87,8 @@ def test_a_loss_that_is_no_number_is_still_reported() -> None:
         (body("Evaluated", 1, None), "Evaluated.val_loss"),
         (body("Evaluated", None, None), "Evaluated.val_loss"),
         (body("Evaluated", 1.5, "many"), "Evaluated.noise_scale"),
-        (body("Steer", 1, 0, 1, (), 20), "Steer.training"),
-        (body("Steer", True, 0, 1, ("text",), 20), "Steer.members"),
+        (body("Steer", 1, 0, 1, (), 20, (), (), ()), "Steer.training"),
+        (body("Steer", True, 0, 1, ("text",), 20, (), (), ()), "Steer.members"),
     ],
 )
 def test_what_is_no_message_is_refused(foreign: bytes, complaint: str) -> None:

@@ -33,7 +33,7 @@ def regions(memory: SharedMemory) -> list[shared.Slots]:
 
 def test_every_fragment_has_a_slot_of_its_own_in_each_region(descriptor: int) -> None:
     memory = SharedMemory(descriptor, FRAGMENTS)
-    slots = [slot for region in regions(memory) for slot in region]
+    slots = [slot for region in regions(memory) for slot in region.values()]
     assert [slot.size for slot in slots] == [f.size for f in FRAGMENTS] * 3
     for number, slot in enumerate(slots, start=1):
         slot[:] = number
@@ -43,7 +43,7 @@ def test_every_fragment_has_a_slot_of_its_own_in_each_region(descriptor: int) ->
 def test_slots_begin_on_cache_lines(descriptor: int) -> None:
     memory = SharedMemory(descriptor, FRAGMENTS)
     assert any(f.size % 16 for f in FRAGMENTS)
-    assert all(slot.ctypes.data % shared.ALIGN == 0 for r in regions(memory) for slot in r)
+    assert all(slot.ctypes.data % shared.ALIGN == 0 for r in regions(memory) for slot in r.values())
 
 
 def test_both_sides_see_the_same_numbers(descriptor: int) -> None:

@@ -1,0 +1,75 @@
+"""Where the stream goes next: one of the hosts of the next stage, drawn at random by how fast each was lately.
+
+Which host a microbatch meets is drawn anew for each, so that hosts of a stage see each other's text, and mix by it
+(SWARM, arXiv 2301.11913; NoLoCo, 2506.10911). A host counts by the time that it took to send a gradient back, longer
+by what it has to do already; one that was never tried counts as the fastest, so it is tried. Pure.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+from peerlm.types import Instant, PeerId
+
+Run = tuple[int, int]
+
+SMOOTHING = 0.2
+"""Share of the newest time in what is known of a host."""
+
+
+class Routes:
+    """Of one node. `rng` draws the hosts."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._runs: Mapping[PeerId, Run] = {}
+        self._took_s: dict[PeerId, float] = {}
+        self._sent: dict[tuple[PeerId, int], tuple[PeerId, Instant]] = {}
+        """Host, and since when, of each microbatch under way."""
+
+    def hosts_are(self, runs: Mapping[PeerId, Run]) -> list[tuple[PeerId, int]]:
+        """The hosts that can be sent to, and their stages. Returns the microbatches whose host is gone."""
+        self._runs = dict(runs)
+        self._took_s = {peer: took for peer, took in self._took_s.items() if peer in runs}
+        return [key for key, (host, _) in self._sent.items() if host not in runs]
+
+    def has(self, stage: int) -> bool:
+        return bool(self._able(stage))
+
+    def choose(self, stage: int) -> PeerId | None:
+        """A host of `stage`; None: there is none."""
+        able = self._able(stage)
+        if not able:
+            return None
+        known = [self._took_s[peer] for peer in able if peer in self._took_s]
+        usual = min(known, default=1.0)
+        load = dict.fromkeys(able, 1)
+        for host, _ in self._sent.values():
+            if host in load:
+                load[host] += 1
+        weights = [1.0 / (max(self._took_s.get(peer, usual), 1e-6) * load[peer]) for peer in able]
+        return self._rng.choices(able, weights)[0]
+
+    def sent(self, key: tuple[PeerId, int], host: PeerId, now: Instant) -> None:
+        self._sent[key] = (host, now)
+
+    def host_of(self, key: tuple[PeerId, int]) -> PeerId | None:
+        """Who has this microbatch from us."""
+        return self._sent[key][0] if key in self._sent else None
+
+    def came_back(self, key: tuple[PeerId, int], now: Instant) -> None:
+        """Its gradient is here."""
+        host, since = self._sent.pop(key)
+        took_s, known_s = now - since, self._took_s.get(host)
+        self._took_s[host] = took_s if known_s is None else known_s + SMOOTHING * (took_s - known_s)
+
+    def forget(self, key: tuple[PeerId, int]) -> None:
+        self._sent.pop(key, None)
+
+    def overdue(self, now: Instant, patience_s: float) -> list[tuple[PeerId, int]]:
+        """What has been under way for longer than `patience_s`."""
+        return [key for key, (_, since) in self._sent.items() if now - since > patience_s]
+
+    def _able(self, stage: int) -> list[PeerId]:
+        return sorted(p for p, (first, last) in self._runs.items() if first <= stage <= last)

@@ -1,0 +1,363 @@
+"""What a worker does that holds some stages of the model: microbatches forward and back, and inner steps of its own.
+
+It does what comes: gradients first, then what came around the ring, then what goes forward, and if it holds the ends
+of the model it sends a microbatch of its own text around whenever few are under way. Nothing is waited for: what is
+late is taken for lost, sent again or given up, and counted. Corrections, boundaries and draining are the inner
+loop's, since each stage mixes as a whole model does.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from peerlm.config import NodeSettings, Plan
+from peerlm.errors import ConfigError, WireError
+from peerlm.model.plan import FragmentSpec
+from peerlm.model.stages import stages
+from peerlm.train import hop as hops
+from peerlm.train import protocol
+from peerlm.train.batch_round import BatchRound
+from peerlm.train.channel import Channel
+from peerlm.train.hop import Hop, Kind, Stream
+from peerlm.train.inner_loop import REPORT_EVERY_S, InnerLoop
+from peerlm.train.learner import Learner
+from peerlm.train.protocol import Message, Setup
+from peerlm.train.routes import Routes
+from peerlm.train.shared import SharedMemory
+from peerlm.train.stage_learner import StageLearner
+from peerlm.types import Instant, PeerId
+
+PATIENCE_S = 30.0
+"""A microbatch that has not come home is lost after so long."""
+
+LOOK_S = 0.25
+"""How often what is late is looked for at least."""
+
+Key = tuple[PeerId, int]
+
+
+class StageLoop(InnerLoop):
+    """`held`: the stages of this node, all of which are trained here."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        plan: Plan,
+        settings: NodeSettings,
+        fragments: Sequence[FragmentSpec],
+        memory: SharedMemory,
+        channel: Channel,
+        held: range,
+    ) -> None:
+        self._held, self._cut = held, stages(plan)
+        super().__init__(setup, plan, settings, fragments, memory, channel)
+        self._me = setup.peer
+        self._routes = Routes(random.Random(setup.peer))
+        self._arrived: dict[Kind, deque[tuple[PeerId, Hop]]] = {kind: deque() for kind in Kind}
+        self._upstream: dict[Key, PeerId] = {}
+        self._norms = [-1.0] * len(self._cut)
+        """Squared, of each stage's gradient, as far as is known."""
+        self._next_rate = 0.0
+        self._round: BatchRound | None = None
+        self._parts: list[NDArray[np.int64]] = []
+        self._losses: dict[int, float] = {}
+        self._number = 0
+        self._passed_tokens, self._passed_then = 0, 0
+        self._looked_at = 0.0
+        self._lost = 0
+        self._bytes = [0, 0]
+        size = plan.train.batch // plan.train.accumulate * plan.model.context * plan.model.dim * 4
+        if size > hops.BYTES_MAX - 4096:
+            raise ConfigError(
+                f"a microbatch of {plan.train.batch // plan.train.accumulate} sequences is a stream of {size:,} "
+                f"bytes, at most {hops.BYTES_MAX:,}: raise train.accumulate"
+            )
+
+    def _make_learner(self, device: torch.device) -> Learner:
+        held = [module for stage in self._held for module in self._cut[stage].modules]
+        blocks = [stage.blocks for stage in self._cut]
+        self._part = StageLearner(self._plan, device, held, blocks)
+        return cast("Learner", self._part)  # model and optimizer are all that corrections need
+
+    @property
+    def _has_ends(self) -> bool:
+        return self._held.start == 0
+
+    @property
+    def _reads(self) -> bool:  # type: ignore[override]
+        return self._has_ends
+
+    # ------------------------------------------------------------------------------------ the loop
+
+    def run(self) -> None:
+        """Until told to stop. Raises `DaemonGone`, `DeviceLost`."""
+        while not self._stopped:
+            for message in self._channel.receive(self._patience_s()):
+                self._take(message)
+                self._tell_landed()
+            self._turn(Instant(time.monotonic()))
+
+    def _patience_s(self) -> float | None:
+        self._tell_landed(wait=not self._has_work())
+        return 0.0 if self._has_work() else LOOK_S
+
+    def _has_work(self) -> bool:
+        return any(self._arrived.values()) or self._may_enter()
+
+    def _may_enter(self) -> bool:
+        if not (self._has_ends and self._training and self._routes.has(self._next_stage)):
+            return False
+        return self._round.may_enter if self._round else self._pace.is_due(time.monotonic())
+
+    @property
+    def _next_stage(self) -> int:
+        """Behind the last that is held here."""
+        return self._held.stop % len(self._cut)
+
+    def _turn(self, now: Instant) -> None:
+        """One piece of work, whatever is most urgent."""
+        for kind in (Kind.LOST, Kind.BACKWARD, Kind.FORWARD):
+            if self._arrived[kind]:
+                self._do(*self._arrived[kind].popleft(), now)
+                break
+        else:
+            if self._may_enter():
+                self._enter(now)
+        if now - self._looked_at > LOOK_S:
+            self._looked_at = now
+            for key in self._routes.overdue(now, PATIENCE_S):
+                self._lose(key, now)
+        if now - self._tally.report_began >= REPORT_EVERY_S:
+            self._report(now)
+
+    # ------------------------------------------------------------------------------------ messages
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case protocol.Hop(peer, data):
+                self._hear(peer, data)
+            case protocol.Steer():
+                super()._take(message)
+                self._see_hosts(message)
+            case _:
+                super()._take(message)
+
+    def _hear(self, peer: PeerId, data: bytes) -> None:
+        model = self._plan.model
+        self._bytes[1] += len(data)
+        try:
+            hop = hops.unpack(data, len(self._cut), model.context, model.dim)
+        except WireError as error:
+            self._channel.send(protocol.Nonsense(peer, str(error)))
+            return
+        self._arrived[hop.kind].append((peer, hop))
+
+    def _see_hosts(self, told: protocol.Steer) -> None:
+        runs = dict(
+            zip(told.hosts, zip(told.first_stages, told.last_stages, strict=True), strict=True)
+        )
+        for key in self._routes.hosts_are(runs):
+            self._lose(key, Instant(time.monotonic()))
+        for key in [key for key, peer in self._upstream.items() if peer not in runs]:
+            self._drop(key)
+
+    def _keep_still(self) -> None:
+        """A batch under way comes to nothing: nobody would step by it."""
+        if self._round is not None:
+            for key in [key for key in self._part.passes() if key[0] == self._me]:
+                self._routes.forget(key)
+                self._part.forget(key)
+            self._round = None
+        super()._keep_still()
+
+    def _do(self, peer: PeerId, hop: Hop, now: Instant) -> None:
+        key = (hop.origin, hop.number)
+        match hop.kind:
+            case Kind.LOST:
+                if self._routes.host_of(key) == peer:
+                    self._lose(key, now)
+            case Kind.BACKWARD:
+                if self._routes.host_of(key) == peer:
+                    self._back(key, hop, now)
+            case Kind.FORWARD if hop.stage == 0:
+                self._come_around(peer, key, hop)
+            case Kind.FORWARD:
+                self._forward(peer, key, hop, now)
+
+    # ------------------------------------------------------------------------- between the two ends
+
+    def _forward(self, peer: PeerId, key: Key, hop: Hop, now: Instant) -> None:
+        """The stream through the stages from the one named to the last that is held here, and on."""
+        if hop.stage not in self._held or key in self._upstream or not self._training:
+            self._say(peer, Hop(Kind.LOST, *key))
+            return
+        self._learn_of(hop)
+        if self._part.is_due:
+            self._tally.add(0, 0.0, self._step_on(self._next_rate))
+        assert hop.stream is not None
+        self._upstream[key] = peer
+        stream = self._part.forward(key, hop.stream, hop.stage, self._held[-1])
+        self._passed_tokens += stream.shape[0] * stream.shape[1]
+        self._send_on(key, stream, now)
+
+    def _send_on(self, key: Key, stream: Stream, now: Instant) -> None:
+        """To a host of the next stage; behind the last stage, to where it came from."""
+        stage = self._next_stage
+        host = self._routes.choose(stage) if stage else key[0]
+        if host is None:
+            self._lose(key, now)
+            return
+        self._routes.sent(key, host, now)
+        self._say(host, self._hop(Kind.FORWARD, key, stream, stage))
+
+    def _back(self, key: Key, hop: Hop, now: Instant) -> None:
+        """The gradient of what was sent on: through our stages, and to where that came from."""
+        assert hop.stream is not None
+        try:
+            gradient = self._part.backward(key, hop.stream)
+        except KeyError:
+            self._routes.forget(key)
+            return
+        self._routes.came_back(key, now)
+        self._learn_of(hop)
+        if self._part.is_due:
+            self._note_norms()
+        if gradient is not None:
+            upstream = self._upstream.pop(key, None)
+            if upstream is not None:
+                self._say(upstream, self._hop(Kind.BACKWARD, key, gradient))
+        elif self._round is not None:
+            self._round.came_home(key[1])
+            self._end_round()
+
+    def _step_on(self, rate: float) -> bool:
+        """An inner step of the held stages, clipped by the norm of the whole model's gradient."""
+        self._note_norms()
+        known = [norm for norm in self._norms if norm >= 0.0 or math.isnan(norm)]
+        finite = self._part.step(rate * self._rewarm(), math.sqrt(sum(known)))
+        self._cadence.stepped()
+        self._hand_in()
+        return finite
+
+    def _note_norms(self) -> None:
+        for stage, norm in self._part.squared_norms(self._held).items():
+            self._norms[stage] = norm
+
+    def _learn_of(self, hop: Hop) -> None:
+        """Rate and norms of the stages that are elsewhere."""
+        if hop.kind is Kind.FORWARD:
+            self._next_rate = hop.rate
+        for stage, norm in enumerate(hop.norms):
+            if stage not in self._held and not norm < 0.0:
+                self._norms[stage] = norm
+
+    # --------------------------------------------------------------------------------- at the ends
+
+    def _enter(self, now: Instant) -> None:
+        if self._round is None:
+            batch_BT1 = self._loader.next_batch()
+            self._pace.began(now, batch_BT1[:, 1:].size)
+            self._parts = np.array_split(batch_BT1, self._plan.train.accumulate)
+            self._round, self._losses = BatchRound(len(self._parts), self._number), {}
+        part, number = self._round.enter()
+        key = (self._me, number)
+        stream = self._part.enter(key, self._parts[part][:, :-1], self._held[-1])
+        self._send_on(key, stream, now)
+
+    def _come_around(self, peer: PeerId, key: Key, hop: Hop) -> None:
+        part = self._round.part_of(key[1]) if self._round and key[0] == self._me else None
+        if part is None or hop.stream is None or self._round is None:
+            self._say(peer, Hop(Kind.LOST, *key))
+            return
+        tokens_BT1 = self._parts[part]
+        if hop.stream.shape[:2] != tokens_BT1[:, 1:].shape:
+            self._channel.send(protocol.Nonsense(peer, "hop: came around with another shape"))
+            return
+        share = len(tokens_BT1) / self._plan.train.batch
+        loss, gradient = self._part.loss(hop.stream, tokens_BT1[:, 1:], share)
+        self._losses[part] = loss
+        self._round.came_around(key[1])
+        if math.isfinite(loss) and np.isfinite(gradient).all():
+            self._say(peer, self._hop(Kind.BACKWARD, key, gradient))
+        else:
+            self._norms[0] = math.nan
+            self._lose(key, Instant(time.monotonic()))
+            self._say(peer, Hop(Kind.LOST, *key))
+
+    def _end_round(self) -> None:
+        """Once nothing is under way: an inner step on what came home."""
+        batch = self._round
+        if batch is None or not batch.is_over:
+            return
+        self._round, self._number = None, batch.next_number
+        if not batch.done:
+            return
+        tokens = sum(self._parts[part][:, 1:].size for part in batch.done)
+        losses = [self._losses[part] for part in batch.done]
+        self._next_rate = self._asked_rate()
+        finite = self._step_on(self._next_rate)
+        self._tally.add(tokens, sum(losses) / len(losses), finite)
+
+    # --------------------------------------------------------------------------------- what is lost
+
+    def _lose(self, key: Key, now: Instant) -> None:
+        """What was sent on comes to nothing: another host if the way is still open, or word to where it came from."""
+        self._routes.forget(key)
+        if key[0] == self._me and self._has_ends:
+            self._part.forget(key)
+            if self._round is not None:
+                self._lost += 1
+                self._round.lost(key[1])
+                self._end_round()
+            return
+        self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        self._routes.forget(key)
+        self._part.forget(key)
+        upstream = self._upstream.pop(key, None)
+        if upstream is not None:
+            self._say(upstream, Hop(Kind.LOST, *key))
+
+    # ------------------------------------------------------------------------------------- inside
+
+    def _hop(self, kind: Kind, key: Key, stream: Stream, stage: int = 0) -> Hop:
+        return Hop(kind, *key, stage, self._next_rate, tuple(self._norms), stream)
+
+    def _say(self, peer: PeerId, hop: Hop) -> None:
+        train = self._plan.train
+        codec = train.stream_forward if hop.kind is Kind.FORWARD else train.stream_back
+        data = hops.pack(hop, codec)
+        self._bytes[0] += len(data)
+        self._channel.send(protocol.Hop(peer, data))
+
+    def _progress(self, now: float) -> protocol.Progress:
+        stream = {
+            "stream_lost": self._lost,
+            "stream_sent": self._bytes[0],
+            "stream_received": self._bytes[1],
+        }
+        if self._has_ends:
+            return replace(super()._progress(now), **stream)
+        passed, self._passed_then = self._passed_tokens - self._passed_then, self._passed_tokens
+        tally = self._tally
+        return protocol.Progress(
+            steps=tally.steps,
+            tokens=0,  # its text is another node's, and counted there
+            loss=None,
+            tokens_per_s=passed / max(now - tally.report_began, 1e-9),
+            nonfinite_steps=tally.nonfinite_steps,
+            data_pass=0,
+            data_position=0.0,
+            **stream,
+        )
