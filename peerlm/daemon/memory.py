@@ -6,7 +6,7 @@ import psutil
 
 from peerlm.config import Plan
 from peerlm.errors import ConfigError
-from peerlm.model.stages import held_fragments
+from peerlm.model.stages import held_parameters
 
 BYTES_A_PARAMETER = 20
 """The least: φ and the outer momentum in the daemon, three regions that it shares with the worker. What the worker needs
@@ -16,7 +16,7 @@ besides may lie on a device of its own."""
 def require_memory(plan: Plan, held: range, memory_bytes: int | None = None) -> None:
     """Of a node that holds these stages. Raises `ConfigError`. `memory_bytes`: of the machine; None: of this one."""
     has = psutil.virtual_memory().total if memory_bytes is None else memory_bytes
-    parameters = sum(spec.size for spec in held_fragments(plan, held))
+    parameters = held_parameters(plan, held)
     what = "a model" if len(held) == plan.model.stages else "a part"
     if BYTES_A_PARAMETER * parameters > has:
         raise ConfigError(

@@ -29,26 +29,38 @@ class Stage:
 
 def stages(plan: Plan) -> tuple[Stage, ...]:
     """The plan's `model.stages` stages, in order. Every module is in exactly one."""
-    names, count = modules(plan.model), plan.model.stages
+    specs = fragments(plan)
+    return tuple(
+        Stage(
+            index=index,
+            modules=held,
+            blocks=blocks,
+            fragments=tuple(spec.id for spec in specs if spec.module in held),
+            parameters=parameters,
+        )
+        for index, (held, blocks, parameters) in enumerate(_runs(plan))
+    )
+
+
+def held_parameters(plan: Plan, held: range) -> int:
+    """Parameters of the stages held; for models too, whose fragments would not fit this machine."""
+    return sum(parameters for _, _, parameters in _runs(plan)[held.start : held.stop])
+
+
+def _runs(plan: Plan) -> list[tuple[tuple[str, ...], range, int]]:
+    """Modules, blocks and parameters of each stage."""
+    names = modules(plan.model)
     sizes = dict.fromkeys(names, 0)
     for module, shape in parameter_shapes(plan.model, plan.data.vocab).values():
         sizes[module] += prod(shape)
     ends, blocks = (names[0], names[-1]), names[1:-1]
-    starts = _cut(sum(sizes[end] for end in ends), [sizes[block] for block in blocks], count)
-    specs, cut = fragments(plan), []
-    for index, (start, stop) in enumerate(zip(starts, (*starts[1:], len(blocks)), strict=True)):
-        run = blocks[start:stop]
-        held = (ends[0], *run, ends[1]) if index == 0 else run
-        cut.append(
-            Stage(
-                index=index,
-                modules=held,
-                blocks=range(start, stop),
-                fragments=tuple(spec.id for spec in specs if spec.module in held),
-                parameters=sum(sizes[module] for module in held),
-            )
-        )
-    return tuple(cut)
+    both = sum(sizes[end] for end in ends)
+    starts = _cut(both, [sizes[block] for block in blocks], plan.model.stages)
+    runs = []
+    for start, stop in zip(starts, (*starts[1:], len(blocks)), strict=True):
+        held = blocks[start:stop] if runs else (ends[0], *blocks[start:stop], ends[1])
+        runs.append((held, range(start, stop), sum(sizes[module] for module in held)))
+    return runs
 
 
 def held_stages(wish: str, plan: Plan, where: str = "host.stages") -> range:
