@@ -56,7 +56,7 @@ def _runs(plan: Plan) -> list[tuple[tuple[str, ...], range, int]]:
     ends, blocks = (names[0], names[-1]), names[1:-1]
     both = sum(sizes[end] for end in ends)
     starts = _cut(both, [sizes[block] for block in blocks], plan.model.stages)
-    runs = []
+    runs: list[tuple[tuple[str, ...], range, int]] = []
     for start, stop in zip(starts, (*starts[1:], len(blocks)), strict=True):
         held = blocks[start:stop] if runs else (ends[0], *blocks[start:stop], ends[1])
         runs.append((held, range(start, stop), sum(sizes[module] for module in held)))
