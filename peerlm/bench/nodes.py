@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
@@ -209,8 +209,11 @@ class Swarm:
         return sum(text.count("Traceback") + text.count("internal error") for text in texts)
 
 
+S = TypeVar("S", bound=Swarm)
+
+
 @contextmanager
-def running(swarm: Swarm) -> Iterator[Swarm]:
+def running(swarm: S) -> Iterator[S]:
     """The swarm, of which nothing runs afterwards."""
     try:
         yield swarm
