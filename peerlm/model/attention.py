@@ -18,6 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peerlm.config import ModelSection
+from peerlm.model.rows import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSlots:
+    """Keys (already turned) and values of N sessions. A slot is a ring of `context` places, and one more into
+    which padding is written."""
+
+    keys_NKSE: Tensor
+    values_NKSE: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +107,41 @@ class Attention(nn.Module):
         )
         return hidden_BTD + self._join(mixed_BHTE), remembered
 
+    def slots(self, count: int, device: torch.device) -> AttentionSlots:
+        shape = (count, self.kv_heads, self.context + 1, self.head_dim)
+        return AttentionSlots(torch.zeros(shape, device=device), torch.zeros(shape, device=device))
+
+    def advance_rows(self, hidden_BTD: Tensor, rows: Rows, slots: AttentionSlots) -> Tensor:
+        """As `advance`, each row for the session of its own slot, at its own place. Writes to `slots`.
+
+        Query heads that share keys stand as further queries of one head, so keys are never repeated.
+        """
+        B, T, _ = hidden_BTD.shape
+        S = min(rows.place_max + 1, self.context)
+        turns_B1TE = self._turns_at(rows.places_BT[:, None])
+        queries_BHTE, keys_BKTE, values_BKTE = self._project(hidden_BTD, *turns_B1TE)
+        cells_BT = torch.where(rows.is_token_BT, rows.places_BT % self.context, self.context)
+        for kept, new in ((slots.keys_NKSE, keys_BKTE), (slots.values_NKSE, values_BKTE)):
+            kept[rows.slots_B[:, None], :, cells_BT] = new.transpose(1, 2)
+        groups = self.heads // self.kv_heads
+        mixed_BKQE = F.scaled_dot_product_attention(
+            queries_BHTE.reshape(B, self.kv_heads, groups * T, self.head_dim),
+            rows.of(slots.keys_NKSE[:, :, :S]),
+            rows.of(slots.values_NKSE[:, :, :S]),
+            attn_mask=self._seen(rows, S).repeat(1, 1, groups, 1),
+        )
+        return hidden_BTD + self._join(mixed_BKQE.reshape(B, self.heads, T, self.head_dim))
+
+    def _seen(self, rows: Rows, S: int) -> Tensor:
+        """(B, 1, T, S): which cells each token looks at: those with a place up to its own, no further back than
+        `context`. A cell holds the newest place of those that fall on it."""
+        newest_B1 = rows.newest_B[:, None]
+        age_BS = (newest_B1 - torch.arange(S, device=newest_B1.device)) % self.context
+        place_B1S = (newest_B1 - age_BS)[:, None]
+        place_BT1 = rows.places_BT[:, :, None]
+        seen_BTS = (place_B1S >= 0) & (place_B1S <= place_BT1)
+        return (seen_BTS & (place_B1S > place_BT1 - self.context))[:, None]
+
     def _project(
         self, hidden_BTD: Tensor, cosine_TE: Tensor, sine_TE: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,10 +158,14 @@ class Attention(nn.Module):
 
     def _turns(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of each feature's angle at places `start` to `stop`."""
-        half = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
-        places = torch.arange(start, stop, dtype=torch.float32)
-        angles_TE = torch.outer(places, self.rope_base**-half).repeat(1, 2)
-        return angles_TE.cos(), angles_TE.sin()
+        return self._turns_at(torch.arange(start, stop))
+
+    def _turns_at(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at any `places`, with E as one more dimension."""
+        half = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=places.device)
+        rates_E = (self.rope_base ** -(half / self.head_dim)).repeat(2)
+        angles = places.float()[..., None] * rates_E
+        return angles.cos(), angles.sin()
 
 
 def turn(x_BHTE: Tensor, cosine_TE: Tensor, sine_TE: Tensor) -> Tensor:

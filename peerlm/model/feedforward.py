@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from peerlm.config import ModelSection
+from peerlm.model.rows import Rows
 
 
 class Feedforward(nn.Module):
@@ -36,3 +37,9 @@ class Feedforward(nn.Module):
     def advance(self, hidden_BTD: Tensor, state: None) -> tuple[Tensor, None]:
         """As `forward`: this block remembers nothing between tokens."""
         return self(hidden_BTD), None
+
+    def slots(self, count: int, device: torch.device) -> None:
+        return None
+
+    def advance_rows(self, hidden_BTD: Tensor, rows: Rows, slots: None) -> Tensor:
+        return self(hidden_BTD)

@@ -58,12 +58,26 @@ def _sampled(
         yield token
 
 
-def choose(logits_V: Tensor, temperature: float, top_k: int, generator: torch.Generator) -> int:
-    """One token id, drawn from the logits of a single position."""
+def choose(
+    logits_V: Tensor,
+    temperature: float,
+    top_k: int,
+    generator: torch.Generator,
+    top_p: float = 1.0,
+) -> int:
+    """One token id, drawn from the logits of a single position.
+
+    `top_p` < 1 samples among the likeliest that together have this probability (nucleus sampling, Holtzman et
+    al., arXiv 1904.09751).
+    """
     if temperature <= 0.0:
         return int(logits_V.argmax())
     scaled_V = logits_V / temperature
     if 0 < top_k < len(scaled_V):
         weakest = torch.topk(scaled_V, top_k).values[-1]
         scaled_V = scaled_V.masked_fill(scaled_V < weakest, -torch.inf)
-    return int(torch.multinomial(scaled_V.softmax(dim=0), 1, generator=generator))
+    chances_V = scaled_V.softmax(dim=0)
+    if top_p < 1.0:
+        falling_V, order_V = chances_V.sort(descending=True, stable=True)
+        chances_V[order_V[falling_V.cumsum(dim=0) - falling_V >= top_p]] = 0.0
+    return int(torch.multinomial(chances_V, 1, generator=generator))

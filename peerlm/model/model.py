@@ -21,6 +21,7 @@ from peerlm.model.embedding import Embedding
 from peerlm.model.feedforward import Feedforward
 from peerlm.model.output import Output
 from peerlm.model.recurrent import Recurrent
+from peerlm.model.rows import Rows
 
 BLOCKS: dict[str, type[Attention | Feedforward | Recurrent]] = {
     "attention": Attention,
@@ -95,3 +96,20 @@ class LanguageModel(nn.Module):
             hidden_BTD, after = block.advance(hidden_BTD, before)
             remembered.append(after)
         return self.output(hidden_BTD, self.embedding.weight), tuple(remembered)
+
+    def slots(self, count: int) -> tuple[Any, ...]:
+        """Room for what the blocks remember of `count` sessions, on the model's device: see `Rows`."""
+        device = self.embedding.weight.device
+        return tuple(block.slots(count, device) for block in self.sequence())
+
+    def advance_rows(self, tokens_BT: Tensor, rows: Rows, slots: tuple[Any, ...]) -> Tensor:
+        """As `advance`, for sessions that stand at different places: logits (B, V) after the last token of each row.
+
+        What lies in `slots` is moved on in place. A row of several tokens must end within the first
+        `context` places; one token at a time may go on for ever.
+        """
+        hidden_BTD = self.embedding(tokens_BT)
+        for block, remembered in zip(self.sequence(), slots, strict=True):
+            hidden_BTD = block.advance_rows(hidden_BTD, rows, remembered)
+        logits_B1V: Tensor = self.output(rows.last(hidden_BTD), self.embedding.weight)
+        return logits_B1V[:, 0]

@@ -12,7 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
 from peerlm.config import ModelSection
+from peerlm.model.rows import Rows
 
 RecurrentState = Tensor | tuple[Tensor, Tensor]
 """The cell's own state: h of a GRU, (h, c) of an LSTM."""
@@ -45,3 +48,25 @@ class Recurrent(nn.Module):
         """As `forward`, for tokens that follow those `state` remembers (none, if it is None)."""
         carried_BTD, remembered = self.cell(self.norm(hidden_BTD), state)
         return hidden_BTD + self.output(carried_BTD), remembered
+
+    def slots(self, count: int, device: torch.device) -> tuple[Tensor, ...]:
+        """h, and c of an LSTM, of every session: (N, D) each."""
+        parts = 2 if isinstance(self.cell, nn.LSTM) else 1
+        shape = (count, self.output.in_features)
+        return tuple(torch.zeros(shape, device=device) for _ in range(parts))
+
+    def advance_rows(self, hidden_BTD: Tensor, rows: Rows, slots: tuple[Tensor, ...]) -> Tensor:
+        """As `advance`, each row for the session of its own slot. Writes to `slots`."""
+        begins_B1 = (rows.starts_B == 0)[:, None]
+        before = tuple(rows.of(kept_ND).masked_fill(begins_B1, 0.0)[None] for kept_ND in slots)
+        normed = self.norm(hidden_BTD)
+        if rows.is_padded:
+            normed = pack_padded_sequence(
+                normed, rows.lengths, batch_first=True, enforce_sorted=False
+            )
+        carried, after = self.cell(normed, before if len(before) > 1 else before[0])
+        if rows.is_padded:
+            carried, _ = pad_packed_sequence(carried, batch_first=True)
+        for kept_ND, new_1BD in zip(slots, after if len(slots) > 1 else (after,), strict=True):
+            kept_ND[rows.slots_B] = new_1BD[0]
+        return hidden_BTD + self.output(carried)

@@ -1,0 +1,61 @@
+"""The interface of whatever advances sessions.
+
+A session is one text in the making. What the model remembers of it (keys and values, a recurrence's state) lies
+with whoever computes it, under a *slot*, a small number that the session holds until it ends. Here that is this
+process; were the model cut over several machines, the same call would go from stage to stage. Nothing else in
+this room knows where the weights are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peerlm.serve.session import Pick, Sampling
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The next `tokens` of the session in `slot`; `start` is the place of the first. At 0 the slot begins anew.
+
+    More than one token only within the first `context` places.
+    """
+
+    slot: int
+    start: int
+    tokens: tuple[int, ...]
+
+
+class Route(Protocol):
+    def advance(self, turns: Sequence[Turn]) -> Logits:
+        """Logits (turns, vocab) after the last token of each turn; each slot then remembers its tokens too."""
+
+    def clear(self, slot: int) -> None:
+        """Nothing of what the slot holds may reach whoever has it next."""
+
+
+class Sampler(Protocol):
+    """Draws tokens. `generator` gives a session what it draws from: a seed alone decides it."""
+
+    def generator(self, rng_seed: int) -> Any: ...
+
+    def draw(
+        self, logits: Logits, asked: Sequence[tuple[Sampling, Any]]
+    ) -> list[Pick | None]:
+        """A token for each row, by its session's settings and generator; None where the logits are not finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Weights that sessions are answered with. `name` is the same wherever the weights are."""
+
+    name: str
+    tokens: int | None
+    """The swarm's, that they were trained on."""
+    route: Route

@@ -1,0 +1,67 @@
+"""Small models and what serves them, for the tests of this folder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from peerlm.config import ModelSection, Plan
+from peerlm.data.tokenizer import ByteTokenizer
+from peerlm.model.export import split_fragments
+from peerlm.model.model import LanguageModel
+from peerlm.serve.engine import Slots, TorchSampler, Whole
+from peerlm.serve.route import Version
+from peerlm.serve.scheduler import Scheduler
+from peerlm.serve.service import Job, Service
+from peerlm.serve.session import Sampling
+
+SMALL = {"dim": 32, "heads": 4, "kv_heads": 2, "hidden": 48, "context": 48}
+KINDS = {
+    "attention": ModelSection(blocks=("attention", "feedforward") * 2, **SMALL),
+    "lstm": ModelSection(blocks=("recurrent", "feedforward"), cell="lstm", **SMALL),
+    "gru": ModelSection(blocks=("recurrent",) * 2, cell="gru", tied=False, **SMALL),
+    "hybrid": ModelSection(blocks=("recurrent", "attention", "feedforward"), **SMALL),
+}
+
+
+def plan_of(kind: str) -> Plan:
+    return replace(Plan(), model=KINDS[kind])
+
+
+def model_of(plan: Plan, rng_seed: int = 1) -> LanguageModel:
+    """Random, and far from uniform: weights are larger than initial ones."""
+    model = LanguageModel(plan.model, plan.data.vocab)
+    model.initialise(rng_seed)
+    for name, parameter in model.named_parameters():
+        if "norm" not in name:
+            parameter.data.mul_(3.0)
+    return model.eval()
+
+
+def fragment_values(plan: Plan, model: LanguageModel) -> list:
+    return split_fragments(plan, {n: p.detach().numpy() for n, p in model.named_parameters()})
+
+
+def version_of(slots: Slots, model: LanguageModel, name: str = "v1") -> Version:
+    return Version(name, 0, Whole(slots, fragment_values(slots.plan, model)))
+
+
+def service_of(
+    plan: Plan, model: LanguageModel, *, slots: int = 8, queue: int = 64, chunk: int = 32
+) -> Service:
+    room = Slots(plan, slots, 1 << 30)
+    scheduler = Scheduler(room.count, queue, chunk)
+    return Service(scheduler, TorchSampler(), ByteTokenizer(), version_of(room, model))
+
+
+def job_of(prompt: tuple[int, ...], tokens: int, rng_seed: int = 0, **sampling: float) -> Job:
+    return Job((prompt,), (rng_seed,), Sampling(**{"temperature": 0.0, **sampling}), tokens)
+
+
+def drained(service: Service) -> dict[Job, list[int]]:
+    """Steps until nobody is left; the ids that each job got."""
+    ids: dict[Job, list[int]] = {}
+    while not service.is_idle:
+        for told in service.step():
+            assert told.error == ""
+            ids.setdefault(told.job, []).extend(p.token for p in told.piece.picks)
+    return ids
