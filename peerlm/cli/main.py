@@ -33,6 +33,8 @@ COMMANDS = {
     "top": "top:top",
     "doctor": "doctor:doctor",
     "generate": "generate:generate",
+    "serve": "serve:serve",
+    "key": "key:key",
     "sim": "sim:sim",
     "bench": "bench:bench",
     "chaos": "chaos:chaos",

@@ -18,9 +18,7 @@ state through a name that it points here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
-import ipaddress
 import json
 import logging
 import os
@@ -36,6 +34,7 @@ from peerlm.daemon.control import finite
 from peerlm.daemon.sockets import listen_tcp
 from peerlm.errors import ConfigError, StateError
 from peerlm.observe.history import History
+from peerlm.observe.host import is_ours
 from peerlm.store import disk
 from peerlm.store.disk import Layout
 
@@ -93,7 +92,7 @@ class Page:
         self._listener = listener
         self._host = host
         self._port = int(listener.getsockname()[1])
-        self._names = {"localhost", socket.gethostname(), *names}
+        self._names = {name.lower() for name in ("localhost", socket.gethostname(), *names)}
         self._loop = asyncio.get_running_loop()
         self._serving: asyncio.Task[None] | None = None
         self._runner: Any = None
@@ -191,7 +190,7 @@ class Page:
         return cast("asyncio.Protocol", handler)
 
     async def _guarded(self, request: Any, handler: Handle) -> Any:
-        if not self._is_ours(request.host):
+        if not is_ours(request.host, self._names):
             answer = _text(f"peerlm: Host {request.host[:80]!r} is not a name of this machine", 403)
         elif self.status is None:
             answer = _text("peerlm: the node is starting", 503)
@@ -206,14 +205,6 @@ class Page:
         answer.headers.update(HEADERS)
         answer.force_close()
         return answer
-
-    def _is_ours(self, host: str) -> bool:
-        """Addresses cannot be pointed elsewhere; names can."""
-        name = host[1:].partition("]")[0] if host.startswith("[") else host.rsplit(":", 1)[0]
-        with contextlib.suppress(ValueError):
-            ipaddress.ip_address(name)
-            return True
-        return name.lower() in {known.lower() for known in self._names}
 
     # ------------------------------------------------------------------------------- answers
 

@@ -38,9 +38,7 @@ class Rows:
         self.places_BT = self.starts_B[:, None] + places_T
         self.is_token_BT = places_T < lengths_B[:, None]
         first, last = slots[0], slots[-1]
-        self._run = (
-            slice(first, last + 1) if list(slots) == list(range(first, last + 1)) else None
-        )
+        self._run = slice(first, last + 1) if list(slots) == list(range(first, last + 1)) else None
 
     def of(self, kept: Tensor) -> Tensor:
         """The rows' part of what is kept for all slots (N, ...): a view where the slots follow each other."""

@@ -29,6 +29,12 @@ from peerlm.serve.route import Logits, Turn
 from peerlm.serve.session import Pick, Sampling
 
 
+def use_threads(count: int) -> None:
+    """Of the processor, for what is computed here; 0 leaves it to torch."""
+    if count:
+        torch.set_num_threads(count)
+
+
 class Slots:
     """Room for sessions of one plan's model on one device. At most `count`, within `bytes_max` in all.
 
@@ -49,9 +55,7 @@ class Slots:
                 "raise --cache-mb"
             )
         self.bytes = one * self.count
-        self.parts: list[Any] = [
-            block.slots(self.count, self.device) for block in shell.sequence()
-        ]
+        self.parts: list[Any] = [block.slots(self.count, self.device) for block in shell.sequence()]
 
 
 class Whole:
@@ -108,16 +112,14 @@ class TorchSampler:
     ) -> list[Pick | None]:
         logits_BV = torch.from_numpy(logits)
         likeliest = logits_BV.argmax(dim=1).tolist()
-        finite = np.isfinite(logits).all(axis=1)
+        finite = logits_BV.isfinite().all(dim=1).tolist()
         return [
             _pick(logits_BV[row], likeliest[row], sampling, generator) if finite[row] else None
             for row, (sampling, generator) in enumerate(asked)
         ]
 
 
-def _pick(
-    logits_V: Tensor, likeliest: int, sampling: Sampling, generator: torch.Generator
-) -> Pick:
+def _pick(logits_V: Tensor, likeliest: int, sampling: Sampling, generator: torch.Generator) -> Pick:
     token = likeliest
     if sampling.temperature > 0.0:
         token = choose(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from peerlm.serve.session import Pick, Sampling
@@ -45,9 +46,7 @@ class Sampler(Protocol):
 
     def generator(self, rng_seed: int) -> Any: ...
 
-    def draw(
-        self, logits: Logits, asked: Sequence[tuple[Sampling, Any]]
-    ) -> list[Pick | None]:
+    def draw(self, logits: Logits, asked: Sequence[tuple[Sampling, Any]]) -> list[Pick | None]:
         """A token for each row, by its session's settings and generator; None where the logits are not finite."""
 
 
@@ -59,3 +58,11 @@ class Version:
     tokens: int | None
     """The swarm's, that they were trained on."""
     route: Route
+
+
+def name_of(fragment_values: Sequence[NDArray[np.float32]], tokens: int | None) -> str:
+    """Of a version: the swarm's tokens where they are known, and the beginning of the hash of the weights."""
+    digest = blake3()
+    for values in fragment_values:
+        digest.update(values.data.cast("B"))
+    return (f"t{tokens}-" if tokens is not None else "") + digest.hexdigest()[:12]

@@ -369,7 +369,7 @@ NAMES = frozenset(
             "address_book",
         ),
         *("snapshots", "objects", "model", "local", "log", "log.1", "history", "epoch", "origin"),
-        *("control.sock", "lock", "ports", "page_port", "curves"),
+        *("control.sock", "lock", "ports", "page_port", "curves", "api_keys"),
     }
 )
 """What a node keeps in its folder. All else there is somebody else's."""
@@ -457,6 +457,11 @@ class Layout:
     def history(self) -> Path:
         """Curves and events of the run so far, for the node's page."""
         return self.root / "history"
+
+    @property
+    def api_keys(self) -> Path:
+        """Hashes of the keys that clients of `peerlm serve` show."""
+        return self.root / "api_keys"
 
     @property
     def epoch(self) -> Path:

@@ -192,6 +192,11 @@ def write(
     return Snapshot(manifest, path, trouble)
 
 
+def newest(layout: Layout) -> int:
+    """Number of the newest that is committed, 0 if there is none; nothing is checked. Raises: StateError."""
+    return max(_committed(layout), default=0)
+
+
 def remove(layout: Layout, number: int) -> None:
     """Remove one snapshot; its manifest first, so a death in between leaves only litter."""
     disk.remove(_manifest_path(layout, number))

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 import torch
-from serve_scene import KINDS, drained, job_of, model_of, plan_of, service_of, version_of
+from serve_scene import KINDS, drained, job_of, model_of, plan_of, service_of
 
-from peerlm.errors import ConfigError
 from peerlm.model.generate import generate
-from peerlm.serve.engine import Slots, TorchSampler, Whole
-from peerlm.serve.route import Turn
-from peerlm.serve.session import Sampling
 
 
 @pytest.fixture(autouse=True)
