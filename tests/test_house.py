@@ -44,6 +44,10 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
         set(),
     ),
     "observe": (set(), {"prometheus_client"}),
+    "serve": (
+        {"data", "model", "observe", "store"},
+        {"aiohttp", "blake3", "numpy", "prometheus_client", "torch", "uvloop"},
+    ),
     "sim": (
         {"wire", "events", "effects", "identity", "membership", "swarm", "mix", "store", "node"}
         | {"train.cadence", "train.schedule"},
@@ -61,6 +65,12 @@ RIVALS = "bench/rivals"
 
 DAEMONS = {PACKAGE / "bench" / name for name in ("member.py", "telling.py")}
 """The daemon in a process that mixes when told to, or tells what it sees: they have the daemon's loop."""
+
+SERVING = {PACKAGE / "serve" / name for name in ("driver.py", "http.py")}
+"""Answers go over sockets of their own, and texts advance in a thread of their own; the rest of the room is pure but
+for the engine."""
+
+ENGINE = PACKAGE / "serve" / "engine.py"
 
 NETWORKS = {PACKAGE / "bench" / name for name in ("lines.py", "namespaces.py")}
 """They open what the kernel shows as files."""
@@ -100,7 +110,7 @@ def test_every_room_imports_only_what_its_place_allows() -> None:
 
 def test_the_loop_and_sockets_are_the_daemons_alone() -> None:
     for path in FILES:
-        if room_of(path) != "daemon" and path not in DAEMONS:
+        if room_of(path) != "daemon" and path not in DAEMONS | SERVING:
             firsts = {name.split(".")[0] for name in imported_by(path)}
             assert not firsts & {"asyncio", "zmq", "uvloop", "selectors"}, shown(path)
             if room_of(path) not in {"cli", "bench", "chaos", "launch", "train"}:
@@ -111,7 +121,7 @@ def test_the_loop_and_sockets_are_the_daemons_alone() -> None:
 
 def test_torch_is_named_only_where_models_are_made_and_trained() -> None:
     for path in FILES:
-        if room_of(path) not in {"model", "train"} and RIVALS not in shown(path):
+        if room_of(path) not in {"model", "train"} and path != ENGINE and RIVALS not in shown(path):
             firsts = {name.split(".")[0] for name in imported_by(path)}
             assert "torch" not in firsts, shown(path)
 
@@ -174,6 +184,7 @@ def test_no_core_reaches_a_driver_or_torch_through_others(room: str) -> None:
         ("peerlm.cli.main", LIGHT_CLI),
         ("peerlm.cli.top", ("torch", "textual")),
         ("peerlm.model", ("torch",)),
+        ("peerlm.serve.http", ("torch",)),
         ("peerlm.train.protocol", ("torch",)),
         ("peerlm.train.worker", ("torch",)),
     ],
@@ -189,7 +200,7 @@ def test_importing_stays_light(module: str, absent: tuple[str, ...]) -> None:
 
 def test_clocks_are_read_only_where_there_is_one() -> None:
     for path in FILES:
-        if room_of(path) not in WITH_CLOCKS:
+        if room_of(path) not in WITH_CLOCKS and path not in SERVING:
             assert "time" not in imported_by(path), shown(path)
             assert not CLOCKS & names_in(path), shown(path)
 

@@ -43,6 +43,7 @@ class AttentionState:
 class Attention(nn.Module):
     cosine_TE: Tensor
     sine_TE: Tensor
+    rates_E: Tensor
 
     def __init__(self, model: ModelSection) -> None:
         super().__init__()
@@ -55,6 +56,8 @@ class Attention(nn.Module):
         self.key = nn.Linear(model.dim, kv_dim, bias=False)
         self.value = nn.Linear(model.dim, kv_dim, bias=False)
         self.output = nn.Linear(model.dim, model.dim, bias=False)
+        half = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+        self.register_buffer("rates_E", (self.rope_base**-half).repeat(2), persistent=False)
         cosine_TE, sine_TE = self._turns(0, model.context)
         self.register_buffer("cosine_TE", cosine_TE, persistent=False)
         self.register_buffer("sine_TE", sine_TE, persistent=False)
@@ -85,7 +88,7 @@ class Attention(nn.Module):
         """As `forward`, for tokens that follow those `state` remembers (none, if it is None)."""
         start = state.position if state else 0
         T = hidden_BTD.size(1)
-        cosine_TE, sine_TE = (t.to(hidden_BTD.device) for t in self._turns(start, start + T))
+        cosine_TE, sine_TE = self._turns(start, start + T)
         queries_BHTE, keys_BKSE, values_BKSE = self._project(hidden_BTD, cosine_TE, sine_TE)
         if state:
             keys_BKSE = torch.cat((state.keys_BKSE, keys_BKSE), dim=2)
@@ -118,29 +121,40 @@ class Attention(nn.Module):
         """
         B, T, _ = hidden_BTD.shape
         S = min(rows.place_max + 1, self.context)
-        turns_B1TE = self._turns_at(rows.places_BT[:, None])
+        groups = self.heads // self.kv_heads
+        turns_B1TE = rows.once("turns", lambda: self._turns_at(rows.places_BT[:, None]))
+        cells_BT = rows.once("cells", lambda: self._cells(rows))
+        seen_B1QS = rows.once("seen", lambda: self._seen(rows, S, groups))
         queries_BHTE, keys_BKTE, values_BKTE = self._project(hidden_BTD, *turns_B1TE)
-        cells_BT = torch.where(rows.is_token_BT, rows.places_BT % self.context, self.context)
         for kept, new in ((slots.keys_NKSE, keys_BKTE), (slots.values_NKSE, values_BKTE)):
             kept[rows.slots_B[:, None], :, cells_BT] = new.transpose(1, 2)
-        groups = self.heads // self.kv_heads
         mixed_BKQE = F.scaled_dot_product_attention(
             queries_BHTE.reshape(B, self.kv_heads, groups * T, self.head_dim),
             rows.of(slots.keys_NKSE[:, :, :S]),
             rows.of(slots.values_NKSE[:, :, :S]),
-            attn_mask=self._seen(rows, S).repeat(1, 1, groups, 1),
+            attn_mask=seen_B1QS,
         )
         return hidden_BTD + self._join(mixed_BKQE.reshape(B, self.heads, T, self.head_dim))
 
-    def _seen(self, rows: Rows, S: int) -> Tensor:
-        """(B, 1, T, S): which cells each token looks at: those with a place up to its own, no further back than
-        `context`. A cell holds the newest place of those that fall on it."""
+    def _cells(self, rows: Rows) -> Tensor:
+        """(B, T): where in its slot each token's key goes; padding beyond the ring."""
+        return torch.where(rows.is_token_BT, rows.places_BT % self.context, self.context)
+
+    def _seen(self, rows: Rows, S: int, groups: int) -> Tensor | None:
+        """(B, 1, Q, S) for Q = groups · T queries: which cells each looks at, None for all of them.
+
+        Those with a place up to its own, no further back than `context`. A cell holds the newest place of those that
+        fall on it.
+        """
+        if rows.are_even:
+            return None
         newest_B1 = rows.newest_B[:, None]
         age_BS = (newest_B1 - torch.arange(S, device=newest_B1.device)) % self.context
         place_B1S = (newest_B1 - age_BS)[:, None]
         place_BT1 = rows.places_BT[:, :, None]
         seen_BTS = (place_B1S >= 0) & (place_B1S <= place_BT1)
-        return (seen_BTS & (place_B1S > place_BT1 - self.context))[:, None]
+        seen_BTS &= place_B1S > place_BT1 - self.context
+        return seen_BTS.repeat(1, groups, 1)[:, None]
 
     def _project(
         self, hidden_BTD: Tensor, cosine_TE: Tensor, sine_TE: Tensor
@@ -158,13 +172,11 @@ class Attention(nn.Module):
 
     def _turns(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Cosine and sine of each feature's angle at places `start` to `stop`."""
-        return self._turns_at(torch.arange(start, stop))
+        return self._turns_at(torch.arange(start, stop, device=self.rates_E.device))
 
     def _turns_at(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """The same at any `places`, with E as one more dimension."""
-        half = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=places.device)
-        rates_E = (self.rope_base ** -(half / self.head_dim)).repeat(2)
-        angles = places.float()[..., None] * rates_E
+        angles = places.to(self.rates_E)[..., None] * self.rates_E
         return angles.cos(), angles.sin()
 
 

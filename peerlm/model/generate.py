@@ -79,5 +79,7 @@ def choose(
     chances_V = scaled_V.softmax(dim=0)
     if top_p < 1.0:
         falling_V, order_V = chances_V.sort(descending=True, stable=True)
-        chances_V[order_V[falling_V.cumsum(dim=0) - falling_V >= top_p]] = 0.0
+        is_out_V = falling_V.cumsum(dim=0) - falling_V >= top_p
+        is_out_V[0] = False
+        chances_V[order_V[is_out_V]] = 0.0
     return int(torch.multinomial(chances_V, 1, generator=generator))

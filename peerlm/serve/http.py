@@ -46,6 +46,8 @@ BODY_S = 20.0
 STALL_S = 30.0
 """How long a client may leave a stream unread when what is on its way is full."""
 KEEPALIVE_S = 30.0
+LINGER_S = 2.0
+"""For the rest of a body that nobody wants, so that its sender reads why."""
 DRAIN_S = 4.0
 """Given to answers under way when the server is told to stop."""
 RETRY_S_MAX = 60.0
@@ -123,6 +125,7 @@ class Front:
             handle_signals=False,
             handler_cancellation=True,
             keepalive_timeout=KEEPALIVE_S,
+            lingering_time=LINGER_S,
             shutdown_timeout=1.0,
         )
 
@@ -206,7 +209,10 @@ class Front:
             headers["Retry-After"] = str(int(max(1, min(refused.retry_after_s + 0.999, 3600))))
         if refused.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return web.json_response(answer.error(refused), status=refused.status, headers=headers)
+        response = web.json_response(answer.error(refused), status=refused.status, headers=headers)
+        if refused.status in (408, 413):
+            response.force_close()
+        return response
 
     def _holder(self, asked: web.Request) -> Holder | None:
         """Whose request it is; None where no keys are needed. Raises `Refused`."""

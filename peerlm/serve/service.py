@@ -99,13 +99,12 @@ class Service:
         for number in self.scheduler.admit():
             job = self._sessions[number].job
             job.version = job.version or self.version
-        advances = self.scheduler.step()
-        told: list[Told] = []
-        for version in self.versions():
-            ours = [a for a in advances if self._sessions[a.session].job.version is version]
-            if ours:
-                told += self._advance(version, ours)
-        return told
+        together: dict[int, tuple[Version, list[Advance]]] = {}
+        for advance in self.scheduler.step():
+            version = self._sessions[advance.session].job.version
+            assert version is not None
+            together.setdefault(id(version), (version, []))[1].append(advance)
+        return [told for group in together.values() for told in self._advance(*group)]
 
     def _advance(self, version: Version, advances: list[Advance]) -> list[Told]:
         turns = [
