@@ -37,6 +37,7 @@ from peerlm.membership import profile
 from peerlm.node.company import fixed_differences
 from peerlm.observe.curves import CURVES
 from peerlm.observe.metrics import METRICS
+from peerlm.serve.metrics import Metrics
 from peerlm.wire import frame, message
 from peerlm.wire.bounds import Exactly, Least, Most
 from peerlm.wire.message import Message, Struct
@@ -411,6 +412,12 @@ def metrics() -> Iterator[str]:
         yield f"| `{name}`{label} | {figure.kind} | {figure.help} |"
 
 
+def serving_metrics() -> Iterator[str]:
+    yield from _table_head(("metric", "kind", "meaning"))
+    for name, label, kind, meaning in Metrics().described():
+        yield _row((f"`{name}`" + (f", by `{label}`" if label else ""), kind, meaning))
+
+
 def curves() -> Iterator[str]:
     """What other tools get."""
     yield from _table_head(("name", "unit", "meaning"))
@@ -429,6 +436,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "figures of the protocol": protocol_figures,
     "commands": commands,
     "metrics": metrics,
+    "metrics of serving": serving_metrics,
     "curves": curves,
 }
 

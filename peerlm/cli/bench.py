@@ -14,6 +14,7 @@ COMMANDS = {
     "step": "bench_step:step",
     "overlap": "bench_overlap:overlap",
     "quality": "bench_quality:quality",
+    "serve": "bench_serve:serve",
 }
 
 

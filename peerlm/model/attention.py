@@ -123,11 +123,10 @@ class Attention(nn.Module):
         S = min(rows.place_max + 1, self.context)
         groups = self.heads // self.kv_heads
         turns_B1TE = rows.once("turns", lambda: self._turns_at(rows.places_BT[:, None]))
-        cells_BT = rows.once("cells", lambda: self._cells(rows))
         seen_B1QS = rows.once("seen", lambda: self._seen(rows, S, groups))
         queries_BHTE, keys_BKTE, values_BKTE = self._project(hidden_BTD, *turns_B1TE)
-        for kept, new in ((slots.keys_NKSE, keys_BKTE), (slots.values_NKSE, values_BKTE)):
-            kept[rows.slots_B[:, None], :, cells_BT] = new.transpose(1, 2)
+        self._keep(slots.keys_NKSE, keys_BKTE, rows)
+        self._keep(slots.values_NKSE, values_BKTE, rows)
         mixed_BKQE = F.scaled_dot_product_attention(
             queries_BHTE.reshape(B, self.kv_heads, groups * T, self.head_dim),
             rows.of(slots.keys_NKSE[:, :, :S]),
@@ -135,6 +134,13 @@ class Attention(nn.Module):
             attn_mask=seen_B1QS,
         )
         return hidden_BTD + self._join(mixed_BKQE.reshape(B, self.heads, T, self.head_dim))
+
+    def _keep(self, kept_NKSE: Tensor, new_BKTE: Tensor, rows: Rows) -> None:
+        if rows.are_even and rows.run is not None:
+            kept_NKSE[rows.run, :, rows.place_max % self.context] = new_BKTE[:, :, 0]
+        else:
+            cells_BT = rows.once("cells", lambda: self._cells(rows))
+            kept_NKSE[rows.slots_B[:, None], :, cells_BT] = new_BKTE.transpose(1, 2)
 
     def _cells(self, rows: Rows) -> Tensor:
         """(B, T): where in its slot each token's key goes; padding beyond the ring."""

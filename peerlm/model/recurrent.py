@@ -56,8 +56,10 @@ class Recurrent(nn.Module):
 
     def advance_rows(self, hidden_BTD: Tensor, rows: Rows, slots: tuple[Tensor, ...]) -> Tensor:
         """As `advance`, each row for the session of its own slot. Writes to `slots`."""
-        begins_B1 = (rows.starts_B == 0)[:, None]
-        before = tuple(rows.of(kept_ND).masked_fill(begins_B1, 0.0)[None] for kept_ND in slots)
+        before = tuple(rows.of(kept_ND)[None] for kept_ND in slots)
+        if rows.begins:
+            begins_B1 = (rows.starts_B == 0)[:, None]
+            before = tuple(state_1BD.masked_fill(begins_B1, 0.0) for state_1BD in before)
         normed = self.norm(hidden_BTD)
         if rows.is_padded:
             normed = pack_padded_sequence(
@@ -67,5 +69,5 @@ class Recurrent(nn.Module):
         if rows.is_padded:
             carried, _ = pad_packed_sequence(carried, batch_first=True)
         for kept_ND, new_1BD in zip(slots, after if len(slots) > 1 else (after,), strict=True):
-            kept_ND[rows.slots_B] = new_1BD[0]
+            rows.keep(kept_ND, new_1BD[0])
         return hidden_BTD + self.output(carried)

@@ -11,6 +11,7 @@ B rows, T tokens of the longest, N slots.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor
 
 
 class Rows:
-    """`slots[b]`, `starts[b]` (the place of its first token) and `lengths[b]` of each row."""
+    """`slots[b]`, `starts[b]` (the place of its first token) and `lengths[b]` of each row. Tensors are made when they
+    are asked for: most batches need few of them."""
 
     def __init__(
         self,
@@ -27,27 +29,57 @@ class Rows:
         lengths: Sequence[int],
         device: torch.device,
     ) -> None:
-        self.lengths = torch.tensor(lengths)
-        """(B,), on the CPU."""
-        longest = max(lengths)
-        self.is_padded = min(lengths) != longest
+        self._slots, self._starts, self._lengths, self._device = slots, starts, lengths, device
+        self._longest = max(lengths)
+        self.is_padded = min(lengths) != self._longest
+        self.begins = 0 in starts
+        """Some row is at place 0."""
         self.place_max = max(start + n for start, n in zip(starts, lengths, strict=True)) - 1
-        self.slots_B = torch.tensor(slots, device=device)
-        self.starts_B = torch.tensor(starts, device=device)
-        lengths_B = self.lengths.to(device)
-        self.newest_B = self.starts_B + lengths_B - 1
-        places_T = torch.arange(longest, device=device)
-        self.places_BT = self.starts_B[:, None] + places_T
-        self.is_token_BT = places_T < lengths_B[:, None]
-        self.are_even = longest == 1 and len(set(starts)) == 1
+        self.are_even = self._longest == 1 and len(set(starts)) == 1
         """One token each, at the same place: all see the same."""
-        self._shared: dict[str, Any] = {}
         first, last = slots[0], slots[-1]
-        self._run = slice(first, last + 1) if list(slots) == list(range(first, last + 1)) else None
+        follow = list(slots) == list(range(first, last + 1))
+        self.run = slice(first, last + 1) if follow else None
+        """The slots, where they follow each other."""
+        self._shared: dict[str, Any] = {}
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(B,), on the CPU."""
+        return torch.tensor(self._lengths)
+
+    @cached_property
+    def slots_B(self) -> Tensor:
+        return torch.tensor(self._slots, device=self._device)
+
+    @cached_property
+    def starts_B(self) -> Tensor:
+        return torch.tensor(self._starts, device=self._device)
+
+    @cached_property
+    def newest_B(self) -> Tensor:
+        """Place of each row's last token."""
+        return self.starts_B + self.lengths.to(self._device) - 1
+
+    @cached_property
+    def places_BT(self) -> Tensor:
+        return self.starts_B[:, None] + torch.arange(self._longest, device=self._device)
+
+    @cached_property
+    def is_token_BT(self) -> Tensor:
+        """And not padding."""
+        return self.places_BT <= self.newest_B[:, None]
 
     def of(self, kept: Tensor) -> Tensor:
         """The rows' part of what is kept for all slots (N, ...): a view where the slots follow each other."""
-        return kept[self.slots_B] if self._run is None else kept[self._run]
+        return kept[self.slots_B] if self.run is None else kept[self.run]
+
+    def keep(self, kept: Tensor, new: Tensor) -> None:
+        """Write the rows' part of `kept`."""
+        if self.run is None:
+            kept[self.slots_B] = new
+        else:
+            kept[self.run] = new
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What all blocks of a kind need alike: the first of them makes it."""

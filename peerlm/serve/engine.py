@@ -112,7 +112,7 @@ class TorchSampler:
     ) -> list[Pick | None]:
         logits_BV = torch.from_numpy(logits)
         likeliest = logits_BV.argmax(dim=1).tolist()
-        finite = logits_BV.isfinite().all(dim=1).tolist()
+        finite = np.isfinite(logits.sum(axis=1)).tolist()
         return [
             _pick(logits_BV[row], likeliest[row], sampling, generator) if finite[row] else None
             for row, (sampling, generator) in enumerate(asked)

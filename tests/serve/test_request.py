@@ -82,7 +82,7 @@ def test_a_conversation_is_written_out_in_lines() -> None:
         ({"echo": True}, "echo"),
         ({"best_of": 3}, "best_of"),
         ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"temprature": 0}, "temprature"),
+        ({"temp": 0}, "temp"),
     ],
     ids=lambda value: str(value)[:30],
 )
