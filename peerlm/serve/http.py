@@ -48,7 +48,7 @@ STALL_S = 30.0
 KEEPALIVE_S = 30.0
 LINGER_S = 2.0
 """For the rest of a body that nobody wants, so that its sender reads why."""
-DRAIN_S = 4.0
+DRAIN_S = 3.0
 """Given to answers under way when the server is told to stop."""
 RETRY_S_MAX = 60.0
 FAIR = 0.1

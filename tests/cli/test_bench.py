@@ -34,6 +34,15 @@ def test_codecs_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert rows["fp16 exchange"]["ns_per_parameter"] == pytest.approx(parts)
 
 
+def test_serving_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--tokens", "3", "--pairs", "1", "--requests", "4", "--sessions", "2")
+    assert main(["bench", "serve", *small, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["same_text"] is True
+    assert [row["name"] for row in found["rows"]] == ["plain", "one session", "together"]
+    assert 0 < found["first_token_ms"]["p50"] <= found["first_token_ms"]["p99"]
+
+
 def test_codecs_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "codec", "--parameters", "1000", "--repeat", "1"]) == 0
     out = capsys.readouterr().out
@@ -53,6 +62,8 @@ def test_codecs_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["exchange", "--security", "none"], "aead, plain"),
         (["exchange", "--vs", "horovod"], "gloo, hivemind"),
         (["codec", "--parameters", "5"], "--parameters 5"),
+        (["serve", "--sessions", "0"], "--sessions 0"),
+        (["serve", "--requests", "1"], "--requests 1"),
         (["codec", "--repeat", "0"], "--repeat 0"),
         (["exchange", "--link", "fast"], "--link 'fast'"),
         (["exchange", "--link", "1gbit", "--vs", "gloo"], "only tcp"),
