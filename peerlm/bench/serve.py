@@ -3,8 +3,7 @@
 The model is the plan's with initial weights, which cost what any others do. Three ways write the same texts, greedily:
 the loop of `model.generate`, one after the other; the service with one session; and with all together. They take
 turns, so that whatever else the machine does hits all alike. Then requests with prompts of mixed lengths come at even
-distances while others write, and each one's time to its first token is taken. No sockets: docs/serve.md says
-what those add.
+distances while others write, and each one's time to its first token is taken. No sockets are involved.
 """
 
 from __future__ import annotations

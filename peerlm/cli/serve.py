@@ -201,11 +201,9 @@ class Source:
         number = snapshot.newest(self._layout) if self._folder is None else 0
         if number <= self._number:
             return None
-        weights = from_snapshot(self._layout, say)
+        self._number = number  # whatever comes of it: what cannot be used is not read again
         assert self._slots is not None
-        version = self.as_version(weights, self._slots)
-        self._number = number
-        return version
+        return self.as_version(from_snapshot(self._layout, say), self._slots)
 
 
 def _serve(

@@ -62,6 +62,7 @@ def test_newer_snapshots_are_found_once_and_bad_ones_passed_over(tmp_path: Path)
     put_snapshot(layout, 300, float("nan"))
     with pytest.raises(ConfigError, match="not finite"):
         source.newer()
+    assert source.newer() is None
     put_snapshot(layout, 400)
     again = source.newer()
     assert again is not None
