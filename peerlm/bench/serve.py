@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from statistics import fmean, quantiles
 from typing import Any
 
+import numpy as np
+
 from peerlm.config import Plan
 from peerlm.data.tokenizer import ByteTokenizer
-from peerlm.model.export import split_fragments
 from peerlm.model.generate import generate
 from peerlm.model.model import LanguageModel
+from peerlm.model.plan import fragments
+from peerlm.model.weights import copy_out
 from peerlm.serve.engine import Slots, TorchSampler, Whole, use_threads
 from peerlm.serve.route import Version
 from peerlm.serve.scheduler import Scheduler
@@ -79,9 +82,12 @@ class Bench:
         self.model = LanguageModel(plan.model, plan.data.vocab)
         self.model.initialise(1)
         self.model.eval()
-        tensors = {name: p.detach().numpy() for name, p in self.model.named_parameters()}
+        values = []
+        for spec in fragments(plan):
+            values.append(np.empty(spec.size, np.float32))
+            copy_out(self.model, spec, values[-1])
         slots = Slots(plan, asked.sessions, 1 << 40)
-        self._version = Version("initial", 0, Whole(slots, split_fragments(plan, tensors)))
+        self._version = Version("initial", 0, Whole(slots, values))
         self._rng = random.Random(1)
         self._prompts = [self._prompt(plan.model.context // 8) for _ in range(asked.sessions)]
 

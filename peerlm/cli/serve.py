@@ -190,8 +190,8 @@ class Source:
         self._slots = slots
         if weights.plan.model != slots.plan.model or weights.plan.data != slots.plan.data:
             raise ConfigError("the newest snapshot is of another model; start again to serve it")
-        name = name_of(weights.values, weights.tokens)
-        return Version(name, weights.tokens, Whole(slots, weights.values))
+        values = list(weights.values)
+        return Version(name_of(values, weights.tokens), weights.tokens, Whole(slots, values))
 
     def newer(self) -> Version | None:
         """What the newest snapshot holds, if it is newer than what was given out last."""

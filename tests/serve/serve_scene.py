@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from peerlm.config import ModelSection, Plan
 from peerlm.data.tokenizer import ByteTokenizer
-from peerlm.model.export import split_fragments
 from peerlm.model.model import LanguageModel
+from peerlm.model.plan import fragments
+from peerlm.model.weights import copy_out
 from peerlm.serve.engine import Slots, TorchSampler, Whole
 from peerlm.serve.route import Version
 from peerlm.serve.scheduler import Scheduler
@@ -38,7 +41,11 @@ def model_of(plan: Plan, rng_seed: int = 1) -> LanguageModel:
 
 
 def fragment_values(plan: Plan, model: LanguageModel) -> list:
-    return split_fragments(plan, {n: p.detach().numpy() for n, p in model.named_parameters()})
+    values = []
+    for spec in fragments(plan):
+        values.append(np.empty(spec.size, np.float32))
+        copy_out(model, spec, values[-1])
+    return values
 
 
 def version_of(slots: Slots, model: LanguageModel, name: str = "v1") -> Version:
