@@ -10,7 +10,7 @@ FLAGS   :=
 OTHER   := python3.13
 SCENARIO ?=
 
-.PHONY: help demo test core check format sim net slow gpu rig rig-netns rig-ray other-python bench-peers fuzz figures figures-long clean
+.PHONY: help demo test core core-and-sim check format sim net slow gpu rig rig-netns rig-ray other-python bench-peers fuzz figures figures-long clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,8 +36,12 @@ $(STAMP): pyproject.toml constraints.txt peerlm/mix/kernel.c
 demo: $(STAMP)
 	$(BIN)/peerlm demo
 
-test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu and not rig"
+# What computes shares the processors; what has sockets and deadlines of real time has the machine to itself.
+test: core-and-sim
+	$(BIN)/python -m pytest -m "net and not slow and not gpu and not rig"
+
+core-and-sim: $(STAMP)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not net and not slow and not gpu and not rig"
 
 core: $(STAMP)
 	$(BIN)/python -m pytest -m "not sim and not net and not slow and not gpu and not rig"
