@@ -20,7 +20,7 @@ def idle_share(device: torch.device, work: Callable[[], None]) -> float | None:
         return None
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     synchronise(device)
-    with torch.profiler.profile(activities=activities) as profiler:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         began = time.perf_counter()
         work()
         synchronise(device)

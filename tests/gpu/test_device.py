@@ -123,6 +123,7 @@ def test_many_matrices_at_once_move_as_one_by_one(shapes: list[tuple[int, int]])
         assert torch.allclose(ours, theirs, atol=0.02)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler that torch loads
 def test_compiled_steps_learn_too() -> None:
     plan = replace(PLAN, model=replace(PLAN.model, blocks=("attention", "feedforward")))
     learner = Learner(plan, CUDA, compiled=True)
