@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,13 +126,13 @@ def install_steps(
     return steps
 
 
-def uninstall_steps(root: Path, instance: str) -> list[Step]:
-    """To have it no more. What other services of peerlm's use stays, as do state and the group."""
+def uninstall_steps(root: Path, instance: str, running: Set[str] = frozenset()) -> list[Step]:
+    """To have it no more. What other services of peerlm's use, enabled or `running`, stays, as do state and the group."""
     steps: list[Step] = []
     if root == Path("/"):
         steps.append(Run(("systemctl", "disable", "--now", unit_name(instance))))
     enabled = {path.name for path in (root / WANTS).glob("peerlm@*.service")}
-    if not instance or not enabled - {unit_name(instance)}:
+    if not instance or not (enabled | running) - {unit_name(instance)}:
         file, other = UNIT_FILES if not instance else reversed(UNIT_FILES)
         drop_ins = root / UNITS / f"{file}.d"
         gone = (root / UNITS / file, drop_ins / "cuda.conf", drop_ins)
@@ -144,6 +145,12 @@ def uninstall_steps(root: Path, instance: str) -> list[Step]:
     if root == Path("/"):
         steps.append(Run(("systemctl", "daemon-reload")))
     return steps
+
+
+def _running_instances() -> set[str]:
+    """Units of several nodes on this machine that systemd has in hand."""
+    listed = _run(("systemctl", "list-units", "--plain", "--no-legend", "peerlm@*.service"))
+    return {line.split()[0] for line in listed.splitlines() if line.split()}
 
 
 def find_units() -> Path:
@@ -325,7 +332,10 @@ def uninstall(instance: str, root: Path, dry_run: bool) -> None:
       sudo peerlm service uninstall
     """
     _prepare(root, dry_run=dry_run)
-    carry_out(uninstall_steps(root, instance), dry_run=dry_run)
+    running = set()
+    if root == Path("/") and Path("/run/systemd/system").is_dir():
+        running = _running_instances()
+    carry_out(uninstall_steps(root, instance, running), dry_run=dry_run)
     state = root / "var/lib" / folder_name(instance)
     if not dry_run and os.path.lexists(state):
         click.echo(f"the node is kept in {state}; `peerlm rm --state {state}` deletes it")

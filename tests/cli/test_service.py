@@ -90,6 +90,8 @@ def test_the_unit_file_of_instances_goes_with_the_last_of_them(peerlm: Cli, tmp_
     for instance in ("gpu0", "gpu1"):  # as `systemctl enable` leaves them
         (wants / f"peerlm@{instance}.service").symlink_to("../peerlm@.service")
     assert uninstall_steps(tmp_path, "gpu0") == [], "gpu1 uses it"
+    running = {"peerlm@gpu2.service"}
+    assert uninstall_steps(tmp_path, "gpu1", running) == [], "gpu2 is not enabled, but runs"
     (wants / "peerlm@gpu0.service").unlink()
     assert uninstall_steps(tmp_path, "gpu1") == [
         Remove(units / "peerlm@.service"),
