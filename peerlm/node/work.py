@@ -140,7 +140,9 @@ class Work:
             for peer in [p for p in before.partners if p not in seen.partners]:
                 effects += self.exchanges.peer_gone(peer, now)
         effects += self._mind_straying(now)
-        effects += self.channels.see(seen.neighbours, now)
+        # What comes over a channel is for the worker alone: without one there is none, and peers see so at once.
+        has_worker = self.worker.supervision.state == "running"
+        effects += self.channels.see(seen.neighbours if has_worker else (), now)
         if seen.donors is not before.donors:
             effects += self.acquisition.donors_are(seen.donors, now)
         if self.corpus_state == "missing" and self.acquisition.corpus_arrived:
