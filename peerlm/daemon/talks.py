@@ -13,10 +13,10 @@ from concurrent.futures import Executor
 
 from peerlm.errors import PeerlmError, WireError
 from peerlm.mix.flow import Answering, Asking, Refused
+from peerlm.train.hop import BYTES_MAX as MESSAGE_BYTES_MAX
 from peerlm.wire.frame import CHUNK_BYTES, Buffer
 
 _LENGTH = struct.Struct("!Q")
-MESSAGE_BYTES_MAX = 16 << 20
 SAID_BYTES_MAX = 64 << 20
 """What may wait for one channel's connection."""
 

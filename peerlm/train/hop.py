@@ -29,7 +29,10 @@ Stream = NDArray[np.float32]
 
 CODECS = ("fp32", "fp16", "int8")
 BYTES_MAX = 15 << 20
-"""Of a hop: what the worker's socket takes in one message."""
+"""Of a hop: the worker's socket takes somewhat more in one message."""
+
+STREAM_BYTES_MAX = BYTES_MAX - (1 << 16)
+"""Of a stream in fp32. What remains is enough for the norms of all stages."""
 
 STAGES_MAX = 4096
 NUMBER_MAX = 1 << 62
@@ -109,7 +112,9 @@ def _stream(codec: str, shape: Any, body: bytes, length_max: int, features: int)
     )
     sequences, length, width = shape
     _require("shape", sequences > 0 and 0 < length <= length_max and width == features)
-    stream = decode(body, (sequences, length, width), codec)
+    _require("shape", 4 * sequences * length * width <= STREAM_BYTES_MAX)
+    with np.errstate(all="ignore"):  # whatever comes of a false scale is not finite
+        stream = decode(body, (sequences, length, width), codec)
     _require("stream", bool(np.isfinite(stream).all()))
     return stream
 
