@@ -2,7 +2,8 @@
 
 Nothing here waits for a worker that does not read. What is to be said goes to an outbox in which a
 message takes the place of an older one of its kind (and fragment), so it holds at most two a fragment
-and one of each other kind, however long the worker is stopped.
+and one of each other kind, however long the worker is stopped. Hops of other nodes wait as they come, up to so many
+bytes.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from peerlm.types import FragmentId
 
 RECEIVE_BYTES = 1 << 18
 
-HOPS_MAX = 64
-"""Words that may wait for the worker before hops are dropped."""
+HOPS_BYTES_MAX = 64 << 20
+"""Of hops that wait for the worker; what comes beyond is dropped."""
+
+HOP_BYTES = 1 << 10
+"""What a hop takes besides its stream."""
 
 
 class WorkerProcess:
@@ -41,7 +45,7 @@ class WorkerProcess:
         self.closed = asyncio.Event()
         self._process: Process | None = None
         self._outbox: dict[tuple[type[Message], FragmentId | int | None], Message] = {}
-        self._hops = 0
+        self._hops = self._hops_bytes = 0
         self._has_words = asyncio.Event()
         self._memory_file = os.fdopen(shared.allocate(fragments), "r+b", buffering=0)
         self.memory = SharedMemory(self._memory_file.fileno(), fragments)
@@ -68,11 +72,13 @@ class WorkerProcess:
 
     def say(self, message: Message) -> None:
         """Send as soon as the socket takes it, after what was said before."""
-        is_hop = isinstance(message, protocol.Hop)
-        if is_hop and len(self._outbox) >= HOPS_MAX:
-            return  # it does not keep up: what is lost is missed, and sent again
-        self._hops += is_hop
-        key = (type(message), self._hops if is_hop else getattr(message, "fragment", None))
+        key = (type(message), getattr(message, "fragment", None))
+        if isinstance(message, protocol.Hop):
+            if self._hops_bytes >= HOPS_BYTES_MAX:
+                return  # it does not keep up: what is lost is missed, and sent again
+            self._hops_bytes += len(message.data) + HOP_BYTES
+            self._hops += 1
+            key = (protocol.Hop, self._hops)
         self._outbox.pop(key, None)
         self._outbox[key] = message
         self._has_words.set()
@@ -88,6 +94,7 @@ class WorkerProcess:
                 self._has_words.clear()
                 waiting = b"".join(map(protocol.frame, self._outbox.values()))
                 self._outbox.clear()
+                self._hops_bytes = 0
 
     async def receive(self) -> bytes:
         """The next bytes; none when the worker has closed its end or is gone."""
