@@ -2,13 +2,14 @@
 
 Which host a microbatch meets is drawn anew for each, so that hosts of a stage see each other's text, and mix by it
 (SWARM, arXiv 2301.11913; NoLoCo, 2506.10911). A host counts by the time that it took to send a gradient back, longer
-by what it has to do already; one that was never tried counts as the fastest, so it is tried. Pure.
+by what it has to do already, and by what it has lost; one that was never tried counts as the fastest, so it is tried.
+Pure.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from peerlm.types import Instant, PeerId
 
@@ -16,6 +17,9 @@ Run = tuple[int, int]
 
 SMOOTHING = 0.2
 """Share of the newest time in what is known of a host."""
+
+SLOWEST_S = 60.0
+"""However much a host has lost, it is tried now and then."""
 
 
 class Routes:
@@ -34,6 +38,9 @@ class Routes:
         self._took_s = {peer: took for peer, took in self._took_s.items() if peer in runs}
         return [key for key, (host, _) in self._sent.items() if host not in runs]
 
+    def knows(self, peer: PeerId) -> bool:
+        return peer in self._runs
+
     def has(self, stage: int) -> bool:
         return bool(self._able(stage))
 
@@ -42,8 +49,7 @@ class Routes:
         able = self._able(stage)
         if not able:
             return None
-        known = [self._took_s[peer] for peer in able if peer in self._took_s]
-        usual = min(known, default=1.0)
+        usual = self._usual_s(able)
         load = dict.fromkeys(able, 1)
         for host, _ in self._sent.values():
             if host in load:
@@ -67,9 +73,20 @@ class Routes:
     def forget(self, key: tuple[PeerId, int]) -> None:
         self._sent.pop(key, None)
 
+    def lost(self, key: tuple[PeerId, int]) -> None:
+        """It comes to nothing: its host counts as twice as slow."""
+        host, _ = self._sent.pop(key, (None, None))
+        if host is not None and host in self._runs:
+            took_s = self._took_s.get(host, self._usual_s(list(self._runs)))
+            self._took_s[host] = min(2 * took_s, SLOWEST_S)
+
     def overdue(self, now: Instant, patience_s: float) -> list[tuple[PeerId, int]]:
         """What has been under way for longer than `patience_s`."""
         return [key for key, (_, since) in self._sent.items() if now - since > patience_s]
+
+    def _usual_s(self, hosts: Sequence[PeerId]) -> float:
+        """What is taken for the time of a host that was never tried."""
+        return min((self._took_s[peer] for peer in hosts if peer in self._took_s), default=1.0)
 
     def _able(self, stage: int) -> list[PeerId]:
         return sorted(p for p, (first, last) in self._runs.items() if first <= stage <= last)

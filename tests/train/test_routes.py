@@ -1,0 +1,118 @@
+"""Where the stream goes: to whoever can take it, and more to whoever is fast."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from peerlm.train.routes import SLOWEST_S, Routes
+from peerlm.types import Instant, PeerId
+
+ME, ANN, BOB, EVE = (PeerId(bytes([n]) * 16) for n in range(4))
+RUNS = {ANN: (1, 1), BOB: (1, 2), EVE: (2, 3)}
+
+
+def routes() -> Routes:
+    made = Routes(random.Random(1))
+    assert made.hosts_are(RUNS) == []
+    return made
+
+
+def tell(made: Routes, host: PeerId, took_s: float, times: int = 1) -> None:
+    for number in range(times):
+        made.sent((ME, number), host, Instant(0.0))
+        made.came_back((ME, number), Instant(took_s))
+
+
+def drawn(made: Routes, stage: int, times: int = 600) -> Counter[PeerId | None]:
+    return Counter(made.choose(stage) for _ in range(times))
+
+
+def test_a_stage_goes_to_those_that_hold_it() -> None:
+    made = routes()
+    assert set(drawn(made, 1)) == {ANN, BOB}
+    assert set(drawn(made, 3)) == {EVE}
+    assert made.choose(4) is None
+    assert (made.has(3), made.has(4)) == (True, False)
+    assert (made.knows(EVE), made.knows(ME)) == (True, False)
+
+
+def test_a_host_gets_work_by_how_fast_it_was() -> None:
+    made = routes()
+    tell(made, ANN, 0.1)
+    tell(made, BOB, 0.3)
+    shares = drawn(made, 1, 4000)
+    assert 2.5 < shares[ANN] / shares[BOB] < 3.5
+
+
+def test_one_that_was_never_tried_counts_as_the_fastest() -> None:
+    made = routes()
+    tell(made, ANN, 0.1)
+    shares = drawn(made, 1, 4000)
+    assert 0.8 < shares[ANN] / shares[BOB] < 1.25
+
+
+def test_one_that_has_much_to_do_gets_less() -> None:
+    made = routes()
+    for number in range(3):
+        made.sent((ME, number), ANN, Instant(0.0))
+    shares = drawn(made, 1, 4000)
+    assert 3.3 < shares[BOB] / shares[ANN] < 4.8
+
+
+def test_one_that_loses_what_it_gets_gets_less_but_some() -> None:
+    made = routes()
+    tell(made, ANN, 0.1)
+    tell(made, BOB, 0.1)
+    for number in range(3):
+        made.sent((ME, number), BOB, Instant(0.0))
+        made.lost((ME, number))
+        assert made.host_of((ME, number)) is None
+    shares = drawn(made, 1, 4000)
+    assert 6 < shares[ANN] / shares[BOB] < 11
+    for number in range(100):
+        made.sent((ME, number), BOB, Instant(0.0))
+        made.lost((ME, number))
+    tell(made, ANN, SLOWEST_S, times=50)
+    assert 0.7 < drawn(made, 1)[BOB] / 300 < 1.3
+    tell(made, BOB, 0.1, times=50)
+    assert drawn(made, 1)[BOB] > 550
+
+
+def test_a_loss_of_what_is_not_under_way_or_of_one_that_is_gone_is_nothing() -> None:
+    made = routes()
+    made.lost((ME, 1))
+    made.sent((ME, 1), BOB, Instant(0.0))
+    assert made.hosts_are({ANN: (1, 1)}) == [(ME, 1)]
+    made.lost((ME, 1))
+    made.hosts_are(RUNS)
+    assert 250 < drawn(made, 1)[BOB] < 350
+
+
+def test_hosts_that_are_gone_are_told_by_what_they_had() -> None:
+    made = routes()
+    made.sent((ME, 1), ANN, Instant(0.0))
+    made.sent((ME, 2), BOB, Instant(0.0))
+    made.sent((BOB, 2), ANN, Instant(0.0))
+    assert made.hosts_are({BOB: (1, 2)}) == [(ME, 1), (BOB, 2)]
+    assert made.host_of((ME, 2)) == BOB
+    assert made.hosts_are({}) == [(ME, 1), (ME, 2), (BOB, 2)]
+    assert not made.has(1)
+
+
+def test_what_is_late_is_told_until_it_is_forgotten() -> None:
+    made = routes()
+    made.sent((ME, 1), ANN, Instant(0.0))
+    made.sent((ME, 2), ANN, Instant(5.0))
+    assert made.overdue(Instant(30.0), 30.0) == []
+    assert made.overdue(Instant(31.0), 30.0) == [(ME, 1)]
+    made.forget((ME, 1))
+    made.forget((ME, 1))
+    assert made.overdue(Instant(31.0), 30.0) == []
+
+
+def test_an_instant_answer_is_no_division_by_nothing() -> None:
+    made = routes()
+    tell(made, ANN, 0.0)
+    tell(made, BOB, 0.0)
+    assert set(drawn(made, 1)) == {ANN, BOB}
