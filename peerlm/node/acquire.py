@@ -387,8 +387,9 @@ class Acquisition:
 
 
 def agreeing_donors(gives: Mapping[PeerId, StateGive]) -> tuple[PeerId, ...]:
-    """Donors whose sketches agree with at least half of the others', the most advanced first. Once
-    there are finished weights, only these count.
+    """Donors whose sketches agree with each other. Taken first are those that agree with at least half of the others
+    that hold something in common with them, and of these the most advanced. Once there are finished weights, only
+    these count.
 
     With two donors that disagree nobody can tell who is right: the one with more outer steps behind its
     weights is taken, since a node that lags is the commoner case. How many tokens the swarm has seen both know.
@@ -400,19 +401,21 @@ def agreeing_donors(gives: Mapping[PeerId, StateGive]) -> tuple[PeerId, ...]:
 
     def rank(peer: PeerId) -> tuple[bool, float, int, PeerId]:
         give = gives[peer]
+        rivals = [o for p, o in gives.items() if p != peer and _overlap(give, o)]
+        backed = 2 * sum(agree(give, o, distance_max) for o in rivals) >= len(rivals)
         versions = [o.version for o in give.fragments]
-        return not give.final, -sum(versions) / len(versions), -give.tokens, peer
+        return not backed, -sum(versions) / len(versions), -give.tokens, peer
 
-    ahead = sorted(gives, key=rank)
-    if len(gives) < 3:
-        return tuple(p for p in ahead if agree(gives[ahead[0]], gives[p], distance_max))
-    kept = tuple(
-        peer
-        for peer in ahead
-        if 2 * sum(agree(gives[peer], gives[o], distance_max) for o in ahead if o != peer)
-        >= len(ahead) - 1
-    )
-    return kept or tuple(ahead[:1])
+    kept: list[PeerId] = []
+    for peer in sorted(gives, key=rank):
+        if all(agree(gives[p], gives[peer], distance_max) for p in kept):
+            kept.append(peer)
+    return tuple(kept)
+
+
+def _overlap(a: StateGive, b: StateGive) -> bool:
+    """They offer some fragment in common."""
+    return not {o.fragment for o in a.fragments}.isdisjoint(o.fragment for o in b.fragments)
 
 
 def _fragment(start: StartPull) -> int:
