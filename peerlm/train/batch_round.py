@@ -48,6 +48,10 @@ class BatchRound:
         """The part that is under way as `number`; None: none, or it has come around already."""
         return None if number in self._around or number not in self._part else self._part[number][0]
 
+    def is_around(self, number: int) -> bool:
+        """It came around, and its gradient may come home."""
+        return number in self._around
+
     def came_around(self, number: int) -> None:
         self._around.add(number)
 

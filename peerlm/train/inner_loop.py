@@ -287,12 +287,14 @@ class Tally:
         self._tokens_then = self.tokens
         self._losses: list[float] = []
 
-    def add(self, tokens: int, loss: float, finite: bool) -> None:
-        """A step is done. One that was not finite taught nothing, so its tokens do not count."""
+    def add(self, tokens: int, loss: float | None, finite: bool) -> None:
+        """A step is done. One that was not finite taught nothing, so its tokens do not count. `loss`: None if another
+        node knows it."""
         self.steps += 1
         if finite:
             self.tokens += tokens
-            self._losses.append(loss)
+            if loss is not None:
+                self._losses.append(loss)
         else:
             self.nonfinite_steps += 1
 

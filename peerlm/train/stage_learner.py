@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from peerlm.config import Plan
-from peerlm.errors import DeviceLost
+from peerlm.errors import DeviceLost, WireError
 from peerlm.model.part import Part
 from peerlm.train import optimizer
 from peerlm.train.device import mixed_precision, to_device
@@ -87,22 +87,28 @@ class StageLearner:
         self, hidden_BTD: Stream, next_BT: NDArray[np.int64], share: float
     ) -> tuple[float, Stream]:
         """What came around the ring: its loss, nats a token, and the gradient to be sent back. `share` of the
-        batch that these sequences are."""
+        batch that these sequences are. A loss that is not finite leaves no gradient, and a stream of nan."""
         with self._device_may_fail():
             hidden = self._tensor(hidden_BTD).requires_grad_()
             with mixed_precision(self.device):
                 loss = self.model.loss(hidden, to_device(next_BT, self.device))
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                return value, np.full_like(hidden_BTD, math.nan)
             (loss * share).backward()
             assert hidden.grad is not None
-            return float(loss.detach()), _array(hidden.grad)
+            return value, _array(hidden.grad)
 
     def backward(self, key: Key, gradient_BTD: Stream) -> Stream | None:
         """The gradient of what a pass made → that of what it was given; None at the entrance.
 
         Raises:
             KeyError: no such pass.
+            WireError: the gradient is of another shape than what was made. The pass is forgotten.
         """
         kept = self._passes.pop(key)
+        if gradient_BTD.shape[:2] != kept.given.shape[:2]:
+            raise WireError(f"hop: a gradient of the shape {gradient_BTD.shape} for another stream")
         with self._device_may_fail():
             if kept.made is None or kept.moves != self._moves():
                 kept.made = self._make(kept.given, kept.blocks)
@@ -117,6 +123,10 @@ class StageLearner:
     def passes(self) -> list[Key]:
         """Microbatches under way, oldest first."""
         return list(self._passes)
+
+    def is_finite(self) -> bool:
+        """Of θ."""
+        return all(bool(p.isfinite().all()) for p in self._parameters)
 
     # -------------------------------------------------------------------------------------- steps
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from peerlm.model.plan import FragmentSpec
 from peerlm.model.stages import stages
 from peerlm.train import hop as hops
 from peerlm.train import protocol
-from peerlm.train.batch_round import BatchRound
+from peerlm.train.batch_round import WINDOW, BatchRound
 from peerlm.train.channel import Channel
 from peerlm.train.hop import Hop, Kind, Stream
 from peerlm.train.inner_loop import REPORT_EVERY_S, InnerLoop
@@ -42,6 +43,9 @@ PATIENCE_S = 30.0
 
 LOOK_S = 0.25
 """How often what is late is looked for at least."""
+
+WAITING_MAX = 32
+"""Hops of one peer that wait for their turn. What comes beyond is dropped, and missed by whoever sent it."""
 
 Key = tuple[PeerId, int]
 
@@ -71,16 +75,20 @@ class StageLoop(InnerLoop):
         self._round: BatchRound | None = None
         self._parts: list[NDArray[np.int64]] = []
         self._losses: dict[int, float] = {}
-        self._number = 0
+        self._number = secrets.randbelow(hops.NUMBER_MAX // 2)
+        """Of the next microbatch. No number is used twice, also by the workers of this node before and after this."""
+        self._not_before = 0.0
+        """No batch begins earlier."""
+        self._readers = 1
         self._passed_tokens, self._passed_then = 0, 0
         self._looked_at = 0.0
         self._lost = 0
         self._bytes = [0, 0]
         size = plan.train.batch // plan.train.accumulate * plan.model.context * plan.model.dim * 4
-        if size > hops.BYTES_MAX - 4096:
+        if size > hops.STREAM_BYTES_MAX:
             raise ConfigError(
                 f"a microbatch of {plan.train.batch // plan.train.accumulate} sequences is a stream of {size:,} "
-                f"bytes, at most {hops.BYTES_MAX:,}: raise train.accumulate"
+                f"bytes, at most {hops.STREAM_BYTES_MAX:,}: raise train.accumulate"
             )
 
     def _make_learner(self, device: torch.device) -> Learner:
@@ -117,7 +125,10 @@ class StageLoop(InnerLoop):
     def _may_enter(self) -> bool:
         if not (self._has_ends and self._training and self._routes.has(self._next_stage)):
             return False
-        return self._round.may_enter if self._round else self._pace.is_due(time.monotonic())
+        if self._round is not None:
+            return self._round.may_enter
+        now = time.monotonic()
+        return now >= self._not_before and self._pace.is_due(now)
 
     @property
     def _next_stage(self) -> int:
@@ -136,7 +147,7 @@ class StageLoop(InnerLoop):
         if now - self._looked_at > LOOK_S:
             self._looked_at = now
             for key in self._routes.overdue(now, PATIENCE_S):
-                self._lose(key, now)
+                self._lose(key)
         if now - self._tally.report_began >= REPORT_EVERY_S:
             self._report(now)
 
@@ -155,6 +166,9 @@ class StageLoop(InnerLoop):
     def _hear(self, peer: PeerId, data: bytes) -> None:
         model = self._plan.model
         self._bytes[1] += len(data)
+        waiting = (source for arrived in self._arrived.values() for source, _ in arrived)
+        if sum(source == peer for source in waiting) >= WAITING_MAX:
+            return
         try:
             hop = hops.unpack(data, len(self._cut), model.context, model.dim)
         except WireError as error:
@@ -163,11 +177,12 @@ class StageLoop(InnerLoop):
         self._arrived[hop.kind].append((peer, hop))
 
     def _see_hosts(self, told: protocol.Steer) -> None:
+        self._readers = max(1, len(told.members))
         runs = dict(
             zip(told.hosts, zip(told.first_stages, told.last_stages, strict=True), strict=True)
         )
         for key in self._routes.hosts_are(runs):
-            self._lose(key, Instant(time.monotonic()))
+            self._lose(key)
         for key in [key for key, peer in self._upstream.items() if peer not in runs]:
             self._drop(key)
 
@@ -177,6 +192,7 @@ class StageLoop(InnerLoop):
             for key in [key for key in self._part.passes() if key[0] == self._me]:
                 self._routes.forget(key)
                 self._part.forget(key)
+            self._number = self._round.next_number
             self._round = None
         super()._keep_still()
 
@@ -185,10 +201,10 @@ class StageLoop(InnerLoop):
         match hop.kind:
             case Kind.LOST:
                 if self._routes.host_of(key) == peer:
-                    self._lose(key, now)
+                    self._lose(key)
             case Kind.BACKWARD:
                 if self._routes.host_of(key) == peer:
-                    self._back(key, hop, now)
+                    self._back(peer, key, hop, now)
             case Kind.FORWARD if hop.stage == 0:
                 self._come_around(peer, key, hop)
             case Kind.FORWARD:
@@ -198,44 +214,58 @@ class StageLoop(InnerLoop):
 
     def _forward(self, peer: PeerId, key: Key, hop: Hop, now: Instant) -> None:
         """The stream through the stages from the one named to the last that is held here, and on."""
-        if hop.stage not in self._held or key in self._upstream or not self._training:
+        is_known = key in self._upstream or key[0] == self._me
+        if hop.stage not in self._held or is_known or not self._has_room(peer):
             self._say(peer, Hop(Kind.LOST, *key))
             return
         self._learn_of(hop)
         if self._part.is_due:
-            self._tally.add(0, 0.0, self._step_on(self._next_rate))
+            self._tally.add(0, None, self._step_on(self._next_rate))
         assert hop.stream is not None
         self._upstream[key] = peer
         stream = self._part.forward(key, hop.stream, hop.stage, self._held[-1])
         self._passed_tokens += stream.shape[0] * stream.shape[1]
         self._send_on(key, stream, now)
 
+    def _has_room(self, peer: PeerId) -> bool:
+        """It keeps a pass for whatever `peer` may have sent: a window of each node that reads, and as much again of what
+        they have lost by now."""
+        passes = sum(source == peer for source in self._upstream.values())
+        return self._training and passes < 2 * WINDOW * self._readers
+
     def _send_on(self, key: Key, stream: Stream, now: Instant) -> None:
         """To a host of the next stage; behind the last stage, to where it came from."""
         stage = self._next_stage
+        is_finite = self._is_finite(stream)
         host = self._routes.choose(stage) if stage else key[0]
-        if host is None:
-            self._lose(key, now)
+        if host is None or not self._routes.knows(host) or not is_finite:
+            self._lose(key)
             return
         self._routes.sent(key, host, now)
         self._say(host, self._hop(Kind.FORWARD, key, stream, stage))
 
-    def _back(self, key: Key, hop: Hop, now: Instant) -> None:
+    def _back(self, peer: PeerId, key: Key, hop: Hop, now: Instant) -> None:
         """The gradient of what was sent on: through our stages, and to where that came from."""
         assert hop.stream is not None
+        if key[0] == self._me and not (self._round and self._round.is_around(key[1])):
+            self._lose(key)
+            return
         try:
             gradient = self._part.backward(key, hop.stream)
-        except KeyError:
-            self._routes.forget(key)
+        except WireError as error:
+            self._channel.send(protocol.Nonsense(peer, str(error)))
+            self._lose(key)
             return
         self._routes.came_back(key, now)
         self._learn_of(hop)
         if self._part.is_due:
             self._note_norms()
         if gradient is not None:
-            upstream = self._upstream.pop(key, None)
-            if upstream is not None:
-                self._say(upstream, self._hop(Kind.BACKWARD, key, gradient))
+            if not np.isfinite(gradient).all():
+                self._drop(key)
+                return
+            upstream = self._upstream.pop(key)
+            self._say(upstream, self._hop(Kind.BACKWARD, key, gradient))
         elif self._round is not None:
             self._round.came_home(key[1])
             self._end_round()
@@ -282,16 +312,17 @@ class StageLoop(InnerLoop):
         tokens_BT1 = self._parts[part]
         if hop.stream.shape[:2] != tokens_BT1[:, 1:].shape:
             self._channel.send(protocol.Nonsense(peer, "hop: came around with another shape"))
+            self._lose(key)
+            self._say(peer, Hop(Kind.LOST, *key))
             return
         share = len(tokens_BT1) / self._plan.train.batch
         loss, gradient = self._part.loss(hop.stream, tokens_BT1[:, 1:], share)
         self._losses[part] = loss
         self._round.came_around(key[1])
-        if math.isfinite(loss) and np.isfinite(gradient).all():
+        if math.isfinite(loss) and self._is_finite(gradient):
             self._say(peer, self._hop(Kind.BACKWARD, key, gradient))
         else:
-            self._norms[0] = math.nan
-            self._lose(key, Instant(time.monotonic()))
+            self._lose(key)
             self._say(peer, Hop(Kind.LOST, *key))
 
     def _end_round(self) -> None:
@@ -301,6 +332,7 @@ class StageLoop(InnerLoop):
             return
         self._round, self._number = None, batch.next_number
         if not batch.done:
+            self._not_before = time.monotonic() + LOOK_S
             return
         tokens = sum(self._parts[part][:, 1:].size for part in batch.done)
         losses = [self._losses[part] for part in batch.done]
@@ -310,9 +342,9 @@ class StageLoop(InnerLoop):
 
     # --------------------------------------------------------------------------------- what is lost
 
-    def _lose(self, key: Key, now: Instant) -> None:
-        """What was sent on comes to nothing: another host if the way is still open, or word to where it came from."""
-        self._routes.forget(key)
+    def _lose(self, key: Key) -> None:
+        """What was sent on comes to nothing: it is sent again, or word to where it came from."""
+        self._routes.lost(key)
         if key[0] == self._me and self._has_ends:
             self._part.forget(key)
             if self._round is not None:
@@ -330,6 +362,17 @@ class StageLoop(InnerLoop):
             self._say(upstream, Hop(Kind.LOST, *key))
 
     # ------------------------------------------------------------------------------------- inside
+
+    def _is_finite(self, stream: Stream) -> bool:
+        """What is not is never sent. If θ is broken, that is told as steps that move nothing: with the next boundary
+        the daemon sets it back."""
+        if np.isfinite(stream).all():
+            return True
+        if not self._part.is_finite():
+            self._tally.add(0, None, finite=False)
+            self._cadence.stepped()
+            self._hand_in()
+        return False
 
     def _hop(self, kind: Kind, key: Key, stream: Stream, stage: int = 0) -> Hop:
         return Hop(kind, *key, stage, self._next_rate, tuple(self._norms), stream)

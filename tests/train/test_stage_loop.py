@@ -1,0 +1,453 @@
+"""A worker of some stages among peers that lose, lie, flood and go: what it keeps, says and takes for done."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+
+from peerlm.config import NodeSettings, Plan
+from peerlm.model.stages import held_fragments
+from peerlm.train import hop as hops
+from peerlm.train import protocol, shared
+from peerlm.train.batch_round import TRIES, WINDOW
+from peerlm.train.channel import Channel
+from peerlm.train.hop import Hop, Kind
+from peerlm.train.protocol import Message
+from peerlm.train.shared import SharedMemory
+from peerlm.train.stage_loop import PATIENCE_S, WAITING_MAX, StageLoop
+from peerlm.types import Instant, PeerId
+from tests.net.tiny_run import plan, settings, shards
+
+ENDS, ONE, TWO, ALSO = (PeerId(letter * 16) for letter in (b"e", b"1", b"2", b"a"))
+RUNS = {ENDS: (0, 0), ONE: (1, 1), TWO: (2, 2), ALSO: (1, 1)}
+PLAN = plan(
+    **{
+        "model.blocks": ["attention", "recurrent", "feedforward"],
+        "model.stages": 3,
+        "train.batch": 8,
+        "train.accumulate": 4,
+        "train.stream_forward": "fp32",
+        "train.stream_back": "fp32",
+    }
+)
+SHAPE = (2, PLAN.model.context, PLAN.model.dim)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return shards(tmp_path_factory.mktemp("corpus"))
+
+
+class Mouth:
+    """In the place of the socket to the daemon."""
+
+    def __init__(self) -> None:
+        self.said: list[Message] = []
+
+    def send(self, message: Message) -> None:
+        self.said.append(message)
+
+
+class Host:
+    """One loop, a turn at a time, on a clock of ours. It is steered to train with all others."""
+
+    def __init__(self, me: PeerId, corpus: list[Path], plan: Plan = PLAN) -> None:
+        first, last = RUNS[me]
+        held = range(first, last + 1)
+        specs = held_fragments(plan, held)
+        descriptor = shared.allocate(specs)
+        memory = SharedMemory(descriptor, specs)
+        os.close(descriptor)
+        node: NodeSettings = settings()
+        paths = tuple(map(str, corpus)) if first == 0 else ()
+        packed = (protocol.packed(plan), protocol.packed(node))
+        setup = protocol.Setup(1, True, me, *packed, paths, 1, 0, first, last)
+        self.me, self.plan, self.mouth = me, plan, Mouth()
+        self.now = 0.0
+        self.loop = StageLoop(setup, plan, node, specs, memory, cast("Channel", self.mouth), held)
+        self.steer()
+
+    def steer(self, *, training: bool = True, without: tuple[PeerId, ...] = ()) -> None:
+        runs = {p: run for p, run in RUNS.items() if p != self.me and p not in without}
+        first, last = zip(*runs.values(), strict=True)
+        budget, every = PLAN.run.token_budget, 4
+        self.loop._take(
+            protocol.Steer(training, 0, budget, (ENDS,), every, tuple(runs), first, last)
+        )
+
+    def hear(self, peer: PeerId, hop: Hop, *, codec: str = "fp32") -> list[tuple[PeerId, Hop]]:
+        """Take a hop, do what is to be done, and return the hops that it says."""
+        self.loop._take(protocol.Hop(peer, hops.pack(hop, codec)))
+        return self.turn()
+
+    def turn(self, seconds: float = 0.0) -> list[tuple[PeerId, Hop]]:
+        self.now += seconds
+        before = len(self.mouth.said)
+        while True:
+            self.loop._turn(Instant(self.now))
+            if not any(self.loop._arrived.values()):
+                break
+        return self.hops(before)
+
+    def hops(self, start: int = 0) -> list[tuple[PeerId, Hop]]:
+        model = self.plan.model
+        return [
+            (m.peer, hops.unpack(m.data, model.stages, model.context, model.dim))
+            for m in self.mouth.said[start:]
+            if isinstance(m, protocol.Hop)
+        ]
+
+    def of(self, kind: type[Message]) -> list[Message]:
+        return [m for m in self.mouth.said if isinstance(m, kind)]
+
+    def under_way(self) -> tuple[int, int, int]:
+        """Passes, upstreams, microbatches that are elsewhere."""
+        loop = self.loop
+        return len(loop._part.passes()), len(loop._upstream), len(loop._routes._sent)
+
+    def break_theta(self) -> None:
+        with torch.no_grad():
+            next(self.loop._part.model.parameters()).fill_(math.nan)
+
+
+def forward(number: int, stage: int = 1, origin: PeerId = ENDS, **changes: object) -> Hop:
+    stream = np.random.default_rng(number).standard_normal(SHAPE).astype(np.float32)
+    made = Hop(Kind.FORWARD, origin, number, stage, 0.5, (-1.0,) * 3, stream)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def backward(number: int, origin: PeerId = ENDS, **changes: object) -> Hop:
+    return replace(forward(number, 0, origin), kind=Kind.BACKWARD, **changes)  # type: ignore[arg-type]
+
+
+def lost(number: int, origin: PeerId = ENDS) -> Hop:
+    return Hop(Kind.LOST, origin, number)
+
+
+@pytest.fixture
+def middle(corpus: list[Path]) -> Host:
+    return Host(ONE, corpus)
+
+
+@pytest.fixture
+def ends(corpus: list[Path]) -> Host:
+    return Host(ENDS, corpus)
+
+
+# --------------------------------------------------------------------------------- in the middle
+
+
+def test_what_comes_goes_on_and_its_gradient_goes_back_and_nothing_stays(middle: Host) -> None:
+    ((to, on),) = middle.hear(ENDS, forward(7))
+    assert (to, on.kind, on.origin, on.number, on.stage) == (TWO, Kind.FORWARD, ENDS, 7, 2)
+    assert middle.under_way() == (1, 1, 1)
+    ((to, back),) = middle.hear(TWO, backward(7))
+    assert (to, back.kind, back.number) == (ENDS, Kind.BACKWARD, 7)
+    assert middle.under_way() == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("source", "hop"),
+    [
+        (ENDS, forward(7)),  # the number is under way
+        (TWO, forward(7)),
+        (ENDS, forward(8, origin=ONE)),  # our own, which nobody has from us
+        (ENDS, forward(8, stage=2)),  # not held here
+        (ENDS, forward(8, stage=0)),
+    ],
+)
+def test_what_cannot_be_is_lost_and_harms_nothing(middle: Host, source: PeerId, hop: Hop) -> None:
+    middle.hear(ENDS, forward(7))
+    assert middle.hear(source, hop) == [(source, lost(hop.number, hop.origin))]
+    assert middle.under_way() == (1, 1, 1)
+    ((to, back),) = middle.hear(TWO, backward(7))
+    assert (to, back.kind) == (ENDS, Kind.BACKWARD)
+
+
+@pytest.mark.parametrize(
+    ("source", "hop"),
+    [
+        (TWO, backward(8)),  # of a pass that never was
+        (ENDS, backward(7)),  # from one that has it not from us
+        (ALSO, lost(7)),
+        (TWO, lost(8)),
+    ],
+)
+def test_who_did_not_get_it_can_neither_end_it_nor_lose_it(
+    middle: Host, source: PeerId, hop: Hop
+) -> None:
+    middle.hear(ENDS, forward(7))
+    assert middle.hear(source, hop) == []
+    assert middle.under_way() == (1, 1, 1)
+
+
+def test_what_is_done_is_done_once_and_lost_no_more(middle: Host) -> None:
+    middle.hear(ENDS, forward(7))
+    middle.hear(TWO, backward(7))
+    assert middle.hear(TWO, backward(7)) == []
+    assert middle.hear(TWO, lost(7)) == []
+    assert middle.loop._part.sequences == SHAPE[0]
+
+
+def test_a_gradient_of_another_shape_is_nonsense_and_the_microbatch_lost(middle: Host) -> None:
+    middle.hear(ENDS, forward(7))
+    short = backward(7).stream[:1]  # type: ignore[index]
+    assert middle.hear(TWO, backward(7, stream=short)) == [(ENDS, lost(7))]
+    (told,) = middle.of(protocol.Nonsense)
+    assert told == protocol.Nonsense(TWO, told.why)  # type: ignore[attr-defined]
+    assert middle.under_way() == (0, 0, 0)
+    assert middle.loop._part.sequences == 0
+
+
+@pytest.mark.parametrize("length", [1, 3, PLAN.model.context])
+@pytest.mark.parametrize("me", [ONE, TWO])
+def test_sequences_of_any_length_and_number_pass(
+    corpus: list[Path], me: PeerId, length: int
+) -> None:
+    host = Host(me, corpus)
+    stream = np.ones((5, length, PLAN.model.dim), np.float32)
+    ((_, on),) = host.hear(ENDS, forward(7, RUNS[me][0], stream=stream))
+    assert on.kind is Kind.FORWARD
+    assert on.stream is not None
+    assert on.stream.shape == stream.shape
+
+
+def test_garbage_is_told_and_nothing_else(middle: Host) -> None:
+    middle.loop._take(protocol.Hop(TWO, b"garbage"))
+    assert middle.turn() == []
+    assert [m.peer for m in middle.of(protocol.Nonsense)] == [TWO]  # type: ignore[attr-defined]
+
+
+def test_what_does_not_come_back_is_forgotten_with_word_to_where_it_came_from(middle: Host) -> None:
+    middle.hear(ENDS, forward(7))
+    assert middle.turn(PATIENCE_S - 1) == []
+    assert middle.turn(2.0) == [(ENDS, lost(7))]
+    assert middle.under_way() == (0, 0, 0)
+
+
+def test_hosts_that_go_take_with_them_what_they_had(middle: Host) -> None:
+    middle.hear(ENDS, forward(7))
+    middle.steer(without=(TWO,))
+    assert middle.hops()[-1] == (ENDS, lost(7))
+    assert middle.under_way() == (0, 0, 0)
+    assert middle.hear(ENDS, forward(8)) == [(ENDS, lost(8))]
+    middle.steer()
+    middle.hear(ENDS, forward(9))
+    middle.steer(without=(ENDS,))
+    assert middle.under_way() == (0, 0, 0)
+
+
+def test_what_has_come_around_to_nobody_that_is_known_is_lost_at_once(corpus: list[Path]) -> None:
+    last = Host(TWO, corpus)
+    assert last.hear(ONE, forward(7, stage=2, origin=ALSO))[0][0] == ALSO
+    stranger = PeerId(b"s" * 16)
+    assert last.hear(ONE, forward(7, stage=2, origin=stranger)) == [(ONE, lost(7, stranger))]
+    assert last.under_way() == (1, 1, 1)
+
+
+def test_who_keeps_still_loses_what_comes_and_ends_what_it_has(middle: Host) -> None:
+    middle.hear(ENDS, forward(7))
+    middle.loop._take(protocol.Drain())
+    assert middle.hear(ENDS, forward(8)) == [(ENDS, lost(8))]
+    ((_, back),) = middle.hear(TWO, backward(7))
+    assert back.kind is Kind.BACKWARD
+    assert len(middle.of(protocol.Drained)) == 1
+    assert middle.under_way() == (0, 0, 0)
+
+
+def test_a_member_that_floods_fills_no_memory(middle: Host) -> None:
+    for number in range(3 * WAITING_MAX):
+        middle.loop._take(protocol.Hop(ENDS, hops.pack(forward(number), "fp32")))
+    assert sum(map(len, middle.loop._arrived.values())) == WAITING_MAX
+    middle.loop._take(protocol.Hop(TWO, hops.pack(lost(1), "fp32")))
+    assert sum(map(len, middle.loop._arrived.values())) == WAITING_MAX + 1
+    said = middle.turn()
+    passed = [hop for to, hop in said if to == TWO]
+    assert len(passed) == 2 * WINDOW
+    assert middle.under_way() == (2 * WINDOW,) * 3
+    assert [to for to, hop in said if hop.kind is Kind.LOST] == [ENDS] * (WAITING_MAX - 2 * WINDOW)
+    middle.turn(PATIENCE_S + 1)
+    assert middle.under_way() == (0, 0, 0)
+
+
+def test_a_step_is_taken_before_the_next_pass_and_counts_no_loss(middle: Host) -> None:
+    for number in range(PLAN.train.accumulate):
+        middle.hear(ENDS, forward(number))
+        middle.hear(TWO, backward(number))
+    assert middle.loop._tally.steps == 0
+    middle.hear(ENDS, forward(99))
+    assert middle.loop._tally.steps == 1
+    assert middle.loop._tally.loss() is None
+    assert middle.loop._part.sequences == 0
+
+
+def test_broken_weights_are_told_with_a_boundary_and_never_sent(middle: Host) -> None:
+    middle.break_theta()
+    for number in range(4):
+        assert middle.hear(ENDS, forward(number)) == [(ENDS, lost(number))]
+    assert middle.of(protocol.Boundary)
+    assert middle.loop._tally.nonfinite_steps == 4
+    assert middle.under_way() == (0, 0, 0)
+
+
+def test_a_stream_that_bursts_in_sound_weights_is_lost_and_counts_as_no_step(middle: Host) -> None:
+    with torch.no_grad():
+        for parameter in middle.loop._part.model.parameters():
+            parameter.fill_(3e38)
+    assert middle.hear(ENDS, forward(1)) == [(ENDS, lost(1))]
+    assert middle.loop._tally.nonfinite_steps == 0
+
+
+def test_a_gradient_that_bursts_is_not_sent_on(middle: Host) -> None:
+    middle.hear(ENDS, forward(7))
+    with torch.no_grad():
+        for parameter in middle.loop._part.model.parameters():
+            parameter.fill_(3e38)
+    assert middle.hear(TWO, backward(7)) == [(ENDS, lost(7))]
+    assert middle.under_way() == (0, 0, 0)
+
+
+# ------------------------------------------------------------------------------------ at the ends
+
+
+def entered(ends: Host) -> list[Hop]:
+    """The microbatches of a window, as they left."""
+    for _ in range(WINDOW):
+        ends.turn()
+    found = [hop for _, hop in ends.hops() if hop.kind is Kind.FORWARD]
+    assert len(found) == WINDOW == PLAN.train.accumulate
+    return found
+
+
+def go_home(ends: Host, number: int) -> None:
+    host = ends.loop._routes.host_of((ENDS, number))
+    assert host is not None
+    assert ends.hear(TWO, forward(number, 0))[0][1].kind is Kind.BACKWARD
+    assert ends.hear(host, backward(number)) == []
+
+
+def test_a_batch_ends_in_a_step_when_all_is_home(ends: Host) -> None:
+    for hop in entered(ends):
+        assert ends.loop._tally.steps == 0
+        go_home(ends, hop.number)
+    tally = ends.loop._tally
+    assert (tally.steps, tally.tokens) == (1, PLAN.train.batch * PLAN.model.context)
+    assert tally.loss() == pytest.approx(math.log(PLAN.data.vocab), rel=0.5)
+
+
+def test_two_workers_of_a_node_use_no_number_twice(corpus: list[Path]) -> None:
+    first, second = ({hop.number for hop in entered(Host(ENDS, corpus))} for _ in range(2))
+    assert first.isdisjoint(second)
+
+
+def test_a_batch_that_was_broken_off_leaves_its_numbers_behind(ends: Host) -> None:
+    before = {hop.number for hop in entered(ends)}
+    ends.steer(training=False)
+    assert ends.under_way() == (0, 0, 0)
+    number = min(before)
+    assert ends.hear(TWO, forward(number, 0)) == [(TWO, lost(number))]
+    start = len(ends.mouth.said)
+    ends.steer()
+    ends.turn()
+    assert before.isdisjoint(hop.number for _, hop in ends.hops(start))
+
+
+def test_a_gradient_that_comes_before_its_loss_is_none(ends: Host) -> None:
+    """Its host has sent it nowhere."""
+    number = entered(ends)[0].number
+    host = ends.loop._routes.host_of((ENDS, number))
+    assert host is not None
+    assert ends.hear(host, backward(number)) == []
+    ((_, again),) = ends.turn()
+    assert (again.kind, again.number) == (Kind.FORWARD, number + WINDOW)
+    assert ends.loop._part.sequences == 0
+    assert ends.loop._lost == 1
+
+
+def test_a_node_with_the_ends_is_no_host_of_its_own_text(ends: Host) -> None:
+    number = entered(ends)[0].number
+    assert ends.hear(ONE, forward(number, 1)) == [(ONE, lost(number))]
+    go_home(ends, number)
+
+
+def test_what_comes_around_twice_or_in_another_shape_is_lost(ends: Host) -> None:
+    one, two, *_ = (hop.number for hop in entered(ends))
+    ends.hear(TWO, forward(one, 0))
+    assert ends.hear(TWO, forward(one, 0)) == [(TWO, lost(one))]
+    short = forward(two, 0).stream[:1]  # type: ignore[index]
+    said = ends.hear(TWO, forward(two, 0, stream=short))
+    assert (TWO, lost(two)) in said
+    assert len(ends.of(protocol.Nonsense)) == 1
+    assert ends.under_way()[0] == WINDOW - 1
+    ends.turn()
+    assert ends.under_way()[0] == WINDOW
+
+
+def test_a_batch_of_which_nothing_comes_home_is_given_up_and_the_next_waits(ends: Host) -> None:
+    entered(ends)
+    for _ in range(TRIES * WINDOW):
+        for key in list(ends.loop._routes._sent):
+            host = ends.loop._routes.host_of(key)
+            assert host is not None
+            ends.hear(host, lost(key[1]))
+            ends.turn()
+            if ends.loop._round is None:
+                break
+    assert ends.loop._round is None
+    assert ends.under_way() == (0, 0, 0)
+    assert ends.loop._lost == TRIES * WINDOW
+    assert not ends.loop._may_enter()
+    assert ends.loop._tally.steps == 0
+
+
+def test_silence_ends_a_batch_too(ends: Host) -> None:
+    entered(ends)
+    for _ in range(TRIES * WINDOW):
+        ends.turn(PATIENCE_S + 1)
+    assert ends.loop._lost >= TRIES * WINDOW
+
+
+def test_ends_without_hosts_keep_a_batch_for_when_they_are_back(ends: Host) -> None:
+    entered(ends)
+    ends.steer(without=(ONE, ALSO))
+    assert ends.under_way() == (0, 0, 0)
+    assert not ends.loop._may_enter()
+    assert ends.turn(1.0) == []
+    start = len(ends.mouth.said)
+    ends.steer()
+    for _ in range(WINDOW):
+        ends.turn()
+    for _, hop in ends.hops(start):
+        go_home(ends, hop.number)
+    assert ends.loop._tally.steps == 1
+    assert ends.loop._tally.tokens == PLAN.train.batch * PLAN.model.context
+
+
+def test_a_loss_that_is_not_finite_leaves_no_gradient(ends: Host) -> None:
+    numbers = [hop.number for hop in entered(ends)]
+    with torch.no_grad():
+        ends.loop._part.model.output.norm.weight.fill_(3e38)
+    assert (TWO, lost(numbers[0])) in ends.hear(TWO, forward(numbers[0], 0))
+    with torch.no_grad():
+        ends.loop._part.model.output.norm.weight.fill_(1.0)
+    for number in numbers[1:]:
+        go_home(ends, number)
+    assert ends.loop._tally.nonfinite_steps == 0
+    assert ends.loop._tally.steps == 1
+
+
+def test_ends_whose_weights_are_broken_say_so_with_a_boundary(ends: Host) -> None:
+    ends.break_theta()
+    for _ in range(3 * WINDOW):
+        ends.turn()
+    assert ends.hops() == []
+    assert ends.of(protocol.Boundary)
+    assert ends.loop._tally.nonfinite_steps
+    assert ends.under_way() == (0, 0, 0)
