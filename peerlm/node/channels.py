@@ -111,8 +111,8 @@ class Channels:
         way = self._ways.get(peer)
         if way is None:
             return [Send(peer, ChannelAnswer(transfer, "refuse", "no neighbour"))]
-        asking = way.transfer is not None and not way.is_running and way.due > now
-        if asking and self._me < peer:
+        has_just_asked = way.transfer is not None and way.due > now
+        if has_just_asked and self._me < peer:
             return [Send(peer, ChannelAnswer(transfer, "busy", "crossing"))]
         effects = self._let_go(way)
         way.transfer, way.is_running = transfer, True
