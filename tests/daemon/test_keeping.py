@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,16 @@ from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.data import shards
 from peerlm.effects import InstallObjects
-from peerlm.errors import ChunkCorrupt
+from peerlm.errors import ChunkCorrupt, StateError
 from peerlm.events import Event
 from peerlm.identity.root import create_run, sign_plan
 from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.sketch import sketch
-from peerlm.model.plan import fragments
-from peerlm.store import disk
+from peerlm.model.plan import FragmentSpec, fragments
+from peerlm.store import disk, snapshot
 from peerlm.store.disk import StateDirectory
 from peerlm.store.objects import Objects
+from peerlm.store.snapshot import Contents, FragmentState, Snapshot
 from peerlm.types import FragmentId, WallTime
 
 KEPT = b"a shard that the plan names"
@@ -36,6 +38,7 @@ class Scene:
     def __init__(self, folder: Path, pool: ThreadPoolExecutor) -> None:
         self.posted: list[Event] = []
         self.moved: list[FragmentId] = []
+        self.pool = pool
         self.state = StateDirectory(folder)
         self.objects = Objects(self.state)
         name = self.objects.put(KEPT).hex()
@@ -123,3 +126,44 @@ def test_weights_from_peers_reach_a_worker_that_runs(scene: Scene) -> None:
     asyncio.run(scene.keeping.install_objects(InstallObjects(tuple(entries)), scene.slow))
     every = tuple(spec.id for spec in scene.specs)
     assert told == [(events.StateInstalled("peers"), every)]
+
+
+# ----------------------------------------------------------- a snapshot, and another holding
+
+
+def with_snapshot_of(scene: Scene, held: list[FragmentSpec]) -> Snapshot:
+    """Leave a snapshot of these fragments behind, as an earlier start with another holding did."""
+    states = (FragmentState(s.id, 3, *2 * (np.full(s.size, s.id, np.float32),), ()) for s in held)
+    contents = Contents(scene.keeping._run_id, b"p" * 32, 1, {}, 0, 1, WallTime(0.0), False)
+    return snapshot.write(scene.state, contents, held, states, 1 << 40)
+
+
+def test_a_snapshot_of_more_than_is_held_now_is_gone_on_from(scene: Scene) -> None:
+    with_snapshot_of(scene, list(scene.specs))
+    kept = scene.specs[1:]
+    scene.keeping._specs, scene.keeping._spec = kept, {s.id: s for s in kept}
+    slow = SlowWeights({s.id: SlowFragment(np.zeros(s.size, np.float32)) for s in kept}, scene.pool)
+    scene.keeping.find_snapshot()
+    assert scene.keeping.restored is not None
+    asyncio.run(scene.keeping.install_snapshot(slow))
+    assert scene.posted == [events.StateInstalled("snapshot")]
+    for spec in kept:
+        fragment = slow.now(spec.id, lambda f: (f.version, float(f.phi[0]), float(f.momentum[0])))
+        assert fragment == (3, spec.id, spec.id)
+
+
+def test_a_snapshot_that_lacks_what_is_held_now_is_passed_over_with_a_note(scene: Scene) -> None:
+    written = with_snapshot_of(scene, list(scene.specs[1:]))
+    scene.keeping.find_snapshot()
+    assert scene.keeping.restored is None
+    (note,) = scene.keeping.notes
+    assert str(written.path) in note
+    assert "fetched from peers" in note
+    assert written.path.exists()
+
+
+def test_a_snapshot_of_another_model_ends_the_start(scene: Scene) -> None:
+    one, *others = scene.specs
+    with_snapshot_of(scene, [replace(one, size=one.size + 1), *others])
+    with pytest.raises(StateError, match="another model"):
+        scene.keeping.find_snapshot()
