@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.net.worker_scene import Daemon, worker
 BUDGET = 13_000
 """Some fifty inner steps."""
 PEERS = (ME, PeerId(b"n" * 16), PeerId(b"o" * 16))
+ENDS, ONE, OTHER = PEERS
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +51,34 @@ class Host:
 
     def __init__(self, daemon: Daemon, ring: Ring) -> None:
         self.daemon, self.ring = daemon, ring
-        self.tokens = self.steps = 0
+        self.last = protocol.Progress(0, 0, None, 0.0, 0, 0, 0.0)
+        self.still = 0
+        """Reports in a row that tell of no more tokens."""
+        self.nonsense: list[protocol.Nonsense] = []
         self.is_ready, self.drained = threading.Event(), threading.Event()
-        self.enough = threading.Event()
+        self.heard, self._mouth = threading.Condition(), threading.Lock()
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
 
     def _listen(self) -> None:
         with suppress(DaemonGone, WireError, OSError, ValueError):  # closed under it
             while True:
-                self._heed(self.daemon.channel.receive_one())
+                message = self.daemon.channel.receive_one()
+                with self.heard:
+                    self._heed(message)
+                    self.heard.notify_all()
+
+    def say(self, message: protocol.Message) -> None:
+        with self._mouth, suppress(DaemonGone):
+            self.daemon.channel.send(message)
+
+    def until(self, holds: Callable[[Host], bool], what: str) -> None:
+        """Wait for what it tells to come to that."""
+        with self.heard:
+            assert self.heard.wait_for(lambda: holds(self), 60), f"{what}: {self.last}"
+
+    def until_tokens(self, tokens: int) -> None:
+        self.until(lambda host: host.last.tokens > tokens, f"it trains on {tokens} tokens")
 
     def _heed(self, message: protocol.Message) -> None:
         match message:
@@ -67,35 +87,33 @@ class Host:
             case protocol.Hop(peer, data):
                 self.ring.carry(self.daemon.me, peer, data)
             case protocol.Boundary(fragment):
-                self.daemon.channel.send(protocol.BoundaryTaken(fragment))
-            case protocol.Progress(steps, tokens):
-                self.steps, self.tokens = steps, tokens
-                if tokens > BUDGET:
-                    self.enough.set()
+                self.say(protocol.BoundaryTaken(fragment))
+            case protocol.Progress():
+                self.still = self.still + 1 if message.tokens == self.last.tokens else 0
+                self.last = message
+            case protocol.Nonsense():
+                self.nonsense.append(message)
             case protocol.Drained():
                 self.drained.set()
 
 
 class Ring:
-    """Carries hops. `cut`: peers to whom nothing comes."""
+    """Carries hops."""
 
     def __init__(self) -> None:
         self.hosts: dict[PeerId, Host] = {}
-        self.cut: set[PeerId] = set()
-        self.carried = 0
+        self.processes: dict[PeerId, subprocess.Popen[bytes]] = {}
 
     def carry(self, source: PeerId, to: PeerId, data: bytes) -> None:
-        self.carried += 1
-        if to in self.hosts and to not in self.cut:
-            with suppress(DaemonGone):
-                self.hosts[to].daemon.channel.send(protocol.Hop(source, data))
+        self.hosts[to].say(protocol.Hop(source, data))
 
-    def steer(self, plan: Plan, *, but_for: frozenset[PeerId] = frozenset()) -> None:
+    def steer(self, plan: Plan, *but_for: PeerId) -> None:
+        """Train, with one another but for these."""
         for peer, host in self.hosts.items():
             others = [
                 (p, h.daemon.held) for p, h in self.hosts.items() if p not in {peer, *but_for}
             ]
-            host.daemon.channel.send(
+            host.say(
                 protocol.Steer(
                     True,
                     0,
@@ -115,21 +133,20 @@ def ring_of(corpus: list[Path], plan: Plan, holdings: list[range]) -> Iterator[R
     with ExitStack() as stack:
         for peer, held in zip(PEERS, holdings, strict=False):
             daemon = Daemon(held_fragments(plan, held), peer, held)
-            stack.enter_context(worker(corpus, plan, daemon))
+            _, ring.processes[peer] = stack.enter_context(worker(corpus, plan, daemon))
             ring.hosts[peer] = Host(daemon, ring)
         for host in ring.hosts.values():
             assert host.is_ready.wait(60)
         yield ring
 
 
-def theta_of(ring: Ring) -> dict[FragmentId, np.ndarray]:
-    """All of θ, once everybody has handed it in."""
-    for host in ring.hosts.values():
-        host.daemon.channel.send(protocol.Drain())
+def theta_of(ring: Ring, *, but_for: PeerId | None = None) -> dict[FragmentId, np.ndarray]:
+    """All of θ, once everybody (but for one) has handed it in."""
+    hosts = [host for peer, host in ring.hosts.items() if peer != but_for]
+    for host in hosts:
+        host.say(protocol.Drain())
         assert host.drained.wait(30)
-    return {
-        f: slot.copy() for h in ring.hosts.values() for f, slot in h.daemon.memory.boundary.items()
-    }
+    return {f: slot.copy() for h in hosts for f, slot in h.daemon.memory.boundary.items()}
 
 
 @pytest.mark.timeout(120)
@@ -145,7 +162,8 @@ def test_stages_learn_what_one_process_learns(corpus: list[Path]) -> None:
         alone = {f: slot.copy() for f, slot in daemon.memory.boundary.items()}
     with ring_of(corpus, cut, [range(s, s + 1) for s in range(count)]) as ring:
         ring.steer(cut)
-        assert ring.hosts[ME].enough.wait(90)
+        ring.hosts[ENDS].until_tokens(BUDGET)
+        assert ring.hosts[ENDS].last.stream_lost == 0
         together = theta_of(ring)
     assert set(together) == set(alone)
     start = {spec.id: spec.size for spec in held_fragments(cut, range(count))}
@@ -153,3 +171,45 @@ def test_stages_learn_what_one_process_learns(corpus: list[Path]) -> None:
     for fragment, values in together.items():
         np.testing.assert_allclose(values, alone[fragment], atol=2e-3)
     assert len(stages(cut)) == count
+
+
+@pytest.mark.timeout(120)
+def test_two_hosts_of_a_stage_share_its_work_and_one_does_it_when_the_other_is_killed(
+    corpus: list[Path],
+) -> None:
+    cut = in_stages(2)
+    with ring_of(corpus, cut, [range(1), range(1, 2), range(1, 2)]) as ring:
+        ends, one, other = (ring.hosts[peer] for peer in PEERS)
+        ring.steer(cut)
+        for host in (one, other):
+            host.until(lambda host: host.last.steps > 2, "it takes steps")
+        assert one.last.tokens == other.last.tokens == 0, "text is counted by whose it is"
+
+        for host, peer in ((ends, OTHER), (one, ENDS)):
+            host.say(protocol.Hop(peer, b"garbage"))
+            host.until(lambda host: bool(host.nonsense), "garbage is told")
+            assert [told.peer for told in host.nonsense] == [peer]
+        ends.until_tokens(ends.last.tokens)
+
+        ring.processes[ONE].kill()
+        ring.processes[ONE].wait()
+        ring.steer(cut, ONE)
+        steps = other.last.steps
+        ends.until_tokens(ends.last.tokens + cut.train.batch * cut.model.context)
+        other.until(lambda host: host.last.steps > steps, "the other goes on")
+        theta_of(ring, but_for=ONE)
+
+
+@pytest.mark.timeout(120)
+def test_ends_keep_still_without_a_host_of_a_stage_and_go_on_with_one(corpus: list[Path]) -> None:
+    cut = in_stages(2)
+    with ring_of(corpus, cut, [range(1), range(1, 2)]) as ring:
+        ends = ring.hosts[ENDS]
+        ring.steer(cut)
+        ends.until_tokens(0)
+        ring.steer(cut, ONE)
+        ends.until(lambda host: host.still > 1, "it keeps still")
+        tokens = ends.last.tokens
+        ring.steer(cut)
+        ends.until_tokens(tokens)
+        theta_of(ring)

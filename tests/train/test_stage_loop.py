@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from peerlm.config import NodeSettings, Plan
+from peerlm.config import NodeSettings, Plan, with_changes
 from peerlm.model.stages import held_fragments
 from peerlm.train import hop as hops
 from peerlm.train import protocol, shared
@@ -451,3 +451,52 @@ def test_ends_whose_weights_are_broken_say_so_with_a_boundary(ends: Host) -> Non
     assert ends.of(protocol.Boundary)
     assert ends.loop._tally.nonfinite_steps
     assert ends.under_way() == (0, 0, 0)
+
+
+# ---------------------------------------------------------------------------------- all together
+
+
+class Ring:
+    """A host a stage, in one process; nothing gets lost."""
+
+    def __init__(self, corpus: list[Path], plan: Plan) -> None:
+        self.hosts = {peer: Host(peer, corpus, plan) for peer in (ENDS, ONE, TWO)}
+        for host in self.hosts.values():
+            host.steer(without=(ALSO,))
+
+    def train(self, steps: int) -> list[float]:
+        """The loss of each."""
+        tally, losses = self.hosts[ENDS].loop._tally, list[float]()
+        while len(losses) < steps:
+            for host in self.hosts.values():
+                host.loop._turn(Instant(host.now))
+                said, host.mouth.said = host.mouth.said, []
+                for message in said:
+                    if isinstance(message, protocol.Hop):
+                        self.hosts[message.peer].loop._take(protocol.Hop(host.me, message.data))
+                    elif isinstance(message, protocol.Boundary):
+                        host.loop._take(protocol.BoundaryTaken(message.fragment))
+            losses += tally._losses
+            tally.begin_report(0.0)
+        return losses
+
+
+def in_codecs(forward: str, back: str) -> Plan:
+    changes = {
+        "train.stream_forward": forward,
+        "train.stream_back": back,
+        "run.token_budget": 10**9,
+    }
+    return with_changes(PLAN, changes, "test")
+
+
+@pytest.mark.timeout(60)  # a hundred steps, three times
+def test_narrow_codecs_learn_as_wide_ones_do(corpus: list[Path]) -> None:
+    def loss(forward: str, back: str) -> float:
+        return float(np.mean(Ring(corpus, in_codecs(forward, back)).train(100)[-20:]))
+
+    exact = loss("fp32", "fp32")
+    assert exact < 0.5 * math.log(PLAN.data.vocab)
+    assert loss("fp16", "fp16") == pytest.approx(exact, rel=0.01)
+    assert loss("int8", "fp16") == pytest.approx(exact, rel=0.03)
+    assert loss("int8", "int8") == pytest.approx(exact, rel=0.05)
