@@ -481,22 +481,21 @@ class Ring:
         return losses
 
 
-def in_codecs(forward: str, back: str) -> Plan:
-    changes = {
-        "train.stream_forward": forward,
-        "train.stream_back": back,
-        "run.token_budget": 10**9,
-    }
-    return with_changes(PLAN, changes, "test")
-
-
-@pytest.mark.timeout(60)  # a hundred steps, three times
+@pytest.mark.timeout(60)
 def test_narrow_codecs_learn_as_wide_ones_do(corpus: list[Path]) -> None:
     def loss(forward: str, back: str) -> float:
-        return float(np.mean(Ring(corpus, in_codecs(forward, back)).train(100)[-20:]))
+        changes = {
+            "run.token_budget": 10**9,
+            "train.batch": 4,
+            "train.accumulate": 2,
+            "train.stream_forward": forward,
+            "train.stream_back": back,
+        }
+        losses = Ring(corpus, with_changes(PLAN, changes, "test")).train(40)
+        return float(np.mean(losses[-10:]))
 
     exact = loss("fp32", "fp32")
-    assert exact < 0.5 * math.log(PLAN.data.vocab)
+    assert exact < 0.3 * math.log(PLAN.data.vocab)
     assert loss("fp16", "fp16") == pytest.approx(exact, rel=0.01)
     assert loss("int8", "fp16") == pytest.approx(exact, rel=0.03)
-    assert loss("int8", "int8") == pytest.approx(exact, rel=0.05)
+    assert loss("int8", "int8") == pytest.approx(exact, rel=0.03)
