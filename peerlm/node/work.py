@@ -271,7 +271,7 @@ class Work:
             effects += [*self.steer(now), *self._watch_worker(now)]
         if self.installed and self.snapshots.due <= now:
             effects += self._snapshot_unless_held(now)
-        if is_training and self.hosting.is_whole:
+        if is_training and self.hosting.has_ends and not self.lacking():
             tokens, every_s = self.seen.swarm_tokens, self.plan.train.val_every_s
             effects += self.worker.evaluate_if_due(every_s, tokens, now)
         return effects

@@ -48,6 +48,8 @@ class Kind(IntEnum):
     """The gradient of what went forward."""
     LOST = 2
     """What was sent forward comes to nothing."""
+    TRIAL = 3
+    """A stream of held-out text: forward only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ def unpack(data: bytes, stages: int, length_max: int, features: int) -> Hop:
     if type(raw) is not list or len(raw) != 9:
         raise WireError("hop: not an array of 9")
     kind, origin, number, stage, rate, norms, codec, shape, body = raw
-    _require("kind", type(kind) is int and 0 <= kind <= Kind.LOST)
+    _require("kind", type(kind) is int and 0 <= kind <= Kind.TRIAL)
     _require("origin", type(origin) is bytes and len(origin) == 16)
     _require("number", type(number) is int and 0 <= number < NUMBER_MAX)
     _require("stage", type(stage) is int and 0 <= stage < stages)

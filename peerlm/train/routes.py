@@ -18,6 +18,10 @@ Run = tuple[int, int]
 SMOOTHING = 0.2
 """Share of the newest time in what is known of a host."""
 
+PATIENCE_TIMES = 8.0
+PATIENCE_S_MIN, PATIENCE_S_MAX = 5.0, 30.0
+"""A microbatch is taken for lost after so many times what its way usually takes, within these bounds."""
+
 SLOWEST_S = 60.0
 """However much a host has lost, it is tried now and then."""
 
@@ -80,9 +84,17 @@ class Routes:
             took_s = self._took_s.get(host, self._usual_s(list(self._runs)))
             self._took_s[host] = min(2 * took_s, SLOWEST_S)
 
-    def overdue(self, now: Instant, patience_s: float) -> list[tuple[PeerId, int]]:
-        """What has been under way for longer than `patience_s`."""
+    def overdue(self, now: Instant) -> list[tuple[PeerId, int]]:
+        """What has been under way for too long."""
+        patience_s = self.patience_s
         return [key for key, (_, since) in self._sent.items() if now - since > patience_s]
+
+    @property
+    def patience_s(self) -> float:
+        """Many times what the slowest host usually takes."""
+        if not self._took_s:
+            return PATIENCE_S_MAX
+        return min(max(PATIENCE_TIMES * max(self._took_s.values()), PATIENCE_S_MIN), PATIENCE_S_MAX)
 
     def _usual_s(self, hosts: Sequence[PeerId]) -> float:
         """What is taken for the time of a host that was never tried."""

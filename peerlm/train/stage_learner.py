@@ -116,6 +116,17 @@ class StageLearner:
         self.sequences += len(gradient_BTD)
         return None if kept.given.grad is None else _array(kept.given.grad)
 
+    def pass_by(self, hidden_BTD: Stream | NDArray[np.int64], first: int, last: int) -> Stream:
+        """The stream, or at the entrance the tokens, through the stages `first` to `last`; nothing is kept of it."""
+        with self._device_may_fail(), torch.no_grad():
+            given = torch.from_numpy(np.ascontiguousarray(hidden_BTD)).to(self.device)
+            return _array(self._make(given, self._blocks(first, last)))
+
+    def loss_by(self, hidden_BTD: Stream, next_BT: NDArray[np.int64]) -> float:
+        """Of what came around, nats a token; no gradient."""
+        with self._device_may_fail(), torch.no_grad(), mixed_precision(self.device):
+            return float(self.model.loss(self._tensor(hidden_BTD), to_device(next_BT, self.device)))
+
     def forget(self, key: Key) -> None:
         """Its gradient will not come back."""
         self._passes.pop(key, None)

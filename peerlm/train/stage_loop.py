@@ -36,10 +36,8 @@ from peerlm.train.protocol import Message, Setup
 from peerlm.train.routes import Routes
 from peerlm.train.shared import SharedMemory
 from peerlm.train.stage_learner import StageLearner
+from peerlm.train.trial import Trial
 from peerlm.types import Instant, PeerId
-
-PATIENCE_S = 30.0
-"""A microbatch that has not come home is lost after so long."""
 
 LOOK_S = 0.25
 """How often what is late is looked for at least."""
@@ -82,6 +80,8 @@ class StageLoop(InnerLoop):
         self._readers = 1
         self._passed_tokens, self._passed_then = 0, 0
         self._looked_at = 0.0
+        self._trial: Trial | None = None
+        self._pieces: list[NDArray[np.int64]] | None = None
         self._lost = 0
         self._bytes = [0, 0]
         size = plan.train.batch // plan.train.accumulate * plan.model.context * plan.model.dim * 4
@@ -120,7 +120,11 @@ class StageLoop(InnerLoop):
         return 0.0 if self._has_work() else LOOK_S
 
     def _has_work(self) -> bool:
-        return any(self._arrived.values()) or self._may_enter()
+        return any(self._arrived.values()) or self._may_enter() or self._may_try()
+
+    def _may_try(self) -> bool:
+        is_open = self._training and self._routes.has(self._next_stage)
+        return is_open and self._trial is not None and self._trial.may_send
 
     def _may_enter(self) -> bool:
         if not (self._has_ends and self._training and self._routes.has(self._next_stage)):
@@ -137,17 +141,22 @@ class StageLoop(InnerLoop):
 
     def _turn(self, now: Instant) -> None:
         """One piece of work, whatever is most urgent."""
-        for kind in (Kind.LOST, Kind.BACKWARD, Kind.FORWARD):
+        for kind in (Kind.LOST, Kind.BACKWARD, Kind.FORWARD, Kind.TRIAL):
             if self._arrived[kind]:
                 self._do(*self._arrived[kind].popleft(), now)
                 break
         else:
             if self._may_enter():
                 self._enter(now)
+            elif self._may_try():
+                self._try(now)
         if now - self._looked_at > LOOK_S:
             self._looked_at = now
-            for key in self._routes.overdue(now, PATIENCE_S):
+            for key in self._routes.overdue(now):
                 self._lose(key)
+            if self._trial is not None:
+                self._trial.look(now, self._routes.patience_s)
+                self._end_trial()
         if now - self._tally.report_began >= REPORT_EVERY_S:
             self._report(now)
 
@@ -160,6 +169,8 @@ class StageLoop(InnerLoop):
             case protocol.Steer():
                 super()._take(message)
                 self._see_hosts(message)
+            case protocol.Evaluate():
+                self._begin_trial()
             case _:
                 super()._take(message)
 
@@ -194,6 +205,8 @@ class StageLoop(InnerLoop):
                 self._part.forget(key)
             self._number = self._round.next_number
             self._round = None
+        if self._trial is not None:
+            self._tell_trial(self._trial)
         super()._keep_still()
 
     def _do(self, peer: PeerId, hop: Hop, now: Instant) -> None:
@@ -205,6 +218,8 @@ class StageLoop(InnerLoop):
             case Kind.BACKWARD:
                 if self._routes.host_of(key) == peer:
                     self._back(peer, key, hop, now)
+            case Kind.TRIAL:
+                self._pass_by(hop)
             case Kind.FORWARD if hop.stage == 0:
                 self._come_around(peer, key, hop)
             case Kind.FORWARD:
@@ -340,6 +355,52 @@ class StageLoop(InnerLoop):
         finite = self._step_on(self._next_rate)
         self._tally.add(tokens, sum(losses) / len(losses), finite)
 
+    # ------------------------------------------------------------------------------- held-out text
+
+    def _begin_trial(self) -> None:
+        train = self._plan.train
+        if self._pieces is None:
+            batches = self._loader.validation_batches(train.val_batches, train.batch)
+            rows = max(1, train.batch // train.accumulate)
+            self._pieces = [b[at : at + rows] for b in batches for at in range(0, len(b), rows)]
+        self._trial = Trial(self._pieces)
+        self._end_trial()
+
+    def _try(self, now: Instant) -> None:
+        """Send the next piece around."""
+        assert self._trial is not None
+        number = secrets.randbelow(hops.NUMBER_MAX)
+        tokens_BT1 = self._trial.send(number, now)
+        stream = self._part.pass_by(tokens_BT1[:, :-1], 0, self._held[-1])
+        self._send_trial((self._me, number), stream)
+
+    def _send_trial(self, key: Key, stream: Stream) -> None:
+        stage = self._next_stage
+        host = self._routes.choose(stage) if stage else key[0]
+        if host is not None and self._routes.knows(host) and np.isfinite(stream).all():
+            self._say(host, self._hop(Kind.TRIAL, key, stream, stage))
+
+    def _pass_by(self, hop: Hop) -> None:
+        assert hop.stream is not None
+        if hop.stage:
+            if hop.stage in self._held:
+                stream = self._part.pass_by(hop.stream, hop.stage, self._held[-1])
+                self._send_trial((hop.origin, hop.number), stream)
+            return
+        piece = self._trial.piece(hop.number) if self._trial and hop.origin == self._me else None
+        if self._trial is None or piece is None or hop.stream.shape[:2] != piece[:, 1:].shape:
+            return
+        self._trial.came_around(self._part.loss_by(hop.stream, piece[:, 1:]))
+        self._end_trial()
+
+    def _end_trial(self) -> None:
+        if self._trial is not None and self._trial.is_over:
+            self._tell_trial(self._trial)
+
+    def _tell_trial(self, trial: Trial) -> None:
+        self._channel.send(protocol.Evaluated(trial.loss(), None))
+        self._trial = None
+
     # --------------------------------------------------------------------------------- what is lost
 
     def _lose(self, key: Key) -> None:
@@ -379,7 +440,7 @@ class StageLoop(InnerLoop):
 
     def _say(self, peer: PeerId, hop: Hop) -> None:
         train = self._plan.train
-        codec = train.stream_forward if hop.kind is Kind.FORWARD else train.stream_back
+        codec = train.stream_back if hop.kind is Kind.BACKWARD else train.stream_forward
         data = hops.pack(hop, codec)
         self._bytes[0] += len(data)
         self._channel.send(protocol.Hop(peer, data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -56,6 +57,7 @@ class Host:
         """Reports in a row that tell of no more tokens."""
         self.nonsense: list[protocol.Nonsense] = []
         self.is_ready, self.drained = threading.Event(), threading.Event()
+        self.evaluated, self.val_loss = threading.Event(), math.nan
         self.heard, self._mouth = threading.Condition(), threading.Lock()
         self.thread = threading.Thread(target=self._listen, daemon=True)
         self.thread.start()
@@ -93,6 +95,9 @@ class Host:
                 self.last = message
             case protocol.Nonsense():
                 self.nonsense.append(message)
+            case protocol.Evaluated(val_loss):
+                self.val_loss = val_loss
+                self.evaluated.set()
             case protocol.Drained():
                 self.drained.set()
 
@@ -160,10 +165,16 @@ def test_stages_learn_what_one_process_learns(corpus: list[Path]) -> None:
         daemon.channel.send(protocol.Drain())
         daemon.hear(protocol.Drained)
         alone = {f: slot.copy() for f, slot in daemon.memory.boundary.items()}
+        for fragment, values in alone.items():
+            daemon.memory.slow[fragment][:] = values
+        daemon.channel.send(protocol.Evaluate())
+        val_loss = daemon.hear(protocol.Evaluated).val_loss
     with ring_of(corpus, cut, [range(s, s + 1) for s in range(count)]) as ring:
         ring.steer(cut)
         ring.hosts[ENDS].until_tokens(BUDGET)
         assert ring.hosts[ENDS].last.stream_lost == 0
+        ring.hosts[ENDS].say(protocol.Evaluate())  # steps go on, but move nothing
+        assert ring.hosts[ENDS].evaluated.wait(30)
         together = theta_of(ring)
     assert set(together) == set(alone)
     start = {spec.id: spec.size for spec in held_fragments(cut, range(count))}
@@ -171,6 +182,7 @@ def test_stages_learn_what_one_process_learns(corpus: list[Path]) -> None:
     for fragment, values in together.items():
         np.testing.assert_allclose(values, alone[fragment], atol=2e-3)
     assert len(stages(cut)) == count
+    assert ring.hosts[ENDS].val_loss == pytest.approx(val_loss, abs=1e-3)
 
 
 @pytest.mark.timeout(120)

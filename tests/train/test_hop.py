@@ -135,7 +135,7 @@ def test_word_of_a_loss_has_no_stream() -> None:
 # --------------------------------------------------------------------------------------- hostile
 
 WRONG: list[tuple[str, Any]] = [
-    *(("kind", value) for value in (3, -1, 1.0, True, None, "0", [])),
+    *(("kind", value) for value in (4, -1, 1.0, True, None, "0", [])),
     *(("origin", value) for value in (b"", b"x" * 15, b"x" * 17, "m" * 16, 7, None)),
     *(("number", value) for value in (-1, NUMBER_MAX, 2**64 - 1, 1.0, True, None, b"")),
     *(("stage", value) for value in (STAGES, -1, 0.0, True, None)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from peerlm.train.routes import SLOWEST_S, Routes
+from peerlm.train.routes import PATIENCE_S_MAX, PATIENCE_S_MIN, SLOWEST_S, Routes
 from peerlm.types import Instant, PeerId
 
 ME, ANN, BOB, EVE = (PeerId(bytes([n]) * 16) for n in range(4))
@@ -104,11 +104,11 @@ def test_what_is_late_is_told_until_it_is_forgotten() -> None:
     made = routes()
     made.sent((ME, 1), ANN, Instant(0.0))
     made.sent((ME, 2), ANN, Instant(5.0))
-    assert made.overdue(Instant(30.0), 30.0) == []
-    assert made.overdue(Instant(31.0), 30.0) == [(ME, 1)]
+    assert made.overdue(Instant(30.0)) == []
+    assert made.overdue(Instant(31.0)) == [(ME, 1)]
     made.forget((ME, 1))
     made.forget((ME, 1))
-    assert made.overdue(Instant(31.0), 30.0) == []
+    assert made.overdue(Instant(31.0)) == []
 
 
 def test_an_instant_answer_is_no_division_by_nothing() -> None:
@@ -116,3 +116,15 @@ def test_an_instant_answer_is_no_division_by_nothing() -> None:
     tell(made, ANN, 0.0)
     tell(made, BOB, 0.0)
     assert set(drawn(made, 1)) == {ANN, BOB}
+
+
+def test_patience_is_many_times_what_a_way_takes_within_bounds() -> None:
+    made = routes()
+    assert made.patience_s == PATIENCE_S_MAX
+    for number, took in ((1, 0.01), (2, 0.01)):
+        made.sent((ME, number), ANN, Instant(0.0))
+        made.came_back((ME, number), Instant(took))
+    assert made.patience_s == PATIENCE_S_MIN
+    made.sent((ME, 3), BOB, Instant(0.0))
+    made.came_back((ME, 3), Instant(2.0))
+    assert made.patience_s == 16.0

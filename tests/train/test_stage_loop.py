@@ -20,8 +20,9 @@ from peerlm.train.batch_round import TRIES, WINDOW
 from peerlm.train.channel import Channel
 from peerlm.train.hop import Hop, Kind
 from peerlm.train.protocol import Message
+from peerlm.train.routes import PATIENCE_S_MAX
 from peerlm.train.shared import SharedMemory
-from peerlm.train.stage_loop import PATIENCE_S, WAITING_MAX, StageLoop
+from peerlm.train.stage_loop import WAITING_MAX, StageLoop
 from peerlm.types import Instant, PeerId
 from tests.net.tiny_run import plan, settings, shards
 
@@ -227,7 +228,7 @@ def test_garbage_is_told_and_nothing_else(middle: Host) -> None:
 
 def test_what_does_not_come_back_is_forgotten_with_word_to_where_it_came_from(middle: Host) -> None:
     middle.hear(ENDS, forward(7))
-    assert middle.turn(PATIENCE_S - 1) == []
+    assert middle.turn(PATIENCE_S_MAX - 1) == []
     assert middle.turn(2.0) == [(ENDS, lost(7))]
     assert middle.under_way() == (0, 0, 0)
 
@@ -273,7 +274,7 @@ def test_a_member_that_floods_fills_no_memory(middle: Host) -> None:
     assert len(passed) == 2 * WINDOW
     assert middle.under_way() == (2 * WINDOW,) * 3
     assert [to for to, hop in said if hop.kind is Kind.LOST] == [ENDS] * (WAITING_MAX - 2 * WINDOW)
-    middle.turn(PATIENCE_S + 1)
+    middle.turn(PATIENCE_S_MAX + 1)
     assert middle.under_way() == (0, 0, 0)
 
 
@@ -410,7 +411,7 @@ def test_a_batch_of_which_nothing_comes_home_is_given_up_and_the_next_waits(ends
 def test_silence_ends_a_batch_too(ends: Host) -> None:
     entered(ends)
     for _ in range(TRIES * WINDOW):
-        ends.turn(PATIENCE_S + 1)
+        ends.turn(PATIENCE_S_MAX + 1)
     assert ends.loop._lost >= TRIES * WINDOW
 
 

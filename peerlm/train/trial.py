@@ -1,0 +1,57 @@
+"""What held-out text costs a model in stages: pieces of it go around the ring, one at a time, and no gradient comes back.
+
+Hosts answer with θ as each has it just then, so this is the loss of the weights in training, not of the slow ones. A
+piece that does not come around in time is left out. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peerlm.types import Instant
+
+Tokens = NDArray[np.int64]
+
+
+class Trial:
+    """Of `pieces` (B, T + 1). `losses` of those that came around."""
+
+    def __init__(self, pieces: Sequence[Tokens]) -> None:
+        self._left = list(pieces)
+        self._under_way: tuple[int, Tokens, Instant] | None = None
+        self.losses: list[float] = []
+
+    @property
+    def may_send(self) -> bool:
+        return self._under_way is None and bool(self._left)
+
+    @property
+    def is_over(self) -> bool:
+        return self._under_way is None and not self._left
+
+    def send(self, number: int, now: Instant) -> Tokens:
+        """The next piece, which goes as `number`."""
+        tokens = self._left.pop()
+        self._under_way = (number, tokens, now)
+        return tokens
+
+    def piece(self, number: int) -> Tokens | None:
+        """What is under way as `number`."""
+        known = self._under_way
+        return known[1] if known is not None and known[0] == number else None
+
+    def came_around(self, loss: float) -> None:
+        self._under_way = None
+        self.losses.append(loss)
+
+    def look(self, now: Instant, patience_s: float) -> None:
+        """Leave out what is late."""
+        if self._under_way is not None and now - self._under_way[2] > patience_s:
+            self._under_way = None
+
+    def loss(self) -> float:
+        """Mean over what came around; nan if nothing did."""
+        return float(np.mean(self.losses)) if self.losses else float("nan")
