@@ -96,6 +96,7 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.lines $(FLAGS)    # needs root: it makes networks
 	$(BIN)/python -m bench.speed $(FLAGS)
 	$(BIN)/python -m bench.membership $(FLAGS)
+	$(BIN)/python -m bench.placement $(FLAGS)
 	$(BIN)/python -m bench.faults --seeds 10000 $(FLAGS)
 	$(BIN)/python -m bench.fuzz --inputs 1000000 $(FLAGS)
 	$(BIN)/python -m bench.chaos $(FLAGS)

@@ -6,6 +6,7 @@ peer's id from being used as a run's; at run time they are plain ints, floats an
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
 
@@ -44,6 +45,32 @@ class Role(StrEnum):
     """Be a member and see the swarm's state."""
     INVITE = "invite"
     """Sign invites of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes on a device and on its host: what a machine has free, or what something takes.
+
+    `device` is None for a machine that computes in the host's memory: both parts then come out of `host`.
+    """
+
+    device: int | None
+    host: int
+
+    def holds(self, need: Memory) -> bool:
+        """Whether `need`, both parts given, fits into these free bytes."""
+        if self.device is None:
+            return need.total() <= self.host
+        return (need.device or 0) <= self.device and need.host <= self.host
+
+    def total(self) -> int:
+        return (self.device or 0) + self.host
+
+    def __add__(self, other: Memory) -> Memory:
+        return Memory((self.device or 0) + (other.device or 0), self.host + other.host)
+
+    def __sub__(self, other: Memory) -> Memory:
+        return Memory((self.device or 0) - (other.device or 0), self.host - other.host)
 
 
 def after(now: Instant, delay_s: float) -> Instant:

@@ -33,7 +33,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "events": ({"wire"}, set()),
     "effects": ({"wire"}, set()),
     "membership": ({"wire", "events", "effects"}, set()),
-    "swarm": ({"wire", "membership"}, set()),
+    "swarm": ({"wire", "membership", "model.stages"}, set()),
     "data": ({"store"}, {"blake3", "fsspec", "numpy", "tokenizers"}),
     "model": ({"store"}, {"numpy", "safetensors", "tomlkit", "torch", *GGUF_READERS}),
     "train": ({"data", "model"}, {"msgpack", "numpy", "torch"}),
@@ -50,7 +50,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "sim": (
         {"wire", "events", "effects", "identity", "membership", "swarm", "mix", "store", "node"}
-        | {"train.cadence", "train.schedule"},
+        | {"model.stages", "train.cadence", "train.schedule"},
         {"numpy"},
     ),
 }

@@ -9,6 +9,7 @@ from peerlm.cli.commands import Commands
 COMMANDS = {
     "membership": "sim_membership:membership",
     "mixing": "sim_mixing:mixing",
+    "placement": "sim_placement:placement",
     "train": "sim_train:sim_train",
     "faults": "sim_faults:faults",
     "replay": "sim_replay:replay",
@@ -27,5 +28,6 @@ def sim() -> None:
       peerlm sim train --nodes 12 --plan small --link 100mbit,50ms,1% --plot run.png
       peerlm sim membership --nodes 64 --scenario crash --runs 200
       peerlm sim mixing --nodes 16 --sampler matching
+      peerlm sim placement --nodes 100 --churn 0.1
       peerlm sim faults --seeds 1-500
     """
