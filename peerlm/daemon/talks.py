@@ -184,8 +184,10 @@ class Converse:
         return None
 
     def rewind(self) -> None:
-        """A kept connection was of no use. What was said is lost, as it may be at any time; the sign of life is not."""
-        self._to_say.appendleft(_LENGTH.pack(0))
+        """A kept connection was of no use. What was said, and what waits behind it, is lost, as it may be at any time: a
+        new one begins with a message's length and not in the middle of one."""
+        self._to_say = deque([_LENGTH.pack(0)])
+        self._waiting_bytes = 0
 
 
 class Fetch:

@@ -300,10 +300,15 @@ class Work:
         return len(donors) if len(able) == 1 + mine.last - mine.first else 0
 
     def lacking(self) -> list[int]:
-        """Stages that nobody here trains: without them nothing can be learnt."""
-        runs, mine = self.seen.runs, range(self.hosting.first, self.hosting.last + 1)
-        elsewhere = [stage for stage in range(self.hosting.count) if stage not in mine]
-        return [stage for stage in elsewhere if not holders(stage, runs, self.seen.trainers)]
+        """Stages that nobody here trains for others, as who holds everything does not: without them nothing can be
+        learnt."""
+        mine = self.hosting
+        if mine.is_whole:
+            return []
+        runs, whole = self.seen.runs, (0, mine.count - 1)
+        parts = [peer for peer in self.seen.trainers if runs[peer] != whole]
+        elsewhere = [s for s in range(mine.count) if not mine.first <= s <= mine.last]
+        return [stage for stage in elsewhere if not holders(stage, runs, parts)]
 
     @property
     def _has_partners(self) -> bool:
@@ -529,7 +534,7 @@ class Work:
             return "fetching weights from peers"
         if self.phase is Phase.TRAINING and (lacking := self.lacking()):
             names = ", ".join(map(str, lacking))
-            return f"nobody trains stage {names} of the model: `peerlm join` a node with host.stages = {lacking[0]}"
+            return f"nobody trains stage {names} of the model: `peerlm join` a node with --host {lacking[0]}"
         if self.phase is Phase.READY:
             if self.paused:
                 return "paused: `peerlm resume` goes on"

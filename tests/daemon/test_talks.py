@@ -106,3 +106,9 @@ def test_a_connection_that_was_of_no_use_costs_no_sign_of_life() -> None:
     speaker.talk.rewind()
     pass_on(speaker.talk, listener.talk)
     assert listener.heard == [b""]
+    speaker.talk.add(b"a hop")
+    speaker.talk.say(memoryview(bytearray()))
+    speaker.talk.rewind()
+    speaker.talk.add(b"another")
+    pass_on(speaker.talk, listener.talk)
+    assert listener.heard == [b"", b"", b"another"], "nothing from the middle of one"

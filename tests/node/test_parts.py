@@ -92,6 +92,9 @@ def test_stages_that_nobody_trains_are_lacking() -> None:
     assert part.lacking() == [2, 3]
     facts(part, {ANN: (0, 0), BOB: (2, 2)})
     assert part.lacking() == [3]
+    facts(part, {ANN: (0, 3), BOB: (2, 3)})
+    assert part.lacking() == [0], "who holds everything trains by itself"
+    assert work(0, 3, 4).lacking() == []
 
 
 def test_a_fragment_is_mixed_with_those_that_hold_it_too() -> None:

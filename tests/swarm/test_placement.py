@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from peerlm.swarm.explain import explain, shown
 from peerlm.swarm.placement import (
     CLAIM_S,
     CONFIRMATIONS,
@@ -206,22 +205,3 @@ def test_two_find_together_what_neither_finds_alone() -> None:
     before = [(h.capability, h.hosts) for h in hosts.values()]
     rate = [min(Hostings(DEMAND, each, 1).rates_with(machine(), NONE)) for each in (before, after)]
     assert rate[1] > 10 * rate[0]
-
-
-def test_a_person_sees_who_hosts_what_and_where_one_death_would_hurt() -> None:
-    view = swarm(
-        host(range(2)),
-        host(range(1), speed=1.0),
-        replace(Host(machine()), target=range(2, 3)),
-    )
-    picture = explain(DEMAND, view, 2)
-    assert [row.is_single() for row in picture.stages] == [False, True, False]
-    assert [row.is_unhosted() for row in picture.stages] == [False, False, True]
-    assert picture.stages[2].coming == (peer(2),)
-    assert [row.why for row in picture.nodes] == [
-        "only host of stage 1",
-        "hosts stages that are faster than the slowest",
-        "loading stages 2",
-    ]
-    assert picture.rate == 0.0
-    assert (shown(NONE), shown(range(1, 2)), shown(range(1, 4))) == ("-", "1", "1-3")
