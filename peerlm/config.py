@@ -421,6 +421,12 @@ class HostSection:
         allowed="non-empty",
         ok=bool,
     )
+    sessions: int = at_least(
+        0,
+        32,
+        "Texts of the swarm's members that this node advances at once through the stages it holds, if it has the "
+        "role serve; 0: none.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ SNAPSHOTS_DONATED = 2
 
 class Keeping:
     """The disk side of one node. `restored` is the newest valid snapshot found at the start; `moved`
-    is told of fragments that were replaced, so that a worker's θ follows."""
+    is told of fragments that were replaced, so that a worker's θ follows. `reads`: the corpus; who does not needs its
+    tokenizer all the same, for texts that are asked for here."""
 
     def __init__(
         self,
@@ -58,8 +59,11 @@ class Keeping:
         compute: Executor,
         wall: Callable[[], WallTime],
         moved: Callable[[FragmentId], None],
+        *,
+        reads: bool = True,
     ) -> None:
         self.plan = plan
+        self._reads = reads
         self.notes: tuple[str, ...] = ()
         self.restored: Snapshot | None = None
         self._post = post
@@ -237,10 +241,12 @@ class Keeping:
     def _check_corpus(self) -> Event:
         plan = self.plan.plan
         token_shards, others = corpus_objects(plan)
-        wanted = (*token_shards, *others)
+        wanted = (*token_shards, *others) if self._reads else others
         missing = tuple(h for h in wanted if not self._is_whole(h))
         if missing:
             return events.CorpusMissing(missing)
+        if not self._reads:
+            return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
         if plan.data.source == "local":
             self._prepare_local(plan)
         corpus = shards.Corpus.open(self.corpus_paths(), plan.data.vocab, plan.data.val_fraction)

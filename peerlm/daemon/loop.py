@@ -25,6 +25,7 @@ from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.page import Page
+from peerlm.daemon.serving import Serving
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
@@ -70,7 +71,7 @@ def wall() -> WallTime:
 class Driver:
     """Drives one node over real sockets, files and processes.
 
-    Set `introduction`, `links`, `bulk`, `transfers`, `keeping` and `worker` before `begin`: they
+    Set `introduction`, `links`, `bulk`, `transfers`, `keeping`, `worker` and `serving` before `begin`: they
     report through `post`, so the driver is there first.
     """
 
@@ -80,6 +81,7 @@ class Driver:
     transfers: Transfers
     keeping: Keeping
     worker: WorkerLink
+    serving: Serving
     slow: SlowWeights
     node: Node
     page: Page | None = None
@@ -275,6 +277,8 @@ class Driver:
                 self.transfers.run_channel(effect)
             case fx.ServeChannel():
                 self.transfers.serve_channel(effect)
+            case fx.TellHosts():
+                self.serving.hosts_are(effect.hosts)
             case fx.CancelTransfer():
                 self.transfers.cancel(effect.transfer)
             case fx.StepOuter():

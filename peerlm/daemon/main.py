@@ -40,6 +40,7 @@ from peerlm.daemon.notify import Notifier
 from peerlm.daemon.page import Page
 from peerlm.daemon.pools import full_pool
 from peerlm.daemon.ports import preferred, remember
+from peerlm.daemon.serving import Serving
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.sockets import is_free
 from peerlm.daemon.transfers import Transfers
@@ -64,6 +65,7 @@ from peerlm.observe.curves import Origin
 from peerlm.store.disk import StateDirectory, read_file, require_own
 from peerlm.store.objects import Objects
 from peerlm.swarm.hosting import Hosting
+from peerlm.train import protocol
 from peerlm.types import short
 
 COMPUTE_THREADS = 2
@@ -269,6 +271,7 @@ async def open_daemon(
             disk,
             wall,
             moved=lambda fragment: driver.worker.kick(fragment),
+            reads=held[0] == 0,
         )
         driver.keeping.find_snapshot()
         driver.keeping.drop_leftovers()
@@ -286,6 +289,14 @@ async def open_daemon(
                 hop=lambda peer, data: driver.transfers.hop(peer, data),
             )
         )
+        driver.serving = Serving(
+            driver.post,
+            home.keys.peer_id,
+            lambda: _serve_setup(home, driver, state, held),
+            lambda peer, data: driver.transfers.lap(peer, data),
+            log.write,
+        )
+        stack.push_async_callback(driver.serving.close)
         driver.transfers = Transfers(
             driver.post,
             driver.bulk,
@@ -294,6 +305,8 @@ async def open_daemon(
             driver.worker.kick,
             np.random.default_rng(int.from_bytes(os.urandom(8))),
             driver.worker.hear,
+            driver.serving.hear,
+            driver.serving.channel_is,
         )
         stack.push_async_callback(driver.transfers.close)
         hosting = hosting_of(home.plan.plan, held)
@@ -301,7 +314,8 @@ async def open_daemon(
             home, driver.keeping, specs, hosting, ports, epoch, seeds, state, log
         )
         driver.history = history_of(state)
-        server = await control.serve(state, handler(driver), home.settings.control.group)
+        streams = {"gateway": driver.serving.talk}
+        server = await control.serve(state, handler(driver), home.settings.control.group, streams)
         stack.push_async_callback(server.close)
         stack.callback(driver.end)
         yield driver
@@ -423,6 +437,20 @@ def require_whole(home: Home, held: range) -> None:
             f"node.toml: train.local_workers = {workers}: only a node that holds all stages has several; "
             "use 1, or host.stages = all"
         )
+
+
+def _serve_setup(
+    home: Home, driver: Driver, state: StateDirectory, held: range
+) -> protocol.ServeSetup:
+    return protocol.ServeSetup(
+        peer=home.keys.peer_id,
+        plan=protocol.packed(driver.worker.plan),
+        state=str(state.root.absolute()),
+        first_stage=held[0],
+        last_stage=held[-1],
+        sessions=home.settings.host.sessions,
+        threads=_threads(home.settings),
+    )
 
 
 def _threads(settings: NodeSettings) -> int:
