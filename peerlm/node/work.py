@@ -294,11 +294,18 @@ class Work:
 
     def donors(self) -> int:
         """How many could give weights; 0 unless together they have all that this node holds."""
-        donors, mine = self.seen.donors, self.hosting
+        donors = self.seen.donors
+        return len(donors) if self._have_ours(donors) else 0
+
+    def donors_done(self) -> bool:
+        """Nodes that are done have, together, all that this node holds."""
+        return bool(self.seen.done) and self._have_ours(self.seen.done)
+
+    def _have_ours(self, peers: Sequence[PeerId]) -> bool:
+        mine, runs = self.hosting, self.seen.runs
         if mine.count == 1:
-            return len(donors)
-        able = [s for s in range(mine.first, mine.last + 1) if holders(s, self.seen.runs, donors)]
-        return len(donors) if len(able) == 1 + mine.last - mine.first else 0
+            return bool(peers)
+        return all(holders(stage, runs, peers) for stage in range(mine.first, mine.last + 1))
 
     def lacking(self) -> list[int]:
         """Stages that nobody here trains for others, as who holds everything does not: without them nothing can be

@@ -67,6 +67,15 @@ def test_donors_count_when_together_they_have_what_is_held_here(
     assert facts(work(1, 2, 4), runs).donors == donors
 
 
+def test_who_is_done_with_other_stages_has_no_finished_weights_for_this_one() -> None:
+    """Else a stage's only host, started again when the run is done, would wait for ever for what it has itself."""
+    part = work(1, 2, 4)
+    assert not facts(part, {ANN: (0, 0), BOB: (3, 3)}, done=(ANN, BOB)).donors_done
+    assert not facts(part, {ANN: (0, 1), BOB: (2, 3)}, done=(ANN,)).donors_done
+    assert facts(part, {ANN: (0, 1), BOB: (2, 3)}, done=(ANN, BOB)).donors_done
+    assert facts(work(0, 0, 1), {ANN: (0, 0)}, done=(ANN,)).donors_done
+
+
 def test_of_a_model_in_one_piece_everybody_is_a_donor() -> None:
     assert facts(work(0, 0, 1), {ANN: (0, 0), BOB: (0, 0)}).donors == 2
 
