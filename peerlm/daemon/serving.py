@@ -350,8 +350,14 @@ async def _spawn(connection: socket.socket) -> Process:
             stdout=2,
             stderr=2,
             pass_fds=(connection.fileno(),),
-            env={name: value for name, value in os.environ.items() if name != "PEERLM_TOKEN"},
+            env=_environment(),
         )
+
+
+def _environment() -> dict[str, str]:
+    """Ours, but for the invite. Threads that wait do not spin: the cores are the worker's too."""
+    kept = {name: value for name, value in os.environ.items() if name != "PEERLM_TOKEN"}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **kept}
 
 
 def _write(writer: asyncio.StreamWriter, message: Message) -> None:
