@@ -416,10 +416,23 @@ class LocalTrainSection:
 class HostSection:
     stages: str = option(
         "all",
-        "Stages of the model that this node holds and trains: `all`, one (`0`), or a run (`1-2`). "
-        "Whoever holds stage 0 reads the text.",
+        "Stages of the model that this node holds and trains: `all`, one (`0`), a run (`1-2`), or `auto`: it "
+        "decides by itself, by what it offers and what the swarm lacks. Whoever holds stage 0 reads the text.",
         allowed="non-empty",
         ok=bool,
+    )
+    memory_bytes: int = at_least(
+        0,
+        0,
+        "With `auto`: memory of the host offered for stages; 0 means half of what is free when the daemon starts.",
+        unit="bytes",
+    )
+    device_bytes: int = at_least(
+        0,
+        0,
+        "With `auto`: memory offered of a device that has its own; 0 means there is none, and stages take all "
+        "they need on the host.",
+        unit="bytes",
     )
 
 

@@ -233,6 +233,29 @@ class WriteSnapshot(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class Rehost(Effect):
+    """Write a snapshot of what is held and of these objects, hold other stages from then on, and have their work
+    begun by `Node.rehost`; where that fails, by the old ones."""
+
+    first: int
+    stop: int
+    objects: tuple[tuple[FragmentId, int, ObjectHash, tuple[float, ...]], ...]
+    """As in `InstallObjects`."""
+    is_installed: bool
+    """There are weights of what is held."""
+    snapshot: WriteSnapshot
+    placed: bytes
+    """What is to be kept of the decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropObjects(Effect):
+    """Remove these objects; one that cannot be removed now goes at the next start."""
+
+    hashes: tuple[ObjectHash, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WriteModel(Effect):
     """Write the finished model → `ModelWritten`."""
 
@@ -246,7 +269,7 @@ class PrepareCorpus(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Save(Effect):
-    """Replace a small file of the state directory, durably: `address_book` or `plan`."""
+    """Replace a small file of the state directory, durably: `address_book`, `plan` or `placement`."""
 
     name: str
     data: bytes

@@ -112,13 +112,15 @@ def init(
             f"{layout.root} already holds a node of run {short(read_run(layout).run_id)}; "
             "use another --state, or `peerlm rm` it first"
         )
-    from peerlm.daemon.memory import require_memory
-    from peerlm.model.stages import held_stages
+    from peerlm.daemon.memory import memory_of, require_memory
+    from peerlm.model.stages import first_held, held_stages
 
     with _claimed(layout) as state:
         start = _read_start(source, tokenizer, plan_changes)
         plan = plan if start is None else start.adopted_by(plan)
         held = held_stages(settings.host.stages, plan, "--host")
+        if held is None:
+            held = first_held(plan, memory_of(settings), "--host auto")
         if start is not None and len(held) < plan.model.stages:
             raise ConfigError(
                 "--from: this node gives the others their weights, so it has to hold all stages: leave out --host"

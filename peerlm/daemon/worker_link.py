@@ -357,4 +357,5 @@ def _progressed(generation: int, report: protocol.Progress) -> events.WorkerProg
         stream_lost=report.stream_lost,
         stream_sent=report.stream_sent,
         stream_received=report.stream_received,
+        busy=report.busy,
     )

@@ -57,6 +57,11 @@ class Facts:
     def budget(self) -> int:
         return self._work.plan.run.token_budget
 
+    @property
+    def is_placed(self) -> bool:
+        """It is known which stages it holds."""
+        return not self._work.hosting.is_none
+
     # ----------------------------------------------------------------------------------- weights
 
     @property

@@ -522,6 +522,8 @@ class Work:
     @property
     def reason(self) -> str:
         """Why it is in this phase and no further; empty if that needs no words."""
+        if self.phase is Phase.STARTING:
+            return "looking which stages of the model it should hold"
         if self.phase is Phase.SEEKING:
             if self.origin and self.corpus_state != "ready":
                 return self._corpus_line()
@@ -577,21 +579,26 @@ class Work:
 
     # -------------------------------------------------------------------------------- leaving
 
+    def go_on_from(self, old: Work) -> None:
+        """This is the work of the same daemon with other stages: what it has trained on is counted on."""
+        self.origin, self.paused, self.started = old.origin, old.paused, old.started
+        self.worker.tokens = old.worker.tokens
+        self.worker.supervision.generation = old.worker.supervision.generation + 1
+
     def leave(self, now: Instant) -> list[Effect]:
         """Stop inner steps and hand in the worker's progress; then call `wind_up` until
         `has_wound_up`."""
         return [*self._enter(Phase.LEAVING, now), *self.worker.drain()]
 
-    def wind_up(self, now: Instant, *, overdue: bool) -> list[Effect]:
-        """Once the worker has handed in its progress, or too long has gone by, freeze and write a
-        last snapshot."""
-        if not (self.worker.drained or overdue) or self._last_snapshot != "":
+    def wind_up(self, now: Instant, *, overdue: bool, keeps: bool = True) -> list[Effect]:
+        """Once the worker has handed in its progress, or too long has gone by, freeze and, if it `keeps` what it has,
+        write a last snapshot."""
+        is_early = not (self.worker.drained or overdue) or self.snapshots.is_writing
+        if is_early or self._last_snapshot != "":
             return []
-        if not self.installed:
+        if not (self.installed and keeps):
             self._last_snapshot = "none"
-            return self.worker.stop()
-        if self.snapshots.is_writing:
-            return []
+            return [*self.exchanges.freeze(now), *self.worker.stop()]
         self._last_snapshot = "writing"
         return [*self.exchanges.freeze(now), *self.worker.stop(), *self._snapshot(now)]
 

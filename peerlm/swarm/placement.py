@@ -76,7 +76,8 @@ CLAIM_S = 6.0
 """A node hosts nothing new before its announcement is this old, so that most have heard it."""
 
 HANDOVER_S = LOAD_S_MAX
-"""How long a node that has loaded waits for others to be ready for what it would drop. Then one ready host is enough."""
+"""How long a node that has loaded waits for others to be ready for what it would drop. Then one ready host is enough; where
+it goes to a stage that nobody else hosts, one is enough at once."""
 
 PATIENCE_S = 600.0
 """Whoever cannot drop its old stages for this long stops, and keeps them."""
@@ -266,7 +267,8 @@ class _Look:
         assert mind.loaded_at is not None
         waited_s, claimed_s = self.now - mind.loaded_at, self.now - mind.since
         others = [_ready(self.demand, self.view, self.me, s) for s in hosts if s not in target]
-        enough = self.replicas if waited_s < HANDOVER_S else 1
+        is_awaited = any(not self.others.counts[s] for s in target if s not in hosts)
+        enough = 1 if is_awaited or waited_s >= HANDOVER_S else self.replicas
         if not others or (claimed_s >= CLAIM_S and min(others) >= enough):
             return self._do(Verb.SWITCH, target, "loaded")
         if waited_s >= PATIENCE_S:
