@@ -202,7 +202,8 @@ def offered_by(home: Home, state: Layout) -> Offered | None:
     placed = Placed()
     if is_auto and state.placement.exists():
         placed = read_placed(disk.read_file(state.placement, BYTES_MAX), state.placement)
-    return Offered(is_auto, memory_of(settings), placed, settings.limits.snapshot_every_s)
+    every_s, has_text = settings.limits.snapshot_every_s, bool(settings.data.local)
+    return Offered(is_auto, memory_of(settings), placed, every_s, has_text)
 
 
 def all_sizes(plan: Plan) -> dict[FragmentId, int]:

@@ -636,7 +636,8 @@ class Node:
     def summary(self, now: Instant) -> Summary:
         """What `status` shows, frozen."""
         parameters = sum(self._birth.sizes.values())
-        return summarise(self.company, self.work, self._vitals(now), self._rate, parameters, now)
+        own, rate = self._vitals(now), self._rate
+        return summarise(self.company, self.work, self.placing, own, rate, parameters, now)
 
     def _outcome(self, effects: list[Effect], now: Instant) -> list[Effect]:
         """Every exit but that of talk: work may be other than it was."""

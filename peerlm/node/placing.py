@@ -22,13 +22,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from peerlm.config import Plan
-from peerlm.effects import Effect, Log, Save
+from peerlm.effects import Effect, Log, PrepareCorpus, Save
 from peerlm.model.stages import BACKWARD, stages
 from peerlm.node.lifecycle import Phase
 from peerlm.node.stock import Stock
 from peerlm.store.placed import Copy, Placed
 from peerlm.swarm.placement import Decision, Mind, Verb, decide
-from peerlm.swarm.worth import NONE, Capability, Demand, Host, View, overlap
+from peerlm.swarm.worth import LOAD_S_MAX, NONE, Capability, Demand, Host, View, overlap
 from peerlm.types import FragmentId, Instant, Memory, PeerId, Role, after
 from peerlm.wire.message import Vitals
 
@@ -45,8 +45,11 @@ LOOK_S = 1.0
 PATIENCE_S = 60.0
 """A node that has not got the weights of its stages after so long gives them up, and decides anew."""
 
+LOAD_S_MOST = 2 * LOAD_S_MAX
+"""What has not been loaded by then is given up: an announcement that does not come true keeps others away."""
+
 AGAIN_S = 60.0
-"""After a move that failed, no other for so long."""
+"""After a move that came to nothing, no other for so long."""
 
 KEEPERS = 2
 """Nodes that keep copies of a stage with one host."""
@@ -82,12 +85,14 @@ class Offered:
     """What the daemon knows of a node of a model in stages.
 
     is_auto: it decides by itself. memory: offered for stages. placed: kept from earlier lives. every_s: between copies.
+    has_text: it has text of its own, as who holds stage 0 needs where each node trains on its own.
     """
 
     is_auto: bool
     memory: Memory
     placed: Placed = field(default_factory=Placed)
     every_s: float = 30.0
+    has_text: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +146,7 @@ class Placing:
         now: Instant,
     ) -> None:
         """`sizes`: of every fragment of the plan, in elements."""
-        cut = stages(plan)
+        self.cut = cut = stages(plan)
         self.me, self.held, self.target = me, held, held
         self.is_auto, self.memory = offered.is_auto, offered.memory
         self.demand, self.count = Demand.of(cut), len(cut)
@@ -156,9 +161,11 @@ class Placing:
         self._rng, self._mind = rng, Mind()
         self._pace = PACE.get(plan.swarm.profile, 1.0)
         self._due, self._look_at = now, now
-        self._held_since = now
+        self._held_since = self._not_before = self._announced_at = now
         self._outline: object = None
         self._rate, self._reports, self._measured_at = 0.0, 0, now
+        self._is_text_shared, self._keeps_text = plan.data.source != "local", False
+        self._wish = None if self._is_text_shared or offered.has_text else range(1, self.count)
 
     # --------------------------------------------------------------------------------- what is said
 
@@ -178,7 +185,8 @@ class Placing:
 
     def capability(self, around: Around) -> Capability:
         roles = frozenset({Role.TRAIN}) if around.may_train else frozenset[Role]()
-        return Capability(self.memory, self.flops_s, around.line_bytes_s or math.inf, roles)
+        line = around.line_bytes_s or math.inf
+        return Capability(self.memory, self.flops_s, line, roles, self._wish)
 
     def measure(self, tokens_per_s: float, busy: float, now: Instant) -> None:
         """A report of the worker: tokens a second that it passed, and the share of the time in which it worked."""
@@ -199,7 +207,8 @@ class Placing:
     def look(self, around: Around, now: Instant) -> list[Effect]:
         """See whether others are there to load from, decide if it is time to, and keep copies."""
         self._due = after(now, LOOK_S / self._pace * self._rng.uniform(0.75, 1.25))
-        if not self.is_auto or self.move is not None or around.is_busy:
+        is_still = self.move is not None or around.is_busy or now < self._not_before
+        if not self.is_auto or is_still:
             return []
         if self.held and not around.is_installed:
             return self._give_up_late(now)
@@ -211,6 +220,11 @@ class Placing:
         if outline != self._outline or now >= self._look_at:
             self._outline = outline
             effects += self._decide(view, around, now)
+        if self.lacking and now - self._announced_at > LOAD_S_MOST:
+            self.why = "what it was to load has not come"
+            self.target, self._not_before = self.held, after(now, AGAIN_S)
+            self._mind = Mind()
+            effects += self.stock.forget(loaded=True, copies=())
         if self.move is None:
             effects += self._load(view, around, now)
             effects += self._copy(view, around, now)
@@ -246,7 +260,7 @@ class Placing:
     def _follow(self, found: Decision, now: Instant) -> list[Effect]:
         match found.verb:
             case Verb.TAKE | Verb.MOVE:
-                self.target = found.stages
+                self.target, self._announced_at = found.stages, now
                 self._look_at = now if self.held == NONE else self._look_at
             case Verb.WITHDRAW:
                 self.target = self.held
@@ -302,7 +316,8 @@ class Placing:
     # -------------------------------------------------------------------------------------- copies
 
     def _copy(self, view: View, around: Around, now: Instant) -> list[Effect]:
-        """Keep copies of stages with one host, if it is ours to; forget those that are not."""
+        """Keep copies of stages with one host, and of the text where it is stage 0, if it is ours to; forget those that
+        are not."""
         if around.is_blank or not self.held:
             return []
         counts = [sum(s in host.hosts for host in view.values()) for s in range(self.count)]
@@ -312,6 +327,9 @@ class Placing:
         ]
         effects = self.stock.forget(loaded=False, copies=given)
         effects += self.stock.copy_due([s for s in ours if counts[s] == 1], now)
+        if 0 in ours and self._is_text_shared and not self._keeps_text:
+            self._keeps_text = True
+            effects.append(PrepareCorpus())
         return effects + (
             self._ask(view, self._hosted(view), around, now) if not self.lacking else []
         )
@@ -353,11 +371,11 @@ class Placing:
         """These stages are held now: those of the move, or the old ones after a `failure`."""
         self.held = self.target = held
         self.move, self._held_since, self._outline = None, now, None
-        self._rate, self._reports = 0.0, 0
+        self._rate, self._reports, self._keeps_text = 0.0, 0, False
         self._look_at = now
         if failure:
             self.why, self._mind = failure, Mind()
-            self._look_at = after(now, AGAIN_S)
+            self._not_before = after(now, AGAIN_S)
         return [*self.stock.forget(loaded=True, copies=held), *self._keep()]
 
     def _keep(self) -> list[Effect]:

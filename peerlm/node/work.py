@@ -145,7 +145,7 @@ class Work:
         effects += self.channels.see(seen.neighbours if has_worker else (), now)
         if seen.donors is not before.donors:
             effects += self.acquisition.donors_are(seen.donors, now)
-        if self.corpus_state == "missing" and self.acquisition.corpus_arrived:
+        if self.acquisition.corpus_arrived:
             self.acquisition.corpus_arrived = False
             effects.append(PrepareCorpus())
         return effects + self.step(now)
@@ -363,8 +363,8 @@ class Work:
     # ----------------------------------------------------------------------- weights and worker
 
     def corpus(self, state: str, reason: str, now: Instant) -> list[Effect]:
-        """The corpus is ready, missing or unusable."""
-        self.corpus_state = state
+        """The corpus is ready, missing or unusable. Who reads none may keep it for others all the same."""
+        self.corpus_state = state if self.hosting.has_ends else "ready"
         self._corpus_reason = reason
         return self.step(now)
 

@@ -158,6 +158,16 @@ def test_the_old_is_hosted_until_others_are_ready() -> None:
     assert (decision.verb, decision.stages) == (Verb.SWITCH, range(2, 3))
 
 
+def test_for_a_stage_without_a_host_one_other_is_enough_at_once() -> None:
+    life = Life(host(range(1)), host(range(1)), host(range(1, 2)))
+    life.announce(range(2, 3))
+    life.loaded, life.mind = range(2, 3), Mind(since=life.now)
+    assert life.look(after_s=CLAIM_S / 2).verb is Verb.KEEP
+    assert life.look(after_s=CLAIM_S).verb is Verb.SWITCH
+    life.view[peer(1)] = replace(host(range(1)), draining=True)
+    assert life.look().verb is Verb.KEEP
+
+
 def test_of_two_who_take_the_same_the_one_behind_stops() -> None:
     others = [host(range(s, s + 1)) for s in (0, 0, 1, 1, 2)]
     for number, verb in ((9, Verb.KEEP), (None, Verb.WITHDRAW)):
