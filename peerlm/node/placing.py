@@ -43,7 +43,7 @@ LOOK_S = 1.0
 """Between two looks at the others, divided by the pace."""
 
 PATIENCE_S = 60.0
-"""A node that has not got the weights of its stages after so long gives them up, and decides anew."""
+"""A node that has found nobody who gives it the weights of its stages for so long gives them up, and decides anew."""
 
 LOAD_S_MOST = 2 * LOAD_S_MAX
 """What has not been loaded by then is given up: an announcement that does not come true keeps others away."""
@@ -60,6 +60,9 @@ MEASURED_AT_LEAST = 20
 waver, since every change makes others think."""
 
 SMOOTHING = 0.1
+
+FLOPS_S_MAX = 1e18
+"""More than any machine has: a claim beyond counts as this much."""
 
 PLENTY = Memory(None, 2**62)
 """What a node with fixed stages holds, fits it."""
@@ -99,7 +102,8 @@ class Offered:
 class Around:
     """The swarm, and how this node stands in it, as they matter to a decision.
 
-    unheard: live members that have not said anything of themselves. is_busy: the run's phase leaves no time for moves.
+    unheard: live members that have not said anything of themselves. is_seeking: it waits for somebody who has the weights
+    of its stages. is_busy: the run's phase leaves no time for moves.
     is_blank: nothing was learnt yet, and whoever holds a stage may draw its weights. donors: who has weights.
     """
 
@@ -107,6 +111,7 @@ class Around:
     autos: frozenset[PeerId]
     unheard: int
     is_installed: bool
+    is_seeking: bool
     is_busy: bool
     is_blank: bool
     may_train: bool
@@ -123,6 +128,7 @@ def look_around(company: Company, work: Work) -> Around:
         autos=autos,
         unheard=unheard,
         is_installed=work.installed,
+        is_seeking=work.phase is Phase.SEEKING,
         is_busy=work.phase in ENDING,
         is_blank=plan.run.initial == "drawn" and not company.ledger.total(),
         may_train=work.may_train,
@@ -211,7 +217,7 @@ class Placing:
         if not self.is_auto or is_still:
             return []
         if self.held and not around.is_installed:
-            return self._give_up_late(now)
+            return self._give_up_late(around, now)
         if not self.held and (around.unheard or not around.others):
             return []  # who is there?
         view = self.view(around)
@@ -269,7 +275,9 @@ class Placing:
                 self.target = self.move = found.stages
         return []
 
-    def _give_up_late(self, now: Instant) -> list[Effect]:
+    def _give_up_late(self, around: Around, now: Instant) -> list[Effect]:
+        if not around.is_seeking or around.is_blank:
+            self._held_since = now
         if now - self._held_since < PATIENCE_S:
             return []
         self._mind = Mind()
@@ -426,7 +434,7 @@ def host_said(vitals: Vitals, roles: frozenset[Role], count: int) -> Host | None
     memory = Memory(vitals.memory_device, vitals.memory_host) if vitals.is_auto else PLENTY
     capability = Capability(
         memory=memory,
-        speed=max(0.0, vitals.flops_s),
+        speed=min(max(0.0, vitals.flops_s), FLOPS_S_MAX),
         link_bytes_s=vitals.line_bytes_s if vitals.line_bytes_s > 0.0 else math.inf,
         roles=roles,
         wish=None if vitals.is_auto else held,

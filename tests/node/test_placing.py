@@ -17,6 +17,7 @@ from peerlm.model.stages import memory_of, stages
 from peerlm.node.placing import (
     AGAIN_S,
     EMPTY,
+    FLOPS_S_MAX,
     LOAD_S_MOST,
     PATIENCE_S,
     Around,
@@ -89,6 +90,7 @@ class Life:
             autos=frozenset({ANN, BOB, EVE}),
             unheard=0,
             is_installed=bool(held),
+            is_seeking=True,
             is_busy=False,
             is_blank=False,
             may_train=True,
@@ -181,6 +183,10 @@ def test_what_cannot_be_is_none_and_who_holds_everything_is_no_host() -> None:
         found = host_said(vitals(first_stage=first, last_stage=last), TRAINS, 3)
         assert found is not None
         assert found.hosts == NONE
+    for claim, speed in ((1e300, FLOPS_S_MAX), (-1.0, 0.0)):
+        found = host_said(vitals(flops_s=claim), TRAINS, 3)
+        assert found is not None
+        assert found.capability.speed == speed
     assert host_said(vitals(first_stage=0, last_stage=2), TRAINS, 3) is None
 
 
