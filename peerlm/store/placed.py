@@ -45,11 +45,13 @@ class Placed:
         return json.dumps({"held": held, "copies": copies}, allow_nan=False).encode()
 
 
-def read_placed(data: bytes, path: Path) -> Placed:
-    """Raises `StateError`."""
+def read_placed(data: bytes, path: Path, count: int) -> Placed:
+    """Of a model in `count` stages. Raises `StateError`."""
     try:
         body = json.loads(data)
         start, stop = map(_count, body["held"])
+        if stop > count:
+            raise ValueError(stop)
         copies = {
             FragmentId(_count(fragment)): Copy(
                 _count(version), _hash(name), _count(size), tuple(map(_number, sketch))

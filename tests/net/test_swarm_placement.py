@@ -69,7 +69,7 @@ def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behin
         learns(node)
     assert {held(node.status()) for node in others} == {range(1), range(1, 2)}
     (mover,) = (node for node in others if held(node.status()) == range(stage, stage + 1))
-    assert read_placed(mover.layout.placement.read_bytes(), mover.folder).held[0] == stage
+    assert read_placed(mover.layout.placement.read_bytes(), mover.folder, 2).held[0] == stage
 
     mover.kill()
     mover.up()

@@ -15,7 +15,7 @@ COPY = Copy(3, ObjectHash(b"h" * 32), 40, (0.5, -1.0))
 
 @pytest.mark.parametrize("placed", [Placed(), Placed(range(1, 3), {FragmentId(4): COPY})])
 def test_it_comes_back_as_it_was(placed: Placed) -> None:
-    assert read_placed(placed.encode(), Path("placement")) == placed
+    assert read_placed(placed.encode(), Path("placement"), 3) == placed
 
 
 @pytest.mark.parametrize(
@@ -26,6 +26,7 @@ def test_it_comes_back_as_it_was(placed: Placed) -> None:
         b"{}",
         b'{"held": [0], "copies": []}',
         b'{"held": [0, -1], "copies": []}',
+        b'{"held": [0, 4], "copies": []}',
         b'{"held": [0, 1], "copies": [[1, 2, "ab", 4, []]]}',
         b'{"held": [0, 1], "copies": [[1, 2, "' + b"ab" * 32 + b'", 4, [NaN]]]}',
         b'{"held": [0, 1], "copies": [[1, 2, 3, 4, []]]}',
@@ -35,4 +36,4 @@ def test_it_comes_back_as_it_was(placed: Placed) -> None:
 )
 def test_what_is_damaged_is_named(wrong: bytes) -> None:
     with pytest.raises(StateError, match="decides anew"):
-        read_placed(wrong, Path("placement"))
+        read_placed(wrong, Path("placement"), 3)
