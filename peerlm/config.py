@@ -383,10 +383,7 @@ class LimitsSection:
         "CPU threads of the worker; 0 means the cores divided by the nodes on this host.",
     )
     snapshot_every_s: float = at_least(
-        1.0,
-        30.0,
-        "Time between snapshots: what `kill -9` of every node at once can lose.",
-        unit="s",
+        1.0, 30.0, "Time between snapshots: what a `kill -9` of all nodes can lose.", unit="s"
     )
 
 
@@ -421,18 +418,17 @@ class HostSection:
         allowed="non-empty",
         ok=bool,
     )
+    sessions: int = at_least(
+        0,
+        32,
+        "Texts of the swarm's members that this node advances at once through the stages it holds, if it has the "
+        "role serve; 0: none.",
+    )
     memory_bytes: int = at_least(
-        0,
-        0,
-        "With `auto`: memory of the host offered for stages; 0 means half of what is free when the daemon starts.",
-        unit="bytes",
+        0, 0, "Offered with `auto`, of the host; 0 means half of what is free.", unit="bytes"
     )
     device_bytes: int = at_least(
-        0,
-        0,
-        "With `auto`: memory offered of a device that has its own; 0 means there is none, and stages take all "
-        "they need on the host.",
-        unit="bytes",
+        0, 0, "The same of a device with memory of its own; 0 means none.", unit="bytes"
     )
 
 

@@ -155,6 +155,8 @@ class RunChannel(Effect):
     bulk_port: int
     key_up: bytes
     key_down: bytes
+    for_texts: bool = False
+    """It carries laps, and not hops."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +167,14 @@ class ServeChannel(Effect):
     peer: PeerId
     key_up: bytes
     key_down: bytes
+    for_texts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TellHosts(Effect):
+    """Who can advance texts has changed: each with the first and last stage that it holds."""
+
+    hosts: tuple[tuple[PeerId, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +275,9 @@ class WriteModel(Effect):
 @dataclass(frozen=True, slots=True)
 class PrepareCorpus(Effect):
     """Check the plan's corpus on this disk → `CorpusReady`, `CorpusMissing`, `CorpusUnusable`."""
+
+    is_kept: bool = False
+    """From here on all of it is kept for others, though this node reads none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,13 @@ class ChannelOpened(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelWanted(Event):
+    """Texts are on their way to this peer, or from it."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelEnded(Event):
     """Of a channel that was not cancelled here. `reason` is one line."""
 

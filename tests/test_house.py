@@ -46,8 +46,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "observe": (set(), {"prometheus_client"}),
     "serve": (
-        {"data", "model", "observe", "store"},
-        {"aiohttp", "blake3", "numpy", "prometheus_client", "torch", "uvloop"},
+        {"data", "model", "observe", "store", "train.channel", "train.limits", "train.protocol"},
+        {"aiohttp", "blake3", "msgpack", "numpy", "prometheus_client", "torch", "uvloop"},
     ),
     "sim": (
         {"wire", "events", "effects", "identity", "membership", "swarm", "mix", "store", "node"}
@@ -67,9 +67,11 @@ RIVALS = "bench/rivals"
 DAEMONS = {PACKAGE / "bench" / name for name in ("member.py", "telling.py")}
 """The daemon in a process that mixes when told to, or tells what it sees: they have the daemon's loop."""
 
-SERVING = {PACKAGE / "serve" / name for name in ("driver.py", "http.py")}
-"""Answers go over sockets of their own, and texts advance in a thread of their own; the rest of the room is pure but
-for the engine."""
+SERVING = {
+    PACKAGE / "serve" / name for name in ("driver.py", "http.py", "stage_server.py", "swarm.py")
+}
+"""Answers go over sockets of their own, texts advance in a thread or process of their own and by way of the daemon; the rest
+of the room is pure but for the engine."""
 
 ENGINE = PACKAGE / "serve" / "engine.py"
 

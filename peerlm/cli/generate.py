@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from peerlm.cli.numbers import Finite
-from peerlm.cli.state import state_option
+from peerlm.cli.state import require_node, state_option
+from peerlm.errors import ConfigError
 from peerlm.store.disk import Layout
 
 
@@ -33,21 +35,41 @@ from peerlm.store.disk import Layout
     type=click.Path(path_type=Path),
     help="An exported model.  [default: this node's newest snapshot]",
 )
+@click.option(
+    "--swarm",
+    is_flag=True,
+    help="Through the stages of a model that this node need not hold whole; its daemon must run.",
+)
 @state_option
 def generate(
-    layout: Layout, prompt: str, tokens: int, temperature: float, rng_seed: int, folder: Path | None
+    layout: Layout,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    rng_seed: int,
+    folder: Path | None,
+    swarm: bool,
 ) -> None:
     """Continue PROMPT with this node's weights, on the CPU; the prompt is printed first.
 
     The weights are those of the newest snapshot, so this works while the node trains, and without a
-    daemon.
+    daemon. With --swarm they are those of whoever holds the stages of the model.
 
     \b
     Examples:
       peerlm generate "ROMEO:"
       peerlm generate "ROMEO:" --tokens 500 --temperature 0.5 --seed 7
       peerlm generate "Whereas" --model finished-model/
+      peerlm generate "ROMEO:" --swarm
     """
+    if swarm:
+        if folder is not None:
+            raise ConfigError("--swarm and --model: give one of them")
+        from peerlm.cli import swarm_here
+
+        require_node(layout)
+        _print(prompt, swarm_here.text_after(layout, prompt, tokens, temperature, rng_seed))
+        return
     from peerlm.cli.weights_here import from_folder, from_snapshot
 
     if folder is not None:
@@ -57,6 +79,10 @@ def generate(
     from peerlm.cli.torch_here import text_after
 
     pieces = text_after(weights, prompt, tokens, temperature, rng_seed)
+    _print(prompt, pieces)
+
+
+def _print(prompt: str, pieces: Iterable[str]) -> None:
     click.echo(prompt, nl=False)
     for piece in pieces:
         click.echo(piece, nl=False)

@@ -6,6 +6,9 @@ import ipaddress
 import random
 import socket
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,8 @@ from peerlm.types import Instant
 
 if TYPE_CHECKING:
     from peerlm.cli.weights_here import Weights
+    from peerlm.config import Plan
+    from peerlm.data.tokenizer import Tokenizer
     from peerlm.serve.engine import Slots
     from peerlm.serve.route import Version
 
@@ -44,6 +49,11 @@ keys_option = click.option(
     metavar="DIR",
     type=click.Path(path_type=Path),
     help="An exported model.  [default: this node's newest snapshot, and newer ones as they come]",
+)
+@click.option(
+    "--swarm",
+    is_flag=True,
+    help="Answer through the stages of a model that this node need not hold whole; its daemon must run.",
 )
 @keys_option
 @click.option("--no-keys", is_flag=True, help="Let in whoever can connect.")
@@ -106,6 +116,7 @@ def serve(
     host: str,
     port: int,
     folder: Path | None,
+    swarm: bool,
     keys_path: Path | None,
     no_keys: bool,
     names: tuple[str, ...],
@@ -123,16 +134,20 @@ def serve(
 
     It works beside a running daemon and without one. While the node trains, new requests are answered with its
     newest snapshot. Where there are keys (`peerlm key add`), each request must show one; at other addresses
-    than this machine's own it is not started without. docs/serve.md has the endpoints and their fields.
+    than this machine's own it is not started without. With --swarm texts go through whoever holds the stages of the
+    model. docs/serve.md has the endpoints and their fields.
 
     \b
     Examples:
       peerlm serve
       peerlm serve --model finished-model/ --port 8000
       peerlm serve --host 0.0.0.0 --name ada.example.org --sessions 64
+      peerlm serve --swarm
     """
     from peerlm.serve import keys
 
+    if swarm and folder is not None:
+        raise ConfigError("--swarm and --model: give one of them")
     keys_path = keys_path or layout.api_keys
     if no_keys and keys.read(keys_path):
         raise ConfigError(f"--no-keys, and {keys_path} holds keys: remove them or leave it away")
@@ -143,16 +158,16 @@ def serve(
         )
     listener = _listen(host, port)
     try:
+        if swarm:
+            answerer = _through_the_swarm(layout, sessions, chunk)
+        else:
+            slots = partial(_slots, sessions=sessions, cache_bytes=cache_mb * 1_000_000)
+            answerer = _from_here(Source(layout, folder), slots, device, threads, chunk)
         _serve(
-            Source(layout, folder),
+            answerer,
             listener,
             keys_path,
-            threads=threads,
-            device=device,
-            sessions=sessions,
             queue=queue,
-            cache_bytes=cache_mb * 1_000_000,
-            chunk=chunk,
             tokens_max=tokens_max,
             body_bytes_max=body_kb * 1000,
             refresh_s=refresh_s,
@@ -206,38 +221,73 @@ class Source:
         return self.as_version(from_snapshot(self._layout, say), self._slots)
 
 
-def _serve(
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """What texts are advanced with. `newer`: weights that came since it was asked last."""
+
+    plan: Plan
+    codec: Tokenizer
+    version: Version
+    slots: int
+    bytes: int
+    chunk: int
+    newer: Callable[[], Version | None] | None
+
+
+def _from_here(
     source: Source,
+    make_slots: Callable[[Plan, str], Slots],
+    device: str,
+    threads: int,
+    chunk: int,
+) -> Answerer:
+    weights = source.first()
+    codec = weights.codec()
+    from peerlm.serve.engine import use_threads
+    from peerlm.train.learner import choose_device
+
+    use_threads(threads)
+    slots = make_slots(weights.plan, str(choose_device(device)))
+    version = source.as_version(weights, slots)
+    return Answerer(weights.plan, codec, version, slots.count, slots.bytes, chunk, source.newer)
+
+
+def _slots(plan: Plan, device: str, *, sessions: int, cache_bytes: int) -> Slots:
+    from peerlm.serve.engine import Slots
+
+    return Slots(plan, sessions, cache_bytes, device)
+
+
+def _through_the_swarm(layout: Layout, sessions: int, chunk: int) -> Answerer:
+    require_node(layout)
+    from peerlm.cli.swarm_here import open_swarm
+    from peerlm.serve.route import Version
+
+    plan, codec, swarm = open_swarm(layout)
+    chunk = min(chunk, swarm.turn_max)
+    return Answerer(plan, codec, Version("swarm", None, swarm), sessions, 0, chunk, None)
+
+
+def _serve(
+    answerer: Answerer,
     listener: socket.socket,
     keys_path: Path,
     *,
-    device: str,
-    threads: int,
-    sessions: int,
     queue: int,
-    cache_bytes: int,
-    chunk: int,
     tokens_max: int,
     body_bytes_max: int,
     refresh_s: float,
     no_keys: bool,
     names: tuple[str, ...],
 ) -> None:
-    weights = source.first()
-    codec = weights.codec()
     from peerlm.serve import http, keys
     from peerlm.serve.driver import Driver, keep_new, repeat
-    from peerlm.serve.engine import Slots, TorchSampler, use_threads
+    from peerlm.serve.engine import TorchSampler
     from peerlm.serve.metrics import Metrics
     from peerlm.serve.scheduler import Scheduler
     from peerlm.serve.service import Service
-    from peerlm.train.learner import choose_device
 
-    use_threads(threads)
-    slots = Slots(weights.plan, sessions, cache_bytes, str(choose_device(device)))
-    version = source.as_version(weights, slots)
-    plan = weights.plan
-    del weights
+    plan, codec, version = answerer.plan, answerer.codec, answerer.version
     now = Instant(time.monotonic())
     keyring = keys.Keyring([] if no_keys else keys.read(keys_path), now)
 
@@ -245,9 +295,9 @@ def _serve(
         keyring.replace(keys.read(keys_path), Instant(time.monotonic()))
 
     metrics = Metrics()
-    metrics.cache.set(slots.bytes)
-    service = Service(Scheduler(slots.count, queue, chunk), TorchSampler(), codec, version)
-    driver = Driver(service, metrics)
+    metrics.cache.set(answerer.bytes)
+    scheduler = Scheduler(answerer.slots, queue, answerer.chunk)
+    driver = Driver(Service(scheduler, TorchSampler(), codec, version), metrics)
     served = http.Served(
         name=plan.run.name,
         context=plan.model.context,
@@ -259,9 +309,13 @@ def _serve(
 
     async def serving() -> None:
         front = http.Front(served, driver, codec, keyring, metrics, random.SystemRandom(), names)
-        beside = [
-            keep_new(driver, source.newer, every_s=refresh_s, versions_max=VERSIONS_MAX, say=say)
-        ]
+        beside = []
+        if answerer.newer is not None:
+            beside.append(
+                keep_new(
+                    driver, answerer.newer, every_s=refresh_s, versions_max=VERSIONS_MAX, say=say
+                )
+            )
         if not no_keys:
             beside.append(repeat(refresh_keys, every_s=refresh_s, say=say))
         await http.until_told_to_stop(front, driver, listener, beside)
@@ -271,7 +325,7 @@ def _serve(
     who = "who shows a key" if keyring.is_needed else "whoever can connect"
     click.echo(
         f"serving {plan.run.name!r} ({version.name}) at http://{shown}:{port}/v1 to {who}: "
-        f"{slots.count} texts at once, {queue} waiting; {slots.bytes / 1e6:,.0f} MB set aside"
+        f"{answerer.slots} texts at once, {queue} waiting; {answerer.bytes / 1e6:,.0f} MB set aside"
     )
     http.run(serving())
 

@@ -111,7 +111,7 @@ def from_snapshot(layout: Layout, say: Callable[[str], None]) -> Weights:
         record = records.get(spec.name)
         if record is None and plan.model.stages > 1:
             raise StateError(
-                f"{layout.root} holds a part of the model: a node with host.stages = all has it whole"
+                f"{layout.root} holds a part of the model: say --swarm to go through the others, or ask a node with host.stages = all"
             )
         if record is None or record.phi.size != 4 * spec.size:
             raise StateError(
@@ -120,10 +120,11 @@ def from_snapshot(layout: Layout, say: Callable[[str], None]) -> Weights:
         regions.append(record.phi)
     values = KeptValues(loaded.snapshot.open(), tuple(regions))
     contents = manifest.contents
-    return Weights(plan, values, _tokenizer(layout, plan), contents.swarm_tokens, contents.final)
+    return Weights(plan, values, tokenizer_of(layout, plan), contents.swarm_tokens, contents.final)
 
 
-def _tokenizer(layout: Layout, plan: Plan) -> bytes | None:
+def tokenizer_of(layout: Layout, plan: Plan) -> bytes | None:
+    """The file of the run's tokenizer; None for bytes. Raises `StateError`."""
     if plan.data.tokenizer == tokenizers.BYTES:
         return None
     return disk.read_file(layout.objects / plan.data.tokenizer, TOKENIZER_BYTES_MAX)

@@ -16,6 +16,7 @@ A Unix socket in the state directory (of a system service: in its runtime folder
     new_plan   plan: hex of a signed plan          {"revision": n}
     revoke     revocation: hex of a signed one     {}
     join       address, token, wait, node: {...}   {}      enter a run; while the node is in none (lobby.py)
+    gateway    -                                   {}      from here on as `daemon.serving` says, until one side hangs up
 
 File permissions say who may connect: the owner, and the group in `control.group`. Whatever is
 written on the socket, the daemon only ever answers or hangs up; lines, connections and time are
@@ -35,7 +36,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from peerlm.store.disk import SYSTEM_STATE, Layout, explained
 COMMANDS = frozenset(
     (
         *("status", "history", "pause", "resume", "stop", "leave", "snapshot"),
-        *("new_plan", "revoke", "join"),
+        *("new_plan", "revoke", "join", "gateway"),
     )
 )
 
@@ -64,6 +65,9 @@ FLUSH_S = 1.0
 PATH_BYTES_MAX = 103
 """Longest Unix socket address that every supported system takes."""
 
+Stream = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""Has a connection to itself, until it returns."""
+
 Handler = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 """Carries out (command, arguments); raises `PeerlmError` with the line that the person gets."""
 
@@ -78,9 +82,12 @@ class NoDaemon(StateError):
 class ControlServer:
     """The daemon's end. Made by `serve`; `close` before the state directory's lock is let go."""
 
-    def __init__(self, layout: Layout, handle: Handler) -> None:
+    def __init__(
+        self, layout: Layout, handle: Handler, streams: Mapping[str, Stream] | None = None
+    ) -> None:
         self._layout = layout
         self._handle = handle
+        self._streams = streams or {}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -126,7 +133,18 @@ class ControlServer:
             if is_crowded:
                 await _reply(writer, _refusal("too many control connections; try again"))
                 return
+            stream = self._stream(line)
+            if stream is not None:
+                await _reply(writer, {"ok": True, "result": {}})
+                await stream(reader, writer)
+                return
             await _reply(writer, await self._answer(line))
+
+    def _stream(self, line: bytes) -> Stream | None:
+        try:
+            return self._streams.get(json.loads(line)["command"])
+        except (ValueError, RecursionError, LookupError, TypeError):
+            return None
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
@@ -146,16 +164,22 @@ class ControlServer:
             return _refusal(f"internal error in {command}: {error!r}")
 
 
-async def serve(layout: Layout, handle: Handler, group: str = "") -> ControlServer:
+async def serve(
+    layout: Layout,
+    handle: Handler,
+    group: str = "",
+    streams: Mapping[str, Stream] | None = None,
+) -> ControlServer:
     """Listen on the layout's control socket. The caller holds the state directory's lock.
 
-    `group` (control.group in node.toml) may use the socket too; empty: only the owner.
+    `group` (control.group in node.toml) may use the socket too; empty: only the owner. `streams`: commands that have the
+    connection to themselves from then on.
 
     Raises:
         ConfigError: there is no such group, or it cannot be given the socket.
         StateError: the socket cannot be made.
     """
-    server = ControlServer(layout, handle)
+    server = ControlServer(layout, handle, streams)
     await server.start(group)
     return server
 
@@ -234,8 +258,32 @@ def ask(layout: Layout, command: str, timeout_s: float = 10.0, **args: Any) -> d
         PeerlmError: its own line, when it could not do as asked.
     """
     request = json.dumps({"command": command, **args}).encode() + b"\n"
-    try:
+    with _explained(layout, command, timeout_s):
         line = _exchange(layout.control_socket, request, timeout_s)
+    return _result(line, layout)
+
+
+def dial(layout: Layout, command: str, timeout_s: float = 10.0) -> socket.socket:
+    """A connection that is the command's from then on. Raises as `ask`."""
+    with _explained(layout, command, timeout_s), contextlib.ExitStack() as stack:
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        connection.settimeout(timeout_s)
+        with _short_name(layout.control_socket) as name:
+            connection.connect(name)
+        connection.sendall(json.dumps({"command": command}).encode() + b"\n")
+        line = b""
+        while not line.endswith(b"\n") and (byte := connection.recv(1)):
+            line += byte  # what comes behind the line is not ours to read
+        _result(line, layout)
+        connection.settimeout(None)
+        stack.pop_all()
+    return connection
+
+
+@contextlib.contextmanager
+def _explained(layout: Layout, command: str, timeout_s: float) -> Iterator[None]:
+    try:
+        yield
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         raise NoDaemon(
             f"no peerlm daemon runs on {layout.root}: start it with `peerlm up`"
@@ -255,7 +303,6 @@ def ask(layout: Layout, command: str, timeout_s: float = 10.0, **args: Any) -> d
         ) from None
     except OSError as error:
         raise StateError(f"cannot talk to the daemon on {layout.root}: {error.strerror}") from None
-    return _result(line, layout)
 
 
 def is_served(layout: Layout) -> bool:

@@ -129,6 +129,7 @@ class Holding:
             self._disk,
             wall,
             moved=lambda fragment: driver.worker.kick(fragment),
+            reads=0 in self.held,
         )
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._disk, driver.keeping.find_snapshot)
@@ -140,7 +141,7 @@ class Holding:
                 settings,
                 self._home.keys.peer_id,
                 driver.keeping.corpus_paths,
-                threads=_threads(settings),
+                threads=threads_of(settings),
                 first_pass=first_pass,
                 held=self.held,
                 hop=lambda peer, data: driver.transfers.hop(peer, data),
@@ -154,6 +155,8 @@ class Holding:
             driver.worker.kick,
             np.random.default_rng(int.from_bytes(os.urandom(8))),
             driver.worker.hear,
+            driver.serving.hear,
+            driver.serving.channel_is,
         )
         self._stack.push_async_callback(driver.transfers.close)
 
@@ -186,6 +189,7 @@ class Holding:
             failure = str(error)
         plan = driver.keeping.plan  # a newer revision may hold by now
         await self._stack.aclose()
+        await driver.serving.renew()
         await self.build(self._state.next_epoch(wall()))
         driver.use_plan(plan)
         driver.take(
@@ -221,7 +225,7 @@ def require_whole(plan: Plan, settings: NodeSettings, held: range) -> None:
         )
 
 
-def _threads(settings: NodeSettings) -> int:
+def threads_of(settings: NodeSettings) -> int:
     """CPU threads of the worker: as set, else the cores shared with the workers there already."""
     if settings.limits.threads:
         return settings.limits.threads

@@ -44,7 +44,8 @@ SNAPSHOTS_DONATED = 2
 
 class Keeping:
     """The disk side of one node. `restored` is the newest valid snapshot found at the start; `moved`
-    is told of fragments that were replaced, so that a worker's θ follows."""
+    is told of fragments that were replaced, so that a worker's θ follows. `reads`: the corpus; who does not needs its
+    tokenizer all the same, for texts that are asked for here."""
 
     def __init__(
         self,
@@ -59,8 +60,11 @@ class Keeping:
         compute: Executor,
         wall: Callable[[], WallTime],
         moved: Callable[[FragmentId], None],
+        *,
+        reads: bool = True,
     ) -> None:
         self.plan = plan
+        self._reads = reads
         self.notes: tuple[str, ...] = ()
         self.restored: Snapshot | None = None
         self._post = post
@@ -267,8 +271,9 @@ class Keeping:
             return self._local_shards
         return tuple(self._objects.path(h) for h in corpus_objects(self.plan.plan)[0])
 
-    async def prepare_corpus(self) -> None:
-        """→ `CorpusReady`, `CorpusMissing` or `CorpusUnusable`."""
+    async def prepare_corpus(self, is_kept: bool = False) -> None:
+        """→ `CorpusReady`, `CorpusMissing` or `CorpusUnusable`. `is_kept`: from here on all of it is looked after."""
+        self._reads |= is_kept
         try:
             event = await self._on_pool(self._check_corpus)
         except (PeerlmError, OSError) as error:
@@ -278,10 +283,12 @@ class Keeping:
     def _check_corpus(self) -> Event:
         plan = self.plan.plan
         token_shards, others = corpus_objects(plan)
-        wanted = (*token_shards, *others)
+        wanted = (*token_shards, *others) if self._reads else others
         missing = tuple(h for h in wanted if not self._is_whole(h))
         if missing:
             return events.CorpusMissing(missing)
+        if not self._reads:
+            return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
         if plan.data.source == "local":
             self._prepare_local(plan)
         corpus = shards.Corpus.open(self.corpus_paths(), plan.data.vocab, plan.data.val_fraction)

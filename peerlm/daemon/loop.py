@@ -25,6 +25,7 @@ from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.page import Page
+from peerlm.daemon.serving import Serving
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
@@ -73,7 +74,7 @@ def wall() -> WallTime:
 class Driver:
     """Drives one node over real sockets, files and processes.
 
-    Set `introduction`, `links`, `bulk`, `transfers`, `keeping` and `worker` before `begin`: they
+    Set `introduction`, `links`, `bulk`, `serving`, `transfers`, `keeping` and `worker` before `begin`: they
     report through `post`, so the driver is there first. The last three may be replaced (holding.py), when `moves`
     asks for it.
     """
@@ -84,6 +85,7 @@ class Driver:
     transfers: Transfers
     keeping: Keeping
     worker: WorkerLink
+    serving: Serving
     slow: SlowWeights
     node: Node
     holding: Holding
@@ -291,6 +293,8 @@ class Driver:
                 self.transfers.run_channel(effect)
             case fx.ServeChannel():
                 self.transfers.serve_channel(effect)
+            case fx.TellHosts():
+                self.serving.hosts_are(effect.hosts)
             case fx.CancelTransfer():
                 self.transfers.cancel(effect.transfer)
             case fx.StepOuter():
@@ -334,7 +338,7 @@ class Driver:
             case fx.WriteModel():
                 self._tasks.create_task(keeping.write_model(effect.tokens, slow))
             case fx.PrepareCorpus():
-                self._tasks.create_task(keeping.prepare_corpus())
+                self._tasks.create_task(keeping.prepare_corpus(effect.is_kept))
             case fx.Save() | fx.SaveChain() | fx.SaveRevocations():
                 self._tasks.create_task(self._save(effect))
             case fx.UsePlan():

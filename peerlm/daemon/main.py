@@ -28,7 +28,7 @@ from peerlm.daemon import control
 from peerlm.daemon.address import advertised_host
 from peerlm.daemon.answers import handler, look
 from peerlm.daemon.bulk import Bulk
-from peerlm.daemon.holding import Holding, all_sizes
+from peerlm.daemon.holding import Holding, all_sizes, threads_of
 from peerlm.daemon.introduction import Introduction
 from peerlm.daemon.keeping import Keeping, tallies_of
 from peerlm.daemon.link import Links
@@ -38,6 +38,7 @@ from peerlm.daemon.notify import Notifier
 from peerlm.daemon.page import Page
 from peerlm.daemon.pools import full_pool
 from peerlm.daemon.ports import preferred, remember
+from peerlm.daemon.serving import Serving
 from peerlm.daemon.sockets import is_free
 from peerlm.daemon.watch import history_of, keep_watch
 from peerlm.daemon.writers import require_packages
@@ -54,6 +55,7 @@ from peerlm.node.node import Birth, Node
 from peerlm.node.stock import hashes
 from peerlm.observe.curves import Origin
 from peerlm.store.disk import StateDirectory, read_file, require_own
+from peerlm.train import protocol
 from peerlm.types import short
 
 COMPUTE_THREADS = 2
@@ -240,13 +242,22 @@ async def open_daemon(
         disk = stack.enter_context(full_pool(DISK_THREADS, "peerlm-disk"))
         loop.set_default_executor(full_pool(OTHER_THREADS, "peerlm-other"))
         holding = driver.holding = Holding(driver, state, home, epoch, compute, disk)
+        driver.serving = Serving(
+            driver.post,
+            home.keys.peer_id,
+            lambda: _serve_setup(home, driver, state),
+            lambda peer, data: driver.transfers.lap(peer, data),
+            log.write,
+        )
+        stack.push_async_callback(driver.serving.close)
         stack.push_async_callback(holding.close)
         await holding.build(first_pass=epoch)
         offered = holding.offered
         driver.keeping.drop_leftovers(hashes(offered.placed.copies) if offered else ())
         driver.node = _make_node(home, driver.keeping, holding, ports, epoch, seeds, state, log)
         driver.history = history_of(state)
-        server = await control.serve(state, handler(driver), home.settings.control.group)
+        streams = {"gateway": driver.serving.talk}
+        server = await control.serve(state, handler(driver), home.settings.control.group, streams)
         stack.push_async_callback(server.close)
         stack.callback(driver.end)
         yield driver
@@ -345,6 +356,19 @@ def _read_book(state: StateDirectory, log: DaemonLog) -> AddressBook:
     if note:
         log.write("warning", "address_book", {"why": note})
     return book
+
+
+def _serve_setup(home: Home, driver: Driver, state: StateDirectory) -> protocol.ServeSetup:
+    held = driver.holding.held
+    return protocol.ServeSetup(
+        peer=home.keys.peer_id,
+        plan=protocol.packed(driver.worker.plan),
+        state=str(state.root.absolute()),
+        first_stage=held[0],
+        last_stage=held[-1],
+        sessions=home.settings.host.sessions,
+        threads=threads_of(home.settings),
+    )
 
 
 def _on_signals(driver: Driver) -> None:

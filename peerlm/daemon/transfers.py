@@ -49,7 +49,9 @@ class Transfers:
     Args:
         moved: told after a flow was added to a fragment, so that θ gets it too.
         noise: random generator of stochastic rounding.
-        hear: takes what comes over channels.
+        hear: takes hops of workers that come over channels.
+        hear_lap: takes laps that come over channels.
+        is_open: told when laps can be sent to a peer, and when no more.
     """
 
     def __init__(
@@ -61,9 +63,11 @@ class Transfers:
         moved: Callable[[FragmentId], None],
         noise: np.random.Generator,
         hear: Callable[[PeerId, bytes], None] = lambda peer, data: None,
+        hear_lap: Callable[[PeerId, bytes], None] = lambda peer, data: None,
+        is_open: Callable[[PeerId, bool], None] = lambda peer, is_open: None,
     ) -> None:
-        self._hear = hear
-        self._says: dict[PeerId, Callable[[bytes], None]] = {}
+        self._hear, self._hear_lap, self._is_open = hear, hear_lap, is_open
+        self._says: dict[tuple[PeerId, bool], Callable[[bytes], None]] = {}
         self._post = post
         self._bulk = bulk
         self._slow = slow
@@ -102,8 +106,15 @@ class Transfers:
 
     def hop(self, peer: PeerId, data: bytes) -> None:
         """Over the channel with `peer`; lost if there is none."""
-        if (say := self._says.get(peer)) is not None:
+        if (say := self._says.get((peer, False))) is not None:
             say(data)
+
+    def lap(self, peer: PeerId, data: bytes) -> bool:
+        """Over the channel for texts with `peer`. False: there is none."""
+        if (say := self._says.get((peer, True))) is None:
+            return False
+        say(data)
+        return True
 
     def cancel(self, transfer: TransferId) -> None:
         """Nothing of this transfer is applied or reported any more."""
@@ -209,7 +220,8 @@ class Transfers:
         """Until it breaks, or nothing comes for too long. A word each second says that we are there."""
         loop = asyncio.get_running_loop()
         heard_at = loop.time()
-        is_open = False
+        is_open, way = False, (e.peer, e.for_texts)
+        hear = self._hear_lap if e.for_texts else self._hear
         said: list[Callable[[bytes], None]] = []
 
         def heard(message: bytes) -> None:
@@ -217,10 +229,12 @@ class Transfers:
             heard_at = loop.time()
             if not is_open:
                 is_open = True
-                self._says[e.peer] = said[0]
+                self._says[way] = said[0]
                 self._post(events.ChannelOpened(e.transfer))
+                if e.for_texts:
+                    self._is_open(e.peer, True)
             if message:
-                self._hear(e.peer, message)
+                hear(e.peer, message)
 
         keys = (e.key_up, e.key_down)
         run = asyncio.create_task(self._bulk.channel(e.transfer, target, keys, heard, said.append))
@@ -236,8 +250,10 @@ class Transfers:
         finally:
             run.cancel()
             await asyncio.gather(run, return_exceptions=True)
-            if said and self._says.get(e.peer) is said[0]:
-                del self._says[e.peer]
+            if said and self._says.get(way) is said[0]:
+                del self._says[way]
+                if e.for_texts:
+                    self._is_open(e.peer, False)
         self._post(events.ChannelEnded(e.transfer, reason))
 
     # ----------------------------------------------------------------------------------- pulls

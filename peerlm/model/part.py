@@ -10,7 +10,8 @@ B sequences, T tokens, D features of the stream.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from peerlm.model.embedding import Embedding
 from peerlm.model.model import BLOCKS, residual_scale
 from peerlm.model.output import Output
 from peerlm.model.plan import modules
+from peerlm.model.rows import Rows
 
 
 class Part(nn.Module):
@@ -69,9 +71,23 @@ class Part(nn.Module):
             hidden_BTD = block(hidden_BTD)
         return hidden_BTD
 
-    def loss(self, hidden_BTD: Tensor, next_BT: Tensor) -> Tensor:
-        """Mean cross-entropy, nats a token, of the stream behind the last block. Of a part with the ends."""
+    def advance_rows(
+        self, hidden_BTD: Tensor, rows: Rows, blocks: range, slots: Sequence[Any]
+    ) -> Tensor:
+        """As `through`, for sessions that stand at different places; `slots` of these blocks, moved on in place."""
+        for index, remembered in zip(blocks, slots, strict=True):
+            (block,) = self.blocks[index].values()  # type: ignore[operator]
+            hidden_BTD = block.advance_rows(hidden_BTD, rows, remembered)
+        return hidden_BTD
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """(B, T, V), of the stream behind the last block. Of a part with the ends."""
         assert self.output is not None
         assert self.embedding is not None
-        logits_BTV = self.output(hidden_BTD, self.embedding.weight)
+        logits_BTV: Tensor = self.output(hidden_BTD, self.embedding.weight)
+        return logits_BTV
+
+    def loss(self, hidden_BTD: Tensor, next_BT: Tensor) -> Tensor:
+        """Mean cross-entropy, nats a token, of the stream behind the last block. Of a part with the ends."""
+        logits_BTV = self.logits(hidden_BTD)
         return F.cross_entropy(logits_BTV.float().flatten(0, 1), next_BT.flatten())

@@ -4,6 +4,10 @@ Between two nodes of which one holds the stage behind the other's last there is 
 one with the smaller id asks for it; the other does so too when nothing has come for a while, since the first may
 not be able to dial it. Of two channels with one peer the newer is the one: a peer that asks again has lost the
 other. What goes over a channel is the workers' business (`train.hop`).
+
+For texts that are answered (`serve.lap`) there are channels of their own, between any two nodes where they are *wanted*: asked
+for when the first lap is to go there, and let go when none has gone either way for a while. They do not say, as
+those of workers do, that a worker is there.
 """
 
 from __future__ import annotations
@@ -23,15 +27,21 @@ ASK_S = 3.0
 LATER_S = 4.0
 """The peer with the larger id leaves so much time to the other."""
 
+WANTED_S = 120.0
+"""A channel is wanted for so long after it was last said to be."""
+
+WAYS_MAX = 256
+
 AGAIN_S, AGAIN_S_MAX = 0.5, 15.0
 """A channel that broke is asked for anew after so long, and then twice as long each time."""
 
 
 @dataclass(slots=True)
 class _Way:
-    """To one neighbour. `transfer`: of the channel, or of the request for it."""
+    """To one peer. `transfer`: of the channel, or of the request for it. `wanted_until`: of one that is no neighbour."""
 
     due: Instant
+    wanted_until: Instant | None = None
     again_s: float = AGAIN_S
     transfer: TransferId | None = None
     keys: tuple[bytes, bytes] = (b"", b"")
@@ -40,29 +50,49 @@ class _Way:
 
 
 class Channels:
-    """Of one node. `endpoint`: where a peer's bulk port can be dialled, or None."""
+    """Of one node, for hops or `for_texts`. `endpoint`: where a peer's bulk port can be dialled, or None."""
 
     def __init__(
         self,
         me: PeerId,
         endpoint: Callable[[PeerId], tuple[str, int] | None],
         rng: random.Random,
+        *,
+        for_texts: bool = False,
     ) -> None:
         self._me, self._endpoint, self._rng = me, endpoint, rng
+        self._for_texts = for_texts
         self._ways: dict[PeerId, _Way] = {}
 
     # --------------------------------------------------------------------------------- who is there
 
     def see(self, neighbours: Sequence[PeerId], now: Instant) -> list[Effect]:
-        """Keep channels with these; let go of all others."""
+        """Keep channels with these, and with whom they are wanted; let go of all others."""
         effects: list[Effect] = []
-        for peer in [p for p in self._ways if p not in neighbours]:
-            effects += self._let_go(self._ways.pop(peer))
+        for peer, way in list(self._ways.items()):
+            until = way.wanted_until
+            if peer not in neighbours and (until is None or until <= now):
+                effects += self._let_go(self._ways.pop(peer))
         for peer in neighbours:
             if peer not in self._ways:
                 wait_s = 0.0 if self._me < peer else LATER_S
                 self._ways[peer] = _Way(after(now, wait_s))
         return effects + self.wake(now)
+
+    def want(self, peer: PeerId, now: Instant) -> list[Effect]:
+        """Keep a channel with `peer` for a while, neighbour or not; ask for one at once if there is none."""
+        way = self._ways.get(peer)
+        if way is None:
+            if len(self._ways) >= WAYS_MAX:
+                return []
+            way = self._ways[peer] = _Way(now)
+        way.wanted_until = after(now, WANTED_S)
+        return self.wake(now)
+
+    def gone(self, peer: PeerId) -> list[Effect]:
+        """The peer is no member any more."""
+        way = self._ways.pop(peer, None)
+        return self._let_go(way) if way is not None else []
 
     def open(self) -> tuple[PeerId, ...]:
         """With whom there is a channel, sorted."""
@@ -81,7 +111,7 @@ class Channels:
             way.transfer = TransferId(self._rng.randbytes(16))
             way.keys = (self._rng.randbytes(32), self._rng.randbytes(32))
             way.due = after(now, ASK_S)
-            effects.append(Send(peer, ChannelRequest(way.transfer, *way.keys)))
+            effects.append(Send(peer, ChannelRequest(way.transfer, *way.keys, self._for_texts)))
         return effects
 
     def deadline(self) -> Instant | None:
@@ -101,7 +131,9 @@ class Channels:
             self._later(way, now)
             return []
         way.is_running = True
-        return [RunChannel(TransferId(answer.transfer), peer, *endpoint, *way.keys)]
+        return [
+            RunChannel(TransferId(answer.transfer), peer, *endpoint, *way.keys, self._for_texts)
+        ]
 
     # ------------------------------------------------------------------------------------ answering
 
@@ -109,6 +141,8 @@ class Channels:
         """Answer a peer that wants a channel. Of two that ask each other, the smaller id's request counts."""
         transfer = TransferId(request.transfer)
         way = self._ways.get(peer)
+        if way is None and self._for_texts and len(self._ways) < WAYS_MAX:
+            way = self._ways[peer] = _Way(now, after(now, WANTED_S))
         if way is None:
             return [Send(peer, ChannelAnswer(transfer, "refuse", "no neighbour"))]
         has_just_asked = way.transfer is not None and way.due > now
@@ -116,7 +150,7 @@ class Channels:
             return [Send(peer, ChannelAnswer(transfer, "busy", "crossing"))]
         effects = self._let_go(way)
         way.transfer, way.is_running = transfer, True
-        serve = ServeChannel(transfer, peer, request.key_up, request.key_down)
+        serve = ServeChannel(transfer, peer, request.key_up, request.key_down, self._for_texts)
         return [*effects, serve, Send(peer, ChannelAnswer(transfer, "accept", ""))]
 
     # ------------------------------------------------------------------------------------- its life

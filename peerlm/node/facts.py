@@ -41,8 +41,8 @@ class Facts:
 
     @property
     def donors_done(self) -> bool:
-        """One of them says the run is done."""
-        return bool(self._work.seen.done)
+        """Some of them say the run is done, and have what this node holds."""
+        return self._work.donors_done()
 
     @property
     def tokens_per_round(self) -> float:

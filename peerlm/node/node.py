@@ -177,6 +177,7 @@ class Node:
             origin=birth.origin,
             restored=birth.restored,
             may_train=birth.settings.train.enabled and self.company.allows(self.me, Role.TRAIN),
+            may_serve=self.company.allows(self.me, Role.SERVE),
         )
 
     def _make_placing(self, now: Instant) -> Placing | None:
@@ -228,6 +229,7 @@ class Node:
         effects += self.work.exchanges.wake(now)
         effects += self.work.acquisition.wake(now)
         effects += self.work.channels.wake(now)
+        effects += self.work.texts.channels.wake(now)
         effects += self._look(now)
         effects += self._place(now)
         if self._publish_due <= now and self._goodbye_at is None:
@@ -303,9 +305,13 @@ class Node:
             case ev.ExchangeServed():
                 return self._exchanged(event, work.exchanges.served(event, now), now)
             case ev.ChannelOpened():
-                return [*work.channels.opened(event), *work.steer(now)]
+                texts = work.texts.channels.opened(event)
+                return [*work.channels.opened(event), *texts, *work.steer(now)]
             case ev.ChannelEnded():
-                return [*work.channels.ended(event, now), *work.steer(now)]
+                texts = work.texts.channels.ended(event, now)
+                return [*work.channels.ended(event, now), *texts, *work.steer(now)]
+            case ev.ChannelWanted():
+                return work.texts.want(event.peer, work.seen, now)
             case ev.PullProgressed():
                 return [*work.acquisition.progressed(event, now), *self._stocked(event, now)]
             case ev.PullEnded():
@@ -385,9 +391,11 @@ class Node:
                 if work.is_taken(TransferId(message.transfer)):
                     taken = ChannelAnswer(message.transfer, "refuse", "transfer id is taken")
                     return [Send(peer, taken)]
-                return work.channels.on_request(peer, message, now)
+                channels = work.texts.channels if message.for_texts else work.channels
+                return channels.on_request(peer, message, now)
             case ChannelAnswer():
-                return work.channels.on_answer(peer, message, now)
+                texts = work.texts.channels.on_answer(peer, message, now)
+                return [*work.channels.on_answer(peer, message, now), *texts]
             case StateAsk() | PullRequest() if not company.may_hold(peer):
                 return []
             case StateAsk():

@@ -337,7 +337,7 @@ class Placing:
         effects += self.stock.copy_due([s for s in ours if counts[s] == 1], now)
         if 0 in ours and self._is_text_shared and not self._keeps_text:
             self._keeps_text = True
-            effects.append(PrepareCorpus())
+            effects.append(PrepareCorpus(is_kept=True))
         return effects + (
             self._ask(view, self._hosted(view), around, now) if not self.lacking else []
         )

@@ -39,6 +39,8 @@ class Seen(NamedTuple):
     addresses_known: bool = False
     runs: Mapping[PeerId, Run] = MappingProxyType({})
     """The stages that each partner and donor holds."""
+    servers: tuple[PeerId, ...] = ()
+    """Donors that may serve: who advances texts."""
     neighbours: tuple[PeerId, ...] = ()
     """Trainers that the stream can come from or go to."""
 
@@ -46,7 +48,7 @@ class Seen(NamedTuple):
 def read_swarm(company: Company, hosting: Hosting, *, expects_others: bool) -> Seen:
     """What company knows now. `expects_others`: somebody could be out there, seen or not."""
     partners, trainers, donors = [], [], []
-    done, unsettled = [], 0
+    done, unsettled, servers = [], 0, []
     runs: dict[PeerId, Run] = {}
     for peer in company.linked():
         vitals, roles = company.vitals_of(peer), company.gate.roles_of(peer)
@@ -56,6 +58,8 @@ def read_swarm(company: Company, hosting: Hosting, *, expects_others: bool) -> S
         runs[peer] = (vitals.first_stage, vitals.last_stage)
         if vitals.active and vitals.plan_revision == company.plan.revision:
             donors.append(peer)
+            if Role.SERVE in roles and vitals.phase != Phase.LEAVING:
+                servers.append(peer)
             if vitals.phase == Phase.DONE and vitals.settled:
                 done.append(peer)
             if may_train and vitals.phase != Phase.LEAVING:
@@ -72,5 +76,6 @@ def read_swarm(company: Company, hosting: Hosting, *, expects_others: bool) -> S
         swarm_tokens=company.ledger.total(),
         addresses_known=expects_others,
         runs=runs,
+        servers=tuple(servers),
         neighbours=hosting.neighbours({peer: runs[peer] for peer in trainers}),
     )

@@ -40,6 +40,7 @@ from peerlm.node.seen import Seen
 from peerlm.node.settling import Settling
 from peerlm.node.snapshots import Restored, Snapshots
 from peerlm.node.straying import Straying
+from peerlm.node.texts import Texts
 from peerlm.node.worker import Worker
 from peerlm.swarm.hosting import Hosting, holders
 from peerlm.swarm.sampler import sampler_named
@@ -87,6 +88,7 @@ class Work:
         origin: bool,
         restored: Restored | None,
         may_train: bool,
+        may_serve: bool = True,
     ) -> None:
         self.me = me
         self.plan = plan
@@ -94,7 +96,7 @@ class Work:
         self.settings = settings
         self.origin = origin
         self.restored = restored
-        self.may_train = may_train
+        self.may_train, self.may_serve = may_train, may_serve
         self.hosting = hosting
         self.phase = Phase.STARTING
         self.paused = False
@@ -113,6 +115,7 @@ class Work:
         self.tempo = Tempo(plan.mix, now)
         self.acquisition = Acquisition(sizes, endpoint, rng)
         self.channels = Channels(me, endpoint, rng)
+        self.texts = Texts(me, endpoint, rng)
         self.finals = Finals()
         self.straying = Straying()
         self._rate_of = rate_of
@@ -127,9 +130,6 @@ class Work:
     # --------------------------------------------------------------------------------- phases
 
     def start(self, seen: Seen, now: Instant) -> list[Effect]:
-        if not self.hosting.has_ends:
-            self.corpus_state = "ready"  # it reads none
-            return self.see(seen, now)
         return [PrepareCorpus(), *self.see(seen, now)]
 
     def see(self, seen: Seen, now: Instant) -> list[Effect]:
@@ -143,6 +143,7 @@ class Work:
         # What comes over a channel is for the worker alone: without one there is none, and peers see so at once.
         has_worker = self.worker.supervision.state == "running"
         effects += self.channels.see(seen.neighbours if has_worker else (), now)
+        effects += self.texts.see(seen, self._serves(), now)
         if seen.donors is not before.donors:
             effects += self.acquisition.donors_are(seen.donors, now)
         if self.acquisition.corpus_arrived:
@@ -293,11 +294,18 @@ class Work:
 
     def donors(self) -> int:
         """How many could give weights; 0 unless together they have all that this node holds."""
-        donors, mine = self.seen.donors, self.hosting
+        donors = self.seen.donors
+        return len(donors) if self._have_ours(donors) else 0
+
+    def donors_done(self) -> bool:
+        """Nodes that are done have, together, all that this node holds."""
+        return bool(self.seen.done) and self._have_ours(self.seen.done)
+
+    def _have_ours(self, peers: Sequence[PeerId]) -> bool:
+        mine, runs = self.hosting, self.seen.runs
         if mine.count == 1:
-            return len(donors)
-        able = [s for s in range(mine.first, mine.last + 1) if holders(s, self.seen.runs, donors)]
-        return len(donors) if len(able) == 1 + mine.last - mine.first else 0
+            return bool(peers)
+        return all(holders(stage, runs, peers) for stage in range(mine.first, mine.last + 1))
 
     def lacking(self) -> list[int]:
         """Stages that nobody here trains for others, as who holds everything does not: without them nothing can be
@@ -309,6 +317,11 @@ class Work:
         parts = [peer for peer in self.seen.trainers if runs[peer] != whole]
         elsewhere = [s for s in range(mine.count) if not mine.first <= s <= mine.last]
         return [stage for stage in elsewhere if not holders(stage, runs, parts)]
+
+    def _serves(self) -> tuple[PeerId, int, int] | None:
+        """The stages that texts of others go through here."""
+        may = self.installed and self.may_serve and self.settings.host.sessions > 0
+        return (self.me, self.hosting.first, self.hosting.last) if may else None
 
     @property
     def _has_partners(self) -> bool:
@@ -504,7 +517,8 @@ class Work:
     def is_taken(self, transfer: TransferId) -> bool:
         """Some pull has this id, served or our own."""
         pulls = self.snapshots.is_serving(transfer) or self.acquisition.is_taken(transfer)
-        return pulls or self.channels.is_taken(transfer)
+        channels = self.channels.is_taken(transfer) or self.texts.channels.is_taken(transfer)
+        return pulls or channels
 
     # ------------------------------------------------------------------------------ for people
 
@@ -615,7 +629,7 @@ class Work:
             own = self.worker.supervision.deadline()
         elif self.phase is Phase.SETTLING:
             own = self.settling.deadline()
-        others = (self.exchanges, self.acquisition, self.channels)
+        others = (self.exchanges, self.acquisition, self.channels, self.texts.channels)
         for at in (own, *(other.deadline() for other in others)):
             if at is not None and at < due:
                 due = at

@@ -1,4 +1,5 @@
-"""The whole model on this machine as a route, and the drawing of tokens. The room's only file with torch.
+"""The model on this machine, whole as a route or in part for sessions that pass through, and the drawing of tokens. The
+room's only file with torch.
 
 All slots are made once, for every version of the weights together: a slot is a place in tensors, whoever's
 weights fill it. Turns of one token go through the model as one batch, longer ones (prompts) as another, padded
@@ -16,14 +17,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from peerlm.config import Plan
 from peerlm.errors import ConfigError
 from peerlm.model.generate import choose
 from peerlm.model.model import LanguageModel
-from peerlm.model.plan import fragments
+from peerlm.model.part import Part
+from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.model.rows import Rows
+from peerlm.model.stages import held_fragments, stages
 from peerlm.model.weights import Values, copy_in
 from peerlm.serve.route import Logits, Turn
 from peerlm.serve.session import Pick, Sampling
@@ -36,18 +40,28 @@ def use_threads(count: int) -> None:
 
 
 class Slots:
-    """Room for sessions of one plan's model on one device. At most `count`, within `bytes_max` in all.
+    """Room for sessions of one plan's model, or of these `blocks` of it, on one device. At most `count`, within
+    `bytes_max` in all.
 
     Raises:
         ConfigError: not even one session fits.
     """
 
-    def __init__(self, plan: Plan, count: int, bytes_max: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        count: int,
+        bytes_max: int,
+        device: str = "cpu",
+        blocks: range | None = None,
+    ) -> None:
         self.plan, self.device = plan, torch.device(device)
+        self.blocks = range(len(plan.model.blocks)) if blocks is None else blocks
         meta = torch.device("meta")
         with meta:
-            shell = LanguageModel(plan.model, plan.data.vocab)
-        one = _bytes_of([block.slots(1, meta) for block in shell.sequence()])
+            sequence = LanguageModel(plan.model, plan.data.vocab).sequence()
+        shells = sequence[self.blocks.start : self.blocks.stop]
+        one = _bytes_of([block.slots(1, meta) for block in shells])
         self.count = min(count, bytes_max // max(one, 1))
         if self.count < 1:
             raise ConfigError(
@@ -55,11 +69,13 @@ class Slots:
                 "raise --cache-mb"
             )
         self.bytes = one * self.count
-        self.parts: list[Any] = [block.slots(self.count, self.device) for block in shell.sequence()]
+        self.parts: list[Any] = [block.slots(self.count, self.device) for block in shells]
 
 
 class Whole:
     """A route through all of the model, in this process."""
+
+    faults_pass = False
 
     def __init__(self, slots: Slots, fragment_values: Sequence[Values]) -> None:
         """Raises `ConfigError` for weights that are not finite: no text could come of them."""
@@ -67,9 +83,7 @@ class Whole:
         plan = slots.plan
         self.model = LanguageModel(plan.model, plan.data.vocab)
         for spec, values in zip(fragments(plan), fragment_values, strict=True):
-            if not np.isfinite(values).all():
-                raise ConfigError(f"weights of {spec.name} are not finite")
-            copy_in(self.model, spec, values)
+            _copy_in(self.model, spec, values)
         self.model.to(slots.device).eval()
 
     def advance(self, turns: Sequence[Turn]) -> Logits:
@@ -86,10 +100,7 @@ class Whole:
     def _together(self, turns: Sequence[Turn]) -> Logits:
         device = self._slots.device
         lengths = [len(turn.tokens) for turn in turns]
-        longest = max(lengths)
-        tokens_BT = torch.tensor(
-            [[*turn.tokens, *(0,) * (longest - len(turn.tokens))] for turn in turns], device=device
-        )
+        tokens_BT = _padded([turn.tokens for turn in turns]).to(device)
         rows = Rows([t.slot for t in turns], [t.start for t in turns], lengths, device)
         logits_BV: Tensor = self.model.advance_rows(tokens_BT, rows, tuple(self._slots.parts))
         return logits_BV.float().cpu().numpy()
@@ -98,6 +109,75 @@ class Whole:
     def clear(self, slot: int) -> None:
         for tensor in _tensors(self._slots.parts):
             tensor[slot] = 0.0
+
+    def release(self, slot: int) -> None:
+        """Whoever has it next begins anew."""
+
+    def version_of(self, slot: int) -> str | None:
+        return None
+
+    def why(self, slot: int) -> str:
+        return "the model's numbers are not finite"
+
+
+class Held:
+    """The modules of some stages, for sessions whose other stages are elsewhere.
+
+    P tokens of all rows, one row after the other; R rows; D features of the stream; V token ids.
+    """
+
+    def __init__(self, slots: Slots, held: range, fragment_values: Sequence[Values]) -> None:
+        """`slots`: of the blocks of the stages `held`. Raises `ConfigError` for weights that are not finite."""
+        self._slots, plan = slots, slots.plan
+        cut = stages(plan)
+        self._blocks = {stage: cut[stage].blocks for stage in held}
+        names = [name for stage in held for name in cut[stage].modules]
+        self._part = Part(plan.model, plan.data.vocab, names)
+        for spec, values in zip(held_fragments(plan, held), fragment_values, strict=True):
+            _copy_in(self._part, spec, values)
+        self._part.to(slots.device).eval()
+
+    def advance(
+        self, turns: Sequence[Turn], stream: Logits | None, first: int, last: int
+    ) -> Logits:
+        """The stream (P, D) behind the stages `first` to `last`. With `stream` (P, D) the tokens of the turns are only
+        counted; without, they enter here."""
+        ends = np.cumsum([len(turn.tokens) for turn in turns])
+        places = [slice(end - len(turn.tokens), end) for turn, end in zip(turns, ends, strict=True)]
+        singles = [i for i, turn in enumerate(turns) if len(turn.tokens) == 1]
+        longer = [i for i, turn in enumerate(turns) if len(turn.tokens) > 1]
+        out = np.empty((int(ends[-1]), self._slots.plan.model.dim), np.float32)
+        for group in (singles, longer):
+            group.sort(key=lambda i: turns[i].slot)
+            if group:
+                given = None if stream is None else [stream[places[i]] for i in group]
+                made = self._together([turns[i] for i in group], given, first, last)
+                for row, i in enumerate(group):
+                    out[places[i]] = made[row, : len(turns[i].tokens)]
+        return out
+
+    @torch.inference_mode()
+    def _together(
+        self, turns: Sequence[Turn], given: list[Logits] | None, first: int, last: int
+    ) -> Logits:
+        device, lengths = self._slots.device, [len(turn.tokens) for turn in turns]
+        rows = Rows([t.slot for t in turns], [t.start for t in turns], lengths, device)
+        if given is None:
+            hidden_BTD = self._part.enter(_padded([turn.tokens for turn in turns]).to(device))
+        else:
+            arrays = [torch.from_numpy(np.array(values)) for values in given]
+            hidden_BTD = pad_sequence(arrays, batch_first=True).to(device)
+        blocks = range(self._blocks[first].start, self._blocks[last].stop)
+        ahead = blocks.start - self._slots.blocks.start
+        slots = self._slots.parts[ahead : ahead + len(blocks)]
+        hidden_BTD = self._part.advance_rows(hidden_BTD, rows, blocks, slots)
+        return hidden_BTD.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def logits(self, last_RD: Logits) -> Logits:
+        """(R, V), of the stream behind the last block. Of a part with the ends."""
+        hidden_R1D = torch.from_numpy(np.array(last_RD))[:, None].to(self._slots.device)
+        return self._part.logits(hidden_R1D)[:, 0].float().cpu().numpy()
 
 
 class TorchSampler:
@@ -134,6 +214,18 @@ def _pick(logits_V: Tensor, likeliest: int, sampling: Sampling, generator: torch
         float(logprobs_V[token]),
         tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
     )
+
+
+def _padded(tokens: Sequence[Sequence[int]]) -> Tensor:
+    """(B, T): to the longest."""
+    longest = max(map(len, tokens))
+    return torch.tensor([[*row, *(0,) * (longest - len(row))] for row in tokens])
+
+
+def _copy_in(model: nn.Module, spec: FragmentSpec, values: Values) -> None:
+    if not np.isfinite(values).all():
+        raise ConfigError(f"weights of {spec.name} are not finite")
+    copy_in(model, spec, values)
 
 
 def _tensors(parts: Any) -> list[Tensor]:

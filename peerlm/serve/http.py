@@ -406,6 +406,8 @@ class Front:
             raise _unavailable(STOPPING)
         if told.error:
             sys.stderr.write(f"peerlm: a session has failed: {told.error}\n")
+            if told.may_pass:
+                raise _unavailable(told.error, "no_host")
             raise _fault("the model could not go on with this text")
         now = time.monotonic()
         if not writing.drawn:
@@ -421,10 +423,9 @@ class Front:
         return told
 
     def _head(self, http: web.Request, writing: _Writing) -> Head:
-        assert writing.job.version is not None
         kind = "chatcmpl" if writing.asked.is_chat else "cmpl"
         id_ = f"{kind}-{http[ID].removeprefix('req_')}"
-        return Head(id_, int(time.time()), writing.asked, writing.job.version.name)
+        return Head(id_, int(time.time()), writing.asked, writing.job.version_name)
 
     def _shown(self, token: int) -> str:
         return self._codec.decode([token])
@@ -502,8 +503,8 @@ def _charge(holder: Holder | None, tokens: int) -> None:
     )
 
 
-def _unavailable(why: str) -> Refused:
-    return Refused(why, status=503, kind="server_error", code="stopping", retry_after_s=5)
+def _unavailable(why: str, code: str = "stopping") -> Refused:
+    return Refused(why, status=503, kind="server_error", code=code, retry_after_s=5)
 
 
 def _fault(why: str) -> Refused:

@@ -1,9 +1,8 @@
 """The interface of whatever advances sessions.
 
 A session is one text in the making. What the model remembers of it (keys and values, a recurrence's state) lies
-with whoever computes it, under a *slot*, a small number that the session holds until it ends. Here that is this
-process; were the model cut over several machines, the same call would go from stage to stage. Nothing else in
-this room knows where the weights are.
+with whoever computes it, under a *slot*, a small number that the session holds until it ends. That is this process
+(`engine.Whole`), or the hosts of a model in stages (`swarm.Swarm`). Nothing else in this room knows where the weights are.
 """
 
 from __future__ import annotations
@@ -34,11 +33,23 @@ class Turn:
 
 
 class Route(Protocol):
+    faults_pass: bool
+    """Where a session fails here, another may do better a little later."""
+
     def advance(self, turns: Sequence[Turn]) -> Logits:
         """Logits (turns, vocab) after the last token of each turn; each slot then remembers its tokens too."""
 
     def clear(self, slot: int) -> None:
         """Nothing of what the slot holds may reach whoever has it next."""
+
+    def release(self, slot: int) -> None:
+        """Its session is over."""
+
+    def version_of(self, slot: int) -> str | None:
+        """The weights that its session is advanced with, where that is not one version for all; known once it has been."""
+
+    def why(self, slot: int) -> str:
+        """Its last logits are not finite."""
 
 
 class Sampler(Protocol):

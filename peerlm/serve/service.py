@@ -25,6 +25,8 @@ class Job:
     tokens_max: int
     stops: tuple[str, ...] = ()
     version: Version | None = None
+    version_name: str = ""
+    """Of the first session's weights; empty until they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Told:
     piece: Piece | None
     drawn: int = 0
     error: str = ""
+    may_pass: bool = False
+    """Another try may do better a little later."""
 
 
 @dataclass(slots=True)
@@ -126,9 +130,12 @@ class Service:
             last, sessions, self._sampler.draw(logits[last], asked), strict=True
         ):
             number = advances[row].session
+            slot = advances[row].slot
             if pick is None:
-                told.append(self._fail(number, version, "the model's numbers are not finite"))
+                told.append(self._fail(number, version, version.route.why(slot)))
                 continue
+            job = session.job
+            job.version_name = job.version_name or version.route.version_of(slot) or version.name
             session.ids.append(pick.token)
             piece = session.writing.add(pick)
             told.append(Told(session.job, session.index, piece, drawn=1))
@@ -143,8 +150,12 @@ class Service:
         slot = self._end(number)
         if slot is not None:
             version.route.clear(slot)
-        return Told(session.job, session.index, None, error=why)
+        may_pass = version.route.faults_pass
+        return Told(session.job, session.index, None, error=why, may_pass=may_pass)
 
     def _end(self, number: int) -> int | None:
-        del self._sessions[number]
-        return self.scheduler.end(number)
+        session = self._sessions.pop(number)
+        slot = self.scheduler.end(number)
+        if slot is not None and session.job.version is not None:
+            session.job.version.route.release(slot)
+        return slot

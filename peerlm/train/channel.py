@@ -68,3 +68,18 @@ class Channel:
         if ready - {self._socket.fileno()}:
             self._check()
         return self._socket.fileno() in ready
+
+
+def tell(channel: Channel, error: Exception) -> int:
+    """The last word of a process that fails; returns its exit status."""
+    try:
+        channel.send(protocol.Failed(one_line(error)))
+    except (DaemonGone, OSError):
+        pass  # the traceback is in the log
+    return 1
+
+
+def one_line(error: Exception) -> str:
+    """Class and first line of the message, at most 300 characters."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__

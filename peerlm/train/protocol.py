@@ -73,6 +73,21 @@ class Setup(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class ServeSetup(Message):
+    """The first message to a stage server (`serve.stage_server`), whose stages advance other nodes' texts."""
+
+    peer: PeerId
+    plan: bytes
+    """`packed(plan)`."""
+    state: str
+    """Path of the folder whose newest snapshot has the weights."""
+    first_stage: int
+    last_stage: int
+    sessions: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
 class Steer(Message):
     """As `effects.SteerWorker`; `token_budget` is that of the plan's newest revision."""
 
@@ -119,12 +134,26 @@ class Stop(Message):
     """Exit at once. θ is lost."""
 
 
+# --------------------------------------------------------------------------- daemon → gateway
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts(Message):
+    """Who can advance texts now, this node (`me`) too if it can, and the first and last stage that each holds."""
+
+    me: PeerId
+    peers: tuple[PeerId, ...]
+    first_stages: tuple[int, ...]
+    last_stages: tuple[int, ...]
+
+
 # ------------------------------------------------------------------------------- both ways
 
 
 @dataclass(frozen=True, slots=True)
 class Hop(Message):
-    """A stream from, or for, the worker of another node (`train.hop`)."""
+    """A stream from, or for, the worker of another node (`train.hop`); of stage servers and gateways, a lap
+    (`serve.lap`), from or for the one of `peer`."""
 
     peer: PeerId
     data: bytes

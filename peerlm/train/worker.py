@@ -21,7 +21,7 @@ from peerlm.config import NodeSettings, Plan
 from peerlm.errors import PeerlmError
 from peerlm.model.stages import held_fragments
 from peerlm.train import protocol
-from peerlm.train.channel import Channel, DaemonGone
+from peerlm.train.channel import Channel, DaemonGone, tell
 from peerlm.train.limits import die_with, limit_memory
 from peerlm.train.ranks import Ranks
 from peerlm.train.shared import SharedMemory
@@ -99,20 +99,6 @@ def train(channel: Channel, memory: int) -> None:
         if ranks is not None:
             ranks.check(RANK_ENDS_S)
         raise
-
-
-def tell(channel: Channel, error: Exception) -> int:
-    try:
-        channel.send(protocol.Failed(one_line(error)))
-    except (DaemonGone, OSError):
-        pass  # the traceback is in the log
-    return 1
-
-
-def one_line(error: Exception) -> str:
-    """Class and first line of the message, at most 300 characters."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}"[:300] if lines else type(error).__name__
 
 
 if __name__ == "__main__":

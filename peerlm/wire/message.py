@@ -444,12 +444,13 @@ class PullAnswer(Message):
 
 @dataclass(frozen=True, slots=True)
 class ChannelRequest(Message):
-    """Between our stages the stream has to go both ways: keep a connection with me for it."""
+    """Between our stages the stream has to go both ways: keep a connection with me for it; of training, or of texts."""
 
     code: ClassVar[int] = 80
     transfer: Id16
     key_up: Key32
     key_down: Key32
+    for_texts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,15 @@ def test_donors_count_when_together_they_have_what_is_held_here(
     assert facts(work(1, 2, 4), runs).donors == donors
 
 
+def test_who_is_done_with_other_stages_has_no_finished_weights_for_this_one() -> None:
+    """Else a stage's only host, started again when the run is done, would wait for ever for what it has itself."""
+    part = work(1, 2, 4)
+    assert not facts(part, {ANN: (0, 0), BOB: (3, 3)}, done=(ANN, BOB)).donors_done
+    assert not facts(part, {ANN: (0, 1), BOB: (2, 3)}, done=(ANN,)).donors_done
+    assert facts(part, {ANN: (0, 1), BOB: (2, 3)}, done=(ANN, BOB)).donors_done
+    assert facts(work(0, 0, 1), {ANN: (0, 0)}, done=(ANN,)).donors_done
+
+
 def test_of_a_model_in_one_piece_everybody_is_a_donor() -> None:
     assert facts(work(0, 0, 1), {ANN: (0, 0), BOB: (0, 0)}).donors == 2
 
@@ -133,7 +142,7 @@ def test_a_node_without_a_stage_waits_and_goes_on_with_one_from_what_it_had() ->
     assert (part.worker.tokens, part.paused, part.started) == (77, True, none.started)
     assert not part.worker_exited(WorkerExited(4, "killed"), Instant(2.0)), "of the old worker"
     part.start(Seen(), Instant(2.0))
-    assert part.phase is Phase.INSTALLING, "while nothing was learnt it draws its stage"
+    assert part.phase is Phase.SEEKING
 
 
 # ------------------------------------------------------------------------------- finished weights

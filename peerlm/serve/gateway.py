@@ -1,0 +1,389 @@
+"""How sessions go on through hosts elsewhere: which hosts, what was said to them, and what to do when one is lost.
+
+A gateway remembers the tokens of its sessions, and that is all it needs: a session whose host is gone, or has forgotten it,
+is read again from its first token by other hosts, and goes on where it was. Each session keeps to the hosts that it
+began with, drawn by how long they take and how much they have to do for this gateway already.
+Whoever loses a lap is left alone for a while, longer each time. Pure: `now` and an rng are given, laps to be sent
+are returned.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from blake3 import blake3
+
+from peerlm.errors import WireError
+from peerlm.serve import lap as laps
+from peerlm.serve.guests import UNKNOWN
+from peerlm.serve.lap import Head, Kind, Lap, Leg, Numbers, Row
+from peerlm.serve.route import Turn
+from peerlm.types import Instant, PeerId, after, short
+
+SMOOTHING = 0.2
+"""Share of the newest time in what is known of a host."""
+
+AVOID_S, AVOID_S_MAX = 1.0, 10.0
+"""Whoever loses a lap is left alone for so long, then for twice as long each time."""
+
+PATIENCE_S, PATIENCE_TIMES, FIRST_PATIENCE_S = 5.0, 8.0, 60.0
+"""A lap is taken for lost after so many seconds, and so many times what its tokens usually take; the first ones,
+for which hosts may have to start, later."""
+
+WAIT_S = 30.0
+"""A session that nobody can advance for so long fails."""
+
+TRIES_MAX = 16
+"""Laps of one turn that may come to nothing."""
+
+CHUNK = 256
+"""Tokens read again at a time."""
+
+Run = tuple[int, int]
+Sent = list[tuple[PeerId, bytes]]
+
+
+class Shape(NamedTuple):
+    """Of the model."""
+
+    stages: int
+    features: int
+    vocab: int
+    context: int
+
+
+@dataclass(slots=True)
+class _Host:
+    run: Run
+    took_s: float | None = None
+    """For each token."""
+    avoid_until: Instant | None = None
+    avoid_s: float = AVOID_S
+
+
+@dataclass(slots=True)
+class _Session:
+    legs: tuple[Leg, ...] = ()
+    """Those that know it; none: it has to begin again."""
+    tokens: list[int] = field(default_factory=list)
+    """All but those of the turn that is under way."""
+    versions: tuple[str, ...] = ()
+    """Of each leg."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One call's tokens of a session. `read`: places that its hosts have read so far."""
+
+    tokens: tuple[int, ...]
+    read: int
+    stuck_since: Instant | None = None
+    """Nobody can advance it."""
+    lap: int | None = None
+    tries: int = 0
+    why: str = ""
+    logits: Numbers | None = None
+    failed: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return self.failed or self.logits is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    legs: tuple[Leg, ...]
+    rows: tuple[Row, ...]
+    since: Instant
+    due: Instant
+
+    @property
+    def tokens(self) -> int:
+        return sum(row.length for row in self.rows)
+
+
+class Gateway:
+    """Of one process. `number` tells it from others of its node; no two have the same."""
+
+    def __init__(self, shape: Shape, number: int, rng: random.Random) -> None:
+        self._shape, self._number, self._rng = shape, number, rng
+        self._me = PeerId(bytes(16))
+        self._hosts: dict[PeerId, _Host] = {}
+        self._sessions: dict[int, _Session] = {}
+        self._turns: dict[int, _Turn] = {}
+        self._under_way: dict[int, _UnderWay] = {}
+        self._next = 0
+        self._took_s: float | None = None
+        """Of a lap, for each token."""
+        self.again = 0
+        """Sessions that were read again."""
+
+    # ------------------------------------------------------------------------------------ hosts
+
+    def hosts_are(self, me: PeerId, runs: Mapping[PeerId, Run], now: Instant) -> Sent:
+        """Who can advance texts now, and from which stage to which. `me`: the gateway's node."""
+        self._me = me
+        before = self._hosts
+        self._hosts = {
+            peer: before[peer] if peer in before and before[peer].run == run else _Host(run)
+            for peer, run in runs.items()
+        }
+        for number in [n for n, lap in self._under_way.items() if not self._all_there(lap.legs)]:
+            self._lose(number, "a host is gone")
+        return self._go(now)
+
+    def lacking(self) -> int | None:
+        """A stage that nobody holds."""
+        runs = [host.run for host in self._hosts.values()]
+        every = range(self._shape.stages)
+        return next((s for s in every if not any(a <= s <= b for a, b in runs)), None)
+
+    # ------------------------------------------------------------------------------------- turns
+
+    def begin(self, turns: Sequence[Turn], now: Instant) -> Sent:
+        """The next tokens of these sessions; `is_done` and `take` say what comes of it."""
+        assert not self._turns, "one call at a time"
+        for turn in turns:
+            if turn.start == 0:
+                self._sessions[turn.slot] = _Session()
+            session = self._sessions[turn.slot]
+            assert turn.start == len(session.tokens), (turn.start, len(session.tokens))
+            self._turns[turn.slot] = _Turn(turn.tokens, turn.start)
+        return self._go(now)
+
+    def is_done(self) -> bool:
+        return all(turn.is_over for turn in self._turns.values())
+
+    def take(self, turns: Sequence[Turn]) -> tuple[Numbers, dict[int, str]]:
+        """Logits (turns, vocab), and by slot why there are none; those rows are NaN."""
+        logits = np.full((len(turns), self._shape.vocab), np.nan, np.float32)
+        why: dict[int, str] = {}
+        for row, asked in enumerate(turns):
+            turn = self._turns[asked.slot]
+            if turn.logits is None:
+                why[asked.slot] = turn.why
+            else:
+                logits[row] = turn.logits
+                self._sessions[asked.slot].tokens += turn.tokens
+        self._turns, self._under_way = {}, {}
+        return logits, why
+
+    def version_of(self, slot: int) -> str | None:
+        """Of the weights of all stages that the session in `slot` is advanced with."""
+        session = self._sessions.get(slot)
+        if session is None or not session.versions:
+            return None
+        if len(set(session.versions)) == 1:
+            return session.versions[0]
+        return "stages-" + blake3("\n".join(session.versions).encode()).hexdigest()[:12]
+
+    def over(self, slot: int) -> Sent:
+        """The session in `slot` is over: its hosts may forget it."""
+        session = self._sessions.pop(slot, None)
+        if session is None:
+            return []
+        row = (Row(slot, 0, 0),)
+        over = Lap(self._head(Kind.OVER, 0), rows=row)
+        hosts = [leg.host for leg in session.legs if leg.host in self._hosts]
+        return [(host, laps.pack(over)) for host in dict.fromkeys(hosts)]
+
+    # -------------------------------------------------------------------------------------- news
+
+    def hear(self, peer: PeerId, data: bytes, now: Instant) -> Sent:
+        """A lap has come from this node. Raises `WireError`."""
+        lap = laps.unpack(data, *self._shape)
+        sent = self._under_way.get(lap.head.number)
+        if sent is None:
+            return []  # it was given up
+        if peer != self._me and all(leg.host != peer for leg in sent.legs):
+            raise WireError("lap: from a node that has no part in it")
+        if lap.head.kind is Kind.LOST:
+            self._lose(lap.head.number, lap.reason, lap.culprit, now)
+            return self._go(now)
+        if lap.head.kind is not Kind.HOME:
+            raise WireError("lap: not for a gateway")
+        is_same = lap.legs == sent.legs and lap.rows == sent.rows
+        if peer != sent.legs[0].host or not is_same or len(lap.versions) != len(sent.legs):
+            raise WireError("lap: did not come home as it left")
+        del self._under_way[lap.head.number]
+        self._measure(sent, lap, now)
+        self._come_home(lap)
+        return self._go(now)
+
+    def look(self, now: Instant) -> Sent:
+        """Time has passed."""
+        for number in [n for n, lap in self._under_way.items() if lap.due <= now]:
+            silent = self._under_way[number]
+            for leg in silent.legs:
+                self._avoid(leg.host, now)
+            self._lose(number, f"nothing came back for {now - silent.since:.0f} s")
+        return self._go(now)
+
+    # ------------------------------------------------------------------------------------ inside
+
+    def _go(self, now: Instant) -> Sent:
+        """Send on every turn that is not under way, together those with the same legs."""
+        together: dict[tuple[Leg, ...], list[tuple[int, Row, tuple[int, ...]]]] = {}
+        for slot, turn in self._turns.items():
+            if turn.lap is not None or turn.is_over:
+                continue
+            session = self._sessions[slot]
+            if session.legs and not self._all_there(session.legs):
+                session.legs = ()
+            if not session.legs:
+                turn.read, session.legs = 0, self._choose(now)
+                self.again += bool(session.legs and (session.tokens or turn.tries))
+            if session.legs:
+                turn.stuck_since = None
+                together.setdefault(session.legs, []).append((slot, *self._next_of(slot)))
+                continue
+            if turn.stuck_since is None:
+                turn.stuck_since = now
+            if now - turn.stuck_since > WAIT_S:
+                turn.failed, turn.why = True, turn.why or self._why_nobody()
+        sent: Sent = []
+        for legs, rows in together.items():
+            sent += self._send(legs, rows, now)
+        return sent
+
+    def _next_of(self, slot: int) -> tuple[Row, tuple[int, ...]]:
+        """What the session's hosts are to read next."""
+        turn, before = self._turns[slot], self._sessions[slot].tokens
+        if turn.read == len(before):
+            return Row(slot, turn.read, len(turn.tokens)), turn.tokens
+        stop = min(len(before), turn.read + min(CHUNK, self.turn_max), self._shape.context)
+        stop = max(stop, turn.read + 1)
+        tokens = tuple(before[turn.read : stop])
+        return Row(slot, turn.read, len(tokens), wanted=False), tokens
+
+    @property
+    def turn_max(self) -> int:
+        """Tokens of one turn."""
+        return laps.tokens_max(self._shape.features)
+
+    def _send(
+        self, legs: tuple[Leg, ...], rows: list[tuple[int, Row, tuple[int, ...]]], now: Instant
+    ) -> Sent:
+        sent: Sent = []
+        while rows:
+            count, tokens = 1, rows[0][1].length
+            while count < len(rows) and tokens + rows[count][1].length <= self.turn_max:
+                tokens += rows[count][1].length
+                count += 1
+            mine, rows = rows[:count], rows[count:]
+            number, self._next = self._next, self._next + 1
+            lap = Lap(
+                self._head(Kind.FORWARD, number),
+                legs,
+                rows=tuple(row for _, row, _ in mine),
+                tokens=tuple(token for _, _, tokens in mine for token in tokens),
+            )
+            self._under_way[number] = _UnderWay(legs, lap.rows, now, self._due(tokens, now))
+            for slot, _, _ in mine:
+                self._turns[slot].lap = number
+            sent.append((legs[0].host, laps.pack(lap)))
+        return sent
+
+    def _due(self, tokens: int, now: Instant) -> Instant:
+        if self._took_s is None:
+            return after(now, FIRST_PATIENCE_S)
+        return after(now, PATIENCE_S + PATIENCE_TIMES * self._took_s * tokens)
+
+    def _come_home(self, lap: Lap) -> None:
+        at = 0
+        for index, row in enumerate(lap.rows):
+            logits = None
+            if row.wanted:
+                assert lap.numbers is not None
+                logits, at = lap.numbers[at], at + 1
+            turn, session = self._turns.get(row.slot), self._sessions.get(row.slot)
+            if turn is None or session is None or turn.lap != lap.head.number:
+                continue
+            turn.lap, turn.read, turn.logits = None, row.start + row.length, logits
+            if row.start == 0:
+                session.versions = tuple(names[index] for names in lap.versions)
+
+    def _lose(
+        self, number: int, why: str, culprit: PeerId | None = None, now: Instant | None = None
+    ) -> None:
+        """Its sessions begin again."""
+        lost = self._under_way.pop(number)
+        if culprit is not None and now is not None and why != UNKNOWN:
+            self._avoid(culprit, now)
+        for row in lost.rows:
+            turn = self._turns.get(row.slot)
+            if turn is not None and turn.lap == number:
+                turn.lap, turn.why = None, f"{short(culprit)}: {why}" if culprit else why
+                turn.tries += 1
+                turn.failed = turn.tries > TRIES_MAX
+                self._sessions[row.slot].legs = ()
+
+    def _avoid(self, peer: PeerId, now: Instant) -> None:
+        host = self._hosts.get(peer)
+        if host is not None:
+            host.avoid_until = after(now, host.avoid_s * self._rng.uniform(0.8, 1.2))
+            host.avoid_s = min(2 * host.avoid_s, AVOID_S_MAX)
+
+    def _measure(self, sent: _UnderWay, lap: Lap, now: Instant) -> None:
+        """By the token, since prompts take longer than single tokens do."""
+        self._took_s = _smooth(self._took_s, (now - sent.since) / sent.tokens)
+        for leg, seconds in zip(sent.legs, lap.seconds, strict=True):
+            host = self._hosts.get(leg.host)
+            if host is not None:
+                host.took_s = _smooth(
+                    host.took_s, seconds / sent.tokens / (1 + leg.last - leg.first)
+                )
+                host.avoid_until, host.avoid_s = None, AVOID_S
+
+    # ------------------------------------------------------------------------------------- legs
+
+    def _all_there(self, legs: Iterable[Leg]) -> bool:
+        return all(
+            (host := self._hosts.get(leg.host)) is not None
+            and host.run[0] <= leg.first
+            and leg.last <= host.run[1]
+            for leg in legs
+        )
+
+    def _choose(self, now: Instant) -> tuple[Leg, ...]:
+        """Hosts that hold all stages between them; none: there are none for now."""
+        legs: list[Leg] = []
+        stage = 0
+        while stage < self._shape.stages:
+            able = [
+                peer
+                for peer, host in sorted(self._hosts.items())
+                if host.run[0] <= stage <= host.run[1]
+                and (host.avoid_until is None or host.avoid_until <= now)
+            ]
+            if not able:
+                return ()
+            host = self._rng.choices(able, [self._weight(peer, stage) for peer in able])[0]
+            legs.append(Leg(host, stage, self._hosts[host].run[1]))
+            stage = legs[-1].last + 1
+        return tuple(legs)
+
+    def _weight(self, peer: PeerId, stage: int) -> float:
+        """Of a host for the stages from `stage` on: the quicker, the less busy and the further it leads, the more."""
+        known = [host.took_s for host in self._hosts.values() if host.took_s is not None]
+        host = self._hosts[peer]
+        took_s = host.took_s if host.took_s is not None else min(known, default=1.0)
+        busy = sum(any(leg.host == peer for leg in s.legs) for s in self._sessions.values())
+        return (1 + host.run[1] - stage) / (max(took_s, 1e-6) * (1 + busy))
+
+    def _why_nobody(self) -> str:
+        stage = self.lacking()
+        if stage is None:
+            return "no host can go on with it for now"
+        return f"nobody who serves holds stage {stage} of the model"
+
+    def _head(self, kind: Kind, number: int) -> Head:
+        return Head(kind, self._me, self._number, number)
+
+
+def _smooth(known: float | None, new: float) -> float:
+    return new if known is None else known + SMOOTHING * (new - known)

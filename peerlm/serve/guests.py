@@ -1,0 +1,111 @@
+"""Sessions of gateways elsewhere that this node remembers: which slot each holds, how far it has been read, and by
+which weights.
+
+A session is known by its gateway and the slot it has there. Its first token begins it anew, whoever was there before;
+any other token has to follow what was read, or the session is not what its gateway takes it for, and the gateway
+begins it again elsewhere or here. So nothing has to be handed over, and a node may forget a session at any time.
+It keeps to the version it began with; a version is dropped with its last session, unless it is the newest. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from peerlm.serve.lap import Row
+from peerlm.types import Instant, PeerId
+
+IDLE_S = 600.0
+"""A session that says nothing for so long is forgotten."""
+
+GIVEN_UP_S = 30.0
+"""One that says nothing for so long makes room for another where there is none."""
+
+UNKNOWN = "a session is not known here"
+"""Why a lap is lost that a gateway can send again to the same host, from the beginning of its sessions."""
+
+Gateway = tuple[PeerId, int]
+Key = tuple[Gateway, int]
+
+V = TypeVar("V")
+
+
+class Forgotten(Exception):
+    """These rows cannot be advanced here. The message is for the gateway."""
+
+
+@dataclass(slots=True)
+class _Guest(Generic[V]):
+    slot: int
+    version: V
+    read: int
+    heard_at: Instant
+
+
+class Guests(Generic[V]):
+    """Of at most `slots` sessions. `version`: what new ones begin with; may be replaced."""
+
+    def __init__(self, slots: int, version: V) -> None:
+        self.version = version
+        self._free = list(reversed(range(slots)))
+        self._guests: dict[Key, _Guest[V]] = {}
+
+    def __len__(self) -> int:
+        return len(self._guests)
+
+    def versions(self) -> list[V]:
+        """Those somebody is advanced with, and the newest, which is the last."""
+        used = {id(guest.version): guest.version for guest in self._guests.values()}
+        used.pop(id(self.version), None)
+        return [*used.values(), self.version]
+
+    def seat(self, gateway: Gateway, rows: Sequence[Row], now: Instant) -> list[tuple[int, V]]:
+        """Slot and version of each row's session, whose tokens then count as read. Raises `Forgotten`, and
+        then nothing has changed but that sessions may have begun."""
+        for row in rows:
+            if row.start and self._read((gateway, row.slot)) != row.start:
+                raise Forgotten(UNKNOWN)
+        for row in rows:
+            if row.start:
+                self._guests[(gateway, row.slot)].heard_at = now
+        found = [self._guest((gateway, row.slot), row.start == 0, now) for row in rows]
+        for guest, row in zip(found, rows, strict=True):
+            guest.read, guest.heard_at = row.start + row.length, now
+        return [(guest.slot, guest.version) for guest in found]
+
+    def version_of(self, gateway: Gateway, slot: int) -> V:
+        """What this session began with; the newest, if it is not known."""
+        guest = self._guests.get((gateway, slot))
+        return self.version if guest is None else guest.version
+
+    def over(self, gateway: Gateway, slots: Iterable[int]) -> None:
+        for slot in slots:
+            self._end((gateway, slot))
+
+    def forget_idle(self, now: Instant) -> None:
+        for key in [k for k, guest in self._guests.items() if now - guest.heard_at > IDLE_S]:
+            self._end(key)
+
+    def _read(self, key: Key) -> int:
+        guest = self._guests.get(key)
+        return -1 if guest is None else guest.read
+
+    def _guest(self, key: Key, is_new: bool, now: Instant) -> _Guest[V]:
+        if is_new:
+            self._end(key)
+            self._guests[key] = _Guest(self._slot(now), self.version, 0, now)
+        return self._guests[key]
+
+    def _slot(self, now: Instant) -> int:
+        if not self._free:
+            oldest = min(self._guests, key=lambda key: self._guests[key].heard_at, default=None)
+            if oldest is None or now - self._guests[oldest].heard_at <= GIVEN_UP_S:
+                raise Forgotten("no room for another session")
+            self._end(oldest)
+        return self._free.pop()
+
+    def _end(self, key: Key) -> None:
+        guest = self._guests.pop(key, None)
+        if guest is not None:
+            self._free.append(guest.slot)

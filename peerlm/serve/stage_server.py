@@ -1,0 +1,402 @@
+"""The process that advances other nodes' texts through the stages that this node holds.
+
+A daemon starts it as `python -m peerlm.serve.stage_server SOCKET PARENT` when the first lap comes, and it ends by itself
+when none has come for long: its weights are a copy, read from the newest snapshot, so training and serving never touch
+each other. Laps are taken as they come; those that wait for the same stages go through the model as one batch. New
+sessions begin with the newest weights, read in a thread of their own; older ones keep theirs.
+
+This file moves laps; who is remembered is decided in `guests`, numbers are made in `engine`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from peerlm.config import Plan
+from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, WireError
+from peerlm.model.stages import held_fragments, stages
+from peerlm.serve import lap as laps
+from peerlm.serve.guests import Forgotten, Guests
+from peerlm.serve.lap import Kind, Lap, Numbers
+from peerlm.serve.route import Turn, name_of
+from peerlm.store import snapshot
+from peerlm.store.disk import Layout
+from peerlm.train.channel import Channel, DaemonGone, tell
+from peerlm.train.limits import die_with
+from peerlm.train.protocol import Hop, Nonsense, ServeSetup, unpacked
+from peerlm.types import Instant, PeerId
+
+if TYPE_CHECKING:
+    from peerlm.serve.engine import Held, Slots
+
+LOOK_S = 1.0
+"""How often idle sessions and newer weights are looked for."""
+
+IDLE_S = 600.0
+"""Without sessions and laps for so long, the process ends; the next lap starts another."""
+
+WAITING_MAX = 256
+"""Laps that wait."""
+
+TOGETHER_TOKENS = 512
+"""Of several laps in one batch."""
+
+VERSIONS_MAX = 2
+"""Versions of the weights in memory at once."""
+
+CACHE_BYTES_MAX = 1 << 30
+"""Of what the model remembers of all sessions."""
+
+NICENESS = 2
+"""Behind daemons, which must answer probes in time, and before training."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """One version of the held stages."""
+
+    name: str
+    held: Held
+
+
+Places = list[tuple[int, Weights]]
+"""Slot and version of each row."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    lap: Lap
+    came: Instant
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 when idle or when the daemon went, 1 after a failure it has told."""
+    connection, parent = (int(argument) for argument in arguments)
+    if not die_with(parent):
+        return 0
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.nice(NICENESS)
+    os.set_inheritable(connection, False)
+    channel = Channel(socket.socket(fileno=connection))
+    try:
+        setup = channel.receive_one()
+        assert isinstance(setup, ServeSetup), setup
+        StageServer(setup, channel).run()
+    except DaemonGone:
+        return 0
+    except PeerlmError as error:
+        return tell(channel, error)
+    except Exception as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        return tell(channel, error)
+    return 0
+
+
+class StageServer:
+    """Raises `ConfigError` when no session fits into memory."""
+
+    def __init__(self, setup: ServeSetup, channel: Channel) -> None:
+        from peerlm.serve.engine import Slots, use_threads
+
+        use_threads(setup.threads)
+        self._me, self._channel = setup.peer, channel
+        self._plan = unpacked(Plan, setup.plan)
+        self._held = range(setup.first_stage, setup.last_stage + 1)
+        cut = stages(self._plan)
+        self._count = len(cut)
+        blocks = range(cut[self._held[0]].blocks.start, cut[self._held[-1]].blocks.stop)
+        self._slots: Slots = Slots(self._plan, setup.sessions, CACHE_BYTES_MAX, blocks=blocks)
+        self._reader = Reader(Layout(Path(setup.state)), self._plan, self._held, self._slots)
+        self._guests: Guests[Weights] | None = None
+        self._waiting: deque[_Waiting] = deque()
+        self._looked_at = self._busy_at = Instant(time.monotonic())
+
+    def run(self) -> None:
+        """Until idle for long. Raises `DaemonGone`."""
+        while True:
+            for message in self._channel.receive(0.0 if self._waiting else LOOK_S):
+                if isinstance(message, Hop):
+                    self._take(message.peer, message.data, Instant(time.monotonic()))
+            now = Instant(time.monotonic())
+            if self._waiting:
+                self._busy_at = now
+                self._advance(now)
+            if now - self._looked_at >= LOOK_S:
+                self._looked_at = now
+                self._renew()
+                if self._guests is not None:
+                    self._guests.forget_idle(now)
+                if now - self._busy_at > IDLE_S and not self._guests:
+                    return
+
+    # ------------------------------------------------------------------------------------ laps in
+
+    def _take(self, peer: PeerId, data: bytes, now: Instant) -> None:
+        model = self._plan.model
+        try:
+            lap = laps.unpack(data, self._count, model.dim, self._plan.data.vocab, model.context)
+        except WireError as error:
+            self._channel.send(Nonsense(peer, str(error)))
+            return
+        match lap.head.kind:
+            case Kind.OVER if self._guests is not None:
+                head = lap.head
+                self._guests.over((head.origin, head.gateway), (row.slot for row in lap.rows))
+            case Kind.FORWARD if not self._is_ours(lap):
+                self._lose(lap, f"stages {self._held[0]} to {self._held[-1]} are held here")
+            case Kind.FORWARD if len(self._waiting) >= WAITING_MAX:
+                self._lose(lap, f"{WAITING_MAX} laps wait here already")
+            case Kind.FORWARD:
+                self._waiting.append(_Waiting(lap, now))
+
+    def _is_ours(self, lap: Lap) -> bool:
+        if lap.at == len(lap.legs):
+            return self._held[0] == 0
+        leg = lap.legs[lap.at]
+        return leg.host == self._me and leg.first in self._held and leg.last in self._held
+
+    # ---------------------------------------------------------------------------------- laps out
+
+    def _advance(self, now: Instant) -> None:
+        """The lap that waits longest, and with it those for the same stages."""
+        if self._guests is None and not self._renew(wait=True):
+            for waiting in self._waiting:
+                self._lose(waiting.lap, "no weights are kept here yet")
+            self._waiting.clear()
+            return
+        together = self._together()
+        if together[0].lap.at == len(together[0].lap.legs):
+            self._finish(together)
+            return
+        leg = together[0].lap.legs[together[0].lap.at]
+        seated = self._seated(together, now)
+        if not seated:
+            return
+        made = self._made(seated, leg.first, leg.last)
+        now = Instant(time.monotonic())
+        for waiting, places in seated:
+            streams, made = made[: len(places)], made[len(places) :]
+            names = [weights.name for _, weights in places]
+            self._send_on(waiting, names, np.concatenate(streams), now)
+
+    def _together(self) -> list[_Waiting]:
+        first = self._waiting.popleft()
+        chosen, others = [first], deque[_Waiting]()
+        tokens, seen = _tokens(first.lap), {(first.lap.head, row.slot) for row in first.lap.rows}
+        for waiting in self._waiting:
+            lap = waiting.lap
+            slots = {(lap.head, row.slot) for row in lap.rows}
+            fits = _way(lap) == _way(first.lap) and tokens + _tokens(lap) <= TOGETHER_TOKENS
+            if fits and seen.isdisjoint(slots):
+                chosen.append(waiting)
+                tokens += _tokens(lap)
+                seen |= slots
+            else:
+                seen |= slots  # a session's tokens are never taken out of order
+                others.append(waiting)
+        self._waiting = others
+        return chosen
+
+    def _seated(self, together: list[_Waiting], now: Instant) -> list[tuple[_Waiting, Places]]:
+        assert self._guests is not None
+        seated = []
+        for waiting in together:
+            head, rows = waiting.lap.head, waiting.lap.rows
+            try:
+                places = self._guests.seat((head.origin, head.gateway), rows, now)
+            except Forgotten as why:
+                self._lose(waiting.lap, str(why))
+            else:
+                seated.append((waiting, places))
+        return seated
+
+    def _made(self, seated: list[tuple[_Waiting, Places]], first: int, last: int) -> list[Numbers]:
+        """The stream of each row, lap by lap, behind the stages `first` to `last`."""
+        turns, given, versions = [], [], []
+        for waiting, places in seated:
+            lap, at = waiting.lap, 0
+            for row, (slot, weights) in zip(lap.rows, places, strict=True):
+                tokens = lap.tokens[at : at + row.length] or (0,) * row.length
+                turns.append(Turn(slot, row.start, tokens))
+                versions.append(weights)
+                if lap.numbers is not None:
+                    given.append(lap.numbers[at : at + row.length])
+                at += row.length
+
+        def advance(weights: Weights, rows: list[int]) -> list[Numbers]:
+            stream = np.concatenate([given[i] for i in rows]) if given else None
+            out = weights.held.advance([turns[i] for i in rows], stream, first, last)
+            return np.split(out, np.cumsum([len(turns[i].tokens) for i in rows])[:-1])
+
+        return _by_version(versions, advance)
+
+    def _send_on(
+        self, waiting: _Waiting, names: Sequence[str], stream: Numbers, now: Instant
+    ) -> None:
+        lap = waiting.lap
+        if not np.isfinite(stream).all():
+            self._lose(lap, f"the numbers of stage {lap.legs[lap.at].last} are not finite")
+            return
+        begun = tuple("" if row.start else name for row, name in zip(lap.rows, names, strict=True))
+        lap = replace(
+            lap,
+            at=lap.at + 1,
+            tokens=(),
+            numbers=stream,
+            versions=(*lap.versions, begun),
+            seconds=(*lap.seconds, now - waiting.came),
+        )
+        if lap.at < len(lap.legs):
+            self._say(lap.legs[lap.at].host, lap)
+            return
+        lasts = np.cumsum([row.length for row in lap.rows]) - 1
+        wanted = [last for row, last in zip(lap.rows, lasts, strict=True) if row.wanted]
+        lap = replace(lap, numbers=stream[wanted])
+        if lap.legs[0].host == self._me:
+            self._finish([_Waiting(lap, now)])
+        else:
+            self._say(lap.legs[0].host, lap)
+
+    def _finish(self, together: list[_Waiting]) -> None:
+        """What came around becomes logits and goes home."""
+        assert self._guests is not None
+        lasts, versions = [], []
+        for waiting in together:
+            head = waiting.lap.head
+            assert waiting.lap.numbers is not None
+            lasts += list(waiting.lap.numbers)
+            versions += [
+                self._guests.version_of((head.origin, head.gateway), row.slot)
+                for row in waiting.lap.rows
+                if row.wanted
+            ]
+
+        def finish(weights: Weights, rows: list[int]) -> list[Numbers]:
+            return list(weights.held.logits(np.stack([lasts[i] for i in rows])))
+
+        made = _by_version(versions, finish)
+        for waiting in together:
+            lap = waiting.lap
+            mine, made = made[: lap.wanted], made[lap.wanted :]
+            logits = np.stack(mine) if mine else None
+            home = replace(lap, head=replace(lap.head, kind=Kind.HOME), numbers=logits)
+            self._say(lap.head.origin, home)
+
+    def _lose(self, lap: Lap, reason: str) -> None:
+        answer = laps.lost(lap.head, self._me, reason)
+        self._channel.send(Hop(lap.head.origin, answer))
+
+    def _say(self, peer: PeerId, lap: Lap) -> None:
+        self._channel.send(Hop(peer, laps.pack(lap)))
+
+    # ----------------------------------------------------------------------------------- weights
+
+    def _renew(self, *, wait: bool = False) -> bool:
+        """Take over newer weights that have been read, and have newer ones read. Whether there are any."""
+        if self._guests is None or len(self._guests.versions()) < VERSIONS_MAX:
+            self._reader.look(wait=wait)
+        if (weights := self._reader.found()) is not None:
+            if self._guests is None:
+                self._guests = Guests(self._slots.count, weights)
+            self._guests.version = weights
+        return self._guests is not None
+
+
+class Reader:
+    """Reads the newest snapshot of a node, in a thread, whenever there is a newer one."""
+
+    def __init__(self, layout: Layout, plan: Plan, held: range, slots: Slots) -> None:
+        self._layout, self._plan, self._held, self._slots = layout, plan, held, slots
+        self._number = 0
+        self._thread: threading.Thread | None = None
+        self._found: Weights | None = None
+
+    def look(self, *, wait: bool) -> None:
+        if self._thread is None and (number := snapshot.newest(self._layout)) > self._number:
+            self._number = number  # whatever comes of it: what cannot be used is not read again
+            self._thread = threading.Thread(target=self._read, name="weights", daemon=True)
+            self._thread.start()
+        if wait and self._thread is not None:
+            self._thread.join()
+
+    def found(self) -> Weights | None:
+        """What was read since it was asked last."""
+        if self._thread is None or self._thread.is_alive():
+            return None
+        self._thread, found, self._found = None, self._found, None
+        return found
+
+    def _read(self) -> None:
+        from peerlm.serve.engine import Held
+
+        try:
+            values, tokens = held_values(self._layout, self._plan, self._held)
+            held = Held(self._slots, self._held, values)
+        except PeerlmError as error:
+            sys.stderr.write(f"peerlm: weights to answer with: {error}\n")
+            return
+        self._found = Weights(name_of(values, tokens), held)
+
+
+def held_values(layout: Layout, plan: Plan, held: range) -> tuple[list[Numbers], int]:
+    """Fragments of these stages from the newest snapshot, in the plan's order, and the swarm's tokens they were trained
+    on. Raises `StateError`."""
+    loaded = snapshot.load(layout).snapshot
+    if loaded is None:
+        raise StateError("no snapshot that can be read")
+    records = {record.id: record for record in loaded.manifest.fragments}
+    file, values = loaded.open(), []
+    for spec in held_fragments(plan, held):
+        record = records.get(spec.id)
+        if record is None or record.phi.size != 4 * spec.size:
+            raise StateError(f"{loaded.path}: does not hold {spec.name} of this plan")
+        out = np.empty(spec.size, np.float32)
+        try:
+            snapshot.read_array(file, record.phi, out)
+        except ChunkCorrupt as error:
+            raise StateError(str(error)) from None
+        values.append(out)
+    return values, loaded.manifest.contents.swarm_tokens
+
+
+def _by_version(
+    versions: Sequence[Weights], make: Callable[[Weights, list[int]], list[Numbers]]
+) -> list[Numbers]:
+    """What `make` makes of rows, in their order; it is called once for each version, with its rows."""
+    made: dict[int, Numbers] = {}
+    for weights in dict.fromkeys(versions):
+        rows = [i for i, found in enumerate(versions) if found is weights]
+        made.update(zip(rows, make(weights, rows), strict=True))
+    return [made[i] for i in range(len(versions))]
+
+
+def _tokens(lap: Lap) -> int:
+    return sum(row.length for row in lap.rows)
+
+
+def _way(lap: Lap) -> tuple[int, int]:
+    """The stages that come next; behind the last: the head."""
+    if lap.at == len(lap.legs):
+        return (-1, -1)
+    return (lap.legs[lap.at].first, lap.legs[lap.at].last)
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(status)  # a thread may still be reading

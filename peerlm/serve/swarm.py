@@ -1,0 +1,130 @@
+"""Hosts of a model in stages as a route: what `gateway` decides, done through this node's daemon.
+
+The daemon is reached by its control socket; from its answer on, both sides talk as `train.protocol` says. It passes
+laps on to other nodes, and tells who is there.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from peerlm.config import Plan
+from peerlm.errors import PeerlmError, WireError
+from peerlm.model.stages import stages
+from peerlm.serve.gateway import Gateway, Sent, Shape
+from peerlm.serve.route import Logits, Turn
+from peerlm.train.channel import Channel, DaemonGone
+from peerlm.train.protocol import Hop, Hosts, Message
+from peerlm.types import Instant, PeerId
+
+LOOK_S = 0.1
+"""How often what is late is looked for."""
+
+AGAIN_S = 1.0
+"""A daemon that is gone is looked for again so often."""
+
+
+class Swarm:
+    """`dial` reaches the daemon, and raises `PeerlmError`, with a line for a person, where none is."""
+
+    faults_pass = True
+
+    def __init__(self, plan: Plan, dial: Callable[[], Channel]) -> None:
+        model = plan.model
+        shape = Shape(len(stages(plan)), model.dim, plan.data.vocab, model.context)
+        number = secrets.randbits(63)
+        self._gateway = Gateway(shape, number, random.Random(number))
+        self._dial = dial
+        self._channel: Channel | None = dial()
+        self._dialled_at = 0.0
+        self._why: dict[int, str] = {}
+        self._me = PeerId(bytes(16))
+
+    @property
+    def turn_max(self) -> int:
+        """Tokens of one turn."""
+        return self._gateway.turn_max
+
+    @property
+    def again(self) -> int:
+        """Sessions that were read again by other hosts, or by the same."""
+        return self._gateway.again
+
+    def advance(self, turns: Sequence[Turn]) -> Logits:
+        """NaN where nobody could."""
+        self._heed(0.0)
+        self._send(self._gateway.begin(turns, _now()))
+        while not self._gateway.is_done():
+            self._heed(LOOK_S)
+            self._send(self._gateway.look(_now()))
+        logits, why = self._gateway.take(turns)
+        self._why.update(why)
+        return logits
+
+    def clear(self, slot: int) -> None:
+        """Hosts begin each session anew."""
+
+    def release(self, slot: int) -> None:
+        self._send(self._gateway.over(slot))
+        self._why.pop(slot, None)
+
+    def version_of(self, slot: int) -> str | None:
+        return self._gateway.version_of(slot)
+
+    def why(self, slot: int) -> str:
+        return self._why.get(slot, "the numbers that came back are not finite")
+
+    # ------------------------------------------------------------------------------------ inside
+
+    def _heed(self, patience_s: float) -> None:
+        """Whatever the daemon says within `patience_s`."""
+        if self._channel is None:
+            self._dial_again(patience_s)
+            return
+        try:
+            for message in self._channel.receive(patience_s):
+                self._take(message)
+        except (DaemonGone, WireError):
+            self._lost_daemon()
+
+    def _take(self, message: Message) -> None:
+        match message:
+            case Hosts(me, peers, firsts, lasts):
+                self._me = me
+                runs = dict(zip(peers, zip(firsts, lasts, strict=True), strict=True))
+                self._send(self._gateway.hosts_are(me, runs, _now()))
+            case Hop(peer, data):
+                try:
+                    self._send(self._gateway.hear(peer, data, _now()))
+                except WireError:
+                    pass  # a host talks nonsense: its lap is missed, and sent elsewhere
+
+    def _send(self, sent: Sent) -> None:
+        if self._channel is None:
+            return
+        try:
+            for peer, data in sent:
+                self._channel.send(Hop(peer, data))
+        except DaemonGone:
+            self._lost_daemon()
+
+    def _lost_daemon(self) -> None:
+        self._channel, self._dialled_at = None, time.monotonic()
+        self._gateway.hosts_are(self._me, {}, _now())
+
+    def _dial_again(self, patience_s: float) -> None:
+        if time.monotonic() - self._dialled_at < AGAIN_S:
+            time.sleep(patience_s)
+            return
+        self._dialled_at = time.monotonic()
+        try:
+            self._channel = self._dial()
+        except PeerlmError:
+            return
+
+
+def _now() -> Instant:
+    return Instant(time.monotonic())

@@ -1,0 +1,299 @@
+"""Texts through stages on several hosts are the texts that one process writes, whatever becomes of the hosts."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ring_scene import ME, Host, Ring, peer, ring_service, staged
+from serve_scene import drained, job_of, model_of, plan_of
+from test_engine import WAYS, prompts
+
+from peerlm.errors import WireError
+from peerlm.model.generate import generate
+from peerlm.model.model import LanguageModel
+from peerlm.serve import lap as laps
+from peerlm.serve.gateway import WAIT_S
+from peerlm.serve.lap import Head, Kind, Lap, Leg, Row
+from peerlm.serve.service import Job, Service
+from peerlm.types import PeerId
+
+PROMPT = tuple(b"ROMEO: what light")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def scene(
+    kind: str = "attention", runs: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (2, 2))
+) -> tuple[LanguageModel, Ring, list[Host]]:
+    plan = staged(plan_of(kind), 1 + max(last for _, last in runs))
+    model = model_of(plan)
+    hosts = [Host(plan, model, f"h{i}", first, last) for i, (first, last) in enumerate(runs)]
+    return model, Ring(plan, hosts), hosts
+
+
+def alone(model: LanguageModel, job: Job, **sampling: float) -> list[int]:
+    options = {"temperature": 0.0, **sampling}
+    seed = job.rng_seeds[0]
+    return list(generate(model, job.prompts[0], job.tokens_max, rng_seed=seed, **options))
+
+
+@pytest.mark.parametrize(
+    ("kind", "runs"),
+    [
+        ("attention", ((0, 0), (1, 1), (2, 2))),
+        ("attention", ((0, 0), (1, 1), (2, 2), (3, 3))),
+        ("attention", ((0, 0), (0, 0), (1, 2), (1, 1), (2, 2))),
+        ("lstm", ((0, 0), (1, 1))),
+        ("gru", ((0, 0), (1, 1))),
+        ("hybrid", ((0, 0), (1, 1), (2, 2))),
+        ("hybrid", ((0, 2), (1, 1))),
+    ],
+)
+def test_twenty_prompts_through_stages_are_as_one_at_a_time(
+    kind: str, runs: tuple[tuple[int, int], ...]
+) -> None:
+    model, ring, hosts = scene(kind, runs)
+    service = ring_service(ring, slots=7, chunk=24)
+    jobs = [
+        job_of(prompt, 5 + 3 * (i % 8), rng_seed=i, **WAYS[i % len(WAYS)])
+        for i, prompt in enumerate(prompts(20, model.context))
+    ]
+    for job in jobs:
+        service.submit(job)
+    found = drained(service)
+    for i, job in enumerate(jobs):
+        assert found[job] == alone(model, job, **WAYS[i % len(WAYS)]), f"prompt {i}"
+    ring.advance([])
+    while ring._line:
+        ring._deliver(*ring._line.pop(0))
+    assert all(not host.server._guests for host in hosts), "who is told forgets"
+    assert ring.gateway.again == 0
+
+
+def steps(service: Service, count: int) -> list[int]:
+    """Of the only session: so many ids at least, if it goes on so long."""
+    ids: list[int] = []
+    while len(ids) < count and not service.is_idle:
+        for told in service.step():
+            assert not told.error, told.error
+            ids += [pick.token for pick in told.piece.picks]
+    return ids
+
+
+@pytest.mark.parametrize("kind", ["attention", "hybrid"])
+@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_a_host_that_dies_takes_no_text_with_it(kind: str, victim: int, is_seen: bool) -> None:
+    """Also when the text is longer than what the model looks back on."""
+    runs = ((0, 0), (1, 1), (2, 2), (0, 0), (1, 1), (2, 2))
+    model, ring, _ = scene(kind, runs)
+    service, job = ring_service(ring), job_of(PROMPT, 60)
+    service.submit(job)
+    ids = steps(service, 40)
+    legs = ring.gateway._sessions[0].legs
+    began = ring.now
+    ring.kill(ring.hosts[legs[victim].host], is_seen=is_seen)
+    ids += drained(service)[job]
+    assert ids == alone(model, job)
+    assert ring.gateway.again == 1
+    assert ring.now - began < 7.0
+
+
+def test_a_host_that_has_forgotten_reads_it_all_again() -> None:
+    model, ring, hosts = scene("hybrid")
+    service, job = ring_service(ring), job_of(PROMPT, 24, temperature=1.0)
+    service.submit(job)
+    ids = steps(service, 10)
+    hosts[1].forget_all()
+    ids += drained(service)[job]
+    assert ids == alone(model, job, temperature=1.0)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 1 << 30))
+def test_whatever_is_lost_late_or_twice_the_text_is_the_same(seed: int) -> None:
+    rng = random.Random(seed)
+    model, ring, _ = scene("hybrid", ((0, 0), (1, 1), (2, 2), (0, 1), (2, 2)))
+
+    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
+        chance = rng.random()
+        if chance < 0.02:
+            return []
+        if chance < 0.05:
+            return [(rng.uniform(0, 100), data), (rng.uniform(0, 1), data)]
+        if chance < 0.06:
+            return [(0.001, data[: rng.randrange(len(data))])]
+        return [(rng.uniform(0, 0.1), data)]
+
+    ring.meddle = meddle
+    service = ring_service(ring, slots=3)
+    jobs = [job_of(prompt, 8) for prompt in prompts(4, 30)]
+    for job in jobs:
+        service.submit(job)
+    found = drained(service)
+    assert [found[job] for job in jobs] == [alone(model, job) for job in jobs]
+
+
+def test_a_stage_that_nobody_holds_is_named() -> None:
+    _, ring, _ = scene(runs=((0, 0), (1, 1), (2, 2)))
+    ring.kill(ring.hosts[peer("h1")])
+    service = ring_service(ring)
+    service.submit(job_of(PROMPT, 4))
+    (told,) = service.step()
+    assert told.error == "nobody who serves holds stage 1 of the model"
+    assert service.is_idle
+    assert WAIT_S <= ring.now < WAIT_S + 1
+
+
+def test_it_goes_on_when_somebody_holds_the_stage_again() -> None:
+    model, ring, hosts = scene(runs=((0, 0), (1, 1), (2, 2)))
+    service, job = ring_service(ring), job_of(PROMPT, 20)
+    service.submit(job)
+    ids = steps(service, 10)
+    ring.kill(hosts[1])
+    hosts[1].forget_all()
+    tick = ring.gateway.look
+
+    def look(now: float) -> object:
+        if now > 10 and peer("h1") not in ring.hosts:
+            ring.hosts[peer("h1")] = hosts[1]
+            ring.tell_hosts()
+        return tick(now)
+
+    ring.gateway.look = look  # type: ignore[assignment]
+    ids += drained(service)[job]
+    assert ids == alone(model, job)
+
+
+def test_where_there_is_no_room_the_session_goes_elsewhere_or_waits() -> None:
+    plan = staged(plan_of("hybrid"), 3)
+    model = model_of(plan)
+    hosts = [Host(plan, model, "small", 0, 2, sessions=1), Host(plan, model, "large", 0, 2)]
+    ring = Ring(plan, hosts)
+    service = ring_service(ring)
+    jobs = [job_of(PROMPT, 6, rng_seed=i) for i in range(6)]
+    for job in jobs:
+        service.submit(job)
+    found = drained(service)
+    assert all(found[job] == alone(model, job) for job in jobs)
+
+
+def test_a_session_keeps_its_weights_and_says_which() -> None:
+    model, ring, hosts = scene("hybrid")
+    newer = model_of(hosts[0].plan, rng_seed=2)
+    service, first = ring_service(ring), job_of(PROMPT, 20)
+    service.submit(first)
+    ids = steps(service, 5)
+    for i, host in enumerate(hosts):
+        host.load(newer, f"v2-{i}")
+    second = job_of(PROMPT, 20)
+    service.submit(second)
+    found = drained(service)
+    assert ids + found[first] == alone(model, first)
+    assert found[second] == alone(newer, second)
+    assert first.version_name == "v1"
+    assert second.version_name.startswith("stages-")
+
+
+def test_a_single_host_that_has_everything_names_its_own_version() -> None:
+    model, ring, _ = scene("hybrid", ((0, 2),))
+    service, job = ring_service(ring), job_of(PROMPT, 4)
+    service.submit(job)
+    assert drained(service)[job] == alone(model, job)
+    assert job.version_name == "v1"
+
+
+def test_weights_that_make_no_numbers_are_passed_by() -> None:
+    model, ring, hosts = scene("hybrid", ((0, 0), (1, 1), (2, 2), (1, 1)))
+    broken = hosts[1].server._guests.version.held._part
+    next(broken.parameters()).data.fill_(float("nan"))
+    service, job = ring_service(ring), job_of(PROMPT, 6)
+    service.submit(job)
+    assert drained(service)[job] == alone(model, job)
+
+
+def test_a_host_that_answers_for_another_is_not_believed() -> None:
+    """Logits are taken from the host that has them, and for laps that are under way."""
+    model, ring, hosts = scene("hybrid")
+    service, job = ring_service(ring), job_of(PROMPT, 8)
+
+    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
+        head = laps.read_head(data)
+        if target == hosts[1].peer:  # it forges an answer to whatever it is sent
+            lap = laps.unpack(data, 3, 32, 256, 48)
+            home = Head(Kind.HOME, head.origin, head.gateway, head.number)
+            wanted = sum(row.wanted for row in lap.rows)
+            names = (("forged",) * len(lap.rows),) * 3
+            forged = Lap(
+                home,
+                lap.legs,
+                3,
+                lap.rows,
+                numbers=np.ones((wanted, 256), np.float32),
+                versions=names,
+                seconds=(0.0,) * 3,
+            )
+            ring._line.append((ring.now, -1, target, ME, laps.pack(forged)))
+            ring._line.sort()
+        return [(0.001, data)]
+
+    ring.meddle = meddle
+    service.submit(job)
+    assert drained(service)[job] == alone(model, job)
+
+
+def lap_of(**changes: object) -> Lap:
+    legs = (Leg(peer("a"), 0, 0), Leg(peer("b"), 1, 2))
+    rows = (Row(3, 0, 4, False), Row(5, 9, 1))
+    fields = {"legs": legs, "rows": rows, "tokens": (1, 2, 3, 4, 255), **changes}
+    return Lap(Head(Kind.FORWARD, ME, 1 << 62, 9), **fields)
+
+
+def test_a_lap_arrives_as_it_was_sent() -> None:
+    shape = (3, 4, 256, 48)
+    sent = lap_of()
+    assert laps.unpack(laps.pack(sent), *shape) == sent
+    stream = np.arange(20, dtype=np.float32).reshape(5, 4)
+    sent = lap_of(at=1, tokens=(), numbers=stream, versions=(("t1-ab", ""),), seconds=(0.25,))
+    got = laps.unpack(laps.pack(sent), *shape)
+    assert (got.at, got.versions, got.seconds) == (1, (("t1-ab", ""),), (0.25,))
+    assert np.array_equal(got.numbers, stream)
+    lost = laps.unpack(laps.lost(sent.head, peer("a"), "why\nso"[:3]), *shape)
+    assert (lost.head.kind, lost.culprit, lost.reason) == (Kind.LOST, peer("a"), "why")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokens": (1, 2, 3, 4, 256)},
+        {"tokens": (1, 2, 3, 4)},
+        {"legs": (Leg(peer("a"), 0, 1), Leg(peer("b"), 1, 2))},
+        {"legs": (Leg(peer("a"), 0, 1),)},
+        {"legs": ()},
+        {"at": 3},
+        {"at": 1},
+        {"rows": (Row(3, 0, 4), Row(3, 9, 1))},
+        {"rows": (Row(3, 45, 4), Row(5, 9, 1))},
+        {"rows": ()},
+        {"at": 1, "tokens": (), "numbers": np.full((5, 4), np.nan, np.float32)},
+        {"reason": "x\x1b[2J"},
+    ],
+)
+def test_a_lap_that_cannot_be_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(WireError, match="lap: "):
+        laps.unpack(laps.pack(lap_of(**changes)), 3, 4, 256, 48)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_harm(data: bytes) -> None:
+    for head in (b"", laps.pack(lap_of())[:33]):
+        with pytest.raises(WireError):
+            laps.unpack(head + data, 3, 4, 256, 48)
