@@ -566,11 +566,12 @@ class Node:
         assert placing.move is not None, "no move is under way"
         if self._moving_since is None:
             self._moving_since = self._publish_due = now
-            effects += self.work.leave(now)
-        overdue = now - self._moving_since > LEAVE_S_MAX / 2
-        effects += self.work.wind_up(now, overdue=overdue, keeps=False)
-        if not self.work.has_wound_up:
-            return effects
+            effects += self.work.leave(now) if self.work.installed else []
+        if self.work.installed:
+            overdue = now - self._moving_since > LEAVE_S_MAX / 2
+            effects += self.work.wind_up(now, overdue=overdue, keeps=False)
+            if not self.work.has_wound_up:
+                return effects
         self._is_handed_over = True
         run, objects = placing.move, placing.objects()
         tokens = self._ledger.total()

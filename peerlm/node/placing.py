@@ -399,8 +399,8 @@ class Placing:
 
 
 def _log(found: Decision) -> Log:
-    run = "-".join(map(str, said_of(found.stages))) if found.stages else "none"
-    return Log("info", "placement", (("verb", found.verb), ("stages", run), ("why", found.why)))
+    names = ",".join(map(str, found.stages)) or "none"
+    return Log("info", "placement", (("verb", found.verb), ("stages", names), ("why", found.why)))
 
 
 # ------------------------------------------------------------------------------- from what is said

@@ -35,7 +35,7 @@ from peerlm.node.acquire import Acquisition
 from peerlm.node.channels import Channels
 from peerlm.node.facts import Facts
 from peerlm.node.finals import Finals
-from peerlm.node.lifecycle import BEHIND_STEPS, NEXT, Phase, decide
+from peerlm.node.lifecycle import BEHIND_STEPS, FRESH_GRACE_S, NEXT, Phase, decide
 from peerlm.node.seen import Seen
 from peerlm.node.settling import Settling
 from peerlm.node.snapshots import Restored, Snapshots
@@ -594,8 +594,10 @@ class Work:
     # -------------------------------------------------------------------------------- leaving
 
     def go_on_from(self, old: Work) -> None:
-        """This is the work of the same daemon with other stages: what it has trained on is counted on."""
-        self.origin, self.paused, self.started = old.origin, old.paused, old.started
+        """This is the work of the same daemon with other stages: what it has trained on is counted on, and it has looked
+        for others long enough."""
+        self.origin, self.paused = old.origin, old.paused
+        self.started = after(old.started, -FRESH_GRACE_S)
         self.worker.tokens = old.worker.tokens
         self.worker.supervision.generation = old.worker.supervision.generation + 1
 

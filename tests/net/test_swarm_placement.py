@@ -35,9 +35,7 @@ def held(status: dict[str, Any]) -> range:
 def learns(node: Node) -> None:
     """From here on, with every stage in somebody's hands."""
     then = node.status()["swarm_tokens"]
-    node.wait(
-        lambda s: s["swarm_tokens"] > then + 500 and s["stages"]["lacking"] == [], "it is learnt"
-    )
+    node.wait(lambda s: s["swarm_tokens"] > then and s["stages"]["lacking"] == [], "it is learnt")
 
 
 def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behind(
