@@ -254,8 +254,6 @@ class Rehost(Effect):
     is_installed: bool
     """There are weights of what is held."""
     snapshot: WriteSnapshot
-    placed: bytes
-    """What is to be kept of the decision."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,22 +168,21 @@ class Holding:
         while True:
             next_move = asyncio.ensure_future(moves.get())
             both: set[asyncio.Future[Any]] = {halted, next_move}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if halted.done():
-                next_move.cancel()
-                return halted.result()
+            try:
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                if halted.done():
+                    return halted.result()
+            finally:
+                if not next_move.done():
+                    next_move.cancel()
             await self._move(next_move.result())
 
     async def _move(self, wanted: Rehost) -> None:
         driver, failure = self._driver, ""
-        loop = asyncio.get_running_loop()
         held = range(wanted.first, wanted.stop)
         try:
             require_memory(self._plan, held)
             await driver.keeping.write_for(wanted, driver.slow)
-            await loop.run_in_executor(
-                self._disk, disk.write_atomic, self._state.placement, wanted.placed
-            )
             self.held = held
         except PeerlmError as error:
             failure = str(error)

@@ -581,7 +581,6 @@ class Node:
             objects=tuple((f, c.version, c.object_hash, c.sketch) for f, c in objects.items()),
             is_installed=self.work.installed,
             snapshot=self._filled(WriteSnapshot(tokens, 0, False, ())),
-            placed=placing.after_move().encode(),
         )
         return [*effects, rehost]
 

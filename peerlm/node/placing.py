@@ -102,13 +102,14 @@ class Offered:
 class Around:
     """The swarm, and how this node stands in it, as they matter to a decision.
 
-    unheard: live members that have not said anything of themselves. is_seeking: it waits for somebody who has the weights
+    heard, unheard: live members that have said something of themselves, and that have not. is_seeking: it waits for somebody who has the weights
     of its stages. is_busy: the run's phase leaves no time for moves.
     is_blank: nothing was learnt yet, and whoever holds a stage may draw its weights. donors: who has weights.
     """
 
     others: Mapping[PeerId, Host]
     autos: frozenset[PeerId]
+    heard: int
     unheard: int
     is_installed: bool
     is_seeking: bool
@@ -122,10 +123,11 @@ class Around:
 def look_around(company: Company, work: Work) -> Around:
     """As it is now."""
     plan = company.plan.plan
-    others, autos, unheard = hosts_said(company, plan.model.stages)
+    others, autos, heard, unheard = hosts_said(company, plan.model.stages)
     return Around(
         others=others,
         autos=autos,
+        heard=heard,
         unheard=unheard,
         is_installed=work.installed,
         is_seeking=work.phase is Phase.SEEKING,
@@ -218,7 +220,7 @@ class Placing:
             return []
         if self.held and not around.is_installed:
             return self._give_up_late(around, now)
-        if not self.held and (around.unheard or not around.others):
+        if not self.held and (around.unheard or not around.heard):
             return []  # who is there?
         view = self.view(around)
         effects: list[Effect] = []
@@ -364,17 +366,6 @@ class Placing:
         here = tuple(s for s in self.lacking if self.stock.has_loaded((s,)))
         return self.stock.loaded(here)
 
-    def after_move(self) -> Placed:
-        """What is to be kept once the move is made."""
-        assert self.move is not None, "no move is under way"
-        copies = {
-            f: c for f, c in self.stock.copies.items() if f not in self._fragments_of(self.move)
-        }
-        return Placed(self.move, copies)
-
-    def _fragments_of(self, run: range) -> set[FragmentId]:
-        return set(self.stock.fragments(run))
-
     def moved(self, held: range, failure: str, now: Instant) -> list[Effect]:
         """These stages are held now: those of the move, or the old ones after a `failure`."""
         self.held = self.target = held
@@ -406,11 +397,13 @@ def _log(found: Decision) -> Log:
 # ------------------------------------------------------------------------------- from what is said
 
 
-def hosts_said(company: Company, count: int) -> tuple[dict[PeerId, Host], frozenset[PeerId], int]:
+def hosts_said(
+    company: Company, count: int
+) -> tuple[dict[PeerId, Host], frozenset[PeerId], int, int]:
     """Live members of a model in `count` stages as hosts; those of them that decide by themselves; how many
-    have said nothing yet."""
+    members have said something, and how many nothing yet."""
     hosts: dict[PeerId, Host] = {}
-    autos, unheard = set[PeerId](), 0
+    autos, heard, unheard = set[PeerId](), 0, 0
     for peer, member in company.membership.members().items():
         if not member.is_live or peer == company.me or peer in company.refused_plans:
             continue
@@ -418,11 +411,12 @@ def hosts_said(company: Company, count: int) -> tuple[dict[PeerId, Host], frozen
         if vitals is None:
             unheard += 1
             continue
+        heard += 1
         if (host := host_said(vitals, company.gate.roles_of(peer), count)) is not None:
             hosts[peer] = host
             if vitals.is_auto:
                 autos.add(peer)
-    return hosts, frozenset(autos), unheard
+    return hosts, frozenset(autos), heard, unheard
 
 
 def host_said(vitals: Vitals, roles: frozenset[Role], count: int) -> Host | None:

@@ -77,10 +77,15 @@ class Life:
     """One node, looked at again and again; whoever is asked gives at once what it has."""
 
     def __init__(
-        self, held: range = NONE, placed: Placed | None = None, plan: Plan = PLAN, **around: Any
+        self,
+        held: range = NONE,
+        placed: Placed | None = None,
+        plan: Plan = PLAN,
+        room: int = ROOM,
+        **around: Any,
     ) -> None:
         self.now, self.effects = Instant(100.0), list[Effect]()
-        offered = Offered(True, Memory(None, ROOM), placed or Placed(held), every_s=5.0)
+        offered = Offered(True, Memory(None, room), placed or Placed(held), every_s=5.0)
         sizes = {spec.id: spec.size for spec in fragments(PLAN)}
         self.node = Placing(
             ME, plan, sizes, held, offered, lambda peer: ("h", 1), random.Random(1), self.now
@@ -88,6 +93,7 @@ class Life:
         self.around = Around(
             others={},
             autos=frozenset({ANN, BOB, EVE}),
+            heard=0,
             unheard=0,
             is_installed=bool(held),
             is_seeking=True,
@@ -102,7 +108,7 @@ class Life:
     def see(self, others: dict[PeerId, Host] | None = None, **changes: Any) -> None:
         if others is not None:
             donors = tuple(sorted(peer for peer, host in others.items() if host.hosts))
-            changes = {"others": others, "donors": donors, **changes}
+            changes = {"others": others, "heard": len(others), "donors": donors, **changes}
         self.around = replace(self.around, **changes)
 
     def has(self, peer: PeerId) -> StateGive | None:
@@ -198,6 +204,14 @@ def test_a_newcomer_decides_nothing_before_it_has_heard_who_is_there() -> None:
     assert Life(others={ANN: host(range(1))}, unheard=1).rests(30)
 
 
+def test_beside_those_who_have_everything_it_takes_what_it_can() -> None:
+    life = Life(others={}, heard=1, is_blank=True)
+    life.until(lambda: life.node.move is not None)
+    assert life.node.move in (range(1), range(1, 2))
+    life = Life(others={}, heard=1, is_blank=True, room=2 * ROOM)
+    life.until(lambda: life.node.move == range(2))
+
+
 def test_while_nothing_is_learnt_it_goes_at_once_where_nobody_is() -> None:
     life = Life(others={ANN: host(range(1))}, is_blank=True)
     assert life.until(lambda: life.node.move is not None) < 5
@@ -213,9 +227,9 @@ def test_it_has_the_weights_before_it_holds_a_stage() -> None:
     asked = {e.peer for e in life.effects if isinstance(e, Send)}
     assert asked == {ANN}
     assert set(life.node.objects()) == {f for f, stage in STAGE_OF.items() if stage == 0}
-    assert life.node.after_move().held == range(1)
     assert DropObjects not in map(type, life.effects)
     life.carry(life.node.moved(range(1), "", life.now))
+    assert life.kept == [Placed(range(1)).encode()]
     assert [len(e.hashes) for e in life.effects if isinstance(e, DropObjects)] == [
         sum(stage == 0 for stage in STAGE_OF.values())
     ]
