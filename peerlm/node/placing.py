@@ -55,11 +55,12 @@ KEEPERS = 2
 """Nodes that keep copies of a stage with one host."""
 
 MEASURE_S = 600.0
-MEASURED_AT_LEAST = 20
-"""A speed is said after so many reports of the worker, and another one after so long: what it says should not
-waver, since every change makes others think."""
+MEASURED_AT_LEAST = 60
+NOISE = 0.2
+"""A speed is said after so many reports of the worker, and another one after so long if it differs by so much: what is
+said should not waver, since every change makes others think."""
 
-SMOOTHING = 0.1
+SMOOTHING = 0.05
 
 FLOPS_S_MAX = 1e18
 """More than any machine has: a claim beyond counts as this much."""
@@ -205,7 +206,9 @@ class Placing:
         self._rate += max(SMOOTHING, 1 / self._reports) * (rate - self._rate)
         is_due = not self.flops_s or now - self._measured_at >= MEASURE_S
         if self._reports >= MEASURED_AT_LEAST and is_due:
-            self.flops_s, self._measured_at = self._rate, now
+            self._measured_at = now
+            if abs(self._rate - self.flops_s) > NOISE * self.flops_s:
+                self.flops_s = self._rate
 
     # ------------------------------------------------------------------------------------- looking
 

@@ -243,6 +243,8 @@ class _Look:
         hosts, target, capability = self.host.hosts, self.host.target, self.host.capability
         if self.host.draining or not self.demand.allows(capability, target):
             return self._do(Verb.WITHDRAW, hosts, "it can or may not host them any more")
+        if hosts and any(not count for count in self._counts_with(target)):
+            return self._do(Verb.WITHDRAW, hosts, "a stage has no host, and this is no help")
         is_fresh = self.now - self.mind.since < 2 * CLAIM_S
         is_move = len(overlap(target, hosts)) < len(hosts)
         is_to_check = hosts and (is_fresh or (is_move and loaded == target))
@@ -259,6 +261,9 @@ class _Look:
             look_at = self._soon(TICK_S)
             return Decision(Verb.SWITCH, loaded, "loaded so far", self.mind, look_at)
         return self._keep(QUICK_S if is_fresh else TICK_S, "loading")
+
+    def _counts_with(self, run: range) -> list[int]:
+        return [count + (stage in run) for stage, count in enumerate(self.others.counts)]
 
     def _when_loaded(self, hosts: range, target: range) -> Decision:
         mind = self.mind
@@ -289,7 +294,7 @@ class _Look:
         if (run := self._faster()) is not None:
             return self._for_speed(run, is_joint=False)
         run, is_better = self._plan()
-        if is_better:
+        if is_better and self._can_be_spared(run):
             return self._for_speed(run, is_joint=True)
         return self.rest("nothing better")
 
@@ -322,11 +327,18 @@ class _Look:
             run
             for run in self.demand.options(capability, hosts, inf)
             if not slowest.isdisjoint(run)
+            and self._can_be_spared(run)
             and self.demand.speed(capability, run) >= enough
             and self.others.cover_with(run) == (stay.unhosted, stay.lacking)
             and self.others.with_host(capability, run, GAIN).is_faster_than(stay, 1 + NOTICED)
         ]
         return self._best(runs)
+
+    def _can_be_spared(self, run: range) -> bool:
+        """Whether all that it would drop has another host that is ready. Two only hosts cannot change places: each would
+        wait for the other."""
+        dropped = [stage for stage in self.host.hosts if stage not in run]
+        return all(_ready(self.demand, self.view, self.me, stage) for stage in dropped)
 
     def _best(self, runs: list[range]) -> range | None:
         """The run most worth hosting; of equals the one soonest loaded, then the one of the last look."""

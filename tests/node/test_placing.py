@@ -19,6 +19,8 @@ from peerlm.node.placing import (
     EMPTY,
     FLOPS_S_MAX,
     LOAD_S_MOST,
+    MEASURE_S,
+    MEASURED_AT_LEAST,
     PATIENCE_S,
     Around,
     Offered,
@@ -348,15 +350,22 @@ def test_the_only_host_of_a_stage_stays() -> None:
 
 def test_a_speed_is_of_the_time_in_which_it_worked_and_said_when_it_is_known() -> None:
     life = Life(range(1))
-    for _ in range(19):
+    for _ in range(MEASURED_AT_LEAST - 1):
         life.node.measure(100.0, 0.5, life.now)
     assert life.node.flops_s == 0.0
     life.node.measure(100.0, 0.5, life.now)
     assert life.node.flops_s == pytest.approx(200 * 3 * CUT[0].flops)
     said = life.node.flops_s
-    life.node.measure(900.0, 0.5, life.now)
+    life.node.measure(110.0, 0.5, life.now)
     assert life.node.flops_s == said
     life.node.measure(0.0, 0.0, life.now)
+    life.now = after(life.now, MEASURE_S)
+    life.node.measure(110.0, 0.5, life.now)
+    assert life.node.flops_s == said, "about as fast"
+    for _ in range(2 * MEASURED_AT_LEAST):
+        life.now = after(life.now, MEASURE_S)
+        life.node.measure(200.0, 0.5, life.now)
+    assert life.node.flops_s > 1.5 * said
 
 
 def test_an_unknown_speed_is_the_middle_one() -> None:
