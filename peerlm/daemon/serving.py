@@ -1,7 +1,7 @@
 """Laps on their way: between this machine's gateways and stage server on one side, and other nodes on the other.
 
 A gateway is a process of a person (`peerlm serve`, `peerlm generate --swarm`) on the control socket; the stage server is a
-process of ours, started by the first lap that comes for it. From the head of a lap alone is seen
+process of ours, started when laps may come. From the head of a lap alone is seen
 whose it is; what cannot go on is answered, so that gateways need not wait for what will never come:
 
 - a lap for a peer with whom there is no channel waits for one, which is asked for, and is lost if none opens soon;
@@ -254,7 +254,7 @@ class StageServerProcess:
     def give(self, source: PeerId, head: Head, data: bytes) -> bool:
         """A lap for it. False: it is not taken."""
         if self._life is None:
-            if head.kind is not Kind.FORWARD:
+            if head.kind is Kind.OVER:
                 return False  # it knows no session
             if _now() < self._not_before:
                 return False
@@ -360,8 +360,14 @@ async def _spawn(connection: socket.socket) -> Process:
             stdout=2,
             stderr=2,
             pass_fds=(connection.fileno(),),
-            env={name: value for name, value in os.environ.items() if name != "PEERLM_TOKEN"},
+            env=_environment(),
         )
+
+
+def _environment() -> dict[str, str]:
+    """Ours, but for the invite. Threads that wait do not spin: the cores are the worker's too."""
+    kept = {name: value for name, value in os.environ.items() if name != "PEERLM_TOKEN"}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **kept}
 
 
 def _write(writer: asyncio.StreamWriter, message: Message) -> None:

@@ -40,6 +40,9 @@ WAIT_S = 30.0
 TRIES_MAX = 16
 """Laps of one turn that may come to nothing."""
 
+READY_EVERY_S = 240.0
+"""Hosts are told that laps may come so often, while there are sessions."""
+
 CHUNK = 256
 """Tokens read again at a time."""
 
@@ -117,6 +120,7 @@ class Gateway:
         self._turns: dict[int, _Turn] = {}
         self._under_way: dict[int, _UnderWay] = {}
         self._next = 0
+        self._ready_due = Instant(0.0)
         self._took_s: float | None = None
         """Of a lap, for each token."""
         self.again = 0
@@ -134,7 +138,12 @@ class Gateway:
         }
         for number in [n for n, lap in self._under_way.items() if not self._all_there(lap.legs)]:
             self._lose(number, "a host is gone")
-        return self._go(now)
+        return self._make_ready([peer for peer in runs if peer not in before]) + self._go(now)
+
+    def _make_ready(self, peers: Iterable[PeerId]) -> Sent:
+        """So that whoever takes over from another need not begin by starting a process."""
+        ready = laps.pack(Lap(self._head(Kind.READY, 0)))
+        return [(peer, ready) for peer in peers]
 
     def lacking(self) -> int | None:
         """A stage that nobody holds."""
@@ -147,13 +156,17 @@ class Gateway:
     def begin(self, turns: Sequence[Turn], now: Instant) -> Sent:
         """The next tokens of these sessions; `is_done` and `take` say what comes of it."""
         assert not self._turns, "one call at a time"
+        sent: Sent = []
+        if self._ready_due <= now:
+            self._ready_due = after(now, READY_EVERY_S)
+            sent = self._make_ready(self._hosts)
         for turn in turns:
             if turn.start == 0:
                 self._sessions[turn.slot] = _Session()
             session = self._sessions[turn.slot]
             assert turn.start == len(session.tokens), (turn.start, len(session.tokens))
             self._turns[turn.slot] = _Turn(turn.tokens, turn.start)
-        return self._go(now)
+        return sent + self._go(now)
 
     def is_done(self) -> bool:
         return all(turn.is_over for turn in self._turns.values())

@@ -53,6 +53,8 @@ class Kind(IntEnum):
     """It comes to nothing, for `reason`; for the gateway."""
     OVER = 3
     """The sessions of its rows are over; for a host."""
+    READY = 4
+    """Laps may come: a host gets its stage server and weights ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def read_head(data: bytes) -> Head:
     if len(data) < _HEAD.size:
         raise WireError("lap: shorter than its head")
     kind, origin, gateway, number = _HEAD.unpack_from(data)
-    _require("kind", kind <= Kind.OVER)
+    _require("kind", kind <= Kind.READY)
     return Head(Kind(kind), PeerId(origin), gateway, number)
 
 

@@ -1,6 +1,6 @@
 """The process that advances other nodes' texts through the stages that this node holds.
 
-A daemon starts it as `python -m peerlm.serve.stage_server SOCKET PARENT` when the first lap comes, and it ends by itself
+A daemon starts it as `python -m peerlm.serve.stage_server SOCKET PARENT` when laps may come, and it ends by itself
 when none has come for long: its weights are a copy, read from the newest snapshot, so training and serving never touch
 each other. Laps are taken as they come; those that wait for the same stages go through the model as one batch. New
 sessions begin with the newest weights, read in a thread of their own; older ones keep theirs.
@@ -128,13 +128,14 @@ class StageServer:
 
     def run(self) -> None:
         """Until idle for long. Raises `DaemonGone`."""
+        self._renew()
         while True:
             for message in self._channel.receive(0.0 if self._waiting else LOOK_S):
+                self._busy_at = Instant(time.monotonic())
                 if isinstance(message, Hop):
                     self._take(message.peer, message.data, Instant(time.monotonic()))
             now = Instant(time.monotonic())
             if self._waiting:
-                self._busy_at = now
                 self._advance(now)
             if now - self._looked_at >= LOOK_S:
                 self._looked_at = now
