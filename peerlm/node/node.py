@@ -242,8 +242,9 @@ class Node:
         """When to call `wake`."""
         if self._work_due is None:
             self._work_due = self.work.deadline(self._look_due)
-            if self.placing is not None:
-                self._work_due = min(self._work_due, self.placing.deadline())
+            due = None if self.placing is None else self.placing.deadline()
+            if due is not None:
+                self._work_due = min(self._work_due, due)
         return min(self.company.deadline(), self._look_due, self._work_due)
 
     def check(self) -> None:

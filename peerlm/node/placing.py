@@ -213,13 +213,13 @@ class Placing:
     # ------------------------------------------------------------------------------------- looking
 
     def is_due(self, now: Instant) -> bool:
-        return self._due <= now
+        return self.is_auto and self._due <= now
 
     def look(self, around: Around, now: Instant) -> list[Effect]:
         """See whether others are there to load from, decide if it is time to, and keep copies."""
         self._due = after(now, LOOK_S / self._pace * self._rng.uniform(0.75, 1.25))
         is_still = self.move is not None or around.is_busy or now < self._not_before
-        if not self.is_auto or is_still:
+        if is_still:
             return []
         if self.held and not around.is_installed:
             return self._give_up_late(around, now)
@@ -309,6 +309,9 @@ class Placing:
         effects += self._ask(view, hosted, around, now)
         if self.stock.has_loaded(self.lacking):
             self._look_at = now
+        elif unhosted:
+            names = ", ".join(map(str, unhosted))
+            self.why = f"nobody holds stage {names}; a copy of its weights is looked for"
         return effects
 
     def _hosted(self, view: View) -> set[int]:
@@ -387,7 +390,9 @@ class Placing:
         self._kept = placed
         return [Save("placement", placed.encode())]
 
-    def deadline(self) -> Instant:
+    def deadline(self) -> Instant | None:
+        if not self.is_auto:
+            return None
         due = self.stock.deadline()
         return self._due if due is None else min(self._due, due)
 

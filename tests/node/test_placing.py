@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from peerlm.config import Plan, with_changes
 from peerlm.effects import DropObjects, Effect, PrepareCorpus, RunPull, Save, Send
@@ -371,3 +373,33 @@ def test_a_speed_is_of_the_time_in_which_it_worked_and_said_when_it_is_known() -
 def test_an_unknown_speed_is_the_middle_one() -> None:
     life = Life(range(1), others={ANN: host(range(1), speed=8.0), BOB: host(range(1, 2))})
     assert {h.capability.speed for h in life.node.view(life.around).values()} == {8.0}
+
+
+# -------------------------------------------------------------------------------- whatever is said
+
+COUNTS = st.integers(0, 5) | st.integers(0, 2**62)
+CLAIMS = st.builds(
+    vitals,
+    first_stage=COUNTS,
+    last_stage=COUNTS,
+    target_first=COUNTS,
+    target_last=COUNTS,
+    is_auto=st.booleans(),
+    active=st.booleans(),
+    is_draining=st.booleans(),
+    memory_host=COUNTS | st.just(2 * ROOM),
+    memory_device=st.none() | COUNTS,
+    flops_s=st.floats(allow_nan=False, allow_infinity=False),
+    line_bytes_s=st.floats(allow_nan=False, allow_infinity=False),
+)
+
+
+@given(st.lists(CLAIMS, max_size=5), st.sampled_from([NONE, range(1), range(1, 2)]))
+@settings(max_examples=60, deadline=None)
+def test_no_claim_of_a_member_is_too_much(claims: list[Vitals], held: range) -> None:
+    said = {PeerId(bytes([n + 1]) * 16): host_said(v, TRAINS, 2) for n, v in enumerate(claims)}
+    life = Life(held, others={peer: host for peer, host in said.items() if host is not None})
+    life.has = lambda peer: None  # type: ignore[method-assign]
+    life.rests(8)
+    run = life.node.move or life.node.target
+    assert memory_of(CUT, run).total() <= ROOM
