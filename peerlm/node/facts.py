@@ -76,7 +76,7 @@ class Facts:
         was learnt anybody may who is to hold it."""
         work = self._work
         is_drawn = work.plan.run.initial == "drawn" and not work.seen.swarm_tokens
-        may = work.origin or (is_drawn and not work.hosting.is_whole)
+        may = work.origin or (is_drawn and work.may_draw)
         return may and not work.worker.supervision.is_waiting(self._now)
 
     @property

@@ -42,6 +42,9 @@ PACE = {"test": 5.0}
 LOOK_S = 1.0
 """Between two looks at the others, divided by the pace."""
 
+HEARD_S = 3.0
+"""An announcement is this old, divided by the pace, before stages are held of which nothing has to be loaded."""
+
 PATIENCE_S = 60.0
 """A node that has found nobody who gives it the weights of its stages for so long gives them up, and decides anew."""
 
@@ -257,7 +260,7 @@ class Placing:
 
     def _decide(self, view: View, around: Around, now: Instant) -> list[Effect]:
         hosts = view[self.me].hosts
-        loaded = self.target if self._is_loaded(around) else overlap(hosts, self.target)
+        loaded = self.target if self._is_loaded(around, now) else overlap(hosts, self.target)
         clock = Instant(now * self._pace)
         found = decide(self.demand, view, self.me, loaded, clock, self._rng, self._mind)
         self._mind, self._look_at = found.mind, Instant(found.look_at / self._pace)
@@ -272,7 +275,6 @@ class Placing:
         match found.verb:
             case Verb.TAKE | Verb.MOVE:
                 self.target, self._announced_at = found.stages, now
-                self._look_at = now if self.held == NONE else self._look_at
             case Verb.WITHDRAW:
                 self.target = self.held
                 return self.stock.forget(loaded=True, copies=())
@@ -297,8 +299,12 @@ class Placing:
         """Stages of the target that are not held."""
         return tuple(stage for stage in self.target if stage not in self.held)
 
-    def _is_loaded(self, around: Around) -> bool:
-        return around.is_blank or self.stock.has_loaded(self.lacking)
+    def _is_loaded(self, around: Around, now: Instant) -> bool:
+        if (
+            around.is_blank
+        ):  # nothing is to be loaded, but others who have chosen the same should be heard
+            return now - self._announced_at >= HEARD_S / self._pace
+        return self.stock.has_loaded(self.lacking)
 
     def _load(self, view: View, around: Around, now: Instant) -> list[Effect]:
         if not self.lacking or around.is_blank:

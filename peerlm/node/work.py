@@ -100,6 +100,9 @@ class Work:
         self.hosting = hosting
         self.phase = Phase.STARTING
         self.paused = False
+        self.may_draw = not hosting.is_whole
+        """While nothing was learnt, it may make the weights of what it holds, though it does not begin the run. Who holds
+        everything knows too little of the others for that, unless it has decided to."""
         self.model_dir = ""
         self.settled = False
         self.installed = False
@@ -596,7 +599,7 @@ class Work:
     def go_on_from(self, old: Work) -> None:
         """This is the work of the same daemon with other stages: what it has trained on is counted on, and it has looked
         for others long enough."""
-        self.origin, self.paused = old.origin, old.paused
+        self.origin, self.paused, self.may_draw = old.origin, old.paused, True
         self.started = after(old.started, -FRESH_GRACE_S)
         self.worker.tokens = old.worker.tokens
         self.worker.supervision.generation = old.worker.supervision.generation + 1

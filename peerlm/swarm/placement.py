@@ -250,9 +250,11 @@ class _Look:
         is_to_check = hosts and (is_fresh or (is_move and loaded == target))
         if is_to_check and not self._is_worth_going() and not self._is_still_planned():
             return self._do(Verb.WITHDRAW, hosts, "others have taken them")
-        if is_fresh and not hosts and self._covering() is not None:
+        if is_fresh and not hosts and (other := self._covering()) is not None:
             before_us = self._before_us()
-            if before_us.cover_with(target) >= before_us.cover_with(hosts):
+            cover = before_us.cover_with(target)
+            is_no_help = cover >= before_us.cover_with(hosts)
+            if is_no_help or cover[0] > before_us.cover_with(other)[0]:
                 return self._do(Verb.WITHDRAW, hosts, "another stage needs it more")
         if loaded == target:
             return self._when_loaded(hosts, target)

@@ -137,6 +137,10 @@ def test_a_node_without_a_stage_waits_and_goes_on_with_one_from_what_it_had() ->
     leaving = none.leave(Instant(1.0)) + none.wind_up(Instant(1.0), overdue=False, keeps=False)
     assert none.has_wound_up
     assert not [e for e in leaving if isinstance(e, WriteSnapshot)]
+    whole = work(0, 1, 2)
+    assert not facts(whole, {ANN: (0, 0)}).origin
+    whole.go_on_from(none)
+    assert facts(whole, {ANN: (0, 0)}).origin, "it has looked who is there"
     part = work(1, 1, 2)
     part.go_on_from(none)
     assert (part.worker.tokens, part.paused) == (77, True)

@@ -20,6 +20,7 @@ from peerlm.node.placing import (
     AGAIN_S,
     EMPTY,
     FLOPS_S_MAX,
+    HEARD_S,
     LOAD_S_MOST,
     MEASURE_S,
     MEASURED_AT_LEAST,
@@ -218,7 +219,8 @@ def test_beside_those_who_have_everything_it_takes_what_it_can() -> None:
 
 def test_while_nothing_is_learnt_it_goes_at_once_where_nobody_is() -> None:
     life = Life(others={ANN: host(range(1))}, is_blank=True)
-    assert life.until(lambda: life.node.move is not None) < 5
+    life.until(lambda: life.node.target == range(1, 2))
+    assert HEARD_S / 6 < life.until(lambda: life.node.move is not None) < 5
     assert not life.kept
     assert life.node.move == range(1, 2)
     assert life.node.objects() == {}

@@ -158,6 +158,18 @@ def test_the_old_is_hosted_until_others_are_ready() -> None:
     assert (decision.verb, decision.stages) == (Verb.SWITCH, range(2, 3))
 
 
+def test_of_two_who_come_at_once_to_one_of_two_empty_stages_one_turns_to_the_other() -> None:
+    coming = replace(Host(machine()), target=range(1, 2))
+    for link, verb in ((1e8, Verb.KEEP), (1e10, Verb.WITHDRAW)):
+        life = Life(Host(machine()), host(range(1)))
+        life.view[peer(9)] = replace(coming, capability=machine(link=link))
+        life.announce(range(1, 2))
+        life.mind = Mind(since=life.now)
+        assert life.look(after_s=1.0).verb is verb
+    life.announce(NONE)
+    assert life.until(Verb.TAKE).stages == range(2, 3)
+
+
 def test_for_a_stage_without_a_host_one_other_is_enough_at_once() -> None:
     life = Life(host(range(1)), host(range(1)), host(range(1, 2)))
     life.announce(range(2, 3))
