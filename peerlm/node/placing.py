@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from peerlm.node.company import Company
     from peerlm.node.work import Work
 
-PACE = {"test": 5.0}
-"""By the plan's `swarm.profile`: how much faster than the rule's timers its nodes decide. News travels that much faster."""
+PACE = {"wan": 1.0, "lan": 2.0, "test": 5.0}
+"""By the plan's `swarm.profile`: how much faster than by the rule's timers nodes decide. News travels that much faster."""
 
 LOOK_S = 1.0
 """Between two looks at the others, divided by the pace."""
@@ -171,7 +171,7 @@ class Placing:
         self.stock = Stock(stage_of, sizes, copies, endpoint, rng, offered.every_s)
         self._kept = offered.placed
         self._rng, self._mind = rng, Mind()
-        self._pace = PACE.get(plan.swarm.profile, 1.0)
+        self._pace = PACE[plan.swarm.profile]
         self._due, self._look_at = now, now
         self._held_since = self._not_before = self._announced_at = now
         self._outline: object = None
