@@ -164,7 +164,12 @@ class Placing:
         self.demand, self.count = Demand.of(cut), len(cut)
         self.flops = [stage.flops * (1 + BACKWARD) for stage in cut]
         self.move: range | None = None
-        self.verb, self.why = Verb.KEEP, "" if offered.is_auto else "its stages are fixed"
+        self.why = self._reason = "its stages are fixed"
+        if offered.is_auto:
+            before = (
+                "it held them before" if offered.placed.held else "it began the run with what fits"
+            )
+            self.why = self._reason = before if held else ""
         self.flops_s = 0.0
         stage_of = {f: stage.index for stage in cut for f in stage.fragments}
         copies = offered.placed.copies
@@ -234,7 +239,8 @@ class Placing:
         if outline != self._outline or now >= self._look_at:
             self._outline = outline
             effects += self._decide(view, around, now)
-        if self.lacking and now - self._announced_at > LOAD_S_MOST:
+        is_late = self.move is None and now - self._announced_at > LOAD_S_MOST
+        if is_late and not self.stock.has_loaded(self.lacking):
             self.why = "what it was to load has not come"
             self.target, self._not_before = self.held, after(now, AGAIN_S)
             self._mind = Mind()
@@ -268,17 +274,20 @@ class Placing:
             if not self.why or hosts != self.target:
                 self.why = found.why
             return []
-        self.verb, self.why = found.verb, found.why
+        self.why = found.why
         return [_log(found), *self._follow(found, now)]
 
     def _follow(self, found: Decision, now: Instant) -> list[Effect]:
         match found.verb:
             case Verb.TAKE | Verb.MOVE:
-                self.target, self._announced_at = found.stages, now
+                self.target, self._announced_at, self._reason = found.stages, now, found.why
             case Verb.WITHDRAW:
-                self.target = self.held
+                self.target, self._reason = self.held, found.why
                 return self.stock.forget(loaded=True, copies=())
-            case Verb.SWITCH | Verb.DROP:
+            case Verb.SWITCH:
+                self.target = self.move = found.stages
+                self.why = self._reason
+            case Verb.DROP:
                 self.target = self.move = found.stages
         return []
 
@@ -300,9 +309,7 @@ class Placing:
         return tuple(stage for stage in self.target if stage not in self.held)
 
     def _is_loaded(self, around: Around, now: Instant) -> bool:
-        if (
-            around.is_blank
-        ):  # nothing is to be loaded, but others who have chosen the same should be heard
+        if around.is_blank:  # others who have chosen the same should be heard
             return now - self._announced_at >= HEARD_S / self._pace
         return self.stock.has_loaded(self.lacking)
 

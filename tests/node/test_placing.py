@@ -32,7 +32,6 @@ from peerlm.node.placing import (
 )
 from peerlm.node.stock import COPY_S_MAX
 from peerlm.store.placed import Copy, Placed
-from peerlm.swarm.placement import Verb
 from peerlm.swarm.worth import NONE, Capability, Host
 from peerlm.types import FragmentId, Instant, Memory, ObjectHash, PeerId, Role, after
 from peerlm.wire.message import (
@@ -333,7 +332,7 @@ def test_a_stage_whose_only_host_is_gone_is_taken_over_with_the_copy() -> None:
     life.see({ANN: host(range(1))})
     life.effects.clear()
     assert life.until(lambda: life.node.move is not None, 10) > 1
-    assert (life.node.move, life.node.verb) == (range(1, 2), Verb.SWITCH)
+    assert (life.node.move, life.node.why) == (range(1, 2), "stages 1 lack hosts")
     assert life.node.objects() == copies_of(1)
     assert not [e for e in life.effects if isinstance(e, Send)]
 
