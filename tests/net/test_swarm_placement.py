@@ -63,9 +63,10 @@ def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behin
     assert f"single points of failure: stage {stage}" in shown
 
     alone.kill()
+    both = {range(1), range(1, 2)}
+    wait_for(lambda: {held(node.wait(bool, "it answers")) for node in others} == both, "it moves")
     for node in others:
         learns(node)
-    assert {held(node.status()) for node in others} == {range(1), range(1, 2)}
     (mover,) = (node for node in others if held(node.status()) == range(stage, stage + 1))
     assert read_placed(mover.layout.placement.read_bytes(), mover.folder, 2).held[0] == stage
 
