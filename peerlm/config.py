@@ -383,10 +383,7 @@ class LimitsSection:
         "CPU threads of the worker; 0 means the cores divided by the nodes on this host.",
     )
     snapshot_every_s: float = at_least(
-        1.0,
-        30.0,
-        "Time between snapshots: what `kill -9` of every node at once can lose.",
-        unit="s",
+        1.0, 30.0, "Time between snapshots: what a `kill -9` of all nodes can lose.", unit="s"
     )
 
 
@@ -416,8 +413,8 @@ class LocalTrainSection:
 class HostSection:
     stages: str = option(
         "all",
-        "Stages of the model that this node holds and trains: `all`, one (`0`), or a run (`1-2`). "
-        "Whoever holds stage 0 reads the text.",
+        "Stages of the model that this node holds and trains: `all`, one (`0`), a run (`1-2`), or `auto`: it "
+        "decides by itself, by what it offers and what the swarm lacks. Whoever holds stage 0 reads the text.",
         allowed="non-empty",
         ok=bool,
     )
@@ -426,6 +423,12 @@ class HostSection:
         32,
         "Texts of the swarm's members that this node advances at once through the stages it holds, if it has the "
         "role serve; 0: none.",
+    )
+    memory_bytes: int = at_least(
+        0, 0, "Offered with `auto`, of the host; 0 means half of what is free.", unit="bytes"
+    )
+    device_bytes: int = at_least(
+        0, 0, "The same of a device with memory of its own; 0 means none.", unit="bytes"
     )
 
 

@@ -243,6 +243,27 @@ class WriteSnapshot(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class Rehost(Effect):
+    """Write a snapshot of what is held and of these objects, hold other stages from then on, and have their work
+    begun by `Node.rehost`; where that fails, by the old ones."""
+
+    first: int
+    stop: int
+    objects: tuple[tuple[FragmentId, int, ObjectHash, tuple[float, ...]], ...]
+    """As in `InstallObjects`."""
+    is_installed: bool
+    """There are weights of what is held."""
+    snapshot: WriteSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class DropObjects(Effect):
+    """Remove these objects; one that cannot be removed now goes at the next start."""
+
+    hashes: tuple[ObjectHash, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WriteModel(Effect):
     """Write the finished model → `ModelWritten`."""
 
@@ -253,10 +274,13 @@ class WriteModel(Effect):
 class PrepareCorpus(Effect):
     """Check the plan's corpus on this disk → `CorpusReady`, `CorpusMissing`, `CorpusUnusable`."""
 
+    is_kept: bool = False
+    """From here on all of it is kept for others, though this node reads none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Save(Effect):
-    """Replace a small file of the state directory, durably: `address_book` or `plan`."""
+    """Replace a small file of the state directory, durably: `address_book`, `plan` or `placement`."""
 
     name: str
     data: bytes

@@ -317,6 +317,8 @@ class WorkerProgressed(Event):
     stream_sent: int = 0
     stream_received: int = 0
     """Microbatches that came to nothing; bytes between stages."""
+    busy: float = 1.0
+    """Share of the time in which it worked, since the last report; the rest it waited for others."""
 
 
 @dataclass(frozen=True, slots=True)

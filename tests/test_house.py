@@ -40,7 +40,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "mix": ({"wire", "events", "effects", "swarm"}, {"numpy"}),
     "store": ({"wire"}, {"blake3", "numpy", "safetensors"}),
     "node": (
-        {"wire", "events", "effects", "identity", "membership", "swarm", "mix", "store"},
+        {"wire", "events", "effects", "identity", "membership", "swarm", "mix", "store"}
+        | {"model.stages"},
         set(),
     ),
     "observe": (set(), {"prometheus_client"}),

@@ -112,18 +112,18 @@ def init(
             f"{layout.root} already holds a node of run {short(read_run(layout).run_id)}; "
             "use another --state, or `peerlm rm` it first"
         )
-    from peerlm.daemon.memory import require_memory
-    from peerlm.model.stages import held_stages
+    from peerlm.daemon.memory import memory_of, require_memory
+    from peerlm.model.stages import first_held, held_stages
 
     with _claimed(layout) as state:
         start = _read_start(source, tokenizer, plan_changes)
         plan = plan if start is None else start.adopted_by(plan)
         held = held_stages(settings.host.stages, plan, "--host")
-        if start is not None and len(held) < plan.model.stages:
+        if start is not None and (held is None or len(held) < plan.model.stages):
             raise ConfigError(
                 "--from: this node gives the others their weights, so it has to hold all stages: leave out --host"
             )
-        require_memory(plan, held)
+        require_memory(plan, held or first_held(plan, memory_of(settings), "--host auto"))
         plan = _with_corpus(state, plan, tokenizer, start, settings)
         change_node_settings(state, node_changes, "--set-node")
         run_id = _found(state, plan, start)

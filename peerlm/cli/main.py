@@ -30,6 +30,7 @@ COMMANDS = {
     "status": "status:status",
     "peers": "status:peers",
     "why": "status:why",
+    "placement": "placement:placement",
     "top": "top:top",
     "doctor": "doctor:doctor",
     "generate": "generate:generate",

@@ -8,19 +8,20 @@ longer than one fragment takes to copy, and needs no second copy of the model.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from peerlm import events
 from peerlm.config import NodeSettings, Plan
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.data import shards, tokenizer
-from peerlm.effects import InstallObjects, WriteSnapshot
+from peerlm.effects import InstallObjects, Rehost, WriteSnapshot
 from peerlm.errors import ChunkCorrupt, ConfigError, PeerlmError, StateError
 from peerlm.events import Event
 from peerlm.identity.root import SignedPlan
@@ -129,16 +130,7 @@ class Keeping:
 
     async def write_snapshot(self, effect: WriteSnapshot, slow: SlowWeights) -> None:
         """→ `SnapshotWritten` or `SnapshotFailed`."""
-        contents = Contents(
-            run_id=self._run_id,
-            plan_hash=self.plan.plan_hash,
-            plan_revision=self.plan.revision,
-            tokens={(peer, epoch): tokens for peer, epoch, tokens in effect.tallies},
-            own_tokens=effect.own_tokens,
-            epoch=self._epoch,
-            wall=self._wall(),
-            final=effect.final,
-        )
+        contents = self._contents(effect)
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
@@ -153,21 +145,60 @@ class Keeping:
         done = events.SnapshotWritten(number, effect.tokens, offers, seconds, written.trouble)
         self._post(done)
 
+    def _contents(self, effect: WriteSnapshot) -> Contents:
+        return Contents(
+            run_id=self._run_id,
+            plan_hash=self.plan.plan_hash,
+            plan_revision=self.plan.revision,
+            tokens={(peer, epoch): tokens for peer, epoch, tokens in effect.tallies},
+            own_tokens=effect.own_tokens,
+            epoch=self._epoch,
+            wall=self._wall(),
+            final=effect.final,
+        )
+
     def _write_snapshot(self, contents: Contents, slow: SlowWeights) -> Snapshot:
+        return self._write(contents, self._specs, self._states(slow))
+
+    def _write(
+        self, contents: Contents, specs: Sequence[FragmentSpec], states: Iterator[FragmentState]
+    ) -> Snapshot:
         limit = self._settings.limits.disk_bytes
-        states = self._states(slow)
-        written = snapshot.write(self._state, contents, self._specs, states, limit)
+        written = snapshot.write(self._state, contents, specs, states, limit)
         self._objects.register_snapshot(written)
         for number in sorted(self._objects.registered_snapshots)[:-SNAPSHOTS_DONATED]:
             self._objects.retire_snapshot(number)
         return written
 
     def _states(self, slow: SlowWeights) -> Iterator[FragmentState]:
-        seed = self.plan.plan.run.rng_seed
         for spec in self._specs:
-            state = slow.now(spec.id, lambda fragment: fragment.state())
-            shown = tuple(float(x) for x in sketch(state.phi, seed, spec.id))
-            yield FragmentState(spec.id, state.version, state.phi, state.momentum, shown)
+            yield self._state_of(spec, slow)
+
+    def _state_of(self, spec: FragmentSpec, slow: SlowWeights) -> FragmentState:
+        state = slow.now(spec.id, lambda fragment: fragment.state())
+        shown = tuple(float(x) for x in sketch(state.phi, self.plan.plan.run.rng_seed, spec.id))
+        return FragmentState(spec.id, state.version, state.phi, state.momentum, shown)
+
+    async def write_for(self, wanted: Rehost, slow: SlowWeights) -> None:
+        """A snapshot of what is held, if there is anything, and of the objects that are to be held next.
+        Raises `StateError`, `ChunkCorrupt`."""
+        pulled = {fragment: (v, h, shown) for fragment, v, h, shown in wanted.objects}
+        held = self._spec if wanted.is_installed else {}
+        specs = [s for s in fragments(self.plan.plan) if s.id in held or s.id in pulled]
+        if not pulled:
+            specs = list(held.values())
+
+        def states() -> Iterator[FragmentState]:
+            for spec in specs:
+                if spec.id in pulled:
+                    version, object_hash, shown = pulled[spec.id]
+                    values = self._values(spec, object_hash, shown)
+                    yield FragmentState(spec.id, version, values, np.zeros_like(values), shown)
+                else:
+                    yield self._state_of(spec, slow)
+
+        if specs:
+            await self._on_pool(self._write, self._contents(wanted.snapshot), specs, states())
 
     # ---------------------------------------------------------------------- state from peers
 
@@ -193,33 +224,43 @@ class Keeping:
         object_hash: ObjectHash,
         shown: tuple[float, ...],
     ) -> str:
-        values = np.empty(self._spec[fragment].size, np.float32)
-        name = self._spec[fragment].name
         try:
-            self._objects.read_into(object_hash, values.data.cast("B"))
+            values = self._values(self._spec[fragment], object_hash, shown)
         except PeerlmError as error:
-            return f"{name}: {error}"
-        if not np.isfinite(values).all():
-            return f"{name}: holds values that are not finite"
-        if (
-            distance(sketch(values, self.plan.plan.run.rng_seed, fragment), shown)
-            > SKETCH_TOLERANCE
-        ):
-            return f"{name}: is not what its donor had shown"
+            return str(error)
         slow.now(fragment, lambda f: f.install(values, version))
         return ""
 
-    def _drop_objects(self, hashes: list[ObjectHash]) -> None:
+    def _values(
+        self, spec: FragmentSpec, object_hash: ObjectHash, shown: tuple[float, ...]
+    ) -> NDArray[np.float32]:
+        """A fragment that was pulled. Raises `StateError`, `ChunkCorrupt`: it is not there, or not what was shown."""
+        values = np.empty(spec.size, np.float32)
+        try:
+            self._objects.read_into(object_hash, values.data.cast("B"))
+        except PeerlmError as error:
+            raise type(error)(f"{spec.name}: {error}") from None
+        if not np.isfinite(values).all():
+            raise ChunkCorrupt(f"{spec.name}: holds values that are not finite")
+        seed = self.plan.plan.run.rng_seed
+        if distance(sketch(values, seed, spec.id), shown) > SKETCH_TOLERANCE:
+            raise ChunkCorrupt(f"{spec.name}: is not what its donor had shown")
+        return values
+
+    async def drop_objects(self, hashes: Sequence[ObjectHash]) -> None:
+        await self._on_pool(self._drop_objects, hashes)
+
+    def _drop_objects(self, hashes: Sequence[ObjectHash]) -> None:
         """Fetched state is in memory; what is kept of it is our own next snapshot."""
         for object_hash in hashes:
             with suppress(StateError):  # then the next start drops it
                 self._objects.remove(object_hash)
 
-    def drop_leftovers(self) -> None:
+    def drop_leftovers(self, kept: Collection[ObjectHash] = ()) -> None:
         """Remove fetched state that an interrupted fetch has left: no donor has it for ever, and
-        nobody asks for it again. Call at the start. Raises: StateError."""
+        nobody asks for it again. `kept`: but for these. Call at the start. Raises: StateError."""
         token_shards, others = corpus_objects(self.plan.plan)
-        for object_hash in set(self._objects.files) - {*token_shards, *others}:
+        for object_hash in set(self._objects.files) - {*token_shards, *others, *kept}:
             self._objects.remove(object_hash)
 
     # ----------------------------------------------------------------------------------- corpus
@@ -230,8 +271,9 @@ class Keeping:
             return self._local_shards
         return tuple(self._objects.path(h) for h in corpus_objects(self.plan.plan)[0])
 
-    async def prepare_corpus(self) -> None:
-        """→ `CorpusReady`, `CorpusMissing` or `CorpusUnusable`."""
+    async def prepare_corpus(self, is_kept: bool = False) -> None:
+        """→ `CorpusReady`, `CorpusMissing` or `CorpusUnusable`. `is_kept`: from here on all of it is looked after."""
+        self._reads |= is_kept
         try:
             event = await self._on_pool(self._check_corpus)
         except (PeerlmError, OSError) as error:

@@ -15,7 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
 from peerlm import effects as fx
 from peerlm.daemon.bulk import Bulk
@@ -33,12 +33,15 @@ from peerlm.effects import Effect
 from peerlm.errors import PeerlmError
 from peerlm.events import Event, LoopLagged, SaveFailed
 from peerlm.identity import files
-from peerlm.identity.root import verify_plan
+from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.node.node import Node
 from peerlm.observe.history import History
 from peerlm.store import disk
 from peerlm.store.disk import StateDirectory
 from peerlm.types import FragmentId, Instant, WallTime
+
+if TYPE_CHECKING:
+    from peerlm.daemon.holding import Holding
 
 BATCH = 64
 """Events handled before the loop gets its turn."""
@@ -71,8 +74,9 @@ def wall() -> WallTime:
 class Driver:
     """Drives one node over real sockets, files and processes.
 
-    Set `introduction`, `links`, `bulk`, `transfers`, `keeping`, `worker` and `serving` before `begin`: they
-    report through `post`, so the driver is there first.
+    Set `introduction`, `links`, `bulk`, `serving`, `transfers`, `keeping` and `worker` before `begin`: they
+    report through `post`, so the driver is there first. The last three may be replaced (holding.py), when `moves`
+    asks for it.
     """
 
     introduction: Introduction
@@ -84,11 +88,13 @@ class Driver:
     serving: Serving
     slow: SlowWeights
     node: Node
+    holding: Holding
     page: Page | None = None
     history: History
 
     def __init__(self, state: StateDirectory, log: DaemonLog, tasks: asyncio.TaskGroup) -> None:
         self.halted: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.moves: asyncio.Queue[fx.Rehost] = asyncio.Queue()
         self.lags_s: deque[float] = deque(maxlen=LAGS_KEPT)
         self._state = state
         self._log = log
@@ -117,6 +123,16 @@ class Driver:
         work = self.node.work
         self._perform_all(work.exchanges.start(fragment, work.seen.partners, now()))
         self._arm()
+
+    def take(self, effects: Callable[[], list[Effect]]) -> None:
+        """Carry out what the node asks for when it is told something that is no event."""
+
+        def perform() -> None:
+            self._perform_all(effects())
+            self._arm()
+
+        if self._began:
+            self._guarded(perform)
 
     async def next_of(self, *kinds: type[Event]) -> Event:
         """The next event of one of these kinds, once it has been handled."""
@@ -315,10 +331,14 @@ class Driver:
                 self._tasks.create_task(keeping.install_objects(effect, slow))
             case fx.WriteSnapshot():
                 self._tasks.create_task(keeping.write_snapshot(effect, slow))
+            case fx.Rehost():
+                self.moves.put_nowait(effect)
+            case fx.DropObjects():
+                self._tasks.create_task(keeping.drop_objects(effect.hashes))
             case fx.WriteModel():
                 self._tasks.create_task(keeping.write_model(effect.tokens, slow))
             case fx.PrepareCorpus():
-                self._tasks.create_task(keeping.prepare_corpus())
+                self._tasks.create_task(keeping.prepare_corpus(effect.is_kept))
             case fx.Save() | fx.SaveChain() | fx.SaveRevocations():
                 self._tasks.create_task(self._save(effect))
             case fx.UsePlan():
@@ -328,7 +348,10 @@ class Driver:
 
     def _use_plan(self, effect: fx.UsePlan) -> None:
         gate = self.node.company.gate
-        plan = verify_plan(effect.signed_plan, gate.root_public_key, gate.run_id)
+        self.use_plan(verify_plan(effect.signed_plan, gate.root_public_key, gate.run_id))
+
+    def use_plan(self, plan: SignedPlan) -> None:
+        """What is kept from here on, and the next worker, go by it."""
         self.keeping.plan = plan
         self.worker.plan = plan.plan
 
@@ -356,6 +379,8 @@ class Driver:
                 disk.write_atomic(self._state.address_book, data)
             case fx.Save(name="plan", data=data):
                 files.write_plan(root, data)
+            case fx.Save(name="placement", data=data):
+                disk.write_atomic(self._state.placement, data)
             case fx.Save(name=name):
                 raise AssertionError(f"nothing is kept under {name!r}")
             case fx.SaveChain():

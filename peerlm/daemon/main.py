@@ -20,32 +20,27 @@ from pathlib import Path
 from traceback import format_exception
 from typing import Any
 
-import numpy as np
-import psutil
 import uvloop
 
 from peerlm import config, events
-from peerlm.config import NodeSettings, Plan
+from peerlm.config import NodeSettings
 from peerlm.daemon import control
 from peerlm.daemon.address import advertised_host
 from peerlm.daemon.answers import handler, look
 from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.holding import Holding, all_sizes, threads_of
 from peerlm.daemon.introduction import Introduction
 from peerlm.daemon.keeping import Keeping, tallies_of
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver, now, wall
-from peerlm.daemon.memory import require_memory
 from peerlm.daemon.notify import Notifier
 from peerlm.daemon.page import Page
 from peerlm.daemon.pools import full_pool
 from peerlm.daemon.ports import preferred, remember
 from peerlm.daemon.serving import Serving
-from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.sockets import is_free
-from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.watch import history_of, keep_watch
-from peerlm.daemon.worker_link import WorkerLink
 from peerlm.daemon.writers import require_packages
 from peerlm.daemon.writing import Writing
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, Unsaved, first_cause
@@ -55,16 +50,11 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
-from peerlm.mix.fragment import SlowFragment
-from peerlm.model.plan import FragmentSpec
-from peerlm.model.stages import held_fragments, held_stages, stages
 from peerlm.node.dial_back import Ports
 from peerlm.node.node import Birth, Node
-from peerlm.node.snapshots import Restored
+from peerlm.node.stock import hashes
 from peerlm.observe.curves import Origin
 from peerlm.store.disk import StateDirectory, read_file, require_own
-from peerlm.store.objects import Objects
-from peerlm.swarm.hosting import Hosting
 from peerlm.train import protocol
 from peerlm.types import short
 
@@ -214,7 +204,7 @@ async def _live(
         )
         watching.add_done_callback(driver.watch_ended)
         try:
-            error = await driver.halted
+            error = await driver.holding.until_halted()
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -248,71 +238,23 @@ async def open_daemon(
         loop.set_exception_handler(driver.on_loop_fault)
         ports = await _listen(driver, state, home, seeds, port, stack)
         epoch = state.next_epoch(wall())
-        held = held_stages(home.settings.host.stages, home.plan.plan, "node.toml: host.stages")
-        require_memory(home.plan.plan, held)
-        require_whole(home, held)
-        specs = held_fragments(home.plan.plan, held)
         compute = stack.enter_context(full_pool(COMPUTE_THREADS, "peerlm-compute"))
         disk = stack.enter_context(full_pool(DISK_THREADS, "peerlm-disk"))
         loop.set_default_executor(full_pool(OTHER_THREADS, "peerlm-other"))
-        objects = Objects(state, home.settings.limits.disk_bytes)
-        driver.slow = SlowWeights(
-            {spec.id: SlowFragment(np.zeros(spec.size, np.float32)) for spec in specs}, compute
-        )
-        driver.keeping = Keeping(
-            driver.post,
-            state,
-            objects,
-            home.gate.run_id,
-            home.plan,
-            specs,
-            home.settings,
-            epoch,
-            disk,
-            wall,
-            moved=lambda fragment: driver.worker.kick(fragment),
-            reads=held[0] == 0,
-        )
-        driver.keeping.find_snapshot()
-        driver.keeping.drop_leftovers()
-        driver.worker = await stack.enter_async_context(
-            WorkerLink(
-                driver.post,
-                driver.slow,
-                home.plan.plan,
-                home.settings,
-                home.keys.peer_id,
-                driver.keeping.corpus_paths,
-                threads=_threads(home.settings),
-                first_pass=epoch,
-                held=held,
-                hop=lambda peer, data: driver.transfers.hop(peer, data),
-            )
-        )
+        holding = driver.holding = Holding(driver, state, home, epoch, compute, disk)
         driver.serving = Serving(
             driver.post,
             home.keys.peer_id,
-            lambda: _serve_setup(home, driver, state, held),
+            lambda: _serve_setup(home, driver, state),
             lambda peer, data: driver.transfers.lap(peer, data),
             log.write,
         )
         stack.push_async_callback(driver.serving.close)
-        driver.transfers = Transfers(
-            driver.post,
-            driver.bulk,
-            driver.slow,
-            objects,
-            driver.worker.kick,
-            np.random.default_rng(int.from_bytes(os.urandom(8))),
-            driver.worker.hear,
-            driver.serving.hear,
-            driver.serving.channel_is,
-        )
-        stack.push_async_callback(driver.transfers.close)
-        hosting = hosting_of(home.plan.plan, held)
-        driver.node = _make_node(
-            home, driver.keeping, specs, hosting, ports, epoch, seeds, state, log
-        )
+        stack.push_async_callback(holding.close)
+        await holding.build(first_pass=epoch)
+        offered = holding.offered
+        driver.keeping.drop_leftovers(hashes(offered.placed.copies) if offered else ())
+        driver.node = _make_node(home, driver.keeping, holding, ports, epoch, seeds, state, log)
         driver.history = history_of(state)
         streams = {"gateway": driver.serving.talk}
         server = await control.serve(state, handler(driver), home.settings.control.group, streams)
@@ -376,23 +318,13 @@ def _open_page(state: StateDirectory, settings: NodeSettings) -> Page:
 def _make_node(
     home: Home,
     keeping: Keeping,
-    specs: tuple[FragmentSpec, ...],
-    hosting: Hosting,
+    holding: Holding,
     ports: Ports,
     epoch: int,
     seeds: tuple[str, ...],
     state: StateDirectory,
     log: DaemonLog,
 ) -> Node:
-    restored = None
-    if keeping.restored is not None:
-        manifest = keeping.restored.manifest
-        offers = tuple(
-            (r.id, r.version, r.phi.hash, r.phi.size, r.sketch)
-            for r in manifest.fragments
-            if any(r.id == spec.id for spec in specs)
-        )
-        restored = Restored(manifest.number, manifest.contents.swarm_tokens, offers)
     for note in keeping.notes:
         log.write("warning", "snapshot_passed_over", {"why": note})
     birth = Birth(
@@ -403,12 +335,14 @@ def _make_node(
         settings=home.settings,
         ports=ports,
         epoch=epoch,
-        sizes={spec.id: spec.size for spec in specs},
-        hosting=hosting,
+        sizes=holding.sizes,
+        hosting=holding.hosting,
+        offered=holding.offered,
+        all_sizes=all_sizes(home.plan.plan) if holding.offered else {},
         seeds=seeds,
         book=_read_book(state, log),
         origin=home.origin,
-        restored=restored,
+        restored=holding.restored,
         tallies=tallies_of(keeping.restored),
     )
     return Node(birth, random.Random(os.urandom(16)), now(), wall())
@@ -424,24 +358,8 @@ def _read_book(state: StateDirectory, log: DaemonLog) -> AddressBook:
     return book
 
 
-def hosting_of(plan: Plan, held: range) -> Hosting:
-    stage_of = {f: stage.index for stage in stages(plan) for f in stage.fragments}
-    return Hosting(held[0], held[-1], plan.model.stages, stage_of)
-
-
-def require_whole(home: Home, held: range) -> None:
-    """Raises `ConfigError` when a node that holds a part is asked for what only one that holds all can do."""
-    workers = home.settings.train.local_workers
-    if len(held) < home.plan.plan.model.stages and workers > 1:
-        raise ConfigError(
-            f"node.toml: train.local_workers = {workers}: only a node that holds all stages has several; "
-            "use 1, or host.stages = all"
-        )
-
-
-def _serve_setup(
-    home: Home, driver: Driver, state: StateDirectory, held: range
-) -> protocol.ServeSetup:
+def _serve_setup(home: Home, driver: Driver, state: StateDirectory) -> protocol.ServeSetup:
+    held = driver.holding.held
     return protocol.ServeSetup(
         peer=home.keys.peer_id,
         plan=protocol.packed(driver.worker.plan),
@@ -449,24 +367,8 @@ def _serve_setup(
         first_stage=held[0],
         last_stage=held[-1],
         sessions=home.settings.host.sessions,
-        threads=_threads(home.settings),
+        threads=threads_of(home.settings),
     )
-
-
-def _threads(settings: NodeSettings) -> int:
-    """CPU threads of the worker: as set, else the cores shared with the workers there already."""
-    if settings.limits.threads:
-        return settings.limits.threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // (1 + _other_workers()))
-
-
-def _other_workers() -> int:
-    """Workers of other nodes on this host."""
-    found = 0
-    for process in psutil.process_iter(["cmdline"]):
-        found += "peerlm.train.worker" in (process.info["cmdline"] or ())
-    return found
 
 
 def _on_signals(driver: Driver) -> None:

@@ -1,16 +1,28 @@
-"""Whether a model fits this machine at all: told before anything is made of it."""
+"""Whether a model fits this machine at all, told before anything is made of it; and what the machine offers of itself."""
 
 from __future__ import annotations
 
 import psutil
 
-from peerlm.config import Plan
+from peerlm.config import NodeSettings, Plan
 from peerlm.errors import ConfigError
 from peerlm.model.stages import held_parameters
+from peerlm.types import Memory
 
 BYTES_A_PARAMETER = 20
 """The least: φ and the outer momentum in the daemon, three regions that it shares with the worker. What the worker needs
 besides may lie on a device of its own."""
+
+OFFERED = 0.5
+"""Of the host's memory that is free at the start, to stages: the rest is for what daemon and worker share, for activations,
+and for everything else."""
+
+
+def memory_of(settings: NodeSettings) -> Memory:
+    """What this machine offers for stages."""
+    host = settings.host
+    free = host.memory_bytes or int(OFFERED * psutil.virtual_memory().available)
+    return Memory(host.device_bytes or None, free)
 
 
 def require_memory(plan: Plan, held: range, memory_bytes: int | None = None) -> None:

@@ -80,6 +80,10 @@ class Serving:
             writer.close()
         await self._server.close()
 
+    async def renew(self) -> None:
+        """Other stages are held here from now on: what is under way through the old ones is lost."""
+        await self._server.renew()
+
     # ---------------------------------------------------------------------------- who is there
 
     def hosts_are(self, hosts: Hosts) -> None:
@@ -266,6 +270,12 @@ class StageServerProcess:
         if self._life is not None:
             self._life.cancel()
             await asyncio.gather(self._life, return_exceptions=True)
+
+    async def renew(self) -> None:
+        """End it; the next one is set up anew."""
+        await self.close()
+        given, self._given = list(self._given), deque(maxlen=LATELY_MAX)
+        self._ended(given)
 
     def _say(self, message: Message) -> None:
         framed = protocol.frame(message)

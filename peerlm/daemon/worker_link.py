@@ -75,6 +75,7 @@ class WorkerLink:
         self._corpus, self._threads, self._log = corpus, threads, log
         self._next_pass = first_pass
         self._worker: WorkerProcess | None = None
+        self._is_over = False
         self._tasks = asyncio.TaskGroup()
 
     async def __aenter__(self) -> WorkerLink:
@@ -82,6 +83,7 @@ class WorkerLink:
         return self
 
     async def __aexit__(self, *failure: Any) -> None:
+        self._is_over = True
         if self._worker is not None:
             self._worker.asked_to_stop = True
             self._worker.signal(signal.SIGKILL)
@@ -205,6 +207,8 @@ class WorkerLink:
                 begin = partial(_begin, generation=worker.generation, slot=slot)
                 await self._slow.on(fragment, begin)
         await worker.spawn(self._threads, self._log)
+        if self._is_over:  # meanwhile, when there was nothing to kill yet
+            worker.signal(signal.SIGKILL)
         async with asyncio.TaskGroup() as tasks:
             sending = tasks.create_task(worker.send_all(self._setup(worker, fresh)))
             exiting = tasks.create_task(worker.wait_exit())
@@ -357,4 +361,5 @@ def _progressed(generation: int, report: protocol.Progress) -> events.WorkerProg
         stream_lost=report.stream_lost,
         stream_sent=report.stream_sent,
         stream_received=report.stream_received,
+        busy=report.busy,
     )

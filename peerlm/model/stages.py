@@ -100,15 +100,24 @@ def memory_of(cut: Sequence[Stage], held: range, is_training: bool = True) -> Me
     return _sum(cut[i].training if is_training else cut[i].inference for i in held)
 
 
-def held_stages(wish: str, plan: Plan, where: str = "host.stages") -> range:
-    """Stages that a node is to hold: `all`, one number, or two with a dash. Raises `ConfigError`."""
+AUTO = "auto"
+"""The wish of a node that decides by itself which stages it holds."""
+
+
+def held_stages(wish: str, plan: Plan, where: str = "host.stages") -> range | None:
+    """Stages that a node is to hold: `all`, one number, or two with a dash. None: with `auto` it decides by itself;
+    of a model in one piece it has no choice. Raises `ConfigError`."""
     count = plan.model.stages
-    if wish == "all":
+    if wish == "all" or (wish == AUTO and count == 1):
         return range(count)
+    if wish == AUTO:
+        return None
     first, dash, last = wish.partition("-")
     numbers = [first, last] if dash else [first, first]
     if not all(n.isdecimal() and len(n) < 5 for n in numbers):
-        raise ConfigError(f"{where} = {wish!r}: must be all, one stage (1) or a run of them (1-2)")
+        raise ConfigError(
+            f"{where} = {wish!r}: must be all, auto, one stage (1) or a run of them (1-2)"
+        )
     low, high = map(int, numbers)
     if not low <= high < count:
         raise ConfigError(
@@ -116,6 +125,19 @@ def held_stages(wish: str, plan: Plan, where: str = "host.stages") -> range:
             f"0 to {count - 1}, and the first comes first"
         )
     return range(low, high + 1)
+
+
+def first_held(plan: Plan, room: Memory, where: str) -> range:
+    """What a node that begins a run by itself holds: stage 0, and on from there as far as its memory goes.
+    Raises `ConfigError` where that is nothing."""
+    cut = stages(plan)
+    held = [run for run in map(range, range(1, len(cut) + 1)) if room.holds(memory_of(cut, run))]
+    if not held:
+        raise ConfigError(
+            f"{where}: stage 0 takes {memory_of(cut, range(1)).total():,} bytes, and this node offers "
+            f"{room.total():,}: raise host.memory_bytes, or cut the model into more model.stages"
+        )
+    return held[-1]
 
 
 def held_fragments(plan: Plan, held: range) -> tuple[FragmentSpec, ...]:

@@ -57,6 +57,11 @@ class Facts:
     def budget(self) -> int:
         return self._work.plan.run.token_budget
 
+    @property
+    def is_placed(self) -> bool:
+        """It is known which stages it holds."""
+        return not self._work.hosting.is_none
+
     # ----------------------------------------------------------------------------------- weights
 
     @property
@@ -71,7 +76,7 @@ class Facts:
         was learnt anybody may who is to hold it."""
         work = self._work
         is_drawn = work.plan.run.initial == "drawn" and not work.seen.swarm_tokens
-        may = work.origin or (is_drawn and not work.hosting.is_whole)
+        may = work.origin or (is_drawn and work.may_draw)
         return may and not work.worker.supervision.is_waiting(self._now)
 
     @property

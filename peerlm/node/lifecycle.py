@@ -4,7 +4,7 @@
                   └── own snapshot, or (origin) fresh weights ──▶┘      │ budget reached
                                      done ◀─ settling ◀─ draining ◀─────┘
 
-*Seeking*: no weights yet; find out whether somebody has newer ones than our own snapshot.
+*Starting*: a node that decides by itself which stages it holds has not decided yet. *Seeking*: no weights yet; find out whether somebody has newer ones than our own snapshot.
 *Ready*: has weights and mixes, but takes no inner steps (paused, not a trainer, text unusable).
 *Draining*: the worker hands in its last progress. *Settling*: mix only, until the spread is
 small; nobody decides for the others, everybody sees from gossip when all are settled. *Done*: the
@@ -70,7 +70,7 @@ def decide(phase: Phase, f: Facts) -> Phase:
         case Phase.READY | Phase.TRAINING:
             return _while_running(f)
         case Phase.STARTING:
-            return Phase.SEEKING
+            return Phase.SEEKING if f.is_placed else phase
         case Phase.SEEKING:
             return _after_seeking(f)
         case Phase.FETCHING:

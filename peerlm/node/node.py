@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from peerlm import events as ev
 from peerlm.config import NodeSettings
-from peerlm.effects import Effect, Halt, Log, Send, WriteSnapshot
+from peerlm.effects import Effect, Halt, Log, Rehost, Send, WriteSnapshot
 from peerlm.events import Event
 from peerlm.identity.chain import Chain
 from peerlm.identity.gate import Gate
@@ -31,6 +31,7 @@ from peerlm.membership.profile import Profile
 from peerlm.node.company import TALK, Company
 from peerlm.node.dial_back import Ports
 from peerlm.node.lifecycle import Phase
+from peerlm.node.placing import Offered, Placing, look_around
 from peerlm.node.seen import Seen, read_swarm
 from peerlm.node.snapshots import Restored
 from peerlm.node.status import Summary
@@ -98,6 +99,10 @@ class Birth:
     tallies: tuple[tuple[PeerId, int, int], ...]
     """(peer, boot epoch, tokens) from the snapshot."""
     hosting: Hosting = field(default_factory=Hosting)
+    offered: Offered | None = None
+    """Of a model in stages: what this node offers, and whether it decides by itself which of them it holds."""
+    all_sizes: Mapping[FragmentId, int] = field(default_factory=dict)
+    """Then also: elements of each fragment of the plan."""
     profile: Profile | None = None
     """Timers other than the plan's preset, which a simulation may compare."""
 
@@ -114,7 +119,7 @@ class Node:
     """One peer. See the module's docstring for how it is driven."""
 
     def __init__(self, birth: Birth, rng: random.Random, now: Instant, wall: WallTime) -> None:
-        self._birth = birth
+        self._birth, self._rng = birth, rng
         self._ledger = Ledger()
         self._ledger.restore(birth.tallies)
         self.company = Company(
@@ -133,22 +138,11 @@ class Node:
             profile=birth.profile,
         )
         self.me = self.company.me
-        self.work = Work(
-            self.me,
-            birth.plan.plan,
-            birth.plan.plan_hash,
-            birth.sizes,
-            birth.hosting,
-            birth.settings,
-            self.company.endpoint,
-            self.company.rate_of,
-            rng,
-            now,
-            origin=birth.origin,
-            restored=birth.restored,
-            may_train=birth.settings.train.enabled and self.company.allows(self.me, Role.TRAIN),
-            may_serve=self.company.allows(self.me, Role.SERVE),
-        )
+        self.work = self._make_work(now)
+        self.placing = self._make_placing(now)
+        self._moving_since: Instant | None = None
+        self._is_handed_over = False
+        """The daemon is about to begin the work with other stages."""
         # Who knocks at a node that begins a run is nobody it would have to wait for.
         self._expects_others = bool(birth.seeds) or len(birth.book) > 0
         self._look_due = now
@@ -166,6 +160,34 @@ class Node:
         """When work is to be woken; None until it is asked."""
         self._leaving_since: Instant | None = None
         self._goodbye_at: Instant | None = None
+
+    def _make_work(self, now: Instant) -> Work:
+        birth, plan = self._birth, self.company.plan
+        return Work(
+            self.me,
+            plan.plan,
+            plan.plan_hash,
+            birth.sizes,
+            birth.hosting,
+            birth.settings,
+            self.company.endpoint,
+            self.company.rate_of,
+            self._rng,
+            now,
+            origin=birth.origin,
+            restored=birth.restored,
+            may_train=birth.settings.train.enabled and self.company.allows(self.me, Role.TRAIN),
+            may_serve=self.company.allows(self.me, Role.SERVE),
+        )
+
+    def _make_placing(self, now: Instant) -> Placing | None:
+        birth = self._birth
+        if birth.offered is None:
+            return None
+        held = range(birth.hosting.first, birth.hosting.last + 1)
+        endpoint, rng = self.company.endpoint, random.Random(self._rng.random())
+        plan = birth.plan.plan
+        return Placing(self.me, plan, birth.all_sizes, held, birth.offered, endpoint, rng, now)
 
     # ------------------------------------------------------------------------------- being driven
 
@@ -209,6 +231,7 @@ class Node:
         effects += self.work.channels.wake(now)
         effects += self.work.texts.channels.wake(now)
         effects += self._look(now)
+        effects += self._place(now)
         if self._publish_due <= now and self._goodbye_at is None:
             effects += self._publish(now)
         if self._leaving_since is not None:
@@ -219,6 +242,9 @@ class Node:
         """When to call `wake`."""
         if self._work_due is None:
             self._work_due = self.work.deadline(self._look_due)
+            due = None if self.placing is None else self.placing.deadline()
+            if due is not None:
+                self._work_due = min(self._work_due, due)
         return min(self.company.deadline(), self._look_due, self._work_due)
 
     def check(self) -> None:
@@ -288,15 +314,18 @@ class Node:
             case ev.ChannelWanted():
                 return work.texts.want(event.peer, work.seen, now)
             case ev.PullProgressed():
-                return work.acquisition.progressed(event, now)
+                return [*work.acquisition.progressed(event, now), *self._stocked(event, now)]
             case ev.PullEnded():
-                return [*work.acquisition.ended(event, now), *self._look(now)]
+                effects = [*work.acquisition.ended(event, now), *self._stocked(event, now)]
+                return [*effects, *self._look(now)]
             case ev.PullServed():
                 work.snapshots.served(event.transfer)
                 return []
             case ev.WorkerReady():
                 return work.worker_ready(event, now)
             case ev.WorkerProgressed():
+                if self.placing is not None:
+                    self.placing.measure(event.tokens_per_s, event.busy, now)
                 return [*work.worker_progressed(event, now), *self._count_tokens(now)]
             case ev.Evaluated():
                 return work.worker.evaluated(event, now)
@@ -373,11 +402,17 @@ class Node:
             case StateAsk():
                 return work.asked_for_state(peer, now)
             case StateGive():
-                return work.state_shown(peer, message, now)
+                shown = work.state_shown(peer, message, now)
+                if self.placing is None:
+                    return shown
+                return shown + self.placing.stock.shows(peer, message, work.plan_hash, now)
             case PullRequest():
                 return work.donate(peer, message, now)
             case PullAnswer():
-                return work.acquisition.on_pull_answer(peer, message, now)
+                answered = work.acquisition.on_pull_answer(peer, message, now)
+                if self.placing is None:
+                    return answered
+                return answered + self.placing.stock.answers(peer, message, now)
         effects = company.received(peer, message, now)
         if isinstance(message, Tallies):
             # Before anybody who says so mixes with us: are we far behind?
@@ -480,8 +515,8 @@ class Node:
         return self.company.publish(dataclasses.replace(vitals, version=self._version), now)
 
     def _vitals(self, now: Instant) -> Vitals:
-        work, worker = self.work, self.work.worker
-        return Vitals(
+        work, worker, placing = self.work, self.work.worker, self.placing
+        vitals = Vitals(
             peer=self.me,
             epoch=self.company.membership.incarnation[0],
             version=0,
@@ -497,7 +532,87 @@ class Node:
             tokens_per_s=worker.tokens_per_s,
             first_stage=self._birth.hosting.first,
             last_stage=self._birth.hosting.last,
+            is_draining=self.is_leaving,
         )
+        return placing.say(vitals, work.tempo.line_bytes_s) if placing else vitals
+
+    # ------------------------------------------------------------------------------------ placing
+
+    def _place(self, now: Instant) -> list[Effect]:
+        """Decide which stages to hold, and get there."""
+        placing = self.placing
+        if placing is None or self.is_leaving or self._is_handed_over:
+            return []
+        effects = placing.stock.wake(now)
+        if placing.is_due(now):
+            around, before = look_around(self.company, self.work), placing.target
+            effects += placing.look(around, now)
+            self.work.snapshots.copies = placing.stock.shown(placing.orphans(around))
+            if placing.target != before:
+                self._publish_due = now
+        return [*effects, *self._move(now)] if placing.move is not None else effects
+
+    def _stocked(self, event: ev.PullProgressed | ev.PullEnded, now: Instant) -> list[Effect]:
+        if self.placing is None:
+            return []
+        stock = self.placing.stock
+        if isinstance(event, ev.PullEnded):
+            return stock.ended(event, now)
+        return stock.progressed(event, now)
+
+    def _move(self, now: Instant) -> list[Effect]:
+        """Wind up the work with the old stages; then the daemon begins it with the new ones, and calls `rehost`."""
+        placing, effects = self.placing, list[Effect]()
+        assert placing is not None, "nothing is placed"
+        assert placing.move is not None, "no move is under way"
+        if self._moving_since is None:
+            self._moving_since = self._publish_due = now
+            effects += self.work.leave(now) if self.work.installed else []
+        if self.work.installed:
+            overdue = now - self._moving_since > LEAVE_S_MAX / 2
+            effects += self.work.wind_up(now, overdue=overdue, keeps=False)
+            if not self.work.has_wound_up:
+                return effects
+        self._is_handed_over = True
+        run, objects = placing.move, placing.objects()
+        tokens = self._ledger.total()
+        rehost = Rehost(
+            first=run.start,
+            stop=run.stop,
+            objects=tuple((f, c.version, c.object_hash, c.sketch) for f, c in objects.items()),
+            is_installed=self.work.installed,
+            snapshot=self._filled(WriteSnapshot(tokens, 0, False, ())),
+        )
+        return [*effects, rehost]
+
+    def rehost(
+        self,
+        hosting: Hosting,
+        sizes: Mapping[FragmentId, int],
+        restored: Restored | None,
+        failure: str,
+        now: Instant,
+    ) -> list[Effect]:
+        """The daemon has room for these stages, and `restored` on its disk: begin their work. They are the old ones
+        if there was a `failure`."""
+        assert self.placing is not None, "nothing is placed"
+        self._birth = dataclasses.replace(
+            self._birth, hosting=hosting, sizes=sizes, restored=restored
+        )
+        old, self.work = self.work, self._make_work(now)
+        self.work.go_on_from(old)
+        self._moving_since, self._is_handed_over, self._seen_at = None, False, None
+        self._publish_due = now
+        if failure:
+            effects: list[Effect] = [Log("error", "placement_failed", (("why", failure),))]
+        else:
+            fields = (("first", hosting.first), ("last", hosting.last))
+            effects = [Log("info", "placed", fields)]
+        held = range(hosting.first, hosting.last + 1)
+        effects += self.placing.moved(held, failure, now)
+        if self.is_leaving:
+            return effects
+        return self._outcome([*effects, *self.work.start(self._seen(), now)], now)
 
     # ------------------------------------------------------------------------------------ leaving
 
@@ -530,7 +645,8 @@ class Node:
     def summary(self, now: Instant) -> Summary:
         """What `status` shows, frozen."""
         parameters = sum(self._birth.sizes.values())
-        return summarise(self.company, self.work, self._vitals(now), self._rate, parameters, now)
+        own, rate = self._vitals(now), self._rate
+        return summarise(self.company, self.work, self.placing, own, rate, parameters, now)
 
     def _outcome(self, effects: list[Effect], now: Instant) -> list[Effect]:
         """Every exit but that of talk: work may be other than it was."""

@@ -65,6 +65,8 @@ class Snapshots:
         self.due = after(now, every_s)
         self.corpus: tuple[tuple[ObjectHash, int], ...] = ()
         """(hash, bytes) of the corpus objects on our disk."""
+        self.copies: Offers = ()
+        """Of stages that are held nowhere any more: shown and given as well."""
         self._every_s = every_s
         self._written_at: Instant | None = None
         self._rest_until = now
@@ -135,7 +137,8 @@ class Snapshots:
 
     def offer(self, plan_hash: bytes, *, active: bool) -> StateGive:
         """What could be donated; nothing unless this node is active."""
-        offers = tuple(FragmentOffer(*offer) for offer in self._offers) if active else ()
+        shown = (*self._offers, *self.copies) if active else ()
+        offers = tuple(FragmentOffer(*offer) for offer in shown)
         return StateGive(plan_hash, self.tokens, self.is_final, offers)
 
     def offer_to_askers(self, offer: StateGive) -> list[Effect]:
@@ -149,7 +152,8 @@ class Snapshots:
         transfer, wanted = TransferId(request.transfer), ObjectHash(request.object_hash)
         sizes = dict(self.corpus)
         if active:
-            sizes |= {offer[2]: offer[3] for offer in (*self._offers_before, *self._offers)}
+            given = (*self._offers_before, *self._offers, *self.copies)
+            sizes |= {offer[2]: offer[3] for offer in given}
         if taken:
             return [Send(peer, PullAnswer(transfer, "refuse", "transfer id is taken", 0))]
         if wanted not in sizes:

@@ -38,6 +38,36 @@ class MemberSummary:
     """First and last stage of the model that it holds."""
     software: str = ""
     """The release of peerlm that it runs, by its own word; empty where it has not said."""
+    is_auto: bool = False
+    """It decides by itself which stages it holds; only then what follows is said but for speed and line."""
+    target: tuple[int, int] = (0, 0)
+    memory_host: int = 0
+    memory_device: int | None = None
+    flops_s: float = 0.0
+    line_bytes_s: float = 0.0
+    is_draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StageSummary:
+    """What training a stage takes: bytes on host and device; FLOPs of a token."""
+
+    host_bytes: int
+    device_bytes: int
+    flops: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementSummary:
+    """This node's part of the placement. `why`: of its last decision. `copies`: stages of others that it keeps a copy of."""
+
+    is_auto: bool = False
+    target: tuple[int, int] = (0, 0)
+    why: str = ""
+    copies: tuple[int, ...] = ()
+    loaded_bytes: int = 0
+    load_total_bytes: int = 0
+    stages: tuple[StageSummary, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +140,7 @@ class Summary:
     shut_out: str
     """Why nobody will have this node, and what to do; empty while that is not so."""
     notes: tuple[str, ...]
+    placement: PlacementSummary = PlacementSummary()
 
 
 def as_json(s: Summary) -> dict[str, Any]:
@@ -154,6 +185,12 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "mixed_s_ago": None if m.mixed_s_ago is None else round(m.mixed_s_ago, 1),
                 "stages": list(m.stages),
                 "software": m.software,
+                "auto": m.is_auto,
+                "target": list(m.target),
+                "offers": {"host_bytes": m.memory_host, "device_bytes": m.memory_device},
+                "flops_s": m.flops_s,
+                "line_bytes_s": m.line_bytes_s,
+                "draining": m.is_draining,
             }
             for m in s.members
         ],
@@ -172,6 +209,7 @@ def as_json(s: Summary) -> dict[str, Any]:
             "bytes_sent": s.stream_bytes[0],
             "bytes_received": s.stream_bytes[1],
         },
+        "placement": _placement(s.placement),
         "tempo": {
             "inner_steps": s.inner_steps,
             "line_use": _rounded(s.line_use),
@@ -196,6 +234,21 @@ def as_json(s: Summary) -> dict[str, Any]:
         },
         "model_dir": s.model_dir,
         "why": why(s),
+    }
+
+
+def _placement(p: PlacementSummary) -> dict[str, Any]:
+    return {
+        "auto": p.is_auto,
+        "target": list(p.target),
+        "why": p.why,
+        "copies": list(p.copies),
+        "bytes": p.loaded_bytes,
+        "total_bytes": p.load_total_bytes,
+        "stages": [
+            {"host_bytes": n.host_bytes, "device_bytes": n.device_bytes, "flops": n.flops}
+            for n in p.stages
+        ],
     }
 
 

@@ -6,14 +6,21 @@ from peerlm import __version__
 from peerlm.membership.address_book import address_of
 from peerlm.membership.member import State
 from peerlm.node.company import Company
-from peerlm.node.status import MemberSummary, Summary
+from peerlm.node.placing import Placing, said_of
+from peerlm.node.status import MemberSummary, PlacementSummary, StageSummary, Summary
 from peerlm.node.work import Work
 from peerlm.types import Instant, PeerId, short
 from peerlm.wire.message import Vitals
 
 
 def summarise(
-    company: Company, work: Work, own: Vitals, rate: float, parameters: int, now: Instant
+    company: Company,
+    work: Work,
+    placing: Placing | None,
+    own: Vitals,
+    rate: float,
+    parameters: int,
+    now: Instant,
 ) -> Summary:
     """`own`: this node's vitals as it would publish them; `rate`: the swarm's, in tokens/s; `parameters`: of the model."""
     me, ledger, worker = company.me, company.ledger, work.worker
@@ -79,6 +86,23 @@ def summarise(
         refused_plans={short(p): line for p, line in company.refused_plans.items()},
         shut_out=company.introductions.shut_out,
         notes=(progress.trouble,) if progress.trouble else (),
+        placement=_placement(placing, now) if placing else PlacementSummary(),
+    )
+
+
+def _placement(placing: Placing, now: Instant) -> PlacementSummary:
+    progress = placing.stock.progress(now)
+    return PlacementSummary(
+        is_auto=placing.is_auto,
+        target=said_of(placing.target),
+        why=placing.why,
+        copies=tuple(s for s in range(placing.count) if placing.stock.has_copy(s)),
+        loaded_bytes=progress.bytes_done,
+        load_total_bytes=progress.bytes_total,
+        stages=tuple(
+            StageSummary(stage.training.host, stage.training.device or 0, stage.flops)
+            for stage in placing.cut
+        ),
     )
 
 
@@ -137,6 +161,13 @@ def _summarise(
         mixed_s_ago=mixed_s_ago,
         stages=(v.first_stage, v.last_stage) if v else (0, 0),
         software=software,
+        is_auto=v.is_auto if v else False,
+        target=(v.target_first, v.target_last) if v else (0, 0),
+        memory_host=v.memory_host if v else 0,
+        memory_device=v.memory_device if v else None,
+        flops_s=v.flops_s if v else 0.0,
+        line_bytes_s=v.line_bytes_s if v else 0.0,
+        is_draining=v.is_draining if v else False,
     )
 
 

@@ -35,7 +35,7 @@ from peerlm.node.acquire import Acquisition
 from peerlm.node.channels import Channels
 from peerlm.node.facts import Facts
 from peerlm.node.finals import Finals
-from peerlm.node.lifecycle import BEHIND_STEPS, NEXT, Phase, decide
+from peerlm.node.lifecycle import BEHIND_STEPS, FRESH_GRACE_S, NEXT, Phase, decide
 from peerlm.node.seen import Seen
 from peerlm.node.settling import Settling
 from peerlm.node.snapshots import Restored, Snapshots
@@ -100,6 +100,9 @@ class Work:
         self.hosting = hosting
         self.phase = Phase.STARTING
         self.paused = False
+        self.may_draw = not hosting.is_whole
+        """While nothing was learnt, it may make the weights of what it holds, though it does not begin the run. Who holds
+        everything knows too little of the others for that, unless it has decided to."""
         self.model_dir = ""
         self.settled = False
         self.installed = False
@@ -146,7 +149,7 @@ class Work:
         effects += self.texts.see(seen, self._serves(), now)
         if seen.donors is not before.donors:
             effects += self.acquisition.donors_are(seen.donors, now)
-        if self.corpus_state == "missing" and self.acquisition.corpus_arrived:
+        if self.acquisition.corpus_arrived:
             self.acquisition.corpus_arrived = False
             effects.append(PrepareCorpus())
         return effects + self.step(now)
@@ -376,8 +379,8 @@ class Work:
     # ----------------------------------------------------------------------- weights and worker
 
     def corpus(self, state: str, reason: str, now: Instant) -> list[Effect]:
-        """The corpus is ready, missing or unusable."""
-        self.corpus_state = state
+        """The corpus is ready, missing or unusable. Who reads none may keep it for others all the same."""
+        self.corpus_state = state if self.hosting.has_ends else "ready"
         self._corpus_reason = reason
         return self.step(now)
 
@@ -536,6 +539,8 @@ class Work:
     @property
     def reason(self) -> str:
         """Why it is in this phase and no further; empty if that needs no words."""
+        if self.phase is Phase.STARTING:
+            return "looking which stages of the model it should hold"
         if self.phase is Phase.SEEKING:
             if self.origin and self.corpus_state != "ready":
                 return self._corpus_line()
@@ -591,21 +596,28 @@ class Work:
 
     # -------------------------------------------------------------------------------- leaving
 
+    def go_on_from(self, old: Work) -> None:
+        """This is the work of the same daemon with other stages: what it has trained on is counted on, and it has looked
+        for others long enough."""
+        self.origin, self.paused, self.may_draw = old.origin, old.paused, True
+        self.started = after(old.started, -FRESH_GRACE_S)
+        self.worker.tokens = old.worker.tokens
+        self.worker.supervision.generation = old.worker.supervision.generation + 1
+
     def leave(self, now: Instant) -> list[Effect]:
         """Stop inner steps and hand in the worker's progress; then call `wind_up` until
         `has_wound_up`."""
         return [*self._enter(Phase.LEAVING, now), *self.worker.drain()]
 
-    def wind_up(self, now: Instant, *, overdue: bool) -> list[Effect]:
-        """Once the worker has handed in its progress, or too long has gone by, freeze and write a
-        last snapshot."""
-        if not (self.worker.drained or overdue) or self._last_snapshot != "":
+    def wind_up(self, now: Instant, *, overdue: bool, keeps: bool = True) -> list[Effect]:
+        """Once the worker has handed in its progress, or too long has gone by, freeze and, if it `keeps` what it has,
+        write a last snapshot."""
+        is_early = not (self.worker.drained or overdue) or self.snapshots.is_writing
+        if is_early or self._last_snapshot != "":
             return []
-        if not self.installed:
+        if not (self.installed and keeps):
             self._last_snapshot = "none"
-            return self.worker.stop()
-        if self.snapshots.is_writing:
-            return []
+            return [*self.exchanges.freeze(now), *self.worker.stop()]
         self._last_snapshot = "writing"
         return [*self.exchanges.freeze(now), *self.worker.stop(), *self._snapshot(now)]
 

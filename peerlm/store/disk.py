@@ -369,7 +369,7 @@ NAMES = frozenset(
             "address_book",
         ),
         *("snapshots", "objects", "model", "local", "log", "log.1", "history", "epoch", "origin"),
-        *("control.sock", "lock", "ports", "page_port", "curves", "api_keys"),
+        *("control.sock", "lock", "ports", "page_port", "curves", "api_keys", "placement"),
     }
 )
 """What a node keeps in its folder. All else there is somebody else's."""
@@ -462,6 +462,11 @@ class Layout:
     def api_keys(self) -> Path:
         """Hashes of the keys that clients of `peerlm serve` show."""
         return self.root / "api_keys"
+
+    @property
+    def placement(self) -> Path:
+        """The stages that a node which decides by itself holds, and copies of others' stages that it keeps."""
+        return self.root / "placement"
 
     @property
     def epoch(self) -> Path:

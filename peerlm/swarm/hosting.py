@@ -24,6 +24,11 @@ class Hosting:
     stage_of: Mapping[FragmentId, int] = field(default_factory=dict)
 
     @property
+    def is_none(self) -> bool:
+        """It has not decided yet: the first is above the last."""
+        return self.first > self.last
+
+    @property
     def is_whole(self) -> bool:
         return self.first == 0 and self.last == self.count - 1
 

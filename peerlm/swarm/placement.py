@@ -76,7 +76,8 @@ CLAIM_S = 6.0
 """A node hosts nothing new before its announcement is this old, so that most have heard it."""
 
 HANDOVER_S = LOAD_S_MAX
-"""How long a node that has loaded waits for others to be ready for what it would drop. Then one ready host is enough."""
+"""How long a node that has loaded waits for others to be ready for what it would drop. Then one ready host is enough; where
+it goes to a stage that nobody else hosts, one is enough at once."""
 
 PATIENCE_S = 600.0
 """Whoever cannot drop its old stages for this long stops, and keeps them."""
@@ -242,14 +243,18 @@ class _Look:
         hosts, target, capability = self.host.hosts, self.host.target, self.host.capability
         if self.host.draining or not self.demand.allows(capability, target):
             return self._do(Verb.WITHDRAW, hosts, "it can or may not host them any more")
+        if hosts and any(not count for count in self._counts_with(target)):
+            return self._do(Verb.WITHDRAW, hosts, "a stage has no host, and this is no help")
         is_fresh = self.now - self.mind.since < 2 * CLAIM_S
         is_move = len(overlap(target, hosts)) < len(hosts)
         is_to_check = hosts and (is_fresh or (is_move and loaded == target))
         if is_to_check and not self._is_worth_going() and not self._is_still_planned():
             return self._do(Verb.WITHDRAW, hosts, "others have taken them")
-        if is_fresh and not hosts and self._covering() is not None:
+        if is_fresh and not hosts and (other := self._covering()) is not None:
             before_us = self._before_us()
-            if before_us.cover_with(target) >= before_us.cover_with(hosts):
+            cover = before_us.cover_with(target)
+            is_no_help = cover >= before_us.cover_with(hosts)
+            if is_no_help or cover[0] > before_us.cover_with(other)[0]:
                 return self._do(Verb.WITHDRAW, hosts, "another stage needs it more")
         if loaded == target:
             return self._when_loaded(hosts, target)
@@ -259,6 +264,9 @@ class _Look:
             return Decision(Verb.SWITCH, loaded, "loaded so far", self.mind, look_at)
         return self._keep(QUICK_S if is_fresh else TICK_S, "loading")
 
+    def _counts_with(self, run: range) -> list[int]:
+        return [count + (stage in run) for stage, count in enumerate(self.others.counts)]
+
     def _when_loaded(self, hosts: range, target: range) -> Decision:
         mind = self.mind
         if mind.loaded_at is None:
@@ -266,7 +274,8 @@ class _Look:
         assert mind.loaded_at is not None
         waited_s, claimed_s = self.now - mind.loaded_at, self.now - mind.since
         others = [_ready(self.demand, self.view, self.me, s) for s in hosts if s not in target]
-        enough = self.replicas if waited_s < HANDOVER_S else 1
+        is_awaited = any(not self.others.counts[s] for s in target if s not in hosts)
+        enough = 1 if is_awaited or waited_s >= HANDOVER_S else self.replicas
         if not others or (claimed_s >= CLAIM_S and min(others) >= enough):
             return self._do(Verb.SWITCH, target, "loaded")
         if waited_s >= PATIENCE_S:
@@ -287,7 +296,7 @@ class _Look:
         if (run := self._faster()) is not None:
             return self._for_speed(run, is_joint=False)
         run, is_better = self._plan()
-        if is_better:
+        if is_better and self._can_be_spared(run):
             return self._for_speed(run, is_joint=True)
         return self.rest("nothing better")
 
@@ -320,11 +329,18 @@ class _Look:
             run
             for run in self.demand.options(capability, hosts, inf)
             if not slowest.isdisjoint(run)
+            and self._can_be_spared(run)
             and self.demand.speed(capability, run) >= enough
             and self.others.cover_with(run) == (stay.unhosted, stay.lacking)
             and self.others.with_host(capability, run, GAIN).is_faster_than(stay, 1 + NOTICED)
         ]
         return self._best(runs)
+
+    def _can_be_spared(self, run: range) -> bool:
+        """Whether all that it would drop has another host that is ready. Two only hosts cannot change places: each would
+        wait for the other."""
+        dropped = [stage for stage in self.host.hosts if stage not in run]
+        return all(_ready(self.demand, self.view, self.me, stage) for stage in dropped)
 
     def _best(self, runs: list[range]) -> range | None:
         """The run most worth hosting; of equals the one soonest loaded, then the one of the last look."""

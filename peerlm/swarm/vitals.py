@@ -205,4 +205,5 @@ class Ledger:
 def _standing_of(vitals: Vitals) -> tuple[object, ...]:
     """What decides how others deal with a node."""
     v = vitals
-    return v.epoch, v.phase, v.active, v.participating, v.settled, v.plan_revision
+    held = v.first_stage, v.last_stage
+    return v.epoch, v.phase, v.active, v.participating, v.settled, v.plan_revision, held

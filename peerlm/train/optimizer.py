@@ -63,15 +63,17 @@ def build(model: nn.Module, settings: TrainSection) -> InnerOptimizer:
         case "muon":
             inside = {n: p for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2}
             beside = {n: p for n, p in named.items() if n not in inside}
+            adamw = torch.optim.AdamW(
+                _groups(beside, settings.weight_decay), lr=settings.adamw_lr, betas=ADAMW_BETAS
+            )
+            if not inside:  # a first stage may hold the model's ends alone
+                return InnerOptimizer([adamw], named)
             muon = Muon(
                 inside.items(),
                 lr=settings.lr,
                 weight_decay=settings.weight_decay,
                 momentum=MUON_MOMENTUM,
                 adjust_lr_fn="match_rms_adamw",
-            )
-            adamw = torch.optim.AdamW(
-                _groups(beside, settings.weight_decay), lr=settings.adamw_lr, betas=ADAMW_BETAS
             )
             return InnerOptimizer([muon, adamw], named)
         case "adamw":

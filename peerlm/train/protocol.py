@@ -207,6 +207,8 @@ class Progress(Message):
     stream_sent: int = 0
     stream_received: int = 0
     """Of a part of the model: microbatches that came to nothing, and bytes of hops."""
+    busy: float = 1.0
+    """Share of the time in which it worked, since the last report."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class StageLoop(InnerLoop):
         self._trial: Trial | None = None
         self._pieces: list[NDArray[np.int64]] | None = None
         self._lost = 0
-        self._bytes = [0, 0]
+        self._bytes, self._busy_s = [0, 0], 0.0
         size = plan.train.batch // plan.train.accumulate * plan.model.context * plan.model.dim * 4
         if size > hops.STREAM_BYTES_MAX:
             raise ConfigError(
@@ -141,15 +141,9 @@ class StageLoop(InnerLoop):
 
     def _turn(self, now: Instant) -> None:
         """One piece of work, whatever is most urgent."""
-        for kind in (Kind.LOST, Kind.BACKWARD, Kind.FORWARD, Kind.TRIAL):
-            if self._arrived[kind]:
-                self._do(*self._arrived[kind].popleft(), now)
-                break
-        else:
-            if self._may_enter():
-                self._enter(now)
-            elif self._may_try():
-                self._try(now)
+        began = time.monotonic()
+        if self._work_at_hand(now):
+            self._busy_s += time.monotonic() - began
         if now - self._looked_at > LOOK_S:
             self._looked_at = now
             for key in self._routes.overdue(now):
@@ -159,6 +153,20 @@ class StageLoop(InnerLoop):
                 self._end_trial()
         if now - self._tally.report_began >= REPORT_EVERY_S:
             self._report(now)
+
+    def _work_at_hand(self, now: Instant) -> bool:
+        """Do it; False if there is none."""
+        for kind in (Kind.LOST, Kind.BACKWARD, Kind.FORWARD, Kind.TRIAL):
+            if self._arrived[kind]:
+                self._do(*self._arrived[kind].popleft(), now)
+                return True
+        if self._may_enter():
+            self._enter(now)
+        elif self._may_try():
+            self._try(now)
+        else:
+            return False
+        return True
 
     # ------------------------------------------------------------------------------------ messages
 
@@ -446,22 +454,25 @@ class StageLoop(InnerLoop):
         self._channel.send(protocol.Hop(peer, data))
 
     def _progress(self, now: float) -> protocol.Progress:
+        tally = self._tally
+        elapsed_s = max(now - tally.report_began, 1e-9)
+        busy, self._busy_s = min(1.0, self._busy_s / elapsed_s), 0.0
         stream = {
             "stream_lost": self._lost,
             "stream_sent": self._bytes[0],
             "stream_received": self._bytes[1],
         }
         if self._has_ends:
-            return replace(super()._progress(now), **stream)
+            return replace(super()._progress(now), busy=busy, **stream)
         passed, self._passed_then = self._passed_tokens - self._passed_then, self._passed_tokens
-        tally = self._tally
         return protocol.Progress(
             steps=tally.steps,
             tokens=0,  # its text is another node's, and counted there
             loss=None,
-            tokens_per_s=passed / max(now - tally.report_began, 1e-9),
+            tokens_per_s=passed / elapsed_s,
             nonfinite_steps=tally.nonfinite_steps,
             data_pass=0,
             data_position=0.0,
+            busy=busy,
             **stream,
         )

@@ -129,7 +129,21 @@ class Vitals(Struct):
     tokens_per_s: float
     first_stage: Count = 0
     last_stage: Count = 0
-    """The stages of the model that it holds."""
+    """The stages of the model that it holds; none where the first is above the last."""
+    is_auto: bool = False
+    """It decides by itself which stages it holds. All below is for those who decide, of a model in stages."""
+    target_first: Count = 0
+    target_last: Count = 0
+    """The stages that it is going to hold: what it loads, and what it keeps."""
+    is_draining: bool = False
+    """It is going to leave."""
+    memory_host: Count = 0
+    memory_device: Count | None = None
+    """Bytes that it offers for stages; no device: it trains in the host's memory."""
+    flops_s: float = 0.0
+    """How fast it trains, as measured; 0: not known yet."""
+    line_bytes_s: float = 0.0
+    """What its line carries, as measured; 0: not known yet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,10 @@ def test_ids_to_spare_may_need_a_wider_type_than_the_tokenizers(
         (("--tokenizer", "bytes", "--set", "model.tied=false"), ("model.tied", "--from")),
         (("--tokenizer", "bytes", "--set", "model.context=2"), ("model.context = 2",)),
         (("--tokenizer", "bytes", "--set", "model.heads=2"), ("model.heads", "--from")),
+        *(
+            (("--tokenizer", "bytes", "--set", "model.stages=2", "--host", wish), ("--host",))
+            for wish in ("0", "auto")
+        ),
     ],
 )
 def test_what_does_not_go_with_it_is_one_line(

@@ -8,8 +8,11 @@ from dataclasses import replace
 import pytest
 
 from peerlm.config import NodeSettings, Plan
+from peerlm.effects import WriteSnapshot
+from peerlm.events import WorkerExited
 from peerlm.node.facts import Facts
 from peerlm.node.finals import Finals, agree
+from peerlm.node.lifecycle import FRESH_GRACE_S, Phase
 from peerlm.node.seen import Seen
 from peerlm.node.work import Work
 from peerlm.swarm.hosting import Hosting, Run
@@ -120,6 +123,31 @@ def test_the_text_is_shared_by_those_that_hold_the_ends() -> None:
     facts(middle, runs)
     assert ends._readers() == (ME, ANN, EVE)
     assert middle._readers() == (ANN, EVE)
+
+
+# ------------------------------------------------------------------------------------- placing
+
+
+def test_a_node_without_a_stage_waits_and_goes_on_with_one_from_what_it_had() -> None:
+    none = work(1, 0, 2)
+    none.start(Seen(donors=(ANN,), runs={ANN: (0, 1)}), Instant(0.0))
+    assert none.phase is Phase.STARTING
+    assert none.reason
+    none.worker.tokens, none.paused, none.worker.supervision.generation = 77, True, 4
+    leaving = none.leave(Instant(1.0)) + none.wind_up(Instant(1.0), overdue=False, keeps=False)
+    assert none.has_wound_up
+    assert not [e for e in leaving if isinstance(e, WriteSnapshot)]
+    whole = work(0, 1, 2)
+    assert not facts(whole, {ANN: (0, 0)}).origin
+    whole.go_on_from(none)
+    assert facts(whole, {ANN: (0, 0)}).origin, "it has looked who is there"
+    part = work(1, 1, 2)
+    part.go_on_from(none)
+    assert (part.worker.tokens, part.paused) == (77, True)
+    assert Facts(part, Instant(0.0)).waited_s >= FRESH_GRACE_S
+    assert not part.worker_exited(WorkerExited(4, "killed"), Instant(2.0)), "of the old worker"
+    part.start(Seen(), Instant(2.0))
+    assert part.phase is Phase.SEEKING
 
 
 # ------------------------------------------------------------------------------- finished weights

@@ -53,12 +53,12 @@ class Life:
 
     def __init__(self, *hosts: Host) -> None:
         self.view, self.mind, self.now = swarm(*hosts), Mind(), Instant(1000.0)
-        self.loaded, self.rng = NONE, Random(1)
+        self.loaded, self.rng, self.demand = NONE, Random(1), DEMAND
 
     def look(self, after_s: float = 0.0) -> Decision:
         self.now = Instant(self.now + after_s)
         me = peer(0)
-        decision = decide(DEMAND, self.view, me, self.loaded, self.now, self.rng, self.mind)
+        decision = decide(self.demand, self.view, me, self.loaded, self.now, self.rng, self.mind)
         self.mind = decision.mind
         return decision
 
@@ -156,6 +156,49 @@ def test_the_old_is_hosted_until_others_are_ready() -> None:
     life.view[peer(3)] = host(range(1))
     decision = life.look()
     assert (decision.verb, decision.stages) == (Verb.SWITCH, range(2, 3))
+
+
+def test_of_two_who_come_at_once_to_one_of_two_empty_stages_one_turns_to_the_other() -> None:
+    coming = replace(Host(machine()), target=range(1, 2))
+    for link, verb in ((1e8, Verb.KEEP), (1e10, Verb.WITHDRAW)):
+        life = Life(Host(machine()), host(range(1)))
+        life.view[peer(9)] = replace(coming, capability=machine(link=link))
+        life.announce(range(1, 2))
+        life.mind = Mind(since=life.now)
+        assert life.look(after_s=1.0).verb is verb
+    life.announce(NONE)
+    assert life.until(Verb.TAKE).stages == range(2, 3)
+
+
+def test_for_a_stage_without_a_host_one_other_is_enough_at_once() -> None:
+    life = Life(host(range(1)), host(range(1)), host(range(1, 2)))
+    life.announce(range(2, 3))
+    life.loaded, life.mind = range(2, 3), Mind(since=life.now)
+    assert life.look(after_s=CLAIM_S / 2).verb is Verb.KEEP
+    assert life.look(after_s=CLAIM_S).verb is Verb.SWITCH
+    life.view[peer(1)] = replace(host(range(1)), draining=True)
+    assert life.look().verb is Verb.WITHDRAW, "now it would leave one without"
+
+
+def test_the_only_hosts_of_two_stages_do_not_change_places() -> None:
+    slow, fast = host(range(1), speed=1.0), host(range(1, 2), speed=9.0)
+    demand = replace(DEMAND, costs=(9.0, 1.0, 1.0))
+    others = [host(range(2, 3), speed=1.0), host(range(2, 3), speed=1.0)]
+    for hosts in ((slow, fast), (fast, slow)):
+        life = Life(*hosts, *others)
+        life.demand = demand
+        assert life.rests(600)
+
+
+def test_who_loads_for_speed_stops_when_a_stage_has_no_host() -> None:
+    others = [host(range(s, s + 1)) for s in (0, 0, 1, 1, 2)]
+    life = Life(host(range(1)), *others)
+    life.announce(range(1, 2))
+    life.mind = Mind(since=life.now)
+    del life.view[peer(5)]
+    assert life.look(after_s=1000.0).verb is Verb.WITHDRAW
+    life.announce(range(1))
+    assert life.until(Verb.MOVE).stages == range(2, 3)
 
 
 def test_of_two_who_take_the_same_the_one_behind_stops() -> None:

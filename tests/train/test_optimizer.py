@@ -48,6 +48,12 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     }
 
 
+def test_a_part_without_blocks_has_nothing_for_muon() -> None:
+    ends = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(4, 3)})
+    (part,) = optimizer.build(ends, TRAIN).parts
+    assert isinstance(part, torch.optim.AdamW)
+
+
 @pytest.mark.parametrize("name", ["muon", "adamw", "sgd"])
 def test_each_optimizer_moves_every_parameter(name: str) -> None:
     model = model_with_gradients()

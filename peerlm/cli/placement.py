@@ -1,0 +1,82 @@
+"""`peerlm placement`: who holds which stages of the model, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from peerlm.cli import words
+from peerlm.cli.state import require_daemon, state_option
+from peerlm.daemon.control import ask
+from peerlm.observe.placement import placement_of
+from peerlm.store.disk import Layout
+from peerlm.types import printable
+
+
+@click.command(short_help="Show who holds which stages of the model, and why.")
+@click.option("--explain", is_flag=True, help="Say of each node why it holds what it holds.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object; docs/placement.md explains it."
+)
+@state_option
+def placement(layout: Layout, explain: bool, as_json: bool) -> None:
+    """Show who holds which stages of the model, as this node sees it.
+
+    A row for each node, a column for each stage: what it holds and trains (ready), fetches (loading), or will hold no
+    longer (draining); whole: it has all stages, and trains for itself. Below that, what passes a stage a second, and
+    how many nodes that decide by themselves have room for it besides.
+
+    \b
+    Examples:
+      peerlm placement
+      peerlm placement --explain
+      peerlm placement --json | jq .lacking
+    """
+    require_daemon(layout)
+    found = placement_of(ask(layout, "status"))
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for line in shown(found, explain=explain):
+        click.echo(printable(line))
+
+
+def shown(found: dict[str, Any], *, explain: bool) -> list[str]:
+    """A table, and what is to be known of it."""
+    stages = found["stages"]
+    rows = [["node", *(f"stage {e['stage']}" for e in stages), "decides", "tok/s"]]
+    rows += [_row(node, len(stages), found["node"]) for node in found["nodes"]]
+    rows.append(["hosts", *(str(len(e["ready"])) for e in stages), "", ""])
+    rows.append(["tok/s", *(_rate(e["tokens_per_s"]) for e in stages), "", ""])
+    rows.append(["room", *(str(len(e["spare"])) for e in stages), "", ""])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    if found["lacking"]:
+        lines.append(
+            f"without a host: {_stages(found['lacking'])}; nothing is learnt until it has one"
+        )
+    if found["single"]:
+        lines.append(f"single points of failure: {_stages(found['single'])}")
+    if explain:
+        lines += ["", *(f"{node['id'][:8]}  {node['why']}" for node in found["nodes"])]
+    return lines
+
+
+def _row(node: dict[str, Any], count: int, own: str) -> list[str]:
+    mark = "*" if node["id"] == own else ""
+    states = [node["states"].get(str(stage), words.ABSENT) for stage in range(count)]
+    decides = "by itself" if node["auto"] else "fixed"
+    return [node["id"][:8] + mark, *states, decides, _rate(node["tokens_per_s"])]
+
+
+def _rate(tokens_per_s: float) -> str:
+    return words.count(tokens_per_s) if tokens_per_s else words.ABSENT
+
+
+def _stages(numbers: list[int]) -> str:
+    return f"stage{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

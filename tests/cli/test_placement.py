@@ -1,0 +1,96 @@
+"""`peerlm placement`: who holds which stages, from what a node says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_scene import SMALL, Cli, FakeDaemon, answer_of, assert_one_line, member, sample_summary
+
+from peerlm.node.status import MemberSummary, PlacementSummary, StageSummary, Summary
+from peerlm.observe.placement import placement_of
+
+NEEDS = (StageSummary(10, 10, 5), StageSummary(10, 10, 5), StageSummary(10, 10, 5))
+NONE = (1, 0)
+
+
+def auto(number: int, held: tuple[int, int], room: int = 20, **changes: Any) -> MemberSummary:
+    said = {"stages": held, "target": held, "is_auto": True, "memory_host": room, **changes}
+    return member(number, tokens_per_s=100.0, **said)
+
+
+def summary(*members: MemberSummary, why: str = "stages 0 lack hosts") -> Summary:
+    placement = PlacementSummary(is_auto=True, why=why, stages=NEEDS)
+    return sample_summary(stages=(0, 0, 3), members=members, placement=placement)
+
+
+def found(*members: MemberSummary) -> dict[str, Any]:
+    return placement_of(answer_of(summary(*members)))
+
+
+def test_it_tells_who_is_ready_who_loads_and_what_hangs_on_one() -> None:
+    one = auto(1, (0, 0), room=60)
+    two = auto(2, (1, 1), target=(2, 2))
+    come = auto(3, NONE, target=(1, 1), phase="starting")
+    dead = auto(4, (0, 0), state="dead")
+    told = found(one, two, come, dead)
+    assert [e["ready"] for e in told["stages"]] == [[one.peer.hex()], [], []]
+    assert told["stages"][1]["draining"] == [two.peer.hex()]
+    assert told["stages"][1]["loading"] == [come.peer.hex()]
+    assert told["stages"][2]["loading"] == [two.peer.hex()]
+    assert told["stages"][0]["tokens_per_s"] == 100.0
+    assert [e["spare"] for e in told["stages"]] == [[], [one.peer.hex()], [one.peer.hex()]]
+    assert (told["lacking"], told["single"]) == ([1, 2], [0])
+    assert [n["id"] for n in told["nodes"]] == [m.peer.hex() for m in (one, two, come)]
+
+
+def test_who_holds_everything_is_no_host_for_others() -> None:
+    told = found(auto(1, (0, 0)), member(2, stages=(0, 2)))
+    assert [len(e["ready"]) for e in told["stages"]] == [1, 0, 0]
+    assert set(told["nodes"][1]["states"].values()) == {"whole"}
+
+
+def test_stages_that_cannot_be_are_none() -> None:
+    told = found(auto(1, (0, 0)), auto(2, (0, 2**40), target=(7, 9)))
+    assert told["nodes"][1]["states"] == {}
+
+
+def test_a_device_of_its_own_has_to_have_room_too() -> None:
+    assert not found(auto(1, (0, 0), memory_device=10))["stages"][1]["spare"]
+    assert found(auto(1, (0, 0), memory_device=20))["stages"][1]["spare"]
+
+
+def test_a_model_in_one_piece_lacks_nothing() -> None:
+    told = placement_of(answer_of(sample_summary()))
+    assert (told["lacking"], told["single"]) == ([], [])
+
+
+def test_the_command_shows_a_table_and_says_why(peerlm: Cli, daemon: FakeDaemon) -> None:
+    nodes = (auto(1, (0, 1)), member(2, stages=(1, 1)), auto(3, NONE, phase="starting"))
+    daemon.answers["status"] = answer_of(summary(*nodes))
+    out = peerlm("placement", "--explain", "--state", daemon.layout.root).out
+    for line in (
+        "node       stage 0  stage 1  stage 2  decides    tok/s",
+        "01010101*  ready    ready    –        by itself  100",
+        "hosts      1        2        0",
+        "without a host: stage 2; nothing is learnt until it has one",
+        "single points of failure: stage 0",
+        "01010101  stages 0 lack hosts",
+        "02020202  its owner has fixed its stages",
+        "03030303  has not decided yet",
+    ):
+        assert line in out, out
+    told = json.loads(peerlm("placement", "--json", "--state", daemon.layout.root).out)
+    assert told == placement_of(daemon.answers["status"])
+
+
+@pytest.mark.parametrize("more", [(), ("--set-node", "host.device_bytes=5")])
+def test_a_first_node_has_to_have_room_for_the_first_stage(
+    peerlm: Cli, tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    options = ("--set", "model.stages=2", "--host", "auto", "--set-node", "host.memory_bytes=1000")
+    outcome = peerlm("init", "--state", tmp_path / "node", *SMALL, *options, *more)
+    assert_one_line(outcome, 2, "stage 0 takes", "host.memory_bytes", "model.stages")
+    assert not (tmp_path / "node").exists()

@@ -1,0 +1,75 @@
+"""Nodes that decide by themselves which stages they hold, from end to end: none has room for the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from swarm import PLAN, Node, Swarm, succeed, wait_for
+
+from peerlm.config import preset, with_changes
+from peerlm.model.stages import memory_of, stages
+from peerlm.store.placed import read_placed
+
+pytestmark = pytest.mark.timeout(120)
+
+STAGES = {"model.stages": "2"}
+CUT = stages(with_changes(preset("tiny"), PLAN | STAGES, "test"))
+ROOM = max(memory_of(CUT, range(stage, stage + 1)).total() for stage in range(2))
+AUTO = {"host.stages": "auto", "host.memory_bytes": str(ROOM)}
+
+
+@pytest.fixture
+def swarm(tmp_path: Path) -> Iterator[Swarm]:
+    swarm = Swarm(tmp_path)
+    yield swarm
+    swarm.close()
+
+
+def held(status: dict[str, Any]) -> range:
+    return range(status["stages"]["first"], status["stages"]["last"] + 1)
+
+
+def learns(node: Node) -> None:
+    """From here on, with every stage in somebody's hands."""
+    then = node.status()["swarm_tokens"]
+    node.wait(lambda s: s["swarm_tokens"] > then and s["stages"]["lacking"] == [], "it is learnt")
+
+
+def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behind(
+    swarm: Swarm,
+) -> None:
+    ada = swarm.found("--set", "model.stages=2", **AUTO)
+    assert held(ada.status()) == range(1), "who begins takes the first stages"
+    token = swarm.invite("--address", "127.0.0.1:1")
+    nodes = [ada, *(swarm.join(ada, token, **AUTO) for _ in range(2))]
+    for node in nodes:
+        node.wait(lambda s: len(held(s)) == 1 and s["state"] == "training", "it has a stage")
+        learns(node)
+    runs = [held(node.status()) for node in nodes]
+    (alone,) = (n for n, run in zip(nodes, runs, strict=True) if runs.count(run) == 1)
+    (stage,) = held(alone.status())
+    others = [node for node in nodes if node is not alone]
+    text = {path.name for path in ada.layout.objects.iterdir() if path.stat().st_size > 100_000}
+    for node in others:
+        node.wait(lambda s: stage in s["placement"]["copies"], "it keeps a copy")
+        wait_for(
+            lambda node=node: stage or text <= {p.name for p in node.layout.objects.iterdir()},
+            "and of the text, for stage 0",
+        )
+    shown = succeed("placement", "--explain", "--state", others[0].folder)
+    assert f"single points of failure: stage {stage}" in shown
+
+    alone.kill()
+    both = {range(1), range(1, 2)}
+    wait_for(lambda: {held(node.wait(bool, "it answers")) for node in others} == both, "it moves")
+    for node in others:
+        learns(node)
+    (mover,) = (node for node in others if held(node.status()) == range(stage, stage + 1))
+    assert read_placed(mover.layout.placement.read_bytes(), mover.folder, 2).held[0] == stage
+
+    mover.kill()
+    mover.up()
+    mover.wait(lambda s: held(s) == range(stage, stage + 1), "it goes on with the same stage")
