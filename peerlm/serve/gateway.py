@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +72,8 @@ class _Host:
 class _Session:
     legs: tuple[Leg, ...] = ()
     """Those that know it; none: it has to begin again."""
+    life: int = 0
+    """Which beginning it is, of all sessions."""
     tokens: list[int] = field(default_factory=list)
     """All but those of the turn that is under way."""
     versions: tuple[str, ...] = ()
@@ -119,7 +121,7 @@ class Gateway:
         self._sessions: dict[int, _Session] = {}
         self._turns: dict[int, _Turn] = {}
         self._under_way: dict[int, _UnderWay] = {}
-        self._next = 0
+        self._next = self._lives = 0
         self._ready_due = Instant(0.0)
         self._took_s: float | None = None
         """Of a lap, for each token."""
@@ -199,10 +201,13 @@ class Gateway:
         session = self._sessions.pop(slot, None)
         if session is None:
             return []
-        row = (Row(slot, 0, 0),)
-        over = Lap(self._head(Kind.OVER, 0), rows=row)
-        hosts = [leg.host for leg in session.legs if leg.host in self._hosts]
-        return [(host, laps.pack(over)) for host in dict.fromkeys(hosts)]
+        rows = (Row(slot, 0, 0, life=session.life),)
+        over = Lap(self._head(Kind.OVER, 0), session.legs, rows=rows)
+        return [
+            (leg.host, laps.pack(replace(over, at=at)))
+            for at, leg in enumerate(session.legs)
+            if leg.host in self._hosts
+        ]
 
     # -------------------------------------------------------------------------------------- news
 
@@ -249,6 +254,8 @@ class Gateway:
                 session.legs = ()
             if not session.legs:
                 turn.read, session.legs = 0, self._choose(now)
+                self._lives += 1
+                session.life = self._lives
                 self.again += bool(session.legs and (session.tokens or turn.tries))
             if session.legs:
                 turn.stuck_since = None
@@ -265,13 +272,14 @@ class Gateway:
 
     def _next_of(self, slot: int) -> tuple[Row, tuple[int, ...]]:
         """What the session's hosts are to read next."""
-        turn, before = self._turns[slot], self._sessions[slot].tokens
+        turn, session = self._turns[slot], self._sessions[slot]
+        before = session.tokens
         if turn.read == len(before):
-            return Row(slot, turn.read, len(turn.tokens)), turn.tokens
+            return Row(slot, turn.read, len(turn.tokens), life=session.life), turn.tokens
         stop = min(len(before), turn.read + min(CHUNK, self.turn_max), self._shape.context)
         stop = max(stop, turn.read + 1)
         tokens = tuple(before[turn.read : stop])
-        return Row(slot, turn.read, len(tokens), wanted=False), tokens
+        return Row(slot, turn.read, len(tokens), wanted=False, life=session.life), tokens
 
     @property
     def turn_max(self) -> int:

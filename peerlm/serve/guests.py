@@ -1,9 +1,9 @@
 """Sessions of gateways elsewhere that this node remembers: which slot each holds, how far it has been read, and by
 which weights.
 
-A session is known by its gateway and the slot it has there. Its first token begins it anew, whoever was there before;
-any other token has to follow what was read, or the session is not what its gateway takes it for, and the gateway
-begins it again elsewhere or here. So nothing has to be handed over, and a node may forget a session at any time.
+A session is known by who hands its laps to this node, its gateway and the slot it has there. Its first token begins it anew,
+whoever was there before; any other token has to follow what was read, or the session is not what its gateway takes it for, and
+the gateway begins it again elsewhere or here. What belongs to an earlier life of the slot has come too late. So nothing has to be handed over, and a node may forget a session at any time.
 It keeps to the version it began with; a version is dropped with its last session, unless it is the newest. Pure.
 """
 
@@ -25,8 +25,12 @@ GIVEN_UP_S = 30.0
 UNKNOWN = "a session is not known here"
 """Why a lap is lost that a gateway can send again to the same host, from the beginning of its sessions."""
 
-Gateway = tuple[PeerId, int]
-Key = tuple[Gateway, int]
+FULL = "no room for another session"
+
+Way = tuple[PeerId, PeerId, int]
+"""Who hands a lap over, and its gateway: the node, and which of its processes."""
+
+Key = tuple[Way, int]
 
 V = TypeVar("V")
 
@@ -38,6 +42,7 @@ class Forgotten(Exception):
 @dataclass(slots=True)
 class _Guest(Generic[V]):
     slot: int
+    life: int
     version: V
     read: int
     heard_at: Instant
@@ -60,48 +65,51 @@ class Guests(Generic[V]):
         used.pop(id(self.version), None)
         return [*used.values(), self.version]
 
-    def seat(self, gateway: Gateway, rows: Sequence[Row], now: Instant) -> list[tuple[int, V]]:
+    def seat(self, way: Way, rows: Sequence[Row], now: Instant) -> list[tuple[int, V]]:
         """Slot and version of each row's session, whose tokens then count as read. Raises `Forgotten`, and
         then nothing has changed but that sessions may have begun."""
-        for row in rows:
-            if row.start and self._read((gateway, row.slot)) != row.start:
-                raise Forgotten(UNKNOWN)
+        if not all(self._follows((way, row.slot), row) for row in rows):
+            raise Forgotten(UNKNOWN)
         for row in rows:
             if row.start:
-                self._guests[(gateway, row.slot)].heard_at = now
-        found = [self._guest((gateway, row.slot), row.start == 0, now) for row in rows]
+                self._guests[(way, row.slot)].heard_at = now
+        found = [self._guest((way, row.slot), row, now) for row in rows]
         for guest, row in zip(found, rows, strict=True):
             guest.read, guest.heard_at = row.start + row.length, now
         return [(guest.slot, guest.version) for guest in found]
 
-    def version_of(self, gateway: Gateway, slot: int) -> V:
+    def version_of(self, way: Way, row: Row) -> V:
         """What this session began with; the newest, if it is not known."""
-        guest = self._guests.get((gateway, slot))
-        return self.version if guest is None else guest.version
+        guest = self._guests.get((way, row.slot))
+        return self.version if guest is None or guest.life != row.life else guest.version
 
-    def over(self, gateway: Gateway, slots: Iterable[int]) -> None:
-        for slot in slots:
-            self._end((gateway, slot))
+    def over(self, way: Way, rows: Iterable[Row]) -> None:
+        for row in rows:
+            guest = self._guests.get((way, row.slot))
+            if guest is not None and guest.life == row.life:
+                self._end((way, row.slot))
 
     def forget_idle(self, now: Instant) -> None:
         for key in [k for k, guest in self._guests.items() if now - guest.heard_at > IDLE_S]:
             self._end(key)
 
-    def _read(self, key: Key) -> int:
+    def _follows(self, key: Key, row: Row) -> bool:
         guest = self._guests.get(key)
-        return -1 if guest is None else guest.read
+        if row.start == 0:
+            return guest is None or guest.life < row.life
+        return guest is not None and (guest.life, guest.read) == (row.life, row.start)
 
-    def _guest(self, key: Key, is_new: bool, now: Instant) -> _Guest[V]:
-        if is_new:
+    def _guest(self, key: Key, row: Row, now: Instant) -> _Guest[V]:
+        if row.start == 0:
             self._end(key)
-            self._guests[key] = _Guest(self._slot(now), self.version, 0, now)
+            self._guests[key] = _Guest(self._slot(now), row.life, self.version, 0, now)
         return self._guests[key]
 
     def _slot(self, now: Instant) -> int:
         if not self._free:
             oldest = min(self._guests, key=lambda key: self._guests[key].heard_at, default=None)
             if oldest is None or now - self._guests[oldest].heard_at <= GIVEN_UP_S:
-                raise Forgotten("no room for another session")
+                raise Forgotten(FULL)
             self._end(oldest)
         return self._free.pop()
 

@@ -37,7 +37,7 @@ BODY_BYTES_MAX = BYTES_MAX - (1 << 20)
 
 ROWS_MAX = 4096
 SLOT_MAX = 1 << 16
-PLACE_MAX = 1 << 40
+PLACE_MAX = LIFE_MAX = 1 << 40
 LEGS_MAX = 256
 NAME_MAX, REASON_MAX = 64, 200
 
@@ -78,12 +78,14 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`length` tokens of the session in the gateway's `slot`, from place `start`. `wanted`: its logits are."""
+    """`length` tokens of the session in the gateway's `slot`, from place `start`. `wanted`: its logits are. `life`: a number that
+    grows each time the slot's tokens begin anew, so that a late lap is not taken for one of whoever has the slot now."""
 
     slot: int
     start: int
     length: int
     wanted: bool = True
+    life: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,11 @@ class Lap:
     def wanted(self) -> int:
         return sum(row.wanted for row in self.rows)
 
+    @property
+    def before(self) -> PeerId:
+        """Who hands it to the leg that `at` names."""
+        return self.legs[self.at - 1].host if self.at else self.head.origin
+
 
 def tokens_max(features: int) -> int:
     """Of one lap, by what its stream takes."""
@@ -129,7 +136,7 @@ def pack(lap: Lap) -> bytes:
         [
             [[leg.host, leg.first, leg.last] for leg in lap.legs],
             lap.at,
-            [[row.slot, row.start, row.length, row.wanted] for row in lap.rows],
+            [[row.slot, row.start, row.length, row.wanted, row.life] for row in lap.rows],
             np.asarray(lap.tokens, "<i4").tobytes(),
             numbers,
             lap.versions,
@@ -185,7 +192,12 @@ def unpack(data: bytes, stages: int, features: int, vocab: int, context: int) ->
             _require("versions", len(versions) == len(seconds))
             _require("versions", all(len(names) == len(rows) for names in versions))
             return _with(lap, numbers, (lap.wanted, vocab), finite=False)
+        case Kind.OVER:
+            _require("legs", at < len(lap.legs))
+            _require("body", not tokens and not numbers)
+            return lap
         case _:
+            _require("legs", not legs and at == 0)
             _require("body", not tokens and not numbers)
             return lap
 
@@ -238,11 +250,12 @@ def _rows(raw: Any) -> tuple[Row, ...]:
     _require("rows", type(raw) is list)
     rows = []
     for found in raw:
-        _require("rows", type(found) is list and len(found) == 4)
-        slot, start, length, wanted = found
-        _require("rows", all(type(n) is int and n >= 0 for n in (slot, start, length)))
-        _require("rows", slot < SLOT_MAX and start + length <= PLACE_MAX and type(wanted) is bool)
-        rows.append(Row(slot, start, length, wanted))
+        _require("rows", type(found) is list and len(found) == 5)
+        slot, start, length, wanted, life = found
+        _require("rows", all(type(n) is int and n >= 0 for n in (slot, start, length, life)))
+        _require("rows", slot < SLOT_MAX and start + length <= PLACE_MAX and life <= LIFE_MAX)
+        _require("rows", type(wanted) is bool)
+        rows.append(Row(slot, start, length, wanted, life))
     _require("rows", len({row.slot for row in rows}) == len(rows))
     return tuple(rows)
 

@@ -29,7 +29,7 @@ from peerlm.config import Plan
 from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, WireError
 from peerlm.model.stages import held_fragments, stages
 from peerlm.serve import lap as laps
-from peerlm.serve.guests import Forgotten, Guests
+from peerlm.serve.guests import Forgotten, Guests, Way
 from peerlm.serve.lap import Kind, Lap, Numbers
 from peerlm.serve.route import Turn, name_of
 from peerlm.store import snapshot
@@ -154,10 +154,12 @@ class StageServer:
         except WireError as error:
             self._channel.send(Nonsense(peer, str(error)))
             return
+        if peer != (lap.head.origin if lap.head.kind is Kind.OVER else lap.before):
+            self._channel.send(Nonsense(peer, "lap: another node's to say"))
+            return
         match lap.head.kind:
             case Kind.OVER if self._guests is not None:
-                head = lap.head
-                self._guests.over((head.origin, head.gateway), (row.slot for row in lap.rows))
+                self._guests.over(_handed(lap), lap.rows)
             case Kind.FORWARD if not self._is_ours(lap):
                 self._lose(lap, f"stages {self._held[0]} to {self._held[-1]} are held here")
             case Kind.FORWARD if len(self._waiting) >= WAITING_MAX:
@@ -167,7 +169,7 @@ class StageServer:
 
     def _is_ours(self, lap: Lap) -> bool:
         if lap.at == len(lap.legs):
-            return self._held[0] == 0
+            return self._held[0] == 0 and lap.legs[0].host == self._me
         leg = lap.legs[lap.at]
         return leg.host == self._me and leg.first in self._held and leg.last in self._held
 
@@ -198,18 +200,16 @@ class StageServer:
     def _together(self) -> list[_Waiting]:
         first = self._waiting.popleft()
         chosen, others = [first], deque[_Waiting]()
-        tokens, seen = _tokens(first.lap), {(first.lap.head, row.slot) for row in first.lap.rows}
+        tokens, seen = _tokens(first.lap), _sessions(first.lap)
         for waiting in self._waiting:
             lap = waiting.lap
-            slots = {(lap.head, row.slot) for row in lap.rows}
             fits = _way(lap) == _way(first.lap) and tokens + _tokens(lap) <= TOGETHER_TOKENS
-            if fits and seen.isdisjoint(slots):
+            if fits and seen.isdisjoint(_sessions(lap)):
                 chosen.append(waiting)
                 tokens += _tokens(lap)
-                seen |= slots
             else:
-                seen |= slots  # a session's tokens are never taken out of order
                 others.append(waiting)
+            seen |= _sessions(lap)  # a session's tokens are never taken out of order
         self._waiting = others
         return chosen
 
@@ -217,9 +217,8 @@ class StageServer:
         assert self._guests is not None
         seated = []
         for waiting in together:
-            head, rows = waiting.lap.head, waiting.lap.rows
             try:
-                places = self._guests.seat((head.origin, head.gateway), rows, now)
+                places = self._guests.seat(_handed(waiting.lap), waiting.lap.rows, now)
             except Forgotten as why:
                 self._lose(waiting.lap, str(why))
             else:
@@ -282,7 +281,7 @@ class StageServer:
             assert waiting.lap.numbers is not None
             lasts += list(waiting.lap.numbers)
             versions += [
-                self._guests.version_of((head.origin, head.gateway), row.slot)
+                self._guests.version_of((head.origin, head.origin, head.gateway), row)
                 for row in waiting.lap.rows
                 if row.wanted
             ]
@@ -388,6 +387,14 @@ def _by_version(
 
 def _tokens(lap: Lap) -> int:
     return sum(row.length for row in lap.rows)
+
+
+def _handed(lap: Lap) -> Way:
+    return (lap.before, lap.head.origin, lap.head.gateway)
+
+
+def _sessions(lap: Lap) -> set[tuple[Way, int]]:
+    return {(_handed(lap), row.slot) for row in lap.rows}
 
 
 def _way(lap: Lap) -> tuple[int, int]:

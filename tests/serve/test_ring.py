@@ -250,6 +250,48 @@ def test_a_host_that_answers_for_another_is_not_believed() -> None:
     assert drained(service)[job] == alone(model, job)
 
 
+def test_a_lap_that_comes_late_is_not_taken_for_the_text_that_has_its_slot_now() -> None:
+    model, ring, hosts = scene("hybrid")
+    kept: list[bytes] = []
+
+    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
+        if target == hosts[1].peer and laps.read_head(data).kind is Kind.FORWARD:
+            kept.append(data)
+            if len(kept) == 11:  # the second text's second lap: before it the first one's first arrives again
+                return [(0.001, kept[0]), (0.002, data)]
+        return [(0.001, data)]
+
+    ring.meddle = meddle
+    service, first, second = ring_service(ring, slots=1), job_of(PROMPT, 9), job_of(PROMPT[::-1], 9)
+    service.submit(first)
+    service.submit(second)
+    found = drained(service)
+    assert found[first] == alone(model, first)
+    assert found[second] == alone(model, second)
+    assert ring.gateway.again == 0
+
+
+def test_a_session_is_not_twice_in_one_batch() -> None:
+    """Two laps that begin it wait at once, as after a while in which a host stood still."""
+    _, ring, (host, *_) = scene("attention")
+    legs = tuple(Leg(peer(f"h{i}"), i, i) for i in range(3))
+    for life in (1, 2):
+        lap = Lap(Head(Kind.FORWARD, ME, 7, life), legs, 0, (Row(0, 0, 3, life=life),), (1, 2, 3))
+        host.server._take(ME, laps.pack(lap), 0.0)
+    assert len(host.server._together()) == 1
+
+
+@pytest.mark.parametrize("kind", [Kind.FORWARD, Kind.OVER])
+def test_only_who_hands_a_session_over_may_go_on_with_it(kind: Kind) -> None:
+    _, ring, hosts = scene("attention")
+    legs = tuple(Leg(peer(f"h{i}"), i, i) for i in range(3))
+    forward = kind is Kind.FORWARD
+    tokens = (1,) if forward else ()
+    lap = Lap(Head(kind, ME, 7, 1), legs, 0, (Row(0, 0, int(forward), life=1),), tokens)
+    assert hosts[0].hear(peer("h2"), laps.pack(lap), 0.0) == []
+    assert hosts[0].nonsense == 1
+
+
 def lap_of(**changes: object) -> Lap:
     legs = (Leg(peer("a"), 0, 0), Leg(peer("b"), 1, 2))
     rows = (Row(3, 0, 4, False), Row(5, 9, 1))
