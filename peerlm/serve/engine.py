@@ -71,6 +71,12 @@ class Slots:
         self.bytes = one * self.count
         self.parts: list[Any] = [block.slots(self.count, self.device) for block in shells]
 
+    @torch.inference_mode()
+    def clear(self, slot: int) -> None:
+        """Also numbers that nobody looks at do harm, where they are none."""
+        for tensor in _tensors(self.parts):
+            tensor[slot] = 0.0
+
 
 class Whole:
     """A route through all of the model, in this process."""
@@ -105,10 +111,8 @@ class Whole:
         logits_BV: Tensor = self.model.advance_rows(tokens_BT, rows, tuple(self._slots.parts))
         return logits_BV.float().cpu().numpy()
 
-    @torch.inference_mode()
     def clear(self, slot: int) -> None:
-        for tensor in _tensors(self._slots.parts):
-            tensor[slot] = 0.0
+        self._slots.clear(slot)
 
     def release(self, slot: int) -> None:
         """Whoever has it next begins anew."""

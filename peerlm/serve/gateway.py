@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from peerlm.errors import WireError
 from peerlm.serve import lap as laps
-from peerlm.serve.guests import UNKNOWN
+from peerlm.serve.guests import FULL, UNKNOWN
 from peerlm.serve.lap import Head, Kind, Lap, Leg, Numbers, Row
 from peerlm.serve.route import Turn
 from peerlm.types import Instant, PeerId, after, short
@@ -32,7 +32,7 @@ AVOID_S, AVOID_S_MAX = 1.0, 10.0
 
 PATIENCE_S, PATIENCE_TIMES, FIRST_PATIENCE_S = 5.0, 8.0, 60.0
 """A lap is taken for lost after so many seconds, and so many times what its tokens usually take; the first ones,
-for which hosts may have to start, later."""
+for which hosts may have to start, after the last of these, and none later."""
 
 WAIT_S = 30.0
 """A session that nobody can advance for so long fails."""
@@ -87,10 +87,12 @@ class _Turn:
     tokens: tuple[int, ...]
     read: int
     stuck_since: Instant | None = None
-    """Nobody can advance it."""
+    """Nobody has advanced it since."""
     lap: int | None = None
     tries: int = 0
     why: str = ""
+    is_full: bool = False
+    """Its last lap was lost because a host had no room for it."""
     logits: Numbers | None = None
     failed: bool = False
 
@@ -131,15 +133,17 @@ class Gateway:
     # ------------------------------------------------------------------------------------ hosts
 
     def hosts_are(self, me: PeerId, runs: Mapping[PeerId, Run], now: Instant) -> Sent:
-        """Who can advance texts now, and from which stage to which. `me`: the gateway's node."""
+        """Who can advance texts now, and from which stage to which, as each says. `me`: the gateway's node."""
         self._me = me
         before = self._hosts
+        stages = self._shape.stages
+        runs = {peer: run for peer, run in runs.items() if run[0] <= run[1] < stages}
         self._hosts = {
             peer: before[peer] if peer in before and before[peer].run == run else _Host(run)
             for peer, run in runs.items()
         }
         for number in [n for n, lap in self._under_way.items() if not self._all_there(lap.legs)]:
-            self._lose(number, "a host is gone")
+            self._lose(number, "a host is gone", now)
         return self._make_ready([peer for peer in runs if peer not in before]) + self._go(now)
 
     def _make_ready(self, peers: Iterable[PeerId]) -> Sent:
@@ -156,8 +160,9 @@ class Gateway:
     # ------------------------------------------------------------------------------------- turns
 
     def begin(self, turns: Sequence[Turn], now: Instant) -> Sent:
-        """The next tokens of these sessions; `is_done` and `take` say what comes of it."""
-        assert not self._turns, "one call at a time"
+        """The next tokens of these sessions; `is_done` and `take` say what comes of it. An earlier call that was not taken
+        is given up."""
+        self._turns, self._under_way = {}, {}
         sent: Sent = []
         if self._ready_due <= now:
             self._ready_due = after(now, READY_EVERY_S)
@@ -220,7 +225,10 @@ class Gateway:
         if peer != self._me and all(leg.host != peer for leg in sent.legs):
             raise WireError("lap: from a node that has no part in it")
         if lap.head.kind is Kind.LOST:
-            self._lose(lap.head.number, lap.reason, lap.culprit, now)
+            if lap.reason != UNKNOWN or all(row.start == 0 for row in sent.rows):
+                to_blame = any(leg.host == lap.culprit for leg in sent.legs)
+                self._avoid(lap.culprit if lap.culprit and to_blame else peer, now)
+            self._lose(lap.head.number, lap.reason, now, lap.culprit)
             return self._go(now)
         if lap.head.kind is not Kind.HOME:
             raise WireError("lap: not for a gateway")
@@ -238,14 +246,15 @@ class Gateway:
             silent = self._under_way[number]
             for leg in silent.legs:
                 self._avoid(leg.host, now)
-            self._lose(number, f"nothing came back for {now - silent.since:.0f} s")
+            self._lose(number, f"nothing came back for {now - silent.since:.0f} s", now)
         return self._go(now)
 
     # ------------------------------------------------------------------------------------ inside
 
     def _go(self, now: Instant) -> Sent:
-        """Send on every turn that is not under way, together those with the same legs."""
-        together: dict[tuple[Leg, ...], list[tuple[int, Row, tuple[int, ...]]]] = {}
+        """Send on every turn that is not under way, together those with the same legs; alone those that begin, since hosts may
+        have no room for them."""
+        together: dict[tuple[int, tuple[Leg, ...]], list[tuple[int, Row, tuple[int, ...]]]] = {}
         for slot, turn in self._turns.items():
             if turn.lap is not None or turn.is_over:
                 continue
@@ -258,15 +267,16 @@ class Gateway:
                 session.life = self._lives
                 self.again += bool(session.legs and (session.tokens or turn.tries))
             if session.legs:
-                turn.stuck_since = None
-                together.setdefault(session.legs, []).append((slot, *self._next_of(slot)))
+                row, tokens = self._next_of(slot)
+                alone = slot if row.start == 0 else -1
+                together.setdefault((alone, session.legs), []).append((slot, row, tokens))
                 continue
             if turn.stuck_since is None:
                 turn.stuck_since = now
-            if now - turn.stuck_since > WAIT_S:
-                turn.failed, turn.why = True, turn.why or self._why_nobody()
+            if now - turn.stuck_since > WAIT_S or (turn.is_full and self._keeps_others()):
+                turn.failed, turn.why = True, self._why_not(turn)
         sent: Sent = []
-        for legs, rows in together.items():
+        for (_, legs), rows in together.items():
             sent += self._send(legs, rows, now)
         return sent
 
@@ -292,7 +302,8 @@ class Gateway:
         sent: Sent = []
         while rows:
             count, tokens = 1, rows[0][1].length
-            while count < len(rows) and tokens + rows[count][1].length <= self.turn_max:
+            most = min(len(rows), laps.wanted_max(self._shape.vocab))
+            while count < most and tokens + rows[count][1].length <= self.turn_max:
                 tokens += rows[count][1].length
                 count += 1
             mine, rows = rows[:count], rows[count:]
@@ -312,7 +323,8 @@ class Gateway:
     def _due(self, tokens: int, now: Instant) -> Instant:
         if self._took_s is None:
             return after(now, FIRST_PATIENCE_S)
-        return after(now, PATIENCE_S + PATIENCE_TIMES * self._took_s * tokens)
+        usual_s = PATIENCE_S + PATIENCE_TIMES * self._took_s * tokens
+        return after(now, min(usual_s, FIRST_PATIENCE_S))
 
     def _come_home(self, lap: Lap) -> None:
         at = 0
@@ -325,21 +337,19 @@ class Gateway:
             if turn is None or session is None or turn.lap != lap.head.number:
                 continue
             turn.lap, turn.read, turn.logits = None, row.start + row.length, logits
+            turn.stuck_since, turn.is_full = None, False
             if row.start == 0:
                 session.versions = tuple(names[index] for names in lap.versions)
 
-    def _lose(
-        self, number: int, why: str, culprit: PeerId | None = None, now: Instant | None = None
-    ) -> None:
+    def _lose(self, number: int, why: str, now: Instant, culprit: PeerId | None = None) -> None:
         """Its sessions begin again."""
         lost = self._under_way.pop(number)
-        if culprit is not None and now is not None and why != UNKNOWN:
-            self._avoid(culprit, now)
         for row in lost.rows:
             turn = self._turns.get(row.slot)
             if turn is not None and turn.lap == number:
                 turn.lap, turn.why = None, f"{short(culprit)}: {why}" if culprit else why
-                turn.tries += 1
+                turn.tries, turn.is_full = turn.tries + 1, why == FULL
+                turn.stuck_since = now if turn.stuck_since is None else turn.stuck_since
                 turn.failed = turn.tries > TRIES_MAX
                 self._sessions[row.slot].legs = ()
 
@@ -396,11 +406,14 @@ class Gateway:
         busy = sum(any(leg.host == peer for leg in s.legs) for s in self._sessions.values())
         return (1 + host.run[1] - stage) / (max(took_s, 1e-6) * (1 + busy))
 
-    def _why_nobody(self) -> str:
+    def _keeps_others(self) -> bool:
+        return any(turn.logits is not None for turn in self._turns.values())
+
+    def _why_not(self, turn: _Turn) -> str:
         stage = self.lacking()
-        if stage is None:
-            return "no host can go on with it for now"
-        return f"nobody who serves holds stage {stage} of the model"
+        if stage is not None:
+            return f"nobody who serves holds stage {stage} of the model"
+        return turn.why or "no host can go on with it for now"
 
     def _head(self, kind: Kind, number: int) -> Head:
         return Head(kind, self._me, self._number, number)

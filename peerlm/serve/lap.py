@@ -39,6 +39,7 @@ ROWS_MAX = 4096
 SLOT_MAX = 1 << 16
 PLACE_MAX = LIFE_MAX = 1 << 40
 LEGS_MAX = 256
+SECONDS_MAX = 3600.0
 NAME_MAX, REASON_MAX = 64, 200
 
 _HEAD = struct.Struct("!B16sQQ")
@@ -120,6 +121,11 @@ def tokens_max(features: int) -> int:
     return BODY_BYTES_MAX // (4 * features)
 
 
+def wanted_max(vocab: int) -> int:
+    """Of one lap's rows, by what their logits take."""
+    return min(ROWS_MAX, BODY_BYTES_MAX // (4 * vocab))
+
+
 def read_head(data: bytes) -> Head:
     """Raises `WireError`."""
     if len(data) < _HEAD.size:
@@ -161,7 +167,7 @@ def unpack(data: bytes, stages: int, features: int, vocab: int, context: int) ->
     _require("tokens", type(tokens) is bytes and len(tokens) % 4 == 0)
     _require("numbers", type(numbers) is bytes and len(numbers) % 4 == 0)
     _require("versions", _is_list(versions, LEGS_MAX, lambda v: _is_list(v, ROWS_MAX, _is_name)))
-    _require("seconds", _is_list(seconds, LEGS_MAX, lambda s: type(s) is float and s >= 0.0))
+    _require("seconds", _is_list(seconds, LEGS_MAX, _is_time))
     _require("reason", _is_line(reason, REASON_MAX))
     _require("culprit", type(culprit) is bytes and len(culprit) in (0, 16))
     lap = Lap(
@@ -182,6 +188,7 @@ def unpack(data: bytes, stages: int, features: int, vocab: int, context: int) ->
             shape = _shape(lap, features)
             _require("versions", len(versions) == len(seconds) == at)
             _require("versions", all(len(names) == len(rows) for names in versions))
+            _require("rows", lap.wanted <= wanted_max(vocab))
             _require("rows", all(r.length == 1 or r.start + r.length <= context for r in lap.rows))
             is_first = at == 0
             _require("tokens", len(lap.tokens) == (shape[0] if is_first else 0))
@@ -191,7 +198,7 @@ def unpack(data: bytes, stages: int, features: int, vocab: int, context: int) ->
             _require("tokens", not tokens and bool(lap.rows))
             _require("versions", len(versions) == len(seconds))
             _require("versions", all(len(names) == len(rows) for names in versions))
-            return _with(lap, numbers, (lap.wanted, vocab), finite=False)
+            return _with(lap, numbers, (lap.wanted, vocab))
         case Kind.OVER:
             _require("legs", at < len(lap.legs))
             _require("body", not tokens and not numbers)
@@ -209,13 +216,13 @@ def _shape(lap: Lap, features: int) -> tuple[int, int]:
     return (places if lap.at < len(lap.legs) else lap.wanted, features)
 
 
-def _with(lap: Lap, numbers: bytes, shape: tuple[int, int] | None, *, finite: bool = True) -> Lap:
+def _with(lap: Lap, numbers: bytes, shape: tuple[int, int] | None) -> Lap:
     if shape is None:
         _require("numbers", not numbers)
         return lap
     _require("numbers", len(numbers) == 4 * shape[0] * shape[1] and len(numbers) <= BYTES_MAX)
     values = np.frombuffer(numbers, "<f4").reshape(shape)
-    _require("numbers", not finite or bool(np.isfinite(values).all()))
+    _require("numbers", bool(np.isfinite(values).all()))
     return replace(lap, numbers=values)
 
 
@@ -266,6 +273,10 @@ def _is_list(raw: Any, most: int, fits: Callable[[Any], bool]) -> bool:
 
 def _is_name(raw: Any) -> bool:
     return _is_line(raw, NAME_MAX)
+
+
+def _is_time(raw: Any) -> bool:
+    return type(raw) is float and 0.0 <= raw <= SECONDS_MAX
 
 
 def _is_line(raw: Any, most: int) -> bool:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from peerlm.serve.route import Sampler, Turn, Version
 from peerlm.serve.scheduler import Advance, Scheduler
 from peerlm.serve.session import Decoder, Piece, Sampling, Writing
@@ -121,11 +123,15 @@ class Service:
             why = f"{type(error).__name__}: {error}"
             return [self._fail(a.session, version, why) for a in advances]
         last = [row for row, a in enumerate(advances) if a.is_last]
+        told = [
+            self._fail(a.session, version, version.route.why(a.slot))
+            for row, a in enumerate(advances)
+            if not a.is_last and not np.isfinite(logits[row]).all()
+        ]
         if not last:
-            return []
+            return told
         sessions = [self._sessions[advances[row].session] for row in last]
         asked = [(s.job.sampling, s.generator) for s in sessions]
-        told = []
         for row, session, pick in zip(
             last, sessions, self._sampler.draw(logits[last], asked), strict=True
         ):

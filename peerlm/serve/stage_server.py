@@ -48,8 +48,8 @@ LOOK_S = 1.0
 IDLE_S = 600.0
 """Without sessions and laps for so long, the process ends; the next lap starts another."""
 
-WAITING_MAX = 256
-"""Laps that wait."""
+WAITING_MAX, WAITING_BYTES_MAX = 256, 64 << 20
+"""Laps that wait, and their numbers."""
 
 TOGETHER_TOKENS = 512
 """Of several laps in one batch."""
@@ -162,10 +162,15 @@ class StageServer:
                 self._guests.over(_handed(lap), lap.rows)
             case Kind.FORWARD if not self._is_ours(lap):
                 self._lose(lap, f"stages {self._held[0]} to {self._held[-1]} are held here")
-            case Kind.FORWARD if len(self._waiting) >= WAITING_MAX:
-                self._lose(lap, f"{WAITING_MAX} laps wait here already")
+            case Kind.FORWARD if self._is_full():
+                self._lose(lap, "too many laps wait here already")
             case Kind.FORWARD:
                 self._waiting.append(_Waiting(lap, now))
+
+    def _is_full(self) -> bool:
+        numbers = [waiting.lap.numbers for waiting in self._waiting]
+        waiting_bytes = sum(array.nbytes for array in numbers if array is not None)
+        return len(numbers) >= WAITING_MAX or waiting_bytes > WAITING_BYTES_MAX
 
     def _is_ours(self, lap: Lap) -> bool:
         if lap.at == len(lap.legs):
@@ -194,8 +199,7 @@ class StageServer:
         now = Instant(time.monotonic())
         for waiting, places in seated:
             streams, made = made[: len(places)], made[len(places) :]
-            names = [weights.name for _, weights in places]
-            self._send_on(waiting, names, np.concatenate(streams), now)
+            self._send_on(waiting, places, np.concatenate(streams), now)
 
     def _together(self) -> list[_Waiting]:
         first = self._waiting.popleft()
@@ -245,13 +249,14 @@ class StageServer:
 
         return _by_version(versions, advance)
 
-    def _send_on(
-        self, waiting: _Waiting, names: Sequence[str], stream: Numbers, now: Instant
-    ) -> None:
+    def _send_on(self, waiting: _Waiting, places: Places, stream: Numbers, now: Instant) -> None:
         lap = waiting.lap
         if not np.isfinite(stream).all():
+            for slot, _ in places:
+                self._slots.clear(slot)
             self._lose(lap, f"the numbers of stage {lap.legs[lap.at].last} are not finite")
             return
+        names = [weights.name for _, weights in places]
         begun = tuple("" if row.start else name for row, name in zip(lap.rows, names, strict=True))
         lap = replace(
             lap,
@@ -259,7 +264,7 @@ class StageServer:
             tokens=(),
             numbers=stream,
             versions=(*lap.versions, begun),
-            seconds=(*lap.seconds, now - waiting.came),
+            seconds=(*lap.seconds, min(now - waiting.came, laps.SECONDS_MAX)),
         )
         if lap.at < len(lap.legs):
             self._say(lap.legs[lap.at].host, lap)
@@ -294,6 +299,9 @@ class StageServer:
             lap = waiting.lap
             mine, made = made[: lap.wanted], made[lap.wanted :]
             logits = np.stack(mine) if mine else None
+            if logits is not None and not np.isfinite(logits).all():
+                self._lose(lap, "the numbers of the head are not finite")
+                continue
             home = replace(lap, head=replace(lap.head, kind=Kind.HOME), numbers=logits)
             self._say(lap.head.origin, home)
 
@@ -302,7 +310,11 @@ class StageServer:
         self._channel.send(Hop(lap.head.origin, answer))
 
     def _say(self, peer: PeerId, lap: Lap) -> None:
-        self._channel.send(Hop(peer, laps.pack(lap)))
+        data = laps.pack(lap)
+        if len(data) > laps.BYTES_MAX:  # by what was said of others: names, and rows without an end
+            self._lose(lap, "it has grown too large")
+        else:
+            self._channel.send(Hop(peer, data))
 
     # ----------------------------------------------------------------------------------- weights
 

@@ -17,10 +17,11 @@ from peerlm.errors import WireError
 from peerlm.model.generate import generate
 from peerlm.model.model import LanguageModel
 from peerlm.serve import lap as laps
+from peerlm.serve.engine import _tensors
 from peerlm.serve.gateway import WAIT_S
 from peerlm.serve.lap import Head, Kind, Lap, Leg, Row
 from peerlm.serve.service import Job, Service
-from peerlm.types import PeerId
+from peerlm.types import Instant, PeerId
 
 PROMPT = tuple(b"ROMEO: what light")
 
@@ -153,6 +154,13 @@ def test_a_stage_that_nobody_holds_is_named() -> None:
     assert WAIT_S <= ring.now < WAIT_S + 1
 
 
+def test_who_says_to_hold_stages_that_are_none_is_no_host() -> None:
+    _, ring, _ = scene(runs=((0, 0), (1, 1)))
+    runs = {peer("h0"): (0, 0), peer("one"): (1, 1 << 60), peer("two"): (1, 0)}
+    ring.gateway.hosts_are(ME, runs, Instant(0.0))
+    assert ring.gateway.lacking() == 1
+
+
 def test_it_goes_on_when_somebody_holds_the_stage_again() -> None:
     model, ring, hosts = scene(runs=((0, 0), (1, 1), (2, 2)))
     service, job = ring_service(ring), job_of(PROMPT, 20)
@@ -184,6 +192,58 @@ def test_where_there_is_no_room_the_session_goes_elsewhere_or_waits() -> None:
         service.submit(job)
     found = drained(service)
     assert all(found[job] == alone(model, job) for job in jobs)
+
+
+def test_a_text_for_which_there_is_no_room_takes_no_other_with_it() -> None:
+    """It fails where others would have to wait for it; one alone waits."""
+    plan = staged(plan_of("hybrid"), 2)
+    model = model_of(plan)
+    ring = Ring(plan, [Host(plan, model, "a", 0, 0, 2), Host(plan, model, "b", 1, 1, 2)])
+    service, jobs = ring_service(ring), [job_of(PROMPT, 30, rng_seed=i) for i in range(3)]
+    for job in jobs:
+        service.submit(job)
+    told = [news for _ in range(60) for news in service.step()]
+    (error,) = [news.error for news in told if news.error]
+    assert error.endswith("no room for another session")
+    wrote = [job for job in jobs if all(not news.error for news in told if news.job is job)]
+    assert len(wrote) == 2
+    assert ring.now < 15
+
+
+def test_a_prompt_that_nobody_reads_to_its_end_says_so_and_others_go_on_later() -> None:
+    model, ring, hosts = scene("hybrid")
+    service, job = ring_service(ring, chunk=16), job_of(PROMPT * 2, 4)
+    service.submit(job)
+    service.step()
+    ring.kill(hosts[1])
+    (told,) = service.step()
+    assert told.error == "nobody who serves holds stage 1 of the model"
+    ring.hosts[hosts[1].peer] = hosts[1]
+    ring.tell_hosts()
+    later = job_of(PROMPT, 4)
+    service.submit(later)
+    assert drained(service)[later] == alone(model, later)
+
+
+def test_numbers_that_are_none_are_not_left_in_a_slot() -> None:
+    _, ring, (host,) = scene("attention", ((0, 2),))
+    host.server._guests.version.held._part.blocks[0]["attention"].value.weight.data.fill_(
+        float("nan")
+    )
+    service = ring_service(ring)
+    service.submit(job_of(PROMPT, 2))
+    assert "not finite" in service.step()[0].error
+    assert all(bool(tensor.isfinite().all()) for tensor in _tensors(host.server._slots.parts))
+
+
+def test_a_head_that_makes_no_numbers_is_passed_by() -> None:
+    model, ring, hosts = scene("hybrid", ((0, 2), (0, 2)))
+    hosts[0].server._guests.version.held._part.output.norm.weight.data.fill_(float("nan"))
+    service, jobs = ring_service(ring), [job_of(PROMPT, 6, rng_seed=i) for i in range(6)]
+    for job in jobs:
+        service.submit(job)
+    found = drained(service)
+    assert [found[job] for job in jobs] == [alone(model, job) for job in jobs]
 
 
 def test_a_session_keeps_its_weights_and_says_which() -> None:
@@ -257,7 +317,9 @@ def test_a_lap_that_comes_late_is_not_taken_for_the_text_that_has_its_slot_now()
     def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
         if target == hosts[1].peer and laps.read_head(data).kind is Kind.FORWARD:
             kept.append(data)
-            if len(kept) == 11:  # the second text's second lap: before it the first one's first arrives again
+            if (
+                len(kept) == 11
+            ):  # the second text's second lap: before it the first one's first arrives again
                 return [(0.001, kept[0]), (0.002, data)]
         return [(0.001, data)]
 
@@ -273,7 +335,7 @@ def test_a_lap_that_comes_late_is_not_taken_for_the_text_that_has_its_slot_now()
 
 def test_a_session_is_not_twice_in_one_batch() -> None:
     """Two laps that begin it wait at once, as after a while in which a host stood still."""
-    _, ring, (host, *_) = scene("attention")
+    _, _, (host, *_) = scene("attention")
     legs = tuple(Leg(peer(f"h{i}"), i, i) for i in range(3))
     for life in (1, 2):
         lap = Lap(Head(Kind.FORWARD, ME, 7, life), legs, 0, (Row(0, 0, 3, life=life),), (1, 2, 3))
@@ -283,7 +345,7 @@ def test_a_session_is_not_twice_in_one_batch() -> None:
 
 @pytest.mark.parametrize("kind", [Kind.FORWARD, Kind.OVER])
 def test_only_who_hands_a_session_over_may_go_on_with_it(kind: Kind) -> None:
-    _, ring, hosts = scene("attention")
+    _, _, hosts = scene("attention")
     legs = tuple(Leg(peer(f"h{i}"), i, i) for i in range(3))
     forward = kind is Kind.FORWARD
     tokens = (1,) if forward else ()
@@ -299,14 +361,24 @@ def lap_of(**changes: object) -> Lap:
     return Lap(Head(Kind.FORWARD, ME, 1 << 62, 9), **fields)
 
 
+PASSED = {
+    "at": 1,
+    "tokens": (),
+    "numbers": np.ones((5, 4), np.float32),
+    "versions": (("v1", ""),),
+    "seconds": (0.25,),
+}
+"""The first leg."""
+
+
 def test_a_lap_arrives_as_it_was_sent() -> None:
     shape = (3, 4, 256, 48)
     sent = lap_of()
     assert laps.unpack(laps.pack(sent), *shape) == sent
     stream = np.arange(20, dtype=np.float32).reshape(5, 4)
-    sent = lap_of(at=1, tokens=(), numbers=stream, versions=(("t1-ab", ""),), seconds=(0.25,))
+    sent = lap_of(**{**PASSED, "numbers": stream})
     got = laps.unpack(laps.pack(sent), *shape)
-    assert (got.at, got.versions, got.seconds) == (1, (("t1-ab", ""),), (0.25,))
+    assert (got.at, got.versions, got.seconds) == (1, (("v1", ""),), (0.25,))
     assert np.array_equal(got.numbers, stream)
     lost = laps.unpack(laps.lost(sent.head, peer("a"), "why\nso"[:3]), *shape)
     assert (lost.head.kind, lost.culprit, lost.reason) == (Kind.LOST, peer("a"), "why")
@@ -326,12 +398,24 @@ def test_a_lap_arrives_as_it_was_sent() -> None:
         {"rows": (Row(3, 45, 4), Row(5, 9, 1))},
         {"rows": ()},
         {"at": 1, "tokens": (), "numbers": np.full((5, 4), np.nan, np.float32)},
+        {**PASSED, "seconds": (float("inf"),)},
+        {**PASSED, "seconds": (-0.1,)},
+        {**PASSED, "versions": (("v1",),)},
         {"reason": "x\x1b[2J"},
     ],
 )
 def test_a_lap_that_cannot_be_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(WireError, match="lap: "):
         laps.unpack(laps.pack(lap_of(**changes)), 3, 4, 256, 48)
+
+
+def test_more_logits_than_fit_are_not_asked_for() -> None:
+    vocab = 1 << 21
+    assert laps.wanted_max(vocab) == 1
+    one = lap_of(rows=(Row(3, 0, 5),))
+    assert laps.unpack(laps.pack(one), 3, 4, vocab, 48).wanted == 1
+    with pytest.raises(WireError, match="rows"):
+        laps.unpack(laps.pack(lap_of(rows=(Row(3, 0, 4), Row(5, 9, 1)))), 3, 4, vocab, 48)
 
 
 @given(st.binary(max_size=200))
