@@ -54,7 +54,7 @@ LINE_BYTES_MAX = 2 << 20
 """A signed plan is at most half a MiB and travels as hex; a status of a thousand members is less."""
 
 CONNECTIONS_MAX = 16
-"""At once. One more is told so; a person's script may wait."""
+"""At once, and as many streams. One more is told so; a person's script may wait."""
 
 IDLE_S = 60.0
 """A connection that says nothing for this long is closed."""
@@ -90,6 +90,8 @@ class ControlServer:
         self._streams = streams or {}
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._streaming = 0
+        """Connections that are streams."""
 
     async def start(self, group: str) -> None:
         listener = _listen(self._layout, group)
@@ -121,7 +123,7 @@ class ControlServer:
             self._connections.discard(task)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        is_crowded = len(self._connections) > CONNECTIONS_MAX
+        is_crowded = len(self._connections) - self._streaming > CONNECTIONS_MAX
         while True:
             try:
                 line = await asyncio.wait_for(reader.readline(), IDLE_S)
@@ -135,10 +137,22 @@ class ControlServer:
                 return
             stream = self._stream(line)
             if stream is not None:
-                await _reply(writer, {"ok": True, "result": {}})
-                await stream(reader, writer)
+                await self._give_to(stream, reader, writer)
                 return
             await _reply(writer, await self._answer(line))
+
+    async def _give_to(
+        self, stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if self._streaming >= CONNECTIONS_MAX:
+            await _reply(writer, _refusal("too many such connections; end one, or try again"))
+            return
+        self._streaming += 1
+        try:
+            await _reply(writer, {"ok": True, "result": {}})
+            await stream(reader, writer)
+        finally:
+            self._streaming -= 1
 
     def _stream(self, line: bytes) -> Stream | None:
         try:

@@ -247,6 +247,7 @@ async def open_daemon(
             home.keys.peer_id,
             lambda: _serve_setup(home, driver, state),
             lambda peer, data: driver.transfers.lap(peer, data),
+            lambda peer: peer in driver.node.work.seen.runs,
             log.write,
         )
         stack.push_async_callback(driver.serving.close)

@@ -4,7 +4,7 @@ A gateway is a process of a person (`peerlm serve`, `peerlm generate --swarm`) o
 process of ours, started when laps may come. From the head of a lap alone is seen
 whose it is; what cannot go on is answered, so that gateways need not wait for what will never come:
 
-- a lap for a peer with whom there is no channel waits for one, which is asked for, and is lost if none opens soon;
+- a lap for a member with whom there is no channel waits for one, which is asked for, and is lost if none opens soon;
 - a channel that ends, or a stage server that does, loses what went there lately. Some of it may have been done with;
   gateways pass over that.
 """
@@ -18,8 +18,7 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
 from peerlm import events
 from peerlm.errors import WireError
@@ -37,7 +36,7 @@ LATELY_S, LATELY_MAX = 120.0, 256
 """Laps that are remembered with whom they went to."""
 
 WAITING_BYTES_MAX = 64 << 20
-"""For one peer, one gateway or the stage server."""
+"""For one gateway, for the stage server, or for channels that are to open."""
 
 WANT_EVERY_S = 30.0
 """How often it is said that a channel is still wanted."""
@@ -56,6 +55,7 @@ class Serving:
     Args:
         setup: for a stage server that starts now.
         say: sends a lap over the channel with a peer; False where there is none.
+        knows: whether a peer is a member with whom there can be a channel.
         tell: writes to the log: level, event, fields.
     """
 
@@ -65,13 +65,14 @@ class Serving:
         me: PeerId,
         setup: Callable[[], ServeSetup],
         say: Callable[[PeerId, bytes], bool],
+        knows: Callable[[PeerId], bool],
         tell: Callable[[str, str, Mapping[str, object]], None],
     ) -> None:
-        self._post, self._me, self._say = post, me, say
+        self._post, self._me, self._say, self._knows = post, me, say, knows
         self._hosts: Hosts = ()
         self._gateways: dict[asyncio.StreamWriter, int | None] = {}
         self._server = StageServerProcess(setup, self._from_server, self._server_ended, tell)
-        self._unsent: dict[PeerId, deque[tuple[float, bytes]]] = {}
+        self._unsent: dict[PeerId, deque[bytes]] = {}
         self._lately: dict[PeerId, deque[tuple[float, Head]]] = {}
         self._wanted_at: dict[PeerId, float] = {}
 
@@ -98,9 +99,10 @@ class Serving:
     def channel_is(self, peer: PeerId, is_open: bool) -> None:
         """A channel has opened, or is over."""
         if is_open:
-            for _, data in self._unsent.pop(peer, ()):
+            for data in self._unsent.pop(peer, ()):
                 self._send(peer, data)
         else:
+            self._wanted_at.pop(peer, None)
             self._lose(self._lately.pop(peer, ()), peer, "its connection broke")
 
     # ------------------------------------------------------------------------------------- laps
@@ -135,40 +137,43 @@ class Serving:
         if target == self._me:
             self._deliver(self._me, data)
         else:
-            self._want(target)
             self._send(target, data)
 
     def _send(self, target: PeerId, data: bytes) -> None:
         head, now = laps.read_head(data), _now()
         if self._say(target, data):
+            self._want(target)
             if head.kind is Kind.FORWARD:
                 lately = self._lately.setdefault(target, deque(maxlen=LATELY_MAX))
                 lately.append((now, head))
-            return
-        self._post(events.ChannelWanted(target))
-        unsent = self._unsent.setdefault(target, deque())
-        if sum(len(waiting) for _, waiting in unsent) + len(data) > WAITING_BYTES_MAX:
-            if head.kind is Kind.FORWARD:
-                self._answer(head, target, "too much waits for a connection")
-            return
-        if not unsent:
-            asyncio.get_running_loop().call_later(UNSENT_S, self._give_up, target)
-        unsent.append((now, data))
-
-    def _give_up(self, target: PeerId) -> None:
-        unsent = self._unsent.get(target, deque())
-        lost: list[tuple[float, Head]] = []
-        while unsent and unsent[0][0] <= _now() - UNSENT_S:
-            when, data = unsent.popleft()
-            lost.append((when, laps.read_head(data)))
-        if unsent:
-            asyncio.get_running_loop().call_later(UNSENT_S, self._give_up, target)
+        elif not self._knows(target):
+            self._lose([(now, head)], target, "it is not known here")
+        elif self._is_crowded(target, len(data)):
+            self._lose([(now, head)], target, "too much waits for a connection")
         else:
-            self._unsent.pop(target, None)
-        self._lose(lost, target, f"no connection within {UNSENT_S:g} s")
+            if target not in self._unsent:
+                self._unsent[target] = deque()
+                self._post(events.ChannelWanted(target))
+            self._unsent[target].append(data)
+            asyncio.get_running_loop().call_later(UNSENT_S, self._give_up, target, data)
 
-    def _lose(self, laps_: Any, culprit: PeerId, reason: str) -> None:
-        for when, head in laps_:
+    def _is_crowded(self, target: PeerId, more: int) -> bool:
+        waiting_bytes = sum(len(data) for unsent in self._unsent.values() for data in unsent)
+        is_too_much = waiting_bytes + more > WAITING_BYTES_MAX
+        return is_too_much or len(self._unsent.get(target, ())) >= LATELY_MAX
+
+    def _give_up(self, target: PeerId, data: bytes) -> None:
+        unsent = self._unsent.get(target)
+        if unsent and unsent[0] is data:  # they are given up in the order in which they came
+            unsent.popleft()
+            if not unsent:
+                del self._unsent[target]
+            lost = [(_now(), laps.read_head(data))]
+            self._lose(lost, target, f"no connection within {UNSENT_S:g} s")
+
+    def _lose(self, lost: Iterable[tuple[float, Head]], culprit: PeerId, reason: str) -> None:
+        """Tell the gateways of laps that went there at these times and were not too long ago."""
+        for when, head in lost:
             if head.kind is Kind.FORWARD and when > _now() - LATELY_S:
                 self._answer(head, culprit, reason)
 
@@ -371,9 +376,11 @@ def _environment() -> dict[str, str]:
 
 
 def _write(writer: asyncio.StreamWriter, message: Message) -> None:
-    """What a gateway does not take is missed, and asked for again."""
+    """To a gateway. One that leaves too much unread is hung up on: it comes again, and is told anew."""
     transport = writer.transport
-    if not transport.is_closing() and transport.get_write_buffer_size() < WAITING_BYTES_MAX:
+    if transport.get_write_buffer_size() > WAITING_BYTES_MAX:
+        transport.abort()
+    if not transport.is_closing():
         writer.write(protocol.frame(message))
 
 

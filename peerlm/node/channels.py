@@ -13,7 +13,7 @@ those of workers do, that a worker is there.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from peerlm.effects import CancelTransfer, Effect, Log, RunChannel, Send, ServeChannel
@@ -89,10 +89,10 @@ class Channels:
         way.wanted_until = after(now, WANTED_S)
         return self.wake(now)
 
-    def gone(self, peer: PeerId) -> list[Effect]:
-        """The peer is no member any more."""
-        way = self._ways.pop(peer, None)
-        return self._let_go(way) if way is not None else []
+    def keep_to(self, known: Collection[PeerId]) -> list[Effect]:
+        """Let go of whoever is not among these."""
+        gone = [peer for peer in self._ways if peer not in known]
+        return [effect for peer in gone for effect in self._let_go(self._ways.pop(peer))]
 
     def open(self) -> tuple[PeerId, ...]:
         """With whom there is a channel, sorted."""

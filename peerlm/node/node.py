@@ -392,8 +392,9 @@ class Node:
                 if work.is_taken(TransferId(message.transfer)):
                     taken = ChannelAnswer(message.transfer, "refuse", "transfer id is taken")
                     return [Send(peer, taken)]
-                channels = work.texts.channels if message.for_texts else work.channels
-                return channels.on_request(peer, message, now)
+                if message.for_texts:
+                    return work.texts.on_request(peer, message, work.seen, now)
+                return work.channels.on_request(peer, message, now)
             case ChannelAnswer():
                 texts = work.texts.channels.on_answer(peer, message, now)
                 return [*work.channels.on_answer(peer, message, now), *texts]

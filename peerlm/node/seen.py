@@ -40,7 +40,7 @@ class Seen(NamedTuple):
     runs: Mapping[PeerId, Run] = MappingProxyType({})
     """The stages that each partner and donor holds."""
     servers: tuple[PeerId, ...] = ()
-    """Donors that may serve: who advances texts."""
+    """Those that have weights and may serve: who advances texts. The model is the same in each revision of the plan."""
     neighbours: tuple[PeerId, ...] = ()
     """Trainers that the stream can come from or go to."""
 
@@ -56,10 +56,10 @@ def read_swarm(company: Company, hosting: Hosting, *, expects_others: bool) -> S
             continue
         may_train = Role.TRAIN in roles
         runs[peer] = (vitals.first_stage, vitals.last_stage)
+        if vitals.active and vitals.phase != Phase.LEAVING and Role.SERVE in roles:
+            servers.append(peer)
         if vitals.active and vitals.plan_revision == company.plan.revision:
             donors.append(peer)
-            if Role.SERVE in roles and vitals.phase != Phase.LEAVING:
-                servers.append(peer)
             if vitals.phase == Phase.DONE and vitals.settled:
                 done.append(peer)
             if may_train and vitals.phase != Phase.LEAVING:

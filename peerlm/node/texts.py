@@ -9,10 +9,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from peerlm.effects import Effect, TellHosts
+from peerlm.effects import Effect, Send, TellHosts
 from peerlm.node.channels import Channels
 from peerlm.node.seen import Seen
 from peerlm.types import Instant, PeerId
+from peerlm.wire.message import ChannelAnswer, ChannelRequest
 
 Host = tuple[PeerId, int, int]
 
@@ -36,10 +37,18 @@ class Texts:
         if own is not None:
             hosts.append(own)
         before, self.hosts = self.hosts, tuple(sorted(hosts))
-        effects = self.channels.see((), now)
+        effects = self.channels.keep_to(seen.runs)
+        effects += self.channels.see((), now)
         if self.hosts != before:
             effects.append(TellHosts(self.hosts))
         return effects
+
+    def on_request(
+        self, peer: PeerId, request: ChannelRequest, seen: Seen, now: Instant
+    ) -> list[Effect]:
+        if peer not in seen.runs:
+            return [Send(peer, ChannelAnswer(request.transfer, "refuse", "not known here"))]
+        return self.channels.on_request(peer, request, now)
 
     def want(self, peer: PeerId, seen: Seen, now: Instant) -> list[Effect]:
         """Something is to be said to `peer`, or has been."""

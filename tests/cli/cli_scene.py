@@ -53,12 +53,18 @@ Handle = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 class serving:
     """A control server on a loop of its own, in a thread."""
 
-    def __init__(self, layout: Layout, handle: Handle, group: str = "") -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        handle: Handle,
+        group: str = "",
+        streams: dict[str, control.Stream] | None = None,
+    ) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         try:
-            self._server = self._do(control.serve(layout, handle, group))
+            self._server = self._do(control.serve(layout, handle, group, streams))
         except BaseException:
             self._end()
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import grp
 import json
 import os
@@ -131,6 +133,18 @@ def test_half_open_connections_leave_room_for_others(layout: Layout) -> None:
             except PeerlmError:
                 continue
         pytest.fail("the daemon has not noticed that they hung up")
+
+
+def test_streams_take_no_room_from_commands(layout: Layout) -> None:
+    async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    with serving(layout, echo, streams={"gateway": stream}), contextlib.ExitStack() as stack:
+        for _ in range(control.CONNECTIONS_MAX):
+            stack.enter_context(control.dial(layout, "gateway"))
+        with pytest.raises(PeerlmError, match="too many such connections"):
+            control.dial(layout, "gateway")
+        assert ask(layout, "status") == {"command": "status"}
 
 
 def test_nobody_there_says_how_to_start_it(layout: Layout) -> None:
