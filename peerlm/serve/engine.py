@@ -33,6 +33,10 @@ from peerlm.serve.route import Logits, Turn
 from peerlm.serve.session import Pick, Sampling
 
 
+PADDED_MAX = 1024
+"""Tokens of several turns that are padded to the longest of them, where others say how long they are."""
+
+
 def use_threads(count: int) -> None:
     """Of the processor, for what is computed here; 0 leaves it to torch."""
     if count:
@@ -148,16 +152,13 @@ class Held:
         counted; without, they enter here."""
         ends = np.cumsum([len(turn.tokens) for turn in turns])
         places = [slice(end - len(turn.tokens), end) for turn, end in zip(turns, ends, strict=True)]
-        singles = [i for i, turn in enumerate(turns) if len(turn.tokens) == 1]
-        longer = [i for i, turn in enumerate(turns) if len(turn.tokens) > 1]
         out = np.empty((int(ends[-1]), self._slots.plan.model.dim), np.float32)
-        for group in (singles, longer):
+        for group in _groups([len(turn.tokens) for turn in turns]):
             group.sort(key=lambda i: turns[i].slot)
-            if group:
-                given = None if stream is None else [stream[places[i]] for i in group]
-                made = self._together([turns[i] for i in group], given, first, last)
-                for row, i in enumerate(group):
-                    out[places[i]] = made[row, : len(turns[i].tokens)]
+            given = None if stream is None else [stream[places[i]] for i in group]
+            made = self._together([turns[i] for i in group], given, first, last)
+            for row, i in enumerate(group):
+                out[places[i]] = made[row, : len(turns[i].tokens)]
         return out
 
     @torch.inference_mode()
@@ -218,6 +219,20 @@ def _pick(logits_V: Tensor, likeliest: int, sampling: Sampling, generator: torch
         float(logprobs_V[token]),
         tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)),
     )
+
+
+def _groups(lengths: Sequence[int]) -> list[list[int]]:
+    """Which turns of these lengths go together: those of one token, and longer ones of like length, so that the room they
+    take does not depend on what others send beside a long one."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        newest = groups[-1] if groups else []
+        fits = (1 + len(newest)) * lengths[i] <= PADDED_MAX or lengths[i] == 1
+        if newest and fits and (lengths[newest[0]] == 1) == (lengths[i] == 1):
+            newest.append(i)
+        else:
+            groups.append([i])
+    return groups
 
 
 def _padded(tokens: Sequence[Sequence[int]]) -> Tensor:

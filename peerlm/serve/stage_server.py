@@ -48,8 +48,8 @@ LOOK_S = 1.0
 IDLE_S = 600.0
 """Without sessions and laps for so long, the process ends; the next lap starts another."""
 
-WAITING_MAX, WAITING_BYTES_MAX = 256, 64 << 20
-"""Laps that wait, and their numbers."""
+WAITING_MAX, WAITING_BYTES_MAX = 64, 32 << 20
+"""Laps of one neighbour that wait, and their numbers."""
 
 TOGETHER_TOKENS = 512
 """Of several laps in one batch."""
@@ -162,13 +162,13 @@ class StageServer:
                 self._guests.over(_handed(lap), lap.rows)
             case Kind.FORWARD if not self._is_ours(lap):
                 self._lose(lap, f"stages {self._held[0]} to {self._held[-1]} are held here")
-            case Kind.FORWARD if self._is_full():
+            case Kind.FORWARD if self._is_crowded(peer):
                 self._lose(lap, "too many laps wait here already")
             case Kind.FORWARD:
                 self._waiting.append(_Waiting(lap, now))
 
-    def _is_full(self) -> bool:
-        numbers = [waiting.lap.numbers for waiting in self._waiting]
+    def _is_crowded(self, peer: PeerId) -> bool:
+        numbers = [w.lap.numbers for w in self._waiting if w.lap.before == peer]
         waiting_bytes = sum(array.nbytes for array in numbers if array is not None)
         return len(numbers) >= WAITING_MAX or waiting_bytes > WAITING_BYTES_MAX
 
@@ -359,7 +359,7 @@ class Reader:
         try:
             values, tokens = held_values(self._layout, self._plan, self._held)
             held = Held(self._slots, self._held, values)
-        except PeerlmError as error:
+        except (PeerlmError, OSError) as error:
             sys.stderr.write(f"peerlm: weights to answer with: {error}\n")
             return
         self._found = Weights(name_of(values, tokens), held)

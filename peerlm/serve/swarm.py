@@ -86,7 +86,8 @@ class Swarm:
             return
         try:
             for message in self._channel.receive(patience_s):
-                self._take(message)
+                if self._channel is not None:  # else it was the last word of a daemon that is gone
+                    self._take(message)
         except (DaemonGone, WireError):
             self._lost_daemon()
 

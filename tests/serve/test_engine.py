@@ -21,7 +21,7 @@ from serve_scene import (
 
 from peerlm.errors import ConfigError
 from peerlm.model.generate import choose, generate
-from peerlm.serve.engine import Slots, TorchSampler, Whole
+from peerlm.serve.engine import Slots, TorchSampler, Whole, _groups
 from peerlm.serve.service import Told
 from peerlm.serve.session import Sampling
 
@@ -41,6 +41,18 @@ def one_thread() -> None:
 def prompts(count: int, longest: int) -> list[tuple[int, ...]]:
     rng = random.Random(3)
     return [tuple(rng.randrange(256) for _ in range(rng.randint(1, longest))) for _ in range(count)]
+
+
+def test_a_long_turn_pads_no_others() -> None:
+    lengths = [1, 2048, 2, 1, 300, 2, 300, 400, 1]
+    groups = _groups(lengths)
+    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
+    assert [sorted(lengths[i] for i in group) for group in groups] == [
+        [1, 1, 1],
+        [2, 2, 300],
+        [300, 400],
+        [2048],
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
