@@ -89,6 +89,11 @@ class Guests(Generic[V]):
             if guest is not None and guest.life == row.life:
                 self._end((way, row.slot))
 
+    def forget_older(self) -> None:
+        """Sessions of other versions than the newest: they begin again, with it."""
+        for key in [k for k, guest in self._guests.items() if guest.version is not self.version]:
+            self._end(key)
+
     def forget_idle(self, now: Instant) -> None:
         for key in [k for k, guest in self._guests.items() if now - guest.heard_at > IDLE_S]:
             self._end(key)

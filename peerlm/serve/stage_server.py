@@ -54,8 +54,8 @@ WAITING_MAX, WAITING_BYTES_MAX = 64, 32 << 20
 TOGETHER_TOKENS = 512
 """Of several laps in one batch."""
 
-VERSIONS_MAX = 2
-"""Versions of the weights in memory at once."""
+VERSIONS_MAX, OLDER_S = 2, 600.0
+"""Versions of the weights in memory at once, and for how long sessions may hold on to an older one."""
 
 CACHE_BYTES_MAX = 1 << 30
 """Of what the model remembers of all sessions."""
@@ -124,7 +124,7 @@ class StageServer:
         self._reader = Reader(Layout(Path(setup.state)), self._plan, self._held, self._slots)
         self._guests: Guests[Weights] | None = None
         self._waiting: deque[_Waiting] = deque()
-        self._looked_at = self._busy_at = Instant(time.monotonic())
+        self._looked_at = self._busy_at = self._renewed_at = Instant(time.monotonic())
 
     def run(self) -> None:
         """Until idle for long. Raises `DaemonGone`."""
@@ -142,6 +142,8 @@ class StageServer:
                 self._renew()
                 if self._guests is not None:
                     self._guests.forget_idle(now)
+                    if now - self._renewed_at > OLDER_S:
+                        self._guests.forget_older()
                 if now - self._busy_at > IDLE_S and not self._guests:
                     return
 
@@ -326,6 +328,7 @@ class StageServer:
             if self._guests is None:
                 self._guests = Guests(self._slots.count, weights)
             self._guests.version = weights
+            self._renewed_at = Instant(time.monotonic())
         return self._guests is not None
 
 

@@ -60,3 +60,14 @@ def test_who_is_silent_for_long_makes_room() -> None:
     seat(guests, row(0, slot=1), now=GIVEN_UP_S + 1)
     with pytest.raises(Forgotten, match=UNKNOWN):
         seat(guests, row(1))
+
+
+def test_an_older_version_is_not_held_on_to_for_ever() -> None:
+    guests = Guests(2, "v1")
+    seat(guests, row(0))
+    guests.version = "v2"
+    seat(guests, row(0, slot=1))
+    assert guests.versions() == ["v1", "v2"]
+    guests.forget_older()
+    assert guests.versions() == ["v2"]
+    assert len(guests) == 1
