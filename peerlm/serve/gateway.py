@@ -218,12 +218,12 @@ class Gateway:
 
     def hear(self, peer: PeerId, data: bytes, now: Instant) -> Sent:
         """A lap has come from this node. Raises `WireError`."""
-        lap = laps.unpack(data, *self._shape)
-        sent = self._under_way.get(lap.head.number)
+        sent = self._under_way.get(laps.read_head(data).number)
         if sent is None:
             return []  # it was given up
         if peer != self._me and all(leg.host != peer for leg in sent.legs):
             raise WireError("lap: from a node that has no part in it")
+        lap = laps.unpack(data, *self._shape)
         if lap.head.kind is Kind.LOST:
             if lap.reason != UNKNOWN or all(row.start == 0 for row in sent.rows):
                 to_blame = any(leg.host == lap.culprit for leg in sent.legs)
