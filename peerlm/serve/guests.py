@@ -107,16 +107,30 @@ class Guests(Generic[V]):
     def _guest(self, key: Key, row: Row, now: Instant) -> _Guest[V]:
         if row.start == 0:
             self._end(key)
-            self._guests[key] = _Guest(self._slot(now), row.life, self.version, 0, now)
+            self._guests[key] = _Guest(
+                self._slot(key, row.life, now), row.life, self.version, 0, now
+            )
         return self._guests[key]
 
-    def _slot(self, now: Instant) -> int:
+    def _slot(self, key: Key, life: int, now: Instant) -> int:
+        """A free one, or that of the same session as it was handed over by another before, or of one given up."""
         if not self._free:
             oldest = min(self._guests, key=lambda key: self._guests[key].heard_at, default=None)
-            if oldest is None or now - self._guests[oldest].heard_at <= GIVEN_UP_S:
+            if (earlier := self._earlier(key, life)) is not None:
+                self._end(earlier)
+            elif oldest is None or now - self._guests[oldest].heard_at <= GIVEN_UP_S:
                 raise Forgotten(FULL)
-            self._end(oldest)
+            else:
+                self._end(oldest)
         return self._free.pop()
+
+    def _earlier(self, key: Key, life: int) -> Key | None:
+        (_, *gateway), slot = key
+        for known, guest in self._guests.items():
+            (_, *its), its_slot = known
+            if its == gateway and its_slot == slot and guest.life < life:
+                return known
+        return None
 
     def _end(self, key: Key) -> None:
         guest = self._guests.pop(key, None)

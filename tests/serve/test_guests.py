@@ -52,6 +52,18 @@ def test_who_does_not_hand_a_session_over_has_no_part_in_it() -> None:
     assert seat(guests, row(16)) == [(0, "v1")]
 
 
+def test_a_session_that_comes_by_another_way_needs_no_second_slot() -> None:
+    guests = Guests(2, "v1")
+    seat(guests, row(0), row(0, slot=1))
+    seat(guests, row(0, life=2), way=(BOB, ADA, 7))
+    with pytest.raises(Forgotten, match=UNKNOWN):
+        seat(guests, row(1))
+    with pytest.raises(Forgotten, match=FULL):
+        seat(guests, row(0, slot=1), way=(BOB, ADA, 7))
+    with pytest.raises(Forgotten, match=FULL):
+        seat(guests, row(0, slot=1, life=2), way=(BOB, ADA, 8))
+
+
 def test_who_is_silent_for_long_makes_room() -> None:
     guests = Guests(1, "v1")
     seat(guests, row(0))

@@ -194,6 +194,25 @@ def test_where_there_is_no_room_the_session_goes_elsewhere_or_waits() -> None:
     assert all(found[job] == alone(model, job) for job in jobs)
 
 
+def test_where_all_slots_are_taken_a_host_that_dies_takes_no_text_with_it() -> None:
+    plan = staged(plan_of("hybrid"), 2)
+    model = model_of(plan)
+    runs = ((0, 0), (0, 0), (1, 1))
+    hosts = [Host(plan, model, f"h{i}", *run, sessions=4) for i, run in enumerate(runs)]
+    ring = Ring(plan, hosts)
+    service, jobs = ring_service(ring), [job_of(PROMPT, 20, rng_seed=i) for i in range(4)]
+    for job in jobs:
+        service.submit(job)
+    ids: dict[Job, list[int]] = {job: [] for job in jobs}
+    for _ in range(8):
+        for told in service.step():
+            ids[told.job] += [pick.token for pick in told.piece.picks]
+    ring.kill(hosts[0])
+    found = drained(service)
+    assert [ids[job] + found[job] for job in jobs] == [alone(model, job) for job in jobs]
+    assert ring.gateway.again > 0
+
+
 def test_a_text_for_which_there_is_no_room_takes_no_other_with_it() -> None:
     """It fails where others would have to wait for it; one alone waits."""
     plan = staged(plan_of("hybrid"), 2)
