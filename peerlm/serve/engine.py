@@ -32,7 +32,6 @@ from peerlm.model.weights import Values, copy_in
 from peerlm.serve.route import Logits, Turn
 from peerlm.serve.session import Pick, Sampling
 
-
 PADDED_MAX = 1024
 """Tokens of several turns that are padded to the longest of them, where others say how long they are."""
 

@@ -144,7 +144,8 @@ class Gateway:
         }
         for number in [n for n, lap in self._under_way.items() if not self._all_there(lap.legs)]:
             self._lose(number, "a host is gone", now)
-        return self._make_ready([peer for peer in runs if peer not in before]) + self._go(now)
+        new = [peer for peer, host in self._hosts.items() if host is not before.get(peer)]
+        return self._make_ready(new) + self._go(now)
 
     def _make_ready(self, peers: Iterable[PeerId]) -> Sent:
         """So that whoever takes over from another need not begin by starting a process."""

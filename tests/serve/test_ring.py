@@ -157,8 +157,10 @@ def test_a_stage_that_nobody_holds_is_named() -> None:
 def test_who_says_to_hold_stages_that_are_none_is_no_host() -> None:
     _, ring, _ = scene(runs=((0, 0), (1, 1)))
     runs = {peer("h0"): (0, 0), peer("one"): (1, 1 << 60), peer("two"): (1, 0)}
-    ring.gateway.hosts_are(ME, runs, Instant(0.0))
+    assert ring.gateway.hosts_are(ME, runs, Instant(0.0)) == [], "nobody new is to be made ready"
     assert ring.gateway.lacking() == 1
+    runs = {peer("h0"): (1, 1)}
+    assert [to for to, _ in ring.gateway.hosts_are(ME, runs, Instant(0.0))] == [peer("h0")]
 
 
 def test_it_goes_on_when_somebody_holds_the_stage_again() -> None:
