@@ -101,6 +101,7 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.fuzz --inputs 1000000 $(FLAGS)
 	$(BIN)/python -m bench.chaos $(FLAGS)
 	$(BIN)/python -m bench.stages $(FLAGS)
+	$(BIN)/python -m bench.stage_speed $(FLAGS)
 	$(BIN)/python -m bench.stream $(FLAGS)
 	$(BIN)/python -m bench.texts --preset gpt-124m $(FLAGS)
 	$(BIN)/python -m bench.truth $(FLAGS)    # needs root: it makes networks

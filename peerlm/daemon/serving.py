@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 
 from peerlm import events
+from peerlm.daemon.worker_process import torch_environment
 from peerlm.errors import WireError
 from peerlm.events import Event
 from peerlm.serve import lap as laps
@@ -314,9 +315,10 @@ class StageServerProcess:
         ours, its = socket.socketpair()
         with contextlib.closing(ours):
             ours.setblocking(False)
-            process = await _spawn(its)
+            setup = self._setup()
+            process = await _spawn(its, setup.threads)
             self._tell("info", "stage_server_started", {"pid": process.pid})
-            sending = asyncio.create_task(self._send_all(ours))
+            sending = asyncio.create_task(self._send_all(ours, setup))
             try:
                 words = await self._listen(ours)
                 return words, await asyncio.wait_for(process.wait(), UNSENT_S)
@@ -328,10 +330,10 @@ class StageServerProcess:
                     process.kill()
                     await process.wait()
 
-    async def _send_all(self, connection: socket.socket) -> None:
+    async def _send_all(self, connection: socket.socket, setup: ServeSetup) -> None:
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # the reader sees it too
-            await loop.sock_sendall(connection, protocol.frame(self._setup()))
+            await loop.sock_sendall(connection, protocol.frame(setup))
             while True:
                 while self._outbox:
                     framed = self._outbox.popleft()
@@ -356,7 +358,7 @@ class StageServerProcess:
         return words
 
 
-async def _spawn(connection: socket.socket) -> Process:
+async def _spawn(connection: socket.socket, threads: int) -> Process:
     with contextlib.closing(connection):
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-P", "-X", "faulthandler", "-m", "peerlm.serve.stage_server"),
@@ -365,14 +367,8 @@ async def _spawn(connection: socket.socket) -> Process:
             stdout=2,
             stderr=2,
             pass_fds=(connection.fileno(),),
-            env=_environment(),
+            env=torch_environment(threads),
         )
-
-
-def _environment() -> dict[str, str]:
-    """Ours, but for the invite. Threads that wait do not spin: the cores are the worker's too."""
-    kept = {name: value for name, value in os.environ.items() if name != "PEERLM_TOKEN"}
-    return {"OMP_WAIT_POLICY": "PASSIVE", **kept}
 
 
 def _write(writer: asyncio.StreamWriter, message: Message) -> None:
