@@ -16,7 +16,7 @@ from peerlm.daemon import loop as driving
 from peerlm.daemon.answers import _counters
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver
-from peerlm.daemon.worker_process import _environment
+from peerlm.daemon.worker_process import torch_environment
 from peerlm.errors import StateError, Unreachable
 from peerlm.events import Event, SaveFailed
 from peerlm.store import disk
@@ -101,7 +101,7 @@ def test_counters_are_one_flat_map_of_our_own_words() -> None:
 def test_a_worker_is_told_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEERLM_TOKEN", "peerlm1-secret")
     monkeypatch.setenv("HOME", "/home/ada")
-    given = _environment(threads=2)
+    given = torch_environment(threads=2)
     assert "PEERLM_TOKEN" not in given
     assert (given["HOME"], given["OMP_NUM_THREADS"]) == ("/home/ada", "2")
 
