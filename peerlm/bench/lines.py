@@ -1,8 +1,8 @@
 """Machines of our own with lines of a given rate, delay and loss between them.
 
 Each machine is a network namespace with one interface, a TAP device whose other end is a process
-(switch.py). Frames are large where a line loses none, so that fast lines cost few system calls; lossy lines have
-frames of the usual size, so that loss means what it does elsewhere. Needs root on Linux, and `ip`.
+(switch.py). Frames are large on fast lines that lose none, so that they cost few system calls; elsewhere they have
+the usual size, so that loss, and a queue of frames, mean what they do elsewhere. Needs root on Linux, and `ip`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 
 MTU, LARGE_MTU = 1500, 9000
-
+FAST_BYTES_S = 50e6
 
 SUBNET = "10.78.0"
 
@@ -40,7 +40,8 @@ class Lines:
         try:
             for machine in range(1, machines + 1):
                 self._inside[machine] = new_namespace()
-                devices.append(self._device(machine, MTU if wire.loss else LARGE_MTU))
+                is_fast = not wire.loss and wire.rate_bytes_s >= FAST_BYTES_S
+                devices.append(self._device(machine, LARGE_MTU if is_fast else MTU))
             self._switch = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-m", "peerlm.bench.switch"),
