@@ -7,9 +7,8 @@ import socket
 import pytest
 
 from peerlm.train import protocol
-from peerlm.train.channel import Channel, DaemonGone
+from peerlm.train.channel import Channel, DaemonGone, one_line
 from peerlm.train.inner_loop import Pace, Tally
-from peerlm.train.worker import one_line
 
 
 def tokens_trained(pace: Pace, seconds: float, step_s: float, tokens: int) -> int:

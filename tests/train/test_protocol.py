@@ -25,6 +25,8 @@ ONE_OF_EACH: list[Message] = [
     protocol.Steer(
         True, 1 << 40, 1 << 41, (PeerId(b"a" * 16),), 20, (PeerId(b"b" * 16),), (1,), (2,)
     ),
+    protocol.ServeSetup(PeerId(b"p" * 16), b"plan", "/var/lib/peerlm", 1, 2, 32, 4),
+    protocol.Hosts(PeerId(b"p" * 16), (PeerId(b"a" * 16), PeerId(b"b" * 16)), (0, 1), (0, 2)),
     protocol.Hop(PeerId(b"a" * 16), b"stream"),
     protocol.Nonsense(PeerId(b"a" * 16), "hop: kind is not what it can be"),
     protocol.Correction(FragmentId(2), 9, protocol.RESET),
