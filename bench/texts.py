@@ -38,6 +38,7 @@ from peerlm.serve.scheduler import Scheduler
 from peerlm.serve.service import Job, Service
 from peerlm.serve.session import Sampling
 from peerlm.serve.stage_server import held_values
+from peerlm.sim.network import read_wire
 
 STAGES = 3
 SESSIONS = 8
@@ -178,7 +179,7 @@ def beside(args: argparse.Namespace, folder: Path, place: Place) -> tuple[list[R
 
 def far(args: argparse.Namespace, folder: Path, place: Place, near_s: float) -> list[Row]:
     """A token's time where each hop has a delay."""
-    delay_s = float(args.link.split(",")[1].removesuffix("ms")) / 1000.0
+    delay_s = sum(read_wire(args.link).delay_s) / 2
     with running(swarm_of(args, folder, place)) as swarm:
         swarm.start()
         swarm.rest()

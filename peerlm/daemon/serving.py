@@ -1,8 +1,8 @@
 """Laps on their way: between this machine's gateways and stage server on one side, and other nodes on the other.
 
 A gateway is a process of a person (`peerlm serve`, `peerlm generate --swarm`) on the control socket; the stage server is a
-process of ours, started when laps may come. From the head of a lap alone is seen
-whose it is; what cannot go on is answered, so that gateways need not wait for what will never come:
+process of ours, started when laps may come. From the head of a lap alone is seen whose it is; what cannot go on
+is answered, so that gateways need not wait for what will never come:
 
 - a lap for a member with whom there is no channel waits for one, which is asked for, and is lost if none opens soon;
 - a channel that ends, or a stage server that does, loses what went there lately. Some of it may have been done with;

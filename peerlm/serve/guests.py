@@ -1,10 +1,10 @@
 """Sessions of gateways elsewhere that this node remembers: which slot each holds, how far it has been read, and by
 which weights.
 
-A session is known by who hands its laps to this node, its gateway and the slot it has there. Its first token begins it anew,
-whoever was there before; any other token has to follow what was read, or the session is not what its gateway takes it for, and
-the gateway begins it again elsewhere or here. What belongs to an earlier life of the slot has come too late. So nothing has to be handed over, and a node may forget a session at any time.
-It keeps to the version it began with; a version is dropped with its last session, unless it is the newest. Pure.
+A session is known by who hands its laps to this node, its gateway and the slot it has there. Its first token begins
+it anew, whoever was there before; any other token has to follow what was read, or the session is not what its gateway
+takes it for, and the gateway begins it again elsewhere or here. What belongs to an earlier life of the slot has come too
+late. So nothing has to be handed over, and a node may forget a session at any time. It keeps to the version it began with; a version is dropped with its last session, unless it is the newest. Pure.
 """
 
 from __future__ import annotations
