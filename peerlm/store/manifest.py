@@ -1,0 +1,162 @@
+"""What a name in the swarm stands for: files, as a list of chunks.
+
+A *chunk* is an object (`store.objects`) of at most 4 MiB; a *manifest* lists chunks in order, and says which of them
+make which file. It tells nothing of who made it, when, or where its bytes came from, so the same content has the same
+manifest everywhere, and equal chunks of two manifests are kept once. Its hash is its identity: whoever signs the hash
+(`store.names`) has signed every byte.
+
+Three kinds. A *corpus*: token shards, each a chunk and a file of its own, and the tokenizer's file. A *checkpoint*:
+slow weights as a safetensors file, and what a run needs to begin with them. *Files*: bytes as they were.
+
+Pure bytes in and out. A manifest that comes from elsewhere is checked before anything of it is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from blake3 import blake3
+
+from peerlm.errors import ChunkCorrupt
+from peerlm.types import ObjectHash, printable
+
+FORMAT = "peerlm-manifest-1"
+
+CHUNK_BYTES = 4 << 20
+"""Most bytes of a chunk. All but a file's last have so many, unless the file is cut by what it means."""
+
+MANIFEST_BYTES_MAX = 64 << 20
+"""Some 800,000 chunks: three terabytes."""
+
+PATH_CHARS_MAX = 512
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
+"""What a thing in the swarm's store may be called."""
+
+
+class Kind(StrEnum):
+    CORPUS = "corpus"
+    CHECKPOINT = "checkpoint"
+    FILES = "files"
+
+
+class Chunk(NamedTuple):
+    hash: ObjectHash
+    size: int
+    """Bytes."""
+
+
+class File(NamedTuple):
+    """`length` chunks from `first`, one after the other."""
+
+    path: str
+    """Below the name, with `/` between folders."""
+    first: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    kind: Kind
+    chunks: tuple[Chunk, ...]
+    files: tuple[File, ...]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Of JSON's types. What it says depends on the kind."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(chunk.size for chunk in self.chunks)
+
+    def file(self, path: str) -> File | None:
+        return next((f for f in self.files if f.path == path), None)
+
+    def chunks_of(self, file: File) -> tuple[Chunk, ...]:
+        return self.chunks[file.first : file.first + file.length]
+
+    def encode(self) -> bytes:
+        """The one encoding of it."""
+        body = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "chunks": [[chunk.hash.hex(), chunk.size] for chunk in self.chunks],
+            "files": [list(file) for file in self.files],
+            "meta": dict(self.meta),
+        }
+        return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def manifest_hash(encoded: bytes) -> ObjectHash:
+    return ObjectHash(blake3(encoded).digest())
+
+
+def of_files(
+    kind: Kind, files: Iterable[tuple[str, Iterable[Chunk]]], meta: Mapping[str, Any]
+) -> Manifest:
+    """A manifest of files in order, each with its chunks."""
+    chunks: list[Chunk] = []
+    listed = []
+    for path, parts in files:
+        first = len(chunks)
+        chunks.extend(parts)
+        listed.append(File(path, first, len(chunks) - first))
+    return Manifest(kind, tuple(chunks), tuple(listed), meta)
+
+
+def read_manifest(encoded: bytes) -> Manifest:
+    """Raises `ChunkCorrupt`: not a manifest, or not the one encoding of it."""
+    if len(encoded) > MANIFEST_BYTES_MAX:
+        raise ChunkCorrupt(f"a manifest of {len(encoded)} bytes; at most {MANIFEST_BYTES_MAX}")
+    try:
+        manifest = _from_json(json.loads(encoded))
+        if manifest.encode() != encoded:
+            raise ValueError("another encoding of it")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ChunkCorrupt(f"not a manifest: {printable(repr(error)[:200])}") from None
+    return manifest
+
+
+def _from_json(body: dict[str, Any]) -> Manifest:
+    if body["format"] != FORMAT:
+        raise ValueError(f"its format is {str(body['format'])[:60]!r}, this peerlm reads {FORMAT}")
+    chunks = tuple(Chunk(_hash(name), _size(size)) for name, size in body["chunks"])
+    files = tuple(File(_path(p), _count(first), _count(n)) for p, first, n in body["files"])
+    if any(file.first + file.length > len(chunks) for file in files):
+        raise ValueError("a file of chunks that are not listed")
+    if len({file.path for file in files}) < len(files):
+        raise ValueError("two files of one path")
+    if not isinstance(body["meta"], dict) or len(body) != 5:
+        raise ValueError("other fields than a manifest's")
+    return Manifest(Kind(body["kind"]), chunks, files, body["meta"])
+
+
+def _hash(name: object) -> ObjectHash:
+    if not isinstance(name, str) or not re.fullmatch("[0-9a-f]{64}", name):
+        raise ValueError(f"{str(name)[:80]!r} is no hash")
+    return ObjectHash(bytes.fromhex(name))
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"{str(value)[:80]} is no count")
+    return value
+
+
+def _size(value: object) -> int:
+    if type(value) is not int or not 0 < value <= CHUNK_BYTES:
+        raise ValueError(f"{str(value)[:80]} is no size of a chunk")
+    return value
+
+
+def _path(value: object) -> str:
+    """Relative, and nothing that leads out of the folder it is put in."""
+    if not isinstance(value, str) or not 0 < len(value) <= PATH_CHARS_MAX:
+        raise ValueError("a path is missing, or too long")
+    parts = value.split("/")
+    if any(part in ("", ".", "..") for part in parts) or printable(value) != value:
+        raise ValueError(f"{value[:80]!r} is no path below a name")
+    return value
