@@ -18,7 +18,7 @@ from structs import MESSAGES, STRUCTS, sample, structs_of
 from peerlm.errors import WireError
 from peerlm.wire import codec, message
 from peerlm.wire.codec import FRAME_BYTES_MAX, INTRODUCTION_BYTES_MAX, decode, decode_as, encode
-from peerlm.wire.message import Message, NodeRecord, Ping, Struct, Suspect, Vitals
+from peerlm.wire.message import Message, NameRecord, NodeRecord, Ping, Struct, Suspect, Vitals
 
 
 @pytest.mark.parametrize("kind", STRUCTS, ids=lambda k: k.__name__)
