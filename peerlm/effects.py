@@ -190,6 +190,8 @@ class RunPull(Effect):
     key_up: bytes
     key_down: bytes
     progress_timeout_s: float
+    is_chunk: bool = False
+    """It is kept for the swarm's store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,40 @@ class ServePull(Effect):
     key_up: bytes
     key_down: bytes
     progress_timeout_s: float
+
+
+# ---------------------------------------------------------------------------- the swarm's store
+
+
+@dataclass(frozen=True, slots=True)
+class ReadManifest(Effect):
+    """Read a manifest that is here → `ManifestRead`."""
+
+    manifest: ObjectHash
+
+
+@dataclass(frozen=True, slots=True)
+class DropChunks(Effect):
+    """Remove what was kept for the store."""
+
+    hashes: tuple[ObjectHash, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MakeProof(Effect):
+    """BLAKE3 of the nonce and a chunk that is kept here → `ProofMade`."""
+
+    peer: PeerId
+    """Who gets it, or whose own is to be compared with it."""
+    object_hash: ObjectHash
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TellReaders(Effect):
+    """These objects are here now: whoever waits for one can read it."""
+
+    hashes: tuple[ObjectHash, ...]
 
 
 # ------------------------------------------------------------------------------ slow weights, disk
