@@ -451,8 +451,8 @@ class Node:
                     return shown
                 return shown + self.placing.stock.shows(peer, message, work.plan_hash, now)
             case PullRequest() if self.storing.is_taken(TransferId(message.transfer)):
-                answer = PullAnswer(message.transfer, "refuse", "transfer id is taken", 0)
-                return [Send(peer, answer)]
+                refused = PullAnswer(message.transfer, "refuse", "transfer id is taken", 0)
+                return [Send(peer, refused)]
             case PullRequest():
                 return work.donate(peer, message, self.storing.size_of, now)
             case PullAnswer():

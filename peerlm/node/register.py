@@ -198,7 +198,7 @@ class Register:
 
 
 def read_kept(data: bytes) -> tuple[list[str], list[tuple[PeerId, int, str]]]:
-    """(names, nodes of the store) of a file that `kept` wrote. Raises `StateError`."""
+    """(names, nodes of the store) of a file that `as_kept` wrote. Raises `StateError`."""
     try:
         body = json.loads(data)
         names = [str(text) for text in body["names"]]
@@ -210,6 +210,6 @@ def read_kept(data: bytes) -> tuple[list[str], list[tuple[PeerId, int, str]]]:
     return names, nodes
 
 
-def kept(names: list[str], nodes: Iterable[tuple[PeerId, int, str]]) -> bytes:
+def as_kept(names: list[str], nodes: Iterable[tuple[PeerId, int, str]]) -> bytes:
     body = {"names": names, "nodes": [[peer.hex(), size, label] for peer, size, label in nodes]}
     return json.dumps(body).encode()

@@ -39,7 +39,7 @@ from peerlm.events import (
     PullProgressed,
 )
 from peerlm.node.pulls import Pulls
-from peerlm.node.register import Author, Register, Spread, kept, read_kept
+from peerlm.node.register import Author, Register, Spread, as_kept, read_kept
 from peerlm.node.survey import Survey, bits_of
 from peerlm.store.catalog import Catalog, StoreNode
 from peerlm.store.catalog import Summary as CatalogSummary
@@ -154,10 +154,14 @@ class Storing:
         self._nodes: dict[PeerId, _Node] = {}
         self._distrusted: dict[PeerId, Instant] = {}
         self._pulls = Pulls(self._sources, endpoint, rng, now)
+        self._replicas: dict[ObjectHash, int] = {}
+        """Of each manifest whose chunks the catalog knows, in how many replicas."""
         self._readers: dict[ObjectHash, int] = {}
         """Objects that a process of this machine waits for."""
         self._reading: set[ObjectHash] = set()
         """Manifests that are being read from the disk."""
+        self._lacked: set[ObjectHash] = set()
+        """Manifests that are being looked for."""
         self._fresh: dict[ObjectHash, tuple[PeerId, Instant, frozenset[ObjectHash]]] = {}
         self._surveys: list[Survey] = []
         self._dropping: Survey | None = None
@@ -267,43 +271,59 @@ class Storing:
 
     def _follow_names(self, now: Instant) -> list[Effect]:
         """Know what living names stand for, and nothing else."""
-        living = {
-            ObjectHash(entry.record.manifest): entry.record for entry in self.register.living()
-        }
+        living: dict[ObjectHash, NameRecord] = {}
+        for entry in self.register.living():
+            manifest, record = ObjectHash(entry.record.manifest), entry.record
+            known = living.setdefault(manifest, record)
+            if record.replicas > known.replicas:
+                living[manifest] = record
         for manifest in self.catalog.manifests - living.keys():
-            loose = set(self.catalog.unreferenced())
-            self.catalog.forget(manifest)
-            self._fresh.pop(manifest, None)
-            removed = set(self.catalog.unreferenced()) - loose
-            self._loose_since |= dict.fromkeys(removed, Instant(-inf))
+            self._forget(manifest)
+        self._lacked.intersection_update(living)
         effects: list[Effect] = []
         for manifest, record in living.items():
-            if self.catalog.knows(manifest) or manifest in self._reading:
+            if self._replicas.get(manifest) == record.replicas or manifest in self._reading:
                 continue
             if manifest in self.here:
                 self._reading.add(manifest)
                 effects.append(ReadManifest(manifest))
-            elif self.capacity and manifest not in self._pulls.wanted:
+            elif self.capacity and manifest not in self._lacked:
+                self._lacked.add(manifest)
                 self._fresh[manifest] = (PeerId(record.writer), now, frozenset((manifest,)))
                 effects += self._pulls.want([(manifest, record.size)], now)
         return effects
+
+    def _forget(self, manifest: ObjectHash) -> None:
+        """No name stands for it any more: what is in no other manifest may go at once."""
+        loose = set(self.catalog.unreferenced())
+        self.catalog.forget(manifest)
+        del self._replicas[manifest]
+        self._fresh.pop(manifest, None)
+        removed = set(self.catalog.unreferenced()) - loose
+        self._loose_since |= dict.fromkeys((manifest, *removed), Instant(-inf))
+
+    def _records_of(self, manifest: ObjectHash) -> list[NameRecord]:
+        entries = self.register.living()
+        return [entry.record for entry in entries if entry.record.manifest == manifest]
+
+    def _wanted_in(self, manifest: ObjectHash) -> int:
+        """Replicas of its chunks, by the names that stand for it; 0: none does."""
+        return max((record.replicas for record in self._records_of(manifest)), default=0)
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
         if event.reason:
             log = Log("warning", "manifest_unusable", (("why", event.reason),))
             return [log, *self.lost(ObjectLost(event.manifest, event.reason), now)]
-        records = [
-            entry.record
-            for entry in self.register.living()
-            if entry.record.manifest == event.manifest
-        ]
-        if not records:
+        replicas = self._wanted_in(event.manifest)
+        if not replicas:
             return []
         chunks = [Chunk(*chunk) for chunk in event.chunks]
-        self.catalog.know(event.manifest, chunks, max(record.replicas for record in records))
-        writer = PeerId(records[0].writer)
-        if writer != self._me:
+        self.catalog.know(event.manifest, chunks, replicas)
+        is_new = event.manifest not in self._replicas
+        self._replicas[event.manifest] = replicas
+        writer = PeerId(self._records_of(event.manifest)[0].writer)
+        if is_new and writer != self._me:
             self._fresh[event.manifest] = (writer, now, frozenset(c.hash for c in chunks))
         return self._look(now)
 
@@ -331,9 +351,15 @@ class Storing:
     def lost(self, event: ObjectLost, now: Instant) -> list[Effect]:
         """It was damaged; it is due again, if it was due."""
         self._lose(event.object_hash)
+        if event.object_hash in self._replicas:  # a manifest: its chunks stay known
+            self._lacked.add(event.object_hash)
+            size = next(r.size for r in self._records_of(event.object_hash))
+            return [*self._say_lost(event), *self._pulls.want([(event.object_hash, size)], now)]
+        return [*self._say_lost(event), *self._follow_names(now), *self._look(now)]
+
+    def _say_lost(self, event: ObjectLost) -> list[Effect]:
         fields = (("object", short(event.object_hash)), ("why", event.reason))
-        effects: list[Effect] = [Log("warning", "chunk_lost", fields)]
-        return [*effects, *self._follow_names(now), *self._look(now)]
+        return [Log("warning", "chunk_lost", fields)]
 
     def read(self, object_hash: ObjectHash, size: int, now: Instant) -> list[Effect]:
         """Have it here, for a process of this machine: → `TellReaders`."""
@@ -423,8 +449,12 @@ class Storing:
             effects += self._distrust(peer, "sent bytes that are not the chunk", now)
         if not came:
             return effects
-        effects += self._tell_readers(object_hash for object_hash, _ in came)
-        return [*effects, *self._follow_names(now), *self._look(now)]
+        hashes = [object_hash for object_hash, _ in came]
+        effects += self._tell_readers(hashes)
+        if not self._lacked.isdisjoint(hashes):
+            self._lacked.difference_update(hashes)
+            effects += self._follow_names(now)
+        return [*effects, *self._look(now)]
 
     # ------------------------------------------------------------------------------------ dropping
 
@@ -439,7 +469,7 @@ class Storing:
             return effects
         surplus = self._overdue(self.catalog.surplus(), self._surplus_since, now)
         if surplus:
-            self._dropping = self._survey(surplus[:DROPPED_AT_ONCE], count_us=False)
+            self._dropping = self._survey(surplus[:DROPPED_AT_ONCE], is_due=True)
             effects += self._dropping.start(now)
         return effects
 
@@ -488,17 +518,17 @@ class Storing:
 
     # ------------------------------------------------------------------------------------ surveys
 
-    def _survey(self, hashes: Iterable[ObjectHash], *, count_us: bool) -> Survey:
+    def _survey(self, hashes: Iterable[ObjectHash], *, is_due: bool) -> Survey:
         wanted = tuple(hashes)
-        here = [h for h in wanted if h in self.here] if count_us else []
+        here = [] if is_due else [h for h in wanted if h in self.here]
         trusted = [peer for peer in self._live if peer not in self._distrusted]
-        survey = Survey(self._next_number, wanted, here, trusted)
+        survey = Survey(self._next_number, wanted, here, trusted, is_due=is_due)
         self._next_number += max(1, survey.pages)
         return survey
 
     def survey(self, hashes: Iterable[ObjectHash], now: Instant) -> tuple[Survey, list[Effect]]:
         """Ask all live nodes of the store which of these they keep; ours count too."""
-        survey = self._survey(hashes, count_us=True)
+        survey = self._survey(hashes, is_due=False)
         self._surveys.append(survey)
         return survey, [*survey.start(now), *self._surveyed()]
 
@@ -575,7 +605,10 @@ class Storing:
             case NamesGive():
                 return [e for proof in message.names for e in self.hear(proof, peer, now)]
             case HaveAsk():
-                bits = bits_of(message.hashes, self.here)
+                kept = [h for h in map(ObjectHash, message.hashes) if h in self.here]
+                if message.is_due:
+                    kept = [h for h in kept if self.catalog.is_due(h)]
+                bits = bits_of(message.hashes, kept)
                 return [Send(peer, HaveGive(message.number, bits))]
             case HaveGive():
                 effects: list[Effect] = []
@@ -632,7 +665,7 @@ class Storing:
 
     def encode(self) -> bytes:
         nodes = [(peer, *node.offer) for peer, node in sorted(self._nodes.items())]
-        return kept(self.register.encode(), nodes)
+        return as_kept(self.register.encode(), nodes)
 
     def _savable(self) -> tuple[object, ...]:
         nodes = tuple((peer, node.offer) for peer, node in sorted(self._nodes.items()))

@@ -22,6 +22,8 @@ class Survey:
     Args:
         number: the page with index i is asked for as `number` + i; no other survey of this node uses these.
         here: objects that this node keeps itself, and counts.
+        is_due: count only what is a node's own to keep. Two nodes that both keep what is a third's would else each
+            drop it because the other has it.
     """
 
     def __init__(
@@ -30,10 +32,13 @@ class Survey:
         hashes: Sequence[ObjectHash],
         here: Iterable[ObjectHash],
         peers: Sequence[PeerId],
+        *,
+        is_due: bool = False,
     ) -> None:
         mine = set(here)
         self.hashes = tuple(hashes)
         self.counts = [int(wanted in mine) for wanted in self.hashes]
+        self._is_due = is_due
         self.number, self.silent = number, list[PeerId]()
         self._at = dict.fromkeys(peers, 0)
         """The page that each is at."""
@@ -88,7 +93,7 @@ class Survey:
             self._until.pop(peer, None)
             return []
         self._until[peer] = after(now, ANSWER_S)
-        return [Send(peer, HaveAsk(self.number + page, self._page(page)))]
+        return [Send(peer, HaveAsk(self.number + page, self._page(page), self._is_due))]
 
 
 def bits_of(hashes: Sequence[bytes], kept: Iterable[bytes]) -> bytes:
