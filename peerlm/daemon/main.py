@@ -51,8 +51,9 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
+from peerlm.node.birth import Birth
 from peerlm.node.dial_back import Ports
-from peerlm.node.node import Birth, Node
+from peerlm.node.node import Node
 from peerlm.node.register import read_kept
 from peerlm.node.stock import hashes
 from peerlm.node.storing import Stored

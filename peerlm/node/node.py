@@ -15,27 +15,20 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peerlm import events as ev
-from peerlm.config import NodeSettings
 from peerlm.effects import Effect, Halt, Log, Rehost, Send, WriteSnapshot
 from peerlm.events import Event
-from peerlm.identity.chain import Chain
-from peerlm.identity.gate import Gate
-from peerlm.identity.keys import NodeKeys
-from peerlm.identity.root import SignedPlan
-from peerlm.membership.address_book import AddressBook
 from peerlm.membership.member import Member
-from peerlm.membership.profile import Profile
+from peerlm.node.birth import Birth
 from peerlm.node.company import TALK, Company
-from peerlm.node.dial_back import Ports
 from peerlm.node.lifecycle import Phase
-from peerlm.node.placing import Offered, Placing, look_around
+from peerlm.node.placing import Placing, look_around
 from peerlm.node.seen import Seen, read_swarm
 from peerlm.node.snapshots import Restored
 from peerlm.node.status import Summary
-from peerlm.node.storing import Stored, Storing
+from peerlm.node.storing import Storing
 from peerlm.node.summary import summarise
 from peerlm.node.work import Work
 from peerlm.swarm.hosting import Hosting
@@ -87,36 +80,6 @@ LEAVE_S_MAX = 8.0
 
 GOODBYE_S = 1.0
 """A goodbye is given at least this long to reach somebody."""
-
-
-@dataclass(frozen=True, slots=True)
-class Birth:
-    """What a node is made from; all of it comes from the state directory and the sockets."""
-
-    keys: NodeKeys
-    chain: Chain
-    gate: Gate
-    plan: SignedPlan
-    settings: NodeSettings
-    ports: Ports
-    epoch: int
-    sizes: Mapping[FragmentId, int]
-    """Elements of each fragment of the plan that this node holds."""
-    seeds: tuple[str, ...]
-    book: AddressBook
-    origin: bool
-    """This node may make the initial weights."""
-    restored: Restored | None
-    tallies: tuple[tuple[PeerId, int, int], ...]
-    """(peer, boot epoch, tokens) from the snapshot."""
-    hosting: Hosting = field(default_factory=Hosting)
-    offered: Offered | None = None
-    """Of a model in stages: what this node offers, and whether it decides by itself which of them it holds."""
-    all_sizes: Mapping[FragmentId, int] = field(default_factory=dict)
-    """Then also: elements of each fragment of the plan."""
-    stored: Stored = field(default_factory=Stored)
-    profile: Profile | None = None
-    """Timers other than the plan's preset, which a simulation may compare."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from peerlm.effects import (
     DropChunks,
     Effect,
     Log,
-    MakeProof,
     ReadManifest,
     Save,
     Send,
@@ -38,6 +37,7 @@ from peerlm.events import (
     PullEnded,
     PullProgressed,
 )
+from peerlm.node.proofs import Proofs
 from peerlm.node.pulls import Pulls
 from peerlm.node.register import Author, Register, Spread, as_kept, read_kept
 from peerlm.node.survey import Survey, bits_of
@@ -68,14 +68,6 @@ SWEEP_S = 30.0
 """How often it is looked what could be dropped."""
 
 DROPPED_AT_ONCE = 1024
-
-PROOF_S = 60.0
-"""How often another node is asked to show a chunk that it should keep."""
-
-PROOF_WAIT_S = 30.0
-
-DISTRUST_S = 86_400.0
-"""Who could not show what it claims is no keeper for so long."""
 
 FRESH_S = 1800.0
 """The writer of a name is asked first for its chunks so long after the name was heard of."""
@@ -152,7 +144,6 @@ class Storing:
         self._live: tuple[PeerId, ...] = ()
         """Live nodes of the store but this one."""
         self._nodes: dict[PeerId, _Node] = {}
-        self._distrusted: dict[PeerId, Instant] = {}
         self._pulls = Pulls(self._sources, endpoint, rng, now)
         self._replicas: dict[ObjectHash, int] = {}
         """Of each manifest whose chunks the catalog knows, in how many replicas."""
@@ -169,16 +160,12 @@ class Storing:
         self._loose_since: dict[ObjectHash, Instant] = {}
         """Since when chunks are here that are others' to keep, and nobody's."""
         self._next_number = 0
-        self._proof: tuple[PeerId, ObjectHash, bytes, Instant] | None = None
-        self._proof_given: dict[bytes, bytes] = {}
-        self._proving: set[PeerId] = set()
-        """Whom a proof is being made for: one at a time for each."""
+        self._proofs = Proofs(self.catalog, rng, now)
         self._budget, self._budget_at = 0.0, now
         self._is_full = False
         self._hurry = False
         self._saved: tuple[object, ...] = ()
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
-        self._proof_at = after(now, PROOF_S)
         self._used = 0
         for object_hash, size in stored.here:
             self._keep(object_hash, size)
@@ -220,12 +207,11 @@ class Storing:
         ]
         for peer in gone:
             del self._nodes[peer]
-        for peer in [p for p, until in self._distrusted.items() if until <= now]:
-            del self._distrusted[peer]
+        self._proofs.forgive(now)
         nodes = [
             StoreNode(peer, node.offer[0], node.offer[1], node.away_since is None)
             for peer, node in self._nodes.items()
-            if peer not in self._distrusted
+            if peer not in self._proofs.distrusted
         ]
         if self.capacity:
             nodes.append(StoreNode(self._me, self.capacity, self._settings.label, True))
@@ -521,7 +507,7 @@ class Storing:
     def _survey(self, hashes: Iterable[ObjectHash], *, is_due: bool) -> Survey:
         wanted = tuple(hashes)
         here = [] if is_due else [h for h in wanted if h in self.here]
-        trusted = [peer for peer in self._live if peer not in self._distrusted]
+        trusted = [peer for peer in self._live if peer not in self._proofs.distrusted]
         survey = Survey(self._next_number, wanted, here, trusted, is_due=is_due)
         self._next_number += max(1, survey.pages)
         return survey
@@ -535,46 +521,17 @@ class Storing:
     def _all_surveys(self) -> list[Survey]:
         return [*self._surveys, *([self._dropping] if self._dropping else [])]
 
-    # ------------------------------------------------------------------------------------- proofs
+    # -------------------------------------------------------------------------------------- trust
 
-    def _ask_for_proof(self, now: Instant) -> list[Effect]:
-        """Have another keeper show a chunk that is here as well, so that its answer can be told from a wrong one."""
-        self._proof_at = after(now, PROOF_S * self._rng.uniform(0.8, 1.2))
-        self._proof = None
-        mine = [h for h in self.here if self.catalog.is_due(h)] if self._live else []
-        if not mine:
-            return []
-        chunk = self._rng.choice(mine)
-        owners = [p for p in self.catalog.owners(chunk) if p in self._live]
-        if not owners:
-            return []
-        peer, nonce = self._rng.choice(owners), self._rng.randbytes(16)
-        self._proof = (peer, chunk, nonce, after(now, PROOF_WAIT_S))
-        return [Send(peer, ProofAsk(chunk, nonce))]
-
-    def _proof_came(self, peer: PeerId, give: ProofGive) -> list[Effect]:
-        if self._proof is None or self._proof[:3] != (peer, give.object_hash, give.nonce):
-            return []
-        if not give.digest:  # it lacks it, and says so
-            self._proof = None
-            return []
-        self._proof_given = {give.nonce: give.digest}
-        return [MakeProof(peer, ObjectHash(give.object_hash), give.nonce)]
-
-    def proof_made(self, event: ProofMade, now: Instant) -> list[Effect]:
-        claimed = self._proof_given.pop(event.nonce, None)
-        if claimed is None:  # we were asked for it
-            self._proving.discard(event.peer)
-            answer = ProofGive(event.object_hash, event.nonce, event.digest)
-            return [Send(event.peer, answer)]
-        self._proof = None
-        if event.digest and claimed != event.digest:
+    def _proof_made(self, event: ProofMade, now: Instant) -> list[Effect]:
+        effects, is_wrong = self._proofs.made(event)
+        if is_wrong:
             why = f"could not show chunk {short(event.object_hash)}"
-            return self._distrust(event.peer, why, now)
-        return []
+            effects += self._distrust(event.peer, why, now)
+        return effects
 
     def _distrust(self, peer: PeerId, why: str, now: Instant) -> list[Effect]:
-        self._distrusted[peer] = after(now, DISTRUST_S)
+        self._proofs.distrust(peer, now)
         self._tell_catalog(now)
         fields = (("peer", short(peer)), ("why", why))
         return [Log("warning", "store_node_distrusted", fields), *self._look(now)]
@@ -595,7 +552,7 @@ class Storing:
             case ManifestRead():
                 return self.manifest_read(event, now)
             case ProofMade():
-                return self.proof_made(event, now)
+                return self._proof_made(event, now)
         raise AssertionError(f"the store takes no {type(event).__name__}")
 
     def received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
@@ -616,14 +573,9 @@ class Storing:
                     effects += survey.heard(peer, message, now)
                 return [*effects, *self._surveyed()]
             case ProofAsk():
-                if peer in self._proving:
-                    return []
-                if ObjectHash(message.object_hash) in self.here:
-                    self._proving.add(peer)
-                    return [MakeProof(peer, ObjectHash(message.object_hash), message.nonce)]
-                return [Send(peer, ProofGive(message.object_hash, message.nonce, b""))]
+                return self._proofs.asked(peer, message, self.here)
             case ProofGive():
-                return self._proof_came(peer, message)
+                return self._proofs.came(peer, message)
             case PullAnswer():
                 return self._pulls.on_answer(peer, message, now)
         return []
@@ -649,8 +601,8 @@ class Storing:
             effects += self._look(now)
         if self._sweep_at <= now:
             effects += self._sweep(now)
-        if self._proof_at <= now:
-            effects += self._ask_for_proof(now)
+        if self._proofs.due <= now:
+            effects += self._proofs.ask(self.here, self._live, now)
         saved = self._savable()
         if saved != self._saved:
             self._saved = saved
@@ -659,7 +611,7 @@ class Storing:
 
     def deadline(self) -> Instant:
         due = [survey.deadline() for survey in self._all_surveys()]
-        own = (self._look_at, self._sweep_at, self._proof_at)
+        own = (self._look_at, self._sweep_at, self._proofs.due)
         others = (self._pulls.deadline(), self.register.deadline())
         return min([*own, *others, *(at for at in due if at is not None)])
 
@@ -696,7 +648,7 @@ class Storing:
             pulling=len(self._pulls.wanted),
             unfound=len(self._pulls.unfound()),
             full=self._is_full,
-            distrusted=tuple(sorted(self._distrusted)),
+            distrusted=tuple(sorted(self._proofs.distrusted)),
             nodes=tuple(sorted(nodes)),
         )
 
