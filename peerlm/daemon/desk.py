@@ -26,7 +26,7 @@ import asyncio
 import contextlib
 import dataclasses
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ class Desk:
         post: Callable[[events.Event], None],
         take: Callable[[Callable[[], list[Effect]]], None],
         objects: Objects,
-        scrubbing: Callable[[], Scrubbing | None],
+        scrubbing: Scrubbing,
         pool: Executor,
         now: Callable[[], Instant],
         wall: Callable[[], WallTime],
@@ -87,6 +87,8 @@ class Desk:
         self._node, self._post, self._take = node, post, take
         self._objects, self._scrubbing, self._pool = objects, scrubbing, pool
         self._now, self._wall = now, wall
+        self._scrubbed: dict[str, Any] = {}
+        """What the last full pass found, and when."""
         self._readers: dict[ObjectHash, list[asyncio.Future[None]]] = {}
         self._surveys: dict[int, asyncio.Future[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -163,16 +165,19 @@ class Desk:
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, until the process hangs up; requests are answered in order."""
 
-        async def say(*frame: Any) -> None:
+        def write(*frame: Any) -> None:
             data = msgpack.packb(list(frame))
             writer.write(_LENGTH.pack(len(data)))
             writer.write(data)
+
+        async def say(*frame: Any) -> None:
+            write(*frame)
             await writer.drain()
 
         while True:
             try:
                 request = await _read_frame(reader)
-                result = await self._answer(request, lambda *at: say(None, list(at)))
+                result = await self._answer(request, lambda *at: write(None, list(at)))
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
             except WireError as error:  # where the next frame begins is not known
@@ -183,7 +188,7 @@ class Desk:
             else:
                 await say(True, result)
 
-    async def _answer(self, request: list[Any], progress: Callable[..., Awaitable[None]]) -> Any:
+    async def _answer(self, request: list[Any], progress: Callable[..., None]) -> Any:
         match request:
             case ["put", bytes() as data]:
                 return await self._put(data)
@@ -227,12 +232,15 @@ class Desk:
             try:
                 data: bytes = await self._on_pool(self._objects.read_verified, wanted)
             except (ChunkCorrupt, StateError) as error:
-                self._take(
-                    lambda why=str(error): storing.lost(events.ObjectLost(wanted, why), self._now())
-                )
+                self._tell_lost(wanted, str(error))
             else:
                 return data
         raise StateError(f"object {short(wanted)} cannot be read, nor be had from others")
+
+    def _tell_lost(self, object_hash: ObjectHash, reason: str) -> None:
+        """At once, so that it is not taken to be here any more."""
+        event = events.ObjectLost(object_hash, reason)
+        self._take(lambda: self._node().storing.handle(event, self._now()))
 
     async def _pull(self, wanted: ObjectHash, size: int, seconds: float) -> None:
         storing = self._node().storing
@@ -323,7 +331,6 @@ class Desk:
             if vitals is not None:
                 lacking[peer.hex()] = vitals.store_lacking
         used = {peer.hex(): _used(node, peer) for peer, *_ in standing.nodes}
-        scrubbing = self._scrubbing()
         return {
             "node": node.me.hex(),
             "capacity_bytes": standing.capacity,
@@ -345,14 +352,14 @@ class Desk:
                 }
                 for peer, capacity, label, is_live in standing.nodes
             ],
-            "scrub": scrubbing.as_dict() if scrubbing is not None else {},
+            "lost": node.storing.lost_here,
+            "scrubbed": self._scrubbed,
         }
 
-    async def _scrub(self, progress: Callable[..., Awaitable[None]]) -> dict[str, Any]:
-        scrubbing = self._scrubbing()
-        if scrubbing is None:
-            raise StateError("this node keeps nothing for the store")
-        return await scrubbing.on_demand(progress)
+    async def _scrub(self, progress: Callable[..., None]) -> dict[str, Any]:
+        found = await self._scrubbing.scrub_now(progress)
+        self._scrubbed = {**dataclasses.asdict(found), "at": self._wall()}
+        return self._scrubbed
 
 
 def _used(node: Node, peer: Any) -> int:

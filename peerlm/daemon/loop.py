@@ -26,6 +26,7 @@ from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.page import Page
+from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
@@ -90,6 +91,7 @@ class Driver:
     worker: WorkerLink
     serving: Serving
     desk: Desk
+    scrubbing: Scrubbing
     slow: SlowWeights
     node: Node
     holding: Holding

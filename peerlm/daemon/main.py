@@ -14,6 +14,7 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from peerlm.daemon.notify import Notifier
 from peerlm.daemon.page import Page
 from peerlm.daemon.pools import full_pool
 from peerlm.daemon.ports import preferred, remember
+from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.sockets import is_free
 from peerlm.daemon.watch import history_of, keep_watch
@@ -61,7 +63,7 @@ from peerlm.observe.curves import Origin
 from peerlm.store.disk import StateDirectory, free_bytes, read_file, require_own
 from peerlm.store.objects import Objects
 from peerlm.train import protocol
-from peerlm.types import short
+from peerlm.types import ObjectHash, short
 
 COMPUTE_THREADS = 2
 """Arithmetic on slow weights; numpy lets go of the interpreter, so two keep two cores busy."""
@@ -264,13 +266,13 @@ async def open_daemon(
         await holding.build(first_pass=epoch)
         offered = holding.offered
         driver.keeping.drop_leftovers(hashes(offered.placed.copies) if offered else ())
-        objects = holding.objects
+        driver.scrubbing = _scrubbing(driver, holding.objects, home, disk)
         driver.desk = Desk(
             lambda: driver.node,
             driver.post,
             driver.take,
-            objects,
-            lambda: driver.scrubbing,
+            holding.objects,
+            driver.scrubbing,
             disk,
             now,
             wall,
@@ -282,6 +284,8 @@ async def open_daemon(
         server = await control.serve(state, handler(driver), home.settings.control.group, streams)
         stack.push_async_callback(server.close)
         stack.callback(driver.end)
+        scrubbing = tasks.create_task(driver.scrubbing.run())
+        stack.callback(scrubbing.cancel)
         yield driver
 
 
@@ -369,6 +373,14 @@ def _make_node(
         stored=_stored(home, holding.objects, state, log),
     )
     return Node(birth, random.SystemRandom(), now(), wall())
+
+
+def _scrubbing(driver: Driver, objects: Objects, home: Home, disk: Executor) -> Scrubbing:
+    def lost(object_hash: ObjectHash, reason: str) -> None:
+        driver.post(events.ObjectLost(object_hash, reason))
+
+    days, rng = home.settings.store.scrub_days, random.Random(home.keys.peer_id)
+    return Scrubbing(objects, disk, lost, days=days, wall=wall, rng=rng)
 
 
 def _stored(home: Home, objects: Objects, state: StateDirectory, log: DaemonLog) -> Stored:

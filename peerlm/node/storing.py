@@ -167,6 +167,8 @@ class Storing:
         self._saved: tuple[object, ...] = ()
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
         self._used = 0
+        self.lost_here = 0
+        """Objects that were found damaged or gone since the start."""
         for object_hash, size in stored.here:
             self._keep(object_hash, size)
         self._restore(stored.memory, now)
@@ -336,6 +338,7 @@ class Storing:
 
     def lost(self, event: ObjectLost, now: Instant) -> list[Effect]:
         """It was damaged; it is due again, if it was due."""
+        self.lost_here += 1
         self._lose(event.object_hash)
         if event.object_hash in self._replicas:  # a manifest: its chunks stay known
             self._lacked.add(event.object_hash)
