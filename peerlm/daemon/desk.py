@@ -11,7 +11,7 @@ and its arguments; the answer [true, result], [false, a line for a person], and 
     pin       name, whether                         nil
     names     -                                     a list of {name, kind, manifest, bytes, replicas, …}
     manifest  name, seconds                         its bytes
-    survey    hashes                                [[replicas of each], nodes that did not answer]
+    survey    hashes                                [[replicas of each], nodes that did not answer, {node: how many}]
     status    -                                     {…}: docs/store.md explains it
     repair    -                                     nil: without waiting, and without a ceiling
     scrub     -                                     {checked, damaged, seconds}; progress is [checked, all]
@@ -26,9 +26,10 @@ import asyncio
 import contextlib
 import dataclasses
 import struct
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgpack
 from blake3 import blake3
@@ -315,12 +316,15 @@ class Desk:
         )
 
     async def _survey(self, hashes: list[ObjectHash]) -> list[Any]:
-        survey, effects = self._node().storing.survey(hashes, self._now())
+        node = self._node()
+        survey, effects = node.storing.survey(hashes, self._now())
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._surveys[survey.number] = done
         self._take(lambda: effects)
         await done
-        return [survey.counts, [peer.hex() for peer in survey.silent]]
+        kept = survey.kept + Counter({node.me: survey.here})
+        held = {peer.hex(): count for peer, count in sorted(kept.items())}
+        return [survey.counts, [peer.hex() for peer in survey.silent], held]
 
     def _status(self) -> dict[str, Any]:
         node = self._node()
@@ -414,6 +418,15 @@ def _unpacked(data: bytes) -> list[Any]:
 # ------------------------------------------------------------------------------------- client
 
 
+class Surveyed(NamedTuple):
+    counts: list[int]
+    """Live nodes that keep each."""
+    silent: list[str]
+    """Nodes that did not answer, and are not counted."""
+    kept: dict[str, int]
+    """How many each node keeps, but for those that keep none."""
+
+
 class Client:
     """A process's end. Not safe from several threads: each needs its own.
 
@@ -484,10 +497,13 @@ class Client:
     def manifest(self, name: str, timeout_s: float = 60.0) -> Manifest:
         return read_manifest(self.ask("manifest", name, timeout_s))
 
+    def survey(self, hashes: Sequence[ObjectHash]) -> Surveyed:
+        """Who keeps these now, of live nodes."""
+        return Surveyed(*self.ask("survey", list(hashes)))
+
     def replicas(self, hashes: list[ObjectHash]) -> list[int]:
         """How many live nodes keep each."""
-        counts: list[int] = self.ask("survey", hashes)[0]
-        return counts
+        return self.survey(hashes).counts
 
     def remove(self, name: str) -> None:
         self.ask("remove", name)
