@@ -329,7 +329,7 @@ class Desk:
     def _status(self) -> dict[str, Any]:
         node = self._node()
         standing = node.storing.standing()
-        lacking = {node.me.hex(): standing.catalog.lacking}
+        lacking = {node.me.hex(): node.storing.lacking}
         for peer, *_ in standing.nodes:
             vitals = node.company.vitals_of(peer)
             if vitals is not None:
@@ -341,6 +341,7 @@ class Desk:
             "used_bytes": standing.used,
             "names": standing.names,
             "chunks": dataclasses.asdict(standing.catalog),
+            "unread": standing.unread,
             "pulling": standing.pulling,
             "unfound": standing.unfound,
             "is_full": standing.full,
