@@ -198,9 +198,7 @@ def _found(desk: Client, name: str) -> dict[str, Any]:
     manifest = desk.manifest(name)
     hashes = distinct(manifest)
     surveyed = desk.survey(hashes)
-    found = standing_of(
-        hashes, surveyed.counts, record["replicas"], surveyed.silent, surveyed.kept
-    )
+    found = standing_of(hashes, surveyed.counts, record["replicas"], surveyed.silent, surveyed.kept)
     paths = [
         {
             "path": file.path,
@@ -209,7 +207,13 @@ def _found(desk: Client, name: str) -> dict[str, Any]:
         }
         for file in manifest.files
     ]
-    return {**record, **facts_of(manifest), "meta": _short(dict(manifest.meta)), FOUND: found, "paths": paths}
+    return {
+        **record,
+        **facts_of(manifest),
+        "meta": _short(dict(manifest.meta)),
+        FOUND: found,
+        "paths": paths,
+    }
 
 
 LONG = 400
@@ -274,7 +278,9 @@ def rm(layout: Layout, name: str, yes: bool) -> None:
         if record["is_pinned"]:
             raise StateError(f"{name} is pinned: `peerlm data pin {name} --off` first")
         if not yes:
-            question = f"Remove {name} ({record['kind']}, by {record['writer'][:8]}) for the whole swarm?"
+            question = (
+                f"Remove {name} ({record['kind']}, by {record['writer'][:8]}) for the whole swarm?"
+            )
             click.confirm(question, abort=True, err=True)
         desk.remove(name)
     click.echo(f"removed {name}")

@@ -88,12 +88,17 @@ def _facts(found: dict[str, Any], now: float) -> list[tuple[str, str]]:
         ("room", f"{offers} offered" + ("; full" if found["is_full"] else "")),
         ("names", f"{found['names']}, with {chunks['chunks_known']} chunks"),
         ("due here", f"{chunks['due']} ({words.size(chunks['due_bytes'])})"),
-        ("here", f"{chunks['held_due']} of these, and {chunks['surplus']} that are others' to keep"),
+        (
+            "here",
+            f"{chunks['held_due']} of these, and {chunks['surplus']} that are others' to keep",
+        ),
     ]
     if chunks["lacking"] or found["unread"]:
         unread = f"; {found['unread']} names not read yet" if found["unread"] else ""
         size = words.size(chunks["lacking_bytes"])
-        facts.append(("lacking", f"{chunks['lacking']} ({size}), {chunks['urgent']} urgent{unread}"))
+        facts.append(
+            ("lacking", f"{chunks['lacking']} ({size}), {chunks['urgent']} urgent{unread}")
+        )
     if found["pulling"]:
         facts.append(("pulling", f"{found['pulling']}, {found['unfound']} of them in vain so far"))
     if found["lost"]:
@@ -142,7 +147,9 @@ def repair(layout: Layout, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"lacked": first, "lacking": left}, indent=2))
     else:
-        click.echo(f"{first - left} copied, nothing lacks here" if not left else f"{left} lack still")
+        click.echo(
+            f"{first - left} copied, nothing lacks here" if not left else f"{left} lack still"
+        )
     if left:
         raise PeerlmError(
             f"{left} chunks lack here and have not come for a minute: see `peerlm store status`"
@@ -170,7 +177,9 @@ def _wait_repaired(
 
 
 @click.command(short_help="Read and check all that this node keeps for the store.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object: checked, damaged, seconds, at.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object: checked, damaged, seconds, at."
+)
 @state_option
 def scrub(layout: Layout, as_json: bool) -> None:
     """Read all that this node keeps for the store from its disk, and check it. What is damaged is removed, and fetched

@@ -143,7 +143,9 @@ def _store(s: Status) -> list[tuple[str, str]]:
     if not store.get("names") and not store.get("used_bytes"):
         return []
     names = f"{store['names']} name{'' if store['names'] == 1 else 's'}"
-    line = f"{names}; {words.size(store['used_bytes'])} of {words.size(store['capacity_bytes'])} here"
+    line = (
+        f"{names}; {words.size(store['used_bytes'])} of {words.size(store['capacity_bytes'])} here"
+    )
     if store["swarm_lacking"]:
         line += f"; lacking: {store['lacking']} here, {store['swarm_lacking']} in the swarm"
     return [("store", f"{line}; full" if store["is_full"] else line)]

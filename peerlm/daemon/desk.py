@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import socket
 import struct
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -491,6 +492,9 @@ class Client:
         self._root = layout.root
 
     def close(self) -> None:
+        """Also while another thread waits for an answer: it gets `NoDaemon`."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
         self._file.close()
         self._socket.close()
 
@@ -501,7 +505,7 @@ class Client:
         self.close()
 
     def ask(self, *request: Any, progress: Callable[..., None] = lambda *_: None) -> Any:
-        """Raises: StateError with the daemon's line, or when it hung up."""
+        """Raises: StateError with the daemon's line; NoDaemon, it hung up."""
         data = msgpack.packb(list(request))
         try:
             self._socket.sendall(_LENGTH.pack(len(data)))
@@ -512,7 +516,7 @@ class Client:
                     break
                 progress(*result)
         except (OSError, ValueError) as error:
-            raise StateError(f"the daemon on {self._root} hung up: {error}") from None
+            raise control.NoDaemon(f"the daemon on {self._root} hung up: {error}") from None
         if not verdict:
             raise StateError(str(result))
         return result
