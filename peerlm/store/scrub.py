@@ -83,7 +83,9 @@ class Scrub:
         due = (Turn(self.due(name, self._until), name, size) for name, size in chunks)
         turns = heapq.nsmallest(count, due)
         if not turns or turns[0].at > now:
-            self._until = float(now)  # what comes from here on waits for a turn that is still to come
+            self._until = float(
+                now
+            )  # what comes from here on waits for a turn that is still to come
         return turns
 
     def taken(self, turn: Turn) -> None:

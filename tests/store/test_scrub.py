@@ -50,7 +50,9 @@ def test_each_is_read_once_in_a_period_give_or_take_a_fifth() -> None:
 
 def test_turns_are_spread_over_the_period_and_other_nodes_have_other_orders() -> None:
     found = readings(scrub(), START, START + PERIOD_S)
-    tenths = [sum(1 for at, _ in found if int(10 * (at - START) / PERIOD_S) == i) for i in range(10)]
+    tenths = [
+        sum(1 for at, _ in found if int(10 * (at - START) / PERIOD_S) == i) for i in range(10)
+    ]
     assert min(tenths) > 5
     other = readings(scrub(seed=2), START, START + PERIOD_S)
     assert [name for _, name in other] != [name for _, name in found]
