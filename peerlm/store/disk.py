@@ -362,9 +362,7 @@ def check_room(root: Path, needed_bytes: int, disk_limit_bytes: int, what: str) 
     Raises:
         StateError: naming what is needed, what there is, and what to change.
     """
-    with explained("measure", root):
-        disk = os.statvfs(root)
-    free = disk.f_bavail * disk.f_frsize
+    free = free_bytes(root)
     if needed_bytes + RESERVE_BYTES > free:
         raise StateError(
             f"no room for {what} in {root}: it needs {_mb(needed_bytes)} and {_mb(free)} are free "
@@ -383,6 +381,13 @@ def check_limit(
             f"no room for {what} in {root}: it needs {_mb(needed_bytes)}, {_mb(used_bytes)} are in use and "
             f"limits.disk_bytes allows {_mb(disk_limit_bytes)}; raise the limit"
         )
+
+
+def free_bytes(root: Path) -> int:
+    """What is free on the disk of `root`. Raises: StateError."""
+    with explained("measure", root):
+        found = os.statvfs(root)
+    return found.f_bavail * found.f_frsize
 
 
 def _mb(size_bytes: int) -> str:
@@ -416,7 +421,16 @@ NAMES = frozenset(
             "epoch",
             "origin",
         ),
-        *("control.sock", "lock", "ports", "page_port", "curves", "api_keys", "placement"),
+        *(
+            "control.sock",
+            "lock",
+            "ports",
+            "page_port",
+            "curves",
+            "api_keys",
+            "placement",
+            "catalog",
+        ),
     }
 )
 """What a node keeps in its folder. All else there is somebody else's."""
@@ -519,6 +533,11 @@ class Layout:
     def placement(self) -> Path:
         """The stages that a node which decides by itself holds, and copies of others' stages that it keeps."""
         return self.root / "placement"
+
+    @property
+    def catalog(self) -> Path:
+        """Names of the swarm's store, and the nodes that were keeping it."""
+        return self.root / "catalog"
 
     @property
     def epoch(self) -> Path:
