@@ -466,13 +466,13 @@ def test_room_is_found_without_a_look_at_what_is_kept(
 
 def test_many_threads_put_spoil_read_and_drop(layout: Layout) -> None:
     objects = Objects(layout, disk_limit_bytes=10**9)
-    datas = [random.Random(i).randbytes(2000) for i in range(4)]
+    texts = [random.Random(i).randbytes(2000) for i in range(4)]
     wrong: list[str] = []
 
     def work(seed: int) -> None:
         rng = random.Random(seed)
         for _ in range(60):
-            data = rng.choice(datas)
+            data = rng.choice(texts)
             name = name_of(data)
             try:
                 match rng.randrange(5):
@@ -497,7 +497,7 @@ def test_many_threads_put_spoil_read_and_drop(layout: Layout) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    for data in datas:
+    for data in texts:
         objects.put_chunk(data)
         assert objects.read_verified(name_of(data)) == data
     assert sorted(name.hex() for name, _ in objects.chunks) == kept(layout)
