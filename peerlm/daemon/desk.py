@@ -12,6 +12,7 @@ and its arguments; the answer [true, result], [false, a line for a person], and 
     names     -                                     a list of {name, kind, manifest, bytes, replicas, …}
     manifest  name, seconds                         its bytes
     survey    hashes                                [[replicas of each], nodes that did not answer]
+    checkpoint  name, whether to pin                the name, once it is in the store; an empty name: the usual one
     status    -                                     {…}: docs/store.md explains it
     repair    -                                     nil: without waiting, and without a ceiling
     scrub     -                                     {checked, damaged, seconds}; progress is [checked, all]
@@ -42,13 +43,14 @@ from peerlm.store.disk import Layout
 from peerlm.store.manifest import (
     CHUNK_BYTES,
     MANIFEST_BYTES_MAX,
+    NAME,
     Kind,
     Manifest,
     manifest_hash,
     read_manifest,
 )
 from peerlm.store.objects import Objects
-from peerlm.types import Instant, ObjectHash, WallTime, short
+from peerlm.types import Instant, ObjectHash, PeerId, WallTime, short
 
 if TYPE_CHECKING:
     from peerlm.daemon.scrubbing import Scrubbing
@@ -59,6 +61,11 @@ FRAME_BYTES_MAX = MANIFEST_BYTES_MAX + (1 << 20)
 
 HASHES_MAX = 1_000_000
 """In one request."""
+
+MAKERS_MAX = 64
+
+CHECKPOINT_S = 900.0
+"""A checkpoint that a person has asked for comes to something in this time, or to nothing."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -91,6 +98,8 @@ class Desk:
         """What the last full pass found, and when."""
         self._readers: dict[ObjectHash, list[asyncio.Future[None]]] = {}
         self._surveys: dict[int, asyncio.Future[None]] = {}
+        self._checkpoints: list[asyncio.Future[str]] = []
+        """Those that wait for the next."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -112,9 +121,13 @@ class Desk:
                 for object_hash in effect.hashes:
                     for reader in self._readers.pop(object_hash, ()):
                         _settle(reader)
+            case fx.TellCheckpoint():
+                waiting, self._checkpoints = self._checkpoints, []
+                for future in waiting:
+                    _end(future, effect.name, effect.reason)
             case fx.TellSurveyed():
-                if (waiting := self._surveys.pop(effect.number, None)) is not None:
-                    _settle(waiting)
+                if (survey := self._surveys.pop(effect.number, None)) is not None:
+                    _settle(survey)
             case _:
                 raise AssertionError(f"the desk does not carry out {type(effect).__name__}")
 
@@ -135,7 +148,8 @@ class Desk:
             self._post(events.ManifestRead(manifest, (), str(error)))
             return
         chunks = tuple((chunk.hash, chunk.size) for chunk in found.chunks)
-        self._post(events.ManifestRead(manifest, chunks))
+        makers = tuple(_peers(found.meta.get("makers")))
+        self._post(events.ManifestRead(manifest, chunks, makers=makers))
 
     async def _drop(self, hashes: tuple[ObjectHash, ...]) -> None:
         def drop() -> None:
@@ -207,6 +221,8 @@ class Desk:
                 return await self._read(_hash(record.manifest), record.size, float(seconds))
             case ["survey", list() as hashes] if len(hashes) <= HASHES_MAX:
                 return await self._survey([_hash(wanted) for wanted in hashes])
+            case ["checkpoint", str() as name, bool() as is_pinned]:
+                return await self._checkpoint(name, is_pinned)
             case ["status"]:
                 return self._status()
             case ["repair"]:
@@ -322,6 +338,24 @@ class Desk:
         await done
         return [survey.counts, [peer.hex() for peer in survey.silent]]
 
+    async def _checkpoint(self, name: str, is_pinned: bool) -> str:
+        """Raises `StateError`: it came to nothing."""
+        node = self._node()
+        if name and not NAME.fullmatch(name):
+            raise StateError(f"{name[:100]!r} cannot be a name: see `peerlm data add --help`")
+        if not node.work.installed:
+            raise StateError("this node has no weights yet")
+        checkpoints = node.library.checkpoints
+        if checkpoints.is_gathering:
+            raise StateError("a checkpoint is being gathered already: try again in a moment")
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        checkpoints.want(name, is_pinned=is_pinned)
+        self._checkpoints.append(ended)
+        try:
+            return await asyncio.wait_for(ended, CHECKPOINT_S)
+        except TimeoutError:
+            raise StateError("no checkpoint came about; see `peerlm logs`") from None
+
     def _status(self) -> dict[str, Any]:
         node = self._node()
         standing = node.storing.standing()
@@ -381,6 +415,23 @@ def _as_dict(record: NameRecord) -> dict[str, Any]:
         "writer": record.writer.hex(),
         "written_at": record.wall,
     }
+
+
+def _end(future: asyncio.Future[str], name: str, why: str) -> None:
+    if future.done():
+        return
+    if why:
+        future.set_exception(StateError(f"the checkpoint came to nothing: {why}"))
+    else:
+        future.set_result(name)
+
+
+def _peers(names: Any) -> list[PeerId]:
+    """Of a manifest's meta, which anybody may have written."""
+    try:
+        return [PeerId(bytes.fromhex(name)) for name in names][:MAKERS_MAX]
+    except (TypeError, ValueError):
+        return []
 
 
 def _settle(future: asyncio.Future[None]) -> None:
@@ -494,6 +545,10 @@ class Client:
 
     def pin(self, name: str, is_pinned: bool) -> None:
         self.ask("pin", name, is_pinned)
+
+    def checkpoint(self, name: str = "", *, is_pinned: bool = False) -> str:
+        """Its name, once it is in the store."""
+        return str(self.ask("checkpoint", name, is_pinned))
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("status")

@@ -29,6 +29,7 @@ from peerlm.daemon import control
 from peerlm.daemon.address import advertised_host
 from peerlm.daemon.answers import handler, look
 from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.cutting import Cutting
 from peerlm.daemon.desk import Desk
 from peerlm.daemon.holding import Holding, all_sizes, threads_of
 from peerlm.daemon.introduction import Introduction
@@ -267,6 +268,7 @@ async def open_daemon(
         offered = holding.offered
         driver.keeping.drop_leftovers(hashes(offered.placed.copies) if offered else ())
         driver.scrubbing = _scrubbing(driver, holding.objects, home, disk)
+        driver.cutting = Cutting(loop, driver.post, holding.objects, home.gate.run_id, disk)
         driver.desk = Desk(
             lambda: driver.node,
             driver.post,

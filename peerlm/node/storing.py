@@ -153,7 +153,9 @@ class Storing:
         """Manifests that are being read from the disk."""
         self._lacked: set[ObjectHash] = set()
         """Manifests that are being looked for."""
-        self._fresh: dict[ObjectHash, tuple[PeerId, Instant, frozenset[ObjectHash]]] = {}
+        self._fresh: dict[
+            ObjectHash, tuple[tuple[PeerId, ...], Instant, frozenset[ObjectHash]]
+        ] = {}
         self._surveys: list[Survey] = []
         self._dropping: Survey | None = None
         self._surplus_since: dict[ObjectHash, Instant] = {}
@@ -277,7 +279,8 @@ class Storing:
                 effects.append(ReadManifest(manifest))
             elif self.capacity and manifest not in self._lacked:
                 self._lacked.add(manifest)
-                self._fresh[manifest] = (PeerId(record.writer), now, frozenset((manifest,)))
+                writer = PeerId(record.writer)
+                self._fresh[manifest] = ((writer,), now, frozenset((manifest,)))
                 effects += self._pulls.want([(manifest, record.size)], now)
         return effects
 
@@ -311,8 +314,9 @@ class Storing:
         is_new = event.manifest not in self._replicas
         self._replicas[event.manifest] = replicas
         writer = PeerId(self._records_of(event.manifest)[0].writer)
-        if is_new and writer != self._me:
-            self._fresh[event.manifest] = (writer, now, frozenset(c.hash for c in chunks))
+        makers = tuple(p for p in dict.fromkeys((writer, *event.makers)) if p != self._me)
+        if is_new and makers:
+            self._fresh[event.manifest] = (makers, now, frozenset(c.hash for c in chunks))
         return self._look(now)
 
     # ----------------------------------------------------------------------------------- objects
@@ -381,9 +385,11 @@ class Storing:
 
     def _sources(self, object_hash: ObjectHash) -> tuple[PeerId, ...]:
         writers = [
-            writer
-            for writer, _, hashes in self._fresh.values()
-            if object_hash in hashes and writer != self._me
+            maker
+            for makers, _, hashes in self._fresh.values()
+            if object_hash in hashes
+            for maker in makers
+            if maker != self._me
         ]
         others = self.catalog.sources(object_hash)
         if not others:  # a manifest, or an object that is in none that is known
