@@ -40,7 +40,7 @@ from peerlm import effects as fx
 from peerlm import events
 from peerlm.daemon import control
 from peerlm.effects import Effect
-from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, WireError
+from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Vanished, WireError
 from peerlm.store.disk import Layout
 from peerlm.store.manifest import (
     CHUNK_BYTES,
@@ -169,7 +169,7 @@ class Desk:
         digest = b""
         try:
             digest = await self._on_pool(proof)
-        except ChunkCorrupt as error:
+        except (ChunkCorrupt, Vanished) as error:
             self._post(events.ObjectLost(effect.object_hash, str(error)))
         except StateError:
             pass

@@ -114,6 +114,12 @@ class Checkpoints:
         return self._gathering is not None
 
     @property
+    def is_at_it(self) -> bool:
+        """It has to be looked at again and again."""
+        wanted = self._wanted is not None or self._gathering is not None
+        return wanted or self._settings.checkpoint_every_s > 0
+
+    @property
     def progress(self) -> tuple[int, int]:
         """(fragments delivered, all)."""
         gathering = self._gathering

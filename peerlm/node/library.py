@@ -114,7 +114,8 @@ class Library:
         return effects
 
     def deadline(self) -> Instant:
-        return min(self._look_at, self.storing.deadline())
+        due = self.storing.deadline()
+        return min(self._look_at, due) if self.checkpoints.is_at_it else due
 
     def check(self) -> None:
         self.storing.check()

@@ -146,6 +146,7 @@ class Storing:
         self._live: tuple[PeerId, ...] = ()
         """Live nodes of the store but this one."""
         self._nodes: dict[PeerId, _Node] = {}
+        self._nodes_version = 0
         self._pulls = Pulls(self._sources, endpoint, rng, now)
         self._replicas: dict[ObjectHash, int] = {}
         """Of each manifest whose chunks the catalog knows, in how many replicas."""
@@ -170,7 +171,7 @@ class Storing:
         self._budget, self._budget_at = 0.0, now
         self._is_full = False
         self._hurry = False
-        self._saved: tuple[object, ...] = ()
+        self._saved = (0, 0)
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
         self._used = 0
         self.lost_here = 0
@@ -198,6 +199,8 @@ class Storing:
                 for survey in self._all_surveys():
                     survey.gone(peer)
         for peer, offer in live.items():
+            known = self._nodes.get(peer)
+            self._nodes_version += known is None or known.offer != offer
             self._nodes[peer] = _Node(offer)
         for peer, node in list(self._nodes.items()):
             if peer not in live and node.away_since is None:
@@ -215,6 +218,7 @@ class Storing:
         ]
         for peer in gone:
             del self._nodes[peer]
+        self._nodes_version += len(gone)
         self._proofs.forgive(now)
         nodes = [
             StoreNode(peer, node.offer[0], node.offer[1], node.away_since is None)
@@ -624,18 +628,19 @@ class Storing:
         return effects
 
     def deadline(self) -> Instant:
+        others = (self._pulls.deadline(), self.register.deadline())
+        if not self.here and not len(self.register.names):
+            return min(others)
         due = [survey.deadline() for survey in self._all_surveys()]
         own = (self._look_at, self._sweep_at, self._proofs.due)
-        others = (self._pulls.deadline(), self.register.deadline())
         return min([*own, *others, *(at for at in due if at is not None)])
 
     def encode(self) -> bytes:
         nodes = [(peer, *node.offer) for peer, node in sorted(self._nodes.items())]
         return as_kept(self.register.encode(), nodes)
 
-    def _savable(self) -> tuple[object, ...]:
-        nodes = tuple((peer, node.offer) for peer, node in sorted(self._nodes.items()))
-        return self.register.names.version, nodes
+    def _savable(self) -> tuple[int, int]:
+        return self.register.names.version, self._nodes_version
 
     # --------------------------------------------------------------------------------- for people
 
