@@ -14,7 +14,7 @@ from peerlm.errors import StateError
 from peerlm.store.disk import Layout
 
 if TYPE_CHECKING:
-    from peerlm.daemon.desk import Client
+    from peerlm.daemon.desk_client import Client
     from peerlm.store.manifest import Chunk
 
 AT_ONCE = 4

@@ -11,7 +11,7 @@ from peerlm.cli.desk_here import Tell
 from peerlm.types import ObjectHash
 
 if TYPE_CHECKING:
-    from peerlm.daemon.desk import Client
+    from peerlm.daemon.desk_client import Client
 
 LOOK_S = 0.25
 

@@ -19,7 +19,7 @@ from peerlm.store.disk import Layout
 from peerlm.types import ObjectHash, printable
 
 if TYPE_CHECKING:
-    from peerlm.daemon.desk import Client
+    from peerlm.daemon.desk_client import Client
     from peerlm.store.manifest import Manifest
 
 COMMANDS = {
@@ -228,7 +228,9 @@ def _short(meta: dict[str, Any]) -> dict[str, Any]:
 def _lines(s: dict[str, Any], now: float) -> list[str]:
     found, age = s[FOUND], words.ago(max(0.0, now - s["written_at"]))
     pinned = ", pinned" if s["is_pinned"] else ""
-    of = [f"{words.size(s['bytes'])} in {s['files']} files, {s['chunks']} chunks"]
+    of = [
+        f"{words.size(s['bytes'])} in {words.some(s['files'], 'file')}, {words.some(s['chunks'], 'chunk')}"
+    ]
     of += [f"{words.count(s[key])} {key}" for key in ("documents", "tokens") if s[key] is not None]
     facts = [
         ("name", f"{s['name']} ({s['kind']}{pinned})"),
@@ -240,10 +242,17 @@ def _lines(s: dict[str, Any], now: float) -> list[str]:
         ("replicas", f"{s['replicas']} wanted; {_histogram(found)}"),
     ]
     if found["under_replicated"]:
-        facts.append(("fewer", f"{found['under_replicated']} chunks have fewer than wanted"))
+        facts.append(
+            ("fewer", f"{words.some(found['under_replicated'], 'chunk')}, fewer than wanted")
+        )
     if found["unreadable"]:
-        facts.append(("nowhere", f"{found['unreadable']} chunks are on no node that answered"))
-    facts += [("on", f"{node['id'][:8]}  {node['chunks']} chunks") for node in found["nodes"]]
+        facts.append(
+            ("nowhere", f"{words.some(found['unreadable'], 'chunk')}: on no node that answered")
+        )
+    facts += [
+        ("on", f"{node['id'][:8]}  {words.some(node['chunks'], 'chunk')}")
+        for node in found["nodes"]
+    ]
     facts += [("silent", f"{node[:8]} did not answer") for node in found["silent"]]
     facts += [
         ("file", f"{file['path']}  {words.size(file['bytes'])}") for file in s.get("paths", ())
@@ -253,7 +262,7 @@ def _lines(s: dict[str, Any], now: float) -> list[str]:
 
 
 def _histogram(found: dict[str, Any]) -> str:
-    parts = [f"{count} chunks in {n}" for n, count in found["replicas"].items()]
+    parts = [f"{words.some(count, 'chunk')} in {n}" for n, count in found["replicas"].items()]
     return ", ".join(parts) or "no chunks"
 
 

@@ -23,15 +23,16 @@ from peerlm.cli.numbers import Finite
 from peerlm.cli.state import state_option
 from peerlm.errors import ConfigError, PeerlmError, StateError
 from peerlm.store.disk import Layout
+from peerlm.store.manifest import NAME
 from peerlm.types import ObjectHash
 
 if TYPE_CHECKING:
-    from peerlm.daemon.desk import Client
+    from peerlm.daemon.desk_client import Client
     from peerlm.data.prepared import Job
     from peerlm.data.sources import Source
     from peerlm.store.manifest import Manifest
 
-WHERE = "peerlm data add"
+WHERE = "URL"
 
 OF_RUN = "run"
 
@@ -130,8 +131,11 @@ def add(
     from peerlm.data import files
 
     name = name or files.name_of(url)
-    if not name:
-        raise ConfigError(f"{url}: no name follows from it; give one with --name")
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot be a name in the store: small letters, digits and . _ - (at most 96), a letter or digit "
+            "first; give one with --name"
+        )
     making = Making(tokenizer, encoding, field, form, dedup, near or 0.0)
     with open_desk(layout) as desk:
         adding = Adding(desk, layout, url, name, replaces)
@@ -330,8 +334,8 @@ def _report(
 
 def _lines(record: dict[str, Any], facts: dict[str, Any], copies: Copies | None) -> Iterator[str]:
     tokens = "" if facts["tokens"] is None else f"{words.count(facts['tokens'])} tokens, "
-    size = f"{words.size(facts['bytes'])} in {facts['chunks']} chunks"
-    yield f"{record['name']}: {tokens}{facts['files']} files, {size}"
+    size = f"{words.size(facts['bytes'])} in {words.some(facts['chunks'], 'chunk')}"
+    yield f"{record['name']}: {tokens}{words.some(facts['files'], 'file')}, {size}"
     wanted = record["replicas"]
     if copies is None:
         yield f"not waited for copies; {wanted} replicas are wanted: see `peerlm data show {record['name']}`"

@@ -56,7 +56,8 @@ def get(layout: Layout, name: str, directory: Path, as_json: bool) -> None:
     else:
         there = f", {kept} of them there already" if kept else ""
         size = words.size(manifest.size_bytes)
-        click.echo(f"{len(manifest.files)} files, {size} in {directory}{there}")
+        files = words.some(len(manifest.files), "file")
+        click.echo(f"{files}, {size} in {directory}{there}")
 
 
 class _Left(NamedTuple):
@@ -174,7 +175,9 @@ def verify(layout: Layout, name: str, as_json: bool) -> None:
             _show(manifest, missing)
         raise PeerlmError(lost)
     if not as_json:
-        click.echo(f"{name}: all {len(chunks)} chunks ({words.size(size)}) are as they should be")
+        click.echo(
+            f"{name}: {words.some(len(chunks), 'chunk')}, {words.size(size)}, all as they should be"
+        )
 
 
 def _unreadable(

@@ -11,7 +11,7 @@ from peerlm.cli.state import require_daemon
 from peerlm.store.disk import Layout
 
 if TYPE_CHECKING:
-    from peerlm.daemon.desk import Client
+    from peerlm.daemon.desk_client import Client
 
 READ_S = 60.0
 """For a chunk that has to be fetched from others first."""
@@ -22,7 +22,7 @@ Tell = Callable[[int, int | None, str], None]
 
 def open_desk(layout: Layout) -> Client:
     """Raises: NoDaemon, StateError: none runs there, there is no node, or it may not be used."""
-    from peerlm.daemon.desk import Client
+    from peerlm.daemon.desk_client import Client
 
     require_daemon(layout)
     return Client(layout)

@@ -19,7 +19,7 @@ from peerlm.store.disk import Layout
 from peerlm.types import printable
 
 if TYPE_CHECKING:
-    from peerlm.daemon.desk import Client
+    from peerlm.daemon.desk_client import Client
 
 COMMANDS = {"status": "store:status", "repair": "store:repair", "scrub": "store:scrub"}
 

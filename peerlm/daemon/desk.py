@@ -1,8 +1,8 @@
 """The store's desk: how processes of this machine put into the swarm's store, and read from it.
 
-A person's commands and the file system (`peerlm.filesystem`) speak to the daemon over its control socket, with the command
-`store`; from then on the connection carries frames, each a length of four bytes and a msgpack list. A request is a word
-and its arguments; the answer [true, result], [false, a line for a person], and before it perhaps [null, progress]:
+A person's commands and the file system (`peerlm.filesystem`) speak to the daemon over its control socket (`desk_client`),
+with the command `store`; from then on the connection carries frames, each a length of four bytes and a msgpack list. A
+request is a word and its arguments; the answer [true, result], [false, a line for a person], and before it perhaps [null, progress]:
 
     put       data                                  [hash, bytes]: it is durable on this node
     read      hash, bytes, seconds                  data, pulled from others where it is not here
@@ -26,22 +26,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import socket
-import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 from blake3 import blake3
 
 from peerlm import effects as fx
 from peerlm import events
-from peerlm.daemon import control
+from peerlm.daemon.desk_client import LENGTH
 from peerlm.effects import Effect
 from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Vanished, WireError
-from peerlm.store.disk import Layout
 from peerlm.store.manifest import (
     CHUNK_BYTES,
     MANIFEST_BYTES_MAX,
@@ -68,8 +65,6 @@ MAKERS_MAX = 64
 
 CHECKPOINT_S = 900.0
 """A checkpoint that a person has asked for comes to something in this time, or to nothing."""
-
-_LENGTH = struct.Struct(">I")
 
 OPTIONS = frozenset(("replicas", "is_pinned", "about", "replaces"))
 
@@ -183,7 +178,7 @@ class Desk:
 
         def write(*frame: Any) -> None:
             data = msgpack.packb(list(frame))
-            writer.write(_LENGTH.pack(len(data)))
+            writer.write(LENGTH.pack(len(data)))
             writer.write(data)
 
         async def say(*frame: Any) -> None:
@@ -452,7 +447,7 @@ def _hash(raw: Any) -> ObjectHash:
 
 
 async def _read_frame(reader: asyncio.StreamReader) -> list[Any]:
-    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
     if length > FRAME_BYTES_MAX:
         raise WireError(f"a frame of {length} bytes; at most {FRAME_BYTES_MAX}")
     return _unpacked(await reader.readexactly(length))
@@ -466,118 +461,3 @@ def _unpacked(data: bytes) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise WireError("a frame that is no list")
     return value
-
-
-# ------------------------------------------------------------------------------------- client
-
-
-class Surveyed(NamedTuple):
-    counts: list[int]
-    """Live nodes that keep each."""
-    silent: list[str]
-    """Nodes that did not answer, and are not counted."""
-    kept: dict[str, int]
-    """How many each node keeps, but for those that keep none."""
-
-
-class Client:
-    """A process's end. Not safe from several threads: each needs its own.
-
-    Raises: NoDaemon, StateError, as `control.dial`.
-    """
-
-    def __init__(self, layout: Layout, timeout_s: float = 10.0) -> None:
-        self._socket = control.dial(layout, "store", timeout_s)
-        self._file = self._socket.makefile("rb")
-        self._root = layout.root
-
-    def close(self) -> None:
-        """Also while another thread waits for an answer: it gets `NoDaemon`."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._file.close()
-        self._socket.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def ask(self, *request: Any, progress: Callable[..., None] = lambda *_: None) -> Any:
-        """Raises: StateError with the daemon's line; NoDaemon, it hung up."""
-        data = msgpack.packb(list(request))
-        try:
-            self._socket.sendall(_LENGTH.pack(len(data)))
-            self._socket.sendall(data)
-            while True:
-                verdict, result = self._answer()
-                if verdict is not None:
-                    break
-                progress(*result)
-        except (OSError, ValueError) as error:
-            raise control.NoDaemon(f"the daemon on {self._root} hung up: {error}") from None
-        if not verdict:
-            raise StateError(str(result))
-        return result
-
-    def _answer(self) -> tuple[bool | None, Any]:
-        head = self._file.read(_LENGTH.size)
-        if len(head) < _LENGTH.size:
-            raise OSError("it ended")
-        data = self._file.read(_LENGTH.unpack(head)[0])
-        verdict, result = msgpack.unpackb(data)
-        return verdict, result
-
-    # ------------------------------------------------------------------------------ in words
-
-    def put(self, data: bytes | memoryview) -> ObjectHash:
-        """Keep a chunk, durably on this node."""
-        return ObjectHash(self.ask("put", bytes(data))[0])
-
-    def read(self, object_hash: ObjectHash, size: int, timeout_s: float = 60.0) -> bytes:
-        """An object's bytes, from here or from others; they hash to its name."""
-        data: bytes = self.ask("read", object_hash, size, timeout_s)
-        return data
-
-    def publish(self, name: str, manifest: Manifest, **options: Any) -> dict[str, Any]:
-        """Give a name to chunks that were put. Options: replicas, is_pinned, about, replaces."""
-        kind = str(manifest.kind)
-        found: dict[str, Any] = self.ask("publish", name, kind, manifest.encode(), options)
-        return found
-
-    def names(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.ask("names")
-        return found
-
-    def manifest(self, name: str, timeout_s: float = 60.0) -> Manifest:
-        return read_manifest(self.ask("manifest", name, timeout_s))
-
-    def survey(self, hashes: Sequence[ObjectHash]) -> Surveyed:
-        """Who keeps these now, of live nodes."""
-        return Surveyed(*self.ask("survey", list(hashes)))
-
-    def replicas(self, hashes: list[ObjectHash]) -> list[int]:
-        """How many live nodes keep each."""
-        return self.survey(hashes).counts
-
-    def remove(self, name: str) -> None:
-        self.ask("remove", name)
-
-    def pin(self, name: str, is_pinned: bool) -> None:
-        self.ask("pin", name, is_pinned)
-
-    def checkpoint(self, name: str = "", *, is_pinned: bool = False) -> str:
-        """Its name, once it is in the store."""
-        return str(self.ask("checkpoint", name, is_pinned))
-
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask("status")
-        return found
-
-    def repair(self) -> None:
-        self.ask("repair")
-
-    def scrub(self, progress: Callable[..., None]) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask("scrub", progress=progress)
-        return found

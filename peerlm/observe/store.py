@@ -52,7 +52,7 @@ def _answer(said: Said, live: int, away: int, wanted: int, lacking: int) -> str:
         many = f"{_nodes(away)} away; if that goes on, what was there is copied to others"
         return f"not while {many}"
     if live < wanted:
-        return f"as far as there are nodes: all {live} that offer room have everything, of {wanted} replicas wanted"
+        return f"as far as there are nodes: {live} offer room and have everything, {wanted} replicas are wanted"
     return "yes: everything is in as many replicas as wanted"
 
 
