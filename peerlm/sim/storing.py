@@ -224,7 +224,8 @@ class Swarm:
             self._new(self._draw_label())
         self._tell()
         for node in self.nodes.values():
-            self._hear(node, 0)
+            node.heard = 0
+            node.catalog.nodes_are(self.news[0])
             self._copied(node, [want.hash for want in node.catalog.wanted(self.setting.chunks)])
 
     def _draw_label(self) -> str:
@@ -511,13 +512,13 @@ def _trouble(swarm: Swarm, setting: Setting, end: float) -> None:
                 swarm.reboot(node, for_s)
 
     racks = max(1, round(setting.nodes * IN_RACKS / RACK_NODES))
-    for what, each_s in (
-        (death, HOUR_S / (setting.deaths * setting.nodes) if setting.deaths else math.inf),
-        (reboot, REBOOT_EVERY_S / setting.nodes),
-        (rack_reboot, RACK_REBOOT_EVERY_S / racks),
+    for what, rate in (
+        (death, setting.deaths * setting.nodes / HOUR_S),
+        (reboot, setting.nodes / REBOOT_EVERY_S),
+        (rack_reboot, racks / RACK_REBOOT_EVERY_S),
     ):
         when = 0.0
-        while (when := when + draws.expovariate(1 / each_s)) < end:
+        while rate and (when := when + draws.expovariate(rate)) < end:
             swarm.clock.on(when, what)
 
 
@@ -525,7 +526,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, float | int | Figure | Non
     """What came out of all runs, by name."""
 
     def total(name: str) -> float:
-        return sum(getattr(outcome.tally, name) for outcome in outcomes)
+        return float(sum(getattr(outcome.tally, name) for outcome in outcomes))
 
     def ratio(moved: float, least: float) -> float | None:
         return moved / least if least else None
@@ -568,4 +569,4 @@ def deviation_of_many(setting: Setting, chunks: int) -> float:
     owned = np.bincount(hashing.first(keys, setting.replicas).ravel(), minlength=len(hashing))
     weights = np.array([site.weight for site in hashing.sites])
     share = weights / weights.sum() * chunks * min(setting.replicas, len(hashing))
-    return max(np.abs(owned / share - 1).tolist())
+    return float(max(np.abs(owned / share - 1)))
