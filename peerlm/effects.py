@@ -240,6 +240,13 @@ class TellReaders(Effect):
     hashes: tuple[ObjectHash, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class TellSurveyed(Effect):
+    """The survey of this number is done."""
+
+    number: int
+
+
 # ------------------------------------------------------------------------------ slow weights, disk
 
 

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from peerlm import effects as fx
 from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.desk import Desk
 from peerlm.daemon.dial_back import try_dial
 from peerlm.daemon.introduction import Introduction
 from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.page import Page
+from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
@@ -58,6 +60,8 @@ SAVE_AGAIN_S = 5.0
 
 Save = fx.Save | fx.SaveChain | fx.SaveRevocations
 
+OF_STORE = (fx.ReadManifest, fx.DropChunks, fx.MakeProof, fx.TellReaders, fx.TellSurveyed)
+
 CHECK_S = 5.0
 """How often the node's invariants are checked."""
 
@@ -74,7 +78,7 @@ def wall() -> WallTime:
 class Driver:
     """Drives one node over real sockets, files and processes.
 
-    Set `introduction`, `links`, `bulk`, `serving`, `transfers`, `keeping` and `worker` before `begin`: they
+    Set `introduction`, `links`, `bulk`, `serving`, `desk`, `transfers`, `keeping` and `worker` before `begin`: they
     report through `post`, so the driver is there first. The last three may be replaced (holding.py), when `moves`
     asks for it.
     """
@@ -86,6 +90,8 @@ class Driver:
     keeping: Keeping
     worker: WorkerLink
     serving: Serving
+    desk: Desk
+    scrubbing: Scrubbing
     slow: SlowWeights
     node: Node
     holding: Holding
@@ -343,6 +349,8 @@ class Driver:
                 self._tasks.create_task(self._save(effect))
             case fx.UsePlan():
                 self._use_plan(effect)
+            case _ if isinstance(effect, OF_STORE):
+                self.desk.perform(effect)
             case _:
                 raise AssertionError(f"no driver for {type(effect).__name__}")
 
@@ -379,6 +387,8 @@ class Driver:
                 disk.write_atomic(self._state.address_book, data)
             case fx.Save(name="plan", data=data):
                 files.write_plan(root, data)
+            case fx.Save(name="catalog", data=data):
+                disk.write_atomic(self._state.catalog, data)
             case fx.Save(name="placement", data=data):
                 disk.write_atomic(self._state.placement, data)
             case fx.Save(name=name):

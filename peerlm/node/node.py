@@ -15,26 +15,20 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peerlm import events as ev
-from peerlm.config import NodeSettings
 from peerlm.effects import Effect, Halt, Log, Rehost, Send, WriteSnapshot
 from peerlm.events import Event
-from peerlm.identity.chain import Chain
-from peerlm.identity.gate import Gate
-from peerlm.identity.keys import NodeKeys
-from peerlm.identity.root import SignedPlan
-from peerlm.membership.address_book import AddressBook
 from peerlm.membership.member import Member
-from peerlm.membership.profile import Profile
+from peerlm.node.birth import Birth
 from peerlm.node.company import TALK, Company
-from peerlm.node.dial_back import Ports
 from peerlm.node.lifecycle import Phase
-from peerlm.node.placing import Offered, Placing, look_around
+from peerlm.node.placing import Placing, look_around
 from peerlm.node.seen import Seen, read_swarm
 from peerlm.node.snapshots import Restored
 from peerlm.node.status import Summary
+from peerlm.node.storing import Storing
 from peerlm.node.summary import summarise
 from peerlm.node.work import Work
 from peerlm.swarm.hosting import Hosting
@@ -46,7 +40,13 @@ from peerlm.wire.message import (
     ExchangeAnswer,
     ExchangeDone,
     ExchangeRequest,
+    HaveAsk,
+    HaveGive,
     Message,
+    NamesAsk,
+    NamesGive,
+    ProofAsk,
+    ProofGive,
     PullAnswer,
     PullRequest,
     Pulse,
@@ -55,6 +55,10 @@ from peerlm.wire.message import (
     Tallies,
     Vitals,
 )
+
+STORE_TALK = (NamesAsk, NamesGive, HaveAsk, HaveGive, ProofAsk, ProofGive)
+OF_HOLDERS = (StateAsk, PullRequest, *STORE_TALK)
+"""Messages of those only whose roles let them have the weights and the text."""
 
 LOOK_S = 0.25
 """How often work is shown the swarm at least."""
@@ -76,35 +80,6 @@ LEAVE_S_MAX = 8.0
 
 GOODBYE_S = 1.0
 """A goodbye is given at least this long to reach somebody."""
-
-
-@dataclass(frozen=True, slots=True)
-class Birth:
-    """What a node is made from; all of it comes from the state directory and the sockets."""
-
-    keys: NodeKeys
-    chain: Chain
-    gate: Gate
-    plan: SignedPlan
-    settings: NodeSettings
-    ports: Ports
-    epoch: int
-    sizes: Mapping[FragmentId, int]
-    """Elements of each fragment of the plan that this node holds."""
-    seeds: tuple[str, ...]
-    book: AddressBook
-    origin: bool
-    """This node may make the initial weights."""
-    restored: Restored | None
-    tallies: tuple[tuple[PeerId, int, int], ...]
-    """(peer, boot epoch, tokens) from the snapshot."""
-    hosting: Hosting = field(default_factory=Hosting)
-    offered: Offered | None = None
-    """Of a model in stages: what this node offers, and whether it decides by itself which of them it holds."""
-    all_sizes: Mapping[FragmentId, int] = field(default_factory=dict)
-    """Then also: elements of each fragment of the plan."""
-    profile: Profile | None = None
-    """Timers other than the plan's preset, which a simulation may compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +115,9 @@ class Node:
         self.me = self.company.me
         self.work = self._make_work(now)
         self.placing = self._make_placing(now)
+        self.storing = self._make_storing(now)
+        self.company.hear_name = self.storing.hear
+        self._stores_at: object = None
         self._moving_since: Instant | None = None
         self._is_handed_over = False
         """The daemon is about to begin the work with other stages."""
@@ -185,9 +163,29 @@ class Node:
         if birth.offered is None:
             return None
         held = range(birth.hosting.first, birth.hosting.last + 1)
-        endpoint, rng = self.company.endpoint, random.Random(self._rng.random())
+        endpoint, rng = self.company.endpoint, self._branch()
         plan = birth.plan.plan
         return Placing(self.me, plan, birth.all_sizes, held, birth.offered, endpoint, rng, now)
+
+    def _branch(self) -> random.Random:
+        """Chance for another core: in a daemon the system's own, since keys are drawn from it."""
+        own = self._rng
+        return own if isinstance(own, random.SystemRandom) else random.Random(own.random())
+
+    def _make_storing(self, now: Instant) -> Storing:
+        company, certificates = self.company, self.company.certificates
+        stored, settings = self._birth.stored, self._birth.settings.store
+        return Storing(
+            self.me,
+            settings,
+            stored if company.allows(self.me, Role.STORE) else stored.without_room(),
+            certificates.sign_name,
+            certificates.author_of,
+            company.spread_name,
+            company.endpoint,
+            self._rng,
+            now,
+        )
 
     # ------------------------------------------------------------------------------- being driven
 
@@ -195,6 +193,7 @@ class Node:
         """First effects. Call once, before anything else."""
         self._look_due = after(now, LOOK_S)
         effects = [*self.company.start(now), *self.work.start(self._seen(), now)]
+        effects += self.storing.start(now)
         return self._outcome(effects, now)
 
     def acquaintance(self, now: Instant) -> Acquaintance:
@@ -232,6 +231,7 @@ class Node:
         effects += self.work.texts.channels.wake(now)
         effects += self._look(now)
         effects += self._place(now)
+        effects += self.storing.wake(self.company.linked, now)
         if self._publish_due <= now and self._goodbye_at is None:
             effects += self._publish(now)
         if self._leaving_since is not None:
@@ -245,12 +245,14 @@ class Node:
             due = None if self.placing is None else self.placing.deadline()
             if due is not None:
                 self._work_due = min(self._work_due, due)
-        return min(self.company.deadline(), self._look_due, self._work_due)
+        due = min(self.company.deadline(), self._look_due, self._work_due)
+        return min(due, self.storing.deadline())
 
     def check(self) -> None:
         """Raise `AssertionError` if a promise of ours is broken, as far as anything changed since
         the last check: cheap enough for after each event."""
         self.company.check()
+        self.storing.check()
         if self._acted or not self._talked:
             self.work.check()
         self._acted = self._talked = False
@@ -259,6 +261,7 @@ class Node:
         """`check` of everything, changed or not."""
         self.check()
         self.company.audit()
+        self.storing.audit()
         if self._seen_at == self.company.version:
             seen = self.work.seen._replace(swarm_tokens=self._ledger.total())
             assert seen == self._read_anew(), "work is shown a swarm that is no more"
@@ -278,7 +281,7 @@ class Node:
             case ev.DialTried():
                 return self.company.dial_back.tried(event, now)
             case ev.LinkUp():
-                return self.company.link_up(event, now)
+                return [*self.company.link_up(event, now), *self.storing.link_up(event.peer)]
             case ev.LinkDown():
                 return self.company.link_down(event, now)
             case ev.Misbehaved():
@@ -314,13 +317,16 @@ class Node:
             case ev.ChannelWanted():
                 return work.texts.want(event.peer, work.seen, now)
             case ev.PullProgressed():
-                return [*work.acquisition.progressed(event, now), *self._stocked(event, now)]
+                effects = [*work.acquisition.progressed(event, now), *self._stocked(event, now)]
+                return [*effects, *self.storing.handle(event, now)]
             case ev.PullEnded():
                 effects = [*work.acquisition.ended(event, now), *self._stocked(event, now)]
-                return [*effects, *self._look(now)]
+                return [*effects, *self.storing.handle(event, now), *self._look(now)]
             case ev.PullServed():
                 work.snapshots.served(event.transfer)
                 return []
+            case ev.ObjectKept() | ev.ObjectLost() | ev.ManifestRead() | ev.ProofMade():
+                return self.storing.handle(event, now)
             case ev.WorkerReady():
                 return work.worker_ready(event, now)
             case ev.WorkerProgressed():
@@ -380,7 +386,7 @@ class Node:
                 if not company.allows(peer, Role.TRAIN):
                     answer = ExchangeAnswer(message.transfer, "refuse", "role", 0.0)
                     return [Send(peer, answer)]
-                if work.is_taken(TransferId(message.transfer)):
+                if self._is_taken(message.transfer):
                     answer = ExchangeAnswer(message.transfer, "refuse", "transfer id is taken", 0.0)
                     return [Send(peer, answer)]
                 return work.exchanges.on_request(peer, message, now)
@@ -389,7 +395,7 @@ class Node:
             case ExchangeDone():
                 return work.exchanges.on_done(peer, message, now)
             case ChannelRequest():
-                if work.is_taken(TransferId(message.transfer)):
+                if self._is_taken(message.transfer):
                     taken = ChannelAnswer(message.transfer, "refuse", "transfer id is taken")
                     return [Send(peer, taken)]
                 if message.for_texts:
@@ -398,7 +404,7 @@ class Node:
             case ChannelAnswer():
                 texts = work.texts.channels.on_answer(peer, message, now)
                 return [*work.channels.on_answer(peer, message, now), *texts]
-            case StateAsk() | PullRequest() if not company.may_hold(peer):
+            case _ if isinstance(message, OF_HOLDERS) and not company.may_hold(peer):
                 return []
             case StateAsk():
                 return work.asked_for_state(peer, now)
@@ -407,18 +413,29 @@ class Node:
                 if self.placing is None:
                     return shown
                 return shown + self.placing.stock.shows(peer, message, work.plan_hash, now)
+            case PullRequest() if self.storing.is_taken(TransferId(message.transfer)):
+                refused = PullAnswer(message.transfer, "refuse", "transfer id is taken", 0)
+                return [Send(peer, refused)]
             case PullRequest():
-                return work.donate(peer, message, now)
+                return work.donate(peer, message, self.storing.size_of, now)
             case PullAnswer():
                 answered = work.acquisition.on_pull_answer(peer, message, now)
+                answered += self.storing.received(peer, message, now)
                 if self.placing is None:
                     return answered
                 return answered + self.placing.stock.answers(peer, message, now)
+            case _ if isinstance(message, STORE_TALK):
+                return self.storing.received(peer, message, now)
         effects = company.received(peer, message, now)
         if isinstance(message, Tallies):
             # Before anybody who says so mixes with us: are we far behind?
             effects += self._look(now)
         return [*effects, *self._follow_plan(now)]
+
+    def _is_taken(self, transfer: bytes) -> bool:
+        """Something under way has this id."""
+        wanted = TransferId(transfer)
+        return self.work.is_taken(wanted) or self.storing.is_taken(wanted)
 
     def _exchanged(
         self, event: ev.ExchangeEnded | ev.ExchangeServed, effects: list[Effect], now: Instant
@@ -464,7 +481,13 @@ class Node:
         """Show work the swarm as it is now."""
         self._look_due = after(now, LOOK_S)
         self._measure_rate(now)
-        return self.work.see(self._seen(), now)
+        return [*self.work.see(self._seen(), now), *self._look_at_stores(now)]
+
+    def _look_at_stores(self, now: Instant) -> list[Effect]:
+        if self._stores_at == self.company.version:
+            return []
+        self._stores_at = self.company.version
+        return self.storing.nodes_are(self.company.stores(), now)
 
     def _seen(self) -> Seen:
         """The swarm as work sees it; read anew only where it changed."""
@@ -534,6 +557,10 @@ class Node:
             first_stage=self._birth.hosting.first,
             last_stage=self._birth.hosting.last,
             is_draining=self.is_leaving,
+            store_bytes=self.storing.capacity,
+            store_used=self.storing.used,
+            store_label=self._birth.settings.store.label,
+            store_lacking=self.storing.lacking,
         )
         return placing.say(vitals, work.tempo.line_bytes_s) if placing else vitals
 

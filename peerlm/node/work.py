@@ -44,7 +44,7 @@ from peerlm.node.texts import Texts
 from peerlm.node.worker import Worker
 from peerlm.swarm.hosting import Hosting, holders
 from peerlm.swarm.sampler import sampler_named
-from peerlm.types import FragmentId, Instant, PeerId, TransferId, after
+from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
 from peerlm.wire.message import PullRequest, StateGive
 
 STEER_S = 0.5
@@ -510,12 +510,19 @@ class Work:
         offer = self.snapshots.offer(self.plan_hash, active=self.exchanges.standing.active)
         return dataclasses.replace(offer, final=offer.final and self.phase is Phase.DONE)
 
-    def donate(self, peer: PeerId, request: PullRequest, now: Instant) -> list[Effect]:
-        """Answer a pull: a corpus object, or a fragment of a recent snapshot."""
+    def donate(
+        self,
+        peer: PeerId,
+        request: PullRequest,
+        stored: Callable[[ObjectHash], int | None],
+        now: Instant,
+    ) -> list[Effect]:
+        """Answer a pull: a corpus object, a fragment of a recent snapshot, or what is `stored` for the swarm."""
         transfer = TransferId(request.transfer)
         taken = self.is_taken(transfer) or self.exchanges.is_taken(transfer)
         active = self.exchanges.standing.active
-        return self.snapshots.donate(peer, request, now, active=active, taken=taken)
+        size = stored(ObjectHash(request.object_hash))
+        return self.snapshots.donate(peer, request, now, active=active, taken=taken, stored=size)
 
     def is_taken(self, transfer: TransferId) -> bool:
         """Some pull has this id, served or our own."""

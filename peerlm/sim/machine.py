@@ -25,8 +25,9 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
+from peerlm.node.birth import Birth
 from peerlm.node.dial_back import Ports
-from peerlm.node.node import Acquaintance, Birth, Node
+from peerlm.node.node import Acquaintance, Node
 from peerlm.node.snapshots import Restored
 from peerlm.sim.disk import Disk
 from peerlm.sim.labour import Labour

@@ -137,6 +137,15 @@ class Catalog:
     def knows(self, manifest: ObjectHash) -> bool:
         return manifest in self._manifests
 
+    @property
+    def manifests(self) -> set[ObjectHash]:
+        return set(self._manifests)
+
+    def replicas(self, object_hash: ObjectHash) -> int:
+        """How many nodes should hold it; 0: it is in no manifest that is known."""
+        row = self._rows.get(object_hash)
+        return 0 if row is None else int(self._replicas[row])
+
     def _add(self, chunks: Sequence[tuple[ObjectHash, int]]) -> None:
         """Rows for chunks that have none, nobody's yet."""
         more = max(0, len(chunks) - len(self._free))

@@ -523,6 +523,8 @@ class HaveAsk(Message):
     number: Count
     """The answer has the same."""
     hashes: Annotated[tuple[Hash32, ...], Most(1024)]
+    is_due: bool
+    """Count only what is yours to keep, so that you will not drop it because I have it."""
 
 
 @dataclass(frozen=True, slots=True)
