@@ -66,7 +66,7 @@ def store(
     """
     check_between("--nodes", nodes, 1, 1000)
     check_between("--chunks", chunks, 1, 1_000_000)
-    check_between("--replicas", replicas, 1, 32)
+    check_between("--replicas", replicas, 1, 64)
     check_between("--days", days, 0.01, 10_000)
     check_between("--deaths", deaths, 0, 1)
     check_between("--runs", runs, 1, RUNS_MAX)

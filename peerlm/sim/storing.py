@@ -44,8 +44,8 @@ NEWS_S = (0.1, 3.0)
 ROUND_TRIP_S = 0.02
 NO_ANSWER_S = 5.0
 """Whoever is asked and is down costs this."""
-REST_S = 30.0
-"""Nobody had it: asked again after so long."""
+REST_S = (30.0, 3600.0)
+"""Nobody had it: asked again after so long, and after twice as long each time, up to."""
 
 CAPACITY_BYTES = (100e9, 1000e9)
 """Log-uniform."""
@@ -99,6 +99,8 @@ class Node:
     """What it fetches; whether as urgent."""
     resting: dict[ObjectHash, float] = field(default_factory=dict)
     """What nobody had, and until when it is not asked for again."""
+    failed: dict[ObjectHash, int] = field(default_factory=dict)
+    """How often in a row."""
     life: int = 0
     """Grows when it goes down: what was in flight then is void."""
     sending: int = 0
@@ -355,6 +357,8 @@ class Swarm:
                 node.paced_until = now + want.size / REPAIR_BYTES_S
                 throttled += 1
             self._set_out(node, want)
+        if node.resting:
+            self._wake(node, min(node.resting.values()))
 
     def _wake(self, node: Node, when: float) -> None:
         if when < node.wakes_at:
@@ -384,8 +388,9 @@ class Swarm:
                 lives = node.life, source.life
                 self.clock.at(asked_s + want.size / rate, self._arrived, node, source, want, lives)
                 return
-        node.resting[want.hash] = self.clock.now + REST_S
-        self._wake(node, self.clock.now + REST_S)
+        failures = node.failed[want.hash] = node.failed.get(want.hash, 0) + 1
+        until = self.clock.now + min(REST_S[0] * 2 ** min(failures - 1, 20), REST_S[1])
+        node.resting[want.hash] = until
 
     def _arrived(self, node: Node, source: Node, want: Want, lives: tuple[int, int]) -> None:
         is_here, is_sent = node.life == lives[0], source.life == lives[1]
@@ -417,6 +422,7 @@ class Swarm:
     def _copied(self, node: Node, names: Sequence[ObjectHash]) -> None:
         for name in names:
             node.catalog.kept(name)
+            node.failed.pop(name, None)
         new = np.array([self.number_of[name] for name in names], np.int64)
         node.holds[new] = True
         for copies, scarce in (
