@@ -1,8 +1,8 @@
 """The store's desk: how processes of this machine put into the swarm's store, and read from it.
 
-A person's commands and the file system (`peerlm.filesystem`) speak to the daemon over its control socket, with the command
-`store`; from then on the connection carries frames, each a length of four bytes and a msgpack list. A request is a word
-and its arguments; the answer [true, result], [false, a line for a person], and before it perhaps [null, progress]:
+A person's commands and the file system (`peerlm.filesystem`) speak to the daemon over its control socket (`desk_client`),
+with the command `store`; from then on the connection carries frames, each a length of four bytes and a msgpack list. A
+request is a word and its arguments; the answer [true, result], [false, a line for a person], and before it perhaps [null, progress]:
 
     put       data                                  [hash, bytes]: it is durable on this node
     read      hash, bytes, seconds                  data, pulled from others where it is not here
@@ -11,7 +11,7 @@ and its arguments; the answer [true, result], [false, a line for a person], and 
     pin       name, whether                         nil
     names     -                                     a list of {name, kind, manifest, bytes, replicas, …}
     manifest  name, seconds                         its bytes
-    survey    hashes                                [[replicas of each], nodes that did not answer]
+    survey    hashes                                [[replicas of each], nodes that did not answer, {node: how many}]
     checkpoint  name, whether to pin                the name, once it is in the store; an empty name: the usual one
     status    -                                     {…}: docs/store.md explains it
     repair    -                                     nil: without waiting, and without a ceiling
@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import struct
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
@@ -36,10 +36,9 @@ from blake3 import blake3
 
 from peerlm import effects as fx
 from peerlm import events
-from peerlm.daemon import control
+from peerlm.daemon.desk_client import LENGTH
 from peerlm.effects import Effect
 from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Vanished, WireError
-from peerlm.store.disk import Layout
 from peerlm.store.manifest import (
     CHUNK_BYTES,
     MANIFEST_BYTES_MAX,
@@ -66,8 +65,6 @@ MAKERS_MAX = 64
 
 CHECKPOINT_S = 900.0
 """A checkpoint that a person has asked for comes to something in this time, or to nothing."""
-
-_LENGTH = struct.Struct(">I")
 
 OPTIONS = frozenset(("replicas", "is_pinned", "about", "replaces"))
 
@@ -181,7 +178,7 @@ class Desk:
 
         def write(*frame: Any) -> None:
             data = msgpack.packb(list(frame))
-            writer.write(_LENGTH.pack(len(data)))
+            writer.write(LENGTH.pack(len(data)))
             writer.write(data)
 
         async def say(*frame: Any) -> None:
@@ -331,12 +328,15 @@ class Desk:
         )
 
     async def _survey(self, hashes: list[ObjectHash]) -> list[Any]:
-        survey, effects = self._node().storing.survey(hashes, self._now())
+        node = self._node()
+        survey, effects = node.storing.survey(hashes, self._now())
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._surveys[survey.number] = done
         self._take(lambda: effects)
         await done
-        return [survey.counts, [peer.hex() for peer in survey.silent]]
+        kept = survey.kept + Counter({node.me: survey.here})
+        held = {peer.hex(): count for peer, count in sorted(kept.items())}
+        return [survey.counts, [peer.hex() for peer in survey.silent], held]
 
     async def _checkpoint(self, name: str, is_pinned: bool) -> str:
         """Raises `StateError`: it came to nothing."""
@@ -359,7 +359,7 @@ class Desk:
     def _status(self) -> dict[str, Any]:
         node = self._node()
         standing = node.storing.standing()
-        lacking = {node.me.hex(): standing.catalog.lacking}
+        lacking = {node.me.hex(): node.storing.lacking}
         for peer, *_ in standing.nodes:
             vitals = node.company.vitals_of(peer)
             if vitals is not None:
@@ -371,6 +371,7 @@ class Desk:
             "used_bytes": standing.used,
             "names": standing.names,
             "chunks": dataclasses.asdict(standing.catalog),
+            "unread": standing.unread,
             "pulling": standing.pulling,
             "unfound": standing.unfound,
             "is_full": standing.full,
@@ -446,7 +447,7 @@ def _hash(raw: Any) -> ObjectHash:
 
 
 async def _read_frame(reader: asyncio.StreamReader) -> list[Any]:
-    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
     if length > FRAME_BYTES_MAX:
         raise WireError(f"a frame of {length} bytes; at most {FRAME_BYTES_MAX}")
     return _unpacked(await reader.readexactly(length))
@@ -460,103 +461,3 @@ def _unpacked(data: bytes) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise WireError("a frame that is no list")
     return value
-
-
-# ------------------------------------------------------------------------------------- client
-
-
-class Client:
-    """A process's end. Not safe from several threads: each needs its own.
-
-    Raises: NoDaemon, StateError, as `control.dial`.
-    """
-
-    def __init__(self, layout: Layout, timeout_s: float = 10.0) -> None:
-        self._socket = control.dial(layout, "store", timeout_s)
-        self._file = self._socket.makefile("rb")
-        self._root = layout.root
-
-    def close(self) -> None:
-        self._file.close()
-        self._socket.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def ask(self, *request: Any, progress: Callable[..., None] = lambda *_: None) -> Any:
-        """Raises: StateError with the daemon's line, or when it hung up."""
-        data = msgpack.packb(list(request))
-        try:
-            self._socket.sendall(_LENGTH.pack(len(data)))
-            self._socket.sendall(data)
-            while True:
-                verdict, result = self._answer()
-                if verdict is not None:
-                    break
-                progress(*result)
-        except (OSError, ValueError) as error:
-            raise StateError(f"the daemon on {self._root} hung up: {error}") from None
-        if not verdict:
-            raise StateError(str(result))
-        return result
-
-    def _answer(self) -> tuple[bool | None, Any]:
-        head = self._file.read(_LENGTH.size)
-        if len(head) < _LENGTH.size:
-            raise OSError("it ended")
-        data = self._file.read(_LENGTH.unpack(head)[0])
-        verdict, result = msgpack.unpackb(data)
-        return verdict, result
-
-    # ------------------------------------------------------------------------------ in words
-
-    def put(self, data: bytes | memoryview) -> ObjectHash:
-        """Keep a chunk, durably on this node."""
-        return ObjectHash(self.ask("put", bytes(data))[0])
-
-    def read(self, object_hash: ObjectHash, size: int, timeout_s: float = 60.0) -> bytes:
-        """An object's bytes, from here or from others; they hash to its name."""
-        data: bytes = self.ask("read", object_hash, size, timeout_s)
-        return data
-
-    def publish(self, name: str, manifest: Manifest, **options: Any) -> dict[str, Any]:
-        """Give a name to chunks that were put. Options: replicas, is_pinned, about, replaces."""
-        kind = str(manifest.kind)
-        found: dict[str, Any] = self.ask("publish", name, kind, manifest.encode(), options)
-        return found
-
-    def names(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.ask("names")
-        return found
-
-    def manifest(self, name: str, timeout_s: float = 60.0) -> Manifest:
-        return read_manifest(self.ask("manifest", name, timeout_s))
-
-    def replicas(self, hashes: list[ObjectHash]) -> list[int]:
-        """How many live nodes keep each."""
-        counts: list[int] = self.ask("survey", hashes)[0]
-        return counts
-
-    def remove(self, name: str) -> None:
-        self.ask("remove", name)
-
-    def pin(self, name: str, is_pinned: bool) -> None:
-        self.ask("pin", name, is_pinned)
-
-    def checkpoint(self, name: str = "", *, is_pinned: bool = False) -> str:
-        """Its name, once it is in the store."""
-        return str(self.ask("checkpoint", name, is_pinned))
-
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask("status")
-        return found
-
-    def repair(self) -> None:
-        self.ask("repair")
-
-    def scrub(self, progress: Callable[..., None]) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask("scrub", progress=progress)
-        return found

@@ -107,6 +107,8 @@ class Standing:
     used: int
     names: int
     catalog: CatalogSummary
+    unread: int
+    """Of `Storing.unread`."""
     pulling: int
     unfound: int
     full: bool
@@ -154,6 +156,8 @@ class Storing:
         """Manifests that are being read from the disk."""
         self._lacked: set[ObjectHash] = set()
         """Manifests that are being looked for."""
+        self._named = 0
+        """Manifests that living names stand for."""
         self._fresh: dict[
             ObjectHash, tuple[tuple[PeerId, ...], Instant, frozenset[ObjectHash]]
         ] = {}
@@ -271,6 +275,7 @@ class Storing:
             known = living.setdefault(manifest, record)
             if record.replicas > known.replicas:
                 living[manifest] = record
+        self._named = len(living)
         for manifest in self.catalog.manifests - living.keys():
             self._forget(manifest)
         self._lacked.intersection_update(living)
@@ -644,8 +649,19 @@ class Storing:
         return self._used
 
     @property
+    def unread(self) -> int:
+        """Manifests of names that this node should know and does not yet: what is lacking of them, nobody can say."""
+        return self._named - len(self._replicas) if self.capacity else 0
+
+    @property
     def lacking(self) -> int:
-        return self.catalog.summary().lacking
+        """Chunks and manifests that should be here and are not."""
+        return self.catalog.summary().lacking + self.unread
+
+    @property
+    def is_full(self) -> bool:
+        """Something that should be here does not fit into what this node offers."""
+        return self._is_full
 
     def standing(self) -> Standing:
         nodes = [
@@ -659,6 +675,7 @@ class Storing:
             used=self._used,
             names=len(self.register.living()),
             catalog=self.catalog.summary(),
+            unread=self.unread,
             pulling=len(self._pulls.wanted),
             unfound=len(self._pulls.unfound()),
             full=self._is_full,
