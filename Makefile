@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-FIGURES := daemon conservation join all_killed mixing_cost learning byzantine
+FIGURES := daemon conservation join all_killed mixing_cost learning byzantine store_disk
 FLAGS   :=
 OTHER   := python3.13
 SCENARIO ?=

@@ -210,6 +210,18 @@ class ServePull(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointPart:
+    """A fragment that was cut into chunks, somewhere."""
+
+    fragment: FragmentId
+    version: int
+    chunks: tuple[tuple[ObjectHash, int], ...]
+    """(hash, bytes)."""
+    peer: PeerId
+    """Who keeps them."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReadManifest(Effect):
     """Read a manifest that is here → `ManifestRead`."""
 
@@ -241,10 +253,38 @@ class TellReaders(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class TellCheckpoint(Effect):
+    """One is in the store, or came to nothing for that `reason`."""
+
+    name: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TellSurveyed(Effect):
     """The survey of this number is done."""
 
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutFragments(Effect):
+    """φ of these fragments as it is now, as chunks that are kept → `FragmentCut` for each."""
+
+    slot: bytes
+    fragments: tuple[FragmentId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCheckpoint(Effect):
+    """A checkpoint's manifest out of its parts, kept → `CheckpointWritten`."""
+
+    slot: bytes
+    tokens: int
+    parts: tuple[CheckpointPart, ...]
+    """In the order of fragments."""
+    before: bytes
+    """Manifest of the checkpoint before it; empty: there is none."""
 
 
 # ------------------------------------------------------------------------------ slow weights, disk

@@ -207,6 +207,8 @@ class ManifestRead(Event):
     manifest: ObjectHash
     chunks: tuple[tuple[ObjectHash, int], ...]
     reason: str = ""
+    makers: tuple[PeerId, ...] = ()
+    """Nodes that keep them for certain when the name is new, besides its writer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,27 @@ class ProofMade(Event):
     object_hash: ObjectHash
     nonce: bytes
     digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentCut(Event):
+    """`chunks` is empty where it could not be kept."""
+
+    slot: bytes
+    fragment: FragmentId
+    version: int
+    chunks: tuple[tuple[ObjectHash, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten(Event):
+    """`reason`: why it came to nothing."""
+
+    slot: bytes
+    manifest: ObjectHash
+    size: int
+    """Bytes of the manifest."""
+    reason: str = ""
 
 
 # ------------------------------------------------------------------------------ slow weights, disk

@@ -31,6 +31,8 @@ COMMANDS = {
     "peers": "status:peers",
     "why": "status:why",
     "placement": "placement:placement",
+    "data": "data:data",
+    "store": "store:store",
     "top": "top:top",
     "doctor": "doctor:doctor",
     "generate": "generate:generate",

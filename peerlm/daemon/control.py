@@ -17,6 +17,7 @@ A Unix socket in the state directory (of a system service: in its runtime folder
     revoke     revocation: hex of a signed one     {}
     join       address, token, wait, node: {...}   {}      enter a run; while the node is in none (lobby.py)
     gateway    -                                   {}      from here on as `daemon.serving` says, until one side hangs up
+    store      -                                   {}      from here on as `daemon.desk` says
 
 File permissions say who may connect: the owner, and the group in `control.group`. Whatever is
 written on the socket, the daemon only ever answers or hangs up; lines, connections and time are
@@ -46,7 +47,7 @@ from peerlm.store.disk import SYSTEM_STATE, Layout, explained
 COMMANDS = frozenset(
     (
         *("status", "history", "pause", "resume", "stop", "leave", "snapshot"),
-        *("new_plan", "revoke", "join", "gateway"),
+        *("new_plan", "revoke", "join", "gateway", "store"),
     )
 )
 

@@ -1,8 +1,8 @@
 """The store's desk: how processes of this machine put into the swarm's store, and read from it.
 
-A person's commands and the file system (`peerlm.filesystem`) speak to the daemon over its control socket, with the command
-`store`; from then on the connection carries frames, each a length of four bytes and a msgpack list. A request is a word
-and its arguments; the answer [true, result], [false, a line for a person], and before it perhaps [null, progress]:
+A person's commands and the file system (`peerlm.filesystem`) speak to the daemon over its control socket (`desk_client`),
+with the command `store`; from then on the connection carries frames, each a length of four bytes and a msgpack list. A
+request is a word and its arguments; the answer [true, result], [false, a line for a person], and before it perhaps [null, progress]:
 
     put       data                                  [hash, bytes]: it is durable on this node
     read      hash, bytes, seconds                  data, pulled from others where it is not here
@@ -11,7 +11,8 @@ and its arguments; the answer [true, result], [false, a line for a person], and 
     pin       name, whether                         nil
     names     -                                     a list of {name, kind, manifest, bytes, replicas, …}
     manifest  name, seconds                         its bytes
-    survey    hashes                                [[replicas of each], nodes that did not answer]
+    survey    hashes                                [[replicas of each], nodes that did not answer, {node: how many}]
+    checkpoint  name, whether to pin                the name, once it is in the store; an empty name: the usual one
     status    -                                     {…}: docs/store.md explains it
     repair    -                                     nil: without waiting, and without a ceiling
     scrub     -                                     {checked, damaged, seconds}; progress is [checked, all]
@@ -25,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import struct
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
@@ -35,20 +36,20 @@ from blake3 import blake3
 
 from peerlm import effects as fx
 from peerlm import events
-from peerlm.daemon import control
+from peerlm.daemon.desk_client import LENGTH
 from peerlm.effects import Effect
-from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, WireError
-from peerlm.store.disk import Layout
+from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Vanished, WireError
 from peerlm.store.manifest import (
     CHUNK_BYTES,
     MANIFEST_BYTES_MAX,
+    NAME,
     Kind,
     Manifest,
     manifest_hash,
     read_manifest,
 )
 from peerlm.store.objects import Objects
-from peerlm.types import Instant, ObjectHash, WallTime, short
+from peerlm.types import Instant, ObjectHash, PeerId, WallTime, short
 
 if TYPE_CHECKING:
     from peerlm.daemon.scrubbing import Scrubbing
@@ -60,7 +61,10 @@ FRAME_BYTES_MAX = MANIFEST_BYTES_MAX + (1 << 20)
 HASHES_MAX = 1_000_000
 """In one request."""
 
-_LENGTH = struct.Struct(">I")
+MAKERS_MAX = 64
+
+CHECKPOINT_S = 900.0
+"""A checkpoint that a person has asked for comes to something in this time, or to nothing."""
 
 OPTIONS = frozenset(("replicas", "is_pinned", "about", "replaces"))
 
@@ -91,6 +95,8 @@ class Desk:
         """What the last full pass found, and when."""
         self._readers: dict[ObjectHash, list[asyncio.Future[None]]] = {}
         self._surveys: dict[int, asyncio.Future[None]] = {}
+        self._checkpoints: list[asyncio.Future[str]] = []
+        """Those that wait for the next."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -112,9 +118,13 @@ class Desk:
                 for object_hash in effect.hashes:
                     for reader in self._readers.pop(object_hash, ()):
                         _settle(reader)
+            case fx.TellCheckpoint():
+                waiting, self._checkpoints = self._checkpoints, []
+                for future in waiting:
+                    _end(future, effect.name, effect.reason)
             case fx.TellSurveyed():
-                if (waiting := self._surveys.pop(effect.number, None)) is not None:
-                    _settle(waiting)
+                if (survey := self._surveys.pop(effect.number, None)) is not None:
+                    _settle(survey)
             case _:
                 raise AssertionError(f"the desk does not carry out {type(effect).__name__}")
 
@@ -135,7 +145,8 @@ class Desk:
             self._post(events.ManifestRead(manifest, (), str(error)))
             return
         chunks = tuple((chunk.hash, chunk.size) for chunk in found.chunks)
-        self._post(events.ManifestRead(manifest, chunks))
+        makers = tuple(_peers(found.meta.get("makers")))
+        self._post(events.ManifestRead(manifest, chunks, makers=makers))
 
     async def _drop(self, hashes: tuple[ObjectHash, ...]) -> None:
         def drop() -> None:
@@ -153,7 +164,7 @@ class Desk:
         digest = b""
         try:
             digest = await self._on_pool(proof)
-        except ChunkCorrupt as error:
+        except (ChunkCorrupt, Vanished) as error:
             self._post(events.ObjectLost(effect.object_hash, str(error)))
         except StateError:
             pass
@@ -167,7 +178,7 @@ class Desk:
 
         def write(*frame: Any) -> None:
             data = msgpack.packb(list(frame))
-            writer.write(_LENGTH.pack(len(data)))
+            writer.write(LENGTH.pack(len(data)))
             writer.write(data)
 
         async def say(*frame: Any) -> None:
@@ -207,6 +218,8 @@ class Desk:
                 return await self._read(_hash(record.manifest), record.size, float(seconds))
             case ["survey", list() as hashes] if len(hashes) <= HASHES_MAX:
                 return await self._survey([_hash(wanted) for wanted in hashes])
+            case ["checkpoint", str() as name, bool() as is_pinned]:
+                return await self._checkpoint(name, is_pinned)
             case ["status"]:
                 return self._status()
             case ["repair"]:
@@ -315,17 +328,38 @@ class Desk:
         )
 
     async def _survey(self, hashes: list[ObjectHash]) -> list[Any]:
-        survey, effects = self._node().storing.survey(hashes, self._now())
+        node = self._node()
+        survey, effects = node.storing.survey(hashes, self._now())
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._surveys[survey.number] = done
         self._take(lambda: effects)
         await done
-        return [survey.counts, [peer.hex() for peer in survey.silent]]
+        kept = survey.kept + Counter({node.me: survey.here})
+        held = {peer.hex(): count for peer, count in sorted(kept.items())}
+        return [survey.counts, [peer.hex() for peer in survey.silent], held]
+
+    async def _checkpoint(self, name: str, is_pinned: bool) -> str:
+        """Raises `StateError`: it came to nothing."""
+        node = self._node()
+        if name and not NAME.fullmatch(name):
+            raise StateError(f"{name[:100]!r} cannot be a name: see `peerlm data add --help`")
+        if not node.work.installed:
+            raise StateError("this node has no weights yet")
+        checkpoints = node.library.checkpoints
+        if checkpoints.is_gathering:
+            raise StateError("a checkpoint is being gathered already: try again in a moment")
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        checkpoints.want(name, is_pinned=is_pinned)
+        self._checkpoints.append(ended)
+        try:
+            return await asyncio.wait_for(ended, CHECKPOINT_S)
+        except TimeoutError:
+            raise StateError("no checkpoint came about; see `peerlm logs`") from None
 
     def _status(self) -> dict[str, Any]:
         node = self._node()
         standing = node.storing.standing()
-        lacking = {node.me.hex(): standing.catalog.lacking}
+        lacking = {node.me.hex(): node.storing.lacking}
         for peer, *_ in standing.nodes:
             vitals = node.company.vitals_of(peer)
             if vitals is not None:
@@ -337,6 +371,7 @@ class Desk:
             "used_bytes": standing.used,
             "names": standing.names,
             "chunks": dataclasses.asdict(standing.catalog),
+            "unread": standing.unread,
             "pulling": standing.pulling,
             "unfound": standing.unfound,
             "is_full": standing.full,
@@ -383,6 +418,23 @@ def _as_dict(record: NameRecord) -> dict[str, Any]:
     }
 
 
+def _end(future: asyncio.Future[str], name: str, why: str) -> None:
+    if future.done():
+        return
+    if why:
+        future.set_exception(StateError(f"the checkpoint came to nothing: {why}"))
+    else:
+        future.set_result(name)
+
+
+def _peers(names: Any) -> list[PeerId]:
+    """Of a manifest's meta, which anybody may have written."""
+    try:
+        return [PeerId(bytes.fromhex(name)) for name in names][:MAKERS_MAX]
+    except (TypeError, ValueError):
+        return []
+
+
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -395,7 +447,7 @@ def _hash(raw: Any) -> ObjectHash:
 
 
 async def _read_frame(reader: asyncio.StreamReader) -> list[Any]:
-    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
     if length > FRAME_BYTES_MAX:
         raise WireError(f"a frame of {length} bytes; at most {FRAME_BYTES_MAX}")
     return _unpacked(await reader.readexactly(length))
@@ -409,99 +461,3 @@ def _unpacked(data: bytes) -> list[Any]:
     if not isinstance(value, list) or not value:
         raise WireError("a frame that is no list")
     return value
-
-
-# ------------------------------------------------------------------------------------- client
-
-
-class Client:
-    """A process's end. Not safe from several threads: each needs its own.
-
-    Raises: NoDaemon, StateError, as `control.dial`.
-    """
-
-    def __init__(self, layout: Layout, timeout_s: float = 10.0) -> None:
-        self._socket = control.dial(layout, "store", timeout_s)
-        self._file = self._socket.makefile("rb")
-        self._root = layout.root
-
-    def close(self) -> None:
-        self._file.close()
-        self._socket.close()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def ask(self, *request: Any, progress: Callable[..., None] = lambda *_: None) -> Any:
-        """Raises: StateError with the daemon's line, or when it hung up."""
-        data = msgpack.packb(list(request))
-        try:
-            self._socket.sendall(_LENGTH.pack(len(data)))
-            self._socket.sendall(data)
-            while True:
-                verdict, result = self._answer()
-                if verdict is not None:
-                    break
-                progress(*result)
-        except (OSError, ValueError) as error:
-            raise StateError(f"the daemon on {self._root} hung up: {error}") from None
-        if not verdict:
-            raise StateError(str(result))
-        return result
-
-    def _answer(self) -> tuple[bool | None, Any]:
-        head = self._file.read(_LENGTH.size)
-        if len(head) < _LENGTH.size:
-            raise OSError("it ended")
-        data = self._file.read(_LENGTH.unpack(head)[0])
-        verdict, result = msgpack.unpackb(data)
-        return verdict, result
-
-    # ------------------------------------------------------------------------------ in words
-
-    def put(self, data: bytes | memoryview) -> ObjectHash:
-        """Keep a chunk, durably on this node."""
-        return ObjectHash(self.ask("put", bytes(data))[0])
-
-    def read(self, object_hash: ObjectHash, size: int, timeout_s: float = 60.0) -> bytes:
-        """An object's bytes, from here or from others; they hash to its name."""
-        data: bytes = self.ask("read", object_hash, size, timeout_s)
-        return data
-
-    def publish(self, name: str, manifest: Manifest, **options: Any) -> dict[str, Any]:
-        """Give a name to chunks that were put. Options: replicas, is_pinned, about, replaces."""
-        kind = str(manifest.kind)
-        found: dict[str, Any] = self.ask("publish", name, kind, manifest.encode(), options)
-        return found
-
-    def names(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self.ask("names")
-        return found
-
-    def manifest(self, name: str, timeout_s: float = 60.0) -> Manifest:
-        return read_manifest(self.ask("manifest", name, timeout_s))
-
-    def replicas(self, hashes: list[ObjectHash]) -> list[int]:
-        """How many live nodes keep each."""
-        counts: list[int] = self.ask("survey", hashes)[0]
-        return counts
-
-    def remove(self, name: str) -> None:
-        self.ask("remove", name)
-
-    def pin(self, name: str, is_pinned: bool) -> None:
-        self.ask("pin", name, is_pinned)
-
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask("status")
-        return found
-
-    def repair(self) -> None:
-        self.ask("repair")
-
-    def scrub(self, progress: Callable[..., None]) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask("scrub", progress=progress)
-        return found

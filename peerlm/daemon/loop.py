@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from peerlm import effects as fx
 from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.cutting import Cutting
 from peerlm.daemon.desk import Desk
 from peerlm.daemon.dial_back import try_dial
 from peerlm.daemon.introduction import Introduction
@@ -60,7 +61,10 @@ SAVE_AGAIN_S = 5.0
 
 Save = fx.Save | fx.SaveChain | fx.SaveRevocations
 
-OF_STORE = (fx.ReadManifest, fx.DropChunks, fx.MakeProof, fx.TellReaders, fx.TellSurveyed)
+OF_STORE = (
+    *(fx.ReadManifest, fx.DropChunks, fx.MakeProof),
+    *(fx.TellReaders, fx.TellSurveyed, fx.TellCheckpoint),
+)
 
 CHECK_S = 5.0
 """How often the node's invariants are checked."""
@@ -91,6 +95,7 @@ class Driver:
     worker: WorkerLink
     serving: Serving
     desk: Desk
+    cutting: Cutting
     scrubbing: Scrubbing
     slow: SlowWeights
     node: Node
@@ -349,6 +354,10 @@ class Driver:
                 self._tasks.create_task(self._save(effect))
             case fx.UsePlan():
                 self._use_plan(effect)
+            case fx.CutFragments():
+                self.cutting.cut(effect, slow)
+            case fx.WriteCheckpoint():
+                self.cutting.write(effect, keeping)
             case _ if isinstance(effect, OF_STORE):
                 self.desk.perform(effect)
             case _:

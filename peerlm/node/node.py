@@ -23,12 +23,13 @@ from peerlm.events import Event
 from peerlm.membership.member import Member
 from peerlm.node.birth import Birth
 from peerlm.node.company import TALK, Company
+from peerlm.node.library import TALK as STORE_TALK
+from peerlm.node.library import Library
 from peerlm.node.lifecycle import Phase
 from peerlm.node.placing import Placing, look_around
 from peerlm.node.seen import Seen, read_swarm
 from peerlm.node.snapshots import Restored
 from peerlm.node.status import Summary
-from peerlm.node.storing import Storing
 from peerlm.node.summary import summarise
 from peerlm.node.work import Work
 from peerlm.swarm.hosting import Hosting
@@ -40,13 +41,7 @@ from peerlm.wire.message import (
     ExchangeAnswer,
     ExchangeDone,
     ExchangeRequest,
-    HaveAsk,
-    HaveGive,
     Message,
-    NamesAsk,
-    NamesGive,
-    ProofAsk,
-    ProofGive,
     PullAnswer,
     PullRequest,
     Pulse,
@@ -56,9 +51,13 @@ from peerlm.wire.message import (
     Vitals,
 )
 
-STORE_TALK = (NamesAsk, NamesGive, HaveAsk, HaveGive, ProofAsk, ProofGive)
 OF_HOLDERS = (StateAsk, PullRequest, *STORE_TALK)
 """Messages of those only whose roles let them have the weights and the text."""
+
+OF_STORE = (
+    *(ev.ObjectKept, ev.ObjectLost, ev.ManifestRead, ev.ProofMade),
+    *(ev.FragmentCut, ev.CheckpointWritten),
+)
 
 LOOK_S = 0.25
 """How often work is shown the swarm at least."""
@@ -115,9 +114,8 @@ class Node:
         self.me = self.company.me
         self.work = self._make_work(now)
         self.placing = self._make_placing(now)
-        self.storing = self._make_storing(now)
-        self.company.hear_name = self.storing.hear
-        self._stores_at: object = None
+        self.library = self._make_library(now)
+        self.storing = self.library.storing
         self._moving_since: Instant | None = None
         self._is_handed_over = False
         """The daemon is about to begin the work with other stages."""
@@ -163,29 +161,15 @@ class Node:
         if birth.offered is None:
             return None
         held = range(birth.hosting.first, birth.hosting.last + 1)
-        endpoint, rng = self.company.endpoint, self._branch()
+        endpoint, rng = self.company.endpoint, self._rng
         plan = birth.plan.plan
         return Placing(self.me, plan, birth.all_sizes, held, birth.offered, endpoint, rng, now)
 
-    def _branch(self) -> random.Random:
-        """Chance for another core: in a daemon the system's own, since keys are drawn from it."""
-        own = self._rng
-        return own if isinstance(own, random.SystemRandom) else random.Random(own.random())
-
-    def _make_storing(self, now: Instant) -> Storing:
-        company, certificates = self.company, self.company.certificates
-        stored, settings = self._birth.stored, self._birth.settings.store
-        return Storing(
-            self.me,
-            settings,
-            stored if company.allows(self.me, Role.STORE) else stored.without_room(),
-            certificates.sign_name,
-            certificates.author_of,
-            company.spread_name,
-            company.endpoint,
-            self._rng,
-            now,
-        )
+    def _make_library(self, now: Instant) -> Library:
+        birth = self._birth
+        stage_of = birth.hosting.stage_of or dict.fromkeys(birth.sizes, 0)
+        settings, stored = birth.settings.store, birth.stored
+        return Library(self.company, lambda: self.work, settings, stored, stage_of, self._rng, now)
 
     # ------------------------------------------------------------------------------- being driven
 
@@ -193,7 +177,7 @@ class Node:
         """First effects. Call once, before anything else."""
         self._look_due = after(now, LOOK_S)
         effects = [*self.company.start(now), *self.work.start(self._seen(), now)]
-        effects += self.storing.start(now)
+        effects += self.library.start(now)
         return self._outcome(effects, now)
 
     def acquaintance(self, now: Instant) -> Acquaintance:
@@ -231,7 +215,7 @@ class Node:
         effects += self.work.texts.channels.wake(now)
         effects += self._look(now)
         effects += self._place(now)
-        effects += self.storing.wake(self.company.linked, now)
+        effects += self.library.wake(self.company.linked, now)
         if self._publish_due <= now and self._goodbye_at is None:
             effects += self._publish(now)
         if self._leaving_since is not None:
@@ -246,13 +230,13 @@ class Node:
             if due is not None:
                 self._work_due = min(self._work_due, due)
         due = min(self.company.deadline(), self._look_due, self._work_due)
-        return min(due, self.storing.deadline())
+        return min(due, self.library.deadline())
 
     def check(self) -> None:
         """Raise `AssertionError` if a promise of ours is broken, as far as anything changed since
         the last check: cheap enough for after each event."""
         self.company.check()
-        self.storing.check()
+        self.library.check()
         if self._acted or not self._talked:
             self.work.check()
         self._acted = self._talked = False
@@ -261,7 +245,7 @@ class Node:
         """`check` of everything, changed or not."""
         self.check()
         self.company.audit()
-        self.storing.audit()
+        self.library.audit()
         if self._seen_at == self.company.version:
             seen = self.work.seen._replace(swarm_tokens=self._ledger.total())
             assert seen == self._read_anew(), "work is shown a swarm that is no more"
@@ -281,7 +265,7 @@ class Node:
             case ev.DialTried():
                 return self.company.dial_back.tried(event, now)
             case ev.LinkUp():
-                return [*self.company.link_up(event, now), *self.storing.link_up(event.peer)]
+                return [*self.company.link_up(event, now), *self.library.link_up(event.peer)]
             case ev.LinkDown():
                 return self.company.link_down(event, now)
             case ev.Misbehaved():
@@ -318,15 +302,15 @@ class Node:
                 return work.texts.want(event.peer, work.seen, now)
             case ev.PullProgressed():
                 effects = [*work.acquisition.progressed(event, now), *self._stocked(event, now)]
-                return [*effects, *self.storing.handle(event, now)]
+                return [*effects, *self.library.handle(event, now)]
             case ev.PullEnded():
                 effects = [*work.acquisition.ended(event, now), *self._stocked(event, now)]
-                return [*effects, *self.storing.handle(event, now), *self._look(now)]
+                return [*effects, *self.library.handle(event, now), *self._look(now)]
             case ev.PullServed():
                 work.snapshots.served(event.transfer)
                 return []
-            case ev.ObjectKept() | ev.ObjectLost() | ev.ManifestRead() | ev.ProofMade():
-                return self.storing.handle(event, now)
+            case _ if isinstance(event, OF_STORE):
+                return self.library.handle(event, now)
             case ev.WorkerReady():
                 return work.worker_ready(event, now)
             case ev.WorkerProgressed():
@@ -413,19 +397,19 @@ class Node:
                 if self.placing is None:
                     return shown
                 return shown + self.placing.stock.shows(peer, message, work.plan_hash, now)
-            case PullRequest() if self.storing.is_taken(TransferId(message.transfer)):
+            case PullRequest() if self.library.is_taken(TransferId(message.transfer)):
                 refused = PullAnswer(message.transfer, "refuse", "transfer id is taken", 0)
                 return [Send(peer, refused)]
             case PullRequest():
                 return work.donate(peer, message, self.storing.size_of, now)
             case PullAnswer():
                 answered = work.acquisition.on_pull_answer(peer, message, now)
-                answered += self.storing.received(peer, message, now)
+                answered += self.library.received(peer, message, now)
                 if self.placing is None:
                     return answered
                 return answered + self.placing.stock.answers(peer, message, now)
             case _ if isinstance(message, STORE_TALK):
-                return self.storing.received(peer, message, now)
+                return self.library.received(peer, message, now)
         effects = company.received(peer, message, now)
         if isinstance(message, Tallies):
             # Before anybody who says so mixes with us: are we far behind?
@@ -435,7 +419,7 @@ class Node:
     def _is_taken(self, transfer: bytes) -> bool:
         """Something under way has this id."""
         wanted = TransferId(transfer)
-        return self.work.is_taken(wanted) or self.storing.is_taken(wanted)
+        return self.work.is_taken(wanted) or self.library.is_taken(wanted)
 
     def _exchanged(
         self, event: ev.ExchangeEnded | ev.ExchangeServed, effects: list[Effect], now: Instant
@@ -481,13 +465,7 @@ class Node:
         """Show work the swarm as it is now."""
         self._look_due = after(now, LOOK_S)
         self._measure_rate(now)
-        return [*self.work.see(self._seen(), now), *self._look_at_stores(now)]
-
-    def _look_at_stores(self, now: Instant) -> list[Effect]:
-        if self._stores_at == self.company.version:
-            return []
-        self._stores_at = self.company.version
-        return self.storing.nodes_are(self.company.stores(), now)
+        return [*self.work.see(self._seen(), now), *self.library.look(now)]
 
     def _seen(self) -> Seen:
         """The swarm as work sees it; read anew only where it changed."""
@@ -674,7 +652,9 @@ class Node:
         """What `status` shows, frozen."""
         parameters = sum(self._birth.sizes.values())
         own, rate = self._vitals(now), self._rate
-        return summarise(self.company, self.work, self.placing, own, rate, parameters, now)
+        return summarise(
+            self.company, self.work, self.placing, self.storing, own, rate, parameters, now
+        )
 
     def _outcome(self, effects: list[Effect], now: Instant) -> list[Effect]:
         """Every exit but that of talk: work may be other than it was."""

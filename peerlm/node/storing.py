@@ -107,6 +107,8 @@ class Standing:
     used: int
     names: int
     catalog: CatalogSummary
+    unread: int
+    """Of `Storing.unread`."""
     pulling: int
     unfound: int
     full: bool
@@ -144,6 +146,7 @@ class Storing:
         self._live: tuple[PeerId, ...] = ()
         """Live nodes of the store but this one."""
         self._nodes: dict[PeerId, _Node] = {}
+        self._nodes_version = 0
         self._pulls = Pulls(self._sources, endpoint, rng, now)
         self._replicas: dict[ObjectHash, int] = {}
         """Of each manifest whose chunks the catalog knows, in how many replicas."""
@@ -153,7 +156,11 @@ class Storing:
         """Manifests that are being read from the disk."""
         self._lacked: set[ObjectHash] = set()
         """Manifests that are being looked for."""
-        self._fresh: dict[ObjectHash, tuple[PeerId, Instant, frozenset[ObjectHash]]] = {}
+        self._named = 0
+        """Manifests that living names stand for."""
+        self._fresh: dict[
+            ObjectHash, tuple[tuple[PeerId, ...], Instant, frozenset[ObjectHash]]
+        ] = {}
         self._surveys: list[Survey] = []
         self._dropping: Survey | None = None
         self._surplus_since: dict[ObjectHash, Instant] = {}
@@ -164,7 +171,7 @@ class Storing:
         self._budget, self._budget_at = 0.0, now
         self._is_full = False
         self._hurry = False
-        self._saved: tuple[object, ...] = ()
+        self._saved = (0, 0)
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
         self._used = 0
         self.lost_here = 0
@@ -192,6 +199,8 @@ class Storing:
                 for survey in self._all_surveys():
                     survey.gone(peer)
         for peer, offer in live.items():
+            known = self._nodes.get(peer)
+            self._nodes_version += known is None or known.offer != offer
             self._nodes[peer] = _Node(offer)
         for peer, node in list(self._nodes.items()):
             if peer not in live and node.away_since is None:
@@ -209,6 +218,7 @@ class Storing:
         ]
         for peer in gone:
             del self._nodes[peer]
+        self._nodes_version += len(gone)
         self._proofs.forgive(now)
         nodes = [
             StoreNode(peer, node.offer[0], node.offer[1], node.away_since is None)
@@ -265,6 +275,7 @@ class Storing:
             known = living.setdefault(manifest, record)
             if record.replicas > known.replicas:
                 living[manifest] = record
+        self._named = len(living)
         for manifest in self.catalog.manifests - living.keys():
             self._forget(manifest)
         self._lacked.intersection_update(living)
@@ -277,7 +288,8 @@ class Storing:
                 effects.append(ReadManifest(manifest))
             elif self.capacity and manifest not in self._lacked:
                 self._lacked.add(manifest)
-                self._fresh[manifest] = (PeerId(record.writer), now, frozenset((manifest,)))
+                writer = PeerId(record.writer)
+                self._fresh[manifest] = ((writer,), now, frozenset((manifest,)))
                 effects += self._pulls.want([(manifest, record.size)], now)
         return effects
 
@@ -311,8 +323,9 @@ class Storing:
         is_new = event.manifest not in self._replicas
         self._replicas[event.manifest] = replicas
         writer = PeerId(self._records_of(event.manifest)[0].writer)
-        if is_new and writer != self._me:
-            self._fresh[event.manifest] = (writer, now, frozenset(c.hash for c in chunks))
+        makers = tuple(p for p in dict.fromkeys((writer, *event.makers)) if p != self._me)
+        if is_new and makers:
+            self._fresh[event.manifest] = (makers, now, frozenset(c.hash for c in chunks))
         return self._look(now)
 
     # ----------------------------------------------------------------------------------- objects
@@ -381,9 +394,11 @@ class Storing:
 
     def _sources(self, object_hash: ObjectHash) -> tuple[PeerId, ...]:
         writers = [
-            writer
-            for writer, _, hashes in self._fresh.values()
-            if object_hash in hashes and writer != self._me
+            maker
+            for makers, _, hashes in self._fresh.values()
+            if object_hash in hashes
+            for maker in makers
+            if maker != self._me
         ]
         others = self.catalog.sources(object_hash)
         if not others:  # a manifest, or an object that is in none that is known
@@ -613,18 +628,19 @@ class Storing:
         return effects
 
     def deadline(self) -> Instant:
+        others = (self._pulls.deadline(), self.register.deadline())
+        if not self.here and not len(self.register.names):
+            return min(others)
         due = [survey.deadline() for survey in self._all_surveys()]
         own = (self._look_at, self._sweep_at, self._proofs.due)
-        others = (self._pulls.deadline(), self.register.deadline())
         return min([*own, *others, *(at for at in due if at is not None)])
 
     def encode(self) -> bytes:
         nodes = [(peer, *node.offer) for peer, node in sorted(self._nodes.items())]
         return as_kept(self.register.encode(), nodes)
 
-    def _savable(self) -> tuple[object, ...]:
-        nodes = tuple((peer, node.offer) for peer, node in sorted(self._nodes.items()))
-        return self.register.names.version, nodes
+    def _savable(self) -> tuple[int, int]:
+        return self.register.names.version, self._nodes_version
 
     # --------------------------------------------------------------------------------- for people
 
@@ -633,8 +649,19 @@ class Storing:
         return self._used
 
     @property
+    def unread(self) -> int:
+        """Manifests of names that this node should know and does not yet: what is lacking of them, nobody can say."""
+        return self._named - len(self._replicas) if self.capacity else 0
+
+    @property
     def lacking(self) -> int:
-        return self.catalog.summary().lacking
+        """Chunks and manifests that should be here and are not."""
+        return self.catalog.summary().lacking + self.unread
+
+    @property
+    def is_full(self) -> bool:
+        """Something that should be here does not fit into what this node offers."""
+        return self._is_full
 
     def standing(self) -> Standing:
         nodes = [
@@ -648,6 +675,7 @@ class Storing:
             used=self._used,
             names=len(self.register.living()),
             catalog=self.catalog.summary(),
+            unread=self.unread,
             pulling=len(self._pulls.wanted),
             unfound=len(self._pulls.unfound()),
             full=self._is_full,

@@ -6,6 +6,7 @@ remembered beyond the survey: what a node keeps changes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from peerlm.effects import Effect, Send
@@ -38,8 +39,11 @@ class Survey:
         mine = set(here)
         self.hashes = tuple(hashes)
         self.counts = [int(wanted in mine) for wanted in self.hashes]
+        self.here = sum(self.counts)
         self._is_due = is_due
         self.number, self.silent = number, list[PeerId]()
+        self.kept = Counter[PeerId]()
+        """By each of the others, of these."""
         self._at = dict.fromkeys(peers, 0)
         """The page that each is at."""
         self._until: dict[PeerId, Instant] = {}
@@ -67,7 +71,9 @@ class Survey:
         part = self._page(page)
         for i in range(len(part)):
             byte = give.bits[i // 8] if i // 8 < len(give.bits) else 0
-            self.counts[page * PAGE + i] += byte >> (7 - i % 8) & 1
+            bit = byte >> (7 - i % 8) & 1
+            self.counts[page * PAGE + i] += bit
+            self.kept[peer] += bit
         self._at[peer] = page + 1
         return self._ask(peer, now)
 

@@ -399,38 +399,10 @@ def _mb(size_bytes: int) -> str:
 
 NAMES = frozenset(
     {
-        *(
-            "identity",
-            "chain",
-            "root",
-            "inviter",
-            "revocations",
-            "plan",
-            "node.toml",
-            "address_book",
-        ),
-        *(
-            "snapshots",
-            "objects",
-            "chunks",
-            "model",
-            "local",
-            "log",
-            "log.1",
-            "history",
-            "epoch",
-            "origin",
-        ),
-        *(
-            "control.sock",
-            "lock",
-            "ports",
-            "page_port",
-            "curves",
-            "api_keys",
-            "placement",
-            "catalog",
-        ),
+        *("identity", "chain", "root", "inviter", "revocations", "plan", "node.toml"),
+        *("address_book", "snapshots", "objects", "chunks", "scrub", "model", "local", "log"),
+        *("log.1", "history", "epoch", "origin", "control.sock", "lock", "ports", "page_port"),
+        *("curves", "api_keys", "placement", "catalog"),
     }
 )
 """What a node keeps in its folder. All else there is somebody else's."""
@@ -503,6 +475,11 @@ class Layout:
     def chunks(self) -> Path:
         """Directory of what the node keeps for the swarm's store."""
         return self.root / "chunks"
+
+    @property
+    def scrub(self) -> Path:
+        """How far scrubbing has come."""
+        return self.root / "scrub"
 
     @property
     def model(self) -> Path:

@@ -555,6 +555,36 @@ class ProofGive(Message):
     digest: Annotated[bytes, Most(32)]
 
 
+@dataclass(frozen=True, slots=True)
+class PartAsk(Message):
+    """I gather a checkpoint: cut these fragments as they are now, keep the chunks, and tell me their hashes."""
+
+    code: ClassVar[int] = 97
+    slot: Id16
+    """The answer has the same."""
+    fragments: Annotated[tuple[Annotated[int, Most(1_000_000)], ...], Most(4096)]
+
+
+@dataclass(frozen=True, slots=True)
+class PartChunk(Struct):
+    """A chunk of a fragment's φ."""
+
+    code: ClassVar[int] = 98
+    hash: Hash32
+    size: Annotated[int, Least(1), Most(2**22)]
+
+
+@dataclass(frozen=True, slots=True)
+class PartGive(Message):
+    """A fragment is cut; without chunks: it cannot be had here."""
+
+    code: ClassVar[int] = 99
+    slot: Id16
+    fragment: Annotated[int, Most(1_000_000)]
+    version: Count
+    chunks: Annotated[tuple[PartChunk, ...], Most(1024)]
+
+
 # ----------------------------------------------------------------------------------------- channels
 
 

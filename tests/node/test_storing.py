@@ -192,6 +192,9 @@ def test_a_survey_counts_who_is_there() -> None:
     survey, effects = storing.survey([chunk.hash for chunk in manifest.chunks], store.now)
     store.perform(A, effects)
     assert survey.counts == store.copies(manifest)
+    on_disks = {p: sum(c.hash in n.disk for c in manifest.chunks) for p, n in store.nodes.items()}
+    assert survey.here == on_disks.pop(A)
+    assert survey.kept == on_disks
     assert store.nodes[A].surveyed == [survey.number]
 
 
