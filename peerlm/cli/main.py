@@ -32,6 +32,7 @@ COMMANDS = {
     "why": "status:why",
     "placement": "placement:placement",
     "data": "data:data",
+    "checkpoint": "checkpoint:checkpoint",
     "store": "store:store",
     "top": "top:top",
     "doctor": "doctor:doctor",

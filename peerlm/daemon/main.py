@@ -61,7 +61,7 @@ from peerlm.node.register import read_kept
 from peerlm.node.stock import hashes
 from peerlm.node.stored import Stored
 from peerlm.observe.curves import Origin
-from peerlm.store.disk import StateDirectory, free_bytes, read_file, require_own
+from peerlm.store.disk import StateDirectory, free_bytes, read_file, require_own, write_atomic
 from peerlm.store.objects import Objects
 from peerlm.train import protocol
 from peerlm.types import ObjectHash, short
@@ -74,6 +74,7 @@ OTHER_THREADS = 4
 
 ADDRESS_BOOK_BYTES_MAX = 64 << 20
 CATALOG_BYTES_MAX = 256 << 20
+SCRUB_BYTES_MAX = 4096
 
 FREE_SHARE = 10
 """One part in so many of what is free on the disk is offered to the swarm's store, unless node.toml says how much."""
@@ -267,7 +268,7 @@ async def open_daemon(
         await holding.build(first_pass=epoch)
         offered = holding.offered
         driver.keeping.drop_leftovers(hashes(offered.placed.copies) if offered else ())
-        driver.scrubbing = _scrubbing(driver, holding.objects, home, disk)
+        driver.scrubbing = _scrubbing(driver, state, holding.objects, home, disk)
         driver.cutting = Cutting(loop, driver.post, holding.objects, home.gate.run_id, disk)
         driver.desk = Desk(
             lambda: driver.node,
@@ -378,12 +379,16 @@ def _make_node(
     return Node(birth, random.SystemRandom(), now(), wall())
 
 
-def _scrubbing(driver: Driver, objects: Objects, home: Home, disk: Executor) -> Scrubbing:
+def _scrubbing(
+    driver: Driver, state: StateDirectory, objects: Objects, home: Home, disk: Executor
+) -> Scrubbing:
     def lost(object_hash: ObjectHash, reason: str) -> None:
         driver.post(events.ObjectLost(object_hash, reason))
 
     days, rng = home.settings.store.scrub_days, random.Random(home.keys.peer_id)
-    return Scrubbing(objects, disk, lost, days=days, wall=wall, rng=rng)
+    at = read_file(state.scrub, SCRUB_BYTES_MAX) if state.scrub.exists() else b""
+    save = partial(write_atomic, state.scrub)
+    return Scrubbing(objects, disk, lost, days=days, wall=wall, rng=rng, state=at, save=save)
 
 
 def _stored(home: Home, objects: Objects, state: StateDirectory, log: DaemonLog) -> Stored:

@@ -12,11 +12,10 @@ A node that does not deliver its share is left out and another asked. Names are 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-
-from blake3 import blake3
 
 from peerlm.config import StoreSection
 from peerlm.effects import (
@@ -341,4 +340,4 @@ def stage_is_lost(stage: int, runs: Mapping[PeerId, Run]) -> bool:
 
 
 def _rank(slot: bytes, peer: PeerId) -> bytes:
-    return blake3(slot + peer).digest(length=8)
+    return hashlib.blake2b(slot + peer, digest_size=8).digest()

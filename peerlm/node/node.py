@@ -161,14 +161,9 @@ class Node:
         if birth.offered is None:
             return None
         held = range(birth.hosting.first, birth.hosting.last + 1)
-        endpoint, rng = self.company.endpoint, self._branch()
+        endpoint, rng = self.company.endpoint, self._rng
         plan = birth.plan.plan
         return Placing(self.me, plan, birth.all_sizes, held, birth.offered, endpoint, rng, now)
-
-    def _branch(self) -> random.Random:
-        """Chance for another core: in a daemon the system's own, since keys are drawn from it."""
-        own = self._rng
-        return own if isinstance(own, random.SystemRandom) else random.Random(own.random())
 
     def _make_library(self, now: Instant) -> Library:
         birth = self._birth

@@ -28,7 +28,7 @@ from peerlm.types import ObjectHash, PeerId
 
 __all__ = ["REPLICAS_MAX", "Catalog", "StoreNode", "Summary", "Want"]
 
-REPLICAS_MAX = 32
+REPLICAS_MAX = 64
 """Whoever asks for more replicas gets these: memory grows with the most that any chunk has."""
 
 
