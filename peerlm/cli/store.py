@@ -101,6 +101,8 @@ def _facts(found: dict[str, Any], now: float) -> list[tuple[str, str]]:
         )
     if found["pulling"]:
         facts.append(("pulling", f"{found['pulling']}, {found['unfound']} of them in vain so far"))
+    if found["trouble"]:
+        facts.append(("trouble", found["trouble"]))
     if found["lost"]:
         facts.append(("lost", f"{found['lost']} found damaged or gone since the start"))
     facts.append(("scrubbed", _scrubbed(found["scrubbed"], now)))

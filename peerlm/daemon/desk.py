@@ -27,7 +27,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,7 @@ class Desk:
 
     Args:
         take: carries out effects of the node.
+        saved: until what is kept under a name is on the disk as it is now.
         pool: threads that may touch the disk.
     """
 
@@ -82,13 +83,14 @@ class Desk:
         node: Callable[[], Node],
         post: Callable[[events.Event], None],
         take: Callable[[Callable[[], list[Effect]]], None],
+        saved: Callable[[str], Awaitable[None]],
         objects: Objects,
         scrubbing: Scrubbing,
         pool: Executor,
         now: Callable[[], Instant],
         wall: Callable[[], WallTime],
     ) -> None:
-        self._node, self._post, self._take = node, post, take
+        self._node, self._post, self._take, self._saved = node, post, take, saved
         self._objects, self._scrubbing, self._pool = objects, scrubbing, pool
         self._now, self._wall = now, wall
         self._scrubbed: dict[str, Any] = {}
@@ -208,9 +210,9 @@ class Desk:
             case ["publish", str() as name, str() as kind, bytes() as manifest, dict() as options]:
                 return await self._publish(name, kind, manifest, options)
             case ["remove", str() as name]:
-                return self._remove(name)
+                return await self._remove(name)
             case ["pin", str() as name, bool() as is_pinned]:
-                return self._pin(name, is_pinned)
+                return await self._pin(name, is_pinned)
             case ["names"]:
                 return [_as_dict(e.record) for e in self._node().storing.register.living()]
             case ["manifest", str() as name, int() | float() as seconds]:
@@ -263,9 +265,9 @@ class Desk:
         try:
             await asyncio.wait_for(reader, seconds)
         except TimeoutError:
+            why = storing.trouble or "no node that has it was found"
             raise StateError(
-                f"object {short(wanted)} is not here, and no node that has it was found in {seconds:g} s: "
-                "see `peerlm store status`"
+                f"object {short(wanted)} is not here, and has not come in {seconds:g} s: {why}; see `peerlm store status`"
             ) from None
         finally:
             others = [r for r in self._readers.get(wanted, ()) if r is not reader]
@@ -292,18 +294,19 @@ class Desk:
             )
         await self._on_pool(self._objects.put_chunk, encoded)
         kept = events.ObjectKept(manifest_hash(encoded), len(encoded))
-        self._write(name, Kind(kind), kept, {"replicas": replicas, **options})
+        await self._write(name, Kind(kind), kept, {"replicas": replicas, **options})
         return _as_dict(self._record(name))
 
-    def _write(
+    async def _write(
         self, name: str, kind: Kind, kept: events.ObjectKept | None, options: dict[str, Any]
     ) -> None:
-        """Raises `StateError`, as `Storing.write`."""
+        """Until it is on this node's disk. Raises `StateError`, as `Storing.write`."""
         now, storing = self._now(), self._node().storing
         came = storing.came(kept, now) if kept else []
         manifest, size = (kept.object_hash, kept.size) if kept else (None, 0)
         written = storing.write(name, kind, manifest, size, self._wall(), now, **options)
         self._take(lambda: [*came, *written])
+        await self._saved("catalog")
 
     def _record(self, name: str) -> NameRecord:
         found = self._node().storing.register.names.get(name)
@@ -313,17 +316,17 @@ class Desk:
             )
         return found.record
 
-    def _remove(self, name: str) -> None:
+    async def _remove(self, name: str) -> None:
         kind = Kind(self._record(name).kind)
-        self._write(name, kind, None, {"replaces": True})
+        await self._write(name, kind, None, {"replaces": True})
 
-    def _pin(self, name: str, is_pinned: bool) -> None:
+    async def _pin(self, name: str, is_pinned: bool) -> None:
         record = self._record(name)
         kept = events.ObjectKept(ObjectHash(record.manifest), record.size)
         if kept.object_hash not in self._node().storing.here:
             raise StateError(f"the manifest of {name} has not come to this node yet: try again")
         options = {"replicas": record.replicas, "about": record.about}
-        self._write(
+        await self._write(
             name, Kind(record.kind), kept, {"is_pinned": is_pinned, "replaces": True, **options}
         )
 
@@ -375,6 +378,7 @@ class Desk:
             "pulling": standing.pulling,
             "unfound": standing.unfound,
             "is_full": standing.full,
+            "trouble": standing.trouble,
             "distrusted": [peer.hex() for peer in standing.distrusted],
             "nodes": [
                 {

@@ -33,7 +33,7 @@ from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
 from peerlm.effects import Effect
-from peerlm.errors import PeerlmError
+from peerlm.errors import PeerlmError, StateError
 from peerlm.events import Event, LoopLagged, SaveFailed
 from peerlm.identity import files
 from peerlm.identity.root import SignedPlan, verify_plan
@@ -119,6 +119,7 @@ class Driver:
         self._check_at = now()
         self._began = False
         self._unsaved: dict[str, Save] = {}
+        self._saves: set[asyncio.Task[None]] = set()
         # One thread: two versions of a file must reach the disk in order.
         self.saver = ThreadPoolExecutor(1, "peerlm-save")
 
@@ -351,7 +352,9 @@ class Driver:
             case fx.PrepareCorpus():
                 self._tasks.create_task(keeping.prepare_corpus(effect.is_kept))
             case fx.Save() | fx.SaveChain() | fx.SaveRevocations():
-                self._tasks.create_task(self._save(effect))
+                saving = self._tasks.create_task(self._save(effect))
+                self._saves.add(saving)
+                saving.add_done_callback(self._saves.discard)
             case fx.UsePlan():
                 self._use_plan(effect)
             case fx.CutFragments():
@@ -384,6 +387,12 @@ class Driver:
         else:
             if self._unsaved.get(name) is effect:
                 del self._unsaved[name]
+
+    async def saved(self, name: str) -> None:
+        """Until what is kept under this name is on the disk as it is now. Raises `StateError`: it cannot be saved now."""
+        await asyncio.gather(*self._saves)
+        if name in self._unsaved:
+            raise StateError(f"{name}: cannot be saved now, and is tried again; see `peerlm logs`")
 
     def _save_again(self, name: str, effect: Save) -> None:
         if self._began and self._unsaved.get(name) is effect:

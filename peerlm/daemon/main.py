@@ -59,7 +59,7 @@ from peerlm.node.dial_back import Ports
 from peerlm.node.node import Node
 from peerlm.node.register import read_kept
 from peerlm.node.stock import hashes
-from peerlm.node.storing import Stored
+from peerlm.node.stored import Stored
 from peerlm.observe.curves import Origin
 from peerlm.store.disk import StateDirectory, free_bytes, read_file, require_own, write_atomic
 from peerlm.store.objects import Objects
@@ -274,6 +274,7 @@ async def open_daemon(
             lambda: driver.node,
             driver.post,
             driver.take,
+            driver.saved,
             holding.objects,
             driver.scrubbing,
             disk,

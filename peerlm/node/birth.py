@@ -15,7 +15,7 @@ from peerlm.membership.profile import Profile
 from peerlm.node.dial_back import Ports
 from peerlm.node.placing import Offered
 from peerlm.node.snapshots import Restored
-from peerlm.node.storing import Stored
+from peerlm.node.stored import Stored
 from peerlm.swarm.hosting import Hosting
 from peerlm.types import FragmentId, PeerId
 

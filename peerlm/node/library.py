@@ -14,7 +14,8 @@ from peerlm.effects import Effect
 from peerlm.events import CheckpointWritten, Event, FragmentCut
 from peerlm.node.checkpoints import Around, Checkpoints
 from peerlm.node.lifecycle import Phase
-from peerlm.node.storing import Stored, Storing
+from peerlm.node.stored import Stored
+from peerlm.node.storing import Storing
 from peerlm.types import FragmentId, Instant, PeerId, Role, TransferId, WallTime, after
 from peerlm.wire.message import (
     HaveAsk,

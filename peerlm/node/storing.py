@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import dataclass
 
 from peerlm.config import StoreSection
 from peerlm.effects import (
@@ -37,12 +36,13 @@ from peerlm.events import (
     PullEnded,
     PullProgressed,
 )
+from peerlm.node.leftovers import Leftovers
 from peerlm.node.proofs import Proofs
 from peerlm.node.pulls import Pulls
 from peerlm.node.register import Author, Register, Spread, as_kept, read_kept
+from peerlm.node.stored import Offer, Standing, Stored
 from peerlm.node.survey import Survey, bits_of
 from peerlm.store.catalog import Catalog, StoreNode
-from peerlm.store.catalog import Summary as CatalogSummary
 from peerlm.store.manifest import Chunk, Kind
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime, after, short
 from peerlm.wire.message import (
@@ -64,6 +64,9 @@ LOOK_S = 1.0
 UNDER_WAY = 32
 """Chunks of repair that are being pulled or looked for at once."""
 
+SAVE_S = 1.0
+"""Names and nodes are saved no more often: many may come at once."""
+
 SWEEP_S = 30.0
 """How often it is looked what could be dropped."""
 
@@ -72,49 +75,11 @@ DROPPED_AT_ONCE = 1024
 FRESH_S = 1800.0
 """The writer of a name is asked first for its chunks so long after the name was heard of."""
 
-Offer = tuple[int, str]
-"""Bytes that a node offers, and what it fails together with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """What a node finds on its disk when it starts."""
-
-    capacity: int = 0
-    """Bytes that it offers; 0: it keeps nothing for others."""
-    here: tuple[tuple[ObjectHash, int], ...] = ()
-    """(hash, bytes) of what lies in the store."""
-    memory: bytes = b""
-    """What `Save("catalog")` kept."""
-    pinned: frozenset[ObjectHash] = frozenset()
-    """Objects that are in use, and never dropped."""
-
-    def without_room(self) -> Stored:
-        return replace(self, capacity=0)
-
 
 @dataclass(slots=True)
 class _Node:
     offer: Offer
     away_since: Instant | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """For people."""
-
-    capacity: int
-    used: int
-    names: int
-    catalog: CatalogSummary
-    unread: int
-    """Of `Storing.unread`."""
-    pulling: int
-    unfound: int
-    full: bool
-    distrusted: tuple[PeerId, ...]
-    nodes: tuple[tuple[PeerId, int, str, bool], ...]
-    """(node, bytes offered, label, is live), this one too."""
 
 
 class Storing:
@@ -163,17 +128,17 @@ class Storing:
         ] = {}
         self._surveys: list[Survey] = []
         self._dropping: Survey | None = None
-        self._surplus_since: dict[ObjectHash, Instant] = {}
-        self._loose_since: dict[ObjectHash, Instant] = {}
-        """Since when chunks are here that are others' to keep, and nobody's."""
+        self._leftovers = Leftovers(settings.keep_s)
         self._next_number = 0
         self._proofs = Proofs(self.catalog, rng, now)
         self._budget, self._budget_at = 0.0, now
         self._is_full = False
         self._hurry = False
-        self._saved = (0, 0)
+        self._saved, self._save_at = (0, 0), now
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
         self._used = 0
+        self.trouble = ""
+        """Why this node's disk did not take what was last pulled; empty: it did."""
         self.lost_here = 0
         """Objects that were found damaged or gone since the start."""
         for object_hash, size in stored.here:
@@ -261,11 +226,14 @@ class Storing:
             about=about,
             replaces=replaces,
         )
-        return [*told, *self._follow_names(now), *self._look(now)]
+        self._save_at = now  # a person waits for it
+        return [*self._save(now), *told, *self._follow_names(now), *self._look(now)]
 
     def hear(self, proof: Named, teller: PeerId | None, now: Instant) -> list[Effect]:
         record, effects = self.register.hear(proof, teller, now)
-        return [*effects, *self._follow_names(now)] if record is not None else effects
+        if record is None:
+            return effects
+        return [*self._save(now), *effects, *self._follow_names(now)]
 
     def _follow_names(self, now: Instant) -> list[Effect]:
         """Know what living names stand for, and nothing else."""
@@ -300,7 +268,7 @@ class Storing:
         del self._replicas[manifest]
         self._fresh.pop(manifest, None)
         removed = set(self.catalog.unreferenced()) - loose
-        self._loose_since |= dict.fromkeys((manifest, *removed), Instant(-inf))
+        self._leftovers.nameless((manifest, *removed))
 
     def _records_of(self, manifest: ObjectHash) -> list[NameRecord]:
         entries = self.register.living()
@@ -338,7 +306,7 @@ class Storing:
 
     def _lose(self, object_hash: ObjectHash) -> None:
         size = self.here.pop(object_hash, None)
-        self._surplus_since.pop(object_hash, None)
+        self._leftovers.gone(object_hash)
         if size is not None:
             self._used -= size
             self.catalog.lost(object_hash)
@@ -448,6 +416,10 @@ class Storing:
         came = self._pulls.take_arrived()
         for object_hash, size in came:
             self._keep(object_hash, size)
+            if object_hash in self._readers and not self.catalog.is_due(object_hash):
+                self._leftovers.borrow(object_hash, size)
+        if self._leftovers.is_crowded:
+            self._sweep_at = now
         effects: list[Effect] = []
         for peer in self._pulls.take_corrupt():
             effects += self._distrust(peer, "sent bytes that are not the chunk", now)
@@ -471,30 +443,24 @@ class Storing:
         effects = self._drop_unreferenced(now)
         if self._dropping is not None or not self._live:
             return effects
-        surplus = self._overdue(self.catalog.surplus(), self._surplus_since, now)
-        if surplus:
+        self._leftovers.settle(self.catalog.is_due)
+        surplus = self._unused(self.catalog.surplus())
+        going = self._leftovers.surplus_to_go(surplus, now, is_full=self._is_full)
+        if surplus := self._unused(going):
             self._dropping = self._survey(surplus[:DROPPED_AT_ONCE], is_due=True)
             effects += self._dropping.start(now)
         return effects
 
-    def _overdue(
-        self, hashes: Iterable[ObjectHash], since: dict[ObjectHash, Instant], now: Instant
-    ) -> list[ObjectHash]:
-        """Those that have been of no use for so long, or whose room is needed. `since` is brought up to date."""
-        keep_s = 0.0 if self._is_full else self._settings.keep_s
-        mine = [h for h in hashes if h not in self.pinned and h not in self._readers]
-        known = {h: since.get(h, now) for h in mine}
-        since.clear()
-        since.update(known)
-        return [h for h in mine if now - since[h] >= keep_s]
+    def _unused(self, hashes: Iterable[ObjectHash]) -> list[ObjectHash]:
+        return [h for h in hashes if h not in self.pinned and h not in self._readers]
 
     def _drop_unreferenced(self, now: Instant) -> list[Effect]:
         """What is in no manifest that a living name stands for, and is no such manifest."""
         manifests = {ObjectHash(entry.record.manifest) for entry in self.register.living()}
         if manifests - self.catalog.manifests:
             return []  # it may be in one that is not known yet
-        loose = [h for h in self.catalog.unreferenced() if h not in manifests]
-        return self._drop(self._overdue(loose, self._loose_since, now)[:DROPPED_AT_ONCE])
+        loose = self._unused(h for h in self.catalog.unreferenced() if h not in manifests)
+        return self._drop(self._leftovers.loose_to_go(loose, now)[:DROPPED_AT_ONCE])
 
     def _drop(self, doomed: Iterable[ObjectHash]) -> list[Effect]:
         hashes = tuple(doomed)
@@ -516,9 +482,14 @@ class Storing:
         enough = [
             object_hash
             for object_hash, count in zip(survey.hashes, survey.counts, strict=True)
-            if count >= self.catalog.replicas(object_hash) and not self.catalog.is_due(object_hash)
+            if count >= self._enough(object_hash) and not self.catalog.is_due(object_hash)
         ]
         return self._drop(enough)
+
+    def _enough(self, object_hash: ObjectHash) -> int:
+        """Others that have it as their own to keep before it goes: as many as should, and as there are."""
+        owners = len(self.catalog.owners(object_hash))
+        return max(1, min(owners, self.catalog.replicas(object_hash)))
 
     # ------------------------------------------------------------------------------------ surveys
 
@@ -562,6 +533,8 @@ class Storing:
             case PullProgressed():
                 return self._pulls.progressed(event, now)
             case PullEnded():
+                if event.outcome in ("ok", "failed"):
+                    self.trouble = event.reason
                 return [*self._pulls.ended(event, now), *self._take_arrived(now)]
             case ObjectKept():
                 return self.came(event, now)
@@ -621,11 +594,15 @@ class Storing:
             effects += self._sweep(now)
         if self._proofs.due <= now:
             effects += self._proofs.ask(self.here, self._live, now)
+        return [*effects, *self._save(now)]
+
+    def _save(self, now: Instant) -> list[Effect]:
+        """What is new; at once, where nothing was saved a moment ago."""
         saved = self._savable()
-        if saved != self._saved:
-            self._saved = saved
-            effects.append(Save("catalog", self.encode()))
-        return effects
+        if saved == self._saved or now < self._save_at:
+            return []
+        self._saved, self._save_at = saved, after(now, SAVE_S)
+        return [Save("catalog", self.encode())]
 
     def deadline(self) -> Instant:
         others = (self._pulls.deadline(), self.register.deadline())
@@ -679,6 +656,7 @@ class Storing:
             pulling=len(self._pulls.wanted),
             unfound=len(self._pulls.unfound()),
             full=self._is_full,
+            trouble=self.trouble,
             distrusted=tuple(sorted(self._proofs.distrusted)),
             nodes=tuple(sorted(nodes)),
         )

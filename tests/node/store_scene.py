@@ -14,7 +14,8 @@ from peerlm.config import StoreSection
 from peerlm.effects import Effect
 from peerlm.errors import AuthError
 from peerlm.events import ManifestRead, ObjectKept, ProofMade, PullEnded
-from peerlm.node.storing import Stored, Storing
+from peerlm.node.stored import Stored
+from peerlm.node.storing import Storing
 from peerlm.store.manifest import Chunk, Kind, Manifest, manifest_hash, of_files
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime
 from peerlm.wire.codec import decode_as, encode

@@ -145,6 +145,41 @@ def test_a_node_without_room_reads_and_keeps_nothing_for_long() -> None:
     assert set(reader.told) == {chunk.hash for chunk in manifest.chunks}
 
 
+def test_what_is_read_once_takes_no_more_room_than_a_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peerlm.node.leftovers.BORROWED_BYTES", 2000)
+    store = Store(2)
+    reader = store.add(D, capacity=0)
+    manifest = store.publish(A, "plays", contents(40))
+    store.run(5)
+    for chunk in manifest.chunks:
+        store.perform(D, reader.storing.read(chunk.hash, chunk.size, store.now))
+        store.run(0.1, step_s=0.1)
+    store.run(2)
+    assert len(reader.told) == 40
+    assert 1000 <= reader.storing.used <= 2000
+    assert store.copies(manifest) >= [2] * 40
+
+
+def test_what_has_its_name_still_to_come_is_not_dropped_for_want_of_room() -> None:
+    store = Store(1, capacity=3000, keep_s=0.0)
+    node = store.nodes[A]
+    store.publish(A, "plays", contents(20))
+    late = store.put(A, b"put, not published")
+    store.run(120)
+    assert late.hash in node.disk
+    store.run(3600, step_s=30.0)
+    assert late.hash not in node.disk
+
+
+def test_a_name_is_saved_at_once_by_who_writes_it_and_who_hears_it() -> None:
+    store = Store(2)
+    store.run(5)
+    store.publish(A, "plays", contents(1))
+    assert all(store.nodes[peer].memory for peer in (A, B))
+
+
 def test_a_full_node_says_so_and_takes_no_more() -> None:
     store = Store(2)
     small = store.add(C, capacity=6000)
