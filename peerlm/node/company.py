@@ -539,9 +539,10 @@ def _vitals_of(encoded: bytes) -> Vitals | None:
 
 
 def fixed_differences(ours: Plan, theirs: Plan) -> list[str]:
-    """Differences in what the weights and the text of a run depend on, which no revision may
-    change; one line each."""
-    fixed = ("model.", "data.", "run.name:", "run.rng_seed:", "run.initial:", "mix.fragment_max:")
+    """Differences in what the weights of a run depend on, which no revision may change; one line each. To other text
+    they get used."""
+    model = ("model.", "data.tokenizer:", "data.vocab:", "mix.fragment_max:")
+    fixed = (*model, "run.name:", "run.rng_seed:", "run.initial:")
     return [line for line in config.differences(ours, theirs) if line.startswith(fixed)]
 
 

@@ -457,15 +457,18 @@ class Wire:
 
 @pytest.mark.parametrize("security", ["aead", "plain"])
 @pytest.mark.parametrize("at", [5, 40, 700_000, 2_000_000])
-async def test_a_flipped_bit_ends_an_exchange_and_nothing_is_applied(make, security, at) -> None:
+async def test_a_flipped_bit_ends_an_exchange_and_nothing_is_applied(
+    make, monkeypatch, security, at
+) -> None:
+    monkeypatch.setattr(callers, "CALLER_S", 0.3)  # a preface with such a bit is nobody's
     ann, bob, a = make(security=security), make(security=security), Agreement()
     wire = Wire(bob.port)
     wire.flip_at = {at}
     mine, yours = fragment(6 * CHUNK), fragment(6 * CHUNK)
     port = await wire.start()
     outcomes = await asyncio.gather(
-        ask(ann, port, a, mine, progress_s=1.0),
-        answer(bob, a, yours, progress_s=1.0),
+        ask(ann, port, a, mine, progress_s=0.5),
+        answer(bob, a, yours, progress_s=0.5),
         return_exceptions=True,
     )
     assert all(isinstance(each, Unreachable | ChunkCorrupt | WireError) for each in outcomes)
