@@ -84,6 +84,23 @@ def test_who_was_away_hears_of_names_and_of_removed_ones() -> None:
     assert store.copies(gone) == [0] * 3, "what no name stands for is dropped"
 
 
+def test_what_was_removed_is_not_fetched_any_more() -> None:
+    store = Store(2)
+    store.nodes[A].refuses = True
+    manifest = store.publish(A, "plays", contents(5))
+    store.run(5)
+    waiting = store.nodes[B].storing
+    assert waiting.standing().unfound == 1, "the manifest itself"
+    removed = store.nodes[A].storing.write(
+        "plays", Kind.FILES, None, 0, WallTime(2.0), store.now, replaces=True
+    )
+    store.perform(A, removed)
+    store.nodes[A].refuses = False
+    store.run(70)
+    assert (waiting.standing().pulling, waiting.lacking) == (0, 0)
+    assert store.copies(manifest) == [0] * 5
+
+
 def test_a_name_is_taken_until_it_is_removed() -> None:
     store = Store(2)
     store.publish(A, "plays", contents(1))
