@@ -81,9 +81,9 @@ class Source:
         return sum(file.size or 0 for file in self.files)
 
 
-def listed(url: str, where: str) -> Source:
-    """What `url` stands for now, without empty files: `shipped`, or an fsspec URL of a file, a directory (read
-    recursively, names that start with a dot left out) or a glob.
+def listed(url: str, where: str, *, with_empty: bool = False) -> Source:
+    """What `url` stands for now: `shipped`, or an fsspec URL of a file, a directory (read recursively, names that start
+    with a dot left out) or a glob. Empty files are left out, unless they are wanted and not all there is.
 
     Raises:
         ConfigError: nothing there, nothing in it, or it cannot be listed.
@@ -95,10 +95,10 @@ def listed(url: str, where: str) -> Source:
         files = tuple(
             SourceFile(path, size, size is not None and _has_ranges(fs, path, size))
             for path, info in infos.items()
-            if (size := _size(info)) != 0
+            if (size := _size(info)) != 0 or with_empty
         )
-    if not files:
-        raise ConfigError(f"{where} = {url!r}: there is no text in it")
+    if all(file.size == 0 for file in files):
+        raise ConfigError(f"{where} = {url!r}: there is nothing in it")
     return Source(url, where, files)
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -107,6 +108,12 @@ def succeed(*args: object, **changes: Any) -> str:
     done = peerlm(*args, **changes)
     assert done.code == 0, done
     return done.out
+
+
+def at_once(*calls: Callable[[], T]) -> list[T]:
+    """What they return, in their order; they run beside each other."""
+    with ThreadPoolExecutor(len(calls)) as threads:
+        return [running.result() for running in [threads.submit(call) for call in calls]]
 
 
 def assert_refused(done: Outcome, code: int, *words: str) -> None:

@@ -457,15 +457,18 @@ class Wire:
 
 @pytest.mark.parametrize("security", ["aead", "plain"])
 @pytest.mark.parametrize("at", [5, 40, 700_000, 2_000_000])
-async def test_a_flipped_bit_ends_an_exchange_and_nothing_is_applied(make, security, at) -> None:
+async def test_a_flipped_bit_ends_an_exchange_and_nothing_is_applied(
+    make, monkeypatch, security, at
+) -> None:
+    monkeypatch.setattr(callers, "CALLER_S", 0.3)  # a preface with such a bit is nobody's
     ann, bob, a = make(security=security), make(security=security), Agreement()
     wire = Wire(bob.port)
     wire.flip_at = {at}
     mine, yours = fragment(6 * CHUNK), fragment(6 * CHUNK)
     port = await wire.start()
     outcomes = await asyncio.gather(
-        ask(ann, port, a, mine, progress_s=1.0),
-        answer(bob, a, yours, progress_s=1.0),
+        ask(ann, port, a, mine, progress_s=0.5),
+        answer(bob, a, yours, progress_s=0.5),
         return_exceptions=True,
     )
     assert all(isinstance(each, Unreachable | ChunkCorrupt | WireError) for each in outcomes)
@@ -639,3 +642,23 @@ async def test_a_crash_of_the_thread_is_told_to_all(make) -> None:
         await waiting
     await until(lambda: bool(told))
     await bob.close()
+
+
+async def test_an_object_that_its_reader_holds_whole_counts_as_held(make) -> None:
+    ann, bob, a = make(), make(), Agreement()
+    data, got, held = secrets.token_bytes(100 * CHUNK_BYTES), bytearray(100 * CHUNK_BYTES), []
+
+    def read(offset: int, length: int) -> bytes:
+        held.append(bob._mover._held_bytes)
+        return data[offset : offset + length]
+
+    def sink(offset: int, piece: bytes) -> None:
+        got[offset : offset + len(piece)] = piece
+
+    await asyncio.gather(
+        bob.serve(a.id, read, len(data), a.keys, PROGRESS_S, is_held=True),
+        ann.pull(a.id, HERE, bob.port, len(data), a.keys, sink, lambda count: None, PROGRESS_S),
+    )
+    assert got == data
+    assert min(held) > len(data)
+    await until(lambda: bob._mover._held_bytes == 0)

@@ -19,13 +19,32 @@ from peerlm.errors import PeerlmError
 pytestmark = pytest.mark.timeout(180)
 
 
-@pytest.fixture
-def swarm(tmp_path: Path) -> Iterator[Swarm]:
-    swarm = Swarm(tmp_path)
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+    swarm = Swarm(tmp_path_factory.mktemp("lobby"))
     try:
+        swarm.found()
         yield swarm
     finally:
         swarm.close()
+
+
+@pytest.fixture(scope="module")
+def token(town: Swarm) -> str:
+    return town.invite("--address", "127.0.0.1:1")
+
+
+@pytest.fixture
+def swarm(town: Swarm) -> Iterator[Swarm]:
+    """Its founder trains; whoever else enters is gone after the scene."""
+    yield town
+    for node in town.nodes[1:]:
+        node.end_all()
+
+
+@pytest.fixture
+def founder(swarm: Swarm) -> Node:
+    return swarm.nodes[0]
 
 
 def waiting(swarm: Swarm, **environment: str) -> Node:
@@ -48,9 +67,18 @@ def test_it_says_what_to_do_and_stops_when_told(swarm: Swarm) -> None:
     assert second.wait_end() == 0
 
 
-def test_join_lets_it_in_with_its_settings_and_a_failure_changes_nothing(swarm: Swarm) -> None:
-    founder = swarm.found()
-    node, token = waiting(swarm), swarm.invite("--address", "127.0.0.1:1")
+def is_in(node: Node, founder: Node) -> None:
+    """It has come to know the founder."""
+    name = founder.wait(bool, "it answers")["node_id"]
+    node.wait(
+        lambda s: any(m["id"] == name and m["state"] == "alive" for m in s["members"]), "it is in"
+    )
+
+
+def test_join_lets_it_in_with_its_settings_and_a_failure_changes_nothing(
+    swarm: Swarm, founder: Node, token: str
+) -> None:
+    node = waiting(swarm)
     where = ("--state", node.folder, *options("--set-node", NODE))
     refused = peerlm("join", founder.address, "--token", token[:-8], *where)
     assert_refused(refused, 1, "token")
@@ -74,44 +102,44 @@ def test_join_lets_it_in_with_its_settings_and_a_failure_changes_nothing(swarm: 
 
 
 def test_an_invite_that_was_laid_down_is_used_as_soon_as_a_member_answers(
-    swarm: Swarm, tmp_path: Path
+    swarm: Swarm, founder: Node, token: str, tmp_path: Path
 ) -> None:
-    founder = swarm.found()
-    address, token = founder.address, swarm.invite("--address", founder.address)
+    address = founder.address
     founder.kill()
     (tmp_path / "invite").write_text(f"peerlm join {address} --token {token}\n")
     node = waiting(swarm, CREDENTIALS_DIRECTORY=str(tmp_path))
 
     wait_for(lambda: "trying again" in said_by(node), "it says that it tries")
     founder.up()
-    node.wait(lambda s: len(s["members"]) == 2, "it is in")
+    is_in(node, founder)
 
 
-def test_a_bad_invite_is_told_and_join_still_lets_it_in(swarm: Swarm, tmp_path: Path) -> None:
-    founder = swarm.found()
+def test_a_bad_invite_is_told_and_join_still_lets_it_in(
+    swarm: Swarm, founder: Node, token: str, tmp_path: Path
+) -> None:
     (tmp_path / "invite").write_text("come in")
     node = waiting(swarm, CREDENTIALS_DIRECTORY=str(tmp_path))
     wait_for(lambda: "holds no token" in said_by(node), "it says what is wrong with the invite")
-    token = swarm.invite("--address", "127.0.0.1:1")
     joined = peerlm("join", founder.address, "--token", token, "--state", node.folder)
     assert joined.code == 0, joined.err
 
 
-def test_an_invite_may_be_laid_down_later(swarm: Swarm, tmp_path: Path) -> None:
-    founder = swarm.found()
+def test_an_invite_may_be_laid_down_later(
+    swarm: Swarm, founder: Node, token: str, tmp_path: Path
+) -> None:
     node = swarm.node()
     quick = "import peerlm.daemon.lobby as l, sys; l.AGAIN_S = 0.2; from peerlm.cli.main import main; sys.exit(main())"
     node.program = (sys.executable, "-c", quick)
     node.start("up", "--wait", "--port", "0", variables={"CREDENTIALS_DIRECTORY": str(tmp_path)})
     wait_for(lambda: "in no run yet" in said_by(node), "it waits")
-    token = swarm.invite("--address", founder.address)
     (tmp_path / "invite").write_text(f"peerlm join {founder.address} --token {token}\n")
-    node.wait(lambda s: len(s["members"]) == 2, "it is in")
+    is_in(node, founder)
 
 
-def test_a_later_join_takes_the_place_of_one_that_waits_for_nobody(swarm: Swarm) -> None:
-    founder = swarm.found()
-    node, token = waiting(swarm), swarm.invite("--address", "127.0.0.1:1")
+def test_a_later_join_takes_the_place_of_one_that_waits_for_nobody(
+    swarm: Swarm, founder: Node, token: str
+) -> None:
+    node = waiting(swarm)
     nobody = f"tcp://127.0.0.1:{closed_port()}"
     where = ("--token", token, "--state", str(node.folder))
     first = subprocess.Popen(
@@ -150,9 +178,10 @@ def test_garbage_on_its_socket_is_refused_and_it_waits_on(swarm: Swarm) -> None:
     assert node.is_running
 
 
-def test_a_node_to_whom_everybody_is_gone_is_shown_the_way(swarm: Swarm) -> None:
-    founder = swarm.found()
-    second = swarm.join(founder)
+def test_a_node_to_whom_everybody_is_gone_is_shown_the_way(
+    swarm: Swarm, founder: Node, token: str
+) -> None:
+    second = swarm.join(founder, token)
     swarm.wait_whole()
     for node in (founder, second):
         node.kill()

@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from swarm import (
+    NODE,
     Node,
     Outcome,
     Swarm,
     assert_refused,
+    at_once,
     closed_port,
     exchanged_more,
     init,
+    options,
     peerlm,
     succeed,
     wait_for,
@@ -54,6 +60,20 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         swarm.close()
 
 
+@pytest.fixture(scope="module")
+def token(swarm: Swarm) -> str:
+    """A good one."""
+    return swarm.invite()
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of another run's founder."""
+    folder = tmp_path_factory.mktemp("elsewhere") / "other"
+    init(folder)
+    return folder
+
+
 @pytest.fixture
 def pair(swarm: Swarm, request: pytest.FixtureRequest) -> Iterator[list[Node]]:
     """Two nodes that mix, and still do after the scene."""
@@ -63,53 +83,63 @@ def pair(swarm: Swarm, request: pytest.FixtureRequest) -> Iterator[list[Node]]:
         node.wait(exchanged_more(node), "the swarm is unharmed: it goes on mixing")
 
 
-def join(tmp_path: Path, address: str, token: str, *args: object) -> Outcome:
-    done = peerlm("join", address, "--token", token, "--state", tmp_path / "new", *args)
-    assert not (tmp_path / "new" / "identity").exists(), "a failed attempt leaves no node"
+def join(tmp_path: Path, address: str, token: str) -> Outcome:
+    folder = tmp_path / secrets.token_hex(8)
+    done = peerlm("join", address, "--token", token, "--state", folder)
+    assert not (folder / "identity").exists(), "a failed attempt leaves no node"
     return done
+
+
+def join_each(tmp_path: Path, addresses: Sequence[str], token: str) -> list[Outcome]:
+    """Attempts at several addresses at once."""
+    return at_once(*(partial(join, tmp_path, address, token) for address in addresses))
 
 
 # ------------------------------------------------------------------------------------ addresses
 
 
-@pytest.mark.parametrize("address", ["tcp://no-such-host.invalid:7700", "tcp://host:port"])
-def test_an_address_that_does_not_resolve(swarm, pair, tmp_path, address) -> None:
+def test_an_address_that_does_not_resolve(pair, token, tmp_path) -> None:
     began = time.monotonic()
-    assert_refused(join(tmp_path, address, swarm.invite()), 5, "resolve")
+    for done in join_each(tmp_path, ["tcp://no-such-host.invalid:7700", "tcp://host:port"], token):
+        assert_refused(done, 5, "resolve")
     assert time.monotonic() - began < AT_ONCE_S
 
 
-def test_an_address_where_nothing_listens(swarm, pair, tmp_path) -> None:
+def test_an_address_where_nothing_listens(pair, token, tmp_path) -> None:
     address = f"tcp://127.0.0.1:{closed_port()}"
-    assert_refused(join(tmp_path, address, swarm.invite()), 5, address, "connect", "refused")
+    assert_refused(join(tmp_path, address, token), 5, address, "connect", "refused")
 
 
-@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.9\r\n", b"", b"\x00\x00\x00\x02\xff\xff"])
-def test_an_address_where_something_else_listens(swarm, pair, tmp_path, greeting) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as door:
+def test_an_address_where_something_else_listens(pair, token, tmp_path) -> None:
+    def greet(door: socket.socket, greeting: bytes) -> None:
+        guest, _ = door.accept()
+        with guest:
+            guest.sendall(greeting)
+            guest.recv(65536)
 
-        def greet() -> None:
-            guest, _ = door.accept()
-            with guest:
-                guest.sendall(greeting)
-                guest.recv(65536)
+    with ExitStack() as stack:
+        addresses, hosts = [], []
+        for greeting in (b"SSH-2.0-OpenSSH_9.9\r\n", b"", b"\x00\x00\x00\x02\xff\xff"):
+            door = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            addresses.append(f"tcp://127.0.0.1:{door.getsockname()[1]}")
+            hosts.append(threading.Thread(target=greet, args=(door, greeting)))
+            hosts[-1].start()
+        for done in join_each(tmp_path, addresses, token):
+            assert_refused(done, 5, "handshake")
+        for host in hosts:
+            host.join()
 
-        host = threading.Thread(target=greet)
-        host.start()
-        done = join(tmp_path, f"tcp://127.0.0.1:{door.getsockname()[1]}", swarm.invite())
-        host.join()
-    assert_refused(done, 5, "handshake")
 
-
-def test_the_wrong_port_of_the_right_node(swarm, pair, tmp_path) -> None:
+def test_the_wrong_port_of_the_right_node(pair, token, tmp_path) -> None:
     base = int(pair[0].address.rpartition(":")[2])
-    for port in set(pair[0].ports()) - {base}:
-        assert_refused(join(tmp_path, f"tcp://127.0.0.1:{port}", swarm.invite()), 5, "handshake")
+    wrong = [f"tcp://127.0.0.1:{port}" for port in set(pair[0].ports()) - {base}]
+    assert len(wrong) == 3
+    for done in join_each(tmp_path, wrong, token):
+        assert_refused(done, 5, "handshake")
 
 
-def test_with_wait_it_keeps_knocking(swarm, pair, tmp_path) -> None:
+def test_with_wait_it_keeps_knocking(pair, token, tmp_path) -> None:
     node = Node(tmp_path / "patient")
-    token = swarm.invite()
     node.start("join", f"tcp://127.0.0.1:{closed_port()}", "--token", token, "--wait")
     try:
         wait_for(lambda: node.said().count("trying again") >= 2, "two more tries", also=node.said())
@@ -123,20 +153,16 @@ def test_with_wait_it_keeps_knocking(swarm, pair, tmp_path) -> None:
 # --------------------------------------------------------------------------------------- tokens
 
 
-def test_no_token_at_all(pair, tmp_path) -> None:
-    assert_refused(join(tmp_path, pair[0].address, "open-sesame"), 4, "not a token")
-
-
-def test_a_token_cut_short(swarm, pair, tmp_path) -> None:
-    assert_refused(join(tmp_path, pair[0].address, swarm.invite()[:-20]), 4, "cut short")
-
-
-def test_a_token_that_has_run_out(pair, tmp_path) -> None:
+def test_a_token_that_is_none_or_cut_short_or_has_run_out(pair, token, tmp_path) -> None:
     root = files.read_root(pair[0].folder)
     past = WallTime(time.time() - 3600)
     roles = frozenset({Role.TRAIN})
-    token = make_invite(root_inviter(root), roles, past, WallTime(past + 86_400), ())
-    assert_refused(join(tmp_path, pair[0].address, token.to_text()), 4, "until", "new one")
+    old = make_invite(root_inviter(root), roles, past, WallTime(past + 86_400), ()).to_text()
+    shown = ("open-sesame", token[:-20], old)
+    none, short, late = at_once(*(partial(join, tmp_path, pair[0].address, each) for each in shown))
+    assert_refused(none, 4, "not a token")
+    assert_refused(short, 4, "cut short")
+    assert_refused(late, 4, "until", "new one")
 
 
 def test_a_token_that_was_revoked(swarm, pair, tmp_path) -> None:
@@ -144,19 +170,17 @@ def test_a_token_that_was_revoked(swarm, pair, tmp_path) -> None:
     token = done.out.split("--token ")[1].strip()
     serial = re.search(r"peerlm revoke ([0-9a-f]{32})", done.err)[1]
     succeed("revoke", serial, "--state", pair[0].folder)
-    for node in pair:  # the second has heard it by gossip
-        address = node.address
+    for node in pair:  # the second hears it by gossip
+        kept = node.folder / files.REVOCATIONS
         wait_for(
-            lambda address=address: "revoked" in join(tmp_path, address, token, "--enrol-only").err,
-            "it refuses what was revoked",
+            lambda kept=kept: kept.exists() and bytes.fromhex(serial) in kept.read_bytes(),
+            "it has heard of it",
         )
-        done = join(tmp_path, address, token)
+    for done in join_each(tmp_path, [node.address for node in pair], token):
         assert_refused(done, 4, "admission", "revoked")
 
 
-def test_a_token_of_another_run(pair, tmp_path) -> None:
-    other = tmp_path / "other"
-    init(other)
+def test_a_token_of_another_run(pair, other, tmp_path) -> None:
     line = succeed("invite", "--state", other, "--address", "127.0.0.1:1")
     done = join(tmp_path, pair[0].address, line.split("--token ")[1].strip())
     assert_refused(done, 4, "admission", "run")
@@ -165,14 +189,12 @@ def test_a_token_of_another_run(pair, tmp_path) -> None:
 # ----------------------------------------------------------------------------- plans and folders
 
 
-def test_another_plan_of_the_same_revision_is_refused_on_both_sides(swarm, pair) -> None:
+def test_another_plan_of_the_same_revision_is_refused_on_both_sides(swarm, pair, token) -> None:
     founder = pair[0]
     stray = swarm.node()
-    token, settings = swarm.invite(), "network.host=127.0.0.1"
-    succeed(
-        *("join", founder.address, "--token", token, "--state", stray.folder, "--enrol-only"),
-        *("--set-node", settings, "--set-node", "network.port=0"),
-    )
+    settings = options("--set-node", NODE | {"train.enabled": "false"})
+    where = ("--state", stray.folder, "--enrol-only")
+    succeed("join", founder.address, "--token", token, *where, *settings)
     root = files.read_root(founder.folder)
     ours = verify_plan(files.read_plan(founder.folder), root.public_key, root.run_id)
     changed = with_changes(ours.plan, {"mix.inner_steps": 33}, "test")
@@ -192,8 +214,8 @@ def test_a_second_daemon_on_one_folder(pair) -> None:
     assert_refused(peerlm("up", "--state", pair[1].folder), 3, "in use")
 
 
-def test_join_where_a_node_is_already(swarm, pair) -> None:
-    done = peerlm("join", pair[0].address, "--token", swarm.invite(), "--state", pair[1].folder)
+def test_join_where_a_node_is_already(pair, token) -> None:
+    done = peerlm("join", pair[0].address, "--token", token, "--state", pair[1].folder)
     assert_refused(done, 3, "already holds a node")
 
 
@@ -257,28 +279,24 @@ def test_garbage_on_the_control_socket(pair) -> None:
 # -------------------------------------------------------------------------------------- the doctor
 
 
-def test_the_doctor_and_the_way_to_a_peer(swarm, pair) -> None:
-    where = ("--state", pair[1].folder)
-    well = peerlm("doctor", pair[0].address, *where)
-    assert well.code == 0, well
+def test_the_doctor_and_the_way_to_peers(pair, other) -> None:
+    """One that is well, one that is not there, and one of another run."""
+    at = pair[0].address
+    found, refused = at_once(
+        lambda: peerlm("doctor", at, f"127.0.0.1:{closed_port()}", "--state", pair[1].folder),
+        lambda: peerlm("doctor", at, "--state", other),
+    )
     for what in (
         "lets this node in",
         "control",
         "bulk",
         "the daemon has a working connection with it",
+        "connect: connection refused",
     ):
-        assert what in well.out
-    nobody = peerlm("doctor", f"127.0.0.1:{closed_port()}", *where)
-    assert nobody.code == 1
-    assert "connect: connection refused" in nobody.out
-    assert "Traceback" not in nobody.err
-
-
-def test_the_doctor_of_another_run_is_refused(swarm, pair, tmp_path: Path) -> None:
-    init(tmp_path / "other")
-    done = peerlm("doctor", pair[0].address, "--state", tmp_path / "other")
-    assert done.code == 1
-    assert "refuses this node" in done.out
+        assert what in found.out
+    assert_refused(found, 1, "1 to be mended")
+    assert_refused(refused, 1)
+    assert "refuses this node" in refused.out
 
 
 # --------------------------------------------------------------------------------- loss is NaN
