@@ -113,6 +113,15 @@ def test_a_name_is_taken_until_it_is_removed() -> None:
         assert entry.record.writer == B
 
 
+def test_who_would_not_be_believed_writes_no_name() -> None:
+    store = Store(2)
+    register = store.nodes[A].storing.register
+    register._sign = lambda record: Named(sign(record).record, b"x" * 64, ())
+    with pytest.raises(StateError, match="this node may not write names: not signed"):
+        store.publish(A, "plays", contents(1))
+    assert not register.living()
+
+
 @pytest.mark.parametrize("name", ["", "Plays", "../etc", "a" * 97, "a b", "é"])
 def test_what_cannot_be_a_name(name: str) -> None:
     with pytest.raises(StateError, match="cannot be a name"):
