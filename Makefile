@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-FIGURES := daemon conservation join all_killed mixing_cost learning byzantine
+FIGURES := daemon conservation join all_killed mixing_cost learning byzantine store_disk
 FLAGS   :=
 OTHER   := python3.13
 SCENARIO ?=
@@ -97,6 +97,7 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.speed $(FLAGS)
 	$(BIN)/python -m bench.membership $(FLAGS)
 	$(BIN)/python -m bench.placement $(FLAGS)
+	$(BIN)/python -m bench.store_sim $(FLAGS)
 	$(BIN)/python -m bench.faults --seeds 10000 $(FLAGS)
 	$(BIN)/python -m bench.fuzz --inputs 1000000 $(FLAGS)
 	$(BIN)/python -m bench.chaos $(FLAGS)

@@ -190,6 +190,8 @@ class RunPull(Effect):
     key_up: bytes
     key_down: bytes
     progress_timeout_s: float
+    is_chunk: bool = False
+    """It is kept for the swarm's store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +204,87 @@ class ServePull(Effect):
     key_up: bytes
     key_down: bytes
     progress_timeout_s: float
+
+
+# ---------------------------------------------------------------------------- the swarm's store
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointPart:
+    """A fragment that was cut into chunks, somewhere."""
+
+    fragment: FragmentId
+    version: int
+    chunks: tuple[tuple[ObjectHash, int], ...]
+    """(hash, bytes)."""
+    peer: PeerId
+    """Who keeps them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadManifest(Effect):
+    """Read a manifest that is here → `ManifestRead`."""
+
+    manifest: ObjectHash
+
+
+@dataclass(frozen=True, slots=True)
+class DropChunks(Effect):
+    """Remove what was kept for the store."""
+
+    hashes: tuple[ObjectHash, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MakeProof(Effect):
+    """BLAKE3 of the nonce and a chunk that is kept here → `ProofMade`."""
+
+    peer: PeerId
+    """Who gets it, or whose own is to be compared with it."""
+    object_hash: ObjectHash
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TellReaders(Effect):
+    """These objects are here now: whoever waits for one can read it."""
+
+    hashes: tuple[ObjectHash, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TellCheckpoint(Effect):
+    """One is in the store, or came to nothing for that `reason`."""
+
+    name: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TellSurveyed(Effect):
+    """The survey of this number is done."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutFragments(Effect):
+    """φ of these fragments as it is now, as chunks that are kept → `FragmentCut` for each."""
+
+    slot: bytes
+    fragments: tuple[FragmentId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteCheckpoint(Effect):
+    """A checkpoint's manifest out of its parts, kept → `CheckpointWritten`."""
+
+    slot: bytes
+    tokens: int
+    parts: tuple[CheckpointPart, ...]
+    """In the order of fragments."""
+    before: bytes
+    """Manifest of the checkpoint before it; empty: there is none."""
 
 
 # ------------------------------------------------------------------------------ slow weights, disk

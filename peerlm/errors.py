@@ -31,6 +31,10 @@ class Unsaved(StateError):
     """The daemon has ended as it was told, and could not keep its newest progress."""
 
 
+class Vanished(StateError):
+    """What was kept here is gone, or cannot be read any more, and nobody here removed it. Fetch it again."""
+
+
 class WireError(PeerlmError):
     """A peer's bytes break the protocol. Drop the message, count it, slow the peer down."""
 

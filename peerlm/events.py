@@ -181,6 +181,67 @@ class PullServed(Event):
     bytes_sent: int
 
 
+# ---------------------------------------------------------------------------- the swarm's store
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectKept(Event):
+    """A process of this machine put an object into the store, durably."""
+
+    object_hash: ObjectHash
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectLost(Event):
+    """An object of the store was damaged, or has vanished; it is not here any more."""
+
+    object_hash: ObjectHash
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRead(Event):
+    """`reason`: why it cannot be used; then it is not here any more."""
+
+    manifest: ObjectHash
+    chunks: tuple[tuple[ObjectHash, int], ...]
+    reason: str = ""
+    makers: tuple[PeerId, ...] = ()
+    """Nodes that keep them for certain when the name is new, besides its writer."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProofMade(Event):
+    """`digest` is empty where the chunk could not be read."""
+
+    peer: PeerId
+    object_hash: ObjectHash
+    nonce: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentCut(Event):
+    """`chunks` is empty where it could not be kept."""
+
+    slot: bytes
+    fragment: FragmentId
+    version: int
+    chunks: tuple[tuple[ObjectHash, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten(Event):
+    """`reason`: why it came to nothing."""
+
+    slot: bytes
+    manifest: ObjectHash
+    size: int
+    """Bytes of the manifest."""
+    reason: str = ""
+
+
 # ------------------------------------------------------------------------------ slow weights, disk
 
 

@@ -11,12 +11,20 @@ import click
 from peerlm import config
 from peerlm.cli.settings_text import explanation, parse_changes, toml_value
 from peerlm.cli.state import read_run, state_option
+from peerlm.config import Plan
 from peerlm.errors import AuthError, ConfigError, StateError
 from peerlm.identity.root import RunRoot, SignedPlan
 from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.manifest import Kind
 
-CHANGEABLE = ("run.token_budget", "train", "mix", "swarm")
-"""Sections and fields that a living run can change; another model or other text is another run."""
+CHANGEABLE = ("run.token_budget", "data.source", "data.val_fraction", "train", "mix", "swarm")
+"""Sections and fields that a living run can change; another model is another run."""
+
+STORED = "swarm:"
+"""`data.source` = swarm:NAME is a corpus in the swarm's store."""
+
+SHARDS_MAX = 7000
+"""So many fit a signed plan."""
 
 FIXED = ("mix.fragment_max",)
 """Within those, what says how weights are cut."""
@@ -77,13 +85,14 @@ def set_(layout: Layout, pairs: tuple[str, ...]) -> None:
     """Change fields of the living run: sign the next revision with the run's root key.
 
     A running daemon takes it over at once and the swarm learns it by gossip; without one it holds from
-    the next `peerlm up`. Of [run] the token budget can change, and all of [train], [mix] and [swarm]
-    but mix.fragment_max. Raising the budget of a finished run makes it go on.
+    the next `peerlm up`. Of [run] the token budget can change, of [data] the text, to one in the swarm's store, and all of
+    [train], [mix] and [swarm] but mix.fragment_max. Raising the budget of a finished run makes it go on.
 
     \b
     Examples:
       peerlm plan set run.token_budget=50_000_000
       peerlm plan set train.lr=0.01 mix.outer_momentum=0.3
+      peerlm plan set data.source=swarm:laws
     """
     from peerlm.cli.signer import require_root
 
@@ -125,17 +134,61 @@ def _next_revision(layout: Layout, root: RunRoot, changes: Mapping[str, str]) ->
     """The plan with the changes, signed. Raises `ConfigError` when they cannot be made."""
     from peerlm.identity.root import sign_plan
 
+    changes = dict(changes)
     for dotted in changes:
         if dotted in FIXED or not {dotted, dotted.partition(".")[0]} & set(CHANGEABLE):
             raise ConfigError(
-                f"{dotted} cannot change in a run that lives: it says what the model or its text is; "
-                "start another run with `peerlm init`"
+                f"{dotted} cannot change in a run that lives: it says what the model is; start another run with "
+                "`peerlm init`"
             )
     old = current_plan(layout)
+    if "data.source" in changes:
+        changes["data.shards"] = ",".join(_stored_shards(layout, changes["data.source"], old.plan))
     new = config.with_changes(old.plan, changes, "plan set")
     if new == old.plan:
         raise ConfigError("plan set: the plan says so already; nothing is changed")
     return sign_plan(root, new, old.revision + 1)
+
+
+def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[str]:
+    """Hashes of a corpus in the swarm's store, if the run's model can learn from it.
+
+    Raises:
+        ConfigError: it is no corpus, of another tokenizer, or too large for a plan or too short to train on.
+        StateError: there is none of that name, or no daemon.
+    """
+    from peerlm.cli.desk_here import open_desk
+    from peerlm.data.shards import TOKENIZER_FILE, require_one_batch
+
+    where = f"plan set: data.source = {source}"
+    if not source.startswith(STORED):
+        raise ConfigError(
+            f"{where}: a run that lives can only go on with text in its own store: peerlm data add URL --name NAME, "
+            f"then data.source={STORED}NAME"
+        )
+    with open_desk(layout) as desk:
+        manifest = desk.manifest(source.removeprefix(STORED))
+    meta = manifest.meta
+    if manifest.kind != Kind.CORPUS:
+        raise ConfigError(f"{where}: it is no corpus ({manifest.kind}); see `peerlm data ls`")
+    for field, mine in (("tokenizer", plan.data.tokenizer), ("vocab", plan.data.vocab)):
+        if meta.get(field) != mine:
+            raise ConfigError(
+                f"{where}: made with {field} {str(meta.get(field))[:16]}, the run's is {str(mine)[:16]}; add the text again "
+                "without --tokenizer"
+            )
+    shards = [
+        manifest.chunks_of(file)[0].hash.hex()
+        for file in manifest.files
+        if file.path != TOKENIZER_FILE
+    ]
+    if len(shards) > SHARDS_MAX:
+        raise ConfigError(f"{where}: {len(shards)} shards; a plan has room for {SHARDS_MAX}")
+    batch, context, tokens = plan.train.batch, plan.model.context, meta.get("tokens")
+    if type(tokens) is not int:
+        raise ConfigError(f"{where}: its manifest does not say how many tokens it has")
+    require_one_batch(tokens, plan.data.val_fraction, batch, context, where)
+    return shards
 
 
 def _hand_over(layout: Layout, signed: SignedPlan) -> SignedPlan:

@@ -10,6 +10,7 @@ COMMANDS = {
     "membership": "sim_membership:membership",
     "mixing": "sim_mixing:mixing",
     "placement": "sim_placement:placement",
+    "store": "sim_store:store",
     "train": "sim_train:sim_train",
     "faults": "sim_faults:faults",
     "replay": "sim_replay:replay",
@@ -29,5 +30,6 @@ def sim() -> None:
       peerlm sim membership --nodes 64 --scenario crash --runs 200
       peerlm sim mixing --nodes 16 --sampler matching
       peerlm sim placement --nodes 100 --churn 0.1
+      peerlm sim store --days 30
       peerlm sim faults --seeds 1-500
     """

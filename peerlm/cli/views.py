@@ -67,6 +67,7 @@ def facts(s: Status) -> list[tuple[str, str]]:
     if total := s["fetch"]["total_bytes"]:
         pairs.append(("fetching", f"{words.size(s['fetch']['bytes'])} of {words.size(total)}"))
     pairs.append(("snapshot", _snapshot(s["snapshot"])))
+    pairs += _store(s)
     if s.get("page"):
         pairs.append(("page", s["page"]))
     if s["model_dir"]:
@@ -134,6 +135,20 @@ def _batch(batch: Status) -> str:
     if scale > NOISY * tokens:
         line += ": a larger train.batch would learn nearly as much from each token, and nodes differ less"
     return line
+
+
+def _store(s: Status) -> list[tuple[str, str]]:
+    """Of a node that keeps something for the swarm, or should; an older daemon has no store."""
+    store = s.get("store", {})
+    if not store.get("names") and not store.get("used_bytes"):
+        return []
+    names = f"{store['names']} name{'' if store['names'] == 1 else 's'}"
+    line = (
+        f"{names}; {words.size(store['used_bytes'])} of {words.size(store['capacity_bytes'])} here"
+    )
+    if store["swarm_lacking"]:
+        line += f"; lacking: {store['lacking']} here, {store['swarm_lacking']} in the swarm"
+    return [("store", f"{line}; full" if store["is_full"] else line)]
 
 
 def _snapshot(kept: Status) -> str:

@@ -21,6 +21,11 @@ def size(n: float) -> str:
     return f"{text}B" if " " in text else f"{text} B"
 
 
+def some(n: int, thing: str) -> str:
+    """1 → `1 file`, 2 → `2 files`."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
 def span(seconds: float) -> str:
     """Seconds: 75 → `1 min 15 s`, 5400 → `1 h 30 min`."""
     whole = round(seconds)

@@ -147,6 +147,16 @@ class StoreSection:
     scrub_days: float = at_least(
         0.0, 28.0, "Every chunk is read and checked once in so many days; 0: never.", unit="days"
     )
+    checkpoint_every_s: float = at_least(
+        0.0,
+        1800.0,
+        "A checkpoint of the whole swarm goes into its store so often; one node gathers it, and if it does not another "
+        "does. 0: this node gathers none.",
+        unit="s",
+    )
+    checkpoints_kept: int = at_least(
+        1, 3, "Who gathers one removes all but so many of the newest; pinned ones stay."
+    )
     preprocess: bool = option(
         True, "Take part in `peerlm data add`: read text, clean it, make tokens of it."
     )

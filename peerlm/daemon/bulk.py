@@ -138,15 +138,18 @@ class Bulk:
         size: int,
         keys: Keys,
         progress_timeout_s: float,
+        *,
+        is_held: bool = False,
     ) -> int:
         """Give an object to whoever pulls it; returns the bytes sent once the peer has all.
         `read(offset, length)` is called in the disk thread; what it raises ends this and is raised
-        here."""
+        here. `is_held`: it keeps the whole object in memory."""
         entry: Entry
         told = partial(self._disk_moved, lambda: entry)
         talk = Give(size, self._window, read, self._disk, told)
         entry = self._entry(transfer, talk, keys, (progress_timeout_s, float("inf")))
-        entry.holds_bytes = min(size, self._window * CHUNK_BYTES)
+        ahead = min(size, self._window * CHUNK_BYTES)
+        entry.holds_bytes = ahead + size if is_held else ahead
         served: asyncio.Future[int] = self._loop.create_future()
         entry.given = self._settler(served)
         await self._outcome(entry)

@@ -17,6 +17,7 @@ A Unix socket in the state directory (of a system service: in its runtime folder
     revoke     revocation: hex of a signed one     {}
     join       address, token, wait, node: {...}   {}      enter a run; while the node is in none (lobby.py)
     gateway    -                                   {}      from here on as `daemon.serving` says, until one side hangs up
+    store      -                                   {}      from here on as `daemon.desk` says
 
 File permissions say who may connect: the owner, and the group in `control.group`. Whatever is
 written on the socket, the daemon only ever answers or hangs up; lines, connections and time are
@@ -46,7 +47,7 @@ from peerlm.store.disk import SYSTEM_STATE, Layout, explained
 COMMANDS = frozenset(
     (
         *("status", "history", "pause", "resume", "stop", "leave", "snapshot"),
-        *("new_plan", "revoke", "join", "gateway"),
+        *("new_plan", "revoke", "join", "gateway", "store"),
     )
 )
 
@@ -54,7 +55,10 @@ LINE_BYTES_MAX = 2 << 20
 """A signed plan is at most half a MiB and travels as hex; a status of a thousand members is less."""
 
 CONNECTIONS_MAX = 16
-"""At once, and as many streams. One more is told so; a person's script may wait."""
+"""At once. One more is told so; a person's script may wait."""
+
+STREAMS_MAX = 64
+"""At once, besides: who reads the store's files in many processes has one for each."""
 
 IDLE_S = 60.0
 """A connection that says nothing for this long is closed."""
@@ -144,7 +148,7 @@ class ControlServer:
     async def _give_to(
         self, stream: Stream, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        if self._streaming >= CONNECTIONS_MAX:
+        if self._streaming >= STREAMS_MAX:
             await _reply(writer, _refusal("too many such connections; end one, or try again"))
             return
         self._streaming += 1

@@ -59,7 +59,7 @@ class Holding:
         self._driver, self._state, self._home, self._epoch = driver, state, home, epoch
         self._compute, self._disk = compute, disk
         self._plan = home.plan.plan
-        self._objects = Objects(state, home.settings.limits.disk_bytes)
+        self.objects = Objects(state, home.settings.limits.disk_bytes)
         self._stack = AsyncExitStack()
         self.offered = offered_by(home, state)
         self.held = self._first_held()
@@ -120,7 +120,7 @@ class Holding:
         driver.keeping = Keeping(
             driver.post,
             self._state,
-            self._objects,
+            self.objects,
             self._home.gate.run_id,
             self._home.plan,
             specs,
@@ -151,7 +151,7 @@ class Holding:
             driver.post,
             driver.bulk,
             driver.slow,
-            self._objects,
+            self.objects,
             driver.worker.kick,
             np.random.default_rng(int.from_bytes(os.urandom(8))),
             driver.worker.hear,

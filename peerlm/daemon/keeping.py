@@ -22,7 +22,7 @@ from peerlm.config import NodeSettings, Plan
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.data import shards, tokenizer
 from peerlm.effects import InstallObjects, Rehost, WriteSnapshot
-from peerlm.errors import ChunkCorrupt, ConfigError, PeerlmError, StateError
+from peerlm.errors import ChunkCorrupt, ConfigError, PeerlmError, StateError, Vanished
 from peerlm.events import Event
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.sketch import distance, sketch
@@ -301,8 +301,7 @@ class Keeping:
             return False
         try:
             self._objects.verify(object_hash)
-        except ChunkCorrupt:
-            self._objects.remove(object_hash)
+        except (ChunkCorrupt, Vanished):
             return False
         return True
 

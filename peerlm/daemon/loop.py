@@ -19,18 +19,21 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from peerlm import effects as fx
 from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.cutting import Cutting
+from peerlm.daemon.desk import Desk
 from peerlm.daemon.dial_back import try_dial
 from peerlm.daemon.introduction import Introduction
 from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.page import Page
+from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
 from peerlm.effects import Effect
-from peerlm.errors import PeerlmError
+from peerlm.errors import PeerlmError, StateError
 from peerlm.events import Event, LoopLagged, SaveFailed
 from peerlm.identity import files
 from peerlm.identity.root import SignedPlan, verify_plan
@@ -58,6 +61,11 @@ SAVE_AGAIN_S = 5.0
 
 Save = fx.Save | fx.SaveChain | fx.SaveRevocations
 
+OF_STORE = (
+    *(fx.ReadManifest, fx.DropChunks, fx.MakeProof),
+    *(fx.TellReaders, fx.TellSurveyed, fx.TellCheckpoint),
+)
+
 CHECK_S = 5.0
 """How often the node's invariants are checked."""
 
@@ -74,7 +82,7 @@ def wall() -> WallTime:
 class Driver:
     """Drives one node over real sockets, files and processes.
 
-    Set `introduction`, `links`, `bulk`, `serving`, `transfers`, `keeping` and `worker` before `begin`: they
+    Set `introduction`, `links`, `bulk`, `serving`, `desk`, `transfers`, `keeping` and `worker` before `begin`: they
     report through `post`, so the driver is there first. The last three may be replaced (holding.py), when `moves`
     asks for it.
     """
@@ -86,6 +94,9 @@ class Driver:
     keeping: Keeping
     worker: WorkerLink
     serving: Serving
+    desk: Desk
+    cutting: Cutting
+    scrubbing: Scrubbing
     slow: SlowWeights
     node: Node
     holding: Holding
@@ -108,6 +119,7 @@ class Driver:
         self._check_at = now()
         self._began = False
         self._unsaved: dict[str, Save] = {}
+        self._saves: set[asyncio.Task[None]] = set()
         # One thread: two versions of a file must reach the disk in order.
         self.saver = ThreadPoolExecutor(1, "peerlm-save")
 
@@ -340,9 +352,17 @@ class Driver:
             case fx.PrepareCorpus():
                 self._tasks.create_task(keeping.prepare_corpus(effect.is_kept))
             case fx.Save() | fx.SaveChain() | fx.SaveRevocations():
-                self._tasks.create_task(self._save(effect))
+                saving = self._tasks.create_task(self._save(effect))
+                self._saves.add(saving)
+                saving.add_done_callback(self._saves.discard)
             case fx.UsePlan():
                 self._use_plan(effect)
+            case fx.CutFragments():
+                self.cutting.cut(effect, slow)
+            case fx.WriteCheckpoint():
+                self.cutting.write(effect, keeping)
+            case _ if isinstance(effect, OF_STORE):
+                self.desk.perform(effect)
             case _:
                 raise AssertionError(f"no driver for {type(effect).__name__}")
 
@@ -368,6 +388,12 @@ class Driver:
             if self._unsaved.get(name) is effect:
                 del self._unsaved[name]
 
+    async def saved(self, name: str) -> None:
+        """Until what is kept under this name is on the disk as it is now. Raises `StateError`: it cannot be saved now."""
+        await asyncio.gather(*self._saves)
+        if name in self._unsaved:
+            raise StateError(f"{name}: cannot be saved now, and is tried again; see `peerlm logs`")
+
     def _save_again(self, name: str, effect: Save) -> None:
         if self._began and self._unsaved.get(name) is effect:
             self._tasks.create_task(self._save(effect))
@@ -379,6 +405,8 @@ class Driver:
                 disk.write_atomic(self._state.address_book, data)
             case fx.Save(name="plan", data=data):
                 files.write_plan(root, data)
+            case fx.Save(name="catalog", data=data):
+                disk.write_atomic(self._state.catalog, data)
             case fx.Save(name="placement", data=data):
                 disk.write_atomic(self._state.placement, data)
             case fx.Save(name=name):

@@ -14,6 +14,7 @@ import os
 import random
 import signal
 from collections.abc import AsyncIterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,11 @@ from peerlm.daemon import control
 from peerlm.daemon.address import advertised_host
 from peerlm.daemon.answers import handler, look
 from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.cutting import Cutting
+from peerlm.daemon.desk import Desk
 from peerlm.daemon.holding import Holding, all_sizes, threads_of
 from peerlm.daemon.introduction import Introduction
-from peerlm.daemon.keeping import Keeping, tallies_of
+from peerlm.daemon.keeping import Keeping, corpus_objects, tallies_of
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver, now, wall
@@ -38,6 +41,7 @@ from peerlm.daemon.notify import Notifier
 from peerlm.daemon.page import Page
 from peerlm.daemon.pools import full_pool
 from peerlm.daemon.ports import preferred, remember
+from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.sockets import is_free
 from peerlm.daemon.watch import history_of, keep_watch
@@ -50,13 +54,17 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
+from peerlm.node.birth import Birth
 from peerlm.node.dial_back import Ports
-from peerlm.node.node import Birth, Node
+from peerlm.node.node import Node
+from peerlm.node.register import read_kept
 from peerlm.node.stock import hashes
+from peerlm.node.stored import Stored
 from peerlm.observe.curves import Origin
-from peerlm.store.disk import StateDirectory, read_file, require_own
+from peerlm.store.disk import StateDirectory, free_bytes, read_file, require_own, write_atomic
+from peerlm.store.objects import Objects
 from peerlm.train import protocol
-from peerlm.types import short
+from peerlm.types import ObjectHash, short
 
 COMPUTE_THREADS = 2
 """Arithmetic on slow weights; numpy lets go of the interpreter, so two keep two cores busy."""
@@ -65,6 +73,11 @@ DISK_THREADS = 2
 OTHER_THREADS = 4
 
 ADDRESS_BOOK_BYTES_MAX = 64 << 20
+CATALOG_BYTES_MAX = 256 << 20
+SCRUB_BYTES_MAX = 4096
+
+FREE_SHARE = 10
+"""One part in so many of what is free on the disk is offered to the swarm's store, unless node.toml says how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,12 +268,28 @@ async def open_daemon(
         await holding.build(first_pass=epoch)
         offered = holding.offered
         driver.keeping.drop_leftovers(hashes(offered.placed.copies) if offered else ())
+        driver.scrubbing = _scrubbing(driver, state, holding.objects, home, disk)
+        driver.cutting = Cutting(loop, driver.post, holding.objects, home.gate.run_id, disk)
+        driver.desk = Desk(
+            lambda: driver.node,
+            driver.post,
+            driver.take,
+            driver.saved,
+            holding.objects,
+            driver.scrubbing,
+            disk,
+            now,
+            wall,
+        )
+        stack.push_async_callback(driver.desk.close)
         driver.node = _make_node(home, driver.keeping, holding, ports, epoch, seeds, state, log)
         driver.history = history_of(state)
-        streams = {"gateway": driver.serving.talk}
+        streams = {"gateway": driver.serving.talk, "store": driver.desk.talk}
         server = await control.serve(state, handler(driver), home.settings.control.group, streams)
         stack.push_async_callback(server.close)
         stack.callback(driver.end)
+        scrubbing = tasks.create_task(driver.scrubbing.run())
+        stack.callback(scrubbing.cancel)
         yield driver
 
 
@@ -345,8 +374,38 @@ def _make_node(
         origin=home.origin,
         restored=holding.restored,
         tallies=tallies_of(keeping.restored),
+        stored=_stored(home, holding.objects, state, log),
     )
-    return Node(birth, random.Random(os.urandom(16)), now(), wall())
+    return Node(birth, random.SystemRandom(), now(), wall())
+
+
+def _scrubbing(
+    driver: Driver, state: StateDirectory, objects: Objects, home: Home, disk: Executor
+) -> Scrubbing:
+    def lost(object_hash: ObjectHash, reason: str) -> None:
+        driver.post(events.ObjectLost(object_hash, reason))
+
+    days, rng = home.settings.store.scrub_days, random.Random(home.keys.peer_id)
+    at = read_file(state.scrub, SCRUB_BYTES_MAX) if state.scrub.exists() else b""
+    save = partial(write_atomic, state.scrub)
+    return Scrubbing(objects, disk, lost, days=days, wall=wall, rng=rng, state=at, save=save)
+
+
+def _stored(home: Home, objects: Objects, state: StateDirectory, log: DaemonLog) -> Stored:
+    """What the disk has of the swarm's store, and how much room this node offers."""
+    memory = b""
+    if state.catalog.exists():
+        memory = read_file(state.catalog, CATALOG_BYTES_MAX)
+        try:
+            read_kept(memory)
+        except StateError as error:
+            log.write("warning", "catalog", {"why": str(error)})
+            memory = b""
+    store, chunks = home.settings.store, objects.chunks
+    room = store.bytes or sum(size for _, size in chunks) + free_bytes(state.root) // FREE_SHARE
+    shards, others = corpus_objects(home.plan.plan)
+    pinned = frozenset((*shards, *others))
+    return Stored(room if store.enabled else 0, chunks, memory, pinned)
 
 
 def _read_book(state: StateDirectory, log: DaemonLog) -> AddressBook:

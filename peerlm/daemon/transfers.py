@@ -28,14 +28,21 @@ from peerlm.effects import (
     ServeExchange,
     ServePull,
 )
-from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Unreachable, WireError
+from peerlm.errors import (
+    ChunkCorrupt,
+    PeerlmError,
+    StateError,
+    Unreachable,
+    Vanished,
+    WireError,
+)
 from peerlm.events import Event
 from peerlm.mix import flow
 from peerlm.mix.chunks import stream_bytes
 from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.vector import Vector
 from peerlm.store.objects import Objects, Partial
-from peerlm.types import FragmentId, PeerId, TransferId
+from peerlm.types import FragmentId, ObjectHash, PeerId, TransferId
 
 R = TypeVar("R")
 
@@ -278,7 +285,6 @@ class Transfers:
                 progressed,
                 e.progress_timeout_s,
             )
-            await asyncio.get_running_loop().run_in_executor(None, partial.finish)
         except PeerlmError as error:
             partial.discard()
             self._post(events.PullEnded(e.transfer, _fault(error), _reason(error)))
@@ -286,12 +292,20 @@ class Transfers:
         except asyncio.CancelledError:
             partial.discard()
             raise
+        try:  # once begun it ends by itself: nobody else may close its file meanwhile
+            finish = asyncio.get_running_loop().run_in_executor(None, partial.finish)
+            finish.add_done_callback(_looked_at)
+            await asyncio.shield(finish)
+        except PeerlmError as error:
+            self._post(events.PullEnded(e.transfer, _fault(error), _reason(error)))
+            return
         self._post(events.PullEnded(e.transfer, "ok"))
 
     async def _begin(self, e: RunPull) -> Partial:
         """Room for the object: measuring the directory may take a while. Raises `StateError`."""
         loop = asyncio.get_running_loop()
-        begun = loop.run_in_executor(None, self._objects.begin, e.object_hash, e.size)
+        begin = self._objects.begin
+        begun = loop.run_in_executor(None, begin, e.object_hash, e.size, e.is_chunk)
         try:
             return await asyncio.shield(begun)
         except asyncio.CancelledError:
@@ -299,18 +313,43 @@ class Transfers:
             raise
 
     async def _serve_pull(self, e: ServePull) -> None:
+        """What is kept for the store is read whole before any of it is sent: no damaged byte of it ever is."""
+        objects, name = self._objects, e.object_hash
+        is_chunk = objects.has_chunk(name)
+
         def read(offset: int, length: int) -> bytes:
-            return self._objects.read(e.object_hash, offset, length)
+            return objects.read(name, offset, length)
 
         try:
-            size = self._objects.size_bytes(e.object_hash)
+            size = objects.size_bytes(name)
             sent = await self._bulk.serve(
-                e.transfer, read, size, (e.key_up, e.key_down), e.progress_timeout_s
+                e.transfer,
+                _Whole(objects, name).read if is_chunk else read,
+                size,
+                (e.key_up, e.key_down),
+                e.progress_timeout_s,
+                is_held=is_chunk,
             )
-        except PeerlmError:
+        except PeerlmError as error:
+            if is_chunk and isinstance(error, ChunkCorrupt | Vanished):
+                self._post(events.ObjectLost(name, str(error)))
             self._post(events.PullServed(e.transfer, "lost", 0))
             return
         self._post(events.PullServed(e.transfer, "ok", sent))
+
+
+class _Whole:
+    """An object that was checked as a whole when the first of it is asked for, in the one thread that asks."""
+
+    def __init__(self, objects: Objects, object_hash: ObjectHash) -> None:
+        self._objects, self._name = objects, object_hash
+        self._data: bytes | None = None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Raises `ChunkCorrupt`, `StateError`."""
+        if self._data is None:
+            self._data = self._objects.read_verified(self._name)
+        return self._data[offset : offset + length]
 
 
 Ended = TypeVar("Ended", events.ExchangeEnded, events.ExchangeServed)
@@ -346,6 +385,12 @@ async def _ending(run: asyncio.Task[None]) -> str:
 def _discard(begun: asyncio.Future[Partial]) -> None:
     if not begun.cancelled() and begun.exception() is None:
         begun.result().discard()
+
+
+def _looked_at(finish: asyncio.Future[None]) -> None:
+    """Of a cancelled pull nobody wants to know how it ended."""
+    if not finish.cancelled():
+        finish.exception()
 
 
 def _fault(error: PeerlmError) -> str:

@@ -12,12 +12,12 @@ one line. This module never guesses an encoding and never skips a file it cannot
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from peerlm.data.sources import SHIPPED as SHIPPED
+from peerlm.data.sources import explained, files_of
 from peerlm.errors import ConfigError
 
-SHIPPED = "shipped"
 PIECE_BYTES = 1 << 20
 """Most bytes of text in memory at once, but for the tokens made of them."""
 
@@ -33,11 +33,8 @@ def documents(source: str, where: str) -> Iterator[str]:
     Raises:
         ConfigError: while iterating: nothing there, nothing in it, unreadable, or not UTF-8.
     """
-    url = (
-        str(Path(__file__).parent / "shipped" / "shakespeare.txt") if source == SHIPPED else source
-    )
-    try:
-        fs, paths = _files(url)
+    with explained(source, where):
+        fs, paths = files_of(source)
         if not paths:
             raise ConfigError(f"{where} = {source!r}: no files match")
         some = False
@@ -45,42 +42,8 @@ def documents(source: str, where: str) -> Iterator[str]:
             for piece in _pieces(fs, path, where):
                 some = True
                 yield piece
-    except ConfigError:
-        raise
-    except FileNotFoundError as error:
-        reason = (
-            error.__cause__ or "no such file or directory"
-        )  # over http the cause may be a refusal
-        raise ConfigError(f"{where} = {source!r}: not found: {reason}") from None
-    except ImportError as error:
-        raise ConfigError(
-            f"{where} = {source!r}: needs a package that is missing: {error}"
-        ) from None
-    except Exception as error:  # a file system of fsspec raises whatever its own library raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"{where} = {source!r}: cannot be read: {reason}") from None
     if not some:
         raise ConfigError(f"{where} = {source!r}: there is no text in it")
-
-
-def _files(url: str) -> tuple[Any, list[str]]:
-    """The file system and the sorted paths of all files that `url` stands for."""
-    import fsspec  # costs a tenth of a second and is needed only where a corpus is made
-
-    fs, path = fsspec.core.url_to_fs(url)
-    if url.startswith(("http://", "https://")):  # '?' is no glob here, and a page is no directory
-        return fs, [path]
-    if fs.isfile(path):
-        return fs, [path]
-    if fs.isdir(path):
-        root = path.rstrip("/")
-        names = {file: file[len(root) :].split("/") for file in fs.find(root)}
-        return fs, sorted(
-            f for f, parts in names.items() if not any(p.startswith(".") for p in parts)
-        )
-    if any(mark in path for mark in "*?["):
-        return fs, sorted(match for match in fs.glob(path) if fs.isfile(match))
-    raise FileNotFoundError(path)
 
 
 def _pieces(fs: Any, path: str, where: str) -> Iterator[str]:

@@ -17,18 +17,21 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import blake3
 import numpy as np
 import numpy.typing as npt
 
 from peerlm.data.corpus import documents
-from peerlm.data.tokenizer import TokenIds, Tokenizer, token_dtype
+from peerlm.data.tokenizer import BYTES, TokenIds, Tokenizer, token_dtype
 from peerlm.errors import ChunkCorrupt, ConfigError
 from peerlm.store import disk
+from peerlm.store.manifest import CHUNK_BYTES, Chunk, Kind, Manifest, of_files
+from peerlm.types import ObjectHash
 
 SHARD_TOKENS = 8_000_000
+TOKENIZER_FILE = "tokenizer.json"
 MAGIC = b"plmtoken"
 VERSION = 1
 HEADER = struct.Struct("<8sBBHI")
@@ -68,10 +71,10 @@ def prepare(
     with disk.explained("make", out_dir):
         out_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     shards: list[ShardInfo] = []
-    dtype = token_dtype(max(vocab, tokenizer.vocab))
+    vocab = max(vocab, tokenizer.vocab)
     ids = (tokenizer.encode(piece) for piece in documents(source, where))
     for shard_ids in _regrouped(ids, shard_tokens):
-        shards.append(_write_shard(shard_ids.astype(dtype, copy=False), out_dir))
+        shards.append(_write_shard(shard_ids, vocab, out_dir))
         progress(sum(shard.tokens for shard in shards))
     return shards
 
@@ -92,17 +95,79 @@ def _regrouped(pieces: Iterable[TokenIds], size: int) -> Iterator[TokenIds]:
         yield np.concatenate(waiting)
 
 
-def _write_shard(ids: TokenIds, out_dir: Path) -> ShardInfo:
+def shard_bytes(ids: TokenIds, vocab: int) -> bytes:
+    """The file of a shard: the same ids and vocabulary give the same bytes."""
+    body = np.ascontiguousarray(ids, token_dtype(vocab))
+    return HEADER.pack(MAGIC, VERSION, body.dtype.itemsize, 0, len(body)) + body.tobytes()
+
+
+def shard_tokens_max(vocab: int) -> int:
+    """How many tokens of a vocabulary fit a shard that is one chunk of the swarm's store."""
+    return (CHUNK_BYTES - HEADER.size) // token_dtype(vocab).itemsize
+
+
+def _write_shard(ids: TokenIds, vocab: int, out_dir: Path) -> ShardInfo:
     """Whole or not at all; nothing to do if the file is there already."""
-    header = HEADER.pack(MAGIC, VERSION, ids.dtype.itemsize, 0, len(ids))
-    body = np.ascontiguousarray(ids).data.cast("B")
-    digest = blake3.blake3(header).update(body).hexdigest()
+    data = shard_bytes(ids, vocab)
+    digest = blake3.blake3(data).hexdigest()
     path = out_dir / digest
-    if not (path.is_file() and path.stat().st_size == HEADER.size + len(body)):
+    if not (path.is_file() and path.stat().st_size == len(data)):
         with disk.AtomicFile(path) as file:
-            file.write(header)
-            file.write(body)
+            file.write(data)
     return ShardInfo(digest, len(ids), path)
+
+
+# ---------------------------------------------------------------------------- in the swarm's store
+
+
+class ShardFact(NamedTuple):
+    """What a manifest says of a shard."""
+
+    hash: ObjectHash
+    size: int
+    """Bytes of its file."""
+    tokens: int
+
+
+def shard_fact(data: bytes, tokens: int) -> ShardFact:
+    return ShardFact(ObjectHash(blake3.blake3(data).digest()), len(data), tokens)
+
+
+def corpus_manifest(
+    made: Sequence[ShardFact], tokenizer: bytes | None, vocab: int, documents: int
+) -> tuple[Manifest, tuple[bytes, ...]]:
+    """The manifest of a corpus, and the chunks of its tokenizer's file, which the store must have too.
+
+    It tells nothing of the source, so the same shards in the same order have the same manifest.
+
+    Args:
+        made: All shards, in order.
+        tokenizer: A JSON file; None: a token is a byte.
+        vocab: That the shards were made with.
+        documents: In all shards.
+
+    Raises:
+        ConfigError: no shards, since there was no text.
+    """
+    if not made:
+        raise ConfigError("there is no text in the source, so there is no corpus")
+    file = tokenizer or b""
+    parts = tuple(file[at : at + CHUNK_BYTES] for at in range(0, len(file), CHUNK_BYTES))
+    files: list[tuple[str, tuple[Chunk, ...]]] = [
+        (f"shard-{number:05}.tokens", (Chunk(fact.hash, fact.size),))
+        for number, fact in enumerate(made)
+    ]
+    if parts:
+        chunks = tuple(Chunk(ObjectHash(blake3.blake3(part).digest()), len(part)) for part in parts)
+        files.append((TOKENIZER_FILE, chunks))
+    meta = {
+        "tokens": sum(fact.tokens for fact in made),
+        "documents": documents,
+        "vocab": vocab,
+        "tokenizer": blake3.blake3(file).hexdigest() if parts else BYTES,
+        "shard_tokens": [fact.tokens for fact in made],
+    }
+    return of_files(Kind.CORPUS, files, meta), parts
 
 
 class Corpus:

@@ -9,6 +9,7 @@ Ids are kept as uint16 while the vocabulary allows it: half the disk, half the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,13 @@ import numpy.typing as npt
 from peerlm.errors import ConfigError
 
 BYTES = "bytes"
+
+ENDS = (
+    *("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eos|>", "<eos>", "<EOS>", "[EOS]"),
+    *("<\uff5cend\u2581of\u2581sentence\uff5c>", "<|im_end|>", "<end>", "[SEP]"),
+)
+"""What tokenizers call the token behind a document; the first that one has."""
+
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 
 
@@ -33,8 +41,15 @@ class Tokenizer(Protocol):
     def vocab(self) -> int:
         """Number of ids: every id is below it."""
 
+    @property
+    def end(self) -> int | None:
+        """What stands behind a document; None: it has no token for that."""
+
     def encode(self, text: str) -> TokenIds:
         """Ids of `text`, shape (tokens,), of `token_dtype(vocab)`. No special tokens are added."""
+
+    def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
+        """The same of several texts, on one core, and faster."""
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Text of `ids`. What is not valid text becomes U+FFFD, since a model may say anything."""
@@ -44,12 +59,16 @@ class ByteTokenizer:
     """A token is a byte of UTF-8."""
 
     vocab = 256
+    end = None
 
     def encode(self, text: str) -> TokenIds:
         raw = text.encode(
             "utf-8", errors="replace"
         )  # a lone surrogate, from a terminal, becomes "?"
         return np.frombuffer(raw, np.uint8).astype(token_dtype(self.vocab))
+
+    def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: npt.ArrayLike) -> str:
         return np.asarray(ids).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
@@ -77,10 +96,16 @@ class JsonTokenizer:
             raise ConfigError(f"{where}: the tokenizer has no tokens")
         self.data = data
         self.vocab: int = max(ids) + 1  # ids may have gaps
+        known = (self._inner.token_to_id(name) for name in ENDS)
+        self.end: int | None = next((token for token in known if token is not None), None)
 
     def encode(self, text: str) -> TokenIds:
         ids = self._inner.encode(text, add_special_tokens=False).ids
         return np.array(ids, dtype=token_dtype(self.vocab))
+
+    def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
+        dtype, encode = token_dtype(self.vocab), self._inner.encode_batch_fast
+        return [np.array(encode([t], add_special_tokens=False)[0].ids, dtype) for t in texts]
 
     def decode(self, ids: npt.ArrayLike) -> str:
         text: str = self._inner.decode(np.asarray(ids).tolist(), skip_special_tokens=False)

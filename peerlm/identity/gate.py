@@ -82,6 +82,18 @@ class Gate:
             self._count(error)
             raise
 
+    def author(self, chain: Chain) -> Verified:
+        """Who may have written a name in the swarm's store, whether it has a seat here or not.
+
+        Raises: `AuthError`, as `read_chain`; `revoked`, or `role` where it may not store.
+        """
+        verified = _read_once(chain, self.root_public_key, self.run_id)
+        if self.revocations.is_revoked(verified.serials):
+            raise AuthError("revoked", f"node {verified.peer_id.hex()} was revoked")
+        if Role.STORE not in verified.roles:
+            raise AuthError("role", f"node {verified.peer_id.hex()} has not the role store")
+        return verified
+
     def know(self, peers: Iterable[PeerId]) -> None:
         """These ids have been met before (the address book says so)."""
         for peer in peers:

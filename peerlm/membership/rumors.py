@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from peerlm.types import PeerId
-from peerlm.wire.message import Alive, Dead, PlanNews, Pulse, Revoked, Rumor, Suspect
+from peerlm.wire.message import Alive, Dead, Named, PlanNews, Pulse, Revoked, Rumor, Suspect
 
 SUBJECTS_MAX = 4096
 """Rumors queued at once. Over it the most told, oldest one goes; anti-entropy still carries it."""
@@ -35,7 +35,7 @@ def sends_limit(mult: int, n_members: int, sends_min: int) -> int:
 def rumor_bytes(rumor: Rumor) -> int:
     """Upper estimate of a rumor's encoded size, without encoding it."""
     match rumor:
-        case Alive():
+        case Alive() | Named():
             return 96 + len(rumor.record) + sum(len(link) + 4 for link in rumor.chain)
         case Suspect() | Dead():
             return 64

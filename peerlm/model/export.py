@@ -20,13 +20,14 @@ import tomlkit
 
 from peerlm.config import Plan, read_toml, to_dict
 from peerlm.errors import ConfigError
-from peerlm.model.plan import fragments, parameter_shapes
+from peerlm.model.plan import Shape, fragments, parameter_shapes
 from peerlm.model.tensors import (
     StoredTensor,
     Values,
     fragment_values,
     require_shape,
     stored_tensors,
+    tensors_header,
     write_tensors,
 )
 from peerlm.store import disk
@@ -51,17 +52,27 @@ def write_model(
     with disk.explained("make", directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     plan_toml = render_plan(plan).encode()
-    header = {
-        **(metadata or {}),
-        "format": "pt",
-        "plan_sha256": hashlib.sha256(plan_toml).hexdigest(),
-    }
-    shapes = parameter_shapes(plan.model, plan.data.vocab)
+    shapes, header = shapes_and_header(plan, plan_toml, metadata or {})
     if tokenizer is not None:
         disk.write_atomic(directory / TOKENIZER, tokenizer)
     disk.write_atomic(directory / PLAN, plan_toml)
     with disk.AtomicFile(directory / WEIGHTS) as file:
-        write_tensors(file, {name: shape for name, (_, shape) in shapes.items()}, values, header)
+        write_tensors(file, shapes, values, header)
+
+
+def shapes_and_header(
+    plan: Plan, plan_toml: bytes, metadata: Mapping[str, str]
+) -> tuple[dict[str, Shape], dict[str, str]]:
+    """Of the weights' file: every tensor's shape, and what its header says besides."""
+    shapes = {n: s for n, (_, s) in parameter_shapes(plan.model, plan.data.vocab).items()}
+    digest = hashlib.sha256(plan_toml).hexdigest()
+    return shapes, {**metadata, "format": "pt", "plan_sha256": digest}
+
+
+def weights_header(plan: Plan, metadata: Mapping[str, str]) -> bytes:
+    """How the weights' file begins; the fragments' values, in the plan's order, follow it."""
+    shapes, header = shapes_and_header(plan, render_plan(plan).encode(), metadata)
+    return tensors_header(shapes, header)
 
 
 def open_model(directory: Path) -> tuple[Plan, dict[str, StoredTensor]]:

@@ -94,15 +94,8 @@ def fragment_values(spec: FragmentSpec, tensors: Tensors) -> Values:
     return np.concatenate([tensors[p.tensor].values(p.start, p.stop) for p in spec.slices])
 
 
-def write_tensors(
-    file: AtomicFile,
-    shapes: Mapping[str, Shape],
-    fragments: Iterable[Values],
-    metadata: Mapping[str, str],
-) -> None:
-    """A safetensors file of fp32 tensors `shapes`, whatever their names, in the plan's order. As fragments
-    cover the parameters in that order, their values one after another are its body. Raises `StateError`.
-    """
+def tensors_header(shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> bytes:
+    """How a safetensors file of fp32 tensors `shapes` begins, whatever their names. What follows are their values."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, shape in shapes.items():
@@ -110,8 +103,20 @@ def write_tensors(
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file.write(len(text).to_bytes(8, "little") + text)
-    body = file.size_bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_tensors(
+    file: AtomicFile,
+    shapes: Mapping[str, Shape],
+    fragments: Iterable[Values],
+    metadata: Mapping[str, str],
+) -> None:
+    """A safetensors file of fp32 tensors `shapes`, in the plan's order. As fragments cover the parameters in that order,
+    their values one after another are its body. Raises `StateError`.
+    """
+    file.write(tensors_header(shapes, metadata))
+    body, end = file.size_bytes, 4 * sum(map(prod, shapes.values()))
     for values in fragments:
         file.write(values.data.cast("B"))
     assert file.size_bytes - body == end, f"{file.size_bytes - body} bytes for {end}"

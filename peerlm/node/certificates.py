@@ -17,11 +17,11 @@ from peerlm.errors import AuthError
 from peerlm.identity.chain import SKEW_S, Chain, Verified
 from peerlm.identity.gate import Gate
 from peerlm.identity.invite import renew, renewal_due_at
-from peerlm.identity.keys import NodeKeys
+from peerlm.identity.keys import NodeKeys, Purpose, is_signed
 from peerlm.membership.address_book import AddressBook
 from peerlm.types import PeerId, WallTime
 from peerlm.wire.codec import encode
-from peerlm.wire.message import Alive, NodeRecord, Pulse, Vitals
+from peerlm.wire.message import Alive, Named, NameRecord, NodeRecord, Pulse, Vitals
 
 OUT_OF_TIME = ("expired", "not_yet_valid")
 """Why a chain is refused that may hold at another time."""
@@ -113,6 +113,23 @@ class Certificates:
         """Our own record as a rumor, with the chain that proves it ours."""
         encoded = encode(record)
         return Alive(encoded, self._keys.sign(encoded), self.chain)
+
+    def sign_name(self, record: NameRecord) -> Named:
+        """A name's record with our signature, and the chain that lets us write it."""
+        encoded = encode(record)
+        return Named(encoded, self._keys.sign(encoded), self.chain)
+
+    def author_of(self, proof: Named) -> PeerId:
+        """Who has written a name. A chain that has ended since counts: names outlive their writers.
+
+        Raises:
+            AuthError: the chain is not of this run, does not allow its node to store, or was revoked; or the
+                signature is not of its node.
+        """
+        author = self._gate.author(proof.chain)
+        if not is_signed(author.ed25519_pk, Purpose.RECORD, proof.record, proof.signature):
+            raise AuthError("bad_signature", f"node {author.peer_id.hex()} did not sign it")
+        return author.peer_id
 
     def sign_vitals(self, vitals: Vitals) -> Pulse:
         """Our vitals as a rumor."""

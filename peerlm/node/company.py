@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 
 from peerlm import __version__, config
@@ -58,6 +58,7 @@ from peerlm.wire.message import (
     Greeting,
     Message,
     Nack,
+    Named,
     NodeRecord,
     Ping,
     PingRequest,
@@ -141,6 +142,8 @@ class Company:
             left=False,
         )
         self.ports = ports
+        self.hear_name: Callable[[Named, PeerId, Instant], list[Effect]] = lambda *_: []
+        """What a name of the swarm's store leads to: the node sets it."""
         self.membership = Membership(
             record,
             profile or profile_named(plan.plan.swarm.profile),
@@ -332,6 +335,8 @@ class Company:
                 return self.revoked(rumor.blob, now, teller=teller)
             case PlanNews():
                 return self._plan_seen(teller, rumor.revision, rumor.plan_hash)
+            case Named():
+                return self.hear_name(rumor, teller, now)
         return []
 
     def _pulse(self, teller: PeerId | None, pulse: Pulse, now: Instant) -> list[Effect]:
@@ -356,6 +361,21 @@ class Company:
         """Count in words of our own: a peer's text as a key would let it fill our memory."""
         code = error.code if isinstance(error, AuthError) else "malformed"
         self.misbehaviour[f"{what}: {code}"] += 1
+
+    def spread_name(
+        self, proof: Named, subject: bytes, now: Instant, teller: PeerId | None
+    ) -> list[Effect]:
+        """Gossip a name of the swarm's store."""
+        return self.membership.spread(proof, subject, now, teller=teller)
+
+    def stores(self) -> dict[PeerId, tuple[int, str]]:
+        """Live members that offer room to the swarm's store: bytes, and what each fails together with."""
+        offers = {}
+        for peer in self.linked():
+            vitals = self.vitals_of(peer)
+            if vitals is not None and vitals.store_bytes and self.gate.allows(peer, Role.STORE):
+                offers[peer] = (vitals.store_bytes, vitals.store_label)
+        return offers
 
     def publish(self, vitals: Vitals, now: Instant) -> list[Effect]:
         """Sign and gossip how this node is doing."""
@@ -519,9 +539,10 @@ def _vitals_of(encoded: bytes) -> Vitals | None:
 
 
 def fixed_differences(ours: Plan, theirs: Plan) -> list[str]:
-    """Differences in what the weights and the text of a run depend on, which no revision may
-    change; one line each."""
-    fixed = ("model.", "data.", "run.name:", "run.rng_seed:", "run.initial:", "mix.fragment_max:")
+    """Differences in what the weights of a run depend on, which no revision may change; one line each. To other text
+    they get used."""
+    model = ("model.", "data.tokenizer:", "data.vocab:", "mix.fragment_max:")
+    fixed = (*model, "run.name:", "run.rng_seed:", "run.initial:")
     return [line for line in config.differences(ours, theirs) if line.startswith(fixed)]
 
 

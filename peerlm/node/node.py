@@ -15,23 +15,18 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from peerlm import events as ev
-from peerlm.config import NodeSettings
 from peerlm.effects import Effect, Halt, Log, Rehost, Send, WriteSnapshot
 from peerlm.events import Event
-from peerlm.identity.chain import Chain
-from peerlm.identity.gate import Gate
-from peerlm.identity.keys import NodeKeys
-from peerlm.identity.root import SignedPlan
-from peerlm.membership.address_book import AddressBook
 from peerlm.membership.member import Member
-from peerlm.membership.profile import Profile
+from peerlm.node.birth import Birth
 from peerlm.node.company import TALK, Company
-from peerlm.node.dial_back import Ports
+from peerlm.node.library import TALK as STORE_TALK
+from peerlm.node.library import Library
 from peerlm.node.lifecycle import Phase
-from peerlm.node.placing import Offered, Placing, look_around
+from peerlm.node.placing import Placing, look_around
 from peerlm.node.seen import Seen, read_swarm
 from peerlm.node.snapshots import Restored
 from peerlm.node.status import Summary
@@ -56,6 +51,14 @@ from peerlm.wire.message import (
     Vitals,
 )
 
+OF_HOLDERS = (StateAsk, PullRequest, *STORE_TALK)
+"""Messages of those only whose roles let them have the weights and the text."""
+
+OF_STORE = (
+    *(ev.ObjectKept, ev.ObjectLost, ev.ManifestRead, ev.ProofMade),
+    *(ev.FragmentCut, ev.CheckpointWritten),
+)
+
 LOOK_S = 0.25
 """How often work is shown the swarm at least."""
 
@@ -76,35 +79,6 @@ LEAVE_S_MAX = 8.0
 
 GOODBYE_S = 1.0
 """A goodbye is given at least this long to reach somebody."""
-
-
-@dataclass(frozen=True, slots=True)
-class Birth:
-    """What a node is made from; all of it comes from the state directory and the sockets."""
-
-    keys: NodeKeys
-    chain: Chain
-    gate: Gate
-    plan: SignedPlan
-    settings: NodeSettings
-    ports: Ports
-    epoch: int
-    sizes: Mapping[FragmentId, int]
-    """Elements of each fragment of the plan that this node holds."""
-    seeds: tuple[str, ...]
-    book: AddressBook
-    origin: bool
-    """This node may make the initial weights."""
-    restored: Restored | None
-    tallies: tuple[tuple[PeerId, int, int], ...]
-    """(peer, boot epoch, tokens) from the snapshot."""
-    hosting: Hosting = field(default_factory=Hosting)
-    offered: Offered | None = None
-    """Of a model in stages: what this node offers, and whether it decides by itself which of them it holds."""
-    all_sizes: Mapping[FragmentId, int] = field(default_factory=dict)
-    """Then also: elements of each fragment of the plan."""
-    profile: Profile | None = None
-    """Timers other than the plan's preset, which a simulation may compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +114,8 @@ class Node:
         self.me = self.company.me
         self.work = self._make_work(now)
         self.placing = self._make_placing(now)
+        self.library = self._make_library(now)
+        self.storing = self.library.storing
         self._moving_since: Instant | None = None
         self._is_handed_over = False
         """The daemon is about to begin the work with other stages."""
@@ -185,9 +161,15 @@ class Node:
         if birth.offered is None:
             return None
         held = range(birth.hosting.first, birth.hosting.last + 1)
-        endpoint, rng = self.company.endpoint, random.Random(self._rng.random())
+        endpoint, rng = self.company.endpoint, self._rng
         plan = birth.plan.plan
         return Placing(self.me, plan, birth.all_sizes, held, birth.offered, endpoint, rng, now)
+
+    def _make_library(self, now: Instant) -> Library:
+        birth = self._birth
+        stage_of = birth.hosting.stage_of or dict.fromkeys(birth.sizes, 0)
+        settings, stored = birth.settings.store, birth.stored
+        return Library(self.company, lambda: self.work, settings, stored, stage_of, self._rng, now)
 
     # ------------------------------------------------------------------------------- being driven
 
@@ -195,6 +177,7 @@ class Node:
         """First effects. Call once, before anything else."""
         self._look_due = after(now, LOOK_S)
         effects = [*self.company.start(now), *self.work.start(self._seen(), now)]
+        effects += self.library.start(now)
         return self._outcome(effects, now)
 
     def acquaintance(self, now: Instant) -> Acquaintance:
@@ -232,6 +215,7 @@ class Node:
         effects += self.work.texts.channels.wake(now)
         effects += self._look(now)
         effects += self._place(now)
+        effects += self.library.wake(self.company.linked, now)
         if self._publish_due <= now and self._goodbye_at is None:
             effects += self._publish(now)
         if self._leaving_since is not None:
@@ -245,12 +229,14 @@ class Node:
             due = None if self.placing is None else self.placing.deadline()
             if due is not None:
                 self._work_due = min(self._work_due, due)
-        return min(self.company.deadline(), self._look_due, self._work_due)
+        due = min(self.company.deadline(), self._look_due, self._work_due)
+        return min(due, self.library.deadline())
 
     def check(self) -> None:
         """Raise `AssertionError` if a promise of ours is broken, as far as anything changed since
         the last check: cheap enough for after each event."""
         self.company.check()
+        self.library.check()
         if self._acted or not self._talked:
             self.work.check()
         self._acted = self._talked = False
@@ -259,6 +245,7 @@ class Node:
         """`check` of everything, changed or not."""
         self.check()
         self.company.audit()
+        self.library.audit()
         if self._seen_at == self.company.version:
             seen = self.work.seen._replace(swarm_tokens=self._ledger.total())
             assert seen == self._read_anew(), "work is shown a swarm that is no more"
@@ -278,7 +265,7 @@ class Node:
             case ev.DialTried():
                 return self.company.dial_back.tried(event, now)
             case ev.LinkUp():
-                return self.company.link_up(event, now)
+                return [*self.company.link_up(event, now), *self.library.link_up(event.peer)]
             case ev.LinkDown():
                 return self.company.link_down(event, now)
             case ev.Misbehaved():
@@ -314,13 +301,16 @@ class Node:
             case ev.ChannelWanted():
                 return work.texts.want(event.peer, work.seen, now)
             case ev.PullProgressed():
-                return [*work.acquisition.progressed(event, now), *self._stocked(event, now)]
+                effects = [*work.acquisition.progressed(event, now), *self._stocked(event, now)]
+                return [*effects, *self.library.handle(event, now)]
             case ev.PullEnded():
                 effects = [*work.acquisition.ended(event, now), *self._stocked(event, now)]
-                return [*effects, *self._look(now)]
+                return [*effects, *self.library.handle(event, now), *self._look(now)]
             case ev.PullServed():
                 work.snapshots.served(event.transfer)
                 return []
+            case _ if isinstance(event, OF_STORE):
+                return self.library.handle(event, now)
             case ev.WorkerReady():
                 return work.worker_ready(event, now)
             case ev.WorkerProgressed():
@@ -380,7 +370,7 @@ class Node:
                 if not company.allows(peer, Role.TRAIN):
                     answer = ExchangeAnswer(message.transfer, "refuse", "role", 0.0)
                     return [Send(peer, answer)]
-                if work.is_taken(TransferId(message.transfer)):
+                if self._is_taken(message.transfer):
                     answer = ExchangeAnswer(message.transfer, "refuse", "transfer id is taken", 0.0)
                     return [Send(peer, answer)]
                 return work.exchanges.on_request(peer, message, now)
@@ -389,7 +379,7 @@ class Node:
             case ExchangeDone():
                 return work.exchanges.on_done(peer, message, now)
             case ChannelRequest():
-                if work.is_taken(TransferId(message.transfer)):
+                if self._is_taken(message.transfer):
                     taken = ChannelAnswer(message.transfer, "refuse", "transfer id is taken")
                     return [Send(peer, taken)]
                 if message.for_texts:
@@ -398,7 +388,7 @@ class Node:
             case ChannelAnswer():
                 texts = work.texts.channels.on_answer(peer, message, now)
                 return [*work.channels.on_answer(peer, message, now), *texts]
-            case StateAsk() | PullRequest() if not company.may_hold(peer):
+            case _ if isinstance(message, OF_HOLDERS) and not company.may_hold(peer):
                 return []
             case StateAsk():
                 return work.asked_for_state(peer, now)
@@ -407,18 +397,29 @@ class Node:
                 if self.placing is None:
                     return shown
                 return shown + self.placing.stock.shows(peer, message, work.plan_hash, now)
+            case PullRequest() if self.library.is_taken(TransferId(message.transfer)):
+                refused = PullAnswer(message.transfer, "refuse", "transfer id is taken", 0)
+                return [Send(peer, refused)]
             case PullRequest():
-                return work.donate(peer, message, now)
+                return work.donate(peer, message, self.storing.size_of, now)
             case PullAnswer():
                 answered = work.acquisition.on_pull_answer(peer, message, now)
+                answered += self.library.received(peer, message, now)
                 if self.placing is None:
                     return answered
                 return answered + self.placing.stock.answers(peer, message, now)
+            case _ if isinstance(message, STORE_TALK):
+                return self.library.received(peer, message, now)
         effects = company.received(peer, message, now)
         if isinstance(message, Tallies):
             # Before anybody who says so mixes with us: are we far behind?
             effects += self._look(now)
         return [*effects, *self._follow_plan(now)]
+
+    def _is_taken(self, transfer: bytes) -> bool:
+        """Something under way has this id."""
+        wanted = TransferId(transfer)
+        return self.work.is_taken(wanted) or self.library.is_taken(wanted)
 
     def _exchanged(
         self, event: ev.ExchangeEnded | ev.ExchangeServed, effects: list[Effect], now: Instant
@@ -464,7 +465,7 @@ class Node:
         """Show work the swarm as it is now."""
         self._look_due = after(now, LOOK_S)
         self._measure_rate(now)
-        return self.work.see(self._seen(), now)
+        return [*self.work.see(self._seen(), now), *self.library.look(now)]
 
     def _seen(self) -> Seen:
         """The swarm as work sees it; read anew only where it changed."""
@@ -534,6 +535,10 @@ class Node:
             first_stage=self._birth.hosting.first,
             last_stage=self._birth.hosting.last,
             is_draining=self.is_leaving,
+            store_bytes=self.storing.capacity,
+            store_used=self.storing.used,
+            store_label=self._birth.settings.store.label,
+            store_lacking=self.storing.lacking,
         )
         return placing.say(vitals, work.tempo.line_bytes_s) if placing else vitals
 
@@ -647,7 +652,9 @@ class Node:
         """What `status` shows, frozen."""
         parameters = sum(self._birth.sizes.values())
         own, rate = self._vitals(now), self._rate
-        return summarise(self.company, self.work, self.placing, own, rate, parameters, now)
+        return summarise(
+            self.company, self.work, self.placing, self.storing, own, rate, parameters, now
+        )
 
     def _outcome(self, effects: list[Effect], now: Instant) -> list[Effect]:
         """Every exit but that of talk: work may be other than it was."""

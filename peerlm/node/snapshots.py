@@ -146,14 +146,24 @@ class Snapshots:
         return [Send(peer, offer) for peer in askers]
 
     def donate(
-        self, peer: PeerId, request: PullRequest, now: Instant, *, active: bool, taken: bool
+        self,
+        peer: PeerId,
+        request: PullRequest,
+        now: Instant,
+        *,
+        active: bool,
+        taken: bool,
+        stored: int | None = None,
     ) -> list[Effect]:
-        """Answer a pull. `taken`: its transfer id is in use."""
+        """Answer a pull. `taken`: its transfer id is in use. `stored`: bytes of it, if the store has it."""
         transfer, wanted = TransferId(request.transfer), ObjectHash(request.object_hash)
         sizes = dict(self.corpus)
         if active:
             given = (*self._offers_before, *self._offers, *self.copies)
             sizes |= {offer[2]: offer[3] for offer in given}
+        is_state = wanted in sizes and wanted not in dict(self.corpus)
+        if stored is not None:
+            sizes.setdefault(wanted, stored)
         if taken:
             return [Send(peer, PullAnswer(transfer, "refuse", "transfer id is taken", 0))]
         if wanted not in sizes:
@@ -162,7 +172,7 @@ class Snapshots:
         if len(self._served) >= PULLS_MAX or each >= PULLS_MAX_EACH:
             return [Send(peer, PullAnswer(transfer, "busy", "serving others", 0))]
         self._served[transfer] = peer
-        if wanted not in dict(self.corpus):
+        if is_state:
             held = {p: at for p, at in self._pulled_at.items() if self._is_pulling(p, at, now)}
             self._pulled_at = {**held, peer: now}
         serve = ServePull(

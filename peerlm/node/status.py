@@ -71,6 +71,18 @@ class PlacementSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreSummary:
+    """This node's part in the swarm's store. `lacking`, `swarm_lacking`: what should be here, and on all live nodes, and is not."""
+
+    capacity: int = 0
+    used: int = 0
+    names: int = 0
+    lacking: int = 0
+    swarm_lacking: int = 0
+    is_full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything `status` shows. Times in seconds, losses in nats per token."""
 
@@ -141,6 +153,7 @@ class Summary:
     """Why nobody will have this node, and what to do; empty while that is not so."""
     notes: tuple[str, ...]
     placement: PlacementSummary = PlacementSummary()
+    store: StoreSummary = StoreSummary()
 
 
 def as_json(s: Summary) -> dict[str, Any]:
@@ -231,6 +244,14 @@ def as_json(s: Summary) -> dict[str, Any]:
             "number": s.snapshot_number,
             "tokens": s.snapshot_tokens,
             "error": s.snapshot_error,
+        },
+        "store": {
+            "capacity_bytes": s.store.capacity,
+            "used_bytes": s.store.used,
+            "names": s.store.names,
+            "lacking": s.store.lacking,
+            "swarm_lacking": s.store.swarm_lacking,
+            "is_full": s.store.is_full,
         },
         "model_dir": s.model_dir,
         "why": why(s),

@@ -7,7 +7,14 @@ from peerlm.membership.address_book import address_of
 from peerlm.membership.member import State
 from peerlm.node.company import Company
 from peerlm.node.placing import Placing, said_of
-from peerlm.node.status import MemberSummary, PlacementSummary, StageSummary, Summary
+from peerlm.node.status import (
+    MemberSummary,
+    PlacementSummary,
+    StageSummary,
+    StoreSummary,
+    Summary,
+)
+from peerlm.node.storing import Storing
 from peerlm.node.work import Work
 from peerlm.types import Instant, PeerId, short
 from peerlm.wire.message import Vitals
@@ -17,6 +24,7 @@ def summarise(
     company: Company,
     work: Work,
     placing: Placing | None,
+    storing: Storing,
     own: Vitals,
     rate: float,
     parameters: int,
@@ -87,6 +95,20 @@ def summarise(
         shut_out=company.introductions.shut_out,
         notes=(progress.trouble,) if progress.trouble else (),
         placement=_placement(placing, now) if placing else PlacementSummary(),
+        store=_store(company, storing),
+    )
+
+
+def _store(company: Company, storing: Storing) -> StoreSummary:
+    said = [company.vitals_of(peer) for peer in company.stores()]
+    lacking = storing.lacking
+    return StoreSummary(
+        capacity=storing.capacity,
+        used=storing.used,
+        names=len(storing.register.living()),
+        lacking=lacking,
+        swarm_lacking=lacking + sum(vitals.store_lacking for vitals in said if vitals),
+        is_full=storing.is_full,
     )
 
 

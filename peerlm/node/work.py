@@ -44,7 +44,7 @@ from peerlm.node.texts import Texts
 from peerlm.node.worker import Worker
 from peerlm.swarm.hosting import Hosting, holders
 from peerlm.swarm.sampler import sampler_named
-from peerlm.types import FragmentId, Instant, PeerId, TransferId, after
+from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
 from peerlm.wire.message import PullRequest, StateGive
 
 STEER_S = 0.5
@@ -125,6 +125,8 @@ class Work:
         self._rng = rng
         self.started = now
         self.corpus_state, self._corpus_reason = "unknown", ""
+        self._other_text = False
+        """The plan names other text than the worker reads, which goes on with the old until the new is here."""
         self._outer_steps = 0
         self._steer_due = now
         self._model_due: Instant | None = None
@@ -386,10 +388,15 @@ class Work:
 
     def corpus_ready(self, event: CorpusReady, now: Instant) -> list[Effect]:
         self.snapshots.corpus = event.objects
-        return self.corpus("ready", "", now)
+        effects = self.worker.restart() if self._other_text else []
+        self._other_text = False
+        return [*effects, *self.corpus("ready", "", now)]
 
     def corpus_missing(self, event: CorpusMissing, now: Instant) -> list[Effect]:
         effects = self.acquisition.want_corpus(event.missing, now)
+        if self._other_text and self.corpus_state == "ready":
+            fields = (("objects", len(event.missing)),)
+            return [*effects, Log("info", "fetching_other_text", fields)]
         return effects + self.corpus(
             "missing", f"fetching {len(event.missing)} corpus objects", now
         )
@@ -510,12 +517,19 @@ class Work:
         offer = self.snapshots.offer(self.plan_hash, active=self.exchanges.standing.active)
         return dataclasses.replace(offer, final=offer.final and self.phase is Phase.DONE)
 
-    def donate(self, peer: PeerId, request: PullRequest, now: Instant) -> list[Effect]:
-        """Answer a pull: a corpus object, or a fragment of a recent snapshot."""
+    def donate(
+        self,
+        peer: PeerId,
+        request: PullRequest,
+        stored: Callable[[ObjectHash], int | None],
+        now: Instant,
+    ) -> list[Effect]:
+        """Answer a pull: a corpus object, a fragment of a recent snapshot, or what is `stored` for the swarm."""
         transfer = TransferId(request.transfer)
         taken = self.is_taken(transfer) or self.exchanges.is_taken(transfer)
         active = self.exchanges.standing.active
-        return self.snapshots.donate(peer, request, now, active=active, taken=taken)
+        size = stored(ObjectHash(request.object_hash))
+        return self.snapshots.donate(peer, request, now, active=active, taken=taken, stored=size)
 
     def is_taken(self, transfer: TransferId) -> bool:
         """Some pull has this id, served or our own."""
@@ -572,7 +586,7 @@ class Work:
         return self.step(now)
 
     def use_plan(self, plan: SignedPlan, now: Instant) -> list[Effect]:
-        """A newer revision holds. The model and the data cannot have changed; all else can."""
+        """A newer revision holds. The model and its tokenizer cannot have changed; all else can."""
         old = self.plan
         self.plan, self.plan_hash = plan.plan, plan.plan_hash
         self.exchanges.use_plan(plan.plan)
@@ -580,6 +594,9 @@ class Work:
         self.tempo.follow(self.plan.mix, now)
         # The worker reads the plan when it starts; the budget and H it is told as it goes.
         effects = self.worker.restart() if old.train != self.plan.train else []
+        if old.data.shards != self.plan.data.shards:
+            self._other_text = True
+            effects.append(PrepareCorpus())
         return effects + self.step(now)
 
     def model_failed(self, reason: str, now: Instant) -> list[Effect]:

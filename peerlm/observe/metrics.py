@@ -170,6 +170,42 @@ METRICS: tuple[Figure, ...] = (
         lambda s: bool(s["snapshot"]["error"]),
     ),
     Figure(
+        "peerlm_store_capacity_bytes",
+        "Room this node offers to the swarm's store.",
+        "gauge",
+        lambda s: s["store"]["capacity_bytes"],
+    ),
+    Figure(
+        "peerlm_store_used_bytes",
+        "What it keeps for the store.",
+        "gauge",
+        lambda s: s["store"]["used_bytes"],
+    ),
+    Figure(
+        "peerlm_store_names",
+        "Names in the store, as this node knows them.",
+        "gauge",
+        lambda s: s["store"]["names"],
+    ),
+    Figure(
+        "peerlm_store_lacking",
+        "Chunks that should be on this node and are not.",
+        "gauge",
+        lambda s: s["store"]["lacking"],
+    ),
+    Figure(
+        "peerlm_store_swarm_lacking",
+        "The same, of all live nodes.",
+        "gauge",
+        lambda s: s["store"]["swarm_lacking"],
+    ),
+    Figure(
+        "peerlm_store_full",
+        "1 while something that should be here does not fit into what this node offers.",
+        "gauge",
+        lambda s: s["store"]["is_full"],
+    ),
+    Figure(
         "peerlm_loop_lag_seconds",
         "99th percentile of the daemon's loop lag in the last minute.",
         "gauge",

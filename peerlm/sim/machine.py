@@ -25,8 +25,9 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
+from peerlm.node.birth import Birth
 from peerlm.node.dial_back import Ports
-from peerlm.node.node import Acquaintance, Birth, Node
+from peerlm.node.node import Acquaintance, Node
 from peerlm.node.snapshots import Restored
 from peerlm.sim.disk import Disk
 from peerlm.sim.labour import Labour
@@ -57,6 +58,10 @@ PORT, PORTS = 7700, 10
 NEVER = float("inf")
 
 
+NO_STORE = {"store.checkpoint_every_s": 0.0}
+"""Machines have no chunks (`sim.storing` has): nobody gathers a checkpoint."""
+
+
 class Machine:
     """See the module's docstring. `life` grows with every start and death of the process."""
 
@@ -64,7 +69,7 @@ class Machine:
         self, world: World, number: int, keys: NodeKeys, disk: Disk, settings: dict[str, Any]
     ) -> None:
         self.world, self.number, self.keys, self.disk = world, number, keys, disk
-        self.settings = with_changes(NodeSettings(), settings, "node.toml")
+        self.settings = with_changes(NodeSettings(), {**NO_STORE, **settings}, "node.toml")
         self.seeds: tuple[str, ...] = ()
         self.node: Node | None = None
         self.life = 0

@@ -18,8 +18,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -69,6 +69,12 @@ def explained(doing: str, path: Path) -> Iterator[None]:
         raise StateError(f"cannot {doing} {path}: {reason}") from error
 
 
+def error_number(error: StateError) -> int:
+    """The `errno` of what the operating system refused; 0 where it refused nothing."""
+    cause = error.__cause__
+    return cause.errno or 0 if isinstance(cause, OSError) else 0
+
+
 # ------------------------------------------------------------------------------------- writing
 
 
@@ -112,13 +118,17 @@ class AtomicFile:
         with explained("read", self.path):
             return _hash(self._fd, 0, self.size_bytes)
 
-    def commit(self) -> None:
-        """Make the file durable and visible. Raises: StateError, and then it was aborted."""
+    def commit(self, turn: AbstractContextManager[object] | None = None) -> None:
+        """Make the file durable and visible; visible under `turn`, a lock.
+
+        Raises: StateError, and then it was aborted.
+        """
         try:
             with explained("write", self.path):
                 os.fsync(self._fd)
-                os.rename(self._temp, self.path)
-                _sync_directory(self.path.parent)
+                with turn or nullcontext():
+                    os.rename(self._temp, self.path)
+                sync_directory(self.path.parent)
         finally:
             self.abort()
 
@@ -155,7 +165,7 @@ def remove(path: Path) -> None:
     """Remove a file, durably, if it is there. Raises: StateError."""
     with explained("remove", path):
         path.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
 def sweep(directory: Path) -> list[str]:
@@ -234,7 +244,8 @@ def _remove_if_orphan(temp: Path) -> bool:
         os.close(fd)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Make names that came or went in it durable. Raises: OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -278,6 +289,20 @@ class ReadFile:
         with explained("read", self.path):
             return _hash(self._fd, offset, length)
 
+    def forget_cached(self) -> None:
+        """What is read next comes from the device, and not from what the kernel remembers; where it can be told to."""
+        if hasattr(os, "posix_fadvise"):
+            with suppress(OSError):
+                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether it is the file that lies there now, under this name or another. Raises: StateError."""
+        with explained("read", path):
+            try:
+                return os.path.samestat(os.fstat(self._fd), os.lstat(path))
+            except FileNotFoundError:
+                return False
+
     def __del__(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -312,11 +337,14 @@ def _hash(fd: int, offset: int, length: int) -> ObjectHash:
 # ---------------------------------------------------------------------------------------- room
 
 
-def usage_bytes(directory: Path) -> int:
-    """Bytes in all files below `directory`; those that vanish meanwhile count nothing."""
+def usage_bytes(directory: Path, without: Collection[str] = ()) -> int:
+    """Bytes in all files below `directory`; those that vanish meanwhile count nothing. `without`: folders in it that are
+    left out."""
     total = 0
     with explained("measure", directory):
-        for folder, _, names in os.walk(directory):
+        for folder, folders, names in os.walk(directory):
+            if folder == os.fspath(directory):
+                folders[:] = [name for name in folders if name not in without]
             for name in names:
                 try:
                     total += os.lstat(os.path.join(folder, name)).st_size
@@ -334,19 +362,32 @@ def check_room(root: Path, needed_bytes: int, disk_limit_bytes: int, what: str) 
     Raises:
         StateError: naming what is needed, what there is, and what to change.
     """
-    with explained("measure", root):
-        disk = os.statvfs(root)
-    free = disk.f_bavail * disk.f_frsize
+    free = free_bytes(root)
     if needed_bytes + RESERVE_BYTES > free:
         raise StateError(
             f"no room for {what} in {root}: it needs {_mb(needed_bytes)} and {_mb(free)} are free "
             f"({_mb(RESERVE_BYTES)} are kept back); free some space or use another --state"
         )
-    if disk_limit_bytes and (used := usage_bytes(root)) + needed_bytes > disk_limit_bytes:
+    if disk_limit_bytes:
+        check_limit(root, needed_bytes, usage_bytes(root), disk_limit_bytes, what)
+
+
+def check_limit(
+    root: Path, needed_bytes: int, used_bytes: int, disk_limit_bytes: int, what: str
+) -> None:
+    """Raises `StateError` where `what` would take `root` past limits.disk_bytes."""
+    if used_bytes + needed_bytes > disk_limit_bytes:
         raise StateError(
-            f"no room for {what} in {root}: it needs {_mb(needed_bytes)}, {_mb(used)} are in use and "
+            f"no room for {what} in {root}: it needs {_mb(needed_bytes)}, {_mb(used_bytes)} are in use and "
             f"limits.disk_bytes allows {_mb(disk_limit_bytes)}; raise the limit"
         )
+
+
+def free_bytes(root: Path) -> int:
+    """What is free on the disk of `root`. Raises: StateError."""
+    with explained("measure", root):
+        found = os.statvfs(root)
+    return found.f_bavail * found.f_frsize
 
 
 def _mb(size_bytes: int) -> str:
@@ -358,18 +399,10 @@ def _mb(size_bytes: int) -> str:
 
 NAMES = frozenset(
     {
-        *(
-            "identity",
-            "chain",
-            "root",
-            "inviter",
-            "revocations",
-            "plan",
-            "node.toml",
-            "address_book",
-        ),
-        *("snapshots", "objects", "model", "local", "log", "log.1", "history", "epoch", "origin"),
-        *("control.sock", "lock", "ports", "page_port", "curves", "api_keys", "placement"),
+        *("identity", "chain", "root", "inviter", "revocations", "plan", "node.toml"),
+        *("address_book", "snapshots", "objects", "chunks", "scrub", "model", "local", "log"),
+        *("log.1", "history", "epoch", "origin", "control.sock", "lock", "ports", "page_port"),
+        *("curves", "api_keys", "placement", "catalog"),
     }
 )
 """What a node keeps in its folder. All else there is somebody else's."""
@@ -381,7 +414,7 @@ with a dot in front are a home folder's."""
 FOREIGN_SHOWN = 3
 
 
-def _is_temporary(name: str) -> bool:
+def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(_TEMP_SUFFIX)
 
 
@@ -396,7 +429,7 @@ class Layout:
         if not self.root.is_dir():
             return []
         names = (entry.name for entry in self.root.iterdir())
-        return sorted(n for n in names if n not in NAMES and not _is_temporary(n))
+        return sorted(n for n in names if n not in NAMES and not is_temporary(n))
 
     @property
     def identity(self) -> Path:
@@ -439,6 +472,16 @@ class Layout:
         return self.root / "objects"
 
     @property
+    def chunks(self) -> Path:
+        """Directory of what the node keeps for the swarm's store."""
+        return self.root / "chunks"
+
+    @property
+    def scrub(self) -> Path:
+        """How far scrubbing has come."""
+        return self.root / "scrub"
+
+    @property
     def model(self) -> Path:
         """Directory of the finished model; made at the end of the run."""
         return self.root / "model"
@@ -467,6 +510,11 @@ class Layout:
     def placement(self) -> Path:
         """The stages that a node which decides by itself holds, and copies of others' stages that it keeps."""
         return self.root / "placement"
+
+    @property
+    def catalog(self) -> Path:
+        """Names of the swarm's store, and the nodes that were keeping it."""
+        return self.root / "catalog"
 
     @property
     def epoch(self) -> Path:
@@ -515,11 +563,12 @@ class StateDirectory(Layout):
             self._lock_fd = _lock(root, self.lock)
         try:
             with explained("use", root):
-                for directory in (self.snapshots, self.objects):
+                made = (self.snapshots, self.objects, self.chunks)
+                for directory in made:
                     _make_directory(directory)
                 ours = [
                     directory
-                    for directory in (self.snapshots, self.objects, self.model, self.local_text)
+                    for directory in (*made, self.model, self.local_text)
                     if directory.is_dir() and _may_follow(root, directory)
                 ]
                 for directory in ours:

@@ -178,6 +178,36 @@ class Fetch:
         self._rate = _Rate(now)
         self._last_fault = ""
 
+    # ----------------------------------------------------------------------------------- wants
+
+    def want(self, key: Key, size_bytes: int) -> None:
+        """One more want, of known size; `offer` tells who has it."""
+        if key not in self._missing:
+            self._sizes[key], self._lot[key] = size_bytes, self._rng.randrange(1 << 30)
+            self._missing[key] = None
+
+    def offer(self, peer: PeerId, key: Key, object_hash: ObjectHash) -> None:
+        """This donor has it too, besides what it offered before. `wake` starts what may be started."""
+        donor = self._donors.setdefault(peer, _Donor({}, _Rest()))
+        if not donor.excluded and key in self._missing:
+            donor.offers[key] = object_hash
+
+    def forget(self, key: Key) -> list[PullEffect]:
+        """It is not wanted any more, or was pulled: nothing is known of it from here on."""
+        self._missing.pop(key, None)
+        self._sizes.pop(key, None)
+        self._lot.pop(key, None)
+        for donor in self._donors.values():
+            donor.offers.pop(key, None)
+        doomed = [pull for pull in self._pulls.values() if pull.key == key]
+        for pull in doomed:
+            del self._pulls[pull.transfer]
+        return [CancelPull(pull.transfer, pull.peer) for pull in doomed]
+
+    def is_offered(self, key: Key) -> bool:
+        """Some donor may still be asked for it, or is being asked."""
+        return bool(self._donors_of(key)) or any(p.key == key for p in self._pulls.values())
+
     # ---------------------------------------------------------------------------------- events
 
     def donor_offers(

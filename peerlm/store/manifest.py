@@ -124,7 +124,7 @@ def _from_json(body: dict[str, Any]) -> Manifest:
     if body["format"] != FORMAT:
         raise ValueError(f"its format is {str(body['format'])[:60]!r}, this peerlm reads {FORMAT}")
     chunks = tuple(Chunk(_hash(name), _size(size)) for name, size in body["chunks"])
-    files = tuple(File(_path(p), _count(first), _count(n)) for p, first, n in body["files"])
+    files = tuple(File(path_below(p), _count(first), _count(n)) for p, first, n in body["files"])
     if any(file.first + file.length > len(chunks) for file in files):
         raise ValueError("a file of chunks that are not listed")
     if len({file.path for file in files}) < len(files):
@@ -152,8 +152,8 @@ def _size(value: object) -> int:
     return value
 
 
-def _path(value: object) -> str:
-    """Relative, and nothing that leads out of the folder it is put in."""
+def path_below(value: object) -> str:
+    """A file's path in a manifest: relative, and nothing that leads out of the folder it is put in. Raises `ValueError`."""
     if not isinstance(value, str) or not 0 < len(value) <= PATH_CHARS_MAX:
         raise ValueError("a path is missing, or too long")
     parts = value.split("/")

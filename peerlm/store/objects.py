@@ -5,6 +5,10 @@ lie in a directory, one file each, named by their BLAKE3; fragments stay where t
 of a snapshot's data file. A file under its name is a promise kept: bytes are hashed before they
 are renamed to it.
 
+What the node keeps for the swarm's store, chunks and manifests, lies on a shelf of its own
+(`store.shelf`): `chunks/` beside `objects/`. Both are looked up alike, but what is in `chunks/` is
+only removed by `drop_chunk`, or when it is damaged. Something may lie on both.
+
 An object comes from one donor, piece by piece in any order, and counts only when all of it has
 arrived and hashes to its name. A pull that is cut short starts again from nothing, here or after a
 restart: objects are small (a fragment is at most some 16 MB), and what is never resumed needs no
@@ -13,15 +17,17 @@ record of what was received, and leaves no doubt about who sent a wrong byte.
 
 from __future__ import annotations
 
-import re
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from blake3 import blake3
 
-from peerlm.errors import ChunkCorrupt, StateError, WireError
-from peerlm.store import disk
+from peerlm.errors import ChunkCorrupt, StateError, Vanished, WireError
 from peerlm.store.disk import AtomicFile, Bytes, Layout, ReadFile
+from peerlm.store.manifest import MANIFEST_BYTES_MAX
+from peerlm.store.room import Room
+from peerlm.store.shelf import Shelf, damaged
 from peerlm.store.snapshot import Region, Snapshot
 from peerlm.types import ObjectHash, short
 from peerlm.wire.frame import CHUNK_BYTES
@@ -29,7 +35,8 @@ from peerlm.wire.frame import CHUNK_BYTES
 PIECE_BYTES = CHUNK_BYTES
 """An object is pulled in frames of the bulk plane; the last piece is what is left."""
 
-_NAME = re.compile(r"[0-9a-f]{64}")
+KEPT_BYTES_MAX = MANIFEST_BYTES_MAX
+"""Of what is kept for the store: it is read in one piece to be checked."""
 
 
 class _Place(NamedTuple):
@@ -43,34 +50,42 @@ class Objects:
 
     def __init__(self, layout: Layout, disk_limit_bytes: int = 0) -> None:
         """Finds the files that are there. Raises: StateError."""
-        self._layout = layout
-        self._disk_limit_bytes = disk_limit_bytes
-        self._sizes: dict[ObjectHash, int] = {}
+        self._own, self._kept = Shelf(layout.objects), Shelf(layout.chunks)
+        self._room = Room(layout.root, disk_limit_bytes, (self._own, self._kept))
         self._snapshots: dict[int, dict[ObjectHash, _Place]] = {}
-        with disk.explained("list", layout.objects):
-            for path in sorted(layout.objects.iterdir()):
-                if _NAME.fullmatch(path.name):
-                    self._sizes[ObjectHash(bytes.fromhex(path.name))] = path.stat().st_size
 
     def has(self, object_hash: ObjectHash) -> bool:
-        return object_hash in self._sizes or any(
-            object_hash in places for places in tuple(self._snapshots.values())
+        return (
+            object_hash in self._own
+            or object_hash in self._kept
+            or any(object_hash in places for places in tuple(self._snapshots.values()))
         )
+
+    def has_chunk(self, object_hash: ObjectHash) -> bool:
+        """Whether it is kept for the store."""
+        return object_hash in self._kept
 
     def size_bytes(self, object_hash: ObjectHash) -> int:
         """Raises: StateError when the object is not here."""
-        if object_hash in self._sizes:
-            return self._sizes[object_hash]
+        for shelf in (self._own, self._kept):
+            if (size := shelf.size(object_hash)) is not None:
+                return size
         return self._place(object_hash).size_bytes
 
     @property
     def files(self) -> tuple[ObjectHash, ...]:
-        """Objects that have a file of their own."""
-        return tuple(self._sizes)
+        """Objects that have a file of their own, but for what is kept for the store."""
+        return tuple(object_hash for object_hash, _ in self._own.sizes)
+
+    @property
+    def chunks(self) -> tuple[tuple[ObjectHash, int], ...]:
+        """(hash, bytes) of what is kept for the store, chunks and manifests."""
+        return self._kept.sizes
 
     def path(self, object_hash: ObjectHash) -> Path:
         """Where the object's own file lies, or would lie."""
-        return self._layout.objects / object_hash.hex()
+        is_kept_alone = object_hash in self._kept and object_hash not in self._own
+        return (self._kept if is_kept_alone else self._own).path(object_hash)
 
     # --------------------------------------------------------------------------------- serving
 
@@ -105,7 +120,25 @@ class Objects:
             )
         place.file.read_into(place.offset, out)
         if blake3(out).digest() != object_hash:
-            raise ChunkCorrupt(f"object {short(object_hash)} in {place.file.path} has changed")
+            raise damaged(object_hash, place.file)
+
+    def read_verified(self, object_hash: ObjectHash, *, from_device: bool = False) -> bytes:
+        """The whole object, checked; what is kept for the store is looked at first.
+
+        Args:
+            from_device: not from what the kernel remembers of the file, where no rot shows.
+
+        Raises:
+            ChunkCorrupt: it was damaged; its file is removed, or never read again.
+            Vanished: it was here and is not any more, or cannot be read any more.
+            StateError: it is not here, or cannot be read now.
+        """
+        for shelf in (self._kept, self._own):
+            if object_hash in shelf:
+                return shelf.read(object_hash, from_device=from_device)
+        out = bytearray(self.size_bytes(object_hash))
+        self.read_into(object_hash, memoryview(out))
+        return bytes(out)
 
     def register_snapshot(self, snapshot: Snapshot) -> None:
         """Serve a snapshot's fragments, until `retire_snapshot`, even if it is removed meanwhile.
@@ -137,16 +170,57 @@ class Objects:
     def put(self, data: Bytes) -> ObjectHash:
         """Keep bytes of our own; returns their name. Raises: StateError."""
         object_hash = ObjectHash(blake3(data).digest())
-        if object_hash not in self._sizes:
-            disk.check_room(self._layout.root, len(data), self._disk_limit_bytes, "an object")
-            disk.write_atomic(self.path(object_hash), data)
-            self._sizes[object_hash] = len(data)
+        if object_hash not in self._own:
+            self._write(self._own, object_hash, data)
         return object_hash
 
-    def begin(self, object_hash: ObjectHash, size_bytes: int) -> Partial:
-        """Room for an object about to be pulled. Raises: StateError when there is none."""
-        disk.check_room(self._layout.root, size_bytes, self._disk_limit_bytes, "an object")
-        return Partial(self, object_hash, size_bytes)
+    def put_chunk(self, data: Bytes) -> ObjectHash:
+        """Keep a chunk or a manifest for the store; on return it is durable. Returns its name. Raises: StateError."""
+        _require_size(len(data))
+        object_hash = ObjectHash(blake3(data).digest())
+        if not self._kept.is_there(object_hash):
+            self._write(self._kept, object_hash, data)
+        return object_hash
+
+    def _write(self, shelf: Shelf, object_hash: ObjectHash, data: Bytes) -> None:
+        size_bytes = len(data)
+        self._room.take(size_bytes, _WHAT)
+        try:
+            if shelf is self._kept and self._is_linked(object_hash, size_bytes):
+                return
+            file = AtomicFile(shelf.path(object_hash))
+            try:
+                file.write(data)
+                shelf.keep(file, object_hash)
+            finally:
+                file.abort()
+        finally:
+            self._room.give_back(size_bytes)
+
+    def _is_linked(self, object_hash: ObjectHash, size_bytes: int) -> bool:
+        """What is an object here already, undamaged, gets a second name instead of a second file."""
+        if self._own.size(object_hash) != size_bytes:
+            return False
+        try:
+            self._own.read(object_hash)
+        except (ChunkCorrupt, StateError):
+            return False
+        return self._kept.link(self._own.path(object_hash), object_hash, size_bytes)
+
+    def begin(self, object_hash: ObjectHash, size_bytes: int, is_chunk: bool = False) -> Partial:
+        """Room for an object about to be pulled. `is_chunk`: it is kept for the store.
+
+        Raises: StateError when there is none.
+        """
+        if is_chunk:
+            _require_size(size_bytes)
+        self._room.take(size_bytes, _WHAT)
+        try:
+            shelf = self._kept if is_chunk else self._own
+            return Partial(shelf, self._room, object_hash, size_bytes)
+        except BaseException:
+            self._room.give_back(size_bytes)
+            raise
 
     def verify(self, object_hash: ObjectHash) -> None:
         """Hash the object's own file again; one that has changed is removed.
@@ -157,33 +231,53 @@ class Objects:
         """
         place = self._place(object_hash)
         if place.file.hash(place.offset, place.size_bytes) != object_hash:
-            self.remove(object_hash)
-            raise ChunkCorrupt(f"object {short(object_hash)} in {place.file.path} has changed")
+            for shelf in (self._own, self._kept):
+                shelf.remove_damaged(object_hash, place.file)
+            raise damaged(object_hash, place.file)
 
     def remove(self, object_hash: ObjectHash) -> None:
-        """Remove the object's own file, if there is one. Raises: StateError."""
-        self._sizes.pop(object_hash, None)
-        disk.remove(self.path(object_hash))
+        """Remove the object's own file, if there is one; not what is kept for the store. Raises: StateError."""
+        self._own.remove(object_hash)
+
+    def drop_chunk(self, object_hash: ObjectHash) -> None:
+        """Keep it for the store no more. Raises: StateError."""
+        self._kept.remove(object_hash)
 
     def _place(self, object_hash: ObjectHash) -> _Place:
-        if object_hash in self._sizes:
-            file = ReadFile(self.path(object_hash))
-            return _Place(file, 0, file.size_bytes)
+        for shelf in (self._own, self._kept):
+            if object_hash in shelf:
+                try:
+                    file = shelf.open(object_hash)
+                except Vanished:
+                    if shelf is self._own and object_hash in self._kept:
+                        continue
+                    raise
+                return _Place(file, 0, file.size_bytes)
         for places in tuple(self._snapshots.values()):  # another thread may register
             if object_hash in places:
                 return places[object_hash]
         raise StateError(f"object {short(object_hash)} is not kept here")
 
-    def _finished(self, object_hash: ObjectHash, size_bytes: int) -> None:
-        self._sizes[object_hash] = size_bytes
+
+_WHAT = "an object"
+
+
+def _require_size(size_bytes: int) -> None:
+    if size_bytes > KEPT_BYTES_MAX:
+        raise StateError(
+            f"{size_bytes} bytes are too many for the store to keep in one piece; at most {KEPT_BYTES_MAX}"
+        )
 
 
 class Partial:
     """An object on its way in. Ends in `finish` or `discard`; a dead owner's is swept at start."""
 
-    def __init__(self, objects: Objects, object_hash: ObjectHash, size_bytes: int) -> None:
-        self._objects = objects
-        self._file = AtomicFile(objects.path(object_hash), size_bytes=size_bytes)
+    def __init__(self, shelf: Shelf, room: Room, object_hash: ObjectHash, size_bytes: int) -> None:
+        """Takes over `size_bytes` of `room`. Raises: StateError."""
+        self._shelf, self._room = shelf, room
+        self._file = AtomicFile(shelf.path(object_hash), size_bytes=size_bytes)
+        self._taken_bytes = [size_bytes]
+        """Of the room; popped by whoever gives up first."""
         self._pieces: set[int] = set()
         self.object_hash = object_hash
         self.size_bytes = size_bytes
@@ -228,11 +322,12 @@ class Partial:
                 )
             if self._file.hash() != self.object_hash:
                 raise ChunkCorrupt(f"object {short(self.object_hash)} does not hash to its name")
-            self._file.commit()
-            self._objects._finished(self.object_hash, self.size_bytes)
+            self._shelf.keep(self._file, self.object_hash)
         finally:
             self.discard()
 
     def discard(self) -> None:
         """Give up what was received. May be called again, and after `finish`."""
         self._file.abort()
+        with suppress(IndexError):
+            self._room.give_back(self._taken_bytes.pop())

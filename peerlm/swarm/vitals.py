@@ -206,4 +206,5 @@ def _standing_of(vitals: Vitals) -> tuple[object, ...]:
     """What decides how others deal with a node."""
     v = vitals
     held = v.first_stage, v.last_stage
-    return v.epoch, v.phase, v.active, v.participating, v.settled, v.plan_revision, held
+    room = v.store_bytes, v.store_label
+    return v.epoch, v.phase, v.active, v.participating, v.settled, v.plan_revision, held, room

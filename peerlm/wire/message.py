@@ -20,6 +20,7 @@ from typing import Annotated, ClassVar
 from peerlm.wire.bounds import Exactly, Least, Most
 
 Id16 = Annotated[bytes, Exactly(16)]
+Exactly8 = Annotated[bytes, Exactly(8)]
 Hash32 = Annotated[bytes, Exactly(32)]
 Key32 = Annotated[bytes, Exactly(32)]
 Signature = Annotated[bytes, Exactly(64)]
@@ -144,6 +145,16 @@ class Vitals(Struct):
     """How fast it trains, as measured; 0: not known yet."""
     line_bytes_s: float = 0.0
     """What its line carries, as measured; 0: not known yet."""
+    store_bytes: Count = 0
+    """What it offers the swarm's store; 0: it keeps nothing for others."""
+    store_used: Count = 0
+    """What it keeps of it."""
+    store_label: Annotated[str, Most(32)] = ""
+    """What it fails together with; empty: it fails alone."""
+    store_lacking: Count = 0
+    """Chunks that it should keep and does not have yet."""
+    is_preprocessing: bool = False
+    """It takes part in making token shards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +217,38 @@ class PlanNews(Struct):
     plan_hash: Hash32
 
 
-Rumor = Alive | Suspect | Dead | Pulse | Revoked | PlanNews
+@dataclass(frozen=True, slots=True)
+class NameRecord(Struct):
+    """What a name in the swarm's store stands for; signed by its writer. Of two, the one with the larger
+    (lamport, writer) holds."""
+
+    code: ClassVar[int] = 26
+    name: Annotated[str, Most(96)]
+    kind: Word
+    manifest: Annotated[bytes, Most(32)]
+    """Its hash; empty: the name was removed."""
+    size: Count
+    """Bytes of the manifest."""
+    lamport: Count
+    writer: Id16
+    wall: Annotated[float, Least(0.0)]
+    replicas: Annotated[int, Most(64)]
+    is_pinned: bool
+    about: Annotated[str, Most(200)]
+    """Where it came from, for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named(Struct):
+    """A name's record with its signature and the writer's certificate chain."""
+
+    code: ClassVar[int] = 27
+    record: Annotated[bytes, Most(1024)]
+    signature: Signature
+    chain: Chain
+
+
+Rumor = Alive | Suspect | Dead | Pulse | Revoked | PlanNews | Named
 Rumors = Annotated[tuple[Rumor, ...], Most(256)]
 
 
@@ -437,6 +479,110 @@ class PullAnswer(Message):
     verdict: Word
     reason: Line
     size: Annotated[int, Most(2**40)]
+
+
+# -------------------------------------------------------------------------------- the swarm's store
+
+
+@dataclass(frozen=True, slots=True)
+class NameDigest(Struct):
+    """What I know of one name."""
+
+    code: ClassVar[int] = 90
+    name: Exactly8
+    """The first bytes of its BLAKE3."""
+    lamport: Count
+    writer: Id16
+
+
+@dataclass(frozen=True, slots=True)
+class NamesAsk(Message):
+    """Anti-entropy of names whose digest is from `low` to `high`: give me what is newer, and, unless this is a reply,
+    ask me for what you lack."""
+
+    code: ClassVar[int] = 91
+    low: Exactly8
+    high: Exactly8
+    entries: Annotated[tuple[NameDigest, ...], Most(4096)]
+    reply: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NamesGive(Message):
+    """Names that the other has not, or not so new."""
+
+    code: ClassVar[int] = 92
+    names: Annotated[tuple[Named, ...], Most(64)]
+
+
+@dataclass(frozen=True, slots=True)
+class HaveAsk(Message):
+    """Which of these do you keep, verified?"""
+
+    code: ClassVar[int] = 93
+    number: Count
+    """The answer has the same."""
+    hashes: Annotated[tuple[Hash32, ...], Most(1024)]
+    is_due: bool
+    """Count only what is yours to keep, so that you will not drop it because I have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class HaveGive(Message):
+    """A bit for each, the first in the highest place of the first byte."""
+
+    code: ClassVar[int] = 94
+    number: Count
+    bits: Annotated[bytes, Most(128)]
+
+
+@dataclass(frozen=True, slots=True)
+class ProofAsk(Message):
+    """Show that you keep this chunk: the BLAKE3 of `nonce` and all its bytes, one after the other."""
+
+    code: ClassVar[int] = 95
+    object_hash: Hash32
+    nonce: Id16
+
+
+@dataclass(frozen=True, slots=True)
+class ProofGive(Message):
+    """`digest` is empty where it is not kept."""
+
+    code: ClassVar[int] = 96
+    object_hash: Hash32
+    nonce: Id16
+    digest: Annotated[bytes, Most(32)]
+
+
+@dataclass(frozen=True, slots=True)
+class PartAsk(Message):
+    """I gather a checkpoint: cut these fragments as they are now, keep the chunks, and tell me their hashes."""
+
+    code: ClassVar[int] = 97
+    slot: Id16
+    """The answer has the same."""
+    fragments: Annotated[tuple[Annotated[int, Most(1_000_000)], ...], Most(4096)]
+
+
+@dataclass(frozen=True, slots=True)
+class PartChunk(Struct):
+    """A chunk of a fragment's φ."""
+
+    code: ClassVar[int] = 98
+    hash: Hash32
+    size: Annotated[int, Least(1), Most(2**22)]
+
+
+@dataclass(frozen=True, slots=True)
+class PartGive(Message):
+    """A fragment is cut; without chunks: it cannot be had here."""
+
+    code: ClassVar[int] = 99
+    slot: Id16
+    fragment: Annotated[int, Most(1_000_000)]
+    version: Count
+    chunks: Annotated[tuple[PartChunk, ...], Most(1024)]
 
 
 # ----------------------------------------------------------------------------------------- channels

@@ -140,7 +140,7 @@ def test_streams_take_no_room_from_commands(layout: Layout) -> None:
         await reader.read()
 
     with serving(layout, echo, streams={"gateway": stream}), contextlib.ExitStack() as stack:
-        for _ in range(control.CONNECTIONS_MAX):
+        for _ in range(control.STREAMS_MAX):
             stack.enter_context(control.dial(layout, "gateway"))
         with pytest.raises(PeerlmError, match="too many such connections"):
             control.dial(layout, "gateway")

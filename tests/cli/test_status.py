@@ -15,7 +15,7 @@ from cli_scene import Cli, FakeDaemon, answer_of, member, sample_summary
 
 from peerlm.cli import views, words
 from peerlm.node.dial_back import Reached
-from peerlm.node.status import MemberSummary, headline, is_ready
+from peerlm.node.status import MemberSummary, StoreSummary, headline, is_ready
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads(resources.files("peerlm.observe").joinpath("status.schema.json").read_text())
@@ -128,6 +128,13 @@ def test_a_node_that_nobody_can_dial_says_so_beside_what_it_does(
     daemon.answers["status"] = answer_of(partly)
     lines = peerlm("why", "--state", daemon.layout.root).out.splitlines()
     assert lines[1].startswith("1 member cannot dial this node (no answer): ")
+
+
+def test_the_store_has_a_line_where_there_is_something_in_it() -> None:
+    assert "store" not in dict(views.facts(answer_of(sample_summary())))
+    lacking = StoreSummary(10**9, 25 * 10**6, 2, lacking=3, swarm_lacking=5, is_full=True)
+    line = dict(views.facts(answer_of(sample_summary(store=lacking))))["store"]
+    assert line == "2 names; 25 MB of 1 GB here; lacking: 3 here, 5 in the swarm; full"
 
 
 def test_what_is_wrong_is_shown() -> None:

@@ -15,10 +15,13 @@ import pytest
 
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
+from peerlm.effects import RunPull, ServePull
 from peerlm.errors import StateError
-from peerlm.events import PullEnded
+from peerlm.events import ObjectLost, PullEnded, PullServed
 from peerlm.mix.fragment import SlowFragment
-from peerlm.types import FragmentId, TransferId
+from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.objects import PIECE_BYTES, Objects, Partial
+from peerlm.types import FragmentId, ObjectHash, PeerId, TransferId
 
 ONE = TransferId(b"1" * 16)
 FRAGMENT = FragmentId(0)
@@ -102,8 +105,6 @@ async def test_a_crash_of_a_transfer_is_told_to_the_loop_as_fatal() -> None:
 
 
 async def test_room_for_an_object_is_made_off_the_loop(tmp_path: Path) -> None:
-    from peerlm.effects import RunPull
-
     posted: list[Any] = []
     objects = FullDisk()
     fields = dict.fromkeys(RunPull.__slots__, 0) | {"transfer": ONE}
@@ -113,3 +114,135 @@ async def test_room_for_an_object_is_made_off_the_loop(tmp_path: Path) -> None:
         await asyncio.gather(*one._running.values())
     assert posted == [PullEnded(ONE, "failed", "no room")]
     assert objects.asked_on != threading.get_ident()
+
+
+# ----------------------------------------------------------------- what is kept for the store
+
+
+class Wire(NoBulk):
+    """A bulk plane that pulls and serves within the process. `sent` is what a peer gets to see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent = b""
+        self.gives = b""
+        self.is_held = False
+
+    async def serve(
+        self, transfer: Any, read: Any, size: int, keys: Any, timeout_s: float, *, is_held: bool
+    ) -> int:
+        self.is_held = is_held
+        for at in range(0, size, PIECE_BYTES):
+            length = min(PIECE_BYTES, size - at)
+            self.sent += await asyncio.get_running_loop().run_in_executor(None, read, at, length)
+        return size
+
+    async def pull(self, *arguments: Any) -> None:
+        write_at = arguments[5]
+        for at in range(0, len(self.gives), PIECE_BYTES):
+            write_at(at, self.gives[at : at + PIECE_BYTES])
+
+
+class Scene:
+    def __init__(self, root: Path, pool: ThreadPoolExecutor) -> None:
+        StateDirectory(root).close()
+        self.objects, self.wire = Objects(Layout(root)), Wire()
+        self.posted: list[Any] = []
+        parts = {"post": self.posted.append, "bulk": self.wire, "objects": self.objects}
+        self.transfers = transfers(pool, print, **parts)
+
+    async def serve(self, name: ObjectHash) -> None:
+        self.transfers.serve_pull(ServePull(ONE, PeerId(b"p" * 16), name, b"", b"", 5.0))
+        await asyncio.gather(*self.transfers._running.values())
+
+    async def pull(self, data: bytes, name: ObjectHash, is_chunk: bool) -> None:
+        self.wire.gives = data
+        peer = PeerId(b"p" * 16)
+        pull = RunPull(ONE, peer, "here", 1, name, len(data), b"", b"", 5.0, is_chunk)
+        self.transfers.run_pull(pull)
+        await asyncio.gather(*self.transfers._running.values())
+
+
+WHOLE = bytes(range(256)) * 4000
+
+
+async def test_a_chunk_is_served_as_it_was_put(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        scene = Scene(tmp_path, pool)
+        name = scene.objects.put_chunk(WHOLE)
+        await scene.serve(name)
+        assert scene.wire.sent == WHOLE
+        assert scene.wire.is_held
+        assert scene.posted == [PullServed(ONE, "ok", len(WHOLE))]
+        other = scene.objects.put(WHOLE[:-1])
+        await scene.serve(other)
+        assert not scene.wire.is_held
+
+
+@pytest.mark.parametrize("at", [0, len(WHOLE) // 2, len(WHOLE) - 1])
+async def test_not_one_byte_of_a_damaged_chunk_is_served(tmp_path: Path, at: int) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        scene = Scene(tmp_path, pool)
+        name = scene.objects.put_chunk(WHOLE)
+        data = bytearray(WHOLE)
+        data[at] ^= 128
+        scene.objects.path(name).write_bytes(data)
+        await scene.serve(name)
+    assert scene.wire.sent == b""
+    lost, served = scene.posted
+    assert isinstance(lost, ObjectLost)
+    assert lost.object_hash == name
+    assert "has changed" in lost.reason
+    assert served == PullServed(ONE, "lost", 0)
+    assert not scene.objects.has_chunk(name)
+
+
+async def test_a_vanished_chunk_is_lost_and_a_dropped_one_is_not(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        scene = Scene(tmp_path, pool)
+        name = scene.objects.put_chunk(WHOLE)
+        scene.objects.path(name).unlink()
+        await scene.serve(name)
+        assert [type(event) for event in scene.posted] == [ObjectLost, PullServed]
+        await scene.serve(name)
+        assert scene.posted[2:] == [PullServed(ONE, "lost", 0)]
+
+
+@pytest.mark.parametrize("is_chunk", [True, False])
+async def test_what_is_pulled_for_the_store_lies_there(tmp_path: Path, is_chunk: bool) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        scene = Scene(tmp_path, pool)
+        name = Objects.put_chunk(Scene(tmp_path / "there", pool).objects, WHOLE)
+        await scene.pull(WHOLE, name, is_chunk)
+    assert scene.posted == [PullEnded(ONE, "ok")]
+    assert scene.objects.has_chunk(name) == is_chunk
+    assert scene.objects.read_verified(name) == WHOLE
+
+
+async def test_a_pull_cancelled_while_it_is_made_durable_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, let_go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    finish = Partial.finish
+
+    def late(partial: Partial) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        let_go.wait(5)
+        finish(partial)
+        loop.call_soon_threadsafe(ended.set)
+
+    ended = asyncio.Event()
+    monkeypatch.setattr(Partial, "finish", late)
+    with ThreadPoolExecutor(1) as pool:
+        scene = Scene(tmp_path, pool)
+        name = Objects.put_chunk(Scene(tmp_path / "there", pool).objects, WHOLE)
+        pulling = asyncio.create_task(scene.pull(WHOLE, name, True))
+        async with asyncio.timeout(5):
+            await begun.wait()
+            scene.transfers.cancel(ONE)
+            let_go.set()
+            await ended.wait()
+        await asyncio.gather(pulling, return_exceptions=True)
+    assert scene.posted == []
+    assert scene.objects.read_verified(name) == WHOLE

@@ -642,3 +642,23 @@ async def test_a_crash_of_the_thread_is_told_to_all(make) -> None:
         await waiting
     await until(lambda: bool(told))
     await bob.close()
+
+
+async def test_an_object_that_its_reader_holds_whole_counts_as_held(make) -> None:
+    ann, bob, a = make(), make(), Agreement()
+    data, got, held = secrets.token_bytes(100 * CHUNK_BYTES), bytearray(100 * CHUNK_BYTES), []
+
+    def read(offset: int, length: int) -> bytes:
+        held.append(bob._mover._held_bytes)
+        return data[offset : offset + length]
+
+    def sink(offset: int, piece: bytes) -> None:
+        got[offset : offset + len(piece)] = piece
+
+    await asyncio.gather(
+        bob.serve(a.id, read, len(data), a.keys, PROGRESS_S, is_held=True),
+        ann.pull(a.id, HERE, bob.port, len(data), a.keys, sink, lambda count: None, PROGRESS_S),
+    )
+    assert got == data
+    assert min(held) > len(data)
+    await until(lambda: bob._mover._held_bytes == 0)

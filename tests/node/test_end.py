@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from node_scene import World
 
 from peerlm.config import with_changes
-from peerlm.effects import Expel, RunExchange, Send, ServeExchange, WriteModel
+from peerlm.effects import Expel, Log, RunExchange, Send, ServeExchange, StartWorker, WriteModel
 from peerlm.events import NewPlan, NewRevocation, Received, SnapshotWritten
 from peerlm.identity.root import SignedPlan
 from peerlm.node.status import why
 from peerlm.swarm.vitals import Ledger
-from peerlm.types import FragmentId
+from peerlm.types import FragmentId, ObjectHash
 from peerlm.wire.message import ExchangeAnswer, ExchangeRequest, StateGive
 
 BUDGET = 600_000
@@ -193,6 +194,35 @@ def test_a_node_that_missed_a_revision_learns_it_when_it_comes_back() -> None:
     world.restart(1)
     world.within(30, world.all_mixing, "all three")
     assert world.summary(1).plan_revision == 2
+
+
+def test_other_text_is_fetched_while_the_old_is_read() -> None:
+    world = run_of(3, **{"run.token_budget": 50_000_000})
+    world.within(30, world.all_mixing, "all three")
+    other = b"other text, from the store " * 40
+    shard = ObjectHash(blake3(other).digest())
+    world.machines[0].disk.objects[shard] = other
+    changes = {"data.source": "swarm:other", "data.shards": (shard.hex(),)}
+    plan = with_changes(world.plan.plan, changes, "test")
+    begun = len(world.machines[1].effects)
+    world.machines[0].post(NewPlan(world.sign(plan, 2).blob))
+    world.within(30, lambda: all(shard in m.disk.objects for m in world.up()), "all have it")
+    started = lambda: [
+        e for _, e in world.machines[1].effects[begun:] if isinstance(e, StartWorker)
+    ]  # noqa: E731
+    world.within(30, lambda: bool(started()), "a worker that reads it")
+    world.within(30, world.all_mixing, "they train on")
+    since = [e for _, e in world.machines[1].effects[begun:]]
+    assert not [e for e in since if isinstance(e, Log) and ("is", "ready") in e.fields]
+
+
+def test_no_revision_changes_the_model_or_its_tokenizer() -> None:
+    world = run_of(2, **{"run.token_budget": 50_000_000})
+    for changes in ({"model.dim": 64}, {"data.vocab": 300}, {"data.tokenizer": "f" * 64}):
+        plan = with_changes(world.plan.plan, changes, "test")
+        world.machines[0].post(NewPlan(world.sign(plan, 2).blob))
+    world.run(3)
+    assert all(world.summary(i).plan_revision == 1 for i in (0, 1))
 
 
 def differing(world: World) -> SignedPlan:

@@ -25,12 +25,17 @@ import peerlm.wire.versions
 def carried(value: Any, catalogue: ModuleType) -> Any:
     """The same in the other catalogue: its fields, what is not there by their defaults."""
     if isinstance(value, tuple):
-        return tuple(carried(entry, catalogue) for entry in value)
+        return tuple(carried(entry, catalogue) for entry in value if is_known(entry, catalogue))
     if not dataclasses.is_dataclass(value):
         return value
     kind = getattr(catalogue, type(value).__name__)
     fields = [f.name for f in dataclasses.fields(kind) if hasattr(value, f.name)]
     return kind(**{name: carried(getattr(value, name), catalogue) for name in fields})
+
+
+def is_known(value: Any, catalogue: ModuleType) -> bool:
+    """A rumor of a newer kind is passed over."""
+    return not dataclasses.is_dataclass(value) or hasattr(catalogue, type(value).__name__)
 
 
 def speak_version_2() -> None:

@@ -18,7 +18,7 @@ from structs import MESSAGES, STRUCTS, sample, structs_of
 from peerlm.errors import WireError
 from peerlm.wire import codec, message
 from peerlm.wire.codec import FRAME_BYTES_MAX, INTRODUCTION_BYTES_MAX, decode, decode_as, encode
-from peerlm.wire.message import Message, NodeRecord, Ping, Struct, Suspect, Vitals
+from peerlm.wire.message import Message, NameRecord, NodeRecord, Ping, Struct, Suspect, Vitals
 
 
 @pytest.mark.parametrize("kind", STRUCTS, ids=lambda k: k.__name__)
@@ -209,9 +209,14 @@ def test_the_longest_record_and_vitals_fit_their_rumors() -> None:
     assert len(encode(record)) <= 1024
     vitals = Vitals(
         b"p" * 16, 2**62, 2**62, 2**62, "w" * 64, True, True, True, 2**62,
-        1.5, 1.5, 1.5, 1.5,
+        1.5, 1.5, 1.5, 1.5, 2**62, 2**62, True, 2**62, 2**62, True, 2**62, 2**62, 1.5, 1.5,
+        2**62, 2**62, "l" * 32, 2**62, True,
     )  # fmt: skip
     assert len(encode(vitals)) <= 512
+    name = NameRecord(
+        "n" * 96, "w" * 64, b"h" * 32, 2**62, 2**62, b"p" * 16, 1.5, 64, True, "a" * 200
+    )
+    assert len(encode(name)) <= 1024
 
 
 BOMBS = {

@@ -1,0 +1,131 @@
+"""`peerlm checkpoint`: models of the whole swarm, as they were, in its own store."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from peerlm.cli import words
+from peerlm.cli.commands import Commands
+from peerlm.cli.data import facts_of, sample_of
+from peerlm.cli.desk_here import open_desk
+from peerlm.cli.state import state_option
+from peerlm.errors import StateError
+from peerlm.store.disk import Layout
+from peerlm.store.manifest import Kind
+from peerlm.types import printable
+
+if TYPE_CHECKING:
+    from peerlm.daemon.desk_client import Client
+
+COMMANDS = {
+    "make": "checkpoint:make",
+    "ls": "checkpoint:ls",
+    "show": "data:show",
+    "get": "data_get:get",
+    "pin": "data:pin",
+    "rm": "data:rm",
+    "export": "checkpoint_export:export",
+}
+
+MANIFEST_S = 5.0
+
+
+@click.group(cls=Commands, commands_at=COMMANDS, no_args_is_help=True)
+def checkpoint() -> None:
+    """Checkpoints: the swarm's model as it was, kept by several nodes while training goes on.
+
+    One is made each half hour (store.checkpoint_every_s in node.toml), and a last one of the finished model; the newest
+    three are kept, and those that are pinned. `get` gives a folder that `peerlm init --from` begins a new run with, on
+    any number of nodes.
+
+    \b
+    Examples:
+      peerlm checkpoint ls
+      peerlm checkpoint get checkpoint-000001200000 model/
+      peerlm checkpoint export checkpoint-000001200000 s3://bucket/model --format hf
+    """
+
+
+@click.command(short_help="Make one now.")
+@click.option("--name", default="", help="In the store.  [default: checkpoint-TOKENS]")
+@click.option("--pin", "is_pinned", is_flag=True, help="Keep it when there are newer ones.")
+@state_option
+def make(layout: Layout, name: str, is_pinned: bool) -> None:
+    """Have the swarm's weights put into its store now; training goes on.
+
+    \b
+    Examples:
+      peerlm checkpoint make
+      peerlm checkpoint make --name before-the-merger --pin
+    """
+    with open_desk(layout) as desk:
+        if name:
+            _require_free(desk, name)
+        made = desk.checkpoint(name, is_pinned=is_pinned)
+        size = desk.manifest(made).size_bytes
+    click.echo(f"{made}: {words.size(size)}; other nodes fetch their chunks now")
+
+
+def _require_free(desk: Client, name: str) -> None:
+    known = next((one for one in desk.names() if one["name"] == name), None)
+    if known is not None and known["kind"] != Kind.CHECKPOINT:
+        raise StateError(
+            f"the name {name} is taken (a {known['kind']}, by node {known['writer'][:8]}); choose another with --name"
+        )
+
+
+@click.command(short_help="List checkpoints.")
+@click.option("--json", "as_json", is_flag=True, help="A list; docs/store.md explains it.")
+@state_option
+def ls(layout: Layout, as_json: bool) -> None:
+    """List the checkpoints that are in the store, the newest last, and in how many replicas.
+
+    \b
+    Examples:
+      peerlm checkpoint ls
+      peerlm checkpoint ls --json | jq -r '.[-1].name'
+    """
+    with open_desk(layout) as desk:
+        records = [record for record in desk.names() if record["kind"] == Kind.CHECKPOINT]
+        found = [_row(desk, one) for one in sorted(records, key=lambda r: r["written_at"])]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    if not found:
+        click.echo("no checkpoint yet: `peerlm checkpoint make` makes one now")
+        return
+    rows = [["name", "tokens", "size", "replicas", "written", ""]]
+    rows += [_cells(one, time.time()) for one in found]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo(printable("  ".join(cells).rstrip()))
+
+
+def _row(desk: Client, record: dict[str, Any]) -> dict[str, Any]:
+    """Its manifest may not be to be had now."""
+    try:
+        manifest = desk.manifest(record["name"], MANIFEST_S)
+    except StateError:
+        nothing = dict.fromkeys(("tokens", "bytes", "files", "chunks", "before", "replicas_least"))
+        return {**record, **nothing}
+    counts = desk.survey(sample_of(manifest)).counts
+    facts = {key: value for key, value in facts_of(manifest).items() if key != "documents"}
+    before = str(manifest.meta.get("before", ""))
+    return {**record, **facts, "before": before, "replicas_least": min(counts, default=None)}
+
+
+def _cells(one: dict[str, Any], now: float) -> list[str]:
+    least = words.ABSENT if one["replicas_least"] is None else str(one["replicas_least"])
+    return [
+        one["name"],
+        words.ABSENT if one["tokens"] is None else words.count(one["tokens"]),
+        words.ABSENT if one["bytes"] is None else words.size(one["bytes"]),
+        f"{least} of {one['replicas']}",
+        f"{words.ago(max(0.0, now - one['written_at']))} ago",
+        "pinned" if one["is_pinned"] else "",
+    ]

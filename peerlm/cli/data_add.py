@@ -1,0 +1,348 @@
+"""`peerlm data add`: files or text into the swarm's store, under a name.
+
+Everything is read here, cut into chunks, put into this node's store and then named; the other nodes fetch their chunks
+from here and from each other. It is done when two nodes have all of it on their disks, so that none of them is needed any
+more.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from peerlm.cli import words
+from peerlm.cli.copies import DURABLE, Copies, wait_copies
+from peerlm.cli.data import distinct, facts_of
+from peerlm.cli.desk_here import Tell, open_desk, progress
+from peerlm.cli.numbers import Finite
+from peerlm.cli.state import state_option
+from peerlm.errors import ConfigError, PeerlmError, StateError
+from peerlm.store.disk import Layout
+from peerlm.store.manifest import NAME
+from peerlm.types import ObjectHash
+
+if TYPE_CHECKING:
+    from peerlm.daemon.desk_client import Client
+    from peerlm.data.prepared import Job
+    from peerlm.data.sources import Source
+    from peerlm.store.manifest import Manifest
+
+WHERE = "URL"
+
+OF_RUN = "run"
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How text becomes a corpus."""
+
+    tokenizer: str
+    encoding: str
+    field: str
+    form: str
+    dedup: bool
+    near: float
+
+
+@click.command(short_help="Put files or text into the store, under a name.")
+@click.argument("url")
+@click.option("--name", help="In the store.  [default: from the URL's last part]")
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 32),
+    default=3,
+    show_default=True,
+    help="Nodes that are to keep each chunk.",
+)
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["corpus", "files"]),
+    default="corpus",
+    show_default=True,
+    help="corpus: text, as token shards to train on. files: bytes as they are.",
+)
+@click.option(
+    "--tokenizer",
+    metavar="bytes|FILE|train:N",
+    default=OF_RUN,
+    help="Of a corpus: bytes, a `tokenizers` JSON file, or one with N entries, trained on this text.  [default: the run's]",
+)
+@click.option("--encoding", default="utf-8", show_default=True, help="Of the text.")
+@click.option(
+    "--field",
+    default="text",
+    show_default=True,
+    help="Where the text is in a record of JSON lines, or the column of a parquet file.",
+)
+@click.option(
+    "--nfc", "form", flag_value="NFC", default="", help="Compose characters (Unicode NFC)."
+)
+@click.option("--nfkc", "form", flag_value="NFKC", help="And unify variants of them (NFKC).")
+@click.option("--dedup", is_flag=True, help="Leave out documents that have come before.")
+@click.option(
+    "--near",
+    type=Finite(0.5, 1.0),
+    metavar="SHARE",
+    help="Leave out those too that share so much with an earlier one, e.g. 0.8.",
+)
+@click.option("--replace", "replaces", is_flag=True, help="The name stands for this from now on.")
+@click.option(
+    "--wait",
+    type=click.IntRange(0, 32),
+    default=DURABLE,
+    show_default=True,
+    help="Wait until so many nodes have all of it on their disks; 0: do not wait.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; docs/store.md explains it.")
+@state_option
+def add(
+    layout: Layout,
+    url: str,
+    name: str | None,
+    replicas: int,
+    kind: str,
+    tokenizer: str,
+    encoding: str,
+    field: str,
+    form: str,
+    dedup: bool,
+    near: float | None,
+    replaces: bool,
+    wait: int,
+    as_json: bool,
+) -> None:
+    """Put what URL stands for into the swarm's store: a file, a folder, a glob, or any fsspec URL (https://, s3://, …).
+
+    Run again after an interruption it is soon where it was: chunks that are there already cost nothing. With one node alone
+    there is one copy, and others fetch theirs when they join.
+
+    \b
+    Examples:
+      peerlm data add texts/ --name plays
+      peerlm data add 's3://bucket/logs/*.jsonl.gz' --field message --dedup --tokenizer train:8192
+      peerlm data add tables/ --as files --replicas 2 --wait 0
+    """
+    from peerlm.data import files
+
+    name = name or files.name_of(url)
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot be a name in the store: small letters, digits and . _ - (at most 96), a letter or digit "
+            "first; give one with --name"
+        )
+    making = Making(tokenizer, encoding, field, form, dedup, near or 0.0)
+    with open_desk(layout) as desk:
+        adding = Adding(desk, layout, url, name, replaces)
+        manifest = adding.files() if kind == "files" else adding.corpus(making)
+        record = adding.publish(manifest, replicas)
+        copies = _wait(desk, name, record, manifest, wait)
+    _report(record, manifest, copies, wait, as_json)
+
+
+class Adding:
+    """One URL on its way into the store."""
+
+    def __init__(self, desk: Client, layout: Layout, url: str, name: str, replaces: bool) -> None:
+        from peerlm.data import files
+
+        self._desk, self._layout, self._url = desk, layout, url
+        self._name, self._replaces = name, replaces
+        self._about = files.about(url)
+
+    # -------------------------------------------------------------------------------- files
+
+    def files(self) -> Manifest:
+        """Put the files as they are. Raises: ConfigError, StateError."""
+        from peerlm.data import files, sources
+        from peerlm.store.manifest import Chunk, Kind, of_files
+
+        source = sources.listed(self._url, WHERE, with_empty=True)
+        placed = files.placed(source)
+        self._require_free("files", {path: file.size for path, file in placed})
+        self._require_room(source)
+        made: list[tuple[str, list[Chunk]]] = []
+        with progress("putting", in_bytes=True) as tell:
+            done = 0
+            with sources.explained(source.url, WHERE):
+                fs, _ = sources.file_system(source.url)
+            for path, file in placed:
+                made.append((path, []))
+                for data in files.chunks(fs, file, WHERE, time.sleep):
+                    made[-1][1].append(Chunk(self._desk.put(data), len(data)))
+                    done += len(data)
+                    tell(done, source.size_bytes or None, path)
+        return of_files(Kind.FILES, made, {})
+
+    # ------------------------------------------------------------------------------- corpora
+
+    def corpus(self, making: Making) -> Manifest:
+        """Put text as token shards. Raises: ConfigError, StateError."""
+        from peerlm.data import sources
+        from peerlm.data.clean import Clean
+        from peerlm.data.prepared import Job, Recipe
+
+        self._require_free("corpus", None)
+        clean = Clean(unicode=making.form, exact=making.dedup, near=making.near)
+        recipe = Recipe(making.encoding, making.field, clean)
+        job = Job(sources.listed(self._url, WHERE), recipe)
+        self._require_room(job.source)
+        job = self._with_tokenizer(job, making.tokenizer)
+        if clean.compares:
+            job = _without_duplicates(job)
+        return self._shards(job)
+
+    def _with_tokenizer(self, job: Job, spec: str) -> Job:
+        from peerlm.data import tokenizer, vocabulary
+
+        if spec == OF_RUN:
+            from peerlm.cli.plan import current_plan
+            from peerlm.cli.weights_here import tokenizer_of
+
+            plan = current_plan(self._layout).plan
+            return replace(job, tokenizer=tokenizer_of(self._layout, plan), vocab=plan.data.vocab)
+        entries = vocabulary.entries_asked(spec, "--tokenizer")
+        if entries is not None:
+            with progress("reading a sample", in_bytes=True) as tell:
+                data = vocabulary.trained(job, entries, lambda done: tell(done, None, ""))
+            return replace(job, tokenizer=data)
+        codec = tokenizer.load(spec, "--tokenizer")
+        if isinstance(codec, tokenizer.JsonTokenizer):
+            return replace(job, tokenizer=codec.data)
+        return job
+
+    def _shards(self, job: Job) -> Manifest:
+        from peerlm.data import making
+        from peerlm.data.prepared import Done
+        from peerlm.data.shards import ShardFact, corpus_manifest
+
+        made: dict[tuple[int, int], ShardFact] = {}
+        documents = 0
+        with progress("making tokens", in_bytes=True) as tell:
+            for part in making.shards(job, progress=_telling(tell, job)):
+                if isinstance(part, Done):
+                    documents += part.documents
+                else:
+                    kept = self._desk.put(part.data)
+                    fact = ShardFact(kept, len(part.data), part.tokens)
+                    made[part.task, part.number] = fact
+        facts = [made[at] for at in sorted(made)]
+        manifest, parts = corpus_manifest(facts, job.tokenizer, job.vocab_made, documents)
+        for data in parts:
+            self._desk.put(data)
+        return manifest
+
+    # --------------------------------------------------------------------------- names and room
+
+    def _require_free(self, kind: str, sizes: dict[str, int | None] | None) -> None:
+        """Before anything is read: what would be refused in the end."""
+        known = next((one for one in self._desk.names() if one["name"] == self._name), None)
+        if known is None or self._replaces:
+            return
+        is_same = known["kind"] == kind and known["about"] == self._about
+        if sizes is not None and is_same:
+            is_same = _could_be(self._desk.manifest(self._name), sizes)
+        if not is_same:
+            raise StateError(
+                f"the name {self._name} is taken (a {known['kind']}, by node {known['writer'][:8]}); choose another with "
+                f"--name, replace it with --replace, or remove it first: peerlm data rm {self._name}"
+            )
+
+    def _require_room(self, source: Source) -> None:
+        """Raises `StateError`: all nodes together do not offer so much."""
+        nodes = [node for node in self._desk.status()["nodes"] if node["is_live"]]
+        offered = sum(node["capacity_bytes"] for node in nodes)
+        if not offered:
+            raise StateError(
+                "no live node offers room to the store: see store.enabled and store.bytes in node.toml"
+            )
+        if source.size_bytes > offered:
+            raise StateError(
+                f"{words.size(source.size_bytes)} do not fit: the store's nodes offer {words.size(offered)} together; "
+                "raise store.bytes in their node.toml"
+            )
+
+    def publish(self, manifest: Manifest, replicas: int) -> dict[str, Any]:
+        """Raises: StateError, the name is taken."""
+        known = next((one for one in self._desk.names() if one["name"] == self._name), None)
+        options = {"replicas": replicas, "about": self._about, "replaces": self._replaces}
+        is_pinned = known is not None and known["is_pinned"]
+        return self._desk.publish(self._name, manifest, is_pinned=is_pinned, **options)
+
+
+def _could_be(manifest: Manifest, sizes: dict[str, int | None]) -> bool:
+    """Whether the files may be the same, by their names and sizes."""
+    there = {f.path: sum(chunk.size for chunk in manifest.chunks_of(f)) for f in manifest.files}
+    return there.keys() == sizes.keys() and all(
+        size is None or there[path] == size for path, size in sizes.items()
+    )
+
+
+def _without_duplicates(job: Job) -> Job:
+    from peerlm.data import making
+
+    with progress("looking for duplicates", in_bytes=True) as tell:
+        found = list(making.fingerprints(job, progress=_telling(tell, job)))
+    return making.without_duplicates(job, found)
+
+
+def _telling(tell: Tell, job: Job) -> Any:
+    total = job.source.size_bytes or None
+
+    def told(size_bytes: int, tokens: int) -> None:
+        tell(size_bytes, total, f"{words.count(tokens)} so far" if tokens else "")
+
+    return told
+
+
+# ------------------------------------------------------------------------------------ copies
+
+
+def _wait(
+    desk: Client, name: str, record: dict[str, Any], manifest: Manifest, wait: int
+) -> Copies | None:
+    if not wait:
+        return None
+    hashes = [ObjectHash(bytes.fromhex(record["manifest"])), *distinct(manifest)]
+    with progress(f"{name}: chunks") as tell:
+        return wait_copies(desk, hashes, wait, tell)
+
+
+def _report(
+    record: dict[str, Any], manifest: Manifest, copies: Copies | None, wait: int, as_json: bool
+) -> None:
+    facts = facts_of(manifest)
+    if as_json:
+        least = copies.least if copies else None
+        durable = copies.is_durable if copies else None
+        told = {**record, **facts, "replicas_least": least, "is_durable": durable}
+        click.echo(json.dumps(told, indent=2))
+    else:
+        for line in _lines(record, facts, copies):
+            click.echo(line)
+    if copies is not None and copies.waiting:
+        raise PeerlmError(
+            f"{record['name']} is in the store, but {copies.waiting} chunks have not come to "
+            f"{min(wait, copies.possible)} nodes and nothing is copied any more: see `peerlm store status`"
+        )
+
+
+def _lines(record: dict[str, Any], facts: dict[str, Any], copies: Copies | None) -> Iterator[str]:
+    tokens = "" if facts["tokens"] is None else f"{words.count(facts['tokens'])} tokens, "
+    size = f"{words.size(facts['bytes'])} in {words.some(facts['chunks'], 'chunk')}"
+    yield f"{record['name']}: {tokens}{words.some(facts['files'], 'file')}, {size}"
+    wanted = record["replicas"]
+    if copies is None:
+        yield f"not waited for copies; {wanted} replicas are wanted: see `peerlm data show {record['name']}`"
+    elif copies.possible == 1:
+        yield "there is one copy, here: no other node that offers room is there; others get theirs when they join"
+    elif copies.is_durable:
+        more = f"; {wanted} are wanted, the rest follows" if copies.least < wanted else ""
+        yield f"durable: {copies.least} nodes have all of it on their disks{more}"
+    elif not copies.waiting:
+        yield f"{copies.least} of {wanted} replicas are there"

@@ -1,0 +1,467 @@
+"""The store's desk: how processes of this machine put into the swarm's store, and read from it.
+
+A person's commands and the file system (`peerlm.filesystem`) speak to the daemon over its control socket (`desk_client`),
+with the command `store`; from then on the connection carries frames, each a length of four bytes and a msgpack list. A
+request is a word and its arguments; the answer [true, result], [false, a line for a person], and before it perhaps [null, progress]:
+
+    put       data                                  [hash, bytes]: it is durable on this node
+    read      hash, bytes, seconds                  data, pulled from others where it is not here
+    publish   name, kind, manifest, options         what `names` says of it
+    remove    name                                  nil
+    pin       name, whether                         nil
+    names     -                                     a list of {name, kind, manifest, bytes, replicas, …}
+    manifest  name, seconds                         its bytes
+    survey    hashes                                [[replicas of each], nodes that did not answer, {node: how many}]
+    checkpoint  name, whether to pin                the name, once it is in the store; an empty name: the usual one
+    status    -                                     {…}: docs/store.md explains it
+    repair    -                                     nil: without waiting, and without a ceiling
+    scrub     -                                     {checked, damaged, seconds}; progress is [checked, all]
+
+What is put counts as long as it is in a manifest of a name; the rest is dropped after a day. This file decides nothing:
+it asks `node.storing`, and moves bytes on threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+from blake3 import blake3
+
+from peerlm import effects as fx
+from peerlm import events
+from peerlm.daemon.desk_client import LENGTH
+from peerlm.effects import Effect
+from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Vanished, WireError
+from peerlm.store.manifest import (
+    CHUNK_BYTES,
+    MANIFEST_BYTES_MAX,
+    NAME,
+    Kind,
+    Manifest,
+    manifest_hash,
+    read_manifest,
+)
+from peerlm.store.objects import Objects
+from peerlm.types import Instant, ObjectHash, PeerId, WallTime, short
+
+if TYPE_CHECKING:
+    from peerlm.daemon.scrubbing import Scrubbing
+    from peerlm.node.node import Node
+    from peerlm.wire.message import NameRecord
+
+FRAME_BYTES_MAX = MANIFEST_BYTES_MAX + (1 << 20)
+
+HASHES_MAX = 1_000_000
+"""In one request."""
+
+MAKERS_MAX = 64
+
+CHECKPOINT_S = 900.0
+"""A checkpoint that a person has asked for comes to something in this time, or to nothing."""
+
+OPTIONS = frozenset(("replicas", "is_pinned", "about", "replaces"))
+
+
+class Desk:
+    """The daemon's end, and what carries out the store's effects.
+
+    Args:
+        take: carries out effects of the node.
+        saved: until what is kept under a name is on the disk as it is now.
+        pool: threads that may touch the disk.
+    """
+
+    def __init__(
+        self,
+        node: Callable[[], Node],
+        post: Callable[[events.Event], None],
+        take: Callable[[Callable[[], list[Effect]]], None],
+        saved: Callable[[str], Awaitable[None]],
+        objects: Objects,
+        scrubbing: Scrubbing,
+        pool: Executor,
+        now: Callable[[], Instant],
+        wall: Callable[[], WallTime],
+    ) -> None:
+        self._node, self._post, self._take, self._saved = node, post, take, saved
+        self._objects, self._scrubbing, self._pool = objects, scrubbing, pool
+        self._now, self._wall = now, wall
+        self._scrubbed: dict[str, Any] = {}
+        """What the last full pass found, and when."""
+        self._readers: dict[ObjectHash, list[asyncio.Future[None]]] = {}
+        self._surveys: dict[int, asyncio.Future[None]] = {}
+        self._checkpoints: list[asyncio.Future[str]] = []
+        """Those that wait for the next."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -------------------------------------------------------------------------------- effects
+
+    def perform(self, effect: Effect) -> None:
+        match effect:
+            case fx.ReadManifest():
+                self._spawn(self._read_manifest(effect.manifest))
+            case fx.DropChunks():
+                self._spawn(self._drop(effect.hashes))
+            case fx.MakeProof():
+                self._spawn(self._prove(effect))
+            case fx.TellReaders():
+                for object_hash in effect.hashes:
+                    for reader in self._readers.pop(object_hash, ()):
+                        _settle(reader)
+            case fx.TellCheckpoint():
+                waiting, self._checkpoints = self._checkpoints, []
+                for future in waiting:
+                    _end(future, effect.name, effect.reason)
+            case fx.TellSurveyed():
+                if (survey := self._surveys.pop(effect.number, None)) is not None:
+                    _settle(survey)
+            case _:
+                raise AssertionError(f"the desk does not carry out {type(effect).__name__}")
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _on_pool(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
+
+    async def _read_manifest(self, manifest: ObjectHash) -> None:
+        try:
+            found: Manifest = await self._on_pool(
+                lambda: read_manifest(self._objects.read_verified(manifest))
+            )
+        except (StateError, ChunkCorrupt) as error:
+            self._post(events.ManifestRead(manifest, (), str(error)))
+            return
+        chunks = tuple((chunk.hash, chunk.size) for chunk in found.chunks)
+        makers = tuple(_peers(found.meta.get("makers")))
+        self._post(events.ManifestRead(manifest, chunks, makers=makers))
+
+    async def _drop(self, hashes: tuple[ObjectHash, ...]) -> None:
+        def drop() -> None:
+            for object_hash in hashes:
+                with contextlib.suppress(StateError):  # it is found, and dropped, at a later start
+                    self._objects.drop_chunk(object_hash)
+
+        await self._on_pool(drop)
+
+    async def _prove(self, effect: fx.MakeProof) -> None:
+        def proof() -> bytes:
+            data = self._objects.read_verified(effect.object_hash)
+            return blake3(effect.nonce).update(data).digest()
+
+        digest = b""
+        try:
+            digest = await self._on_pool(proof)
+        except (ChunkCorrupt, Vanished) as error:
+            self._post(events.ObjectLost(effect.object_hash, str(error)))
+        except StateError:
+            pass
+        made = events.ProofMade(effect.peer, effect.object_hash, effect.nonce, digest)
+        self._post(made)
+
+    # ------------------------------------------------------------------------------- the socket
+
+    async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, until the process hangs up; requests are answered in order."""
+
+        def write(*frame: Any) -> None:
+            data = msgpack.packb(list(frame))
+            writer.write(LENGTH.pack(len(data)))
+            writer.write(data)
+
+        async def say(*frame: Any) -> None:
+            write(*frame)
+            await writer.drain()
+
+        while True:
+            try:
+                request = await _read_frame(reader)
+                result = await self._answer(request, lambda *at: write(None, list(at)))
+            except (asyncio.IncompleteReadError, ConnectionError):
+                return
+            except WireError as error:  # where the next frame begins is not known
+                await say(False, str(error))
+                return
+            except PeerlmError as error:
+                await say(False, str(error))
+            else:
+                await say(True, result)
+
+    async def _answer(self, request: list[Any], progress: Callable[..., None]) -> Any:
+        match request:
+            case ["put", bytes() as data]:
+                return await self._put(data)
+            case ["read", bytes() as wanted, int() as size, int() | float() as seconds]:
+                return await self._read(_hash(wanted), size, float(seconds))
+            case ["publish", str() as name, str() as kind, bytes() as manifest, dict() as options]:
+                return await self._publish(name, kind, manifest, options)
+            case ["remove", str() as name]:
+                return await self._remove(name)
+            case ["pin", str() as name, bool() as is_pinned]:
+                return await self._pin(name, is_pinned)
+            case ["names"]:
+                return [_as_dict(e.record) for e in self._node().storing.register.living()]
+            case ["manifest", str() as name, int() | float() as seconds]:
+                record = self._record(name)
+                return await self._read(_hash(record.manifest), record.size, float(seconds))
+            case ["survey", list() as hashes] if len(hashes) <= HASHES_MAX:
+                return await self._survey([_hash(wanted) for wanted in hashes])
+            case ["checkpoint", str() as name, bool() as is_pinned]:
+                return await self._checkpoint(name, is_pinned)
+            case ["status"]:
+                return self._status()
+            case ["repair"]:
+                self._take(lambda: self._node().storing.repair_now(self._now()))
+                return None
+            case ["scrub"]:
+                return await self._scrub(progress)
+        word = request[0] if request and isinstance(request[0], str) else "…"
+        raise StateError(f"the store's desk does not know {word[:40]!r} with these arguments")
+
+    async def _put(self, data: bytes) -> list[Any]:
+        if not 0 < len(data) <= CHUNK_BYTES:
+            raise StateError(f"a chunk has 1 to {CHUNK_BYTES} bytes, not {len(data)}")
+        object_hash = await self._on_pool(self._objects.put_chunk, data)
+        self._post(events.ObjectKept(object_hash, len(data)))
+        return [object_hash, len(data)]
+
+    async def _read(self, wanted: ObjectHash, size: int, seconds: float) -> bytes:
+        storing = self._node().storing
+        for _ in range(2):  # once more where what was here turns out to be damaged
+            if wanted not in storing.here:
+                await self._pull(wanted, size, seconds)
+            try:
+                data: bytes = await self._on_pool(self._objects.read_verified, wanted)
+            except (ChunkCorrupt, StateError) as error:
+                self._tell_lost(wanted, str(error))
+            else:
+                return data
+        raise StateError(f"object {short(wanted)} cannot be read, nor be had from others")
+
+    def _tell_lost(self, object_hash: ObjectHash, reason: str) -> None:
+        """At once, so that it is not taken to be here any more."""
+        event = events.ObjectLost(object_hash, reason)
+        self._take(lambda: self._node().storing.handle(event, self._now()))
+
+    async def _pull(self, wanted: ObjectHash, size: int, seconds: float) -> None:
+        storing = self._node().storing
+        reader: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._readers.setdefault(wanted, []).append(reader)
+        self._take(lambda: storing.read(wanted, size, self._now()))
+        try:
+            await asyncio.wait_for(reader, seconds)
+        except TimeoutError:
+            why = storing.trouble or "no node that has it was found"
+            raise StateError(
+                f"object {short(wanted)} is not here, and has not come in {seconds:g} s: {why}; see `peerlm store status`"
+            ) from None
+        finally:
+            others = [r for r in self._readers.get(wanted, ()) if r is not reader]
+            if others:
+                self._readers[wanted] = others
+            elif self._readers.pop(wanted, None) is not None:
+                self._take(lambda: storing.read_no_more(wanted))
+
+    async def _publish(
+        self, name: str, kind: str, encoded: bytes, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        if kind not in frozenset(Kind) or not options.keys() <= OPTIONS:
+            raise StateError(f"no such kind or options: {kind[:40]!r}, {sorted(options)}")
+        replicas = options.get("replicas", 3)
+        if type(replicas) is not int or not 1 <= replicas <= 32:
+            raise StateError(f"--replicas {replicas}: must be 1 to 32")
+        manifest: Manifest = await self._on_pool(read_manifest, encoded)
+        storing = self._node().storing
+        missing = [chunk for chunk in manifest.chunks if chunk.hash not in storing.here]
+        if missing:
+            raise StateError(
+                f"{len(missing)} of {len(manifest.chunks)} chunks of {name} are not here any more (the first: "
+                f"{short(missing[0].hash)}): put them again"
+            )
+        await self._on_pool(self._objects.put_chunk, encoded)
+        kept = events.ObjectKept(manifest_hash(encoded), len(encoded))
+        await self._write(name, Kind(kind), kept, {"replicas": replicas, **options})
+        return _as_dict(self._record(name))
+
+    async def _write(
+        self, name: str, kind: Kind, kept: events.ObjectKept | None, options: dict[str, Any]
+    ) -> None:
+        """Until it is on this node's disk. Raises `StateError`, as `Storing.write`."""
+        now, storing = self._now(), self._node().storing
+        came = storing.came(kept, now) if kept else []
+        manifest, size = (kept.object_hash, kept.size) if kept else (None, 0)
+        written = storing.write(name, kind, manifest, size, self._wall(), now, **options)
+        self._take(lambda: [*came, *written])
+        await self._saved("catalog")
+
+    def _record(self, name: str) -> NameRecord:
+        found = self._node().storing.register.names.get(name)
+        if found is None or not found.record.manifest:
+            raise StateError(
+                f"the swarm's store has nothing of the name {name[:100]}: see `peerlm data ls`"
+            )
+        return found.record
+
+    async def _remove(self, name: str) -> None:
+        kind = Kind(self._record(name).kind)
+        await self._write(name, kind, None, {"replaces": True})
+
+    async def _pin(self, name: str, is_pinned: bool) -> None:
+        record = self._record(name)
+        kept = events.ObjectKept(ObjectHash(record.manifest), record.size)
+        if kept.object_hash not in self._node().storing.here:
+            raise StateError(f"the manifest of {name} has not come to this node yet: try again")
+        options = {"replicas": record.replicas, "about": record.about}
+        await self._write(
+            name, Kind(record.kind), kept, {"is_pinned": is_pinned, "replaces": True, **options}
+        )
+
+    async def _survey(self, hashes: list[ObjectHash]) -> list[Any]:
+        node = self._node()
+        survey, effects = node.storing.survey(hashes, self._now())
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._surveys[survey.number] = done
+        self._take(lambda: effects)
+        await done
+        kept = survey.kept + Counter({node.me: survey.here})
+        held = {peer.hex(): count for peer, count in sorted(kept.items())}
+        return [survey.counts, [peer.hex() for peer in survey.silent], held]
+
+    async def _checkpoint(self, name: str, is_pinned: bool) -> str:
+        """Raises `StateError`: it came to nothing."""
+        node = self._node()
+        if name and not NAME.fullmatch(name):
+            raise StateError(f"{name[:100]!r} cannot be a name: see `peerlm data add --help`")
+        if not node.work.installed:
+            raise StateError("this node has no weights yet")
+        checkpoints = node.library.checkpoints
+        if checkpoints.is_gathering:
+            raise StateError("a checkpoint is being gathered already: try again in a moment")
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        checkpoints.want(name, is_pinned=is_pinned)
+        self._checkpoints.append(ended)
+        try:
+            return await asyncio.wait_for(ended, CHECKPOINT_S)
+        except TimeoutError:
+            raise StateError("no checkpoint came about; see `peerlm logs`") from None
+
+    def _status(self) -> dict[str, Any]:
+        node = self._node()
+        standing = node.storing.standing()
+        lacking = {node.me.hex(): node.storing.lacking}
+        for peer, *_ in standing.nodes:
+            vitals = node.company.vitals_of(peer)
+            if vitals is not None:
+                lacking[peer.hex()] = vitals.store_lacking
+        used = {peer.hex(): _used(node, peer) for peer, *_ in standing.nodes}
+        return {
+            "node": node.me.hex(),
+            "capacity_bytes": standing.capacity,
+            "used_bytes": standing.used,
+            "names": standing.names,
+            "chunks": dataclasses.asdict(standing.catalog),
+            "unread": standing.unread,
+            "pulling": standing.pulling,
+            "unfound": standing.unfound,
+            "is_full": standing.full,
+            "trouble": standing.trouble,
+            "distrusted": [peer.hex() for peer in standing.distrusted],
+            "nodes": [
+                {
+                    "id": peer.hex(),
+                    "capacity_bytes": capacity,
+                    "used_bytes": used[peer.hex()],
+                    "label": label,
+                    "is_live": is_live,
+                    "lacking": lacking.get(peer.hex(), 0),
+                }
+                for peer, capacity, label, is_live in standing.nodes
+            ],
+            "lost": node.storing.lost_here,
+            "scrubbed": self._scrubbed,
+        }
+
+    async def _scrub(self, progress: Callable[..., None]) -> dict[str, Any]:
+        found = await self._scrubbing.scrub_now(progress)
+        self._scrubbed = {**dataclasses.asdict(found), "at": self._wall()}
+        return self._scrubbed
+
+
+def _used(node: Node, peer: Any) -> int:
+    if peer == node.me:
+        return node.storing.used
+    vitals = node.company.vitals_of(peer)
+    return 0 if vitals is None else vitals.store_used
+
+
+def _as_dict(record: NameRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "kind": record.kind,
+        "manifest": record.manifest.hex(),
+        "manifest_bytes": record.size,
+        "replicas": record.replicas,
+        "is_pinned": record.is_pinned,
+        "about": record.about,
+        "writer": record.writer.hex(),
+        "written_at": record.wall,
+    }
+
+
+def _end(future: asyncio.Future[str], name: str, why: str) -> None:
+    if future.done():
+        return
+    if why:
+        future.set_exception(StateError(f"the checkpoint came to nothing: {why}"))
+    else:
+        future.set_result(name)
+
+
+def _peers(names: Any) -> list[PeerId]:
+    """Of a manifest's meta, which anybody may have written."""
+    try:
+        return [PeerId(bytes.fromhex(name)) for name in names][:MAKERS_MAX]
+    except (TypeError, ValueError):
+        return []
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _hash(raw: Any) -> ObjectHash:
+    if not isinstance(raw, bytes) or len(raw) != 32:
+        raise StateError("a hash has 32 bytes")
+    return ObjectHash(raw)
+
+
+async def _read_frame(reader: asyncio.StreamReader) -> list[Any]:
+    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+    if length > FRAME_BYTES_MAX:
+        raise WireError(f"a frame of {length} bytes; at most {FRAME_BYTES_MAX}")
+    return _unpacked(await reader.readexactly(length))
+
+
+def _unpacked(data: bytes) -> list[Any]:
+    try:
+        value = msgpack.unpackb(data, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException, RecursionError):
+        raise WireError("a frame that is no msgpack") from None
+    if not isinstance(value, list) or not value:
+        raise WireError("a frame that is no list")
+    return value

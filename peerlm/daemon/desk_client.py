@@ -1,0 +1,135 @@
+"""The other end of the store's desk (`daemon.desk` says what can be asked): a process of this machine that waits for answers.
+
+It is imported by whoever reads a file through `peerlm.filesystem`, and so needs little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+
+from peerlm.daemon import control
+from peerlm.errors import StateError
+from peerlm.store.disk import Layout
+from peerlm.store.manifest import Manifest, read_manifest
+from peerlm.types import ObjectHash
+
+LENGTH = struct.Struct(">I")
+"""Before each frame: its bytes."""
+
+
+class Surveyed(NamedTuple):
+    counts: list[int]
+    """Live nodes that keep each."""
+    silent: list[str]
+    """Nodes that did not answer, and are not counted."""
+    kept: dict[str, int]
+    """How many each node keeps, but for those that keep none."""
+
+
+class Client:
+    """A process's end. Not safe from several threads: each needs its own.
+
+    Raises: NoDaemon, StateError, as `control.dial`.
+    """
+
+    def __init__(self, layout: Layout, timeout_s: float = 10.0) -> None:
+        self._socket = control.dial(layout, "store", timeout_s)
+        self._file = self._socket.makefile("rb")
+        self._root = layout.root
+
+    def close(self) -> None:
+        """Also while another thread waits for an answer: it gets `NoDaemon`."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._file.close()
+        self._socket.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def ask(self, *request: Any, progress: Callable[..., None] = lambda *_: None) -> Any:
+        """Raises: StateError with the daemon's line; NoDaemon, it hung up."""
+        data = msgpack.packb(list(request))
+        try:
+            self._socket.sendall(LENGTH.pack(len(data)))
+            self._socket.sendall(data)
+            while True:
+                verdict, result = self._answer()
+                if verdict is not None:
+                    break
+                progress(*result)
+        except (OSError, ValueError) as error:
+            raise control.NoDaemon(f"the daemon on {self._root} hung up: {error}") from None
+        if not verdict:
+            raise StateError(str(result))
+        return result
+
+    def _answer(self) -> tuple[bool | None, Any]:
+        head = self._file.read(LENGTH.size)
+        if len(head) < LENGTH.size:
+            raise OSError("it ended")
+        data = self._file.read(LENGTH.unpack(head)[0])
+        verdict, result = msgpack.unpackb(data)
+        return verdict, result
+
+    # ------------------------------------------------------------------------------ in words
+
+    def put(self, data: bytes | memoryview) -> ObjectHash:
+        """Keep a chunk, durably on this node."""
+        return ObjectHash(self.ask("put", bytes(data))[0])
+
+    def read(self, object_hash: ObjectHash, size: int, timeout_s: float = 60.0) -> bytes:
+        """An object's bytes, from here or from others; they hash to its name."""
+        data: bytes = self.ask("read", object_hash, size, timeout_s)
+        return data
+
+    def publish(self, name: str, manifest: Manifest, **options: Any) -> dict[str, Any]:
+        """Give a name to chunks that were put. Options: replicas, is_pinned, about, replaces."""
+        kind = str(manifest.kind)
+        found: dict[str, Any] = self.ask("publish", name, kind, manifest.encode(), options)
+        return found
+
+    def names(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.ask("names")
+        return found
+
+    def manifest(self, name: str, timeout_s: float = 60.0) -> Manifest:
+        return read_manifest(self.ask("manifest", name, timeout_s))
+
+    def survey(self, hashes: Sequence[ObjectHash]) -> Surveyed:
+        """Who keeps these now, of live nodes."""
+        return Surveyed(*self.ask("survey", list(hashes)))
+
+    def replicas(self, hashes: list[ObjectHash]) -> list[int]:
+        """How many live nodes keep each."""
+        return self.survey(hashes).counts
+
+    def remove(self, name: str) -> None:
+        self.ask("remove", name)
+
+    def pin(self, name: str, is_pinned: bool) -> None:
+        self.ask("pin", name, is_pinned)
+
+    def checkpoint(self, name: str = "", *, is_pinned: bool = False) -> str:
+        """Its name, once it is in the store."""
+        return str(self.ask("checkpoint", name, is_pinned))
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("status")
+        return found
+
+    def repair(self) -> None:
+        self.ask("repair")
+
+    def scrub(self, progress: Callable[..., None]) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("scrub", progress=progress)
+        return found

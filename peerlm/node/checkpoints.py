@@ -1,0 +1,343 @@
+"""Checkpoints of the whole swarm, into its own store, while it trains on.
+
+A *checkpoint* is a name whose manifest holds a model: every fragment's slow weights as they were at some node that holds
+it. Replicas are near consensus, so fragments may come from different nodes, and each node is asked for a share: what it
+cuts into chunks it also gives to those that are to keep them. One node gathers the hashes and writes the name, its
+*gatherer*. Nobody appoints it. When a checkpoint is due is seen by all from the newest name; all draw the same order
+of nodes from it, and each waits a little longer than the one before, so the second sees that the first is at it,
+or dead.
+
+A node that does not deliver its share is left out and another asked. Names are kept to the newest few, pinned ones aside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from peerlm.config import StoreSection
+from peerlm.effects import (
+    CheckpointPart,
+    CutFragments,
+    Effect,
+    Log,
+    Send,
+    TellCheckpoint,
+    WriteCheckpoint,
+)
+from peerlm.events import CheckpointWritten, FragmentCut
+from peerlm.store.manifest import Kind
+from peerlm.store.names import Entry
+from peerlm.swarm.hosting import Run
+from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime, after, short
+from peerlm.wire.message import PartAsk, PartChunk, PartGive
+
+TURN_S = 20.0
+"""Each in the order of nodes waits so much longer than the one before."""
+
+SHARE_S = 60.0
+"""Who has not delivered a fragment after so long is asked no more."""
+
+GIVEN_UP_S = 600.0
+"""A checkpoint that is not complete by then comes to nothing."""
+
+AGAIN_S = 60.0
+"""After one that came to nothing."""
+
+PREFIX = "checkpoint-"
+
+
+@dataclass(slots=True)
+class _Gathering:
+    slot: bytes
+    name: str
+    tokens: int
+    is_pinned: bool
+    began: Instant
+    asked: dict[FragmentId, tuple[PeerId, Instant]] = field(default_factory=dict)
+    failed: set[PeerId] = field(default_factory=set)
+    parts: dict[FragmentId, CheckpointPart] = field(default_factory=dict)
+    is_written: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What decides who does what, of live active members and this node."""
+
+    runs: Mapping[PeerId, Run]
+    """The stages that each holds."""
+    is_active: bool
+    """This node holds weights of the run."""
+    is_done: bool
+    tokens: int
+    """Of the swarm."""
+    may_store: bool
+
+
+Write = Callable[..., list[Effect]]
+"""`Storing.write`."""
+
+
+class Checkpoints:
+    """Of one node.
+
+    Args:
+        stage_of: of every fragment of the plan.
+        names: those that stand for something.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        settings: StoreSection,
+        stage_of: Mapping[FragmentId, int],
+        names: Callable[[], Sequence[Entry]],
+        write: Write,
+        rng: random.Random,
+        now: Instant,
+    ) -> None:
+        self._me, self._settings, self._stage_of = me, settings, dict(stage_of)
+        self._names, self._write, self._rng = names, write, rng
+        self._began = now
+        self._gathering: _Gathering | None = None
+        self._rest_until = now
+        self._wanted: tuple[str, bool] | None = None
+        self._cutting: dict[tuple[bytes, FragmentId], PeerId] = {}
+        """What is being cut, for whom."""
+        self.trouble = ""
+
+    @property
+    def is_gathering(self) -> bool:
+        return self._gathering is not None
+
+    @property
+    def is_at_it(self) -> bool:
+        """It has to be looked at again and again."""
+        wanted = self._wanted is not None or self._gathering is not None
+        return wanted or self._settings.checkpoint_every_s > 0
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """(fragments delivered, all)."""
+        gathering = self._gathering
+        return (len(gathering.parts) if gathering else 0), len(self._stage_of)
+
+    # ------------------------------------------------------------------------------------ when
+
+    def want(self, name: str, *, is_pinned: bool) -> None:
+        """A person wants one now; an empty name: the usual one. → `TellCheckpoint`"""
+        self._wanted = (name, is_pinned)
+
+    def wake(self, around: Around, wall: WallTime, now: Instant) -> list[Effect]:
+        if self._gathering is not None:
+            return self._go_on(around, now)
+        if not around.is_active or not around.may_store:
+            return []
+        if self._wanted is not None:
+            (name, is_pinned), self._wanted = self._wanted, None
+            return self._begin(name, around, now, is_pinned=is_pinned)
+        if self._is_due(around, wall, now):
+            return self._begin("", around, now, is_pinned=around.is_done)
+        return []
+
+    def _is_due(self, around: Around, wall: WallTime, now: Instant) -> bool:
+        every_s = self._settings.checkpoint_every_s
+        if not every_s or now < self._rest_until:
+            return False
+        newest = self._newest()
+        if (
+            newest is not None
+            and name_of(around.tokens, is_done=around.is_done) == newest.record.name
+        ):
+            return False
+        wait_s = TURN_S * self._turn(newest, around)
+        if around.is_done:
+            is_kept = newest is not None and newest.record.name.endswith(FINISHED)
+            return not is_kept and now - self._began > wait_s
+        if newest is None:
+            return now - self._began >= every_s + wait_s
+        return wall - newest.record.wall >= every_s + wait_s and now - self._began >= wait_s
+
+    def _newest(self) -> Entry | None:
+        found = [e for e in self._names() if e.record.kind == Kind.CHECKPOINT]
+        return max(found, key=lambda e: (e.record.wall, e.record.name), default=None)
+
+    def _turn(self, newest: Entry | None, around: Around) -> int:
+        """How many are before this node in the order that all draw from the newest checkpoint."""
+        slot = newest.record.manifest if newest is not None else b""
+        mine = _rank(slot, self._me)
+        return sum(_rank(slot, peer) < mine for peer in around.runs if peer != self._me)
+
+    # ------------------------------------------------------------------------------- gathering
+
+    def _begin(self, name: str, around: Around, now: Instant, *, is_pinned: bool) -> list[Effect]:
+        name = name or name_of(around.tokens, is_done=around.is_done)
+        slot = self._rng.randbytes(16)
+        self._gathering = _Gathering(slot, name, around.tokens, is_pinned, now)
+        log = Log("info", "checkpoint_begun", (("name", name),))
+        return [log, *self._go_on(around, now)]
+
+    def _go_on(self, around: Around, now: Instant) -> list[Effect]:
+        """Ask for what was not asked for yet, or in vain."""
+        gathering = self._gathering
+        assert gathering is not None, "nothing is gathered"
+        if gathering.is_written:
+            return []
+        if now - gathering.began > GIVEN_UP_S:
+            return self._give_up("not all fragments were delivered in time", now)
+        shares: dict[PeerId, list[FragmentId]] = {}
+        for fragment, stage in self._stage_of.items():
+            if fragment in gathering.parts:
+                continue
+            asked = gathering.asked.get(fragment)
+            if asked is not None:
+                peer, since = asked
+                is_there = peer == self._me or peer in around.runs
+                if is_there and now - since < SHARE_S:
+                    continue
+                gathering.failed.add(peer)
+            hosts = [
+                peer
+                for peer, (first, last) in around.runs.items()
+                if first <= stage <= last and peer not in gathering.failed
+            ]
+            if not hosts:
+                if stage_is_lost(stage, around.runs):
+                    return self._give_up(f"nobody holds stage {stage}", now)
+                gathering.failed.clear()  # all have failed once: begin anew
+                continue
+            peer = min(hosts, key=lambda p: _rank(gathering.slot + fragment.to_bytes(4, "big"), p))
+            gathering.asked[fragment] = (peer, now)
+            shares.setdefault(peer, []).append(fragment)
+        effects: list[Effect] = []
+        for peer, share in shares.items():
+            if peer == self._me:
+                effects += self._cut(self._me, gathering.slot, share)
+            else:
+                effects.append(Send(peer, PartAsk(gathering.slot, tuple(share))))
+        return effects
+
+    def _give_up(self, why: str, now: Instant) -> list[Effect]:
+        gathering, self._gathering = self._gathering, None
+        assert gathering is not None, "nothing is gathered"
+        self._rest_until, self.trouble = after(now, AGAIN_S), why
+        fields = (("name", gathering.name), ("why", why))
+        return [
+            TellCheckpoint(gathering.name, why),
+            Log("warning", "checkpoint_given_up", fields),
+        ]
+
+    def given(self, peer: PeerId, give: PartGive, now: Instant) -> list[Effect]:
+        """A share of another node's: hashes of chunks that it keeps. Their bytes are checked by whoever pulls them."""
+        gathering, fragment = self._gathering, FragmentId(give.fragment)
+        if gathering is None or gathering.slot != give.slot:
+            return []
+        if gathering.asked.get(fragment, (None,))[0] != peer or fragment in gathering.parts:
+            return []
+        if not give.chunks:
+            gathering.failed.add(peer)
+            del gathering.asked[fragment]
+            return []
+        chunks = tuple((ObjectHash(c.hash), c.size) for c in give.chunks)
+        return self._took(CheckpointPart(fragment, give.version, chunks, peer), now)
+
+    def _took(self, part: CheckpointPart, now: Instant) -> list[Effect]:
+        gathering = self._gathering
+        assert gathering is not None, "nothing is gathered"
+        gathering.parts[part.fragment] = part
+        if len(gathering.parts) < len(self._stage_of):
+            return []
+        gathering.is_written = True
+        parts = tuple(gathering.parts[fragment] for fragment in sorted(self._stage_of))
+        newest = self._newest()
+        before = newest.record.manifest if newest is not None else b""
+        return [WriteCheckpoint(gathering.slot, gathering.tokens, parts, before)]
+
+    def written(self, event: CheckpointWritten, wall: WallTime, now: Instant) -> list[Effect]:
+        gathering = self._gathering
+        if gathering is None or gathering.slot != event.slot:
+            return []
+        if event.reason:
+            return self._give_up(event.reason, now)
+        self._gathering, self.trouble = None, ""
+        about = f"{gathering.tokens} tokens of the swarm"
+        effects = self._write(
+            gathering.name,
+            Kind.CHECKPOINT,
+            event.manifest,
+            event.size,
+            wall,
+            now,
+            is_pinned=gathering.is_pinned,
+            about=about,
+            replaces=True,
+        )
+        fields = (("name", gathering.name), ("manifest", short(event.manifest)))
+        told = [TellCheckpoint(gathering.name), Log("info", "checkpoint", fields)]
+        return [*told, *effects, *self._remove_old(wall, now)]
+
+    def _remove_old(self, wall: WallTime, now: Instant) -> list[Effect]:
+        """All but the newest, and those that are pinned."""
+        found = [e.record for e in self._names() if e.record.kind == Kind.CHECKPOINT]
+        loose = sorted((r for r in found if not r.is_pinned), key=lambda r: r.wall, reverse=True)
+        effects: list[Effect] = []
+        for record in loose[self._settings.checkpoints_kept :]:
+            effects += self._write(record.name, Kind.CHECKPOINT, None, 0, wall, now, replaces=True)
+        return effects
+
+    # ---------------------------------------------------------------------------------- shares
+
+    def asked(self, peer: PeerId, ask: PartAsk, around: Around) -> list[Effect]:
+        """Another node gathers: cut these, keep the chunks, tell it their hashes."""
+        slot, wanted = ask.slot, [FragmentId(fragment) for fragment in ask.fragments]
+        first, last = around.runs.get(self._me, (1, 0))
+        mine = [f for f in wanted if first <= self._stage_of.get(f, -1) <= last]
+        if not around.is_active or not around.may_store:
+            mine = []
+        refused: list[Effect] = [
+            Send(peer, PartGive(slot, fragment, 0, ()))
+            for fragment in wanted
+            if fragment not in mine
+        ]
+        return [*refused, *self._cut(peer, slot, mine)]
+
+    def _cut(self, peer: PeerId, slot: bytes, wanted: Sequence[FragmentId]) -> list[Effect]:
+        fresh = [f for f in wanted if (slot, f) not in self._cutting]
+        self._cutting |= {(slot, fragment): peer for fragment in fresh}
+        return [CutFragments(slot, tuple(fresh))] if fresh else []
+
+    def cut(self, event: FragmentCut, now: Instant) -> list[Effect]:
+        peer = self._cutting.pop((event.slot, event.fragment), None)
+        if peer is None:
+            return []
+        if peer != self._me:
+            chunks = tuple(PartChunk(*chunk) for chunk in event.chunks)
+            return [Send(peer, PartGive(event.slot, event.fragment, event.version, chunks))]
+        gathering = self._gathering
+        if gathering is None or gathering.slot != event.slot:
+            return []
+        if not event.chunks:
+            gathering.failed.add(self._me)
+            gathering.asked.pop(event.fragment, None)
+            return []
+        return self._took(
+            CheckpointPart(event.fragment, event.version, event.chunks, self._me), now
+        )
+
+
+FINISHED = "-finished"
+
+
+def name_of(tokens: int, *, is_done: bool) -> str:
+    """Sorted by name they are sorted by tokens."""
+    return f"{PREFIX}{tokens:012}{FINISHED if is_done else ''}"
+
+
+def stage_is_lost(stage: int, runs: Mapping[PeerId, Run]) -> bool:
+    return not any(first <= stage <= last for first, last in runs.values())
+
+
+def _rank(slot: bytes, peer: PeerId) -> bytes:
+    return hashlib.blake2b(slot + peer, digest_size=8).digest()

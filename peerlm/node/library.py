@@ -1,0 +1,144 @@
+"""The third part of a node: what it does for the swarm's store, beside company and work.
+
+It joins `storing` (what is kept) and `checkpoints` (what is added by itself) to a node's events and messages.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from peerlm.config import StoreSection
+from peerlm.effects import Effect
+from peerlm.events import CheckpointWritten, Event, FragmentCut
+from peerlm.node.checkpoints import Around, Checkpoints
+from peerlm.node.lifecycle import Phase
+from peerlm.node.stored import Stored
+from peerlm.node.storing import Storing
+from peerlm.types import FragmentId, Instant, PeerId, Role, TransferId, WallTime, after
+from peerlm.wire.message import (
+    HaveAsk,
+    HaveGive,
+    Message,
+    NamesAsk,
+    NamesGive,
+    PartAsk,
+    PartGive,
+    ProofAsk,
+    ProofGive,
+)
+
+if TYPE_CHECKING:
+    from peerlm.node.company import Company
+    from peerlm.node.work import Work
+
+TALK = (NamesAsk, NamesGive, HaveAsk, HaveGive, ProofAsk, ProofGive, PartAsk, PartGive)
+"""Messages about the store."""
+
+LOOK_S = 1.0
+"""How often it is looked whether a checkpoint is due."""
+
+
+class Library:
+    """Of one node. `work`: as it is now; it may be replaced."""
+
+    def __init__(
+        self,
+        company: Company,
+        work: Callable[[], Work],
+        settings: StoreSection,
+        stored: Stored,
+        stage_of: Mapping[FragmentId, int],
+        rng: random.Random,
+        now: Instant,
+    ) -> None:
+        certificates, me = company.certificates, company.me
+        self._company, self._work = company, work
+        self._may_store = company.allows(me, Role.STORE)
+        self.storing = Storing(
+            me,
+            settings,
+            stored if self._may_store else stored.without_room(),
+            certificates.sign_name,
+            certificates.author_of,
+            company.spread_name,
+            company.endpoint,
+            rng,
+            now,
+        )
+        register = self.storing.register
+        self.checkpoints = Checkpoints(
+            me, settings, stage_of, register.living, self.storing.write, rng, now
+        )
+        company.hear_name = self.storing.hear
+        self._seen_at: object = None
+        self._look_at = now
+
+    def start(self, now: Instant) -> list[Effect]:
+        return self.storing.start(now)
+
+    def link_up(self, peer: PeerId) -> list[Effect]:
+        return self.storing.link_up(peer)
+
+    def look(self, now: Instant) -> list[Effect]:
+        """Who is there may have changed."""
+        if self._seen_at == self._company.version:
+            return []
+        self._seen_at = self._company.version
+        return self.storing.nodes_are(self._company.stores(), now)
+
+    def handle(self, event: Event, now: Instant) -> list[Effect]:
+        match event:
+            case FragmentCut():
+                return self.checkpoints.cut(event, now)
+            case CheckpointWritten():
+                return self.checkpoints.written(event, self._wall, now)
+        return self.storing.handle(event, now)
+
+    def received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
+        match message:
+            case PartAsk():
+                return self.checkpoints.asked(peer, message, self._around())
+            case PartGive():
+                return self.checkpoints.given(peer, message, now)
+        return self.storing.received(peer, message, now)
+
+    def is_taken(self, transfer: TransferId) -> bool:
+        return self.storing.is_taken(transfer)
+
+    def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
+        effects = self.storing.wake(linked, now)
+        if self._look_at <= now:
+            self._look_at = after(now, LOOK_S)
+            effects += self.checkpoints.wake(self._around(), self._wall, now)
+        return effects
+
+    def deadline(self) -> Instant:
+        due = self.storing.deadline()
+        return min(self._look_at, due) if self.checkpoints.is_at_it else due
+
+    def check(self) -> None:
+        self.storing.check()
+
+    def audit(self) -> None:
+        self.storing.audit()
+
+    @property
+    def _wall(self) -> WallTime:
+        return self._company.certificates.wall
+
+    def _around(self) -> Around:
+        work = self._work()
+        seen, hosting = work.seen, work.hosting
+        is_active = work.installed and work.exchanges.standing.active
+        runs = {peer: seen.runs[peer] for peer in seen.donors}
+        if is_active and not hosting.is_none:
+            runs[self._company.me] = (hosting.first, hosting.last)
+        return Around(
+            runs=runs,
+            is_active=is_active,
+            is_done=work.phase is Phase.DONE and work.settled,
+            tokens=seen.swarm_tokens,
+            may_store=self._may_store,
+        )

@@ -1,0 +1,221 @@
+"""Objects pulled for the swarm's store, from whoever may have them.
+
+Scheduling is `store.fetch`'s; this file speaks its wishes in messages, one fetch for all that is wanted. Who may have an
+object is guessed from its hash, by those who should keep it: a node that has not says so, and the next is asked. What
+nobody has now is asked for again later, until it is not wanted any more.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from peerlm.effects import CancelTransfer, Effect, RunPull, Send
+from peerlm.events import PullEnded, PullProgressed
+from peerlm.store.fetch import CancelPull, Fault, Fetch, Limits, PullEffect, StartPull, Status
+from peerlm.types import Instant, ObjectHash, PeerId, TransferId, after
+from peerlm.wire.message import PullAnswer, PullRequest
+
+PROGRESS_TIMEOUT_S = 5.0
+
+ASKED_AT_ONCE = 4
+"""Of an object, so many of those that may have it are known to the fetch at a time."""
+
+ASK_AGAIN_S = 2.0
+"""Those that may have an object are asked again after so long, then twice as long each time."""
+ASK_AGAIN_S_MAX = 60.0
+
+LIMITS = Limits(per_donor=3, total=12)
+
+FAULTS = {
+    "lost": Fault.LOST,
+    "corrupt": Fault.CORRUPT,
+    "failed": Fault.OURS,
+    "cancelled": Fault.LOST,
+}
+
+Sources = Callable[[ObjectHash], tuple[PeerId, ...]]
+"""Live peers that may have an object, best first."""
+
+
+@dataclass(slots=True)
+class _Want:
+    size: int
+    tried: int = 0
+    """Of the sources, how many have been named to the fetch in this round."""
+    rounds: int = 0
+    again_at: Instant | None = None
+    """Set when nobody had it."""
+
+
+@dataclass(slots=True)
+class _Pull:
+    start: StartPull
+    keys: tuple[bytes, bytes]
+    is_accepted: bool = False
+
+
+class Pulls:
+    """All pulls of one node for the store. `arrived` collects what came until it is taken.
+
+    Args:
+        endpoint: where a peer's bulk port can be dialled, or None.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        endpoint: Callable[[PeerId], tuple[str, int] | None],
+        rng: random.Random,
+        now: Instant,
+    ) -> None:
+        self._sources, self._endpoint, self._rng = sources, endpoint, rng
+        self._fetch = Fetch({}, rng, now, LIMITS)
+        self._wants: dict[ObjectHash, _Want] = {}
+        self._pulls: dict[TransferId, _Pull] = {}
+        self._arrived: list[ObjectHash] = []
+        self._corrupt: list[PeerId] = []
+
+    # ---------------------------------------------------------------------------------- wants
+
+    @property
+    def wanted(self) -> Collection[ObjectHash]:
+        return self._wants.keys()
+
+    def size_of(self, object_hash: ObjectHash) -> int:
+        return self._wants[object_hash].size
+
+    def unfound(self) -> list[ObjectHash]:
+        """What none of those asked had, at least once round."""
+        return [wanted for wanted, want in self._wants.items() if want.again_at is not None]
+
+    def want(self, objects: Iterable[tuple[ObjectHash, int]], now: Instant) -> list[Effect]:
+        for object_hash, size in objects:
+            if object_hash not in self._wants:
+                self._wants[object_hash] = _Want(size)
+                self._fetch.want(object_hash, size)
+        return self.wake(now)
+
+    def forget(self, hashes: Iterable[ObjectHash]) -> list[Effect]:
+        effects: list[Effect] = []
+        for object_hash in hashes:
+            if self._wants.pop(object_hash, None) is not None:
+                effects += self._carry(self._fetch.forget(object_hash))
+        return effects
+
+    def take_arrived(self) -> list[tuple[ObjectHash, int]]:
+        """What is here and verified since the last call; it is not wanted any more."""
+        came = [(hash_, self._wants.pop(hash_).size) for hash_ in self._arrived]
+        self._arrived = []
+        for object_hash, _ in came:
+            self._fetch.forget(object_hash)
+        return came
+
+    def take_corrupt(self) -> list[PeerId]:
+        """Who sent wrong bytes since the last call."""
+        corrupt, self._corrupt = self._corrupt, []
+        return corrupt
+
+    # --------------------------------------------------------------------------------- donors
+
+    def _ask_more(self, now: Instant) -> None:
+        """Name more of those that may have what nobody so far had."""
+        for object_hash, want in self._wants.items():
+            if want.again_at is not None:
+                if want.again_at > now:
+                    continue
+                want.again_at, want.tried = None, 0
+            if self._fetch.is_offered(object_hash):
+                continue
+            sources = [p for p in self._sources(object_hash) if self._endpoint(p) is not None]
+            some = sources[want.tried : want.tried + ASKED_AT_ONCE]
+            want.tried += len(some)
+            for peer in some:
+                self._fetch.offer(peer, object_hash, object_hash)
+            if not self._fetch.is_offered(object_hash) and want.tried >= len(sources):
+                pause_s = min(ASK_AGAIN_S_MAX, ASK_AGAIN_S * 2.0 ** min(want.rounds, 10))
+                want.rounds += 1
+                want.again_at = after(now, pause_s * self._rng.uniform(0.75, 1.25))
+
+    def peer_gone(self, peer: PeerId, now: Instant) -> list[Effect]:
+        return self._carry(self._fetch.donor_gone(peer, now))
+
+    # --------------------------------------------------------------------------------- events
+
+    def is_taken(self, transfer: TransferId) -> bool:
+        return transfer in self._pulls
+
+    def on_answer(self, peer: PeerId, answer: PullAnswer, now: Instant) -> list[Effect]:
+        pull = self._pulls.get(TransferId(answer.transfer))
+        if pull is None or pull.start.peer != peer or pull.is_accepted:
+            return []
+        start, endpoint = pull.start, self._endpoint(peer)
+        if answer.verdict != "accept" or endpoint is None or answer.size != start.size_bytes:
+            fault = Fault.BUSY if answer.verdict == "busy" else Fault.MISSING
+            return self._failed(pull, fault, now)
+        pull.is_accepted = True
+        run = RunPull(
+            transfer=start.transfer,
+            peer=peer,
+            host=endpoint[0],
+            bulk_port=endpoint[1],
+            object_hash=start.object_hash,
+            size=answer.size,
+            key_up=pull.keys[0],
+            key_down=pull.keys[1],
+            progress_timeout_s=PROGRESS_TIMEOUT_S,
+            is_chunk=True,
+        )
+        return [run, *self._carry(self._fetch.sized(start.transfer, answer.size, now))]
+
+    def progressed(self, event: PullProgressed, now: Instant) -> list[Effect]:
+        if event.transfer not in self._pulls:
+            return []
+        return self._carry(self._fetch.progress(event.transfer, event.bytes_received, now))
+
+    def ended(self, event: PullEnded, now: Instant) -> list[Effect]:
+        pull = self._pulls.get(event.transfer)
+        if pull is None:
+            return []
+        if event.outcome != "ok":
+            return self._failed(pull, FAULTS[event.outcome], now)
+        del self._pulls[event.transfer]
+        self._arrived.append(pull.start.object_hash)
+        return self._carry(self._fetch.pulled(event.transfer, now))
+
+    def wake(self, now: Instant) -> list[Effect]:
+        self._ask_more(now)
+        return self._carry(self._fetch.wake(now))
+
+    def deadline(self) -> Instant:
+        due = [want.again_at for want in self._wants.values() if want.again_at is not None]
+        return min([*due, self._fetch.deadline()])
+
+    def status(self, now: Instant) -> Status:
+        return self._fetch.status(now)
+
+    def check(self) -> None:
+        """Raises: AssertionError when an invariant is broken."""
+        self._fetch.check()
+
+    def _failed(self, pull: _Pull, fault: Fault, now: Instant) -> list[Effect]:
+        del self._pulls[pull.start.transfer]
+        if fault is Fault.CORRUPT:
+            self._corrupt.append(pull.start.peer)
+        effects = self._carry(self._fetch.failed(pull.start.transfer, fault, now))
+        return effects + self.wake(now)
+
+    def _carry(self, wishes: list[PullEffect]) -> list[Effect]:
+        effects: list[Effect] = []
+        for wish in wishes:
+            match wish:
+                case StartPull():
+                    keys = (self._rng.randbytes(32), self._rng.randbytes(32))
+                    self._pulls[wish.transfer] = _Pull(wish, keys)
+                    request = PullRequest(wish.transfer, wish.object_hash, *keys)
+                    effects.append(Send(wish.peer, request))
+                case CancelPull():
+                    self._pulls.pop(wish.transfer, None)
+                    effects.append(CancelTransfer(wish.transfer))
+        return effects

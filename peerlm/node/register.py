@@ -1,0 +1,215 @@
+"""The register of names, kept the same on all nodes: told as rumors, compared page by page.
+
+What comes from a peer is believed when its writer's chain leads to the run's root, allows the writer to store, was not
+revoked, and its signature is under the record. When a chain ends does not matter later: a name outlives its writer.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from peerlm.effects import Effect, Send
+from peerlm.errors import AuthError, StateError, WireError
+from peerlm.store.manifest import NAME, Kind
+from peerlm.store.names import Entry, Names
+from peerlm.types import Instant, ObjectHash, PeerId, WallTime, after, printable, short
+from peerlm.wire.codec import decode_as, encode
+from peerlm.wire.message import Named, NameRecord, NamesAsk, NamesGive
+
+COMPARE_S = 60.0
+"""How often the register is compared with some node's; and with each new link's."""
+
+GIVEN_MAX = 64
+"""Names in one message."""
+
+KINDS = frozenset(Kind)
+
+Author = Callable[[Named], PeerId]
+"""Who has signed it and may write names. Raises `AuthError`."""
+
+Spread = Callable[[Named, bytes, Instant, PeerId | None], list[Effect]]
+"""Tell the swarm: a rumor on a subject, and who need not hear it."""
+
+
+class Register:
+    """Of one node.
+
+    Args:
+        sign: gives our own record with our signature and chain.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        sign: Callable[[NameRecord], Named],
+        author: Author,
+        spread: Spread,
+        rng: random.Random,
+        now: Instant,
+    ) -> None:
+        self.names = Names()
+        self.refused: Counter[str] = Counter()
+        self._me, self._sign, self._author, self._spread = me, sign, author, spread
+        self._rng = rng
+        self._compare_at = after(now, COMPARE_S)
+
+    # -------------------------------------------------------------------------------- writing
+
+    def write(
+        self,
+        name: str,
+        kind: Kind,
+        manifest: ObjectHash | None,
+        size: int,
+        wall: WallTime,
+        now: Instant,
+        *,
+        replicas: int = 3,
+        is_pinned: bool = False,
+        about: str = "",
+        replaces: bool = False,
+    ) -> list[Effect]:
+        """A new record of ours; `manifest` None removes the name.
+
+        Raises:
+            StateError: the name is taken, cannot be one, or the register is full.
+        """
+        if not NAME.fullmatch(name):
+            raise StateError(
+                f"{name[:100]!r} cannot be a name: small letters, digits and . _ - (at most 96), a letter or digit first"
+            )
+        known = self.names.get(name)
+        holds = known is not None and known.record.manifest
+        if known is not None and holds and not replaces and holds != (manifest or b""):
+            raise StateError(
+                f"the name {name} is taken (a {known.record.kind}, by node {short(known.record.writer)}); choose another "
+                f"with --name, or remove it first: peerlm data rm {name}"
+            )
+        record = NameRecord(
+            name=name,
+            kind=kind,
+            manifest=manifest or b"",
+            size=size,
+            lamport=self.names.next_lamport(),
+            writer=self._me,
+            wall=wall,
+            replicas=replicas,
+            is_pinned=is_pinned,
+            about=printable(about)[:200].encode()[:200].decode(errors="ignore"),
+        )
+        if not self.names.is_news(record):
+            raise StateError("the register of names is full: remove some first (peerlm data ls)")
+        proof = self._sign(record)
+        self.names.merge(record, proof)
+        return self._tell(record, proof, now, None)
+
+    # -------------------------------------------------------------------------------- hearing
+
+    def hear(
+        self, proof: Named, teller: PeerId | None, now: Instant
+    ) -> tuple[NameRecord | None, list[Effect]]:
+        """A record that somebody told: (it, if it is news; what to tell the others)."""
+        record = self._believed(proof)
+        if record is None or not self.names.merge(record, proof):
+            return None, []
+        return record, self._tell(record, proof, now, teller)
+
+    def _believed(self, proof: Named, *, is_ours: bool = False) -> NameRecord | None:
+        """`is_ours`: it comes from our own disk, and was believed before; its writer may have been revoked since."""
+        try:
+            record = decode_as(NameRecord, proof.record)
+            if not NAME.fullmatch(record.name) or record.kind not in KINDS:
+                raise WireError("no name, or of no kind")
+            if len(record.manifest) not in (0, 32) or not record.replicas >= 1:
+                raise WireError("no manifest, or no replicas")
+            if not self.names.is_news(record):
+                return None
+            if not is_ours and self._author(proof) != record.writer:
+                raise AuthError("bad_signature", "signed by another than its writer")
+        except WireError:
+            self.refused["name: malformed"] += 1
+            return None
+        except AuthError as error:
+            self.refused[f"name: {error.code}"] += 1
+            return None
+        return record
+
+    def _tell(
+        self, record: NameRecord, proof: Named, now: Instant, teller: PeerId | None
+    ) -> list[Effect]:
+        return self._spread(proof, b"name" + record.name.encode(), now, teller)
+
+    # ------------------------------------------------------------------------------- comparing
+
+    def compare(self, peer: PeerId) -> list[Effect]:
+        """Show a peer what is known here. Who knows nothing is shown it by the other."""
+        if not len(self.names):
+            return []
+        return [
+            Send(peer, NamesAsk(low, high, entries, False))
+            for low, high, entries in self.names.digests()
+        ]
+
+    def asked(self, peer: PeerId, ask: NamesAsk) -> list[Effect]:
+        newer = self.names.newer_than(ask.low, ask.high, ask.entries)
+        effects: list[Effect] = [
+            Send(peer, NamesGive(tuple(newer[at : at + GIVEN_MAX])))
+            for at in range(0, len(newer), GIVEN_MAX)
+        ]
+        if not ask.reply and self.names.is_behind(ask.entries):
+            for low, high, entries in self.names.digests():
+                effects.append(Send(peer, NamesAsk(low, high, entries, True)))
+        return effects
+
+    def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
+        if self._compare_at > now:
+            return []
+        self._compare_at = after(now, COMPARE_S)
+        peers = linked() if len(self.names) else ()
+        return self.compare(self._rng.choice(peers)) if peers else []
+
+    def deadline(self) -> Instant:
+        return self._compare_at
+
+    # --------------------------------------------------------------------------------- keeping
+
+    def encode(self) -> list[str]:
+        return [encode(entry.proof).hex() for entry in self.names]
+
+    def restore(self, proofs: Iterable[str]) -> int:
+        """What was kept; returns how many were not believed."""
+        refused = 0
+        for text in proofs:
+            try:
+                proof = decode_as(Named, bytes.fromhex(text))
+            except (ValueError, WireError):
+                refused += 1
+                continue
+            record = self._believed(proof, is_ours=True)
+            refused += record is None or not self.names.merge(record, proof)
+        return refused
+
+    def living(self) -> list[Entry]:
+        """Names that stand for something."""
+        return [entry for entry in self.names if entry.record.manifest]
+
+
+def read_kept(data: bytes) -> tuple[list[str], list[tuple[PeerId, int, str]]]:
+    """(names, nodes of the store) of a file that `as_kept` wrote. Raises `StateError`."""
+    try:
+        body = json.loads(data)
+        names = [str(text) for text in body["names"]]
+        nodes = [
+            (PeerId(bytes.fromhex(p)), int(size), str(label)) for p, size, label in body["nodes"]
+        ]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise StateError("the register of names is damaged; peers give it back") from None
+    return names, nodes
+
+
+def as_kept(names: list[str], nodes: Iterable[tuple[PeerId, int, str]]) -> bytes:
+    body = {"names": names, "nodes": [[peer.hex(), size, label] for peer, size, label in nodes]}
+    return json.dumps(body).encode()

@@ -1,0 +1,48 @@
+"""What a node's part of the swarm's store begins with, and what it tells people of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from peerlm.store.catalog import Summary as CatalogSummary
+from peerlm.types import ObjectHash, PeerId
+
+Offer = tuple[int, str]
+"""Bytes that a node offers, and what it fails together with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a node finds on its disk when it starts."""
+
+    capacity: int = 0
+    """Bytes that it offers; 0: it keeps nothing for others."""
+    here: tuple[tuple[ObjectHash, int], ...] = ()
+    """(hash, bytes) of what lies in the store."""
+    memory: bytes = b""
+    """What `Save("catalog")` kept."""
+    pinned: frozenset[ObjectHash] = frozenset()
+    """Objects that are in use, and never dropped."""
+
+    def without_room(self) -> Stored:
+        return replace(self, capacity=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """For people."""
+
+    capacity: int
+    used: int
+    names: int
+    catalog: CatalogSummary
+    unread: int
+    """Of `Storing.unread`."""
+    pulling: int
+    unfound: int
+    full: bool
+    trouble: str
+    """Of `Storing.trouble`."""
+    distrusted: tuple[PeerId, ...]
+    nodes: tuple[tuple[PeerId, int, str, bool], ...]
+    """(node, bytes offered, label, is live), this one too."""

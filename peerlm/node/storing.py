@@ -1,0 +1,672 @@
+"""What a node keeps for the swarm's store, and what it does about what is lacking.
+
+Every node knows all names (`register`). Who offers room also knows the chunks behind them, works out with all others, by
+the same hashing, which of them are its own to keep (`store.catalog`), and pulls what it lacks from those that have it
+(`pulls`). So nobody assigns and nobody has to be told: a chunk whose keeper died is due to the next node as soon as
+the keeper was away for long enough, or at once where few replicas are left.
+
+Nothing is given up on a guess: what is not due here any more is dropped only after as many others as should keep it
+have said that they do (`survey`). And what others say is tried now and then: a node that cannot show the bytes it claims
+does not count as a keeper.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from peerlm.config import StoreSection
+from peerlm.effects import (
+    DropChunks,
+    Effect,
+    Log,
+    ReadManifest,
+    Save,
+    Send,
+    TellReaders,
+    TellSurveyed,
+)
+from peerlm.events import (
+    Event,
+    ManifestRead,
+    ObjectKept,
+    ObjectLost,
+    ProofMade,
+    PullEnded,
+    PullProgressed,
+)
+from peerlm.node.leftovers import Leftovers
+from peerlm.node.proofs import Proofs
+from peerlm.node.pulls import Pulls
+from peerlm.node.register import Author, Register, Spread, as_kept, read_kept
+from peerlm.node.stored import Offer, Standing, Stored
+from peerlm.node.survey import Survey, bits_of
+from peerlm.store.catalog import Catalog, StoreNode
+from peerlm.store.manifest import Chunk, Kind
+from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime, after, short
+from peerlm.wire.message import (
+    HaveAsk,
+    HaveGive,
+    Message,
+    Named,
+    NameRecord,
+    NamesAsk,
+    NamesGive,
+    ProofAsk,
+    ProofGive,
+    PullAnswer,
+)
+
+LOOK_S = 1.0
+"""How often it is looked what is lacking."""
+
+UNDER_WAY = 32
+"""Chunks of repair that are being pulled or looked for at once."""
+
+SAVE_S = 1.0
+"""Names and nodes are saved no more often: many may come at once."""
+
+SWEEP_S = 30.0
+"""How often it is looked what could be dropped."""
+
+DROPPED_AT_ONCE = 1024
+
+FRESH_S = 1800.0
+"""The writer of a name is asked first for its chunks so long after the name was heard of."""
+
+
+@dataclass(slots=True)
+class _Node:
+    offer: Offer
+    away_since: Instant | None = None
+
+
+class Storing:
+    """Of one node.
+
+    Args:
+        spread: gossips a name.
+        endpoint: where a peer's bulk port can be dialled, or None.
+    """
+
+    def __init__(
+        self,
+        me: PeerId,
+        settings: StoreSection,
+        stored: Stored,
+        sign: Callable[[NameRecord], Named],
+        author: Author,
+        spread: Spread,
+        endpoint: Callable[[PeerId], tuple[str, int] | None],
+        rng: random.Random,
+        now: Instant,
+    ) -> None:
+        self._me, self._settings, self.capacity = me, settings, stored.capacity
+        self._rng, self._began = rng, now
+        self.register = Register(me, sign, author, spread, rng, now)
+        self.catalog = Catalog(me)
+        self.here: dict[ObjectHash, int] = {}
+        self.pinned: Collection[ObjectHash] = stored.pinned
+        self._live: tuple[PeerId, ...] = ()
+        """Live nodes of the store but this one."""
+        self._nodes: dict[PeerId, _Node] = {}
+        self._nodes_version = 0
+        self._pulls = Pulls(self._sources, endpoint, rng, now)
+        self._replicas: dict[ObjectHash, int] = {}
+        """Of each manifest whose chunks the catalog knows, in how many replicas."""
+        self._readers: dict[ObjectHash, int] = {}
+        """Objects that a process of this machine waits for."""
+        self._reading: set[ObjectHash] = set()
+        """Manifests that are being read from the disk."""
+        self._lacked: set[ObjectHash] = set()
+        """Manifests that are being looked for."""
+        self._named = 0
+        """Manifests that living names stand for."""
+        self._fresh: dict[
+            ObjectHash, tuple[tuple[PeerId, ...], Instant, frozenset[ObjectHash]]
+        ] = {}
+        self._surveys: list[Survey] = []
+        self._dropping: Survey | None = None
+        self._leftovers = Leftovers(settings.keep_s)
+        self._next_number = 0
+        self._proofs = Proofs(self.catalog, rng, now)
+        self._budget, self._budget_at = 0.0, now
+        self._is_full = False
+        self._hurry = False
+        self._saved, self._save_at = (0, 0), now
+        self._look_at, self._sweep_at = now, after(now, SWEEP_S)
+        self._used = 0
+        self.trouble = ""
+        """Why this node's disk did not take what was last pulled; empty: it did."""
+        self.lost_here = 0
+        """Objects that were found damaged or gone since the start."""
+        for object_hash, size in stored.here:
+            self._keep(object_hash, size)
+        self._restore(stored.memory, now)
+
+    def _restore(self, memory: bytes, now: Instant) -> None:
+        names, nodes = read_kept(memory) if memory else ([], [])
+        self.register.restore(names)
+        for peer, capacity, label in nodes:
+            if peer != self._me:
+                self._nodes[peer] = _Node((capacity, label), away_since=now)
+        self._saved = self._savable()
+
+    # ------------------------------------------------------------------------------ who is there
+
+    def nodes_are(self, live: Mapping[PeerId, Offer], now: Instant) -> list[Effect]:
+        """Live members that offer room, this node aside."""
+        effects: list[Effect] = []
+        for peer in self._live:
+            if peer not in live:
+                effects += self._pulls.peer_gone(peer, now)
+                for survey in self._all_surveys():
+                    survey.gone(peer)
+        for peer, offer in live.items():
+            known = self._nodes.get(peer)
+            self._nodes_version += known is None or known.offer != offer
+            self._nodes[peer] = _Node(offer)
+        for peer, node in list(self._nodes.items()):
+            if peer not in live and node.away_since is None:
+                node.away_since = now
+        self._live = tuple(sorted(live))
+        self._tell_catalog(now)
+        return effects
+
+    def _tell_catalog(self, now: Instant) -> None:
+        patience = self._settings.repair_after_s
+        gone = [
+            peer
+            for peer, node in self._nodes.items()
+            if node.away_since is not None and now - node.away_since >= patience
+        ]
+        for peer in gone:
+            del self._nodes[peer]
+        self._nodes_version += len(gone)
+        self._proofs.forgive(now)
+        nodes = [
+            StoreNode(peer, node.offer[0], node.offer[1], node.away_since is None)
+            for peer, node in self._nodes.items()
+            if peer not in self._proofs.distrusted
+        ]
+        if self.capacity:
+            nodes.append(StoreNode(self._me, self.capacity, self._settings.label, True))
+        self.catalog.nodes_are(sorted(nodes))
+
+    def link_up(self, peer: PeerId) -> list[Effect]:
+        return self.register.compare(peer)
+
+    # ------------------------------------------------------------------------------------- names
+
+    def write(
+        self,
+        name: str,
+        kind: Kind,
+        manifest: ObjectHash | None,
+        size: int,
+        wall: WallTime,
+        now: Instant,
+        *,
+        replicas: int = 3,
+        is_pinned: bool = False,
+        about: str = "",
+        replaces: bool = False,
+    ) -> list[Effect]:
+        """Give a name to a manifest that is here, or remove the name (None). Raises `StateError`."""
+        told = self.register.write(
+            name,
+            kind,
+            manifest,
+            size,
+            wall,
+            now,
+            replicas=replicas,
+            is_pinned=is_pinned,
+            about=about,
+            replaces=replaces,
+        )
+        self._save_at = now  # a person waits for it
+        return [*self._save(now), *told, *self._follow_names(now), *self._look(now)]
+
+    def hear(self, proof: Named, teller: PeerId | None, now: Instant) -> list[Effect]:
+        record, effects = self.register.hear(proof, teller, now)
+        if record is None:
+            return effects
+        return [*self._save(now), *effects, *self._follow_names(now)]
+
+    def _follow_names(self, now: Instant) -> list[Effect]:
+        """Know what living names stand for, and nothing else."""
+        living: dict[ObjectHash, NameRecord] = {}
+        for entry in self.register.living():
+            manifest, record = ObjectHash(entry.record.manifest), entry.record
+            known = living.setdefault(manifest, record)
+            if record.replicas > known.replicas:
+                living[manifest] = record
+        self._named = len(living)
+        for manifest in self.catalog.manifests - living.keys():
+            self._forget(manifest)
+        self._lacked.intersection_update(living)
+        effects: list[Effect] = []
+        for manifest, record in living.items():
+            if self._replicas.get(manifest) == record.replicas or manifest in self._reading:
+                continue
+            if manifest in self.here:
+                self._reading.add(manifest)
+                effects.append(ReadManifest(manifest))
+            elif self.capacity and manifest not in self._lacked:
+                self._lacked.add(manifest)
+                writer = PeerId(record.writer)
+                self._fresh[manifest] = ((writer,), now, frozenset((manifest,)))
+                effects += self._pulls.want([(manifest, record.size)], now)
+        return effects
+
+    def _forget(self, manifest: ObjectHash) -> None:
+        """No name stands for it any more: what is in no other manifest may go at once."""
+        loose = set(self.catalog.unreferenced())
+        self.catalog.forget(manifest)
+        del self._replicas[manifest]
+        self._fresh.pop(manifest, None)
+        removed = set(self.catalog.unreferenced()) - loose
+        self._leftovers.nameless((manifest, *removed))
+
+    def _records_of(self, manifest: ObjectHash) -> list[NameRecord]:
+        entries = self.register.living()
+        return [entry.record for entry in entries if entry.record.manifest == manifest]
+
+    def _wanted_in(self, manifest: ObjectHash) -> int:
+        """Replicas of its chunks, by the names that stand for it; 0: none does."""
+        return max((record.replicas for record in self._records_of(manifest)), default=0)
+
+    def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
+        self._reading.discard(event.manifest)
+        if event.reason:
+            log = Log("warning", "manifest_unusable", (("why", event.reason),))
+            return [log, *self.lost(ObjectLost(event.manifest, event.reason), now)]
+        replicas = self._wanted_in(event.manifest)
+        if not replicas:
+            return []
+        chunks = [Chunk(*chunk) for chunk in event.chunks]
+        self.catalog.know(event.manifest, chunks, replicas)
+        is_new = event.manifest not in self._replicas
+        self._replicas[event.manifest] = replicas
+        writer = PeerId(self._records_of(event.manifest)[0].writer)
+        makers = tuple(p for p in dict.fromkeys((writer, *event.makers)) if p != self._me)
+        if is_new and makers:
+            self._fresh[event.manifest] = (makers, now, frozenset(c.hash for c in chunks))
+        return self._look(now)
+
+    # ----------------------------------------------------------------------------------- objects
+
+    def _keep(self, object_hash: ObjectHash, size: int) -> None:
+        if object_hash not in self.here:
+            self._used += size
+            self.here[object_hash] = size
+            self.catalog.kept(object_hash)
+
+    def _lose(self, object_hash: ObjectHash) -> None:
+        size = self.here.pop(object_hash, None)
+        self._leftovers.gone(object_hash)
+        if size is not None:
+            self._used -= size
+            self.catalog.lost(object_hash)
+
+    def came(self, event: ObjectKept, now: Instant) -> list[Effect]:
+        """A process of this machine has put it."""
+        self._keep(event.object_hash, event.size)
+        gone = self._pulls.forget((event.object_hash,))
+        return [*gone, *self._tell_readers([event.object_hash])]
+
+    def lost(self, event: ObjectLost, now: Instant) -> list[Effect]:
+        """It was damaged; it is due again, if it was due."""
+        self.lost_here += 1
+        self._lose(event.object_hash)
+        if event.object_hash in self._replicas:  # a manifest: its chunks stay known
+            self._lacked.add(event.object_hash)
+            size = next(r.size for r in self._records_of(event.object_hash))
+            return [*self._say_lost(event), *self._pulls.want([(event.object_hash, size)], now)]
+        return [*self._say_lost(event), *self._follow_names(now), *self._look(now)]
+
+    def _say_lost(self, event: ObjectLost) -> list[Effect]:
+        fields = (("object", short(event.object_hash)), ("why", event.reason))
+        return [Log("warning", "chunk_lost", fields)]
+
+    def read(self, object_hash: ObjectHash, size: int, now: Instant) -> list[Effect]:
+        """Have it here, for a process of this machine: → `TellReaders`."""
+        if object_hash in self.here:
+            return [TellReaders((object_hash,))]
+        self._readers[object_hash] = size
+        return self._pulls.want([(object_hash, size)], now)
+
+    def read_no_more(self, object_hash: ObjectHash) -> list[Effect]:
+        self._readers.pop(object_hash, None)
+        is_needed = object_hash in self._fresh or self.catalog.is_due(object_hash)
+        return [] if is_needed else self._pulls.forget((object_hash,))
+
+    def _tell_readers(self, hashes: Iterable[ObjectHash]) -> list[Effect]:
+        waited = tuple(object_hash for object_hash in hashes if object_hash in self._readers)
+        for object_hash in waited:
+            del self._readers[object_hash]
+        return [TellReaders(waited)] if waited else []
+
+    # ------------------------------------------------------------------------------------ repair
+
+    def repair_now(self, now: Instant) -> list[Effect]:
+        """A person does not want to wait: who is away counts as gone, and what repair fetches has no ceiling, until
+        nothing is lacking."""
+        self._hurry = True
+        for peer in [peer for peer, node in self._nodes.items() if node.away_since is not None]:
+            del self._nodes[peer]
+        self._tell_catalog(now)
+        return self._look(now)
+
+    def _sources(self, object_hash: ObjectHash) -> tuple[PeerId, ...]:
+        writers = [
+            maker
+            for makers, _, hashes in self._fresh.values()
+            if object_hash in hashes
+            for maker in makers
+            if maker != self._me
+        ]
+        others = self.catalog.sources(object_hash)
+        if not others:  # a manifest, or an object that is in none that is known
+            others = self._live
+        return tuple(dict.fromkeys([*writers, *others]))
+
+    def _look(self, now: Instant) -> list[Effect]:
+        """Pull what is due here and lacking."""
+        self._look_at = after(now, LOOK_S)
+        self._accrue(now)
+        wants: list[tuple[ObjectHash, int]] = []
+        under_way = len(self._pulls.wanted)
+        room = self.capacity - self._used - sum(map(self._pulls.size_of, self._pulls.wanted))
+        self._is_full = False
+        for want in self.catalog.wanted(4 * UNDER_WAY):
+            if under_way + len(wants) >= UNDER_WAY:
+                break
+            if want.hash in self._pulls.wanted:
+                continue
+            if want.size > room:
+                self._is_full = True
+                continue
+            if not want.is_urgent and not self._may_spend(want.size):
+                break
+            room -= want.size
+            wants.append((want.hash, want.size))
+        if self._hurry and not self.catalog.summary().lacking:
+            self._hurry = False
+        return self._pulls.want(wants, now) if wants else []
+
+    def _accrue(self, now: Instant) -> None:
+        ceiling = self._settings.repair_bytes_s
+        self._budget = min(2.0 * ceiling, self._budget + (now - self._budget_at) * ceiling)
+        self._budget_at = now
+
+    def _may_spend(self, size: int) -> bool:
+        """Whether repair's ceiling leaves room; it may be passed by one chunk. What a name that was just written needs is
+        no repair."""
+        if self._hurry or not self._settings.repair_bytes_s or self._fresh:
+            return True
+        if self._budget <= 0:
+            return False
+        self._budget -= size
+        return True
+
+    def _take_arrived(self, now: Instant) -> list[Effect]:
+        came = self._pulls.take_arrived()
+        for object_hash, size in came:
+            self._keep(object_hash, size)
+            if object_hash in self._readers and not self.catalog.is_due(object_hash):
+                self._leftovers.borrow(object_hash, size)
+        if self._leftovers.is_crowded:
+            self._sweep_at = now
+        effects: list[Effect] = []
+        for peer in self._pulls.take_corrupt():
+            effects += self._distrust(peer, "sent bytes that are not the chunk", now)
+        if not came:
+            return effects
+        hashes = [object_hash for object_hash, _ in came]
+        effects += self._tell_readers(hashes)
+        if not self._lacked.isdisjoint(hashes):
+            self._lacked.difference_update(hashes)
+            effects += self._follow_names(now)
+        return [*effects, *self._look(now)]
+
+    # ------------------------------------------------------------------------------------ dropping
+
+    def _sweep(self, now: Instant) -> list[Effect]:
+        """Ask who else keeps what is not due here; what enough others keep is dropped."""
+        self._sweep_at = after(now, SWEEP_S)
+        for manifest, (_, since, _) in list(self._fresh.items()):
+            if now - since >= FRESH_S:
+                del self._fresh[manifest]
+        effects = self._drop_unreferenced(now)
+        if self._dropping is not None or not self._live:
+            return effects
+        self._leftovers.settle(self.catalog.is_due)
+        surplus = self._unused(self.catalog.surplus())
+        going = self._leftovers.surplus_to_go(surplus, now, is_full=self._is_full)
+        if surplus := self._unused(going):
+            self._dropping = self._survey(surplus[:DROPPED_AT_ONCE], is_due=True)
+            effects += self._dropping.start(now)
+        return effects
+
+    def _unused(self, hashes: Iterable[ObjectHash]) -> list[ObjectHash]:
+        return [h for h in hashes if h not in self.pinned and h not in self._readers]
+
+    def _drop_unreferenced(self, now: Instant) -> list[Effect]:
+        """What is in no manifest that a living name stands for, and is no such manifest."""
+        manifests = {ObjectHash(entry.record.manifest) for entry in self.register.living()}
+        if manifests - self.catalog.manifests:
+            return []  # it may be in one that is not known yet
+        loose = self._unused(h for h in self.catalog.unreferenced() if h not in manifests)
+        return self._drop(self._leftovers.loose_to_go(loose, now)[:DROPPED_AT_ONCE])
+
+    def _drop(self, doomed: Iterable[ObjectHash]) -> list[Effect]:
+        hashes = tuple(doomed)
+        for object_hash in hashes:
+            self._lose(object_hash)
+        return [DropChunks(hashes)] if hashes else []
+
+    def _surveyed(self) -> list[Effect]:
+        """What follows from surveys that are done."""
+        done = [survey for survey in self._surveys if survey.is_done]
+        self._surveys = [survey for survey in self._surveys if not survey.is_done]
+        told: list[Effect] = [TellSurveyed(survey.number) for survey in done]
+        return [*told, *self._drop_surveyed()]
+
+    def _drop_surveyed(self) -> list[Effect]:
+        if self._dropping is None or not self._dropping.is_done:
+            return []
+        survey, self._dropping = self._dropping, None
+        enough = [
+            object_hash
+            for object_hash, count in zip(survey.hashes, survey.counts, strict=True)
+            if count >= self._enough(object_hash) and not self.catalog.is_due(object_hash)
+        ]
+        return self._drop(enough)
+
+    def _enough(self, object_hash: ObjectHash) -> int:
+        """Others that have it as their own to keep before it goes: as many as should, and as there are."""
+        owners = len(self.catalog.owners(object_hash))
+        return max(1, min(owners, self.catalog.replicas(object_hash)))
+
+    # ------------------------------------------------------------------------------------ surveys
+
+    def _survey(self, hashes: Iterable[ObjectHash], *, is_due: bool) -> Survey:
+        wanted = tuple(hashes)
+        here = [] if is_due else [h for h in wanted if h in self.here]
+        trusted = [peer for peer in self._live if peer not in self._proofs.distrusted]
+        survey = Survey(self._next_number, wanted, here, trusted, is_due=is_due)
+        self._next_number += max(1, survey.pages)
+        return survey
+
+    def survey(self, hashes: Iterable[ObjectHash], now: Instant) -> tuple[Survey, list[Effect]]:
+        """Ask all live nodes of the store which of these they keep; ours count too."""
+        survey = self._survey(hashes, is_due=False)
+        self._surveys.append(survey)
+        return survey, [*survey.start(now), *self._surveyed()]
+
+    def _all_surveys(self) -> list[Survey]:
+        return [*self._surveys, *([self._dropping] if self._dropping else [])]
+
+    # -------------------------------------------------------------------------------------- trust
+
+    def _proof_made(self, event: ProofMade, now: Instant) -> list[Effect]:
+        effects, is_wrong = self._proofs.made(event)
+        if is_wrong:
+            why = f"could not show chunk {short(event.object_hash)}"
+            effects += self._distrust(event.peer, why, now)
+        return effects
+
+    def _distrust(self, peer: PeerId, why: str, now: Instant) -> list[Effect]:
+        self._proofs.distrust(peer, now)
+        self._tell_catalog(now)
+        fields = (("peer", short(peer)), ("why", why))
+        return [Log("warning", "store_node_distrusted", fields), *self._look(now)]
+
+    # ------------------------------------------------------------------------------ being driven
+
+    def handle(self, event: Event, now: Instant) -> list[Effect]:
+        """Events of the store, and those of pulls, which may be others'."""
+        match event:
+            case PullProgressed():
+                return self._pulls.progressed(event, now)
+            case PullEnded():
+                if event.outcome in ("ok", "failed"):
+                    self.trouble = event.reason
+                return [*self._pulls.ended(event, now), *self._take_arrived(now)]
+            case ObjectKept():
+                return self.came(event, now)
+            case ObjectLost():
+                return self.lost(event, now)
+            case ManifestRead():
+                return self.manifest_read(event, now)
+            case ProofMade():
+                return self._proof_made(event, now)
+        raise AssertionError(f"the store takes no {type(event).__name__}")
+
+    def received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
+        match message:
+            case NamesAsk():
+                return self.register.asked(peer, message)
+            case NamesGive():
+                return [e for proof in message.names for e in self.hear(proof, peer, now)]
+            case HaveAsk():
+                kept = [h for h in map(ObjectHash, message.hashes) if h in self.here]
+                if message.is_due:
+                    kept = [h for h in kept if self.catalog.is_due(h)]
+                bits = bits_of(message.hashes, kept)
+                return [Send(peer, HaveGive(message.number, bits))]
+            case HaveGive():
+                effects: list[Effect] = []
+                for survey in self._all_surveys():
+                    effects += survey.heard(peer, message, now)
+                return [*effects, *self._surveyed()]
+            case ProofAsk():
+                return self._proofs.asked(peer, message, self.here)
+            case ProofGive():
+                return self._proofs.came(peer, message)
+            case PullAnswer():
+                return self._pulls.on_answer(peer, message, now)
+        return []
+
+    def is_taken(self, transfer: TransferId) -> bool:
+        return self._pulls.is_taken(transfer)
+
+    def size_of(self, object_hash: ObjectHash) -> int | None:
+        """Bytes of what is kept here, for whoever asks; None: it is not."""
+        return self.here.get(object_hash)
+
+    def start(self, now: Instant) -> list[Effect]:
+        self._tell_catalog(now)
+        return self._follow_names(now)
+
+    def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
+        effects = [*self._pulls.wake(now), *self.register.wake(linked, now)]
+        for survey in self._all_surveys():
+            survey.wake(now)
+        effects += self._surveyed()
+        if self._look_at <= now:
+            self._tell_catalog(now)
+            effects += self._look(now)
+        if self._sweep_at <= now:
+            effects += self._sweep(now)
+        if self._proofs.due <= now:
+            effects += self._proofs.ask(self.here, self._live, now)
+        return [*effects, *self._save(now)]
+
+    def _save(self, now: Instant) -> list[Effect]:
+        """What is new; at once, where nothing was saved a moment ago."""
+        saved = self._savable()
+        if saved == self._saved or now < self._save_at:
+            return []
+        self._saved, self._save_at = saved, after(now, SAVE_S)
+        return [Save("catalog", self.encode())]
+
+    def deadline(self) -> Instant:
+        others = (self._pulls.deadline(), self.register.deadline())
+        if not self.here and not len(self.register.names):
+            return min(others)
+        due = [survey.deadline() for survey in self._all_surveys()]
+        own = (self._look_at, self._sweep_at, self._proofs.due)
+        return min([*own, *others, *(at for at in due if at is not None)])
+
+    def encode(self) -> bytes:
+        nodes = [(peer, *node.offer) for peer, node in sorted(self._nodes.items())]
+        return as_kept(self.register.encode(), nodes)
+
+    def _savable(self) -> tuple[int, int]:
+        return self.register.names.version, self._nodes_version
+
+    # --------------------------------------------------------------------------------- for people
+
+    @property
+    def used(self) -> int:
+        return self._used
+
+    @property
+    def unread(self) -> int:
+        """Manifests of names that this node should know and does not yet: what is lacking of them, nobody can say."""
+        return self._named - len(self._replicas) if self.capacity else 0
+
+    @property
+    def lacking(self) -> int:
+        """Chunks and manifests that should be here and are not."""
+        return self.catalog.summary().lacking + self.unread
+
+    @property
+    def is_full(self) -> bool:
+        """Something that should be here does not fit into what this node offers."""
+        return self._is_full
+
+    def standing(self) -> Standing:
+        nodes = [
+            (peer, node.offer[0], node.offer[1], node.away_since is None)
+            for peer, node in self._nodes.items()
+        ]
+        if self.capacity:
+            nodes.append((self._me, self.capacity, self._settings.label, True))
+        return Standing(
+            capacity=self.capacity,
+            used=self._used,
+            names=len(self.register.living()),
+            catalog=self.catalog.summary(),
+            unread=self.unread,
+            pulling=len(self._pulls.wanted),
+            unfound=len(self._pulls.unfound()),
+            full=self._is_full,
+            trouble=self.trouble,
+            distrusted=tuple(sorted(self._proofs.distrusted)),
+            nodes=tuple(sorted(nodes)),
+        )
+
+    def check(self) -> None:
+        """Raises: AssertionError when an invariant is broken."""
+        self._pulls.check()
+        self.register.names.check()
+
+    def audit(self) -> None:
+        """`check`, and what costs more."""
+        self.check()
+        assert self._used == sum(self.here.values()), "what is used was miscounted"

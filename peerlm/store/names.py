@@ -1,0 +1,125 @@
+"""Names in the swarm's store: a register that everybody has, in which the last word holds.
+
+A *name* stands for a manifest. Whoever writes it signs its record, hash and all, and every node keeps all records. Of two
+records of a name the one with the larger (lamport, writer) holds, so any order of hearing gives the same register
+(last-writer-wins; Shapiro et al. 2011). A removed name keeps its record without a manifest, its *tombstone*, or
+else whoever was away would bring it back. Records are told as rumors; what a rumor missed comes by comparing digests.
+
+Whose signature stands under a record, and whether it may, is checked before it comes here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from blake3 import blake3
+
+from peerlm.wire.message import Named, NameDigest, NameRecord
+
+NAMES_MAX = 10_000
+"""Tombstones included. A new name beyond is refused."""
+
+LOWEST, HIGHEST = bytes(8), b"\xff" * 8
+
+PAGE_MAX = 2048
+"""Digests in one message."""
+
+
+class Entry(NamedTuple):
+    record: NameRecord
+    proof: Named
+
+
+def digest_of(name: str) -> bytes:
+    return blake3(name.encode()).digest(length=8)
+
+
+class Names:
+    """All names, by the digest of each."""
+
+    def __init__(self) -> None:
+        self._entries: dict[bytes, Entry] = {}
+        self._order: list[bytes] = []
+        """Digests, sorted."""
+        self.version = 0
+        """Grows with every change."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return (self._entries[digest] for digest in self._order)
+
+    def get(self, name: str) -> Entry | None:
+        """Its latest record, a tombstone too."""
+        return self._entries.get(digest_of(name))
+
+    def is_news(self, record: NameRecord) -> bool:
+        """Whether `merge` would take it: only then look at its signature, and pass it on."""
+        known = self.get(record.name)
+        if known is None:
+            return len(self._entries) < NAMES_MAX
+        return _rank(record) > _rank(known.record)
+
+    def merge(self, record: NameRecord, proof: Named) -> bool:
+        """Take a record that was checked. True: it was news."""
+        if not self.is_news(record):
+            return False
+        digest = digest_of(record.name)
+        if digest not in self._entries:
+            self._order.insert(bisect_left(self._order, digest), digest)
+        self._entries[digest] = Entry(record, proof)
+        self.version += 1
+        return True
+
+    def next_lamport(self) -> int:
+        """Larger than any that is known."""
+        return 1 + max((entry.record.lamport for entry in self._entries.values()), default=0)
+
+    # ------------------------------------------------------------------------------ anti-entropy
+
+    def digests(self) -> list[tuple[bytes, bytes, tuple[NameDigest, ...]]]:
+        """What is known, in pages: (lowest digest, highest, those between). Pages cover everything there could be."""
+        pages = []
+        low = LOWEST
+        starts = range(0, max(1, len(self._order)), PAGE_MAX)
+        for start in starts:
+            page = self._order[start : start + PAGE_MAX]
+            is_last = start == starts[-1]
+            high = HIGHEST if is_last else page[-1]
+            pages.append((low, high, tuple(self._digest(digest) for digest in page)))
+            low = (int.from_bytes(high, "big") + 1).to_bytes(8, "big") if not is_last else low
+        return pages
+
+    def newer_than(self, low: bytes, high: bytes, theirs: Sequence[NameDigest]) -> list[Named]:
+        """What another lacks who knows just `theirs` of the digests from `low` to `high`."""
+        known = {entry.name: (entry.lamport, entry.writer) for entry in theirs}
+        mine = self._order[bisect_left(self._order, low) : bisect_right(self._order, high)]
+        return [
+            self._entries[digest].proof
+            for digest in mine
+            if digest not in known or known[digest] < _rank(self._entries[digest].record)
+        ]
+
+    def is_behind(self, theirs: Iterable[NameDigest]) -> bool:
+        """Whether another who knows these has something newer."""
+        for entry in theirs:
+            mine = self._entries.get(entry.name)
+            if mine is None or _rank(mine.record) < (entry.lamport, entry.writer):
+                return True
+        return False
+
+    def _digest(self, digest: bytes) -> NameDigest:
+        record = self._entries[digest].record
+        return NameDigest(digest, record.lamport, record.writer)
+
+    def check(self) -> None:
+        """Raises: AssertionError when an invariant is broken."""
+        assert self._order == sorted(self._entries), "names out of order"
+        assert len(self._entries) <= NAMES_MAX, "too many names"
+
+
+def _rank(record: NameRecord) -> tuple[int, bytes]:
+    return record.lamport, record.writer

@@ -1,0 +1,208 @@
+"""Checkpoints of a swarm: gathered by one, in shares of all, whoever dies on the way."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from store_scene import peer_of, sign
+
+from peerlm import effects as fx
+from peerlm.config import StoreSection
+from peerlm.effects import Effect
+from peerlm.events import CheckpointWritten, FragmentCut
+from peerlm.node.checkpoints import GIVEN_UP_S, SHARE_S, TURN_S, Around, Checkpoints
+from peerlm.store.manifest import Kind
+from peerlm.store.names import Names
+from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime
+from peerlm.wire.message import NameRecord, PartAsk, PartChunk, PartGive
+
+EVERY_S = 100.0
+
+
+@dataclass
+class Node:
+    checkpoints: Checkpoints
+    run: tuple[int, int]
+    is_up: bool = True
+    is_mute: bool = False
+    """It takes what it is asked, and never delivers."""
+    told: list[fx.TellCheckpoint] = field(default_factory=list)
+    cut: list[FragmentId] = field(default_factory=list)
+
+
+class Swarm:
+    """Nodes that hold the stages `runs`; each fragment is a chunk of its own. Names are heard at once."""
+
+    def __init__(self, *runs: tuple[int, int], stages: int = 1, kept: int = 3) -> None:
+        self.now, self.tokens, self.is_done = Instant(0.0), 1000, False
+        self.names = Names()
+        self.stage_of = {FragmentId(i): i % stages for i in range(8)}
+        self.written: list[fx.WriteCheckpoint] = []
+        self.settings = StoreSection(checkpoint_every_s=EVERY_S, checkpoints_kept=kept)
+        self.nodes = {
+            peer_of(i): Node(self._checkpoints(peer_of(i)), run) for i, run in enumerate(runs, 1)
+        }
+
+    def _checkpoints(self, me: PeerId) -> Checkpoints:
+        def write(
+            name: str, kind: Kind, manifest: ObjectHash | None, size: int, wall: WallTime,
+            now: Instant, *, is_pinned: bool = False, about: str = "", replaces: bool = False,
+        ) -> list[Effect]:  # fmt: skip
+            lamport = self.names.next_lamport()
+            record = NameRecord(
+                name, kind, manifest or b"", size, lamport, me, wall, 3, is_pinned, about
+            )
+            self.names.merge(record, sign(record))
+            return []
+
+        living = lambda: [e for e in self.names if e.record.manifest]  # noqa: E731
+        rng = random.Random(int.from_bytes(me, "big"))
+        return Checkpoints(me, self.settings, self.stage_of, living, write, rng, self.now)
+
+    def around(self, me: PeerId) -> Around:
+        runs = {peer: node.run for peer, node in self.nodes.items() if node.is_up}
+        return Around(runs, self.nodes[me].is_up, self.is_done, self.tokens, may_store=True)
+
+    @property
+    def wall(self) -> WallTime:
+        return WallTime(1e9 + self.now)
+
+    def run(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self.now < until:
+            self.now = Instant(self.now + 1.0)
+            self.tokens += 10
+            for peer, node in self.nodes.items():
+                if node.is_up:
+                    woken = node.checkpoints.wake(self.around(peer), self.wall, self.now)
+                    self.perform(peer, woken)
+
+    def perform(self, peer: PeerId, effects: list[Effect]) -> None:
+        node = self.nodes[peer]
+        for effect in effects:
+            match effect:
+                case fx.Send(peer=to, message=PartAsk() as ask):
+                    if self.nodes[to].is_up:
+                        asked = self.nodes[to].checkpoints.asked(peer, ask, self.around(to))
+                        self.perform(to, asked)
+                case fx.Send(peer=to, message=PartGive() as give):
+                    if self.nodes[to].is_up and not node.is_mute:
+                        self.perform(to, self.nodes[to].checkpoints.given(peer, give, self.now))
+                case fx.CutFragments():
+                    for fragment in effect.fragments:
+                        node.cut.append(fragment)
+                        chunk = (ObjectHash(fragment.to_bytes(32, "big")), 100)
+                        event = FragmentCut(effect.slot, fragment, 7, (chunk,))
+                        self.perform(peer, node.checkpoints.cut(event, self.now))
+                case fx.WriteCheckpoint():
+                    self.written.append(effect)
+                    manifest = ObjectHash(len(self.written).to_bytes(32, "big"))
+                    done = CheckpointWritten(effect.slot, manifest, 500)
+                    self.perform(peer, node.checkpoints.written(done, self.wall, self.now))
+                case fx.TellCheckpoint():
+                    node.told.append(effect)
+
+    def living(self) -> list[str]:
+        return [e.record.name for e in self.names if e.record.manifest]
+
+
+def test_one_gathers_and_all_deliver_a_share() -> None:
+    swarm = Swarm((0, 0), (0, 0), (0, 0))
+    swarm.run(EVERY_S + 3 * TURN_S)
+    assert len(swarm.written) == 1, "one of three gathers"
+    assert [part.fragment for part in swarm.written[0].parts] == sorted(swarm.stage_of)
+    assert all(node.cut for node in swarm.nodes.values()), "each cuts a share"
+    assert sum(len(node.cut) for node in swarm.nodes.values()) == len(swarm.stage_of)
+
+
+def test_who_holds_a_stage_delivers_it() -> None:
+    swarm = Swarm((0, 0), (1, 1), (2, 2), stages=3)
+    swarm.run(EVERY_S + 3 * TURN_S)
+    assert len(swarm.written) == 1
+    for peer, node in swarm.nodes.items():
+        assert {swarm.stage_of[f] for f in node.cut} == {node.run[0]}
+        delivered = [p.fragment for p in swarm.written[0].parts if p.peer == peer]
+        assert sorted(delivered) == sorted(node.cut)
+
+
+def test_they_go_on_and_old_ones_go_but_pinned_ones_stay() -> None:
+    swarm = Swarm((0, 0), (0, 0), kept=2)
+    gatherer = swarm.nodes[peer_of(1)]
+    gatherer.checkpoints.want("before-the-change", is_pinned=True)
+    swarm.run(8 * (EVERY_S + 2 * TURN_S))
+    usual = [name for name in swarm.living() if name != "before-the-change"]
+    assert "before-the-change" in swarm.living()
+    assert len(usual) == 2
+    assert len(swarm.written) >= 6
+    assert gatherer.told[0] == fx.TellCheckpoint("before-the-change")
+
+
+def test_a_node_that_never_delivers_is_left_out() -> None:
+    swarm = Swarm((0, 0), (0, 0), (0, 0))
+    swarm.nodes[peer_of(2)].is_mute = True
+    swarm.run(EVERY_S + 3 * TURN_S + SHARE_S + 10)
+    assert swarm.written
+    mute = [p for p in swarm.written[0].parts if p.peer == peer_of(2)]
+    assert not mute or swarm.nodes[peer_of(2)].checkpoints.is_gathering is False
+
+
+def test_the_next_takes_over_from_a_dead_gatherer() -> None:
+    swarm = Swarm((0, 0), (0, 0), (0, 0))
+    swarm.run(EVERY_S + 3 * TURN_S)
+    before = len(swarm.written)
+    order = sorted(
+        swarm.nodes, key=lambda peer: swarm.nodes[peer].checkpoints._turn(
+            swarm.nodes[peer].checkpoints._newest(), swarm.around(peer)
+        )
+    )  # fmt: skip
+    swarm.nodes[order[0]].is_up = False
+    swarm.run(EVERY_S + 3 * TURN_S)
+    assert len(swarm.written) > before
+    assert all(part.peer != order[0] for part in swarm.written[-1].parts)
+
+
+def test_without_a_host_of_a_stage_it_comes_to_nothing_and_says_so() -> None:
+    swarm = Swarm((0, 0), (1, 1), stages=3)
+    node = swarm.nodes[peer_of(1)]
+    node.checkpoints.want("now", is_pinned=False)
+    swarm.run(3)
+    assert swarm.written == []
+    assert node.told == [fx.TellCheckpoint("now", "nobody holds stage 2")]
+    assert not node.checkpoints.is_gathering
+
+
+def test_one_that_is_never_complete_is_given_up() -> None:
+    swarm = Swarm((0, 0), (1, 1), stages=2)
+    swarm.nodes[peer_of(2)].is_mute = True
+    node = swarm.nodes[peer_of(1)]
+    node.checkpoints.want("now", is_pinned=False)
+    swarm.run(GIVEN_UP_S + 5)
+    assert node.told[0].reason
+    assert not node.checkpoints.is_gathering
+
+
+def test_the_finished_model_is_kept_once_and_pinned() -> None:
+    swarm = Swarm((0, 0), (0, 0))
+    swarm.run(EVERY_S + 2 * TURN_S)
+    swarm.is_done, swarm.tokens = True, 10**6
+    swarm.run(20 * EVERY_S)
+    finished = [e.record for e in swarm.names if e.record.name.endswith("-finished")]
+    assert len(finished) == 1
+    assert finished[0].is_pinned
+
+
+def test_shares_that_nobody_asked_for_are_not_taken() -> None:
+    swarm = Swarm((0, 0), (0, 0))
+    node = swarm.nodes[peer_of(1)]
+    swarm.nodes[peer_of(2)].is_mute = True
+    node.checkpoints.want("now", is_pinned=False)
+    swarm.run(1)
+    before = node.checkpoints.progress
+    for fragment in swarm.stage_of:
+        forged = PartGive(b"x" * 16, fragment, 1, (PartChunk(b"c" * 32, 5),))
+        assert node.checkpoints.given(peer_of(2), forged, swarm.now) == []
+    assert node.checkpoints.progress == before
+    ask = PartAsk(b"s" * 16, (99,))
+    answered = node.checkpoints.asked(peer_of(2), ask, swarm.around(peer_of(1)))
+    assert answered == [fx.Send(peer_of(2), PartGive(b"s" * 16, 99, 0, ()))]

@@ -1,0 +1,257 @@
+"""The swarm's store, node by node: what is published is kept by as many as should, whatever becomes of them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from store_scene import Store, peer_of, sign
+
+from peerlm.errors import StateError
+from peerlm.events import ObjectLost
+from peerlm.store.manifest import Kind
+from peerlm.types import ObjectHash, WallTime
+from peerlm.wire.message import HaveGive, Named, NameRecord
+
+A, B, C, D, E = (peer_of(number) for number in range(1, 6))
+
+
+def contents(count: int, seed: int = 0) -> list[bytes]:
+    rng = random.Random(seed)
+    return [rng.randbytes(200 + i) for i in range(count)]
+
+
+def test_what_one_publishes_three_keep() -> None:
+    store = Store(5)
+    manifest = store.publish(A, "plays", contents(40))
+    store.run(5)
+    assert min(store.copies(manifest)) >= 3
+    assert all(node.storing.lacking == 0 for node in store.nodes.values())
+    assert all(node.storing.register.names.get("plays") for node in store.nodes.values())
+
+
+def test_no_more_are_kept_than_should_be_once_others_have_them() -> None:
+    store = Store(5, keep_s=0.0)
+    manifest = store.publish(A, "plays", contents(40))
+    store.run(120)
+    assert store.copies(manifest) == [3] * 40
+
+
+def test_two_die_at_once_and_nothing_is_lost() -> None:
+    store = Store(5)
+    manifest = store.publish(A, "plays", contents(40))
+    store.run(5)
+    store.kill(A, B)
+    store.run(70)
+    assert store.copies(manifest) == [3] * 40, "the three that are left keep everything"
+
+
+def test_a_chunk_with_one_replica_left_is_copied_before_patience_ends() -> None:
+    store = Store(6)
+    manifest = store.publish(A, "plays", contents(60))
+    store.run(5)
+    store.kill(B, C)
+    store.run(5)
+    assert min(store.copies(manifest)) >= 2
+    store.run(60)
+    assert min(store.copies(manifest)) >= 3
+
+
+def test_a_reboot_moves_nothing() -> None:
+    store = Store(5, keep_s=0.0)
+    store.publish(A, "plays", contents(40))
+    store.run(120)
+    moved = store.pulled.total()
+    store.kill(C)
+    store.run(30)
+    store.back(C)
+    store.run(120)
+    assert store.pulled.total() == moved
+
+
+def test_who_was_away_hears_of_names_and_of_removed_ones() -> None:
+    store = Store(3)
+    gone = store.publish(A, "gone", contents(3, 1))
+    store.run(5)
+    store.kill(C)
+    kept = store.publish(A, "kept", contents(3, 2))
+    store.perform(A, store.nodes[A].storing.write(
+        "gone", Kind.FILES, None, 0, WallTime(2.0), store.now, replaces=True
+    ))  # fmt: skip
+    store.back(C)
+    store.run(70)
+    assert store.copies(kept) == [3] * 3
+    assert store.copies(gone) == [0] * 3, "what no name stands for is dropped"
+
+
+def test_a_name_is_taken_until_it_is_removed() -> None:
+    store = Store(2)
+    store.publish(A, "plays", contents(1))
+    with pytest.raises(StateError, match="the name plays is taken"):
+        store.publish(B, "plays", contents(2))
+    store.publish(B, "plays", contents(2), replaces=True)
+    for node in store.nodes.values():
+        entry = node.storing.register.names.get("plays")
+        assert entry is not None
+        assert entry.record.writer == B
+
+
+@pytest.mark.parametrize("name", ["", "Plays", "../etc", "a" * 97, "a b", "é"])
+def test_what_cannot_be_a_name(name: str) -> None:
+    with pytest.raises(StateError, match="cannot be a name"):
+        Store(1).publish(A, name, contents(1))
+
+
+def test_names_of_strangers_and_without_sense_are_not_heard() -> None:
+    store = Store(2)
+    record = NameRecord("evil", "files", b"m" * 32, 10, 5, C, 0.0, 3, False, "")
+    good = sign(record)
+    wrong = [
+        Named(good.record, b"x" * 64, ()),
+        Named(b"garbage", good.signature, ()),
+        sign(NameRecord("../up", "files", b"m" * 32, 10, 5, C, 0.0, 3, False, "")),
+        sign(NameRecord("evil", "program", b"m" * 32, 10, 5, C, 0.0, 3, False, "")),
+        sign(NameRecord("evil", "files", b"short", 10, 5, C, 0.0, 3, False, "")),
+        sign(NameRecord("evil", "files", b"m" * 32, 10, 5, C, 0.0, 0, False, "")),
+    ]
+    storing = store.nodes[A].storing
+    for proof in wrong:
+        assert storing.hear(proof, B, store.now) == []
+    assert len(storing.register.names) == 0
+    assert storing.register.refused.total() == len(wrong)
+
+
+def test_damage_is_mended_from_others() -> None:
+    store = Store(3)
+    manifest = store.publish(A, "plays", contents(10))
+    store.run(5)
+    node, lost = store.nodes[B], manifest.chunks[4].hash
+    del node.disk[lost]
+    store.perform(B, node.storing.handle(ObjectLost(lost, "a flipped bit"), store.now))
+    store.run(5)
+    assert store.copies(manifest) == [3] * 10
+    assert "chunk_lost" in node.logs
+
+
+def test_a_node_without_room_reads_and_keeps_nothing_for_long() -> None:
+    store = Store(3, keep_s=0.0)
+    reader = store.add(D, capacity=0)
+    manifest = store.publish(A, "plays", contents(6))
+    store.run(5)
+    assert reader.disk == {}
+    for chunk in manifest.chunks:
+        store.perform(D, reader.storing.read(chunk.hash, chunk.size, store.now))
+    store.run(1)
+    assert set(reader.told) == {chunk.hash for chunk in manifest.chunks}
+
+
+def test_what_is_read_once_takes_no_more_room_than_a_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peerlm.node.leftovers.BORROWED_BYTES", 2000)
+    store = Store(2)
+    reader = store.add(D, capacity=0)
+    manifest = store.publish(A, "plays", contents(40))
+    store.run(5)
+    for chunk in manifest.chunks:
+        store.perform(D, reader.storing.read(chunk.hash, chunk.size, store.now))
+        store.run(0.1, step_s=0.1)
+    store.run(2)
+    assert len(reader.told) == 40
+    assert 1000 <= reader.storing.used <= 2000
+    assert store.copies(manifest) >= [2] * 40
+
+
+def test_what_has_its_name_still_to_come_is_not_dropped_for_want_of_room() -> None:
+    store = Store(1, capacity=3000, keep_s=0.0)
+    node = store.nodes[A]
+    store.publish(A, "plays", contents(20))
+    late = store.put(A, b"put, not published")
+    store.run(120)
+    assert late.hash in node.disk
+    store.run(3600, step_s=30.0)
+    assert late.hash not in node.disk
+
+
+def test_a_name_is_saved_at_once_by_who_writes_it_and_who_hears_it() -> None:
+    store = Store(2)
+    store.run(5)
+    store.publish(A, "plays", contents(1))
+    assert all(store.nodes[peer].memory for peer in (A, B))
+
+
+def test_a_full_node_says_so_and_takes_no_more() -> None:
+    store = Store(2)
+    small = store.add(C, capacity=6000)
+    store.publish(A, "plays", contents(40))
+    store.run(5)
+    assert small.storing.used <= 6000
+    assert small.storing.standing().full
+    assert small.storing.lacking > 0
+
+
+def test_who_cannot_show_what_it_claims_is_no_keeper_any_more() -> None:
+    store = Store(4, keep_s=0.0)
+    manifest = store.publish(A, "plays", contents(12))
+    store.run(5)
+    liar = store.nodes[B]
+    liar.disk = dict.fromkeys(liar.disk, b"other bytes")
+    liar.refuses = True
+    store.run(600)
+    trusted = [node for peer, node in store.nodes.items() if peer != B]
+    assert all(B in node.storing.standing().distrusted for node in trusted)
+    honest = [sum(c.hash in node.disk for node in trusted) for c in manifest.chunks]
+    assert min(honest) == 3
+    assert "store_node_distrusted" in store.nodes[A].logs
+
+
+def test_nothing_is_dropped_on_a_guess() -> None:
+    """A chunk that is others' to keep stays as long as they do not say that they have it."""
+    store = Store(2, keep_s=0.0)
+    store.publish(A, "plays", contents(10), replicas=1)
+    store.run(5)
+    for node in list(store.nodes.values()):
+        node.refuses = True
+    late = store.add(C, capacity=10**11)  # nearly everything is due to it, and it gets nothing
+    store.run(120)
+    assert late.disk == {} or all(len(d) < 3000 for d in late.disk.values())
+    everywhere = set(store.nodes[A].disk) | set(store.nodes[B].disk)
+    assert len(everywhere) >= 10
+
+
+def test_a_survey_counts_who_is_there() -> None:
+    store = Store(4)
+    manifest = store.publish(A, "plays", contents(30))
+    store.run(5)
+    storing = store.nodes[A].storing
+    survey, effects = storing.survey([chunk.hash for chunk in manifest.chunks], store.now)
+    store.perform(A, effects)
+    assert survey.counts == store.copies(manifest)
+    on_disks = {p: sum(c.hash in n.disk for c in manifest.chunks) for p, n in store.nodes.items()}
+    assert survey.here == on_disks.pop(A)
+    assert survey.kept == on_disks
+    assert store.nodes[A].surveyed == [survey.number]
+
+
+def test_a_silent_node_holds_no_survey_up() -> None:
+    store = Store(3)
+    manifest = store.publish(A, "plays", contents(3))
+    store.run(5)
+    storing = store.nodes[A].storing
+    survey, _ = storing.survey([chunk.hash for chunk in manifest.chunks], store.now)
+    storing.received(B, HaveGive(survey.number, b"\xff"), store.now)
+    storing.wake(lambda: (), type(store.now)(store.now + 10))
+    assert survey.is_done
+    assert survey.silent == [C]
+    assert survey.counts == [2, 2, 2]
+
+
+def test_an_object_that_nobody_has_is_looked_for_until_it_is_not_wanted() -> None:
+    store = Store(2)
+    missing = ObjectHash(b"m" * 32)
+    storing = store.nodes[A].storing
+    store.perform(A, storing.read(missing, 10, store.now))
+    store.run(3)
+    assert storing.standing().unfound == 1
+    store.perform(A, storing.read_no_more(missing))
+    assert storing.standing().pulling == 0
