@@ -188,6 +188,18 @@ def test_what_is_read_once_takes_no_more_room_than_a_little(
     assert store.copies(manifest) >= [2] * 40
 
 
+def test_who_has_no_room_keeps_what_it_put_until_enough_others_have_it() -> None:
+    store = Store(1, keep_s=0.0)
+    writer = store.add(D, capacity=0)
+    manifest = store.publish(D, "plays", contents(5), replicas=2)
+    store.run(120)
+    assert store.copies(manifest) == [2] * 5, "one disk would not do"
+    store.add(B)
+    store.run(120)
+    assert store.copies(manifest) == [2] * 5
+    assert not writer.storing.catalog.surplus()
+
+
 def test_what_has_its_name_still_to_come_is_not_dropped_for_want_of_room() -> None:
     store = Store(1, capacity=3000, keep_s=0.0)
     node = store.nodes[A]
