@@ -346,7 +346,7 @@ class Storing:
 
     def read_no_more(self, object_hash: ObjectHash) -> list[Effect]:
         self._readers.pop(object_hash, None)
-        is_needed = object_hash in self._fresh or self.catalog.is_due(object_hash)
+        is_needed = object_hash in self._lacked or self.catalog.is_due(object_hash)
         return [] if is_needed else self._pulls.forget((object_hash,))
 
     def _tell_readers(self, hashes: Iterable[ObjectHash]) -> list[Effect]:

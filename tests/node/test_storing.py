@@ -84,6 +84,21 @@ def test_who_was_away_hears_of_names_and_of_removed_ones() -> None:
     assert store.copies(gone) == [0] * 3, "what no name stands for is dropped"
 
 
+def test_a_reader_who_gives_up_ends_no_search_of_the_nodes_own() -> None:
+    store = Store(2)
+    store.nodes[A].refuses = True
+    store.publish(A, "plays", contents(5))
+    storing = store.nodes[B].storing
+    store.run(2000, step_s=30.0)
+    (record,) = [entry.record for entry in storing.register.living()]
+    wanted = ObjectHash(record.manifest)
+    store.perform(B, storing.read(wanted, record.size, store.now))
+    store.perform(B, storing.read_no_more(wanted))
+    store.nodes[A].refuses = False
+    store.run(150)
+    assert (storing.lacking, storing.standing().unread) == (0, 0)
+
+
 def test_what_was_removed_is_not_fetched_any_more() -> None:
     store = Store(2)
     store.nodes[A].refuses = True
