@@ -422,7 +422,10 @@ class Resume(Event):
 
 @dataclass(frozen=True, slots=True)
 class Leave(Event):
-    """Hand in the worker's progress, write a snapshot, say goodbye, then stop."""
+    """Hand in the worker's progress, write a snapshot, say goodbye, then stop. `hands_over`: only when others hold what
+    only this node holds, if there are any who could."""
+
+    hands_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
