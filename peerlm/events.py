@@ -202,11 +202,13 @@ class ObjectLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class ManifestRead(Event):
-    """`reason`: why it cannot be used; then it is not here any more."""
+    """`reason`: why it cannot be used; then it is not here any more, or `is_wrong`."""
 
     manifest: ObjectHash
     chunks: tuple[tuple[ObjectHash, int], ...]
     reason: str = ""
+    is_wrong: bool = False
+    """It is here, undamaged, and no manifest: whoever wrote its name made it so."""
     makers: tuple[PeerId, ...] = ()
     """Nodes that keep them for certain when the name is new, besides its writer."""
 

@@ -140,11 +140,14 @@ class Desk:
 
     async def _read_manifest(self, manifest: ObjectHash) -> None:
         try:
-            found: Manifest = await self._on_pool(
-                lambda: read_manifest(self._objects.read_verified(manifest))
-            )
+            encoded: bytes = await self._on_pool(self._objects.read_verified, manifest)
         except (StateError, ChunkCorrupt) as error:
             self._post(events.ManifestRead(manifest, (), str(error)))
+            return
+        try:
+            found: Manifest = await self._on_pool(read_manifest, encoded)
+        except ChunkCorrupt as error:
+            self._post(events.ManifestRead(manifest, (), str(error), is_wrong=True))
             return
         chunks = tuple((chunk.hash, chunk.size) for chunk in found.chunks)
         makers = tuple(_peers(found.meta.get("makers")))

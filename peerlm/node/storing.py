@@ -286,9 +286,13 @@ class Storing:
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
+        told: list[Effect] = []
         if event.reason:
-            log = Log("warning", "manifest_unusable", (("why", event.reason),))
-            return [log, *self.lost(ObjectLost(event.manifest, event.reason), now)]
+            told = [Log("warning", "manifest_unusable", (("why", event.reason),))]
+        if (
+            event.reason and not event.is_wrong
+        ):  # what is wrong is known from here on, and has no chunks
+            return [*told, *self.lost(ObjectLost(event.manifest, event.reason), now)]
         replicas = self._wanted_in(event.manifest)
         if not replicas:
             return []
@@ -300,7 +304,7 @@ class Storing:
         makers = tuple(p for p in dict.fromkeys((writer, *event.makers)) if p != self._me)
         if is_new and makers:
             self._fresh[event.manifest] = (makers, now, frozenset(c.hash for c in chunks))
-        return self._look(now)
+        return [*told, *self._look(now)]
 
     # ----------------------------------------------------------------------------------- objects
 
