@@ -527,8 +527,9 @@ def _peers(names: Any) -> list[PeerId]:
 def _as_job(manifest: Manifest) -> tuple[int, bool]:
     """(tasks, whether what is made replaces what has its name); no tasks: it is no job."""
     tasks, replaces = manifest.meta.get("tasks"), manifest.meta.get("replaces")
-    is_job = manifest.kind is Kind.JOB and type(tasks) is int and 0 < tasks <= TASKS_MAX
-    return (tasks if is_job else 0), replaces is True
+    if manifest.kind is not Kind.JOB or type(tasks) is not int or not 0 < tasks <= TASKS_MAX:
+        return 0, False
+    return tasks, replaces is True
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -43,10 +43,11 @@ BEYOND = 1 << 50
 
 
 def is_of_network(url: str) -> bool:
-    """Other nodes can read the same there, and nothing in the URL is a secret."""
+    """Other nodes can read the same there, and nothing in the URL may be a secret."""
     if "::" in url or sources.kind_of(url) not in NETWORK:
         return False
-    return "@" not in urlsplit(url).netloc
+    parts = urlsplit(url)
+    return not parts.password and not (sources.is_web(url) and (parts.username or parts.query))
 
 
 def require_may_read(url: str, folders: Sequence[str], where: str) -> None:
@@ -133,7 +134,9 @@ def _from_json(body: Mapping[str, Any], tokenizer: bytes | None, where: str) -> 
     if not 0 < len(body["files"]) <= FILES_MAX:
         raise ValueError("no files, or too many")
     files = tuple(
-        SourceFile(_text(path, PATH_CHARS_MAX), None if size is None else _count(size), _flag(ranges))
+        SourceFile(
+            _text(path, PATH_CHARS_MAX), None if size is None else _count(size), _flag(ranges)
+        )
         for path, size, ranges in body["files"]
     )
     job = Job(

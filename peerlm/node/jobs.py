@@ -59,7 +59,7 @@ SURVEYS = 3
 HINT_S = 1800.0
 """Makers are asked first for a corpus' chunks so long after it was made."""
 
-FAR = Instant(float("inf"))
+EVER, FAR = Instant(0.0), Instant(float("inf"))
 
 OPEN, CHECKING, READY = "open", "checking", "ready"
 
@@ -75,7 +75,7 @@ class _Job:
     trouble: str = ""
     again_at: Instant | None = None
     """Set when this node cannot take part."""
-    begins_at: Instant = Instant(0.0)
+    begins_at: Instant = EVER
     untold: list[JobResult] = field(default_factory=list)
     is_news: bool = False
     told: tuple[bool, str, tuple[int, ...]] = (False, "", ())

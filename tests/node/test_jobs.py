@@ -377,7 +377,10 @@ def test_makers_are_asked_first_for_the_corpus_chunks() -> None:
 # ------------------------------------------------------------------------------ one node's ledger
 
 
-def result(task: int, maker: PeerId = PeerId(b"m" * 16)) -> JobResult:
+SOMEBODY = peer_of(7)
+
+
+def result(task: int, maker: PeerId = SOMEBODY) -> JobResult:
     return JobResult(task, maker, 1, shards_of(task))
 
 
