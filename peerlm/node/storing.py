@@ -587,6 +587,12 @@ class Storing:
         self._tell_catalog(now)
         return self._follow_names(now)
 
+    @property
+    def is_idle(self) -> bool:
+        """It keeps nothing, knows no names, and looks for nothing: time changes nothing."""
+        kept = self.capacity or self.here or len(self.register.names)
+        return not (kept or self._pulls.wanted or self._surveys)
+
     def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
         effects = [*self._pulls.wake(now), *self.register.wake(linked, now)]
         for survey in self._all_surveys():
@@ -611,8 +617,6 @@ class Storing:
 
     def deadline(self) -> Instant:
         others = (self._pulls.deadline(), self.register.deadline())
-        if not self.here and not len(self.register.names):
-            return min(others)
         due = [survey.deadline() for survey in self._all_surveys()]
         own = (self._look_at, self._sweep_at, self._proofs.due)
         return min([*own, *others, *(at for at in due if at is not None)])

@@ -12,7 +12,7 @@ from peerlm.sim.menus import FAULTS, NODES, Trouble, live_through
 from peerlm.sim.world import World
 from peerlm.swarm.sampler import MAKERS
 
-SEEDS = 500
+SEEDS = 200
 
 
 @pytest.mark.timeout(2400)
