@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 LOOK_S = 0.5
 
-ALONE_S = 8.0
-"""All nodes that could work on it have said that they cannot, for so long."""
+ALONE_S = 4.0
+"""Nodes have said why they cannot work on it, and no other has been looking into it for so long."""
 
-NOBODY_S = 60.0
-"""No node has begun with it in so long."""
+NOBODY_S = 30.0
+"""No node has looked into it for so long."""
 
 SHOWN = 4
 """Nodes whose shares are shown."""
@@ -126,7 +126,7 @@ class Shared:
         while self._record(self.job_name) is not None:
             found = next(iter(self._desk.jobs(self.job_name)), None)
             if found is not None:
-                if found["makers"]:
+                if found["makers"] or found["preparing"]:
                     last_made = clock()
                 else:
                     self._give_up_if(found["troubles"], clock() - last_made)

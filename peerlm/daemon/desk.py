@@ -257,7 +257,8 @@ class Desk:
             case ["status"]:
                 return self._status()
             case ["jobs", str() as name]:
-                return self._node().library.jobs.standing(name)
+                jobs = self._node().library.jobs.standing(name)
+                return [{**job, "preparing": self._preparing()} for job in jobs]
             case ["done", str() as name]:
                 return self._node().library.jobs.done_of(name)
             case ["work" | "next" | "made" | "failed" | "rows" | "name", *arguments]:
@@ -404,6 +405,13 @@ class Desk:
         jobs, is_there = self._node().library.jobs, self._makers > 0
         if is_there != jobs.is_connected:
             self._take(lambda: jobs.connected(self._now(), is_there=is_there))
+
+    def _preparing(self) -> int:
+        """Live nodes whose process that makes shards is there, whatever it is at."""
+        node = self._node()
+        known = [node.company.vitals_of(peer) for peer in node.company.stores()]
+        others = sum(vitals is not None and vitals.is_preprocessing for vitals in known)
+        return others + node.library.jobs.is_connected
 
     async def _work(self, word: str, arguments: list[Any]) -> Any:
         jobs, now = self._node().library.jobs, self._now()
