@@ -76,6 +76,9 @@ HASHES_MAX = 1_000_000
 
 MAKERS_MAX = 64
 
+SHARDS_MAX = 16_384
+"""Of one task of a job."""
+
 CHECKPOINT_S = 900.0
 """A checkpoint that a person has asked for comes to something in this time, or to nothing."""
 
@@ -420,11 +423,9 @@ class Desk:
                 job = jobs.choose(now)
                 return None if job is None else [jobs.name_of(job), job]
             case "next", [bytes() as job]:
-                found = jobs.next(_hash(job), now)
-                self._take(list)
-                return found
+                return jobs.next(_hash(job), now)
             case "made", [bytes() as job, int() as task, int() as documents, list() as shards]:
-                made = tuple(JobShard(_hash(h), int(size), int(n)) for h, size, n in shards)
+                made = _shards(shards)
                 if any(shard.hash not in self._node().storing.here for shard in made):
                     raise StateError(f"chunks of task {task} are not here any more")
                 return jobs.made(_hash(job), task, documents, made, now)
@@ -538,6 +539,21 @@ def _as_job(manifest: Manifest) -> tuple[int, bool]:
     if manifest.kind is not Kind.JOB or type(tasks) is not int or not 0 < tasks <= TASKS_MAX:
         return 0, False
     return tasks, replaces is True
+
+
+def _shards(listed: list[Any]) -> tuple[JobShard, ...]:
+    """Raises `StateError`: they cannot be told to other nodes."""
+    if len(listed) > SHARDS_MAX:
+        raise StateError(
+            f"{len(listed)} shards of one file, and {SHARDS_MAX} can be told to other nodes: make it with --here"
+        )
+    for item in listed:
+        match item:
+            case [bytes(), int(size), int(tokens)] if 0 < size <= CHUNK_BYTES and tokens >= 0:
+                pass
+            case _:
+                raise StateError("no shard: a hash, bytes and tokens are wanted")
+    return tuple(JobShard(_hash(h), size, tokens) for h, size, tokens in listed)
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -36,6 +36,7 @@ RESULTS_TOLD, SHARDS_TOLD = 64, 4096
 """In one message; a single result may have more shards."""
 
 TAKEN_TOLD = 1024
+"""Tasks that a node is at."""
 
 COMPARE_S = 30.0
 ANSWER_S = 2.0
@@ -58,6 +59,9 @@ SURVEYS = 3
 
 HINT_S = 1800.0
 """Makers are asked first for a corpus' chunks so long after it was made."""
+
+COUNTED_MAX = 1 << 62
+"""Sums of what peers say are shown up to here."""
 
 EVER, FAR = Instant(0.0), Instant(float("inf"))
 
@@ -268,7 +272,7 @@ class Jobs:
     ) -> bool:
         """This node has made a task, and its chunks are here. False: the job is over."""
         job = self._jobs.get(job_hash)
-        if job is None or task >= job.deal.tasks:
+        if job is None or not 0 <= task < job.deal.tasks or documents < 0:
             return False
         result = JobResult(task, self._me, documents, shards)
         job.deal.made(result)
@@ -467,8 +471,8 @@ class Jobs:
                 "manifest": job_hash.hex(),
                 "tasks": job.deal.tasks,
                 "done": len(job.deal.done),
-                "tokens": job.deal.tokens,
-                "documents": job.deal.documents,
+                "tokens": min(job.deal.tokens, COUNTED_MAX),
+                "documents": min(job.deal.documents, COUNTED_MAX),
                 "made_by": {p.hex(): n for p, n in sorted(job.deal.made_by.items()) if n},
                 "makers": [peer.hex() for peer in self._makers(job)],
                 "troubles": {p.hex(): why for p, why in self._troubles(job).items()},

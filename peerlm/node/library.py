@@ -109,7 +109,8 @@ class Library:
             return []
         self._seen_at = self._company.version
         stores = self._company.stores()
-        met = self.jobs.nodes_are(frozenset(stores), now)
+        may_store = [p for p in self._company.linked() if self._company.allows(p, Role.STORE)]
+        met = self.jobs.nodes_are(frozenset(may_store), now)
         return [*self.storing.nodes_are(stores, now), *met]
 
     def handle(self, event: Event, now: Instant) -> list[Effect]:

@@ -250,8 +250,9 @@ class Storing:
         self._named = len(living)
         for manifest in self.catalog.manifests - living.keys():
             self._forget(manifest)
+            self._sweep_at = now
         self._lacked.intersection_update(living)
-        effects: list[Effect] = []
+        effects = self._pulls.forget([h for h in self._pulls.wanted if not self._is_needed(h)])
         for manifest, record in living.items():
             if self._replicas.get(manifest) == record.replicas or manifest in self._reading:
                 continue
@@ -264,6 +265,11 @@ class Storing:
                 self._fresh[manifest] = ((writer,), now, frozenset((manifest,)))
                 effects += self._pulls.want([(manifest, record.size)], now)
         return effects
+
+    def _is_needed(self, object_hash: ObjectHash) -> bool:
+        """Somebody reads it, or a name leads to it."""
+        is_named = object_hash in self._lacked or self.catalog.replicas(object_hash) > 0
+        return is_named or object_hash in self._readers
 
     def _forget(self, manifest: ObjectHash) -> None:
         """No name stands for it any more: what is in no other manifest may go at once."""

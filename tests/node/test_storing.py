@@ -84,6 +84,23 @@ def test_who_was_away_hears_of_names_and_of_removed_ones() -> None:
     assert store.copies(gone) == [0] * 3, "what no name stands for is dropped"
 
 
+def test_what_was_removed_is_not_fetched_any_more() -> None:
+    store = Store(2)
+    store.nodes[A].refuses = True
+    manifest = store.publish(A, "plays", contents(5))
+    store.run(5)
+    waiting = store.nodes[B].storing
+    assert waiting.standing().unfound == 1, "the manifest itself"
+    removed = store.nodes[A].storing.write(
+        "plays", Kind.FILES, None, 0, WallTime(2.0), store.now, replaces=True
+    )
+    store.perform(A, removed)
+    store.nodes[A].refuses = False
+    store.run(70)
+    assert (waiting.standing().pulling, waiting.lacking) == (0, 0)
+    assert store.copies(manifest) == [0] * 5
+
+
 def test_a_name_is_taken_until_it_is_removed() -> None:
     store = Store(2)
     store.publish(A, "plays", contents(1))
@@ -94,6 +111,15 @@ def test_a_name_is_taken_until_it_is_removed() -> None:
         entry = node.storing.register.names.get("plays")
         assert entry is not None
         assert entry.record.writer == B
+
+
+def test_who_would_not_be_believed_writes_no_name() -> None:
+    store = Store(2)
+    register = store.nodes[A].storing.register
+    register._sign = lambda record: Named(sign(record).record, b"x" * 64, ())
+    with pytest.raises(StateError, match="this node may not write names: not signed"):
+        store.publish(A, "plays", contents(1))
+    assert not register.living()
 
 
 @pytest.mark.parametrize("name", ["", "Plays", "../etc", "a" * 97, "a b", "é"])

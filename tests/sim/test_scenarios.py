@@ -23,9 +23,9 @@ def worst(found: Run, name: str) -> float:
     return max(found.samples[name])
 
 
-@pytest.mark.parametrize("nodes", [16, 64])
-def test_a_silent_crash_is_suspected_then_known_to_all(nodes: int) -> None:
-    for seed in (1, 2, 3):
+@pytest.mark.parametrize(("nodes", "seeds"), [(16, 3), (64, 1)])
+def test_a_silent_crash_is_suspected_then_known_to_all(nodes: int, seeds: int) -> None:
+    for seed in range(1, seeds + 1):
         found = run("crash", nodes, seed)
         assert 0 < worst(found, "first_suspect_s") < 5
         assert worst(found, "first_suspect_s") < worst(found, "first_dead_s") < 10
@@ -60,7 +60,7 @@ def test_loss_kills_nobody(datagrams: int) -> None:
 
 
 def test_slow_accusers_harm_nobody_and_lifeguard_is_why_they_are_few() -> None:
-    on, off = (run("slow", 32, count=3, minutes=1, lifeguard=w) for w in (1, 0))
+    on, off = (run("slow", 20, count=3, minutes=0.5, lifeguard=w) for w in (1, 0))
     assert on.totals["healthy_declared_dead"] == 0
     assert on.totals.get("false_suspicions", 0) < off.totals["false_suspicions"]
 
@@ -83,7 +83,7 @@ def test_restarts_goodbyes_and_newcomers_are_soon_known() -> None:
 
 
 def test_tables_stay_right_under_churn() -> None:
-    found = run("churn", 48, minutes=2)
+    found = run("churn", 40, minutes=1)
     assert worst(found, "entries_wrong") < 0.05
     assert found.totals["false_deaths"] == 0
 
