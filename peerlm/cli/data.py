@@ -16,6 +16,7 @@ from peerlm.cli.state import state_option
 from peerlm.errors import StateError
 from peerlm.observe.store import standing_of
 from peerlm.store.disk import Layout
+from peerlm.store.manifest import Kind
 from peerlm.types import ObjectHash, printable
 
 if TYPE_CHECKING:
@@ -72,9 +73,7 @@ def ls(layout: Layout, as_json: bool) -> None:
     with open_desk(layout) as desk:
         found = [_listed(desk, record) for record in sorted(desk.names(), key=lambda r: r["name"])]
         _count_replicas(desk, found)
-        under_way = {job["name"]: job for job in desk.jobs()}
-    for one in found:
-        one["job"] = under_way.get(one["name"])
+        _add_jobs(desk, [one for one in found if one["kind"] == Kind.JOB])
     if as_json:
         click.echo(json.dumps([_without_sample(one) for one in found], indent=2))
         return
@@ -119,6 +118,13 @@ def _count_replicas(desk: Client, found: Names) -> None:
     counts = dict(zip(asked, desk.survey(asked).counts, strict=True)) if asked else {}
     for one in found:
         one["replicas_least"] = min((counts[wanted] for wanted in one["sample"]), default=None)
+
+
+def _add_jobs(desk: Client, found: Names) -> None:
+    """How far each is; None: this node has not heard yet."""
+    under_way = {job["name"]: job for job in desk.jobs()} if found else {}
+    for one in found:
+        one["job"] = under_way.get(one["name"])
 
 
 def _without_sample(one: dict[str, Any]) -> dict[str, Any]:

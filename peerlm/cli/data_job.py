@@ -93,7 +93,8 @@ class Shared:
             listed.append((path, [Chunk(self._desk.put(part), len(part)) for part in parts]))
         meta = {"tasks": len(job.tasks), "replaces": replaces}
         manifest = of_files(Kind.JOB, listed, meta)
-        self._desk.publish(self.job_name, manifest, replicas=replicas, about=about)
+        options = {"replicas": replicas, "about": about, "replaces": False}
+        self._desk.publish(self.job_name, manifest, **options)
         self._know(job)
 
     def _know(self, job: Job) -> None:

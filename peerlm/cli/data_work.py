@@ -11,12 +11,14 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import click
 
+from peerlm.cli.chunk_writing import Writer
 from peerlm.cli.state import state_option
 from peerlm.errors import ChunkCorrupt, ConfigError, StateError
 from peerlm.store.disk import Layout
@@ -25,8 +27,7 @@ from peerlm.types import ObjectHash
 if TYPE_CHECKING:
     from peerlm.daemon.desk_client import Client
     from peerlm.data.prepared import Job
-    from peerlm.data.shards import ShardFact
-    from peerlm.store.manifest import Manifest
+    from peerlm.store.manifest import Chunk, Manifest
 
 NICENESS = 10
 
@@ -54,14 +55,14 @@ def work(layout: Layout, parent: int, folders: str) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     os.nice(NICENESS)
     with suppress(NoDaemon), Client(layout) as desk:
-        Work(desk, tuple(filter(None, folders.split(os.pathsep)))).run()
+        Work(desk, layout, tuple(filter(None, folders.split(os.pathsep)))).run()
 
 
 class Work:
     """Of one node, until it has been idle."""
 
-    def __init__(self, desk: Client, folders: tuple[str, ...]) -> None:
-        self._desk, self._folders = desk, folders
+    def __init__(self, desk: Client, layout: Layout, folders: tuple[str, ...]) -> None:
+        self._desk, self._layout, self._folders = desk, layout, folders
         self._known: tuple[ObjectHash, Job] | None = None
 
     def run(self) -> None:
@@ -105,15 +106,17 @@ class Work:
             self._finish(job_hash, job)
         if first is None:
             return
-        made: dict[int, list[ShardFact]] = {}
-        for part in making.shards(job, chain([first], tasks)):
-            if isinstance(part, Done):
-                facts = made.pop(part.task, [])
-                if not self._desk.made(job_hash, part.task, part.documents, facts):
-                    return
-            else:
-                fact = ShardFact(self._desk.put(part.data), len(part.data), part.tokens)
-                made.setdefault(part.task, []).append(fact)
+        made: dict[int, list[tuple[Future[Chunk], int]]] = {}
+        with Writer(self._layout) as writer:
+            for part in making.shards(job, chain([first], tasks)):
+                if isinstance(part, Done):
+                    put = made.pop(part.task, [])
+                    facts = [ShardFact(*chunk.result(), tokens) for chunk, tokens in put]
+                    if not self._desk.made(job_hash, part.task, part.documents, facts):
+                        return
+                else:
+                    chunk = writer.put(part.data)
+                    made.setdefault(part.task, []).append((chunk, part.tokens))
 
     def _finish(self, job_hash: ObjectHash, job: Job) -> None:
         from peerlm.data.shards import ShardFact, corpus_manifest

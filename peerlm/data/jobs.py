@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,7 +48,17 @@ def is_of_network(url: str) -> bool:
     if "::" in url or sources.kind_of(url) not in NETWORK:
         return False
     parts = urlsplit(url)
+    if _is_link_local(parts.hostname or ""):
+        return False
     return not parts.password and not (sources.is_web(url) and (parts.username or parts.query))
+
+
+def _is_link_local(host: str) -> bool:
+    """What answers there knows this machine alone: a cloud gives out the machine's own keys so."""
+    try:
+        return ip_address(host).is_link_local
+    except ValueError:
+        return host.endswith(".internal")
 
 
 def require_may_read(url: str, folders: Sequence[str], where: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import fsspec
 import psutil
 import pytest
-from swarm import PEERLM, Node, Swarm, assert_refused, environment, init, peerlm, wait_for
+from swarm import PEERLM, Node, Swarm, assert_refused, environment, init, peerlm, succeed, wait_for
 
 from peerlm.daemon.desk_client import Client
 from peerlm.data import making
@@ -146,6 +146,8 @@ def test_three_make_it_and_one_is_killed_and_so_is_who_asked_for_it(
     asking = adding(nodes[0], url, "--name", "plays")
     wait_for(lambda: len(job_of(nodes[0]).get("makers", ())) == 3, "all three take part")
     wait_for(lambda: len(job_of(nodes[0]).get("made_by", ())) == 3, "each has made something")
+    shown = succeed("data", "ls", "--state", nodes[1].folder)
+    assert re.search(r"job-plays: \d+ of 11 tasks, .* 3 nodes at it", shown), shown
     asking.send_signal(signal.SIGINT)
     _, said = asking.communicate(timeout=30)
     assert "job-plays goes on" in said

@@ -254,6 +254,22 @@ def test_what_a_dead_one_made_is_made_again() -> None:
     assert {task for task in gone if shards_of(task)} <= set(again)
 
 
+def test_a_daemon_that_starts_again_hears_from_others_what_it_made_before() -> None:
+    swarm = Swarm(2)
+    swarm.add_job()
+    swarm.run(8)
+    peer = peer_of(2)
+    before = swarm.nodes[peer]
+    swarm.kill(peer)
+    swarm.run(GONE_S + 1)
+    again = swarm.add(peer)
+    again.disk.update(before.disk)
+    swarm.run(1)
+    assert again.jobs.standing()[0]["made_by"][peer.hex()] >= len(before.made) - 2
+    swarm.run_to_end()
+    assert set(swarm.corpora) == {expected()}
+
+
 def test_one_who_is_back_soon_has_lost_nothing() -> None:
     swarm = Swarm(3)
     swarm.add_job()
