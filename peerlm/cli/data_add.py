@@ -284,8 +284,13 @@ class Adding:
             )
 
     def _require_room(self, source: Source) -> None:
-        """Raises `StateError`: all nodes together do not offer so much."""
-        nodes = [node for node in self._desk.status()["nodes"] if node["is_live"]]
+        """Raises `StateError`: all nodes together do not offer so much, or this one may add nothing."""
+        said = self._desk.status()
+        if not said["may_write"]:
+            raise StateError(
+                "this node may write no names: it came by an invite without the role store"
+            )
+        nodes = [node for node in said["nodes"] if node["is_live"]]
         offered = sum(node["capacity_bytes"] for node in nodes)
         if not offered:
             raise StateError(

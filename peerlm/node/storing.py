@@ -350,7 +350,7 @@ class Storing:
 
     def read_no_more(self, object_hash: ObjectHash) -> list[Effect]:
         self._readers.pop(object_hash, None)
-        is_needed = object_hash in self._fresh or self.catalog.is_due(object_hash)
+        is_needed = object_hash in self._lacked or self.catalog.is_due(object_hash)
         return [] if is_needed else self._pulls.forget((object_hash,))
 
     def _tell_readers(self, hashes: Iterable[ObjectHash]) -> list[Effect]:
@@ -498,9 +498,12 @@ class Storing:
         return self._drop(enough)
 
     def _enough(self, object_hash: ObjectHash) -> int:
-        """Others that have it as their own to keep before it goes: as many as should, and as there are."""
-        owners = len(self.catalog.owners(object_hash))
-        return max(1, min(owners, self.catalog.replicas(object_hash)))
+        """Others that have it as their own to keep before it goes: as many as should; of what was only read here, no more
+        than there are."""
+        replicas = self.catalog.replicas(object_hash)
+        if self._leftovers.is_borrowed(object_hash):
+            return max(1, min(len(self.catalog.owners(object_hash)), replicas))
+        return replicas
 
     # ------------------------------------------------------------------------------------ surveys
 

@@ -130,6 +130,7 @@ class FakeDesk:
         more = ("lacking_bytes", "surplus", "urgent", "replicas_possible")
         return {
             "node": ME,
+            "may_write": True,
             "capacity_bytes": 10**9,
             "used_bytes": 10**6,
             "names": len(self.records),
