@@ -211,6 +211,10 @@ class ManifestRead(Event):
     """It is here, undamaged, and no manifest: whoever wrote its name made it so."""
     makers: tuple[PeerId, ...] = ()
     """Nodes that keep them for certain when the name is new, besides its writer."""
+    tasks: int = 0
+    """Of a job; 0: it is none."""
+    replaces: bool = False
+    """What the job makes takes its name from whatever has it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,6 +163,11 @@ class StoreSection:
     preprocess: bool = option(
         True, "Take part in `peerlm data add`: read text, clean it, make tokens of it."
     )
+    folders: str = option(
+        "",
+        "Folders that all nodes see under the same path, with `:` between them: text below is read for other nodes' "
+        "`peerlm data add` too. Empty: only sources on the network.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -543,6 +543,7 @@ class Node:
             store_used=self.storing.used,
             store_label=self._birth.settings.store.label,
             store_lacking=self.storing.lacking,
+            is_preprocessing=self.library.jobs.is_connected,
         )
         return placing.say(vitals, work.tempo.line_bytes_s) if placing else vitals
 
