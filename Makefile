@@ -5,12 +5,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-FIGURES := daemon conservation join all_killed mixing_cost learning byzantine store_disk
+FIGURES := daemon conservation join all_killed mixing_cost learning byzantine store_disk tokenise
 FLAGS   :=
 OTHER   := python3.13
 SCENARIO ?=
 
-.PHONY: help demo test core core-and-sim check format sim net slow gpu rig rig-netns rig-ray other-python bench-peers fuzz figures figures-long clean
+.PHONY: help demo test core core-and-sim check format sim net slow gpu rig rig-netns rig-ray rig-hdfs other-python bench-peers fuzz figures figures-long clean
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +23,7 @@ help:
 	@echo "make rig          five nodes in containers, killed, frozen, cut off: from the image to a report; SCENARIO=FILE"
 	@echo "make rig-netns    tests on machines made of namespaces: lines, chaos, systemd; needs root and ip"
 	@echo "make rig-ray      nodes on a Ray cluster of this machine, in an environment of its own: .venv-ray"
+	@echo "make rig-hdfs    a corpus from a real HDFS: its servers in an environment of their own, .venv-hdfs; needs Java"
 	@echo "make other-python OTHER=python3.13    one seed, one run: on another interpreter too"
 	@echo "make bench-peers    others to compare with in peerlm bench, in an environment of their own: .venv-peers"
 	@echo "make fuzz    damaged inputs for every decoder, hostile peers for every machine, for minutes"
@@ -71,6 +72,13 @@ rig-ray:
 	.venv-ray/bin/python -m pip install --quiet -c constraints.txt -c tests/rig/ray-constraints.txt -e '.[dev,ray]'
 	.venv-ray/bin/python -m pytest tests/rig/test_ray.py
 
+# What it needs of Debian is said in tests/rig/test_hdfs.py.
+rig-hdfs: $(STAMP)
+	$(PYTHON) -m venv .venv-hdfs
+	.venv-hdfs/bin/python -m pip install --quiet 'setuptools<70' wheel pypandoc==1.5
+	.venv-hdfs/bin/python -m pip install --quiet --no-deps --no-build-isolation pyspark==2.4.8
+	$(BIN)/python -m pytest tests/rig/test_hdfs.py
+
 other-python: $(STAMP)
 	$(OTHER) -m venv .venv-other
 	.venv-other/bin/python -m pip install --quiet -c constraints.txt blake3 click cryptography fsspec msgpack \
@@ -108,4 +116,4 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.truth $(FLAGS)    # needs root: it makes networks
 
 clean:
-	rm -rf $(VENV) .venv-other .venv-peers .venv-ray deploy/wheels build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-other .venv-peers .venv-ray .venv-hdfs deploy/wheels build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

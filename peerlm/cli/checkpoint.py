@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerlm.cli import words
+from peerlm.cli import data, data_get, words
 from peerlm.cli.commands import Commands
 from peerlm.cli.data import facts_of, sample_of
 from peerlm.cli.desk_here import open_desk
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 COMMANDS = {
     "make": "checkpoint:make",
     "ls": "checkpoint:ls",
-    "show": "data:show",
-    "get": "data_get:get",
-    "pin": "data:pin",
-    "rm": "data:rm",
+    "show": "checkpoint:show",
+    "get": "checkpoint:get",
+    "pin": "checkpoint:pin",
+    "rm": "checkpoint:rm",
     "export": "checkpoint_export:export",
 }
 
@@ -129,3 +129,62 @@ def _cells(one: dict[str, Any], now: float) -> list[str]:
         f"{words.ago(max(0.0, now - one['written_at']))} ago",
         "pinned" if one["is_pinned"] else "",
     ]
+
+
+# ------------------------------------------------------------- what any name in the store has
+
+
+def _same(command: click.Command, what: str) -> click.Command:
+    """The command of `peerlm data`, said of checkpoints."""
+    return click.Command(
+        command.name,
+        callback=command.callback,
+        params=command.params,
+        help=what,
+        short_help=command.short_help,
+    )
+
+
+show = _same(
+    data.show,
+    """Show all that is known of the checkpoint NAME: of how many tokens it is, which one it followed, who keeps its chunks.
+
+    \b
+    Examples:
+      peerlm checkpoint show checkpoint-000001200000
+      peerlm checkpoint show checkpoint-000001200000 --json | jq .meta.tokens
+    """,
+)
+
+get = _same(
+    data_get.get,
+    """Copy the checkpoint NAME into DIRECTORY, each chunk checked: a model that `peerlm init --from DIRECTORY` begins a run
+    with and `peerlm generate --model DIRECTORY` answers from.
+
+    \b
+    Examples:
+      peerlm checkpoint get checkpoint-000001200000 model/
+      peerlm init --from model/ --state /srv/next
+    """,
+)
+
+pin = _same(
+    data.pin,
+    """Pin the checkpoint NAME: it stays when there are newer ones.
+
+    \b
+    Examples:
+      peerlm checkpoint pin checkpoint-000001200000
+      peerlm checkpoint pin checkpoint-000001200000 --off
+    """,
+)
+
+rm = _same(
+    data.rm,
+    """Remove the checkpoint NAME, for the whole swarm.
+
+    \b
+    Examples:
+      peerlm checkpoint rm checkpoint-000001200000
+    """,
+)

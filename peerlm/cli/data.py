@@ -274,8 +274,8 @@ def _histogram(found: dict[str, Any]) -> str:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @state_option
 def rm(layout: Layout, name: str, yes: bool) -> None:
-    """Remove NAME from the store, for the whole swarm. Chunks that are in nothing else are dropped by all nodes within a
-    minute, by those that are away when they come back.
+    """Remove NAME from the store, for the whole swarm. Chunks that are in nothing else are dropped by all nodes soon
+    after, by those that are away when they come back.
 
     \b
     Examples:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from peerlm.cli import words
+from peerlm.cli.chunk_writing import Writer
 from peerlm.cli.copies import DURABLE, Copies, wait_copies
 from peerlm.cli.data import distinct, facts_of
 from peerlm.cli.desk_here import Tell, open_desk, progress
@@ -27,10 +28,12 @@ from peerlm.store.manifest import NAME
 from peerlm.types import ObjectHash
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from peerlm.daemon.desk_client import Client
     from peerlm.data.prepared import Job
     from peerlm.data.sources import Source
-    from peerlm.store.manifest import Manifest
+    from peerlm.store.manifest import Chunk, Manifest
 
 WHERE = "URL"
 
@@ -160,24 +163,25 @@ class Adding:
     def files(self) -> Manifest:
         """Put the files as they are. Raises: ConfigError, StateError."""
         from peerlm.data import files, sources
-        from peerlm.store.manifest import Chunk, Kind, of_files
+        from peerlm.store.manifest import Kind, of_files
 
         source = sources.listed(self._url, WHERE, with_empty=True)
         placed = files.placed(source)
         self._require_free("files", {path: file.size for path, file in placed})
         self._require_room(source)
-        made: list[tuple[str, list[Chunk]]] = []
-        with progress("putting", in_bytes=True) as tell:
+        made: list[tuple[str, list[Future[Chunk]]]] = []
+        with progress("putting", in_bytes=True) as tell, Writer(self._layout) as writer:
             done = 0
             with sources.explained(source.url, WHERE):
                 fs, _ = sources.file_system(source.url)
             for path, file in placed:
                 made.append((path, []))
                 for data in files.chunks(fs, file, WHERE, time.sleep):
-                    made[-1][1].append(Chunk(self._desk.put(data), len(data)))
+                    made[-1][1].append(writer.put(data))
                     done += len(data)
                     tell(done, source.size_bytes or None, path)
-        return of_files(Kind.FILES, made, {})
+            put = [(path, [one.result() for one in parts]) for path, parts in made]
+        return of_files(Kind.FILES, put, {})
 
     # ------------------------------------------------------------------------------- corpora
 
@@ -254,8 +258,13 @@ class Adding:
             )
 
     def _require_room(self, source: Source) -> None:
-        """Raises `StateError`: all nodes together do not offer so much."""
-        nodes = [node for node in self._desk.status()["nodes"] if node["is_live"]]
+        """Raises `StateError`: all nodes together do not offer so much, or this one may add nothing."""
+        said = self._desk.status()
+        if not said["may_write"]:
+            raise StateError(
+                "this node may write no names: it came by an invite without the role store"
+            )
+        nodes = [node for node in said["nodes"] if node["is_live"]]
         offered = sum(node["capacity_bytes"] for node in nodes)
         if not offered:
             raise StateError(

@@ -20,6 +20,9 @@ from peerlm.store.manifest import Kind
 CHANGEABLE = ("run.token_budget", "data.source", "data.val_fraction", "train", "mix", "swarm")
 """Sections and fields that a living run can change; another model is another run."""
 
+FOLLOW = {"data.shards": "data.source"}
+"""What another field sets."""
+
 STORED = "swarm:"
 """`data.source` = swarm:NAME is a corpus in the swarm's store."""
 

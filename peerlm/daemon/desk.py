@@ -49,7 +49,7 @@ from peerlm.store.manifest import (
     read_manifest,
 )
 from peerlm.store.objects import Objects
-from peerlm.types import Instant, ObjectHash, PeerId, WallTime, short
+from peerlm.types import Instant, ObjectHash, PeerId, Role, WallTime, short
 
 if TYPE_CHECKING:
     from peerlm.daemon.scrubbing import Scrubbing
@@ -370,6 +370,7 @@ class Desk:
         used = {peer.hex(): _used(node, peer) for peer, *_ in standing.nodes}
         return {
             "node": node.me.hex(),
+            "may_write": node.company.allows(node.me, Role.STORE),
             "capacity_bytes": standing.capacity,
             "used_bytes": standing.used,
             "names": standing.names,

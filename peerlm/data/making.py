@@ -13,6 +13,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -222,5 +223,9 @@ def _serve(pipe: Connection, step: Step[Any], job: Job) -> None:
                     pipe.send(("part", (place, part)))
             except ConfigError as error:
                 pipe.send(("unusable", str(error)))
+            except MemoryError:
+                return  # another process may find more
+            except Exception:
+                pipe.send(("broken", traceback.format_exc()))
             else:
                 pipe.send(("done", None))

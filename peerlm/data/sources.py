@@ -52,6 +52,9 @@ CREDENTIALS = {
 }
 """Kind of URL → where its library looks for a name and a secret."""
 
+OPTIONS = {kind: {"dfs.client.failover.max.attempts": "4"} for kind in ("hdfs", "viewfs")}
+"""Kind of URL → what its file system is told. By itself hdfs-native asks a name node that is not there for minutes."""
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
@@ -104,9 +107,13 @@ def files_of(url: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     fs, path = file_system(url)
     if is_web(url):  # '?' is no glob here, and a page is no directory
         return fs, {path: fs.info(path)}
-    if fs.isfile(path):
-        return fs, {path: fs.info(path)}
-    if fs.isdir(path):
+    try:
+        info = fs.info(path)
+    except FileNotFoundError:
+        info = {}
+    if info.get("type") == "file":
+        return fs, {path: info}
+    if info.get("type") == "directory":
         root = path.rstrip("/")
         found = fs.find(root, detail=True)
         names = {file: file[len(root) :].split("/") for file in found}
@@ -129,7 +136,7 @@ def file_system(url: str) -> tuple[Any, str]:
 
     if url == SHIPPED:
         url = str(Path(__file__).parent / "shipped" / "shakespeare.txt")
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = fsspec.core.url_to_fs(url, **OPTIONS.get(kind_of(url), {}))
     return fs, path
 
 
@@ -249,7 +256,7 @@ class Restarted(io.RawIOBase):
         while True:
             try:
                 if self._open is None:
-                    self._open = self._again()
+                    self._reopen()
                 got = self._open.read(len(buffer))
                 break
             except _FINAL:
@@ -268,15 +275,14 @@ class Restarted(io.RawIOBase):
         self._close()
         super().close()
 
-    def _again(self) -> Any:
-        stream = self._fs.open(self._file.path, "rb", block_size=0)
+    def _reopen(self) -> None:
+        self._open = self._fs.open(self._file.path, "rb", block_size=0)
         left = self._at
         while left:
-            passed = len(stream.read(min(left, 1 << 20)))
+            passed = len(self._open.read(min(left, 1 << 20)))
             if not passed:
                 raise EOFError(f"it ends {left} bytes earlier than before")
             left -= passed
-        return stream
 
     def _close(self) -> None:
         if self._open is not None:
@@ -304,8 +310,11 @@ def explained(url: str, where: str) -> Iterator[None]:
     except ConfigError:
         raise
     except FileNotFoundError as error:
-        reason = error.__cause__ or "no such file or directory"  # over http perhaps a refusal
-        raise ConfigError(f"{named}: not found: {_line(reason)}") from None
+        cause = error.__cause__  # over http everything that went wrong is "not found"
+        if cause is not None and getattr(cause, "status", 0) != 404:
+            raise ConfigError(f"{named}: cannot be read: {_line(cause)}") from None
+        reason = _line(cause) if cause else "no such file or directory"
+        raise ConfigError(f"{named}: not found: {reason}") from None
     except ImportError as error:
         extra = PACKAGES.get(kind_of(url))
         remedy = f"; pip install 'peerlm[{extra}]'" if extra else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from typing import TYPE_CHECKING
 
 from peerlm.config import StoreSection
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 TALK = (NamesAsk, NamesGive, HaveAsk, HaveGive, ProofAsk, ProofGive, PartAsk, PartGive)
 """Messages about the store."""
+
+NEVER = Instant(inf)
 
 LOOK_S = 1.0
 """How often it is looked whether a checkpoint is due."""
@@ -108,18 +111,27 @@ class Library:
         return self.storing.is_taken(transfer)
 
     def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
+        if self._is_idle:
+            return []
         effects = self.storing.wake(linked, now)
         if self._look_at <= now:
             self._look_at = after(now, LOOK_S)
             effects += self.checkpoints.wake(self._around(), self._wall, now)
         return effects
 
+    @property
+    def _is_idle(self) -> bool:
+        return self.storing.is_idle and not self.checkpoints.is_at_it
+
     def deadline(self) -> Instant:
+        if self._is_idle:
+            return NEVER
         due = self.storing.deadline()
         return min(self._look_at, due) if self.checkpoints.is_at_it else due
 
     def check(self) -> None:
-        self.storing.check()
+        if not self._is_idle:
+            self.storing.check()
 
     def audit(self) -> None:
         self.storing.audit()

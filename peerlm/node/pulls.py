@@ -26,7 +26,7 @@ ASK_AGAIN_S = 2.0
 """Those that may have an object are asked again after so long, then twice as long each time."""
 ASK_AGAIN_S_MAX = 60.0
 
-LIMITS = Limits(per_donor=3, total=12)
+LIMITS = Limits(per_donor=2, total=12)
 
 FAULTS = {
     "lost": Fault.LOST,

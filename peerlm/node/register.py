@@ -75,7 +75,7 @@ class Register:
         """A new record of ours; `manifest` None removes the name.
 
         Raises:
-            StateError: the name is taken, cannot be one, or the register is full.
+            StateError: the name is taken, cannot be one, or the register is full; or nobody would believe this node.
         """
         if not NAME.fullmatch(name):
             raise StateError(
@@ -103,6 +103,10 @@ class Register:
         if not self.names.is_news(record):
             raise StateError("the register of names is full: remove some first (peerlm data ls)")
         proof = self._sign(record)
+        try:
+            self._author(proof)
+        except AuthError as error:
+            raise StateError(f"this node may not write names: {error}") from None
         self.names.merge(record, proof)
         return self._tell(record, proof, now, None)
 

@@ -246,8 +246,9 @@ class Storing:
         self._named = len(living)
         for manifest in self.catalog.manifests - living.keys():
             self._forget(manifest)
+            self._sweep_at = now
         self._lacked.intersection_update(living)
-        effects: list[Effect] = []
+        effects = self._pulls.forget([h for h in self._pulls.wanted if not self._is_needed(h)])
         for manifest, record in living.items():
             if self._replicas.get(manifest) == record.replicas or manifest in self._reading:
                 continue
@@ -260,6 +261,11 @@ class Storing:
                 self._fresh[manifest] = ((writer,), now, frozenset((manifest,)))
                 effects += self._pulls.want([(manifest, record.size)], now)
         return effects
+
+    def _is_needed(self, object_hash: ObjectHash) -> bool:
+        """Somebody reads it, or a name leads to it."""
+        is_named = object_hash in self._lacked or self.catalog.replicas(object_hash) > 0
+        return is_named or object_hash in self._readers
 
     def _forget(self, manifest: ObjectHash) -> None:
         """No name stands for it any more: what is in no other manifest may go at once."""
@@ -340,7 +346,7 @@ class Storing:
 
     def read_no_more(self, object_hash: ObjectHash) -> list[Effect]:
         self._readers.pop(object_hash, None)
-        is_needed = object_hash in self._fresh or self.catalog.is_due(object_hash)
+        is_needed = object_hash in self._lacked or self.catalog.is_due(object_hash)
         return [] if is_needed else self._pulls.forget((object_hash,))
 
     def _tell_readers(self, hashes: Iterable[ObjectHash]) -> list[Effect]:
@@ -487,9 +493,12 @@ class Storing:
         return self._drop(enough)
 
     def _enough(self, object_hash: ObjectHash) -> int:
-        """Others that have it as their own to keep before it goes: as many as should, and as there are."""
-        owners = len(self.catalog.owners(object_hash))
-        return max(1, min(owners, self.catalog.replicas(object_hash)))
+        """Others that have it as their own to keep before it goes: as many as should; of what was only read here, no more
+        than there are."""
+        replicas = self.catalog.replicas(object_hash)
+        if self._leftovers.is_borrowed(object_hash):
+            return max(1, min(len(self.catalog.owners(object_hash)), replicas))
+        return replicas
 
     # ------------------------------------------------------------------------------------ surveys
 
@@ -582,6 +591,12 @@ class Storing:
         self._tell_catalog(now)
         return self._follow_names(now)
 
+    @property
+    def is_idle(self) -> bool:
+        """It keeps nothing, knows no names, and looks for nothing: time changes nothing."""
+        kept = self.capacity or self.here or len(self.register.names)
+        return not (kept or self._pulls.wanted or self._surveys)
+
     def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
         effects = [*self._pulls.wake(now), *self.register.wake(linked, now)]
         for survey in self._all_surveys():
@@ -606,8 +621,6 @@ class Storing:
 
     def deadline(self) -> Instant:
         others = (self._pulls.deadline(), self.register.deadline())
-        if not self.here and not len(self.register.names):
-            return min(others)
         due = [survey.deadline() for survey in self._all_surveys()]
         own = (self._look_at, self._sweep_at, self._proofs.due)
         return min([*own, *others, *(at for at in due if at is not None)])

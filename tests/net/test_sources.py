@@ -112,10 +112,15 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Who has heard enough hangs up."""
+
+
 @pytest.fixture
 def web() -> Iterator[Web]:
     web = Web()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, web))
+    server = Server(("127.0.0.1", 0), partial(Handler, web))
     Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     web.url = f"http://127.0.0.1:{server.server_port}/plays.txt"
     yield web

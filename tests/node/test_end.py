@@ -207,10 +207,11 @@ def test_other_text_is_fetched_while_the_old_is_read() -> None:
     begun = len(world.machines[1].effects)
     world.machines[0].post(NewPlan(world.sign(plan, 2).blob))
     world.within(30, lambda: all(shard in m.disk.objects for m in world.up()), "all have it")
-    started = lambda: [
-        e for _, e in world.machines[1].effects[begun:] if isinstance(e, StartWorker)
-    ]  # noqa: E731
-    world.within(30, lambda: bool(started()), "a worker that reads it")
+
+    def started() -> bool:
+        return any(isinstance(e, StartWorker) for _, e in world.machines[1].effects[begun:])
+
+    world.within(30, started, "a worker that reads it")
     world.within(30, world.all_mixing, "they train on")
     since = [e for _, e in world.machines[1].effects[begun:]]
     assert not [e for e in since if isinstance(e, Log) and ("is", "ready") in e.fields]

@@ -84,6 +84,38 @@ def test_who_was_away_hears_of_names_and_of_removed_ones() -> None:
     assert store.copies(gone) == [0] * 3, "what no name stands for is dropped"
 
 
+def test_a_reader_who_gives_up_ends_no_search_of_the_nodes_own() -> None:
+    store = Store(2)
+    store.nodes[A].refuses = True
+    store.publish(A, "plays", contents(5))
+    storing = store.nodes[B].storing
+    store.run(2000, step_s=30.0)
+    (record,) = [entry.record for entry in storing.register.living()]
+    wanted = ObjectHash(record.manifest)
+    store.perform(B, storing.read(wanted, record.size, store.now))
+    store.perform(B, storing.read_no_more(wanted))
+    store.nodes[A].refuses = False
+    store.run(150)
+    assert (storing.lacking, storing.standing().unread) == (0, 0)
+
+
+def test_what_was_removed_is_not_fetched_any_more() -> None:
+    store = Store(2)
+    store.nodes[A].refuses = True
+    manifest = store.publish(A, "plays", contents(5))
+    store.run(5)
+    waiting = store.nodes[B].storing
+    assert waiting.standing().unfound == 1, "the manifest itself"
+    removed = store.nodes[A].storing.write(
+        "plays", Kind.FILES, None, 0, WallTime(2.0), store.now, replaces=True
+    )
+    store.perform(A, removed)
+    store.nodes[A].refuses = False
+    store.run(70)
+    assert (waiting.standing().pulling, waiting.lacking) == (0, 0)
+    assert store.copies(manifest) == [0] * 5
+
+
 def test_a_name_is_taken_until_it_is_removed() -> None:
     store = Store(2)
     store.publish(A, "plays", contents(1))
@@ -94,6 +126,15 @@ def test_a_name_is_taken_until_it_is_removed() -> None:
         entry = node.storing.register.names.get("plays")
         assert entry is not None
         assert entry.record.writer == B
+
+
+def test_who_would_not_be_believed_writes_no_name() -> None:
+    store = Store(2)
+    register = store.nodes[A].storing.register
+    register._sign = lambda record: Named(sign(record).record, b"x" * 64, ())
+    with pytest.raises(StateError, match="this node may not write names: not signed"):
+        store.publish(A, "plays", contents(1))
+    assert not register.living()
 
 
 @pytest.mark.parametrize("name", ["", "Plays", "../etc", "a" * 97, "a b", "é"])
@@ -160,6 +201,18 @@ def test_what_is_read_once_takes_no_more_room_than_a_little(
     assert len(reader.told) == 40
     assert 1000 <= reader.storing.used <= 2000
     assert store.copies(manifest) >= [2] * 40
+
+
+def test_who_has_no_room_keeps_what_it_put_until_enough_others_have_it() -> None:
+    store = Store(1, keep_s=0.0)
+    writer = store.add(D, capacity=0)
+    manifest = store.publish(D, "plays", contents(5), replicas=2)
+    store.run(120)
+    assert store.copies(manifest) == [2] * 5, "one disk would not do"
+    store.add(B)
+    store.run(120)
+    assert store.copies(manifest) == [2] * 5
+    assert not writer.storing.catalog.surplus()
 
 
 def test_what_has_its_name_still_to_come_is_not_dropped_for_want_of_room() -> None:

@@ -1,0 +1,413 @@
+"""The swarm's store between real nodes: what kills lose, and how fast bytes come and go.
+
+*Kills.* Four nodes, three replicas. Files are added at one node after another, and checkpoints made; while that is under
+way two nodes, drawn at random, get SIGKILL at the same moment, and come back. Promised: whatever was acknowledged reads
+back bit by bit at some other node, and has its three replicas again.
+
+*Speed.* A file is added at one node, read at a node without room from this one donor, then from three; beside `cp` with an
+fsync and a download over plain HTTP of the same bytes, in turns. Then a checkpoint of a model is made by four nodes. All
+nodes share this machine's disk and processors, so a checkpoint in three replicas is held beside three copies by `cp`.
+
+    python -m bench.store_swarm
+    python -m bench.store_swarm --rounds 20 --mb 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from blake3 import blake3
+
+from bench import report
+from bench.report import Missed, Row, say
+from peerlm.bench.nodes import Swarm, running
+from peerlm.cli.chunk_reading import Reader
+from peerlm.cli.demo_nodes import DemoNode
+from peerlm.daemon.control import NoDaemon
+from peerlm.daemon.desk_client import Client
+from peerlm.errors import PeerlmError
+from peerlm.store.manifest import Manifest
+from peerlm.types import ObjectHash
+
+REPLICAS = 3
+REPAIRED_S = 120.0
+POLL_S = 0.2
+
+PLAN = {"run.token_budget": 10**12, "swarm.profile": "test", "train.val_every_s": 10_000}
+SMALL = {"model.dim": 64, "model.heads": 2, "model.kv_heads": 1, "model.hidden": 128}
+LOCAL = {
+    "page.enabled": False,
+    "store.repair_after_s": 20,
+    "store.repair_bytes_s": 0,
+    "store.checkpoint_every_s": 0,
+    "limits.snapshot_every_s": 600,
+}
+NO_ROOM = {"store.enabled": False}
+
+
+class Stores(Swarm):
+    """Nodes that hold weights, and take no step. `roomless`: numbers of those that keep nothing for others."""
+
+    roomless: tuple[int, ...] = ()
+
+    def _local_of(self, node: DemoNode) -> dict[str, object]:
+        return {**super()._local_of(node), **(NO_ROOM if node.number in self.roomless else {})}
+
+    def begin(self) -> None:
+        """The first alone, until it has weights; it is paused from then on."""
+        self.found()
+        self.nodes[0].start("up")
+        self.hold(self.nodes[0])
+        self._draw(self.nodes[0])
+
+    def _draw(self, node: DemoNode) -> None:
+        """The first weights come from a worker's first start."""
+        from peerlm.daemon.control import ask
+
+        ask(node.layout, "resume")
+        self.wait("there are weights", lambda: _has_weights(node), poll_s=0.1)
+        ask(node.layout, "pause")
+
+    def enter(self, *nodes: DemoNode) -> None:
+        for node in nodes:
+            self.join(node)
+        for node in nodes:
+            self.hold(node)
+        self.wait("they have weights", lambda: all(_has_weights(n) for n in nodes))
+
+
+def _has_weights(node: DemoNode) -> bool:
+    return bool(node.status and node.status["state"] in ("ready", "training"))
+
+
+# --------------------------------------------------------------------------------------- kills
+
+
+class Kills:
+    """Rounds of adding, killing and looking what is left."""
+
+    def __init__(self, swarm: Stores, folder: Path, seed: int) -> None:
+        self._swarm, self._folder, self._rng = swarm, folder, random.Random(seed)
+        self.acknowledged: dict[str, ObjectHash | None] = {}
+        """Name → the hash of its bytes; None: a checkpoint, whose chunks have hashes enough."""
+        self.killed = self.refused = 0
+        self.repairs_s: list[float] = []
+
+    def play(self, rounds: int, size: int) -> None:
+        for number in range(rounds):
+            kind = "checkpoint" if number % 3 == 2 else "data"
+            at = self._rng.choice(self._swarm.nodes)
+            name, digest, work = self._begun(kind, number, at, size)
+            delay_s = self._rng.uniform(0.0, 1.5)
+            time.sleep(delay_s)  # the moment is what is drawn
+            victims = self._rng.sample(self._swarm.nodes, 2)
+            for node in victims:
+                node.kill()
+            self.killed += len(victims)
+            work.communicate(timeout=120)
+            is_acknowledged = work.returncode == 0
+            self.refused += not is_acknowledged
+            if is_acknowledged:
+                self.acknowledged[name] = digest
+            for node in victims:
+                self._swarm.start_again(node)
+            self._swarm.wait("all are up", lambda: all(n.status for n in self._swarm.nodes))
+            self.repairs_s.append(self._repaired())
+            say(
+                f"round {number + 1}: {kind}, killed {', '.join(n.name for n in victims)} after {delay_s:.2f} s, "
+                f"{'acknowledged' if is_acknowledged else 'not acknowledged'}"
+            )
+
+    def _begun(
+        self, kind: str, number: int, at: DemoNode, size: int
+    ) -> tuple[str, ObjectHash | None, subprocess.Popen[str]]:
+        state = ["--state", str(at.layout.root)]
+        if kind == "checkpoint":
+            name = f"kept-{number}"
+            words = ["checkpoint", "make", "--name", name, "--pin", *state]
+            return name, None, _peerlm(words)
+        name, path = f"file-{number}", self._folder / f"file-{number}"
+        data = self._rng.randbytes(size)
+        path.write_bytes(data)
+        words = ["data", "add", str(path), "--as", "files", "--name", name, "--json", *state]
+        return name, ObjectHash(blake3(data).digest()), _peerlm(words)
+
+    def _repaired(self) -> float:
+        """Seconds until everything that was acknowledged is in three replicas."""
+        began = time.monotonic()
+        while True:
+            with _desk(self._swarm.nodes[0]) as desk:
+                counts = [n for name in self.acknowledged for n in _replicas(desk, name)]
+            if all(n >= REPLICAS for n in counts):
+                return time.monotonic() - began
+            if time.monotonic() - began > REPAIRED_S:
+                raise Missed(f"only {min(counts)} replicas after {REPAIRED_S:.0f} s")
+            time.sleep(POLL_S)
+
+    def lost(self) -> int:
+        """Of what was acknowledged, what does not read back as it was, at another node for each."""
+        lost = 0
+        for name, digest in self.acknowledged.items():
+            node = self._rng.choice(self._swarm.nodes)
+            try:
+                found = _read_all(node, name)
+            except PeerlmError as error:
+                say(f"{name}: {error}")
+                lost += 1
+                continue
+            lost += digest is not None and found != digest
+        return lost
+
+
+def _peerlm(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "peerlm", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _replicas(desk: Client, name: str) -> list[int]:
+    manifest = desk.manifest(name)
+    return list(desk.survey([chunk.hash for chunk in manifest.chunks]).counts)
+
+
+def _read_all(node: DemoNode, name: str) -> ObjectHash:
+    digest = blake3()
+    with _desk(node) as desk:
+        manifest = desk.manifest(name)
+        for chunk in manifest.chunks:
+            digest.update(desk.read(chunk.hash, chunk.size, 60.0))
+    return ObjectHash(digest.digest())
+
+
+@contextmanager
+def _desk(node: DemoNode) -> Iterator[Client]:
+    deadline = time.monotonic() + 30.0
+    while True:
+        try:
+            desk = Client(node.layout)
+            break
+        except NoDaemon:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+    try:
+        yield desk
+    finally:
+        desk.close()
+
+
+def kills(args: argparse.Namespace, folder: Path) -> list[Row]:
+    with running(Stores(folder / "kills", 4, {**PLAN, **SMALL}, LOCAL)) as swarm:
+        swarm.begin()
+        swarm.enter(*swarm.nodes[1:])
+        say("four nodes are there")
+        trouble = Kills(swarm, folder, args.seed)
+        trouble.play(args.rounds, args.file_mb << 20)
+        lost = trouble.lost()
+        faults = swarm.tracebacks()
+    return [
+        Row("kills, two at once, during an addition or a checkpoint", trouble.killed),
+        Row("acknowledged", len(trouble.acknowledged)),
+        Row("not acknowledged: the node that was asked was killed", trouble.refused),
+        Row("acknowledged, and lost or changed", lost, at_most=0),
+        Row("again in three replicas after the restart, slowest", max(trouble.repairs_s), "s"),
+        Row("tracebacks", faults, at_most=0),
+    ]
+
+
+# --------------------------------------------------------------------------------------- speed
+
+
+def copied(source: Path, target: Path, times: int = 1) -> float:
+    """MB/s of `cp` with an fsync, so many times over."""
+    began = time.monotonic()
+    for number in range(times):
+        copy = target.with_name(f"{target.name}-{number}")
+        shutil.copyfile(source, copy)
+        with copy.open("rb+") as file:
+            os.fsync(file.fileno())
+        copy.unlink()
+    return times * source.stat().st_size / (time.monotonic() - began) / 1e6
+
+
+def downloaded(source: Path, target: Path) -> float:
+    """MB/s of a download over plain HTTP from another process, written with an fsync."""
+    words = [sys.executable, "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    server = subprocess.Popen(
+        [sys.executable, "-u", *words[1:]],
+        cwd=source.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        port = server.stdout.readline().split("port ")[1].split()[0]
+        began = time.monotonic()
+        with (
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/{source.name}") as answer,
+            target.open("wb") as out,
+        ):
+            shutil.copyfileobj(answer, out, 1 << 20)
+            out.flush()
+            os.fsync(out.fileno())
+        took = time.monotonic() - began
+    finally:
+        server.kill()
+        server.wait()
+    target.unlink()
+    return source.stat().st_size / took / 1e6
+
+
+def fetched(node: DemoNode, name: str) -> float:
+    """MB/s at which a node without any of it gets all of it onto its disk."""
+    with _desk(node) as desk:
+        manifest = desk.manifest(name)
+    began = time.monotonic()
+    with Reader(node.layout) as reader:
+        size = sum(len(data) for _, data in reader.read(manifest.chunks) if isinstance(data, bytes))
+    if size != manifest.size_bytes:
+        raise Missed(f"{node.name} got {size} of {manifest.size_bytes} bytes")
+    return size / (time.monotonic() - began) / 1e6
+
+
+def added(node: DemoNode, path: Path, name: str, wait: int) -> float:
+    """MB/s of `peerlm data add --as files`, until so many nodes have it."""
+    began = time.monotonic()
+    words = ["data", "add", str(path), "--as", "files", "--name", name]
+    work = _peerlm([*words, "--wait", str(wait), "--state", str(node.layout.root)])
+    _, error = work.communicate(timeout=600)
+    if work.returncode:
+        raise Missed(f"data add: {error.strip()}")
+    return path.stat().st_size / (time.monotonic() - began) / 1e6
+
+
+def speed(args: argparse.Namespace, folder: Path) -> list[Row]:
+    path, spare = folder / "bytes", folder / "spare"
+    rng = random.Random(args.seed)
+    with path.open("wb") as out:
+        for _ in range(args.mb):
+            out.write(rng.randbytes(1 << 20))
+    swarm = Stores(folder / "speed", 5, {**PLAN, **SMALL}, LOCAL)
+    swarm.roomless = (4, 5)
+    with running(swarm):
+        one, two, three, first, second = swarm.nodes
+        swarm.begin()
+        swarm.enter(first)
+        put = added(one, path, "bytes", wait=1)
+        say("added at one node")
+        single = fetched(first, "bytes")
+        cp, web = copied(path, spare), downloaded(path, spare)
+        say("read from one donor")
+        swarm.enter(two, three, second)
+        with _desk(one) as desk:
+            _wait_for(lambda: min(_replicas(desk, "bytes")) >= REPLICAS, "three replicas")
+        triple = fetched(second, "bytes")
+        cp, web = (cp + copied(path, spare)) / 2, (web + downloaded(path, spare)) / 2
+        whole = added(one, _other(path, rng), "others", wait=REPLICAS)
+    path.unlink()
+    return [
+        Row(f"`cp` and fsync of {args.mb} MiB", cp, "MB/s"),
+        Row("download of the same over plain HTTP, with an fsync", web, "MB/s"),
+        Row("added at one node, durable there", put, "MB/s"),
+        Row("÷ cp", put / cp),
+        Row("added, durable at three nodes", whole, "MB/s"),
+        Row("three copies ÷ cp", REPLICAS * whole / cp),
+        Row("fetched by one node from one donor", single, "MB/s"),
+        Row("÷ HTTP", single / web),
+        Row("fetched by one node from three donors", triple, "MB/s"),
+        Row("÷ HTTP", triple / web),
+    ]
+
+
+def _other(path: Path, rng: random.Random) -> Path:
+    """As many bytes that nobody has."""
+    other = path.with_name("others")
+    with other.open("wb") as out:
+        for _ in range(path.stat().st_size >> 20):
+            out.write(rng.randbytes(1 << 20))
+    return other
+
+
+def _wait_for(is_so: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + REPAIRED_S
+    while not is_so():
+        if time.monotonic() > deadline:
+            raise Missed(f"{what}: not within {REPAIRED_S:.0f} s")
+        time.sleep(POLL_S)
+
+
+def checkpoints(args: argparse.Namespace, folder: Path) -> list[Row]:
+    """Four nodes that hold all of a model put it into three replicas."""
+    plan = {**PLAN, "model.blocks": ",".join(("attention", "feedforward") * args.blocks)}
+    swarm = Stores(folder / "checkpoint", 4, plan, LOCAL, preset="gpt-124m")
+    with running(swarm):
+        swarm.begin()
+        swarm.enter(*swarm.nodes[1:])
+        say("four nodes hold the model")
+        node = swarm.nodes[0]
+        with _desk(node) as desk:
+            began = time.monotonic()
+            name = desk.checkpoint()
+            gathered_s = time.monotonic() - began
+            _wait_for(lambda: min(_replicas(desk, name)) >= REPLICAS, "three replicas")
+            took_s = time.monotonic() - began
+            manifest = desk.manifest(name)
+        whole = folder / "whole"
+        _save(node, manifest, whole)
+        cp = copied(whole, folder / "copy", REPLICAS)
+    size = manifest.size_bytes
+    rate = REPLICAS * size / took_s / 1e6
+    return [
+        Row("checkpoint", size / 1e6, "MB"),
+        Row("gathered by four nodes", gathered_s, "s"),
+        Row("in three replicas after", took_s, "s"),
+        Row("bytes of all replicas a second", rate, "MB/s"),
+        Row("three copies by `cp` with an fsync", cp, "MB/s"),
+        Row("÷ cp", rate / cp, at_least=0.6),
+    ]
+
+
+def _save(node: DemoNode, manifest: Manifest, path: Path) -> None:
+    with Reader(node.layout) as reader, path.open("wb") as out:
+        for _, data in reader.read(manifest.chunks):
+            assert isinstance(data, bytes), data
+            out.write(data)
+
+
+def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
+    rows: list[Row] = []
+    for part, call in (("kills", kills), ("speed", speed), ("checkpoint", checkpoints)):
+        if part in args.parts:
+            rows += call(args, folder)
+    return rows
+
+
+def main() -> int:
+    flags = report.parser(__doc__)
+    flags.add_argument("--rounds", type=int, default=12, help="of kills [12]")
+    flags.add_argument("--file-mb", type=int, default=48, help="of a file added meanwhile [48]")
+    flags.add_argument("--mb", type=int, default=512, help="of the file that is timed [512]")
+    flags.add_argument("--blocks", type=int, default=12, help="of the model that is kept [12]")
+    flags.add_argument("--seed", type=int, default=1)
+    flags.add_argument(
+        "--parts", nargs="+", default=["kills", "speed", "checkpoint"], help="of them [all]"
+    )
+    return report.perform("store_swarm", flags, measure)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
