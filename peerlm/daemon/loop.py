@@ -27,6 +27,7 @@ from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.page import Page
+from peerlm.daemon.preparing import Preparing
 from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.slow_weights import SlowWeights
@@ -82,8 +83,8 @@ def wall() -> WallTime:
 class Driver:
     """Drives one node over real sockets, files and processes.
 
-    Set `introduction`, `links`, `bulk`, `serving`, `desk`, `transfers`, `keeping` and `worker` before `begin`: they
-    report through `post`, so the driver is there first. The last three may be replaced (holding.py), when `moves`
+    Set `introduction`, `links`, `bulk`, `serving`, `desk`, `preparing`, `transfers`, `keeping` and `worker` before `begin`:
+    they report through `post`, so the driver is there first. The last three may be replaced (holding.py), when `moves`
     asks for it.
     """
 
@@ -95,6 +96,7 @@ class Driver:
     worker: WorkerLink
     serving: Serving
     desk: Desk
+    preparing: Preparing
     cutting: Cutting
     scrubbing: Scrubbing
     slow: SlowWeights
@@ -359,6 +361,8 @@ class Driver:
                 self._use_plan(effect)
             case fx.CutFragments():
                 self.cutting.cut(effect, slow)
+            case fx.MakeShards():
+                self.preparing.want(effect.is_wanted)
             case fx.WriteCheckpoint():
                 self.cutting.write(effect, keeping)
             case _ if isinstance(effect, OF_STORE):

@@ -139,6 +139,10 @@ class Storing:
         self._used = 0
         self.trouble = ""
         """Why this node's disk did not take what was last pulled; empty: it did."""
+        self.makers_of: Callable[[ObjectHash], tuple[PeerId, ...]] = lambda _: ()
+        """Whom to ask for an object before others, besides those who wrote its name."""
+        self.is_held: Callable[[ObjectHash], bool] = lambda _: False
+        """It must not go, although nothing that has a name needs it yet."""
         self.lost_here = 0
         """Objects that were found damaged or gone since the start."""
         for object_hash, size in stored.here:
@@ -286,9 +290,13 @@ class Storing:
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
+        told: list[Effect] = []
         if event.reason:
-            log = Log("warning", "manifest_unusable", (("why", event.reason),))
-            return [log, *self.lost(ObjectLost(event.manifest, event.reason), now)]
+            told = [Log("warning", "manifest_unusable", (("why", event.reason),))]
+        if (
+            event.reason and not event.is_wrong
+        ):  # what is wrong is known from here on, and has no chunks
+            return [*told, *self.lost(ObjectLost(event.manifest, event.reason), now)]
         replicas = self._wanted_in(event.manifest)
         if not replicas:
             return []
@@ -300,7 +308,7 @@ class Storing:
         makers = tuple(p for p in dict.fromkeys((writer, *event.makers)) if p != self._me)
         if is_new and makers:
             self._fresh[event.manifest] = (makers, now, frozenset(c.hash for c in chunks))
-        return self._look(now)
+        return [*told, *self._look(now)]
 
     # ----------------------------------------------------------------------------------- objects
 
@@ -377,7 +385,7 @@ class Storing:
         others = self.catalog.sources(object_hash)
         if not others:  # a manifest, or an object that is in none that is known
             others = self._live
-        return tuple(dict.fromkeys([*writers, *others]))
+        return tuple(dict.fromkeys([*writers, *self.makers_of(object_hash), *others]))
 
     def _look(self, now: Instant) -> list[Effect]:
         """Pull what is due here and lacking."""
@@ -458,7 +466,8 @@ class Storing:
         return effects
 
     def _unused(self, hashes: Iterable[ObjectHash]) -> list[ObjectHash]:
-        return [h for h in hashes if h not in self.pinned and h not in self._readers]
+        used = (self.pinned, self._readers)
+        return [h for h in hashes if not any(h in those for those in used) and not self.is_held(h)]
 
     def _drop_unreferenced(self, now: Instant) -> list[Effect]:
         """What is in no manifest that a living name stands for, and is no such manifest."""
