@@ -211,6 +211,10 @@ class ManifestRead(Event):
     """It is here, undamaged, and no manifest: whoever wrote its name made it so."""
     makers: tuple[PeerId, ...] = ()
     """Nodes that keep them for certain when the name is new, besides its writer."""
+    tasks: int = 0
+    """Of a job; 0: it is none."""
+    replaces: bool = False
+    """What the job makes takes its name from whatever has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,7 +428,10 @@ class Resume(Event):
 
 @dataclass(frozen=True, slots=True)
 class Leave(Event):
-    """Hand in the worker's progress, write a snapshot, say goodbye, then stop."""
+    """Hand in the worker's progress, write a snapshot, say goodbye, then stop. `hands_over`: only when others hold what
+    only this node holds, if there are any who could."""
+
+    hands_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
