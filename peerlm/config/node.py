@@ -104,7 +104,10 @@ class HostSection:
         0, 0, "Offered with `auto`, of the host; 0 means half of what is free.", unit="bytes"
     )
     device_bytes: int = at_least(
-        0, 0, "The same of a device with memory of its own; 0 means none.", unit="bytes"
+        0,
+        0,
+        "The same of a device with memory of its own; 0 means four fifths of what `nvidia-smi` says is free, or none.",
+        unit="bytes",
     )
 
 

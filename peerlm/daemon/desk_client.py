@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from peerlm.daemon import control
-from peerlm.errors import StateError
+from peerlm.errors import ChunkCorrupt, StateError
 from peerlm.store.disk import Layout
 from peerlm.store.manifest import Manifest, read_manifest
 from peerlm.types import ObjectHash
@@ -103,7 +103,11 @@ class Client:
         return found
 
     def manifest(self, name: str, timeout_s: float = 60.0) -> Manifest:
-        return read_manifest(self.ask("manifest", name, timeout_s))
+        """What a name stands for. Raises `StateError` too where that is no manifest."""
+        try:
+            return read_manifest(self.ask("manifest", name, timeout_s))
+        except ChunkCorrupt as error:
+            raise StateError(f"{name}: {error}") from None
 
     def survey(self, hashes: Sequence[ObjectHash]) -> Surveyed:
         """Who keeps these now, of live nodes."""

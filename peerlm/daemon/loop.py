@@ -35,7 +35,7 @@ from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
 from peerlm.effects import Effect
 from peerlm.errors import PeerlmError, StateError
-from peerlm.events import Event, LoopLagged, SaveFailed
+from peerlm.events import Event, LoopLagged, ObjectKept, SaveFailed
 from peerlm.identity import files
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.node.node import Node
@@ -183,6 +183,8 @@ class Driver:
     def _handle_some(self) -> None:
         for _ in range(min(BATCH, len(self._inbox))):
             event = self._inbox.popleft()
+            if isinstance(event, ObjectKept) and not self.desk.has(event.object_hash):
+                continue  # it was dropped since
             self._perform_all(self.node.handle(event, now(), wall()))
             self._tell_waiting(event)
         self._arm()
