@@ -245,6 +245,9 @@ async def open_daemon(
     """A daemon with its ports bound and its node made, ready to `begin`; all of it ends with the
     context."""
     async with contextlib.AsyncExitStack() as stack:
+        # Pools end behind the tasks that use them.
+        compute = stack.enter_context(full_pool(COMPUTE_THREADS, "peerlm-compute"))
+        disk = stack.enter_context(full_pool(DISK_THREADS, "peerlm-disk"))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         driver = Driver(state, log, tasks)
         loop = asyncio.get_running_loop()
@@ -252,8 +255,6 @@ async def open_daemon(
         loop.set_exception_handler(driver.on_loop_fault)
         ports = await _listen(driver, state, home, seeds, port, stack)
         epoch = state.next_epoch(wall())
-        compute = stack.enter_context(full_pool(COMPUTE_THREADS, "peerlm-compute"))
-        disk = stack.enter_context(full_pool(DISK_THREADS, "peerlm-disk"))
         loop.set_default_executor(full_pool(OTHER_THREADS, "peerlm-other"))
         holding = driver.holding = Holding(driver, state, home, epoch, compute, disk)
         driver.serving = Serving(
