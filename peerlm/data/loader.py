@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from peerlm.config import Plan
-from peerlm.data import assign, passes
-from peerlm.data.passes import Lane, Passes
+from peerlm.data import assign
+from peerlm.data.passes import RANGES_MAX, TEXT_BYTES, Lane, Passes, to_bytes
 from peerlm.data.shards import Corpus, require_one_batch
 from peerlm.types import PeerId
 
@@ -64,7 +64,7 @@ class Loader:
         peer: PeerId,
         rng_seed: int,
         first_pass: int = 0,
-        text: bytes = bytes(passes.TEXT_BYTES),
+        text: bytes = bytes(TEXT_BYTES),
     ) -> None:
         batch, context = plan.train.batch, plan.model.context
         require_one_batch(corpus.tokens, plan.data.val_fraction, batch, context, plan.data.source)
@@ -94,14 +94,15 @@ class Loader:
             self._members = tuple(members)
             self._ahead, self._spare = {}, (-1, deque())
 
-    def hear(self, told: Passes) -> None:
-        """What others have finished is not read here; a record of another text says nothing."""
+    def hear(self, told: Passes) -> bool:
+        """What others have finished is not read here. A record of another text says nothing: then False."""
         if told.text != self._passes.text or told.ranges not in (0, self._cut.ranges):
-            return
+            return False
         self._passes.merge(told)
         for lane in self._lanes:
             if lane.windows and self._passes.is_finished(lane.number, lane.index):
                 self._leave(lane)
+        return True
 
     def go_on(self, lanes: Sequence[Lane]) -> None:
         """Call it once, at the start and after `hear`: a worker before this one was in the midst of these ranges."""
@@ -144,10 +145,10 @@ class Loader:
         """What this worker is in the midst of, for `go_on`."""
         return [Lane(lane.number, lane.index, lane.read) for lane in self._lanes if lane.windows]
 
-    def take_finished(self) -> list[tuple[int, int]]:
-        """(pass, range) of what was finished here since the last call."""
-        finished, self._finished = self._finished, []
-        return finished
+    def take_finished(self, most: int = RANGES_MAX) -> list[tuple[int, int]]:
+        """(pass, range) of what was finished here and not taken yet, the first first."""
+        taken, self._finished = self._finished[:most], self._finished[most:]
+        return taken
 
     def position(self) -> dict[str, int]:
         """Where this peer is: `pass`, `ranges_done` (opened in this pass) and `ranges_total` of its own."""
@@ -217,7 +218,7 @@ class Loader:
         if number not in self._ahead:
             self._ahead = {n: a for n, a in self._ahead.items() if n in self._passes.window()}
             ranges = self._cut.ranges
-            raw = passes.to_bytes(self._passes.bits(number)).ljust(-(-ranges // 8), b"\0")
+            raw = to_bytes(self._passes.bits(number)).ljust(-(-ranges // 8), b"\0")
             is_read = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little").tolist()
             mine = assign.assigned(self._seed, number, self._peer, self._readers(), ranges)
             self._ahead[number] = deque(index for index in mine if not is_read[index])

@@ -38,9 +38,7 @@ _HEAD = struct.Struct("<32sIQHI")
 _LENGTH = struct.Struct("<I")
 _LANE = struct.Struct("<QII")
 
-BYTES_MAX = (
-    _HEAD.size + PASSES_AHEAD * (_LENGTH.size + RANGES_MAX // 8) + LANES_MAX * _LANE.size
-)
+BYTES_MAX = _HEAD.size + PASSES_AHEAD * (_LENGTH.size + RANGES_MAX // 8) + LANES_MAX * _LANE.size
 
 
 class Lane(NamedTuple):
@@ -48,7 +46,8 @@ class Lane(NamedTuple):
 
     number: int
     """Of the pass."""
-    index: int
+    place: int
+    """Of the range in it."""
     read: int
     """Windows of it that are read."""
 
@@ -193,4 +192,10 @@ def from_bytes(raw: bytes) -> int:
 
 def indices(bits: int) -> list[int]:
     """The places of the bits that are set, ascending."""
-    return [8 * at + i for at, byte in enumerate(to_bytes(bits)) if byte for i in range(8) if byte >> i & 1]
+    return [
+        8 * at + i
+        for at, byte in enumerate(to_bytes(bits))
+        if byte
+        for i in range(8)
+        if byte >> i & 1
+    ]
