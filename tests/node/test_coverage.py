@@ -8,13 +8,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from node_scene import World
 
 from peerlm.config import Plan, with_changes
 from peerlm.data import passes
 from peerlm.data.loader import Loader
 from peerlm.data.passes import PASSES_AHEAD, Passes, decode
 from peerlm.data.shards import Corpus
-from peerlm.effects import Effect, Save, Send
+from peerlm.effects import Effect, Save, Send, StartWorker, SteerWorker
 from peerlm.events import WorkerProgressed
 from peerlm.node.coverage import SAVE_S, TELL_S, WHOLE_S, Coverage
 from peerlm.types import Instant, PeerId
@@ -308,3 +309,39 @@ def test_before_the_worker_is_there_it_takes_others_words_and_passes_them_on() -
     assert (told.lowest, told.number, told.bits or told.few) == (3, 3, b"\x05")
     node.read(progressed((3, 1)))
     assert node.position == 3 / RANGES
+
+
+# ------------------------------------------------------------------------------------ whole nodes
+
+
+def test_nodes_tell_each_other_and_find_on_their_disks_what_was_read() -> None:
+    world = World(1).swarm(3)
+    world.within(10, world.all_mixing, "all train and mix")
+    plan = world.plan.plan
+    text, some = passes.text_of(plan.data.shards, plan), [(0, index) for index in range(40)]
+    for number in range(3):
+        world.machines[number].post(progressed(*some[number::4], text=text, ranges=40))
+    world.run(TELL_S + 1)
+    assert [world.summary(number).data_position for number in range(3)] == [0.75] * 3
+    world.machines[1].post(progressed(*some[3::4], (1, 7), text=text, ranges=40))
+    world.run(SAVE_S + TELL_S)
+    for number in range(3):
+        world.kill(number)
+    world.machines[2].start()
+    assert world.summary(2).data_pass == 1
+    assert world.summary(2).data_position == 1 / 40
+    started = [e for _, e in world.machines[2].effects if isinstance(e, StartWorker)]
+    assert not started[0].passes, "nothing was known when the first began"
+    world.within(20, lambda: world.summary(2).tokens > 0, "it trains again")
+    started = [e for _, e in world.machines[2].effects if isinstance(e, StartWorker)]
+    assert decode(started[-1].passes)[0].lowest == 1
+    steered = [e for _, e in world.machines[2].effects if isinstance(e, SteerWorker)]
+    assert decode(steered[-1].passes)[0].is_finished(1, 7)
+
+
+def test_where_nothing_is_known_nothing_is_said_or_kept() -> None:
+    node = new_coverage()
+    for seconds in range(100):
+        assert node.wake([peer_of(1)], Instant(float(seconds))) == []
+    assert node.for_start() == node.for_steering() == b""
+    assert node.link_up(peer_of(1)) == []
