@@ -261,6 +261,13 @@ class TellCheckpoint(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class MakeShards(Effect):
+    """Whether there is a job for this node: the process that makes shards runs as long as there is."""
+
+    is_wanted: bool
+
+
+@dataclass(frozen=True, slots=True)
 class TellSurveyed(Effect):
     """The survey of this number is done."""
 

@@ -202,13 +202,19 @@ class ObjectLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class ManifestRead(Event):
-    """`reason`: why it cannot be used; then it is not here any more."""
+    """`reason`: why it cannot be used; then it is not here any more, or `is_wrong`."""
 
     manifest: ObjectHash
     chunks: tuple[tuple[ObjectHash, int], ...]
     reason: str = ""
+    is_wrong: bool = False
+    """It is here, undamaged, and no manifest: whoever wrote its name made it so."""
     makers: tuple[PeerId, ...] = ()
     """Nodes that keep them for certain when the name is new, besides its writer."""
+    tasks: int = 0
+    """Of a job; 0: it is none."""
+    replaces: bool = False
+    """What the job makes takes its name from whatever has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,7 +432,10 @@ class Resume(Event):
 
 @dataclass(frozen=True, slots=True)
 class Leave(Event):
-    """Hand in the worker's progress, write a snapshot, say goodbye, then stop."""
+    """Hand in the worker's progress, write a snapshot, say goodbye, then stop. `hands_over`: only when others hold what
+    only this node holds, if there are any who could."""
+
+    hands_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,17 @@ request is a word and its arguments; the answer [true, result], [false, a line f
     status    -                                     {…}: docs/store.md explains it
     repair    -                                     nil: without waiting, and without a ceiling
     scrub     -                                     {checked, damaged, seconds}; progress is [checked, all]
+    jobs      name, or empty                        a list of {name, tasks, done, tokens, made_by, makers, troubles, …}
+    done      name                                  pages of bits of a job's tasks: made or not
+
+and, of the process that makes shards (`cli.data_work`), which counts as there from its first `work` on:
+
+    work      -                                     [name, job], the job's manifest's hash, to work on; or nil
+    next      job                                   a task's number, or: wait, finish, over
+    made      job, task, documents, [[hash, bytes, tokens], …]    whether the job goes on
+    failed    job, a line                           nil: this node takes no part
+    rows      job                                   [[task, documents, [[hash, bytes, tokens], …]], …] of all tasks
+    name      job, manifest                         nil: the corpus has its name
 
 What is put counts as long as it is in a manifest of a name; the rest is dropped after a day. This file decides nothing:
 it asks `node.storing`, and moves bytes on threads.
@@ -43,6 +54,7 @@ from peerlm.store.manifest import (
     CHUNK_BYTES,
     MANIFEST_BYTES_MAX,
     NAME,
+    TASKS_MAX,
     Kind,
     Manifest,
     manifest_hash,
@@ -50,6 +62,7 @@ from peerlm.store.manifest import (
 )
 from peerlm.store.objects import Objects
 from peerlm.types import Instant, ObjectHash, PeerId, Role, WallTime, short
+from peerlm.wire.message import JobShard
 
 if TYPE_CHECKING:
     from peerlm.daemon.scrubbing import Scrubbing
@@ -63,8 +76,13 @@ HASHES_MAX = 1_000_000
 
 MAKERS_MAX = 64
 
+SHARDS_MAX = 16_384
+"""Of one task of a job."""
+
 CHECKPOINT_S = 900.0
 """A checkpoint that a person has asked for comes to something in this time, or to nothing."""
+
+PUT_TRIES = 3
 
 OPTIONS = frozenset(("replicas", "is_pinned", "about", "replaces"))
 
@@ -99,12 +117,18 @@ class Desk:
         self._surveys: dict[int, asyncio.Future[None]] = {}
         self._checkpoints: list[asyncio.Future[str]] = []
         """Those that wait for the next."""
+        self._makers = 0
+        """Processes that make shards."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def has(self, object_hash: ObjectHash) -> bool:
+        """Whether it is kept for the store, at this moment."""
+        return self._objects.has_chunk(object_hash)
 
     # -------------------------------------------------------------------------------- effects
 
@@ -113,6 +137,9 @@ class Desk:
             case fx.ReadManifest():
                 self._spawn(self._read_manifest(effect.manifest))
             case fx.DropChunks():
+                self._objects.condemn_chunks(
+                    effect.hashes
+                )  # at once: what is put from now on is written
                 self._spawn(self._drop(effect.hashes))
             case fx.MakeProof():
                 self._spawn(self._prove(effect))
@@ -140,23 +167,24 @@ class Desk:
 
     async def _read_manifest(self, manifest: ObjectHash) -> None:
         try:
-            found: Manifest = await self._on_pool(
-                lambda: read_manifest(self._objects.read_verified(manifest))
-            )
+            encoded: bytes = await self._on_pool(self._objects.read_verified, manifest)
         except (StateError, ChunkCorrupt) as error:
             self._post(events.ManifestRead(manifest, (), str(error)))
             return
+        try:
+            found: Manifest = await self._on_pool(read_manifest, encoded)
+        except ChunkCorrupt as error:
+            self._post(events.ManifestRead(manifest, (), str(error), is_wrong=True))
+            return
         chunks = tuple((chunk.hash, chunk.size) for chunk in found.chunks)
         makers = tuple(_peers(found.meta.get("makers")))
-        self._post(events.ManifestRead(manifest, chunks, makers=makers))
+        tasks, replaces = _as_job(found)
+        read = events.ManifestRead(manifest, chunks, makers=makers, tasks=tasks, replaces=replaces)
+        self._post(read)
 
     async def _drop(self, hashes: tuple[ObjectHash, ...]) -> None:
-        def drop() -> None:
-            for object_hash in hashes:
-                with contextlib.suppress(StateError):  # it is found, and dropped, at a later start
-                    self._objects.drop_chunk(object_hash)
-
-        await self._on_pool(drop)
+        with contextlib.suppress(StateError):  # it is found, and dropped, at a later start
+            await self._on_pool(self._objects.remove_condemned, hashes)
 
     async def _prove(self, effect: fx.MakeProof) -> None:
         def proof() -> bytes:
@@ -187,9 +215,24 @@ class Desk:
             write(*frame)
             await writer.drain()
 
+        with contextlib.ExitStack() as leaving:
+            await self._talk(reader, write, say, leaving)
+
+    async def _talk(
+        self,
+        reader: asyncio.StreamReader,
+        write: Callable[..., None],
+        say: Callable[..., Awaitable[None]],
+        leaving: contextlib.ExitStack,
+    ) -> None:
+        is_maker = False
         while True:
             try:
                 request = await _read_frame(reader)
+                if request[0] == "work" and not is_maker:
+                    is_maker = True
+                    self._maker_is(1)
+                    leaving.callback(self._maker_is, -1)
                 result = await self._answer(request, lambda *at: write(None, list(at)))
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
@@ -224,6 +267,13 @@ class Desk:
                 return await self._checkpoint(name, is_pinned)
             case ["status"]:
                 return self._status()
+            case ["jobs", str() as name]:
+                jobs = self._node().library.jobs.standing(name)
+                return [{**job, "preparing": self._preparing()} for job in jobs]
+            case ["done", str() as name]:
+                return self._node().library.jobs.done_of(name)
+            case ["work" | "next" | "made" | "failed" | "rows" | "name", *arguments]:
+                return await self._work(request[0], arguments)
             case ["repair"]:
                 self._take(lambda: self._node().storing.repair_now(self._now()))
                 return None
@@ -235,7 +285,10 @@ class Desk:
     async def _put(self, data: bytes) -> list[Any]:
         if not 0 < len(data) <= CHUNK_BYTES:
             raise StateError(f"a chunk has 1 to {CHUNK_BYTES} bytes, not {len(data)}")
-        object_hash = await self._on_pool(self._objects.put_chunk, data)
+        for _ in range(PUT_TRIES):
+            object_hash = await self._on_pool(self._objects.put_chunk, data)
+            if self._objects.has_chunk(object_hash):
+                break  # else it was dropped while it was put
         self._post(events.ObjectKept(object_hash, len(data)))
         return [object_hash, len(data)]
 
@@ -285,14 +338,14 @@ class Desk:
         if type(replicas) is not int or not 1 <= replicas <= 32:
             raise StateError(f"--replicas {replicas}: must be 1 to 32")
         manifest: Manifest = await self._on_pool(read_manifest, encoded)
-        storing = self._node().storing
-        missing = [chunk for chunk in manifest.chunks if chunk.hash not in storing.here]
+        await self._on_pool(self._objects.put_chunk, encoded)
+        here, has_chunk = self._node().storing.here, self._objects.has_chunk
+        missing = [c for c in manifest.chunks if c.hash not in here or not has_chunk(c.hash)]
         if missing:
             raise StateError(
                 f"{len(missing)} of {len(manifest.chunks)} chunks of {name} are not here any more (the first: "
                 f"{short(missing[0].hash)}): put them again"
             )
-        await self._on_pool(self._objects.put_chunk, encoded)
         kept = events.ObjectKept(manifest_hash(encoded), len(encoded))
         await self._write(name, Kind(kind), kept, {"replicas": replicas, **options})
         return _as_dict(self._record(name))
@@ -358,6 +411,58 @@ class Desk:
             return await asyncio.wait_for(ended, CHECKPOINT_S)
         except TimeoutError:
             raise StateError("no checkpoint came about; see `peerlm logs`") from None
+
+    # ------------------------------------------------------------- the process that makes shards
+
+    def _maker_is(self, more: int) -> None:
+        self._makers += more
+        jobs, is_there = self._node().library.jobs, self._makers > 0
+        if is_there != jobs.is_connected:
+            self._take(lambda: jobs.connected(self._now(), is_there=is_there))
+
+    def _preparing(self) -> int:
+        """Live nodes whose process that makes shards is there, whatever it is at."""
+        node = self._node()
+        known = [node.company.vitals_of(peer) for peer in node.company.stores()]
+        others = sum(vitals is not None and vitals.is_preprocessing for vitals in known)
+        return others + node.library.jobs.is_connected
+
+    async def _work(self, word: str, arguments: list[Any]) -> Any:
+        jobs, now = self._node().library.jobs, self._now()
+        match word, arguments:
+            case "work", []:
+                job = jobs.choose(now)
+                return None if job is None else [jobs.name_of(job), job]
+            case "next", [bytes() as job]:
+                return jobs.next(_hash(job), now)
+            case "made", [bytes() as job, int() as task, int() as documents, list() as shards]:
+                made = _shards(shards)
+                if any(shard.hash not in self._node().storing.here for shard in made):
+                    raise StateError(f"chunks of task {task} are not here any more")
+                return jobs.made(_hash(job), task, documents, made, now)
+            case "failed", [bytes() as job, str() as why]:
+                self._take(lambda: jobs.failed(_hash(job), why, now))
+                return None
+            case "rows", [bytes() as job]:
+                return [
+                    [r.task, r.documents, [[s.hash, s.size, s.tokens] for s in r.shards]]
+                    for r in jobs.rows(_hash(job))
+                ]
+            case "name", [bytes() as job, bytes() as manifest]:
+                await self._name(_hash(job), manifest)
+                return None
+        raise StateError(f"the store's desk does not know {word!r} with these arguments")
+
+    async def _name(self, job: ObjectHash, encoded: bytes) -> None:
+        """Raises `StateError`: the name is taken."""
+        await self._on_pool(read_manifest, encoded)
+        await self._on_pool(self._objects.put_chunk, encoded)
+        now, storing, jobs = self._now(), self._node().storing, self._node().library.jobs
+        kept = events.ObjectKept(manifest_hash(encoded), len(encoded))
+        came = storing.came(kept, now)
+        named = jobs.publish(job, kept.object_hash, kept.size, self._wall(), now)
+        self._take(lambda: [*came, *named])
+        await self._saved("catalog")
 
     def _status(self) -> dict[str, Any]:
         node = self._node()
@@ -438,6 +543,29 @@ def _peers(names: Any) -> list[PeerId]:
         return [PeerId(bytes.fromhex(name)) for name in names][:MAKERS_MAX]
     except (TypeError, ValueError):
         return []
+
+
+def _as_job(manifest: Manifest) -> tuple[int, bool]:
+    """(tasks, whether what is made replaces what has its name); no tasks: it is no job."""
+    tasks, replaces = manifest.meta.get("tasks"), manifest.meta.get("replaces")
+    if manifest.kind is not Kind.JOB or type(tasks) is not int or not 0 < tasks <= TASKS_MAX:
+        return 0, False
+    return tasks, replaces is True
+
+
+def _shards(listed: list[Any]) -> tuple[JobShard, ...]:
+    """Raises `StateError`: they cannot be told to other nodes."""
+    if len(listed) > SHARDS_MAX:
+        raise StateError(
+            f"{len(listed)} shards of one file, and {SHARDS_MAX} can be told to other nodes: make it with --here"
+        )
+    for item in listed:
+        match item:
+            case [bytes(), int(size), int(tokens)] if 0 < size <= CHUNK_BYTES and tokens >= 0:
+                pass
+            case _:
+                raise StateError("no shard: a hash, bytes and tokens are wanted")
+    return tuple(JobShard(_hash(h), size, tokens) for h, size, tokens in listed)
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -27,6 +27,7 @@ from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.page import Page
+from peerlm.daemon.preparing import Preparing
 from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.slow_weights import SlowWeights
@@ -34,7 +35,7 @@ from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
 from peerlm.effects import Effect
 from peerlm.errors import PeerlmError, StateError
-from peerlm.events import Event, LoopLagged, SaveFailed
+from peerlm.events import Event, LoopLagged, ObjectKept, SaveFailed
 from peerlm.identity import files
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.node.node import Node
@@ -82,8 +83,8 @@ def wall() -> WallTime:
 class Driver:
     """Drives one node over real sockets, files and processes.
 
-    Set `introduction`, `links`, `bulk`, `serving`, `desk`, `transfers`, `keeping` and `worker` before `begin`: they
-    report through `post`, so the driver is there first. The last three may be replaced (holding.py), when `moves`
+    Set `introduction`, `links`, `bulk`, `serving`, `desk`, `preparing`, `transfers`, `keeping` and `worker` before `begin`:
+    they report through `post`, so the driver is there first. The last three may be replaced (holding.py), when `moves`
     asks for it.
     """
 
@@ -95,6 +96,7 @@ class Driver:
     worker: WorkerLink
     serving: Serving
     desk: Desk
+    preparing: Preparing
     cutting: Cutting
     scrubbing: Scrubbing
     slow: SlowWeights
@@ -181,6 +183,8 @@ class Driver:
     def _handle_some(self) -> None:
         for _ in range(min(BATCH, len(self._inbox))):
             event = self._inbox.popleft()
+            if isinstance(event, ObjectKept) and not self.desk.has(event.object_hash):
+                continue  # it was dropped since
             self._perform_all(self.node.handle(event, now(), wall()))
             self._tell_waiting(event)
         self._arm()
@@ -360,6 +364,8 @@ class Driver:
                 self._use_plan(effect)
             case fx.CutFragments():
                 self.cutting.cut(effect, slow)
+            case fx.MakeShards():
+                self.preparing.want(effect.is_wanted)
             case fx.WriteCheckpoint():
                 self.cutting.write(effect, keeping)
             case _ if isinstance(effect, OF_STORE):

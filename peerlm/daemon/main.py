@@ -41,6 +41,7 @@ from peerlm.daemon.notify import Notifier
 from peerlm.daemon.page import Page
 from peerlm.daemon.pools import full_pool
 from peerlm.daemon.ports import preferred, remember
+from peerlm.daemon.preparing import Preparing
 from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.sockets import is_free
@@ -284,6 +285,8 @@ async def open_daemon(
             wall,
         )
         stack.push_async_callback(driver.desk.close)
+        driver.preparing = Preparing(state.root, home.settings.store.folders, log.write)
+        stack.push_async_callback(driver.preparing.close)
         driver.node = _make_node(home, driver.keeping, holding, ports, epoch, seeds, state, log)
         driver.history = history_of(state)
         streams = {"gateway": driver.serving.talk, "store": driver.desk.talk}

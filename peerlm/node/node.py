@@ -24,6 +24,7 @@ from peerlm.membership.member import Member
 from peerlm.node.birth import Birth
 from peerlm.node.company import TALK, Company
 from peerlm.node.coverage import Coverage
+from peerlm.node.handing_over import HandingOver, held_alone
 from peerlm.node.library import TALK as STORE_TALK
 from peerlm.node.library import Library
 from peerlm.node.lifecycle import Phase
@@ -138,6 +139,7 @@ class Node:
         self._work_due: Instant | None = None
         """When work is to be woken; None until it is asked."""
         self._leaving_since: Instant | None = None
+        self._handing_over = HandingOver()
         self._goodbye_at: Instant | None = None
 
     def _make_work(self, now: Instant) -> Work:
@@ -225,6 +227,8 @@ class Node:
             effects += self._publish(now)
         if self._leaving_since is not None:
             effects += self._wind_up(now)
+        elif self._handing_over.since is not None:
+            effects += self._leave(now, hands_over=True)
         return self._outcome(effects, now)
 
     def deadline(self) -> Instant:
@@ -364,7 +368,7 @@ class Node:
             case ev.SnapshotWanted():
                 return work.snapshot_now(now)
             case ev.Leave():
-                return self._leave(now)
+                return self._leave(now, hands_over=event.hands_over)
         raise AssertionError(f"no half of the node takes a {type(event).__name__}")
 
     def _received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
@@ -544,11 +548,12 @@ class Node:
             tokens_per_s=worker.tokens_per_s,
             first_stage=self._birth.hosting.first,
             last_stage=self._birth.hosting.last,
-            is_draining=self.is_leaving,
+            is_draining=self.is_leaving or self._handing_over.since is not None,
             store_bytes=self.storing.capacity,
             store_used=self.storing.used,
             store_label=self._birth.settings.store.label,
             store_lacking=self.storing.lacking,
+            is_preprocessing=self.library.jobs.is_connected,
         )
         return placing.say(vitals, work.tempo.line_bytes_s) if placing else vitals
 
@@ -636,12 +641,25 @@ class Node:
     def is_leaving(self) -> bool:
         return self._leaving_since is not None
 
-    def _leave(self, now: Instant) -> list[Effect]:
-        """Wind up: the worker's progress, a snapshot, a goodbye, then `Halt`."""
+    def _leave(self, now: Instant, *, hands_over: bool = False) -> list[Effect]:
+        """Wind up: the worker's progress, a snapshot, a goodbye, then `Halt`; before that, if it `hands_over`, wait until
+        others hold what only this node holds."""
         if self._leaving_since is not None:
             return []
+        if hands_over and self.work.installed:
+            self._handing_over.begin(now)
+            alone, others = self._held_alone()
+            if not self._handing_over.is_over(alone, others, now):
+                return []
         self._leaving_since = now
         return [*self.work.leave(now), *self._publish(now), *self._wind_up(now)]
+
+    def _held_alone(self) -> tuple[list[int], dict[PeerId, Vitals]]:
+        """Stages that nobody else holds; the vitals of live members."""
+        seen = {p: self.company.vitals_of(p) for p in self.company.linked()}
+        others = {peer: vitals for peer, vitals in seen.items() if vitals is not None}
+        active = {peer: others[peer] for peer in self.work.seen.donors if peer in others}
+        return held_alone(self._birth.hosting, active), others
 
     def _wind_up(self, now: Instant) -> list[Effect]:
         assert self._leaving_since is not None

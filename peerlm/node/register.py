@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from peerlm.effects import Effect, Send
 from peerlm.errors import AuthError, StateError, WireError
-from peerlm.store.manifest import NAME, Kind
+from peerlm.store.manifest import MANIFEST_BYTES_MAX, NAME, Kind
 from peerlm.store.names import Entry, Names
 from peerlm.types import Instant, ObjectHash, PeerId, WallTime, after, printable, short
 from peerlm.wire.codec import decode_as, encode
@@ -129,6 +129,8 @@ class Register:
                 raise WireError("no name, or of no kind")
             if len(record.manifest) not in (0, 32) or not record.replicas >= 1:
                 raise WireError("no manifest, or no replicas")
+            if record.size > MANIFEST_BYTES_MAX:
+                raise WireError("no manifest is so large")
             if not self.names.is_news(record):
                 return None
             if not is_ours and self._author(proof) != record.writer:

@@ -64,6 +64,15 @@ LOOK_S = 1.0
 UNDER_WAY = 32
 """Chunks of repair that are being pulled or looked for at once."""
 
+UNFOUND = 32
+"""Of what nobody has, so much is asked for again and again; what is beyond it waits until all else had its turn."""
+
+AGAIN_S = 60.0
+"""Then it has its own, no more often."""
+
+MANIFESTS_BYTES = 256 << 20
+"""Manifests may take so much more than is offered: a node that could not read them would not know what may go."""
+
 SAVE_S = 1.0
 """Names and nodes are saved no more often: many may come at once."""
 
@@ -119,8 +128,11 @@ class Storing:
         """Objects that a process of this machine waits for."""
         self._reading: set[ObjectHash] = set()
         """Manifests that are being read from the disk."""
-        self._lacked: set[ObjectHash] = set()
-        """Manifests that are being looked for."""
+        self._lacked: dict[ObjectHash, int] = {}
+        """Manifests that are being looked for, and their bytes."""
+        self._nowhere: dict[ObjectHash, None] = {}
+        """What nobody has, but for what is asked for again and again."""
+        self._again_at = now
         self._named = 0
         """Manifests that living names stand for."""
         self._fresh: dict[
@@ -139,6 +151,10 @@ class Storing:
         self._used = 0
         self.trouble = ""
         """Why this node's disk did not take what was last pulled; empty: it did."""
+        self.makers_of: Callable[[ObjectHash], tuple[PeerId, ...]] = lambda _: ()
+        """Whom to ask for an object before others, besides those who wrote its name."""
+        self.is_held: Callable[[ObjectHash], bool] = lambda _: False
+        """It must not go, although nothing that has a name needs it yet."""
         self.lost_here = 0
         """Objects that were found damaged or gone since the start."""
         for object_hash, size in stored.here:
@@ -163,6 +179,8 @@ class Storing:
                 effects += self._pulls.peer_gone(peer, now)
                 for survey in self._all_surveys():
                     survey.gone(peer)
+        if not live.keys() <= set(self._live):
+            self._nowhere.clear()  # who came may have it
         for peer, offer in live.items():
             known = self._nodes.get(peer)
             self._nodes_version += known is None or known.offer != offer
@@ -247,7 +265,7 @@ class Storing:
         for manifest in self.catalog.manifests - living.keys():
             self._forget(manifest)
             self._sweep_at = now
-        self._lacked.intersection_update(living)
+        self._lacked = {h: size for h, size in self._lacked.items() if h in living}
         effects = self._pulls.forget([h for h in self._pulls.wanted if not self._is_needed(h)])
         for manifest, record in living.items():
             if self._replicas.get(manifest) == record.replicas or manifest in self._reading:
@@ -256,11 +274,10 @@ class Storing:
                 self._reading.add(manifest)
                 effects.append(ReadManifest(manifest))
             elif self.capacity and manifest not in self._lacked:
-                self._lacked.add(manifest)
+                self._lacked[manifest] = record.size
                 writer = PeerId(record.writer)
                 self._fresh[manifest] = ((writer,), now, frozenset((manifest,)))
-                effects += self._pulls.want([(manifest, record.size)], now)
-        return effects
+        return [*effects, *self._look(now)] if self._lacked else effects
 
     def _is_needed(self, object_hash: ObjectHash) -> bool:
         """Somebody reads it, or a name leads to it."""
@@ -286,9 +303,13 @@ class Storing:
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
+        told: list[Effect] = []
         if event.reason:
-            log = Log("warning", "manifest_unusable", (("why", event.reason),))
-            return [log, *self.lost(ObjectLost(event.manifest, event.reason), now)]
+            told = [Log("warning", "manifest_unusable", (("why", event.reason),))]
+        if (
+            event.reason and not event.is_wrong
+        ):  # what is wrong is known from here on, and has no chunks
+            return [*told, *self.lost(ObjectLost(event.manifest, event.reason), now)]
         replicas = self._wanted_in(event.manifest)
         if not replicas:
             return []
@@ -300,7 +321,7 @@ class Storing:
         makers = tuple(p for p in dict.fromkeys((writer, *event.makers)) if p != self._me)
         if is_new and makers:
             self._fresh[event.manifest] = (makers, now, frozenset(c.hash for c in chunks))
-        return self._look(now)
+        return [*told, *self._look(now)]
 
     # ----------------------------------------------------------------------------------- objects
 
@@ -320,17 +341,23 @@ class Storing:
     def came(self, event: ObjectKept, now: Instant) -> list[Effect]:
         """A process of this machine has put it."""
         self._keep(event.object_hash, event.size)
-        gone = self._pulls.forget((event.object_hash,))
-        return [*gone, *self._tell_readers([event.object_hash])]
+        self._leftovers.gone(
+            event.object_hash
+        )  # of a name that was removed, but of one to come too
+        effects = self._pulls.forget((event.object_hash,))
+        effects += self._tell_readers([event.object_hash])
+        if self._lacked.pop(event.object_hash, None) is not None:
+            effects += self._follow_names(now)
+        return effects
 
     def lost(self, event: ObjectLost, now: Instant) -> list[Effect]:
         """It was damaged; it is due again, if it was due."""
         self.lost_here += 1
         self._lose(event.object_hash)
         if event.object_hash in self._replicas:  # a manifest: its chunks stay known
-            self._lacked.add(event.object_hash)
             size = next(r.size for r in self._records_of(event.object_hash))
-            return [*self._say_lost(event), *self._pulls.want([(event.object_hash, size)], now)]
+            self._lacked[event.object_hash] = size
+            return [*self._say_lost(event), *self._look(now)]
         return [*self._say_lost(event), *self._follow_names(now), *self._look(now)]
 
     def _say_lost(self, event: ObjectLost) -> list[Effect]:
@@ -377,21 +404,21 @@ class Storing:
         others = self.catalog.sources(object_hash)
         if not others:  # a manifest, or an object that is in none that is known
             others = self._live
-        return tuple(dict.fromkeys([*writers, *others]))
+        return tuple(dict.fromkeys([*writers, *self.makers_of(object_hash), *others]))
 
     def _look(self, now: Instant) -> list[Effect]:
         """Pull what is due here and lacking."""
         self._look_at = after(now, LOOK_S)
         self._accrue(now)
-        wants: list[tuple[ObjectHash, int]] = []
-        under_way = len(self._pulls.wanted)
-        room = self.capacity - self._used - sum(map(self._pulls.size_of, self._pulls.wanted))
+        effects = self._set_aside(now)
+        coming = set(self._pulls.wanted).difference(self._pulls.unfound())
+        room = self.capacity - self._used - sum(map(self._pulls.size_of, coming))
+        wants = self._lacked_manifests(room, UNDER_WAY - len(coming))
+        room -= sum(size for _, size in wants)
         self._is_full = False
-        for want in self.catalog.wanted(4 * UNDER_WAY):
-            if under_way + len(wants) >= UNDER_WAY:
+        for want in self.catalog.wanted(4 * UNDER_WAY, {*self._pulls.wanted, *self._nowhere}):
+            if len(coming) + len(wants) >= UNDER_WAY:
                 break
-            if want.hash in self._pulls.wanted:
-                continue
             if want.size > room:
                 self._is_full = True
                 continue
@@ -401,7 +428,33 @@ class Storing:
             wants.append((want.hash, want.size))
         if self._hurry and not self.catalog.summary().lacking:
             self._hurry = False
-        return self._pulls.want(wants, now) if wants else []
+        if not wants and now >= self._again_at:
+            self._nowhere.clear()
+            self._again_at = after(now, AGAIN_S)
+        return [*effects, *(self._pulls.want(wants, now) if wants else [])]
+
+    def _lacked_manifests(self, room: int, count: int) -> list[tuple[ObjectHash, int]]:
+        """Of those that are not asked for yet, what there is room for; who reads only has no room to mind."""
+        wants: list[tuple[ObjectHash, int]] = []
+        room += MANIFESTS_BYTES
+        for manifest, size in self._lacked.items():
+            if len(wants) >= count:
+                break
+            if manifest in self._pulls.wanted or manifest in self._nowhere:
+                continue
+            if size <= room or not self.capacity:
+                room -= size
+                wants.append((manifest, size))
+        return wants
+
+    def _set_aside(self, now: Instant) -> list[Effect]:
+        """What nobody has must not keep back what somebody has."""
+        unfound = [h for h in self._pulls.unfound() if h not in self._readers]
+        aside = unfound[UNFOUND:]
+        self._nowhere |= dict.fromkeys(aside)
+        if self._settings.repair_bytes_s:
+            self._budget += sum(map(self._pulls.size_of, aside))
+        return self._pulls.forget(aside)
 
     def _accrue(self, now: Instant) -> None:
         ceiling = self._settings.repair_bytes_s
@@ -433,8 +486,9 @@ class Storing:
             return effects
         hashes = [object_hash for object_hash, _ in came]
         effects += self._tell_readers(hashes)
-        if not self._lacked.isdisjoint(hashes):
-            self._lacked.difference_update(hashes)
+        if not self._lacked.keys().isdisjoint(hashes):
+            for object_hash in hashes:
+                self._lacked.pop(object_hash, None)
             effects += self._follow_names(now)
         return [*effects, *self._look(now)]
 
@@ -458,7 +512,8 @@ class Storing:
         return effects
 
     def _unused(self, hashes: Iterable[ObjectHash]) -> list[ObjectHash]:
-        return [h for h in hashes if h not in self.pinned and h not in self._readers]
+        used = (self.pinned, self._readers)
+        return [h for h in hashes if not any(h in those for those in used) and not self.is_held(h)]
 
     def _drop_unreferenced(self, now: Instant) -> list[Effect]:
         """What is in no manifest that a living name stands for, and is no such manifest."""
@@ -667,7 +722,7 @@ class Storing:
             catalog=self.catalog.summary(),
             unread=self.unread,
             pulling=len(self._pulls.wanted),
-            unfound=len(self._pulls.unfound()),
+            unfound=len(self._pulls.unfound()) + len(self._nowhere),
             full=self._is_full,
             trouble=self.trouble,
             distrusted=tuple(sorted(self._proofs.distrusted)),

@@ -13,7 +13,7 @@ all of that, takes about a second; one node more or less some hundredths; what c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -241,8 +241,8 @@ class Catalog:
         row = self._rows.get(object_hash)
         return row is not None and bool(self._due[row])
 
-    def wanted(self, limit: int) -> list[Want]:
-        """What is due here and not here, urgent ones first; at most `limit`.
+    def wanted(self, limit: int, without: Container[ObjectHash] = ()) -> list[Want]:
+        """What is due here and not here, and not among `without`, urgent ones first; at most `limit`.
 
         Each node has an order of its own beyond that, so that not all owners of something new ask for it at once: who comes
         later can have it from who came first.
@@ -258,6 +258,8 @@ class Catalog:
                 break
             row, is_urgent = queue[at]
             object_hash = self._hashes[row]
+            if object_hash in without:
+                continue
             if not self._here[row] and object_hash is not None:
                 wants.append(Want(object_hash, int(self._sizes[row]), is_urgent))
         return wants

@@ -84,6 +84,26 @@ def test_who_was_away_hears_of_names_and_of_removed_ones() -> None:
     assert store.copies(gone) == [0] * 3, "what no name stands for is dropped"
 
 
+def test_a_name_that_leads_to_no_manifest_is_fetched_once_and_holds_nothing_up() -> None:
+    store = Store(2, keep_s=0.0)
+    wrong = store.put(A, b"no manifest")
+    named = store.nodes[A].storing.write(
+        "wrong", Kind.FILES, wrong.hash, wrong.size, WallTime(1.0), store.now
+    )
+    store.perform(A, named)
+    gone = store.publish(A, "gone", contents(3))
+    store.run(300)
+    node = store.nodes[B]
+    assert store.pulled[A] == 5, "three chunks and two that names lead to"
+    assert node.logs.count("manifest_unusable") == 1
+    assert (node.storing.lacking, node.storing.standing().unread) == (0, 0)
+    store.perform(A, store.nodes[A].storing.write(
+        "gone", Kind.FILES, None, 0, WallTime(2.0), store.now, replaces=True
+    ))  # fmt: skip
+    store.run(70)
+    assert store.copies(gone) == [0] * 3
+
+
 def test_a_reader_who_gives_up_ends_no_search_of_the_nodes_own() -> None:
     store = Store(2)
     store.nodes[A].refuses = True

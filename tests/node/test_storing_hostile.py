@@ -1,0 +1,92 @@
+"""What one member that means harm, or one that dies at a bad moment, can do to what others keep."""
+
+from __future__ import annotations
+
+import random
+
+from store_scene import Store, peer_of, sign
+
+from peerlm.events import ObjectLost
+from peerlm.store.manifest import Chunk, Kind, of_files
+from peerlm.types import ObjectHash, PeerId, WallTime
+from peerlm.wire.message import NameRecord
+
+A, B, C, D, E = (peer_of(number) for number in range(1, 6))
+
+
+def contents(count: int, seed: int = 0) -> list[bytes]:
+    rng = random.Random(seed)
+    return [rng.randbytes(200 + i) for i in range(count)]
+
+
+def tell(
+    store: Store, writer: PeerId, name: str, manifest: bytes, size: int, lamport: int = 1
+) -> None:
+    """All hear of a record that its writer made up."""
+    record = NameRecord(name, Kind.FILES, manifest, size, lamport, writer, 1.0, 3, False, "")
+    for peer, node in store.nodes.items():
+        store.perform(peer, node.storing.hear(sign(record), None, store.now))
+
+
+def test_a_manifest_that_is_said_to_be_huge_does_not_stop_repair() -> None:
+    store = Store(5)
+    tell(store, E, "evil", b"h" * 32, 2**62)
+    manifest = store.publish(A, "plays", contents(20))
+    store.run(10)
+    assert min(store.copies(manifest)) >= 3
+    assert not any(node.storing.is_full for node in store.nodes.values())
+
+
+def test_manifests_that_exist_nowhere_do_not_stop_repair() -> None:
+    store = Store(3)
+    for number in range(40):
+        tell(store, C, f"evil{number}", number.to_bytes(32, "big"), 64 << 20)
+    store.run(3)
+    manifest = store.publish(A, "plays", contents(20))
+    store.run(5)
+    assert min(store.copies(manifest)) >= 3
+
+
+def test_chunks_that_are_lost_do_not_stop_repair_of_others() -> None:
+    """Who has put them dies before anybody has more than the manifest."""
+    store = Store(3)
+    lost = [Chunk(ObjectHash(number.to_bytes(32, "big")), 100) for number in range(70)]
+    encoded = of_files(Kind.FILES, [("lost", lost)], {}).encode()
+    whole = store.put(A, encoded)
+    tell(store, A, "lost", whole.hash, whole.size)
+    store.run(4)
+    manifest = store.publish(B, "plays", contents(40, seed=2))
+    store.run(6)
+    assert min(store.copies(manifest)) >= 3
+    assert store.nodes[C].storing.standing().unfound > 0
+
+
+def test_who_looks_for_a_manifest_in_vain_does_not_end_the_search_for_it() -> None:
+    store = Store(3)
+    store.publish(A, "plays", contents(4))
+    manifest = ObjectHash(store.nodes[A].storing.register.living()[0].record.manifest)
+    store.run(2000)
+    for peer in (A, B):
+        store.nodes[peer].refuses = True
+    store.nodes[C].disk.pop(manifest)
+    store.perform(C, store.nodes[C].storing.lost(ObjectLost(manifest, "rot"), store.now))
+    store.perform(C, store.nodes[C].storing.read(manifest, 1, store.now))
+    store.perform(C, store.nodes[C].storing.read_no_more(manifest))
+    for peer in (A, B):
+        store.nodes[peer].refuses = False
+    store.run(70)
+    assert manifest in store.nodes[C].disk
+
+
+def test_what_is_put_again_waits_for_its_name_although_an_older_name_was_removed() -> None:
+    store = Store(1)
+    store.publish(A, "plays", contents(3))
+    store.perform(
+        A,
+        store.nodes[A].storing.write(
+            "plays", Kind.FILES, None, 0, WallTime(2.0), store.now, replaces=True
+        ),
+    )
+    chunks = [store.put(A, data) for data in contents(3)]
+    store.run(60)
+    assert all(chunk.hash in store.nodes[A].disk for chunk in chunks)
