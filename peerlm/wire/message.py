@@ -29,7 +29,6 @@ Word = Annotated[str, Most(64)]
 Line = Annotated[str, Most(400)]
 Port = Annotated[int, Most(65_535)]
 Count = Annotated[int, Most(2**62)]
-PassNumber = Annotated[int, Most(2**40)]
 Link = Annotated[bytes, Most(2048)]
 Chain = Annotated[tuple[Link, ...], Most(6)]
 
@@ -356,6 +355,20 @@ class Tallies(Message):
     entries: Annotated[tuple[Tally, ...], Most(4096)]
 
 
+@dataclass(frozen=True, slots=True)
+class RangesDone(Message):
+    """Ranges of a text that are finished in a pass, by whomever; passes below `lowest` are over. From who trains to who trains."""
+
+    code: ClassVar[int] = 110
+    text: Hash32
+    lowest: Annotated[int, Most(2**40)]
+    number: Count
+    bits: Annotated[bytes, Most(8192)]
+    """For range i, bit i % 8 of byte i // 8."""
+    few: Annotated[bytes, Most(8192)]
+    """Further ranges, each as two bytes, the lower first."""
+
+
 # ------------------------------------------------------------------------------------------ plan
 
 
@@ -658,27 +671,6 @@ class ChannelAnswer(Message):
     transfer: Id16
     verdict: Word
     reason: Line
-
-
-# -------------------------------------------------------------------------------------- the text
-
-
-@dataclass(frozen=True, slots=True)
-class RangesDone(Message):
-    """Ranges of the text that are finished in a pass over it, by whomever. Said by who trains to who trains: what is new
-    every few seconds, all that is known on a new link and now and then."""
-
-    code: ClassVar[int] = 100
-    text: Hash32
-    """Which, and how it is cut into ranges."""
-    lowest: PassNumber
-    """All passes below this one are over."""
-    number: Count
-    """Of the pass."""
-    bits: Annotated[bytes, Most(8192)]
-    """For range i, bit i % 8 of byte i // 8."""
-    few: Annotated[bytes, Most(8192)]
-    """Further ranges, each as two bytes, the lower first."""
 
 
 # ----------------------------------------------------------------------------------------- dialling
