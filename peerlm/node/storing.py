@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from peerlm.config import StoreSection
 from peerlm.effects import (
@@ -36,6 +35,8 @@ from peerlm.events import (
     PullEnded,
     PullProgressed,
 )
+from peerlm.node.ceiling import Ceiling
+from peerlm.node.keepers import Keepers
 from peerlm.node.leftovers import Leftovers
 from peerlm.node.proofs import Proofs
 from peerlm.node.pulls import Pulls
@@ -85,12 +86,6 @@ FRESH_S = 1800.0
 """The writer of a name is asked first for its chunks so long after the name was heard of."""
 
 
-@dataclass(slots=True)
-class _Node:
-    offer: Offer
-    away_since: Instant | None = None
-
-
 class Storing:
     """Of one node.
 
@@ -119,8 +114,7 @@ class Storing:
         self.pinned: Collection[ObjectHash] = stored.pinned
         self._live: tuple[PeerId, ...] = ()
         """Live nodes of the store but this one."""
-        self._nodes: dict[PeerId, _Node] = {}
-        self._nodes_version = 0
+        self._keepers = Keepers((), now)
         self._pulls = Pulls(self._sources, endpoint, rng, now)
         self._replicas: dict[ObjectHash, int] = {}
         """Of each manifest whose chunks the catalog knows, in how many replicas."""
@@ -143,7 +137,7 @@ class Storing:
         self._leftovers = Leftovers(settings.keep_s)
         self._next_number = 0
         self._proofs = Proofs(self.catalog, rng, now)
-        self._budget, self._budget_at = 0.0, now
+        self._ceiling = Ceiling(settings.repair_bytes_s, now)
         self._is_full = False
         self._hurry = False
         self._saved, self._save_at = (0, 0), now
@@ -164,9 +158,7 @@ class Storing:
     def _restore(self, memory: bytes, now: Instant) -> None:
         names, nodes = read_kept(memory) if memory else ([], [])
         self.register.restore(names)
-        for peer, capacity, label in nodes:
-            if peer != self._me:
-                self._nodes[peer] = _Node((capacity, label), away_since=now)
+        self._keepers = Keepers((node for node in nodes if node[0] != self._me), now)
         self._saved = self._savable()
 
     # ------------------------------------------------------------------------------ who is there
@@ -181,36 +173,22 @@ class Storing:
                     survey.gone(peer)
         if not live.keys() <= set(self._live):
             self._nowhere.clear()  # who came may have it
-        for peer, offer in live.items():
-            known = self._nodes.get(peer)
-            self._nodes_version += known is None or known.offer != offer
-            self._nodes[peer] = _Node(offer)
-        for peer, node in list(self._nodes.items()):
-            if peer not in live and node.away_since is None:
-                node.away_since = now
+        self._keepers.are(live, now)
         self._live = tuple(sorted(live))
         self._tell_catalog(now)
         return effects
 
     def _tell_catalog(self, now: Instant) -> None:
-        patience = self._settings.repair_after_s
-        gone = [
-            peer
-            for peer, node in self._nodes.items()
-            if node.away_since is not None and now - node.away_since >= patience
-        ]
-        for peer in gone:
-            del self._nodes[peer]
-        self._nodes_version += len(gone)
+        self._keepers.forget(self._settings.repair_after_s, now)
         self._proofs.forgive(now)
-        nodes = [
-            StoreNode(peer, node.offer[0], node.offer[1], node.away_since is None)
-            for peer, node in self._nodes.items()
-            if peer not in self._proofs.distrusted
-        ]
+        self.catalog.nodes_are(self._stores(self._proofs.distrusted))
+
+    def _stores(self, distrusted: Collection[PeerId] = ()) -> list[StoreNode]:
+        """All that offer room, sorted, but for those that do not count now."""
+        nodes = self._keepers.nodes(distrusted)
         if self.capacity:
             nodes.append(StoreNode(self._me, self.capacity, self._settings.label, True))
-        self.catalog.nodes_are(sorted(nodes))
+        return sorted(nodes)
 
     def link_up(self, peer: PeerId) -> list[Effect]:
         return self.register.compare(peer)
@@ -388,8 +366,7 @@ class Storing:
         """A person does not want to wait: who is away counts as gone, and what repair fetches has no ceiling, until
         nothing is lacking."""
         self._hurry = True
-        for peer in [peer for peer, node in self._nodes.items() if node.away_since is not None]:
-            del self._nodes[peer]
+        self._keepers.forget(0.0, now)
         self._tell_catalog(now)
         return self._look(now)
 
@@ -409,7 +386,7 @@ class Storing:
     def _look(self, now: Instant) -> list[Effect]:
         """Pull what is due here and lacking."""
         self._look_at = after(now, LOOK_S)
-        self._accrue(now)
+        self._ceiling.accrue(now)
         effects = self._set_aside(now)
         coming = set(self._pulls.wanted).difference(self._pulls.unfound())
         room = self.capacity - self._used - sum(map(self._pulls.size_of, coming))
@@ -452,24 +429,12 @@ class Storing:
         unfound = [h for h in self._pulls.unfound() if h not in self._readers]
         aside = unfound[UNFOUND:]
         self._nowhere |= dict.fromkeys(aside)
-        if self._settings.repair_bytes_s:
-            self._budget += sum(map(self._pulls.size_of, aside))
+        self._ceiling.give_back(sum(map(self._pulls.size_of, aside)))
         return self._pulls.forget(aside)
 
-    def _accrue(self, now: Instant) -> None:
-        ceiling = self._settings.repair_bytes_s
-        self._budget = min(2.0 * ceiling, self._budget + (now - self._budget_at) * ceiling)
-        self._budget_at = now
-
     def _may_spend(self, size: int) -> bool:
-        """Whether repair's ceiling leaves room; it may be passed by one chunk. What a name that was just written needs is
-        no repair."""
-        if self._hurry or not self._settings.repair_bytes_s or self._fresh:
-            return True
-        if self._budget <= 0:
-            return False
-        self._budget -= size
-        return True
+        """Whether repair's ceiling leaves room. What a name that was just written needs is no repair."""
+        return self._hurry or bool(self._fresh) or self._ceiling.take(size)
 
     def _take_arrived(self, now: Instant) -> list[Effect]:
         came = self._pulls.take_arrived()
@@ -681,11 +646,11 @@ class Storing:
         return min([*own, *others, *(at for at in due if at is not None)])
 
     def encode(self) -> bytes:
-        nodes = [(peer, *node.offer) for peer, node in sorted(self._nodes.items())]
+        nodes = [(n.peer, n.capacity, n.label) for n in sorted(self._keepers.nodes())]
         return as_kept(self.register.encode(), nodes)
 
     def _savable(self) -> tuple[int, int]:
-        return self.register.names.version, self._nodes_version
+        return self.register.names.version, self._keepers.version
 
     # --------------------------------------------------------------------------------- for people
 
@@ -709,12 +674,6 @@ class Storing:
         return self._is_full
 
     def standing(self) -> Standing:
-        nodes = [
-            (peer, node.offer[0], node.offer[1], node.away_since is None)
-            for peer, node in self._nodes.items()
-        ]
-        if self.capacity:
-            nodes.append((self._me, self.capacity, self._settings.label, True))
         return Standing(
             capacity=self.capacity,
             used=self._used,
@@ -726,7 +685,7 @@ class Storing:
             full=self._is_full,
             trouble=self.trouble,
             distrusted=tuple(sorted(self._proofs.distrusted)),
-            nodes=tuple(sorted(nodes)),
+            nodes=tuple(self._stores()),
         )
 
     def check(self) -> None:

@@ -14,6 +14,7 @@ from desk_scene import ME, OTHER, FakeDesk, chunk_of, desk, node
 
 from peerlm.cli import copies
 from peerlm.cli.copies import Copies, wait_copies
+from peerlm.cli.desk_here import progress
 from peerlm.store.manifest import CHUNK_BYTES
 
 __all__ = ["desk"]
@@ -424,3 +425,18 @@ def keys_of(value: Any) -> Iterator[str]:
         case list():
             for inner in value:
                 yield from keys_of(inner)
+
+
+def test_progress_is_shown_on_a_terminal_whatever_files_are_called(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress("putting", in_bytes=True) as tell:
+        tell(1_000_000, None, "")
+        tell(2_000_000, 10_000_000, "a[/b].txt")
+    with progress("plays: chunks") as tell:
+        tell(3, 10, "on 2 nodes")
+    said = capsys.readouterr().err
+    assert "putting a[/b].txt" in said
+    assert "plays: chunks on 2 nodes" in said
+    assert "3/10" in said
