@@ -319,7 +319,7 @@ class Driver:
                 )
                 self._tasks.create_task(step)
             case fx.StartWorker():
-                self.worker.start(effect.generation, effect.fresh)
+                self.worker.start(effect.generation, effect.fresh, effect.passes)
             case fx.StopWorker():
                 self.worker.stop(effect.generation)
             case fx.SteerWorker():
@@ -330,6 +330,7 @@ class Driver:
                     effect.members,
                     effect.inner_steps,
                     effect.hosts,
+                    effect.passes,
                 )
             case fx.EvaluateSlow():
                 self.worker.evaluate(effect.generation, effect.tokens)
@@ -415,6 +416,8 @@ class Driver:
                 disk.write_atomic(self._state.catalog, data)
             case fx.Save(name="placement", data=data):
                 disk.write_atomic(self._state.placement, data)
+            case fx.Save(name="passes", data=data):
+                disk.write_atomic(self._state.passes, data)
             case fx.Save(name=name):
                 raise AssertionError(f"nothing is kept under {name!r}")
             case fx.SaveChain():

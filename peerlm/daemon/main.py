@@ -48,6 +48,8 @@ from peerlm.daemon.sockets import is_free
 from peerlm.daemon.watch import history_of, keep_watch
 from peerlm.daemon.writers import require_packages
 from peerlm.daemon.writing import Writing
+from peerlm.data.passes import BYTES_MAX as PASSES_BYTES_MAX
+from peerlm.data.passes import decode as decode_passes
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, Unsaved, first_cause
 from peerlm.identity import files
 from peerlm.identity.chain import Chain, claimed_run
@@ -267,7 +269,7 @@ async def open_daemon(
         )
         stack.push_async_callback(driver.serving.close)
         stack.push_async_callback(holding.close)
-        await holding.build(first_pass=epoch)
+        await holding.build()
         offered = holding.offered
         driver.keeping.drop_leftovers(hashes(offered.placed.copies) if offered else ())
         driver.scrubbing = _scrubbing(driver, state, holding.objects, home, disk)
@@ -379,6 +381,7 @@ def _make_node(
         restored=holding.restored,
         tallies=tallies_of(keeping.restored),
         stored=_stored(home, holding.objects, state, log),
+        passes=_read_passes(state, log),
     )
     return Node(birth, random.SystemRandom(), now(), wall())
 
@@ -410,6 +413,19 @@ def _stored(home: Home, objects: Objects, state: StateDirectory, log: DaemonLog)
     shards, others = corpus_objects(home.plan.plan)
     pinned = frozenset((*shards, *others))
     return Stored(room if store.enabled else 0, chunks, memory, pinned)
+
+
+def _read_passes(state: StateDirectory, log: DaemonLog) -> bytes:
+    """What of the text is read; nothing if that cannot be made out."""
+    if not state.passes.exists():
+        return b""
+    data = read_file(state.passes, PASSES_BYTES_MAX)
+    try:
+        decode_passes(data)
+    except ValueError as error:
+        log.write("warning", "passes", {"why": f"{state.passes}: {error}"})
+        return b""
+    return data
 
 
 def _read_book(state: StateDirectory, log: DaemonLog) -> AddressBook:
