@@ -49,7 +49,7 @@ class Swarm:
             name: str, kind: Kind, manifest: ObjectHash | None, size: int, wall: WallTime,
             now: Instant, *, is_pinned: bool = False, about: str = "", replaces: bool = False,
         ) -> list[Effect]:  # fmt: skip
-            lamport = self.names.next_lamport()
+            lamport = self.names.next_lamport(name)
             record = NameRecord(
                 name, kind, manifest or b"", size, lamport, me, wall, 3, is_pinned, about
             )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from store_scene import Store, peer_of, sign
 
+from peerlm.errors import StateError
 from peerlm.events import ObjectLost
 from peerlm.store.manifest import Chunk, Kind, of_files
 from peerlm.types import ObjectHash, PeerId, WallTime
@@ -90,3 +92,28 @@ def test_what_is_put_again_waits_for_its_name_although_an_older_name_was_removed
     chunks = [store.put(A, data) for data in contents(3)]
     store.run(60)
     assert all(chunk.hash in store.nodes[A].disk for chunk in chunks)
+
+
+def test_a_lamport_at_the_end_of_numbers_does_not_end_all_writing() -> None:
+    store = Store(3)
+    tell(store, C, "evil", b"", 0, lamport=2**62)
+    store.publish(A, "plays", contents(2))
+    assert all(node.storing.register.names.get("plays") for node in store.nodes.values())
+    with pytest.raises(StateError, match="number"):
+        store.publish(A, "evil", contents(2), replaces=True)
+
+
+def test_sizes_that_a_liar_gives_to_others_chunks_do_not_keep_newcomers_from_them() -> None:
+    store = Store(3)
+    manifest = store.publish(A, "plays", contents(6))
+    store.run(5)
+    lies = [Chunk(chunk.hash, chunk.size + 1) for chunk in manifest.chunks]
+    for peer in (A, B, C):
+        store.nodes[peer].refuses = True
+    node = store.add(D)
+    node.storing.catalog.know(ObjectHash(b"l" * 32), lies, 1)  # the liar's is read first
+    for peer in (A, B, C):
+        store.nodes[peer].refuses = False
+    store.run(20)
+    assert not node.storing.catalog.summary().lacking
+    assert node.storing.used == sum(map(len, node.disk.values())) > 0
