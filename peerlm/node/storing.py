@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 
 from peerlm.config import StoreSection
 from peerlm.effects import (
@@ -70,6 +71,9 @@ UNFOUND = 32
 AGAIN_S = 60.0
 """Then it has its own, no more often."""
 
+FEW_NAMES, FOLLOW_S = 256, 1.0
+"""With more names than these, what follows from those heard of is seen to no more often: it takes a look at all."""
+
 MANIFESTS_BYTES = 256 << 20
 """Manifests may take so much more than is offered: a node that could not read them would not know what may go."""
 
@@ -80,6 +84,8 @@ SWEEP_S = 30.0
 """How often it is looked what could be dropped."""
 
 DROPPED_AT_ONCE = 1024
+
+NEVER = Instant(inf)
 
 FRESH_S = 1800.0
 """The writer of a name is asked first for its chunks so long after the name was heard of."""
@@ -133,6 +139,7 @@ class Storing:
         self._nowhere: dict[ObjectHash, None] = {}
         """What nobody has, but for what is asked for again and again."""
         self._again_at = now
+        self._followed_at, self._follow_at = now, NEVER
         self._named = 0
         """Manifests that living names stand for."""
         self._fresh: dict[
@@ -247,10 +254,25 @@ class Storing:
         record, effects = self.register.hear(proof, teller, now)
         if record is None:
             return effects
-        return [*self._save(now), *effects, *self._follow_names(now)]
+        return [*self._save(now), *effects, *self._follow_soon(now)]
+
+    def _hear_all(self, peer: PeerId, names: Iterable[Named], now: Instant) -> list[Effect]:
+        heard = [self.register.hear(proof, peer, now) for proof in names]
+        if all(record is None for record, _ in heard):
+            return []
+        told = [effect for _, effects in heard for effect in effects]
+        return [*self._save(now), *told, *self._follow_soon(now)]
+
+    def _follow_soon(self, now: Instant) -> list[Effect]:
+        due = after(self._followed_at, FOLLOW_S)
+        if len(self.register.names) <= FEW_NAMES or due <= now:
+            return self._follow_names(now)
+        self._follow_at = due
+        return []
 
     def _follow_names(self, now: Instant) -> list[Effect]:
         """Know what living names stand for, and nothing else."""
+        self._followed_at, self._follow_at = now, NEVER
         living: dict[ObjectHash, NameRecord] = {}
         for entry in self.register.living():
             manifest, record = ObjectHash(entry.record.manifest), entry.record
@@ -347,8 +369,8 @@ class Storing:
         self.lost_here += 1
         self._lose(event.object_hash)
         if event.object_hash in self._replicas:  # a manifest: its chunks stay known
-            size = next(r.size for r in self._records_of(event.object_hash))
-            self._lacked[event.object_hash] = size
+            records = self._records_of(event.object_hash)
+            self._lacked |= {event.object_hash: record.size for record in records}
             return [*self._say_lost(event), *self._look(now)]
         return [*self._say_lost(event), *self._follow_names(now), *self._look(now)]
 
@@ -603,7 +625,7 @@ class Storing:
             case NamesAsk():
                 return self.register.asked(peer, message)
             case NamesGive():
-                return [e for proof in message.names for e in self.hear(proof, peer, now)]
+                return self._hear_all(peer, message.names, now)
             case HaveAsk():
                 kept = [h for h in map(ObjectHash, message.hashes) if h in self.here]
                 if message.is_due:
@@ -645,6 +667,8 @@ class Storing:
         for survey in self._all_surveys():
             survey.wake(now)
         effects += self._surveyed()
+        if self._follow_at <= now:
+            effects += self._follow_names(now)
         if self._look_at <= now:
             self._tell_catalog(now)
             effects += self._look(now)
@@ -665,7 +689,7 @@ class Storing:
     def deadline(self) -> Instant:
         others = (self._pulls.deadline(), self.register.deadline())
         due = [survey.deadline() for survey in self._all_surveys()]
-        own = (self._look_at, self._sweep_at, self._proofs.due)
+        own = (self._look_at, self._sweep_at, self._proofs.due, self._follow_at)
         return min([*own, *others, *(at for at in due if at is not None)])
 
     def encode(self) -> bytes:

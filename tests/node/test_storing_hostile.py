@@ -111,9 +111,25 @@ def test_sizes_that_a_liar_gives_to_others_chunks_do_not_keep_newcomers_from_the
     for peer in (A, B, C):
         store.nodes[peer].refuses = True
     node = store.add(D)
-    node.storing.catalog.know(ObjectHash(b"l" * 32), lies, 1)  # the liar's is read first
+    encoded = of_files(Kind.FILES, [("lies", lies)], {}).encode()
+    whole = store.put(D, encoded)
+    tell(store, C, "lies", whole.hash, whole.size)  # and is read first
     for peer in (A, B, C):
         store.nodes[peer].refuses = False
     store.run(20)
     assert not node.storing.catalog.summary().lacking
     assert node.storing.used == sum(map(len, node.disk.values())) > 0
+
+
+def test_many_names_are_followed_together() -> None:
+    store = Store(2)
+    storing = store.nodes[A].storing
+    counts = []
+    follow = storing._follow_names
+    storing._follow_names = lambda now: counts.append(now) or follow(now)  # type: ignore[method-assign,func-returns-value]
+    for number in range(600):
+        record = NameRecord(f"n{number}", Kind.FILES, b"", 0, 1, B, 1.0, 3, False, "")
+        store.perform(A, storing.hear(sign(record), B, store.now))
+    assert len(counts) < 300
+    store.run(2)
+    assert counts[-1] > 0
