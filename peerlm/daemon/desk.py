@@ -101,6 +101,8 @@ class Desk:
         self._surveys: dict[int, asyncio.Future[None]] = {}
         self._checkpoints: list[asyncio.Future[str]] = []
         """Those that wait for the next."""
+        self._reading = asyncio.Lock()
+        """One manifest after the other: a large one takes ten times its size of memory while it is read."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -149,9 +151,10 @@ class Desk:
 
     async def _read_manifest(self, manifest: ObjectHash) -> None:
         try:
-            found: Manifest = await self._on_pool(
-                lambda: read_manifest(self._objects.read_verified(manifest))
-            )
+            async with self._reading:
+                found: Manifest = await self._on_pool(
+                    lambda: read_manifest(self._objects.read_verified(manifest))
+                )
         except (StateError, ChunkCorrupt) as error:
             self._post(events.ManifestRead(manifest, (), str(error)))
             return

@@ -71,6 +71,10 @@ UNFOUND = 32
 AGAIN_S = 60.0
 """Then it has its own, no more often."""
 
+CHUNKS_MAX = 5_000_000
+"""Of all manifests together, equal ones within one counted once: what is known of each takes some 300 bytes of memory. A
+manifest beyond it is not looked at, and what is in no other is not kept by this node: 20 terabytes are."""
+
 FEW_NAMES, FOLLOW_S = 256, 1.0
 """With more names than these, what follows from those heard of is seen to no more often: it takes a look at all."""
 
@@ -139,6 +143,8 @@ class Storing:
         self._nowhere: dict[ObjectHash, None] = {}
         """What nobody has, but for what is asked for again and again."""
         self._again_at = now
+        self._passed_over: set[ObjectHash] = set()
+        """Manifests that list more chunks than can be known."""
         self._followed_at, self._follow_at = now, NEVER
         self._named = 0
         """Manifests that living names stand for."""
@@ -283,10 +289,13 @@ class Storing:
         for manifest in self.catalog.manifests - living.keys():
             self._forget(manifest)
             self._sweep_at = now
+        self._passed_over &= living.keys()
         self._lacked = {h: size for h, size in self._lacked.items() if h in living}
         effects = self._pulls.forget([h for h in self._pulls.wanted if not self._is_needed(h)])
         for manifest, record in living.items():
             if self._replicas.get(manifest) == record.replicas or manifest in self._reading:
+                continue
+            if manifest in self._passed_over and self.catalog.rows:
                 continue
             if manifest in self.here:
                 self._reading.add(manifest)
@@ -327,6 +336,10 @@ class Storing:
         replicas = self._wanted_in(event.manifest)
         if not replicas:
             return []
+        if len(event.chunks) + self.catalog.rows > CHUNKS_MAX:
+            fields = (("manifest", short(event.manifest)), ("chunks", len(event.chunks)))
+            self._passed_over.add(event.manifest)
+            return [Log("warning", "too_many_chunks", fields)]
         chunks = [Chunk(*chunk) for chunk in event.chunks]
         self.catalog.know(event.manifest, chunks, replicas)
         is_new = event.manifest not in self._replicas
@@ -630,6 +643,10 @@ class Storing:
                 kept = [h for h in map(ObjectHash, message.hashes) if h in self.here]
                 if message.is_due:
                     kept = [h for h in kept if self.catalog.is_due(h)]
+                    if self._dropping is not None and self._dropping.is_about(kept):
+                        self._dropping = (
+                            None  # the other may drop it, because we said that we will not
+                        )
                 bits = bits_of(message.hashes, kept)
                 return [Send(peer, HaveGive(message.number, bits))]
             case HaveGive():
@@ -638,7 +655,7 @@ class Storing:
                     effects += survey.heard(peer, message, now)
                 return [*effects, *self._surveyed()]
             case ProofAsk():
-                return self._proofs.asked(peer, message, self.here)
+                return self._proofs.asked(peer, message, self.here, now)
             case ProofGive():
                 return self._proofs.came(peer, message)
             case PullAnswer():

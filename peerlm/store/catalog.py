@@ -141,6 +141,11 @@ class Catalog:
     def manifests(self) -> set[ObjectHash]:
         return set(self._manifests)
 
+    @property
+    def rows(self) -> int:
+        """Chunks that are known."""
+        return len(self._rows)
+
     def replicas(self, object_hash: ObjectHash) -> int:
         """How many nodes should hold it; 0: it is in no manifest that is known."""
         row = self._rows.get(object_hash)

@@ -7,11 +7,13 @@ import random
 import pytest
 from store_scene import Store, peer_of, sign
 
+from peerlm.effects import MakeProof, Send
 from peerlm.errors import StateError
 from peerlm.events import ObjectLost
+from peerlm.node import storing as storing_module
 from peerlm.store.manifest import Chunk, Kind, of_files
-from peerlm.types import ObjectHash, PeerId, WallTime
-from peerlm.wire.message import NameRecord
+from peerlm.types import Instant, ObjectHash, PeerId, WallTime
+from peerlm.wire.message import HaveAsk, HaveGive, NameRecord, ProofAsk
 
 A, B, C, D, E = (peer_of(number) for number in range(1, 6))
 
@@ -133,3 +135,43 @@ def test_many_names_are_followed_together() -> None:
     assert len(counts) < 300
     store.run(2)
     assert counts[-1] > 0
+
+
+def test_two_do_not_drop_what_each_has_said_to_keep() -> None:
+    """A view that flaps: B asks about what is not its own, then says to A that it is, and then it is not again."""
+    store = Store(3, keep_s=0.0)
+    manifest = store.publish(A, "plays", contents(1), replicas=1)
+    chunk = manifest.chunks[0].hash
+    storing = store.nodes[B].storing
+    storing._keep(chunk, 200)
+    storing._dropping = storing._survey([chunk], is_due=True)
+    storing.catalog.is_due = lambda _: True  # type: ignore[method-assign]
+    said = storing.received(A, HaveAsk(7, (chunk,), True), store.now)
+    assert said == [Send(A, HaveGive(7, b"\x80"))]
+    del storing.catalog.is_due
+    assert storing._dropping is None
+
+
+def test_who_asks_for_proofs_all_the_time_is_not_answered() -> None:
+    store = Store(2)
+    chunk = store.publish(A, "plays", contents(1)).chunks[0].hash
+    made = []
+    for _ in range(50):
+        store.now = Instant(store.now + 0.1)
+        ask = ProofAsk(chunk, b"n" * 16)
+        effects = store.nodes[A].storing.received(B, ask, store.now)
+        made += [effect for effect in effects if isinstance(effect, MakeProof)]
+        store.perform(A, effects)
+    assert len(made) == 1
+
+
+def test_more_chunks_than_can_be_known_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storing_module, "CHUNKS_MAX", 20)
+    store = Store(3)
+    mine = store.publish(A, "plays", contents(10))
+    store.publish(B, "evil", contents(15, seed=1))
+    store.run(40)
+    for node in store.nodes.values():
+        assert node.storing.catalog.rows == 10
+        assert "too_many_chunks" in node.logs
+    assert min(store.copies(mine)) == 3
