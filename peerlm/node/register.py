@@ -211,6 +211,14 @@ class Register:
         """Names that stand for something."""
         return [entry for entry in self.names if entry.record.manifest]
 
+    def records_of(self, manifest: ObjectHash) -> list[NameRecord]:
+        """Of the names that stand for it."""
+        return [entry.record for entry in self.names if entry.record.manifest == manifest]
+
+    def replicas_of(self, manifest: ObjectHash) -> int:
+        """In how many its chunks are wanted; 0: no name stands for it."""
+        return max((record.replicas for record in self.records_of(manifest)), default=0)
+
 
 def read_kept(data: bytes) -> tuple[list[str], list[tuple[PeerId, int, str]]]:
     """(names, nodes of the store) of a file that `as_kept` wrote. Raises `StateError`."""

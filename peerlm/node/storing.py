@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
 
 from peerlm.config import StoreSection
@@ -37,10 +36,13 @@ from peerlm.events import (
     PullEnded,
     PullProgressed,
 )
+from peerlm.node.ceiling import Ceiling
 from peerlm.node.leftovers import Leftovers
+from peerlm.node.makers import Makers
 from peerlm.node.proofs import Proofs
 from peerlm.node.pulls import Pulls
 from peerlm.node.register import Author, Register, Spread, as_kept, read_kept
+from peerlm.node.roll import Roll
 from peerlm.node.stored import Offer, Standing, Stored
 from peerlm.node.survey import Survey, bits_of
 from peerlm.store.catalog import Catalog, StoreNode
@@ -91,15 +93,6 @@ DROPPED_AT_ONCE = 1024
 
 NEVER = Instant(inf)
 
-FRESH_S = 1800.0
-"""The writer of a name is asked first for its chunks so long after the name was heard of."""
-
-
-@dataclass(slots=True)
-class _Node:
-    offer: Offer
-    away_since: Instant | None = None
-
 
 class Storing:
     """Of one node.
@@ -129,8 +122,7 @@ class Storing:
         self.pinned: Collection[ObjectHash] = stored.pinned
         self._live: tuple[PeerId, ...] = ()
         """Live nodes of the store but this one."""
-        self._nodes: dict[PeerId, _Node] = {}
-        self._nodes_version = 0
+        self._roll = Roll()
         self._pulls = Pulls(self._sources, endpoint, rng, now)
         self._replicas: dict[ObjectHash, int] = {}
         """Of each manifest whose chunks the catalog knows, in how many replicas."""
@@ -148,15 +140,13 @@ class Storing:
         self._followed_at, self._follow_at = now, NEVER
         self._named = 0
         """Manifests that living names stand for."""
-        self._fresh: dict[
-            ObjectHash, tuple[tuple[PeerId, ...], Instant, frozenset[ObjectHash]]
-        ] = {}
+        self._fresh = Makers(me)
         self._surveys: list[Survey] = []
         self._dropping: Survey | None = None
         self._leftovers = Leftovers(settings.keep_s)
         self._next_number = 0
         self._proofs = Proofs(self.catalog, rng, now)
-        self._budget, self._budget_at = 0.0, now
+        self._ceiling = Ceiling(settings.repair_bytes_s, now)
         self._is_full = False
         self._hurry = False
         self._saved, self._save_at = (0, 0), now
@@ -173,9 +163,7 @@ class Storing:
     def _restore(self, memory: bytes, now: Instant) -> None:
         names, nodes = read_kept(memory) if memory else ([], [])
         self.register.restore(names)
-        for peer, capacity, label in nodes:
-            if peer != self._me:
-                self._nodes[peer] = _Node((capacity, label), away_since=now)
+        self._roll.restore([node for node in nodes if node[0] != self._me], now)
         self._saved = self._savable()
 
     # ------------------------------------------------------------------------------ who is there
@@ -190,36 +178,21 @@ class Storing:
                     survey.gone(peer)
         if not live.keys() <= set(self._live):
             self._nowhere.clear()  # who came may have it
-        for peer, offer in live.items():
-            known = self._nodes.get(peer)
-            self._nodes_version += known is None or known.offer != offer
-            self._nodes[peer] = _Node(offer)
-        for peer, node in list(self._nodes.items()):
-            if peer not in live and node.away_since is None:
-                node.away_since = now
+        self._roll.live_are(live, now)
         self._live = tuple(sorted(live))
         self._tell_catalog(now)
         return effects
 
     def _tell_catalog(self, now: Instant) -> None:
-        patience = self._settings.repair_after_s
-        gone = [
-            peer
-            for peer, node in self._nodes.items()
-            if node.away_since is not None and now - node.away_since >= patience
-        ]
-        for peer in gone:
-            del self._nodes[peer]
-        self._nodes_version += len(gone)
+        self._roll.expire(self._settings.repair_after_s, now)
         self._proofs.forgive(now)
-        nodes = [
-            StoreNode(peer, node.offer[0], node.offer[1], node.away_since is None)
-            for peer, node in self._nodes.items()
-            if peer not in self._proofs.distrusted
-        ]
+        self.catalog.nodes_are(self._stable(self._proofs.distrusted))
+
+    def _stable(self, without: Collection[PeerId] = ()) -> list[StoreNode]:
+        nodes = self._roll.nodes(without)
         if self.capacity:
             nodes.append(StoreNode(self._me, self.capacity, self._settings.label, True))
-        self.catalog.nodes_are(sorted(nodes))
+        return sorted(nodes)
 
     def link_up(self, peer: PeerId) -> list[Effect]:
         return self.register.compare(peer)
@@ -242,17 +215,9 @@ class Storing:
     ) -> list[Effect]:
         """Give a name to a manifest that is here, or remove the name (None). Raises `StateError`."""
         told = self.register.write(
-            name,
-            kind,
-            manifest,
-            size,
-            wall,
-            now,
-            replicas=replicas,
-            is_pinned=is_pinned,
-            about=about,
-            replaces=replaces,
-        )
+            name, kind, manifest, size, wall, now,
+            replicas=replicas, is_pinned=is_pinned, about=about, replaces=replaces,
+        )  # fmt: skip
         self._save_at = now  # a person waits for it
         return [*self._save(now), *told, *self._follow_names(now), *self._look(now)]
 
@@ -295,15 +260,14 @@ class Storing:
         for manifest, record in living.items():
             if self._replicas.get(manifest) == record.replicas or manifest in self._reading:
                 continue
-            if manifest in self._passed_over and self.catalog.rows:
+            if manifest in self._passed_over:
                 continue
             if manifest in self.here:
                 self._reading.add(manifest)
                 effects.append(ReadManifest(manifest))
             elif self.capacity and manifest not in self._lacked:
                 self._lacked[manifest] = record.size
-                writer = PeerId(record.writer)
-                self._fresh[manifest] = ((writer,), now, frozenset((manifest,)))
+                self._fresh.heard(manifest, (PeerId(record.writer),), (manifest,), now)
         return [*effects, *self._look(now)] if self._lacked else effects
 
     def _is_needed(self, object_hash: ObjectHash) -> bool:
@@ -315,25 +279,18 @@ class Storing:
         """No name stands for it any more: what is in no other manifest may go at once."""
         loose = set(self.catalog.unreferenced())
         self.catalog.forget(manifest)
+        self._passed_over.clear()  # there is room for others
         del self._replicas[manifest]
-        self._fresh.pop(manifest, None)
+        self._fresh.forget(manifest)
         removed = set(self.catalog.unreferenced()) - loose
         self._leftovers.nameless((manifest, *removed))
-
-    def _records_of(self, manifest: ObjectHash) -> list[NameRecord]:
-        entries = self.register.living()
-        return [entry.record for entry in entries if entry.record.manifest == manifest]
-
-    def _wanted_in(self, manifest: ObjectHash) -> int:
-        """Replicas of its chunks, by the names that stand for it; 0: none does."""
-        return max((record.replicas for record in self._records_of(manifest)), default=0)
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
         if event.reason:
             log = Log("warning", "manifest_unusable", (("why", event.reason),))
             return [log, *self.lost(ObjectLost(event.manifest, event.reason), now)]
-        replicas = self._wanted_in(event.manifest)
+        replicas = self.register.replicas_of(event.manifest)
         if not replicas:
             return []
         if len(event.chunks) + self.catalog.rows > CHUNKS_MAX:
@@ -344,10 +301,10 @@ class Storing:
         self.catalog.know(event.manifest, chunks, replicas)
         is_new = event.manifest not in self._replicas
         self._replicas[event.manifest] = replicas
-        writer = PeerId(self._records_of(event.manifest)[0].writer)
-        makers = tuple(p for p in dict.fromkeys((writer, *event.makers)) if p != self._me)
-        if is_new and makers:
-            self._fresh[event.manifest] = (makers, now, frozenset(c.hash for c in chunks))
+        writer = PeerId(self.register.records_of(event.manifest)[0].writer)
+        if is_new:
+            makers = (writer, *event.makers)
+            self._fresh.heard(event.manifest, makers, (c.hash for c in chunks), now)
         return self._look(now)
 
     # ----------------------------------------------------------------------------------- objects
@@ -382,8 +339,9 @@ class Storing:
         self.lost_here += 1
         self._lose(event.object_hash)
         if event.object_hash in self._replicas:  # a manifest: its chunks stay known
-            records = self._records_of(event.object_hash)
-            self._lacked |= {event.object_hash: record.size for record in records}
+            records = self.register.records_of(event.object_hash)
+            if records:
+                self._lacked[event.object_hash] = records[0].size
             return [*self._say_lost(event), *self._look(now)]
         return [*self._say_lost(event), *self._follow_names(now), *self._look(now)]
 
@@ -415,28 +373,20 @@ class Storing:
         """A person does not want to wait: who is away counts as gone, and what repair fetches has no ceiling, until
         nothing is lacking."""
         self._hurry = True
-        for peer in [peer for peer, node in self._nodes.items() if node.away_since is not None]:
-            del self._nodes[peer]
+        self._roll.expire(0.0, now)
         self._tell_catalog(now)
         return self._look(now)
 
     def _sources(self, object_hash: ObjectHash) -> tuple[PeerId, ...]:
-        writers = [
-            maker
-            for makers, _, hashes in self._fresh.values()
-            if object_hash in hashes
-            for maker in makers
-            if maker != self._me
-        ]
         others = self.catalog.sources(object_hash)
         if not others:  # a manifest, or an object that is in none that is known
             others = self._live
-        return tuple(dict.fromkeys([*writers, *others]))
+        return tuple(dict.fromkeys([*self._fresh.of(object_hash), *others]))
 
     def _look(self, now: Instant) -> list[Effect]:
         """Pull what is due here and lacking."""
         self._look_at = after(now, LOOK_S)
-        self._accrue(now)
+        self._ceiling.accrue(now)
         effects = self._set_aside(now)
         coming = set(self._pulls.wanted).difference(self._pulls.unfound())
         room = self.capacity - self._used - sum(map(self._pulls.size_of, coming))
@@ -479,24 +429,12 @@ class Storing:
         unfound = [h for h in self._pulls.unfound() if h not in self._readers]
         aside = unfound[UNFOUND:]
         self._nowhere |= dict.fromkeys(aside)
-        if self._settings.repair_bytes_s:
-            self._budget += sum(map(self._pulls.size_of, aside))
+        self._ceiling.give_back(sum(map(self._pulls.size_of, aside)))
         return self._pulls.forget(aside)
 
-    def _accrue(self, now: Instant) -> None:
-        ceiling = self._settings.repair_bytes_s
-        self._budget = min(2.0 * ceiling, self._budget + (now - self._budget_at) * ceiling)
-        self._budget_at = now
-
     def _may_spend(self, size: int) -> bool:
-        """Whether repair's ceiling leaves room; it may be passed by one chunk. What a name that was just written needs is
-        no repair."""
-        if self._hurry or not self._settings.repair_bytes_s or self._fresh:
-            return True
-        if self._budget <= 0:
-            return False
-        self._budget -= size
-        return True
+        """What a name that was just written needs is no repair."""
+        return self._hurry or bool(self._fresh) or self._ceiling.may_spend(size)
 
     def _take_arrived(self, now: Instant) -> list[Effect]:
         came = self._pulls.take_arrived()
@@ -524,9 +462,7 @@ class Storing:
     def _sweep(self, now: Instant) -> list[Effect]:
         """Ask who else keeps what is not due here; what enough others keep is dropped."""
         self._sweep_at = after(now, SWEEP_S)
-        for manifest, (_, since, _) in list(self._fresh.items()):
-            if now - since >= FRESH_S:
-                del self._fresh[manifest]
+        self._fresh.expire(now)
         effects = self._drop_unreferenced(now)
         if self._dropping is not None or not self._live:
             return effects
@@ -710,11 +646,10 @@ class Storing:
         return min([*own, *others, *(at for at in due if at is not None)])
 
     def encode(self) -> bytes:
-        nodes = [(peer, *node.offer) for peer, node in sorted(self._nodes.items())]
-        return as_kept(self.register.encode(), nodes)
+        return as_kept(self.register.encode(), self._roll.offers())
 
     def _savable(self) -> tuple[int, int]:
-        return self.register.names.version, self._nodes_version
+        return self.register.names.version, self._roll.version
 
     # --------------------------------------------------------------------------------- for people
 
@@ -738,12 +673,6 @@ class Storing:
         return self._is_full
 
     def standing(self) -> Standing:
-        nodes = [
-            (peer, node.offer[0], node.offer[1], node.away_since is None)
-            for peer, node in self._nodes.items()
-        ]
-        if self.capacity:
-            nodes.append((self._me, self.capacity, self._settings.label, True))
         return Standing(
             capacity=self.capacity,
             used=self._used,
@@ -755,7 +684,7 @@ class Storing:
             full=self._is_full,
             trouble=self.trouble,
             distrusted=tuple(sorted(self._proofs.distrusted)),
-            nodes=tuple(sorted(nodes)),
+            nodes=tuple(self._stable()),
         )
 
     def check(self) -> None:
