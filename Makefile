@@ -113,6 +113,7 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.stage_speed $(FLAGS)
 	$(BIN)/python -m bench.stream $(FLAGS)
 	$(BIN)/python -m bench.texts --preset gpt-124m $(FLAGS)
+	$(BIN)/python -m bench.store_swarm $(FLAGS)
 	$(BIN)/python -m bench.truth $(FLAGS)    # needs root: it makes networks
 
 clean:

@@ -202,13 +202,19 @@ class ObjectLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class ManifestRead(Event):
-    """`reason`: why it cannot be used; then it is not here any more."""
+    """`reason`: why it cannot be used; then it is not here any more, or `is_wrong`."""
 
     manifest: ObjectHash
     chunks: tuple[tuple[ObjectHash, int], ...]
     reason: str = ""
+    is_wrong: bool = False
+    """It is here, undamaged, and no manifest: whoever wrote its name made it so."""
     makers: tuple[PeerId, ...] = ()
     """Nodes that keep them for certain when the name is new, besides its writer."""
+    tasks: int = 0
+    """Of a job; 0: it is none."""
+    replaces: bool = False
+    """What the job makes takes its name from whatever has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,15 +377,19 @@ class WorkerProgressed(Event):
     loss: float | None
     tokens_per_s: float
     nonfinite_steps: int
-    data_pass: int
-    data_position: float
-    """Share of this pass's ranges that are read."""
     stream_lost: int = 0
     stream_sent: int = 0
     stream_received: int = 0
     """Microbatches that came to nothing; bytes between stages."""
     busy: float = 1.0
     """Share of the time in which it worked, since the last report; the rest it waited for others."""
+    text: bytes = b""
+    ranges: int = 0
+    """What it reads, and in how many ranges; 0: it reads none."""
+    finished: tuple[int, ...] = ()
+    """Pass and range of each that was finished since the last report."""
+    lanes: tuple[int, ...] = ()
+    """Pass, range and windows read, of each that it is in the midst of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,7 +432,10 @@ class Resume(Event):
 
 @dataclass(frozen=True, slots=True)
 class Leave(Event):
-    """Hand in the worker's progress, write a snapshot, say goodbye, then stop."""
+    """Hand in the worker's progress, write a snapshot, say goodbye, then stop. `hands_over`: only when others hold what
+    only this node holds, if there are any who could."""
+
+    hands_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -382,6 +382,8 @@ def _commands_of(group: click.Group, path: tuple[str, ...]) -> Iterator[tuple[st
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None, name
+        if command.hidden:
+            continue
         yield " ".join((*path, name)), command
         if isinstance(command, click.Group):
             yield from _commands_of(command, (*path, name))

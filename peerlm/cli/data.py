@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerlm.cli import words
+from peerlm.cli import data_job, words
 from peerlm.cli.commands import Commands
 from peerlm.cli.desk_here import open_desk
 from peerlm.cli.state import state_option
 from peerlm.errors import StateError
 from peerlm.observe.store import standing_of
 from peerlm.store.disk import Layout
+from peerlm.store.manifest import Kind
 from peerlm.types import ObjectHash, printable
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ COMMANDS = {
     "verify": "data_get:verify",
     "pin": "data:pin",
     "rm": "data:rm",
+    "work": "data_work:work",
 }
 
 SAMPLE = 256
@@ -72,6 +74,7 @@ def ls(layout: Layout, as_json: bool) -> None:
     with open_desk(layout) as desk:
         found = [_listed(desk, record) for record in sorted(desk.names(), key=lambda r: r["name"])]
         _count_replicas(desk, found)
+        _add_jobs(desk, [one for one in found if one["kind"] == Kind.JOB])
     if as_json:
         click.echo(json.dumps([_without_sample(one) for one in found], indent=2))
         return
@@ -123,6 +126,13 @@ def _count_replicas(desk: Client, found: Names) -> None:
         one["replicas_least"] = min((counts[wanted] for wanted in one["sample"]), default=None)
 
 
+def _add_jobs(desk: Client, found: Names) -> None:
+    """How far each is; None: this node has not heard yet."""
+    under_way = {job["name"]: job for job in desk.jobs()} if found else {}
+    for one in found:
+        one["job"] = under_way.get(one["name"])
+
+
 def _without_sample(one: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in one.items() if name != "sample"}
 
@@ -144,7 +154,17 @@ def _table(found: Names, now: float) -> list[str]:
         ]
         for one in found
     ]
-    return in_columns(rows)
+    return [*in_columns(rows), *_jobs(found)]
+
+
+def _jobs(found: Names) -> Iterator[str]:
+    """How far corpora are that are being made."""
+    for one in found:
+        if (job := one.get("job")) is None:
+            continue
+        yield f"{one['name']}: {data_job.line_of(job)}; {words.some(len(job['makers']), 'node')} at it"
+        for peer, why in job["troubles"].items():
+            yield f"{one['name']}: not on {peer[:8]}: {why}"
 
 
 def _or_absent(value: Any, form: Callable[[Any], str]) -> str:
@@ -284,8 +304,8 @@ def _histogram(found: dict[str, Any]) -> str:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @state_option
 def rm(layout: Layout, name: str, yes: bool) -> None:
-    """Remove NAME from the store, for the whole swarm. Chunks that are in nothing else are dropped by all nodes within a
-    minute, by those that are away when they come back.
+    """Remove NAME from the store, for the whole swarm. Chunks that are in nothing else are dropped by all nodes soon
+    after, by those that are away when they come back.
 
     \b
     Examples:

@@ -1,8 +1,8 @@
 """`peerlm data add`: files or text into the swarm's store, under a name.
 
 Everything is read here, cut into chunks, put into this node's store and then named; the other nodes fetch their chunks
-from here and from each other. It is done when two nodes have all of it on their disks, so that none of them is needed any
-more.
+from here and from each other. Text that they can read where it is becomes tokens on all of them (`data_job`). It is done
+when two nodes have all of it on their disks, so that none of them is needed any more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerlm.cli import words
+from peerlm.cli import data_job, words
 from peerlm.cli.chunk_writing import Writer
 from peerlm.cli.copies import DURABLE, Copies, wait_copies
 from peerlm.cli.data import distinct, facts_of
@@ -94,6 +94,7 @@ class Making:
     metavar="SHARE",
     help="Leave out those too that share so much with an earlier one, e.g. 0.8.",
 )
+@click.option("--here", is_flag=True, help="Only this node makes tokens of it.")
 @click.option("--replace", "replaces", is_flag=True, help="The name stands for this from now on.")
 @click.option(
     "--wait",
@@ -116,11 +117,15 @@ def add(
     form: str,
     dedup: bool,
     near: float | None,
+    here: bool,
     replaces: bool,
     wait: int,
     as_json: bool,
 ) -> None:
     """Put what URL stands for into the swarm's store: a file, a folder, a glob, or any fsspec URL (https://, s3://, …).
+
+    Text on the network, and in a folder of store.folders in node.toml, is made into tokens by all nodes that can read it. It
+    goes on without this command: run the same one again to wait for it, and `peerlm data rm job-NAME` to end it.
 
     Run again after an interruption it is soon where it was: chunks that are there already cost nothing. With one node alone
     there is one copy, and others fetch theirs when they join.
@@ -142,8 +147,12 @@ def add(
     making = Making(tokenizer, encoding, field, form, dedup, near or 0.0)
     with open_desk(layout) as desk:
         adding = Adding(desk, layout, url, name, replaces)
-        manifest = adding.files() if kind == "files" else adding.corpus(making)
-        record = adding.publish(manifest, replicas)
+        shared = None if here or kind == "files" else data_job.shared(desk, layout, url, name)
+        if shared is not None:
+            record, manifest = adding.together(shared, making, replicas)
+        else:
+            manifest = adding.files() if kind == "files" else adding.corpus(making)
+            record = adding.publish(manifest, replicas)
         copies = _wait(desk, name, record, manifest, wait)
     _report(record, manifest, copies, wait, as_json)
 
@@ -187,6 +196,23 @@ class Adding:
 
     def corpus(self, making: Making) -> Manifest:
         """Put text as token shards. Raises: ConfigError, StateError."""
+        return self._shards(self._job(making))
+
+    def together(
+        self, shared: data_job.Shared, making: Making, replicas: int
+    ) -> tuple[dict[str, Any], Manifest]:
+        """Have text put as token shards by all nodes: (what `names` says of it, its manifest). Raises: ConfigError,
+        StateError."""
+        self._url = shared.url
+        if not shared.is_under_way:
+            shared.begin(self._job(making), replicas, self._about, replaces=self._replaces)
+        elif shared.about != self._about:
+            raise StateError(
+                f"{shared.job_name} is being made of something else, {shared.about}: choose another --name"
+            )
+        return shared.wait()
+
+    def _job(self, making: Making) -> Job:
         from peerlm.data import sources
         from peerlm.data.clean import Clean
         from peerlm.data.prepared import Job, Recipe
@@ -199,7 +225,7 @@ class Adding:
         job = self._with_tokenizer(job, making.tokenizer)
         if clean.compares:
             job = _without_duplicates(job)
-        return self._shards(job)
+        return job
 
     def _with_tokenizer(self, job: Job, spec: str) -> Job:
         from peerlm.data import tokenizer, vocabulary
@@ -258,8 +284,13 @@ class Adding:
             )
 
     def _require_room(self, source: Source) -> None:
-        """Raises `StateError`: all nodes together do not offer so much."""
-        nodes = [node for node in self._desk.status()["nodes"] if node["is_live"]]
+        """Raises `StateError`: all nodes together do not offer so much, or this one may add nothing."""
+        said = self._desk.status()
+        if not said["may_write"]:
+            raise StateError(
+                "this node may write no names: it came by an invite without the role store"
+            )
+        nodes = [node for node in said["nodes"] if node["is_live"]]
         offered = sum(node["capacity_bytes"] for node in nodes)
         if not offered:
             raise StateError(

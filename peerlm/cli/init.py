@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 FOUNDER_LIFE_S = 20 * 365 * 86_400
 """How long the founder's node may renew its certificates, and invite others without the root key."""
 
+AUTO = "auto"
+"""Of `model.stages`: as many as it takes; of `host.stages`: the node decides."""
+
 
 @click.command(short_help="Make a run, with this machine as its first node.")
 @click.option("--name", help="Name of the run, for people.  [default: plays]")
@@ -101,10 +104,15 @@ def init(
       peerlm init --from hf:SmolLM2-135M/ --set model.context=512 --set train.optimizer=adamw
       peerlm init --data local --set-node data.local=/srv/letters
       peerlm init --set model.stages=3 --host 0
+      peerlm init --preset gpt-124m --set model.stages=auto --set-node host.memory_bytes=2_000_000_000
       peerlm init --set model.blocks=recurrent,feedforward,attention,feedforward
     """
     plan_changes = parse_changes(plan_pairs, "--set")
     node_changes = parse_changes(node_pairs, "--set-node") | hosted
+    is_cut_here = plan_changes.get("model.stages") == AUTO
+    if is_cut_here:
+        del plan_changes["model.stages"]
+        node_changes.setdefault("host.stages", AUTO)
     settings = node_settings(node_changes, "--set-node")
     plan = _plan(name, preset, data, plan_changes)
     if has_node(layout):
@@ -118,6 +126,8 @@ def init(
     with _claimed(layout) as state:
         start = _read_start(source, tokenizer, plan_changes)
         plan = plan if start is None else start.adopted_by(plan)
+        if is_cut_here:
+            plan = _cut(plan, tokenizer, start, settings)
         held = held_stages(settings.host.stages, plan, "--host")
         if start is not None and (held is None or len(held) < plan.model.stages):
             raise ConfigError(
@@ -144,6 +154,29 @@ def _plan(name: str | None, preset: str, data: str | None, changes: dict[str, st
             f"run.name = {plan.run.name!r}: control characters do not belong into a name"
         )
     return plan
+
+
+def _cut(
+    plan: config.Plan,
+    tokenizer: str | None,
+    start: StartingModel | None,
+    settings: config.NodeSettings,
+) -> config.Plan:
+    """Into as few stages as let each fit into what this machine offers. Raises `ConfigError`: a module alone does not."""
+    from peerlm.daemon.memory import memory_of
+    from peerlm.data import tokenizer as tokenizers
+    from peerlm.model.stages import stage_count
+
+    codec = start.codec if start else tokenizers.load(tokenizer or tokenizers.BYTES, "--tokenizer")
+    vocab = start.vocab if start else codec.vocab
+    offered = memory_of(settings)
+    count = stage_count(replace(plan, data=replace(plan.data, vocab=vocab)), [offered])
+    click.echo(
+        f"model.stages = {count}: each fits into the {offered.total() / 1e9:,.1f} GB that this machine offers "
+        "(--set-node host.memory_bytes=… for smaller ones)",
+        err=True,
+    )
+    return config.with_changes(plan, {"model.stages": count}, "--set")
 
 
 def _read_start(

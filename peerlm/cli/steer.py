@@ -68,20 +68,23 @@ def leave(layout: Layout) -> None:
     """Leave the swarm: as `peerlm stop`, for a machine that is not meant to come back.
 
     The others stop looking for it at once. Its folder stays until `peerlm rm`; `peerlm up` would
-    bring the node back.
+    bring the node back. If only this node holds some stage of the model, it waits up to two minutes until another has
+    taken it over; `peerlm stop` in the meantime ends it at once.
 
     \b
     Example:
       peerlm leave
     """
-    _end(layout, "leave")
+    from peerlm.node.handing_over import HAND_OVER_S
+
+    _end(layout, "leave", END_S + HAND_OVER_S)
     click.echo("left the swarm")
 
 
-def _end(layout: Layout, command: str) -> None:
+def _end(layout: Layout, command: str, within_s: float = END_S) -> None:
     """Ask, then wait until the daemon is gone. Raises `StateError`; `Unsaved` when its last snapshot failed."""
     require_daemon(layout)
-    result = ask(layout, command, timeout_s=END_S)
+    result = ask(layout, command, timeout_s=within_s)
     deadline = time.monotonic() + END_S
     while is_served(layout) or is_held(layout):
         if time.monotonic() > deadline:

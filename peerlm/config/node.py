@@ -104,7 +104,10 @@ class HostSection:
         0, 0, "Offered with `auto`, of the host; 0 means half of what is free.", unit="bytes"
     )
     device_bytes: int = at_least(
-        0, 0, "The same of a device with memory of its own; 0 means none.", unit="bytes"
+        0,
+        0,
+        "The same of a device with memory of its own; 0 means four fifths of what `nvidia-smi` says is free, or none.",
+        unit="bytes",
     )
 
 
@@ -159,6 +162,11 @@ class StoreSection:
     )
     preprocess: bool = option(
         True, "Take part in `peerlm data add`: read text, clean it, make tokens of it."
+    )
+    folders: str = option(
+        "",
+        "Folders that all nodes see under the same path, with `:` between them: text below is read for other nodes' "
+        "`peerlm data add` too. Empty: only sources on the network.",
     )
 
 

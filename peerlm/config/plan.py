@@ -67,7 +67,8 @@ class ModelSection:
         1,
         1,
         "Runs of modules that the model is cut into, so that a node need not hold all of them "
-        "(host.stages in node.toml). At most as many as there are blocks.",
+        "(host.stages in node.toml). At most as many as there are blocks. `peerlm init` takes `auto` too: as few as let "
+        "each fit into what its machine offers.",
     )
 
 

@@ -50,7 +50,7 @@ def handler(driver: Driver) -> control.Handler:
             case "resume":
                 driver.post(events.Resume())
             case "stop" | "leave":
-                driver.post(events.Leave())
+                driver.post(events.Leave(hands_over=command == "leave"))
                 await asyncio.shield(driver.halted)
                 return {"unsaved": driver.unsaved()}
             case "snapshot":

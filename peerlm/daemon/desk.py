@@ -16,6 +16,17 @@ request is a word and its arguments; the answer [true, result], [false, a line f
     status    -                                     {…}: docs/store.md explains it
     repair    -                                     nil: without waiting, and without a ceiling
     scrub     -                                     {checked, damaged, seconds}; progress is [checked, all]
+    jobs      name, or empty                        a list of {name, tasks, done, tokens, made_by, makers, troubles, …}
+    done      name                                  pages of bits of a job's tasks: made or not
+
+and, of the process that makes shards (`cli.data_work`), which counts as there from its first `work` on:
+
+    work      -                                     [name, job], the job's manifest's hash, to work on; or nil
+    next      job                                   a task's number, or: wait, finish, over
+    made      job, task, documents, [[hash, bytes, tokens], …]    whether the job goes on
+    failed    job, a line                           nil: this node takes no part
+    rows      job                                   [[task, documents, [[hash, bytes, tokens], …]], …] of all tasks
+    name      job, manifest                         nil: the corpus has its name
 
 What is put counts as long as it is in a manifest of a name; the rest is dropped after a day. This file decides nothing:
 it asks `node.storing`, and moves bytes on threads.
@@ -43,13 +54,15 @@ from peerlm.store.manifest import (
     CHUNK_BYTES,
     MANIFEST_BYTES_MAX,
     NAME,
+    TASKS_MAX,
     Kind,
     Manifest,
     manifest_hash,
     read_manifest,
 )
 from peerlm.store.objects import Objects
-from peerlm.types import Instant, ObjectHash, PeerId, WallTime, short
+from peerlm.types import Instant, ObjectHash, PeerId, Role, WallTime, short
+from peerlm.wire.message import JobShard
 
 if TYPE_CHECKING:
     from peerlm.daemon.scrubbing import Scrubbing
@@ -62,6 +75,9 @@ HASHES_MAX = 1_000_000
 """In one request."""
 
 MAKERS_MAX = 64
+
+SHARDS_MAX = 16_384
+"""Of one task of a job."""
 
 CHECKPOINT_S = 900.0
 """A checkpoint that a person has asked for comes to something in this time, or to nothing."""
@@ -103,6 +119,8 @@ class Desk:
         """Those that wait for the next."""
         self._reading = asyncio.Lock()
         """One manifest after the other: a large one takes ten times its size of memory while it is read."""
+        self._makers = 0
+        """Processes that make shards."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -152,15 +170,21 @@ class Desk:
     async def _read_manifest(self, manifest: ObjectHash) -> None:
         try:
             async with self._reading:
-                found: Manifest = await self._on_pool(
-                    lambda: read_manifest(self._objects.read_verified(manifest))
-                )
+                encoded: bytes = await self._on_pool(self._objects.read_verified, manifest)
         except (StateError, ChunkCorrupt) as error:
             self._post(events.ManifestRead(manifest, (), str(error)))
             return
+        try:
+            async with self._reading:
+                found: Manifest = await self._on_pool(read_manifest, encoded)
+        except ChunkCorrupt as error:
+            self._post(events.ManifestRead(manifest, (), str(error), is_wrong=True))
+            return
         chunks = tuple((chunk.hash, chunk.size) for chunk in found.chunks)
         makers = tuple(_peers(found.meta.get("makers")))
-        self._post(events.ManifestRead(manifest, chunks, makers=makers))
+        tasks, replaces = _as_job(found)
+        read = events.ManifestRead(manifest, chunks, makers=makers, tasks=tasks, replaces=replaces)
+        self._post(read)
 
     async def _drop(self, hashes: tuple[ObjectHash, ...]) -> None:
         with contextlib.suppress(StateError):  # it is found, and dropped, at a later start
@@ -195,9 +219,24 @@ class Desk:
             write(*frame)
             await writer.drain()
 
+        with contextlib.ExitStack() as leaving:
+            await self._talk(reader, write, say, leaving)
+
+    async def _talk(
+        self,
+        reader: asyncio.StreamReader,
+        write: Callable[..., None],
+        say: Callable[..., Awaitable[None]],
+        leaving: contextlib.ExitStack,
+    ) -> None:
+        is_maker = False
         while True:
             try:
                 request = await _read_frame(reader)
+                if request[0] == "work" and not is_maker:
+                    is_maker = True
+                    self._maker_is(1)
+                    leaving.callback(self._maker_is, -1)
                 result = await self._answer(request, lambda *at: write(None, list(at)))
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
@@ -232,6 +271,13 @@ class Desk:
                 return await self._checkpoint(name, is_pinned)
             case ["status"]:
                 return self._status()
+            case ["jobs", str() as name]:
+                jobs = self._node().library.jobs.standing(name)
+                return [{**job, "preparing": self._preparing()} for job in jobs]
+            case ["done", str() as name]:
+                return self._node().library.jobs.done_of(name)
+            case ["work" | "next" | "made" | "failed" | "rows" | "name", *arguments]:
+                return await self._work(request[0], arguments)
             case ["repair"]:
                 self._take(lambda: self._node().storing.repair_now(self._now()))
                 return None
@@ -370,6 +416,58 @@ class Desk:
         except TimeoutError:
             raise StateError("no checkpoint came about; see `peerlm logs`") from None
 
+    # ------------------------------------------------------------- the process that makes shards
+
+    def _maker_is(self, more: int) -> None:
+        self._makers += more
+        jobs, is_there = self._node().library.jobs, self._makers > 0
+        if is_there != jobs.is_connected:
+            self._take(lambda: jobs.connected(self._now(), is_there=is_there))
+
+    def _preparing(self) -> int:
+        """Live nodes whose process that makes shards is there, whatever it is at."""
+        node = self._node()
+        known = [node.company.vitals_of(peer) for peer in node.company.stores()]
+        others = sum(vitals is not None and vitals.is_preprocessing for vitals in known)
+        return others + node.library.jobs.is_connected
+
+    async def _work(self, word: str, arguments: list[Any]) -> Any:
+        jobs, now = self._node().library.jobs, self._now()
+        match word, arguments:
+            case "work", []:
+                job = jobs.choose(now)
+                return None if job is None else [jobs.name_of(job), job]
+            case "next", [bytes() as job]:
+                return jobs.next(_hash(job), now)
+            case "made", [bytes() as job, int() as task, int() as documents, list() as shards]:
+                made = _shards(shards)
+                if any(shard.hash not in self._node().storing.here for shard in made):
+                    raise StateError(f"chunks of task {task} are not here any more")
+                return jobs.made(_hash(job), task, documents, made, now)
+            case "failed", [bytes() as job, str() as why]:
+                self._take(lambda: jobs.failed(_hash(job), why, now))
+                return None
+            case "rows", [bytes() as job]:
+                return [
+                    [r.task, r.documents, [[s.hash, s.size, s.tokens] for s in r.shards]]
+                    for r in jobs.rows(_hash(job))
+                ]
+            case "name", [bytes() as job, bytes() as manifest]:
+                await self._name(_hash(job), manifest)
+                return None
+        raise StateError(f"the store's desk does not know {word!r} with these arguments")
+
+    async def _name(self, job: ObjectHash, encoded: bytes) -> None:
+        """Raises `StateError`: the name is taken."""
+        await self._on_pool(read_manifest, encoded)
+        await self._on_pool(self._objects.put_chunk, encoded)
+        now, storing, jobs = self._now(), self._node().storing, self._node().library.jobs
+        kept = events.ObjectKept(manifest_hash(encoded), len(encoded))
+        came = storing.came(kept, now)
+        named = jobs.publish(job, kept.object_hash, kept.size, self._wall(), now)
+        self._take(lambda: [*came, *named])
+        await self._saved("catalog")
+
     def _status(self) -> dict[str, Any]:
         node = self._node()
         standing = node.storing.standing()
@@ -381,6 +479,7 @@ class Desk:
         used = {peer.hex(): _used(node, peer) for peer, *_ in standing.nodes}
         return {
             "node": node.me.hex(),
+            "may_write": node.company.allows(node.me, Role.STORE),
             "capacity_bytes": standing.capacity,
             "used_bytes": standing.used,
             "names": standing.names,
@@ -448,6 +547,29 @@ def _peers(names: Any) -> list[PeerId]:
         return [PeerId(bytes.fromhex(name)) for name in names][:MAKERS_MAX]
     except (TypeError, ValueError):
         return []
+
+
+def _as_job(manifest: Manifest) -> tuple[int, bool]:
+    """(tasks, whether what is made replaces what has its name); no tasks: it is no job."""
+    tasks, replaces = manifest.meta.get("tasks"), manifest.meta.get("replaces")
+    if manifest.kind is not Kind.JOB or type(tasks) is not int or not 0 < tasks <= TASKS_MAX:
+        return 0, False
+    return tasks, replaces is True
+
+
+def _shards(listed: list[Any]) -> tuple[JobShard, ...]:
+    """Raises `StateError`: they cannot be told to other nodes."""
+    if len(listed) > SHARDS_MAX:
+        raise StateError(
+            f"{len(listed)} shards of one file, and {SHARDS_MAX} can be told to other nodes: make it with --here"
+        )
+    for item in listed:
+        match item:
+            case [bytes(), int(size), int(tokens)] if 0 < size <= CHUNK_BYTES and tokens >= 0:
+                pass
+            case _:
+                raise StateError("no shard: a hash, bytes and tokens are wanted")
+    return tuple(JobShard(_hash(h), size, tokens) for h, size, tokens in listed)
 
 
 def _settle(future: asyncio.Future[None]) -> None:

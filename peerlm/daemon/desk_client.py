@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgpack
 
 from peerlm.daemon import control
-from peerlm.errors import StateError
+from peerlm.errors import ChunkCorrupt, StateError
 from peerlm.store.disk import Layout
 from peerlm.store.manifest import Manifest, read_manifest
 from peerlm.types import ObjectHash
@@ -103,7 +103,11 @@ class Client:
         return found
 
     def manifest(self, name: str, timeout_s: float = 60.0) -> Manifest:
-        return read_manifest(self.ask("manifest", name, timeout_s))
+        """What a name stands for. Raises `StateError` too where that is no manifest."""
+        try:
+            return read_manifest(self.ask("manifest", name, timeout_s))
+        except ChunkCorrupt as error:
+            raise StateError(f"{name}: {error}") from None
 
     def survey(self, hashes: Sequence[ObjectHash]) -> Surveyed:
         """Who keeps these now, of live nodes."""
@@ -133,3 +137,44 @@ class Client:
     def scrub(self, progress: Callable[..., None]) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("scrub", progress=progress)
         return found
+
+    # ------------------------------------------------------------------------------ jobs
+
+    def jobs(self, name: str = "") -> list[dict[str, Any]]:
+        """How far each job is, or the one of this name."""
+        found: list[dict[str, Any]] = self.ask("jobs", name)
+        return found
+
+    def done(self, name: str) -> list[bytes]:
+        """Pages of bits: which tasks of a job are made."""
+        found: list[bytes] = self.ask("done", name)
+        return found
+
+    def work(self) -> tuple[str, ObjectHash] | None:
+        """(name, job) that this process should work on."""
+        found = self.ask("work")
+        return None if found is None else (str(found[0]), ObjectHash(found[1]))
+
+    def next_task(self, job: ObjectHash) -> int | str:
+        """A task, or `wait`, `finish`, `over`."""
+        found: int | str = self.ask("next", job)
+        return found
+
+    def made(
+        self, job: ObjectHash, task: int, documents: int, shards: Sequence[Sequence[Any]]
+    ) -> bool:
+        """A task is made, its chunks are put. False: the job is over."""
+        return bool(self.ask("made", job, task, documents, [list(shard) for shard in shards]))
+
+    def failed(self, job: ObjectHash, why: str) -> None:
+        """This node cannot work on it."""
+        self.ask("failed", job, why)
+
+    def rows(self, job: ObjectHash) -> list[Any]:
+        """(task, documents, shards) of all tasks, in order."""
+        found: list[Any] = self.ask("rows", job)
+        return found
+
+    def name_corpus(self, job: ObjectHash, manifest: Manifest) -> None:
+        """Give what a job has made its name."""
+        self.ask("name", job, manifest.encode())

@@ -27,6 +27,7 @@ from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.page import Page
+from peerlm.daemon.preparing import Preparing
 from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.slow_weights import SlowWeights
@@ -82,8 +83,8 @@ def wall() -> WallTime:
 class Driver:
     """Drives one node over real sockets, files and processes.
 
-    Set `introduction`, `links`, `bulk`, `serving`, `desk`, `transfers`, `keeping` and `worker` before `begin`: they
-    report through `post`, so the driver is there first. The last three may be replaced (holding.py), when `moves`
+    Set `introduction`, `links`, `bulk`, `serving`, `desk`, `preparing`, `transfers`, `keeping` and `worker` before `begin`:
+    they report through `post`, so the driver is there first. The last three may be replaced (holding.py), when `moves`
     asks for it.
     """
 
@@ -95,6 +96,7 @@ class Driver:
     worker: WorkerLink
     serving: Serving
     desk: Desk
+    preparing: Preparing
     cutting: Cutting
     scrubbing: Scrubbing
     slow: SlowWeights
@@ -317,7 +319,7 @@ class Driver:
                 )
                 self._tasks.create_task(step)
             case fx.StartWorker():
-                self.worker.start(effect.generation, effect.fresh)
+                self.worker.start(effect.generation, effect.fresh, effect.passes)
             case fx.StopWorker():
                 self.worker.stop(effect.generation)
             case fx.SteerWorker():
@@ -328,6 +330,7 @@ class Driver:
                     effect.members,
                     effect.inner_steps,
                     effect.hosts,
+                    effect.passes,
                 )
             case fx.EvaluateSlow():
                 self.worker.evaluate(effect.generation, effect.tokens)
@@ -361,6 +364,8 @@ class Driver:
                 self._use_plan(effect)
             case fx.CutFragments():
                 self.cutting.cut(effect, slow)
+            case fx.MakeShards():
+                self.preparing.want(effect.is_wanted)
             case fx.WriteCheckpoint():
                 self.cutting.write(effect, keeping)
             case _ if isinstance(effect, OF_STORE):
@@ -411,6 +416,8 @@ class Driver:
                 disk.write_atomic(self._state.catalog, data)
             case fx.Save(name="placement", data=data):
                 disk.write_atomic(self._state.placement, data)
+            case fx.Save(name="passes", data=data):
+                disk.write_atomic(self._state.passes, data)
             case fx.Save(name=name):
                 raise AssertionError(f"nothing is kept under {name!r}")
             case fx.SaveChain():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import psutil
 
 from peerlm.config import NodeSettings, Plan
@@ -18,11 +21,32 @@ OFFERED = 0.5
 and for everything else."""
 
 
+OFFERED_OF_DEVICE = 0.8
+"""Of a device's memory: the rest is for activations and for what libraries take."""
+
+ASK_S = 5.0
+
+
 def memory_of(settings: NodeSettings) -> Memory:
     """What this machine offers for stages."""
     host = settings.host
     free = host.memory_bytes or int(OFFERED * psutil.virtual_memory().available)
-    return Memory(host.device_bytes or None, free)
+    device = host.device_bytes or _free_of_device(settings.train.device)
+    return Memory(device or None, free)
+
+
+def _free_of_device(device: str) -> int:
+    """Bytes free on the NVIDIA device that is trained on, by its driver's own tool; 0 where there is none. No torch:
+    it would take a part of them."""
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cuda") or not (tool := shutil.which("nvidia-smi")):
+        return 0
+    ask = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits", "-i", number or "0"]
+    try:
+        answer = subprocess.run(ask, capture_output=True, text=True, timeout=ASK_S, check=True)
+        return int(OFFERED_OF_DEVICE * int(answer.stdout.split()[0]) * 2**20)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0
 
 
 def require_memory(plan: Plan, held: range, memory_bytes: int | None = None) -> None:

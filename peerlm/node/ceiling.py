@@ -1,23 +1,24 @@
-"""How much repair may fetch: so many bytes a second on the average, with two seconds' worth at once at the most."""
+"""A ceiling on bytes a second, with a reserve of two seconds; it may be passed by what is taken last."""
 
 from __future__ import annotations
 
 from peerlm.types import Instant
 
+RESERVE_S = 2.0
+
 
 class Ceiling:
-    """`bytes_s`: 0 means that there is none."""
+    """`bytes_s` 0: there is none."""
 
-    def __init__(self, bytes_s: float, now: Instant) -> None:
-        self._bytes_s = bytes_s
-        self._left, self._at = 0.0, now
+    def __init__(self, bytes_s: int, now: Instant) -> None:
+        self._bytes_s, self._left, self._at = bytes_s, 0.0, now
 
     def accrue(self, now: Instant) -> None:
-        self._left = min(2.0 * self._bytes_s, self._left + (now - self._at) * self._bytes_s)
-        self._at = now
+        earned = (now - self._at) * self._bytes_s
+        self._left, self._at = min(RESERVE_S * self._bytes_s, self._left + earned), now
 
-    def may_spend(self, size: int) -> bool:
-        """Whether it leaves room, which is then taken; it may be passed by one chunk."""
+    def take(self, size: int) -> bool:
+        """Whether so many bytes may be had now."""
         if not self._bytes_s:
             return True
         if self._left <= 0:
@@ -26,5 +27,5 @@ class Ceiling:
         return True
 
     def give_back(self, size: int) -> None:
-        """It was not fetched after all."""
-        self._left += size
+        """They were taken, and not needed."""
+        self._left += size if self._bytes_s else 0

@@ -59,6 +59,9 @@ class Leftovers:
         for wanted in [wanted for wanted in self._borrowed if is_due(wanted)]:
             self._borrowed_bytes -= self._borrowed.pop(wanted)
 
+    def is_borrowed(self, object_hash: ObjectHash) -> bool:
+        return object_hash in self._borrowed
+
     @property
     def is_crowded(self) -> bool:
         """More is borrowed than should stay."""

@@ -1,6 +1,7 @@
 """The third part of a node: what it does for the swarm's store, beside company and work.
 
-It joins `storing` (what is kept) and `checkpoints` (what is added by itself) to a node's events and messages.
+It joins `storing` (what is kept), `checkpoints` (what is added by itself) and `jobs` (what is made together) to a node's
+events and messages.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from peerlm.config import StoreSection
 from peerlm.effects import Effect
-from peerlm.events import CheckpointWritten, Event, FragmentCut
+from peerlm.events import CheckpointWritten, Event, FragmentCut, ManifestRead
 from peerlm.node.checkpoints import Around, Checkpoints
+from peerlm.node.jobs import Jobs
 from peerlm.node.lifecycle import Phase
 from peerlm.node.stored import Stored
 from peerlm.node.storing import Storing
@@ -21,6 +23,8 @@ from peerlm.types import FragmentId, Instant, PeerId, Role, TransferId, WallTime
 from peerlm.wire.message import (
     HaveAsk,
     HaveGive,
+    JobAsk,
+    JobNews,
     Message,
     NamesAsk,
     NamesGive,
@@ -34,7 +38,10 @@ if TYPE_CHECKING:
     from peerlm.node.company import Company
     from peerlm.node.work import Work
 
-TALK = (NamesAsk, NamesGive, HaveAsk, HaveGive, ProofAsk, ProofGive, PartAsk, PartGive)
+TALK = (
+    *(NamesAsk, NamesGive, HaveAsk, HaveGive, ProofAsk, ProofGive),
+    *(PartAsk, PartGive, JobNews, JobAsk),
+)
 """Messages about the store."""
 
 NEVER = Instant(inf)
@@ -74,6 +81,18 @@ class Library:
         self.checkpoints = Checkpoints(
             me, settings, stage_of, register.living, self.storing.write, rng, now
         )
+        self.jobs = Jobs(
+            me,
+            may_make=self.storing.capacity > 0 and settings.preprocess,
+            names=register.living,
+            has=self.storing.here.__contains__,
+            survey=self.storing.survey,
+            write=self.storing.write,
+            rng=rng,
+            now=now,
+        )
+        self.storing.makers_of, self.storing.is_held = self.jobs.makers_of, self.jobs.holds
+        self._followed = -1
         company.hear_name = self.storing.hear
         self._seen_at: object = None
         self._look_at = now
@@ -82,14 +101,17 @@ class Library:
         return self.storing.start(now)
 
     def link_up(self, peer: PeerId) -> list[Effect]:
-        return self.storing.link_up(peer)
+        return [*self.storing.link_up(peer), *self.jobs.link_up(peer)]
 
     def look(self, now: Instant) -> list[Effect]:
         """Who is there may have changed."""
         if self._seen_at == self._company.version:
             return []
         self._seen_at = self._company.version
-        return self.storing.nodes_are(self._company.stores(), now)
+        stores = self._company.stores()
+        may_store = [p for p in self._company.linked() if self._company.allows(p, Role.STORE)]
+        met = self.jobs.nodes_are(frozenset(may_store), now)
+        return [*self.storing.nodes_are(stores, now), *met]
 
     def handle(self, event: Event, now: Instant) -> list[Effect]:
         match event:
@@ -97,6 +119,8 @@ class Library:
                 return self.checkpoints.cut(event, now)
             case CheckpointWritten():
                 return self.checkpoints.written(event, self._wall, now)
+            case ManifestRead():
+                return [*self.storing.handle(event, now), *self.jobs.read(event, now)]
         return self.storing.handle(event, now)
 
     def received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
@@ -107,6 +131,8 @@ class Library:
                 return self.checkpoints.asked(peer, message, self._around(), now)
             case PartGive():
                 return self.checkpoints.given(peer, message, now)
+            case JobNews() | JobAsk():
+                return self.jobs.received(peer, message, now)
         return self.storing.received(peer, message, now)
 
     def is_taken(self, transfer: TransferId) -> bool:
@@ -119,7 +145,11 @@ class Library:
         if self._look_at <= now:
             self._look_at = after(now, LOOK_S)
             effects += self.checkpoints.wake(self._around(), self._wall, now)
-        return effects
+        version = self.storing.register.names.version
+        if version != self._followed:
+            self._followed = version
+            effects += self.jobs.follow(now)
+        return [*effects, *self.jobs.wake(now)]
 
     @property
     def _is_idle(self) -> bool:
@@ -128,12 +158,13 @@ class Library:
     def deadline(self) -> Instant:
         if self._is_idle:
             return NEVER
-        due = self.storing.deadline()
+        due = min(self.storing.deadline(), self.jobs.due)
         return min(self._look_at, due) if self.checkpoints.is_at_it else due
 
     def check(self) -> None:
         if not self._is_idle:
             self.storing.check()
+            self.jobs.check()
 
     def audit(self) -> None:
         self.storing.audit()

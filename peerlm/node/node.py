@@ -23,6 +23,8 @@ from peerlm.events import Event
 from peerlm.membership.member import Member
 from peerlm.node.birth import Birth
 from peerlm.node.company import TALK, Company
+from peerlm.node.coverage import Coverage
+from peerlm.node.handing_over import HandingOver, held_alone
 from peerlm.node.library import TALK as STORE_TALK
 from peerlm.node.library import Library
 from peerlm.node.lifecycle import Phase
@@ -45,6 +47,7 @@ from peerlm.wire.message import (
     PullAnswer,
     PullRequest,
     Pulse,
+    RangesDone,
     StateAsk,
     StateGive,
     Tallies,
@@ -112,6 +115,7 @@ class Node:
             profile=birth.profile,
         )
         self.me = self.company.me
+        self.coverage = Coverage(self.company.plan.plan, birth.passes, rng, now)
         self.work = self._make_work(now)
         self.placing = self._make_placing(now)
         self.library = self._make_library(now)
@@ -135,6 +139,7 @@ class Node:
         self._work_due: Instant | None = None
         """When work is to be woken; None until it is asked."""
         self._leaving_since: Instant | None = None
+        self._handing_over = HandingOver()
         self._goodbye_at: Instant | None = None
 
     def _make_work(self, now: Instant) -> Work:
@@ -150,6 +155,7 @@ class Node:
             self.company.rate_of,
             self._rng,
             now,
+            coverage=self.coverage,
             origin=birth.origin,
             restored=birth.restored,
             may_train=birth.settings.train.enabled and self.company.allows(self.me, Role.TRAIN),
@@ -216,10 +222,13 @@ class Node:
         effects += self._look(now)
         effects += self._place(now)
         effects += self.library.wake(self.company.linked, now)
+        effects += self.coverage.wake(self.work.seen.trainers, now)
         if self._publish_due <= now and self._goodbye_at is None:
             effects += self._publish(now)
         if self._leaving_since is not None:
             effects += self._wind_up(now)
+        elif self._handing_over.since is not None:
+            effects += self._leave(now, hands_over=True)
         return self._outcome(effects, now)
 
     def deadline(self) -> Instant:
@@ -265,7 +274,8 @@ class Node:
             case ev.DialTried():
                 return self.company.dial_back.tried(event, now)
             case ev.LinkUp():
-                return [*self.company.link_up(event, now), *self.library.link_up(event.peer)]
+                known = self.library.link_up(event.peer) + self.coverage.link_up(event.peer)
+                return self.company.link_up(event, now) + known
             case ev.LinkDown():
                 return self.company.link_down(event, now)
             case ev.Misbehaved():
@@ -358,7 +368,7 @@ class Node:
             case ev.SnapshotWanted():
                 return work.snapshot_now(now)
             case ev.Leave():
-                return self._leave(now)
+                return self._leave(now, hands_over=event.hands_over)
         raise AssertionError(f"no half of the node takes a {type(event).__name__}")
 
     def _received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
@@ -389,6 +399,10 @@ class Node:
                 texts = work.texts.channels.on_answer(peer, message, now)
                 return [*work.channels.on_answer(peer, message, now), *texts]
             case _ if isinstance(message, OF_HOLDERS) and not company.may_hold(peer):
+                return []
+            case RangesDone():
+                if company.allows(peer, Role.TRAIN):
+                    self.coverage.heard(message)
                 return []
             case StateAsk():
                 return work.asked_for_state(peer, now)
@@ -534,11 +548,12 @@ class Node:
             tokens_per_s=worker.tokens_per_s,
             first_stage=self._birth.hosting.first,
             last_stage=self._birth.hosting.last,
-            is_draining=self.is_leaving,
+            is_draining=self.is_leaving or self._handing_over.since is not None,
             store_bytes=self.storing.capacity,
             store_used=self.storing.used,
             store_label=self._birth.settings.store.label,
             store_lacking=self.storing.lacking,
+            is_preprocessing=self.library.jobs.is_connected,
         )
         return placing.say(vitals, work.tempo.line_bytes_s) if placing else vitals
 
@@ -626,12 +641,25 @@ class Node:
     def is_leaving(self) -> bool:
         return self._leaving_since is not None
 
-    def _leave(self, now: Instant) -> list[Effect]:
-        """Wind up: the worker's progress, a snapshot, a goodbye, then `Halt`."""
+    def _leave(self, now: Instant, *, hands_over: bool = False) -> list[Effect]:
+        """Wind up: the worker's progress, a snapshot, a goodbye, then `Halt`; before that, if it `hands_over`, wait until
+        others hold what only this node holds."""
         if self._leaving_since is not None:
             return []
+        if hands_over and self.work.installed:
+            self._handing_over.begin(now)
+            alone, others = self._held_alone()
+            if not self._handing_over.is_over(alone, others, now):
+                return []
         self._leaving_since = now
         return [*self.work.leave(now), *self._publish(now), *self._wind_up(now)]
+
+    def _held_alone(self) -> tuple[list[int], dict[PeerId, Vitals]]:
+        """Stages that nobody else holds; the vitals of live members."""
+        seen = {p: self.company.vitals_of(p) for p in self.company.linked()}
+        others = {peer: vitals for peer, vitals in seen.items() if vitals is not None}
+        active = {peer: others[peer] for peer in self.work.seen.donors if peer in others}
+        return held_alone(self._birth.hosting, active), others
 
     def _wind_up(self, now: Instant) -> list[Effect]:
         assert self._leaving_since is not None
@@ -641,7 +669,7 @@ class Node:
             if not (self.work.has_wound_up or overdue):
                 return self.work.wind_up(now, overdue=took_s > LEAVE_S_MAX / 2)
             self._goodbye_at = now
-            return self.company.leave(now)
+            return self.coverage.leave(self.work.seen.trainers) + self.company.leave(now)
         alone = not self.company.membership.n_live
         told = self.company.membership.goodbye_spread and now - self._goodbye_at > GOODBYE_S
         return [Halt("")] if alone or told or overdue else []

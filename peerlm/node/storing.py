@@ -37,15 +37,15 @@ from peerlm.events import (
     PullProgressed,
 )
 from peerlm.node.ceiling import Ceiling
+from peerlm.node.keepers import Keepers
 from peerlm.node.leftovers import Leftovers
 from peerlm.node.makers import Makers
 from peerlm.node.proofs import Proofs
 from peerlm.node.pulls import Pulls
 from peerlm.node.register import Author, Register, Spread, as_kept, read_kept
-from peerlm.node.roll import Roll
 from peerlm.node.stored import Offer, Standing, Stored
 from peerlm.node.survey import Survey, bits_of
-from peerlm.store.catalog import Catalog, StoreNode
+from peerlm.store.catalog import CHUNKS_MAX, Catalog, StoreNode
 from peerlm.store.manifest import Chunk, Kind
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime, after, short
 from peerlm.wire.message import (
@@ -72,10 +72,6 @@ UNFOUND = 32
 
 AGAIN_S = 60.0
 """Then it has its own, no more often."""
-
-CHUNKS_MAX = 5_000_000
-"""Of all manifests together, equal ones within one counted once: what is known of each takes some 300 bytes of memory. A
-manifest beyond it is not looked at, and what is in no other is not kept by this node: 20 terabytes are."""
 
 FEW_NAMES, FOLLOW_S = 256, 1.0
 """With more names than these, what follows from those heard of is seen to no more often: it takes a look at all."""
@@ -122,7 +118,7 @@ class Storing:
         self.pinned: Collection[ObjectHash] = stored.pinned
         self._live: tuple[PeerId, ...] = ()
         """Live nodes of the store but this one."""
-        self._roll = Roll()
+        self._keepers = Keepers((), now)
         self._pulls = Pulls(self._sources, endpoint, rng, now)
         self._replicas: dict[ObjectHash, int] = {}
         """Of each manifest whose chunks the catalog knows, in how many replicas."""
@@ -147,13 +143,16 @@ class Storing:
         self._next_number = 0
         self._proofs = Proofs(self.catalog, rng, now)
         self._ceiling = Ceiling(settings.repair_bytes_s, now)
-        self._is_full = False
-        self._hurry = False
+        self._is_full = self._hurry = False
         self._saved, self._save_at = (0, 0), now
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
         self._used = 0
         self.trouble = ""
         """Why this node's disk did not take what was last pulled; empty: it did."""
+        self.makers_of: Callable[[ObjectHash], tuple[PeerId, ...]] = lambda _: ()
+        """Whom to ask for an object before others, besides those who wrote its name."""
+        self.is_held: Callable[[ObjectHash], bool] = lambda _: False
+        """It must not go, although nothing that has a name needs it yet."""
         self.lost_here = 0
         """Objects that were found damaged or gone since the start."""
         for object_hash, size in stored.here:
@@ -163,7 +162,7 @@ class Storing:
     def _restore(self, memory: bytes, now: Instant) -> None:
         names, nodes = read_kept(memory) if memory else ([], [])
         self.register.restore(names)
-        self._roll.restore([node for node in nodes if node[0] != self._me], now)
+        self._keepers = Keepers((node for node in nodes if node[0] != self._me), now)
         self._saved = self._savable()
 
     # ------------------------------------------------------------------------------ who is there
@@ -178,18 +177,19 @@ class Storing:
                     survey.gone(peer)
         if not live.keys() <= set(self._live):
             self._nowhere.clear()  # who came may have it
-        self._roll.live_are(live, now)
+        self._keepers.are(live, now)
         self._live = tuple(sorted(live))
         self._tell_catalog(now)
         return effects
 
     def _tell_catalog(self, now: Instant) -> None:
-        self._roll.expire(self._settings.repair_after_s, now)
+        self._keepers.forget(self._settings.repair_after_s, now)
         self._proofs.forgive(now)
-        self.catalog.nodes_are(self._stable(self._proofs.distrusted))
+        self.catalog.nodes_are(self._stores(self._proofs.distrusted))
 
-    def _stable(self, without: Collection[PeerId] = ()) -> list[StoreNode]:
-        nodes = self._roll.nodes(without)
+    def _stores(self, distrusted: Collection[PeerId] = ()) -> list[StoreNode]:
+        """All that offer room, sorted, but for those that do not count now."""
+        nodes = self._keepers.nodes(distrusted)
         if self.capacity:
             nodes.append(StoreNode(self._me, self.capacity, self._settings.label, True))
         return sorted(nodes)
@@ -222,13 +222,12 @@ class Storing:
         return [*self._save(now), *told, *self._follow_names(now), *self._look(now)]
 
     def hear(self, proof: Named, teller: PeerId | None, now: Instant) -> list[Effect]:
-        record, effects = self.register.hear(proof, teller, now)
-        if record is None:
-            return effects
-        return [*self._save(now), *effects, *self._follow_soon(now)]
+        return self._hear_all(teller, (proof,), now)
 
-    def _hear_all(self, peer: PeerId, names: Iterable[Named], now: Instant) -> list[Effect]:
-        heard = [self.register.hear(proof, peer, now) for proof in names]
+    def _hear_all(
+        self, teller: PeerId | None, names: Iterable[Named], now: Instant
+    ) -> list[Effect]:
+        heard = [self.register.hear(proof, teller, now) for proof in names]
         if all(record is None for record, _ in heard):
             return []
         told = [effect for _, effects in heard for effect in effects]
@@ -287,9 +286,11 @@ class Storing:
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
+        told: list[Effect] = []
         if event.reason:
-            log = Log("warning", "manifest_unusable", (("why", event.reason),))
-            return [log, *self.lost(ObjectLost(event.manifest, event.reason), now)]
+            told = [Log("warning", "manifest_unusable", (("why", event.reason),))]
+            if not event.is_wrong:  # what is wrong is known from here on, and has no chunks
+                return [*told, *self.lost(ObjectLost(event.manifest, event.reason), now)]
         replicas = self.register.replicas_of(event.manifest)
         if not replicas:
             return []
@@ -305,7 +306,7 @@ class Storing:
         if is_new:
             makers = (writer, *event.makers)
             self._fresh.heard(event.manifest, makers, (c.hash for c in chunks), now)
-        return self._look(now)
+        return [*told, *self._look(now)]
 
     # ----------------------------------------------------------------------------------- objects
 
@@ -339,9 +340,8 @@ class Storing:
         self.lost_here += 1
         self._lose(event.object_hash)
         if event.object_hash in self._replicas:  # a manifest: its chunks stay known
-            records = self.register.records_of(event.object_hash)
-            if records:
-                self._lacked[event.object_hash] = records[0].size
+            for record in self.register.records_of(event.object_hash):
+                self._lacked[event.object_hash] = record.size
             return [*self._say_lost(event), *self._look(now)]
         return [*self._say_lost(event), *self._follow_names(now), *self._look(now)]
 
@@ -373,7 +373,7 @@ class Storing:
         """A person does not want to wait: who is away counts as gone, and what repair fetches has no ceiling, until
         nothing is lacking."""
         self._hurry = True
-        self._roll.expire(0.0, now)
+        self._keepers.forget(0.0, now)
         self._tell_catalog(now)
         return self._look(now)
 
@@ -381,7 +381,8 @@ class Storing:
         others = self.catalog.sources(object_hash)
         if not others:  # a manifest, or an object that is in none that is known
             others = self._live
-        return tuple(dict.fromkeys([*self._fresh.of(object_hash), *others]))
+        made = (*self._fresh.of(object_hash), *self.makers_of(object_hash))
+        return tuple(dict.fromkeys([*made, *others]))
 
     def _look(self, now: Instant) -> list[Effect]:
         """Pull what is due here and lacking."""
@@ -415,11 +416,8 @@ class Storing:
         wants: list[tuple[ObjectHash, int]] = []
         room += MANIFESTS_BYTES
         for manifest, size in self._lacked.items():
-            if len(wants) >= count:
-                break
-            if manifest in self._pulls.wanted or manifest in self._nowhere:
-                continue
-            if size <= room or not self.capacity:
+            is_asked = manifest in self._pulls.wanted or manifest in self._nowhere
+            if len(wants) < count and not is_asked and (size <= room or not self.capacity):
                 room -= size
                 wants.append((manifest, size))
         return wants
@@ -433,8 +431,8 @@ class Storing:
         return self._pulls.forget(aside)
 
     def _may_spend(self, size: int) -> bool:
-        """What a name that was just written needs is no repair."""
-        return self._hurry or bool(self._fresh) or self._ceiling.may_spend(size)
+        """Whether repair's ceiling leaves room. What a name that was just written needs is no repair."""
+        return self._hurry or bool(self._fresh) or self._ceiling.take(size)
 
     def _take_arrived(self, now: Instant) -> list[Effect]:
         came = self._pulls.take_arrived()
@@ -451,9 +449,7 @@ class Storing:
             return effects
         hashes = [object_hash for object_hash, _ in came]
         effects += self._tell_readers(hashes)
-        if not self._lacked.keys().isdisjoint(hashes):
-            for object_hash in hashes:
-                self._lacked.pop(object_hash, None)
+        if [wanted for wanted in hashes if self._lacked.pop(wanted, None) is not None]:
             effects += self._follow_names(now)
         return [*effects, *self._look(now)]
 
@@ -475,7 +471,8 @@ class Storing:
         return effects
 
     def _unused(self, hashes: Iterable[ObjectHash]) -> list[ObjectHash]:
-        return [h for h in hashes if h not in self.pinned and h not in self._readers]
+        used = (self.pinned, self._readers)
+        return [h for h in hashes if not any(h in those for those in used) and not self.is_held(h)]
 
     def _drop_unreferenced(self, now: Instant) -> list[Effect]:
         """What is in no manifest that a living name stands for, and is no such manifest."""
@@ -510,9 +507,12 @@ class Storing:
         return self._drop(enough)
 
     def _enough(self, object_hash: ObjectHash) -> int:
-        """Others that have it as their own to keep before it goes: as many as should, and as there are."""
-        owners = len(self.catalog.owners(object_hash))
-        return max(1, min(owners, self.catalog.replicas(object_hash)))
+        """Others that have it as their own to keep before it goes: as many as should; of what was only read here, no more
+        than there are."""
+        replicas = self.catalog.replicas(object_hash)
+        if self._leftovers.is_borrowed(object_hash):
+            return max(1, min(len(self.catalog.owners(object_hash)), replicas))
+        return replicas
 
     # ------------------------------------------------------------------------------------ surveys
 
@@ -646,10 +646,11 @@ class Storing:
         return min([*own, *others, *(at for at in due if at is not None)])
 
     def encode(self) -> bytes:
-        return as_kept(self.register.encode(), self._roll.offers())
+        nodes = [(n.peer, n.capacity, n.label) for n in sorted(self._keepers.nodes())]
+        return as_kept(self.register.encode(), nodes)
 
     def _savable(self) -> tuple[int, int]:
-        return self.register.names.version, self._roll.version
+        return self.register.names.version, self._keepers.version
 
     # --------------------------------------------------------------------------------- for people
 
@@ -684,7 +685,7 @@ class Storing:
             full=self._is_full,
             trouble=self.trouble,
             distrusted=tuple(sorted(self._proofs.distrusted)),
-            nodes=tuple(self._stable()),
+            nodes=tuple(self._stores()),
         )
 
     def check(self) -> None:

@@ -5,8 +5,9 @@ make which file. It tells nothing of who made it, when, or where its bytes came 
 manifest everywhere, and equal chunks of two manifests are kept once. Its hash is its identity: whoever signs the hash
 (`store.names`) has signed every byte.
 
-Three kinds. A *corpus*: token shards, each a chunk and a file of its own, and the tokenizer's file. A *checkpoint*:
-slow weights as a safetensors file, and what a run needs to begin with them. *Files*: bytes as they were.
+Four kinds. A *corpus*: token shards, each a chunk and a file of its own, and the tokenizer's file. A *checkpoint*:
+slow weights as a safetensors file, and what a run needs to begin with them. *Files*: bytes as they were. A *job*: what a
+corpus is to be made of, and how (`data.jobs`), for as long as it is being made.
 
 Pure bytes in and out. A manifest that comes from elsewhere is checked before anything of it is believed.
 """
@@ -39,10 +40,18 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
 """What a thing in the swarm's store may be called."""
 
 
+JOB_PREFIX = "job-"
+"""Before the name of what a job makes."""
+
+TASKS_MAX = 1_000_000
+"""Of a job."""
+
+
 class Kind(StrEnum):
     CORPUS = "corpus"
     CHECKPOINT = "checkpoint"
     FILES = "files"
+    JOB = "job"
 
 
 class Chunk(NamedTuple):

@@ -355,6 +355,20 @@ class Tallies(Message):
     entries: Annotated[tuple[Tally, ...], Most(4096)]
 
 
+@dataclass(frozen=True, slots=True)
+class RangesDone(Message):
+    """Ranges of a text that are finished in a pass, by whomever; passes below `lowest` are over. From who trains to who trains."""
+
+    code: ClassVar[int] = 110
+    text: Hash32
+    lowest: Annotated[int, Most(2**40)]
+    number: Count
+    bits: Annotated[bytes, Most(8192)]
+    """For range i, bit i % 8 of byte i // 8."""
+    few: Annotated[bytes, Most(8192)]
+    """Further ranges, each as two bytes, the lower first."""
+
+
 # ------------------------------------------------------------------------------------------ plan
 
 
@@ -583,6 +597,56 @@ class PartGive(Message):
     fragment: Annotated[int, Most(1_000_000)]
     version: Count
     chunks: Annotated[tuple[PartChunk, ...], Most(1024)]
+
+
+@dataclass(frozen=True, slots=True)
+class JobShard(Struct):
+    """A token shard, as a chunk that its maker keeps."""
+
+    code: ClassVar[int] = 100
+    hash: Hash32
+    size: Annotated[int, Least(1), Most(2**22)]
+    tokens: Count
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult(Struct):
+    """A task of a job is made: its shards in order, the same whoever makes it."""
+
+    code: ClassVar[int] = 101
+    task: Annotated[int, Most(1_000_000)]
+    maker: Id16
+    documents: Count
+    shards: Annotated[tuple[JobShard, ...], Most(16_384)]
+
+
+@dataclass(frozen=True, slots=True)
+class JobNews(Message):
+    """Where I am with a job, and results that you may not know."""
+
+    code: ClassVar[int] = 102
+    job: Hash32
+    """Its manifest."""
+    is_making: bool
+    """I take part."""
+    trouble: Line
+    """Why I do not, where something is in the way."""
+    taken: Annotated[tuple[Annotated[int, Most(1_000_000)], ...], Most(1024)]
+    """What I am at now."""
+    results: Annotated[tuple[JobResult, ...], Most(64)]
+
+
+@dataclass(frozen=True, slots=True)
+class JobAsk(Message):
+    """Tell me results of a job that I have not, and, unless this is a reply, ask me for what you lack."""
+
+    code: ClassVar[int] = 103
+    job: Hash32
+    low: Annotated[int, Most(1_000_000)]
+    """The task of the first bit."""
+    bits: Annotated[bytes, Most(4096)]
+    """A bit for each task, set where I have its result; the first in the highest place of the first byte."""
+    reply: bool
 
 
 # ----------------------------------------------------------------------------------------- channels

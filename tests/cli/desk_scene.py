@@ -58,7 +58,20 @@ class FakeDesk:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    jobs_said: list[list[dict[str, Any]]] = field(default_factory=list)
+    """What it says of jobs, one answer after the other; the last again and again."""
+    job_ends: Callable[[FakeDesk], None] = lambda desk: None
+    """What happens when all has been said."""
+
     # ------------------------------------------------------------------------------- what it does
+
+    def jobs(self, name: str = "") -> list[dict[str, Any]]:
+        if len(self.jobs_said) == 1:
+            self.job_ends(self)
+        return self.jobs_said.pop(0) if len(self.jobs_said) > 1 else self.jobs_said[0]
+
+    def done(self, name: str) -> list[bytes]:
+        return [b"\x80"]
 
     def put(self, data: bytes) -> ObjectHash:
         chunk = chunk_of(bytes(data))
@@ -117,6 +130,7 @@ class FakeDesk:
         more = ("lacking_bytes", "surplus", "urgent", "replicas_possible")
         return {
             "node": ME,
+            "may_write": True,
             "capacity_bytes": 10**9,
             "used_bytes": 10**6,
             "names": len(self.records),

@@ -271,7 +271,8 @@ def test_plan_set_without_a_daemon_writes_it(peerlm: Cli, founded: Path) -> None
     [
         ("model.dim=32", ("model.dim", "another run")),
         ("mix.fragment_max=5000", ("mix.fragment_max",)),
-        ("data.val_fraction=0.1", ("data.val_fraction",)),
+        ("data.vocab=300", ("data.vocab",)),
+        ("data.source=texts/", ("only go on with text in its own store", "swarm:NAME")),
         ("run.name=x", ("run.name",)),
         ("train.lr=-1", ("train.lr = -1.0",)),
         ("train.rate=1", ("no field 'train.rate'",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from desk_scene import ME, OTHER, FakeDesk, chunk_of, desk, node
 
 from peerlm.cli import copies
 from peerlm.cli.copies import Copies, wait_copies
+from peerlm.cli.desk_here import progress
 from peerlm.store.manifest import CHUNK_BYTES, Kind, of_files
 
 __all__ = ["desk"]
@@ -132,6 +134,13 @@ def test_what_all_nodes_together_have_no_room_for(peerlm: Cli, desk: FakeDesk, t
     assert_one_line(done, 3, "do not fit", "offer 10 kB together", "store.bytes")
     desk.nodes = []
     assert_one_line(peerlm("data", "add", texts), 3, "no live node offers room", "store.enabled")
+
+
+def test_who_may_write_no_names_reads_nothing_in_vain(
+    peerlm: Cli, desk: FakeDesk, texts: Path
+) -> None:
+    desk.said = {"may_write": False}
+    assert_one_line(peerlm("data", "add", texts), 3, "without the role store")
 
 
 def test_alone_there_is_one_copy(peerlm: Cli, desk: FakeDesk, texts: Path) -> None:
@@ -382,6 +391,55 @@ def test_without_a_daemon_it_is_said_how_to_start_one(
         peerlm(*command, "--state", founded), 3, "no peerlm daemon runs on", "peerlm up"
     )
     assert_one_line(peerlm(*command, "--state", tmp_path / "none"), 3, "no node in", "peerlm init")
+
+
+def test_every_key_is_on_the_page(peerlm: Cli, desk: FakeDesk, texts: Path, tmp_path: Path) -> None:
+    desk.said = {"scrubbed": desk.scrubs}
+    manifest = desk.has("plays", [("a", [b"1"])])
+    outcomes = [
+        peerlm("data", "add", texts, "--as", "files", "--json"),
+        peerlm("data", "ls", "--json"),
+        peerlm("data", "show", "plays", "--files", "--json"),
+        peerlm("data", "get", "plays", tmp_path / "out", "--json"),
+        peerlm("store", "status", "--json"),
+        peerlm("store", "scrub", "--json"),
+        peerlm("store", "repair", "--json"),
+    ]
+    desk.lost = {manifest.chunks[0].hash}
+    outcomes.append(peerlm("data", "verify", "plays", "--json"))
+    page = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
+    keys = {key for outcome in outcomes for key in keys_of(json.loads(outcome.out))}
+    assert len(keys) > 50
+    assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
+
+
+def keys_of(value: Any) -> Iterator[str]:
+    """But for counts by number and by a manifest's own words."""
+    match value:
+        case dict():
+            for key, inner in value.items():
+                if not key.isdigit():
+                    yield key
+                if key != "meta":
+                    yield from keys_of(inner)
+        case list():
+            for inner in value:
+                yield from keys_of(inner)
+
+
+def test_progress_is_shown_on_a_terminal_whatever_files_are_called(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress("putting", in_bytes=True) as tell:
+        tell(1_000_000, None, "")
+        tell(2_000_000, 10_000_000, "a[/b].txt")
+    with progress("plays: chunks") as tell:
+        tell(3, 10, "on 2 nodes")
+    said = capsys.readouterr().err
+    assert "putting a[/b].txt" in said
+    assert "plays: chunks on 2 nodes" in said
+    assert "3/10" in said
 
 
 # ------------------------------------------------------------------------ manifests of a liar

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -310,6 +311,11 @@ class Swarm:
         founder.wait(lambda s: s["state"] == "training", "the founder trains")
         return founder
 
+    @cached_property
+    def token(self) -> str:
+        """A good one, which names no address; made once."""
+        return self.invite("--address", "127.0.0.1:1")
+
     def invite(self, *args: object) -> str:
         """A token, from the founder's key; the founder need not run."""
         line = succeed("invite", "--state", self.nodes[0].folder, *args)
@@ -328,8 +334,7 @@ class Swarm:
         newcomer.program = program
         address = through if isinstance(through, str) else through.address
         settings = options("--set-node", NODE | node)
-        token = token or self.invite("--address", "127.0.0.1:1")
-        newcomer.start("join", address, "--token", token, *settings, *args)
+        newcomer.start("join", address, "--token", token or self.token, *settings, *args)
         return newcomer
 
     def running(self) -> list[Node]:

@@ -31,7 +31,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
 
 @pytest.fixture(scope="module")
 def token(town: Swarm) -> str:
-    return town.invite("--address", "127.0.0.1:1")
+    return town.token
 
 
 @pytest.fixture

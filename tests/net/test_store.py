@@ -58,7 +58,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Node]]:
     init(founder.folder, "--name", RUN, **STORE)
     founder.up()
     founder.wait(lambda s: s["address"], "the founder can be dialled")
-    token = swarm.invite("--address", "127.0.0.1:1")
+    token = swarm.token
     for more in (STORE, STORE, STORE, STORE | ROOMLESS):
         swarm.join(founder, token, **more)
     for node in swarm.nodes:

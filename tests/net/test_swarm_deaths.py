@@ -125,15 +125,6 @@ def test_all_killed_at_once_go_on_from_their_snapshots(trio: list[Node]) -> None
     assert sum(node.said().count("origin=fresh") for node in trio) == 1, "only the run's beginning"
 
 
-def test_who_was_killed_before_state_came_needs_only_up(swarm: Swarm, trio: list[Node]) -> None:
-    newcomer = swarm.join(trio[1])
-    wait_for(lambda: "enrolled" in newcomer.said(), "it is enrolled", also=newcomer.said())
-    newcomer.kill()
-    newcomer.up()
-    newcomer.wait(lambda s: s["participating"], "it mixes")
-    newcomer.kill()
-
-
 def test_the_founder_and_seed_may_be_gone_for_ever(swarm: Swarm, trio: list[Node]) -> None:
     founder, second, third = trio
     founder.kill()
@@ -141,5 +132,8 @@ def test_the_founder_and_seed_may_be_gone_for_ever(swarm: Swarm, trio: list[Node
     third.up()  # its seed was the founder
     third.wait(lambda s: s["participating"], "it finds the swarm without its seed")
     newcomer = swarm.join(second)
-    newcomer.wait(lambda s: s["participating"], "a newcomer enters by any node's address")
+    wait_for(lambda: "enrolled" in newcomer.said(), "it is enrolled by any node's address")
+    newcomer.kill()  # before state came
+    newcomer.up()
+    newcomer.wait(lambda s: s["participating"], "it needs only up")
     newcomer.kill()

@@ -62,8 +62,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
 
 @pytest.fixture(scope="module")
 def token(swarm: Swarm) -> str:
-    """A good one."""
-    return swarm.invite()
+    return swarm.token
 
 
 @pytest.fixture(scope="module")

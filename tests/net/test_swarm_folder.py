@@ -12,11 +12,13 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from swarm import Node, Outcome, assert_refused, init, peerlm, succeed, wait_for
+from swarm import Node, Outcome, assert_refused, at_once, init, peerlm, succeed, wait_for
 
 from peerlm.identity import files
 from peerlm.identity.chain import claimed_run
@@ -48,6 +50,12 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(pristine: Path, tmp_path: Path) -> Path:
     """A founder's folder that holds no weights yet."""
     return Path(shutil.copytree(pristine, tmp_path / "node"))
+
+
+@pytest.fixture
+def folders(pristine: Path, tmp_path: Path) -> list[Path]:
+    """Three of them."""
+    return [Path(shutil.copytree(pristine, tmp_path / f"node{n}")) for n in range(3)]
 
 
 @pytest.fixture
@@ -112,23 +120,26 @@ def put_snapshot(folder: Path, tokens: int, run_id: RunId | None = None) -> Path
 # ------------------------------------------------------------------------------------- the text
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, "no such file"),
-        (b"", "no text"),
-        (b"caf\xe9 " * 5000, "UTF-8"),
-        (b"too short", "batch"),
-    ],
-    ids=["missing", "empty", "not UTF-8", "shorter than a batch"],
-)
-def test_a_text_that_cannot_be_used(tmp_path, content, words) -> None:
-    text = tmp_path / "text.txt"
-    if content is not None:
-        text.write_bytes(content)
-    done = peerlm("init", "--state", tmp_path / "node", "--data", text)
-    assert_refused(done, 2, str(text), words)
-    assert not (tmp_path / "node").exists()
+TEXTS = {
+    "missing": (None, "no such file"),
+    "empty": (b"", "no text"),
+    "not UTF-8": (b"caf\xe9 " * 5000, "UTF-8"),
+    "shorter than a batch": (b"too short", "batch"),
+}
+
+
+def test_a_text_that_cannot_be_used(tmp_path) -> None:
+    def begin(name: str, content: bytes | None) -> Outcome:
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        node = tmp_path / f"node of {name}"
+        done = peerlm("init", "--state", node, "--data", tmp_path / name)
+        assert not node.exists()
+        return done
+
+    begun = at_once(*(partial(begin, name, content) for name, (content, _) in TEXTS.items()))
+    for done, (name, (_, words)) in zip(begun, TEXTS.items(), strict=True):
+        assert_refused(done, 2, str(tmp_path / name), words)
 
 
 def test_own_text_that_has_gone_leaves_a_member(tmp_path, node_of) -> None:
@@ -159,14 +170,19 @@ def test_shared_text_that_is_gone_is_awaited_from_others(folder, node_of) -> Non
 # ------------------------------------------------------------------------------------ the ports
 
 
-@pytest.mark.parametrize("offset", [0, 1, 2])
-def test_a_port_that_is_taken(folder, offset) -> None:
-    with socket.socket() as taken:
-        base = free_base()
-        taken.bind(("127.0.0.1", base + offset))
-        taken.listen()
-        done = up(folder, "--port", base)
-    assert_refused(done, 2, f"port {base + offset}", "in use")
+def test_a_port_that_is_taken(folders) -> None:
+    with ExitStack() as stack:
+        bases = []
+        for offset in range(3):
+            taken = stack.enter_context(socket.socket())
+            bases.append(free_base())
+            taken.bind(("127.0.0.1", bases[-1] + offset))
+            taken.listen()
+        tried = at_once(
+            *(partial(up, f, "--port", base) for f, base in zip(folders, bases, strict=True))
+        )
+    for offset, (done, base) in enumerate(zip(tried, bases, strict=True)):
+        assert_refused(done, 2, f"port {base + offset}", "in use")
 
 
 def free_base() -> int:
@@ -209,10 +225,13 @@ def test_a_default_port_that_is_taken_is_replaced_and_the_new_one_kept(folder, n
 
 
 def test_no_node_and_no_daemon(tmp_path, folder) -> None:
-    for command in ("up", "status", "peers", "why", "invite"):
-        assert_refused(peerlm(command, "--state", tmp_path / "none"), 3, "no node")
-    for command in ("status", "why", "pause", "stop"):
-        assert_refused(peerlm(command, "--state", folder), 3, "peerlm up")
+    there, none = ("--state", folder), ("--state", tmp_path / "none")
+    for done in at_once(
+        *(partial(peerlm, c, *none) for c in ("up", "status", "peers", "why", "invite"))
+    ):
+        assert_refused(done, 3, "no node")
+    for done in at_once(*(partial(peerlm, c, *there) for c in ("status", "why", "pause", "stop"))):
+        assert_refused(done, 3, "peerlm up")
 
 
 def test_a_snapshot_of_another_run(folder) -> None:
@@ -226,12 +245,14 @@ def test_a_plan_of_another_run(tmp_path, folder) -> None:
     assert_refused(up(folder), 3, "plan", "is of run")
 
 
-@pytest.mark.parametrize("name", ["identity", "chain", "plan"])
-def test_a_damaged_file(folder, name) -> None:
-    data = bytearray((folder / name).read_bytes())
-    data[len(data) // 2] ^= 1
-    (folder / name).write_bytes(data)
-    assert_refused(up(folder), 3, str(folder / name))
+def test_a_damaged_file(folders) -> None:
+    paths = [f / name for f, name in zip(folders, ("identity", "chain", "plan"), strict=True)]
+    for path in paths:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    for done, path in zip(at_once(*(partial(up, f) for f in folders)), paths, strict=True):
+        assert_refused(done, 3, str(path))
 
 
 def test_a_setting_that_is_not_allowed(folder) -> None:

@@ -376,7 +376,7 @@ def lies(peer: Hostile, what: str) -> StateGive:
 
 async def test_a_lying_donor_keeps_nobody_out(swarm: Swarm, honest: Node) -> None:
     newcomer = swarm.node()
-    address, token = honest.address, swarm.invite("--address", "127.0.0.1:1")
+    address, token = honest.address, swarm.token
     settings = options("--set-node", NODE)
     succeed(
         "join", address, "--token", token, "--state", newcomer.folder, "--enrol-only", *settings

@@ -43,7 +43,7 @@ def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behin
 ) -> None:
     ada = swarm.found("--set", "model.stages=2", **AUTO)
     assert held(ada.status()) == range(1), "who begins takes the first stages"
-    token = swarm.invite("--address", "127.0.0.1:1")
+    token = swarm.token
     nodes = [ada, *(swarm.join(ada, token, **AUTO) for _ in range(2))]
     for node in nodes:
         node.wait(lambda s: len(held(s)) == 1 and s["state"] == "training", "it has a stage")

@@ -12,7 +12,7 @@ from blake3 import blake3
 from peerlm import effects as fx
 from peerlm.config import StoreSection
 from peerlm.effects import Effect
-from peerlm.errors import AuthError
+from peerlm.errors import AuthError, ChunkCorrupt
 from peerlm.events import ManifestRead, ObjectKept, ProofMade, PullEnded
 from peerlm.node.stored import Stored
 from peerlm.node.storing import Storing
@@ -256,8 +256,12 @@ class Store:
     def _read_manifest(self, peer: PeerId, wanted: ObjectHash) -> None:
         from peerlm.store.manifest import read_manifest
 
-        found = read_manifest(self.nodes[peer].disk[wanted])
-        read = ManifestRead(wanted, tuple((c.hash, c.size) for c in found.chunks))
+        try:
+            found = read_manifest(self.nodes[peer].disk[wanted])
+        except ChunkCorrupt as error:
+            read = ManifestRead(wanted, (), str(error), is_wrong=True)
+        else:
+            read = ManifestRead(wanted, tuple((c.hash, c.size) for c in found.chunks))
         self._tell(peer, lambda s: s.handle(read, self.now))
 
     # --------------------------------------------------------------------------------- what is so

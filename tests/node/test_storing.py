@@ -84,6 +84,41 @@ def test_who_was_away_hears_of_names_and_of_removed_ones() -> None:
     assert store.copies(gone) == [0] * 3, "what no name stands for is dropped"
 
 
+def test_a_name_that_leads_to_no_manifest_is_fetched_once_and_holds_nothing_up() -> None:
+    store = Store(2, keep_s=0.0)
+    wrong = store.put(A, b"no manifest")
+    named = store.nodes[A].storing.write(
+        "wrong", Kind.FILES, wrong.hash, wrong.size, WallTime(1.0), store.now
+    )
+    store.perform(A, named)
+    gone = store.publish(A, "gone", contents(3))
+    store.run(300)
+    node = store.nodes[B]
+    assert store.pulled[A] == 5, "three chunks and two that names lead to"
+    assert node.logs.count("manifest_unusable") == 1
+    assert (node.storing.lacking, node.storing.standing().unread) == (0, 0)
+    store.perform(A, store.nodes[A].storing.write(
+        "gone", Kind.FILES, None, 0, WallTime(2.0), store.now, replaces=True
+    ))  # fmt: skip
+    store.run(70)
+    assert store.copies(gone) == [0] * 3
+
+
+def test_a_reader_who_gives_up_ends_no_search_of_the_nodes_own() -> None:
+    store = Store(2)
+    store.nodes[A].refuses = True
+    store.publish(A, "plays", contents(5))
+    storing = store.nodes[B].storing
+    store.run(2000, step_s=30.0)
+    (record,) = [entry.record for entry in storing.register.living()]
+    wanted = ObjectHash(record.manifest)
+    store.perform(B, storing.read(wanted, record.size, store.now))
+    store.perform(B, storing.read_no_more(wanted))
+    store.nodes[A].refuses = False
+    store.run(150)
+    assert (storing.lacking, storing.standing().unread) == (0, 0)
+
+
 def test_what_was_removed_is_not_fetched_any_more() -> None:
     store = Store(2)
     store.nodes[A].refuses = True
@@ -186,6 +221,18 @@ def test_what_is_read_once_takes_no_more_room_than_a_little(
     assert len(reader.told) == 40
     assert 1000 <= reader.storing.used <= 2000
     assert store.copies(manifest) >= [2] * 40
+
+
+def test_who_has_no_room_keeps_what_it_put_until_enough_others_have_it() -> None:
+    store = Store(1, keep_s=0.0)
+    writer = store.add(D, capacity=0)
+    manifest = store.publish(D, "plays", contents(5), replicas=2)
+    store.run(120)
+    assert store.copies(manifest) == [2] * 5, "one disk would not do"
+    store.add(B)
+    store.run(120)
+    assert store.copies(manifest) == [2] * 5
+    assert not writer.storing.catalog.surplus()
 
 
 def test_what_has_its_name_still_to_come_is_not_dropped_for_want_of_room() -> None:

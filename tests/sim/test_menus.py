@@ -12,7 +12,7 @@ from peerlm.sim.menus import FAULTS, NODES, Trouble, live_through
 from peerlm.sim.world import World
 from peerlm.swarm.sampler import MAKERS
 
-FIRST, ALL = 80, 500
+FIRST, ALL = 100, 500
 """Seeds of every run, in which every fault comes six times or more, and those of the slow ones too. Ten thousand:
 `python -m bench.faults`."""
 

@@ -1,0 +1,170 @@
+"""A corpus that the swarm makes: begun here, and waited for.
+
+What is to be made goes into the store as a job (`data.jobs`); whoever can read its source takes part (`node.jobs`). Here it is
+only watched, so this process may end, and another wait for the same job.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from peerlm.cli import words
+from peerlm.cli.desk_here import Tell, progress
+from peerlm.errors import ConfigError, StateError
+from peerlm.store.disk import Layout
+from peerlm.store.manifest import JOB_PREFIX, NAME, Kind, Manifest
+from peerlm.types import ObjectHash, printable
+
+if TYPE_CHECKING:
+    from peerlm.daemon.desk_client import Client
+    from peerlm.data.prepared import Job
+
+LOOK_S = 0.5
+
+ALONE_S = 4.0
+"""Nodes have said why they cannot work on it, and no other has been looking into it for so long."""
+
+NOBODY_S = 30.0
+"""No node has looked into it for so long."""
+
+SHOWN = 4
+"""Nodes whose shares are shown."""
+
+
+def shared(desk: Client, layout: Layout, url: str, name: str) -> Shared | None:
+    """The way by the swarm; None: nobody else can read `url`."""
+    from peerlm.data import jobs
+
+    if not jobs.is_of_network(url):
+        url = str(Path(url).absolute())
+        try:
+            jobs.require_may_read(url, _folders(layout), "URL")
+        except ConfigError:
+            return None
+    if not NAME.fullmatch(JOB_PREFIX + name):
+        raise ConfigError(
+            f"{name!r} is too long for what is made together; choose a shorter --name"
+        )
+    return Shared(desk, url, name)
+
+
+def _folders(layout: Layout) -> list[str]:
+    from peerlm import config
+    from peerlm.config import NodeSettings
+
+    path = layout.node_settings
+    if not path.exists():
+        return []
+    settings = config.read_toml(NodeSettings, path.read_text(encoding="utf-8"), str(path))
+    return [folder for folder in settings.store.folders.split(":") if folder]
+
+
+class Shared:
+    """One corpus on its way. `url`: as other nodes read it."""
+
+    def __init__(self, desk: Client, url: str, name: str) -> None:
+        self._desk, self.url, self._name = desk, url, name
+        self.job_name = JOB_PREFIX + name
+        self._sizes: list[int] = []
+        """Bytes of the source that each task stands for."""
+        record = self._record(self.job_name)
+        self.is_under_way = record is not None
+        self.about = record["about"] if record else ""
+        self._before = self._record(name)
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        return next((one for one in self._desk.names() if one["name"] == name), None)
+
+    def begin(self, job: Job, replicas: int, about: str, *, replaces: bool) -> None:
+        """Give it to the swarm. Raises: ConfigError, StateError."""
+        from peerlm.data import jobs
+        from peerlm.store.manifest import CHUNK_BYTES, Chunk, of_files
+
+        files = [(jobs.JOB_FILE, jobs.encode(job))]
+        files += [(jobs.TOKENIZER_FILE, job.tokenizer)] if job.tokenizer is not None else []
+        listed = []
+        for path, data in files:
+            parts = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
+            listed.append((path, [Chunk(self._desk.put(part), len(part)) for part in parts]))
+        meta = {"tasks": len(job.tasks), "replaces": replaces}
+        manifest = of_files(Kind.JOB, listed, meta)
+        options = {"replicas": replicas, "about": about, "replaces": False}
+        self._desk.publish(self.job_name, manifest, **options)
+        self._know(job)
+
+    def _know(self, job: Job) -> None:
+        from peerlm.data.prepared import stored_bytes
+
+        self._sizes = [stored_bytes(job, number) for number in range(len(job.tasks))]
+
+    def wait(self) -> tuple[dict[str, Any], Manifest]:
+        """Until it has its name. Raises: ConfigError, no node can; StateError, it was removed, or nobody begins."""
+        click.echo(
+            f"{self.job_name}: all nodes that can read {printable(self.url)} make it, also without this command; "
+            f"`peerlm data rm {self.job_name}` ends it",
+            err=True,
+        )
+        try:
+            with progress(f"{self._name}: tokens", in_bytes=True) as tell:
+                self._watch(tell, time.monotonic, time.sleep)
+        except KeyboardInterrupt:
+            click.echo(f"{self.job_name} goes on; the same command waits for it again", err=True)
+            raise
+        record = self._record(self._name)
+        if record is None or record == self._before:
+            raise StateError(f"{self.job_name} was removed before it was done")
+        return record, self._desk.manifest(self._name)
+
+    def _watch(
+        self, tell: Tell, clock: Callable[[], float], sleep: Callable[[float], object]
+    ) -> None:
+        last_made = clock()
+        while self._record(self.job_name) is not None:
+            found = next(iter(self._desk.jobs(self.job_name)), None)
+            if found is not None:
+                if found["makers"] or found["preparing"]:
+                    last_made = clock()
+                else:
+                    self._give_up_if(found["troubles"], clock() - last_made)
+                self._tell(tell, found)
+            sleep(LOOK_S)
+
+    def _give_up_if(self, troubles: dict[str, str], idle_s: float) -> None:
+        """End a job that no node can do."""
+        if troubles and idle_s > ALONE_S:
+            self._desk.remove(self.job_name)
+            why = troubles.get(self._desk.status()["node"]) or next(iter(troubles.values()))
+            raise ConfigError(f"no node can make {self._name}: {why}")
+        if idle_s > NOBODY_S:
+            self._desk.remove(self.job_name)
+            raise StateError(
+                f"no node has begun to make {self._name}: see store.preprocess in node.toml; --here makes it here"
+            )
+
+    def _tell(self, tell: Tell, found: dict[str, Any]) -> None:
+        if not self._sizes:
+            from peerlm.cli.data_work import read_job
+
+            job_hash = ObjectHash(bytes.fromhex(found["manifest"]))
+            self._know(read_job(self._desk, self.job_name, job_hash))
+        bits = b"".join(self._desk.done(self.job_name))
+        done = sum(
+            size
+            for at, size in enumerate(self._sizes)
+            if at // 8 < len(bits) and bits[at // 8] & 0x80 >> at % 8
+        )
+        tell(done, sum(self._sizes) or None, line_of(found))
+
+
+def line_of(found: dict[str, Any]) -> str:
+    """How far a job is: its tasks and tokens, and who made how many."""
+    shares = sorted(found["made_by"].items(), key=lambda item: -item[1])
+    told = ", ".join(f"{peer[:8]} {count}" for peer, count in shares[:SHOWN])
+    more = f", {len(shares) - SHOWN} more" if len(shares) > SHOWN else ""
+    of = f"{found['done']} of {words.some(found['tasks'], 'task')}"
+    return f"{of}, {words.count(found['tokens'])} tokens" + (f" ({told}{more})" if told else "")

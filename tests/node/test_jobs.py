@@ -1,0 +1,472 @@
+"""A corpus made by several nodes: one manifest, whoever does what, dies, comes late or lies."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from blake3 import blake3
+from store_scene import peer_of, sign
+
+from peerlm import effects as fx
+from peerlm.effects import Effect
+from peerlm.events import ManifestRead
+from peerlm.node.dealing import MAKERS_MAX, PAGE_TASKS, SHARDS_MAX, STRAGGLER_S, Deal
+from peerlm.node.jobs import GONE_S, RETRY_S, TURN_S, Jobs
+from peerlm.node.survey import Survey
+from peerlm.store.manifest import Kind
+from peerlm.store.names import Names
+from peerlm.types import Instant, ObjectHash, PeerId, WallTime
+from peerlm.wire.message import JobAsk, JobNews, JobResult, JobShard, Message, NameRecord
+
+JOB = ObjectHash(b"j" * 32)
+STEP_S = 0.25
+
+
+def shards_of(task: int) -> tuple[JobShard, ...]:
+    """What a task becomes, whoever makes it: up to two shards."""
+    return tuple(
+        JobShard(blake3(f"{task}/{i}".encode()).digest(), 1000 + task, 500 + i)
+        for i in range(task % 3)
+    )
+
+
+@dataclass
+class Node:
+    jobs: Jobs
+    names: Names
+    disk: set[ObjectHash] = field(default_factory=set)
+    is_up: bool = True
+    has_process: bool = True
+    lies: bool = False
+    """It makes nothing, and says that it did; it also says that it has every chunk."""
+    at: tuple[ObjectHash, int, float] | None = None
+    """The task that its process is at, and until when."""
+    made: list[int] = field(default_factory=list)
+    logs: list[str] = field(default_factory=list)
+
+
+class Swarm:
+    """Nodes, a clock, names that all hear at once, and processes that need some time for each task."""
+
+    def __init__(self, count: int, tasks: int = 60, seed: int = 1, task_s: float = 0.5) -> None:
+        self.rng, self.now, self.tasks, self.task_s = (
+            random.Random(seed),
+            Instant(0.0),
+            tasks,
+            task_s,
+        )
+        self.nodes: dict[PeerId, Node] = {}
+        self.queue: list[tuple[PeerId, PeerId, Message]] = []
+        self.records: list[NameRecord] = []
+        self.corpora: list[ObjectHash] = []
+        self.messages = 0
+        for number in range(1, count + 1):
+            self.add(peer_of(number))
+
+    def add(self, peer: PeerId) -> Node:
+        names = Names()
+        disk: set[ObjectHash] = set()
+        living = lambda: [e for e in names if e.record.manifest]  # noqa: E731
+
+        def write(
+            name: str, kind: Kind, manifest: ObjectHash | None, size: int, wall: WallTime,
+            now: Instant, *, replicas: int = 3, about: str = "", replaces: bool = False,
+        ) -> list[Effect]:  # fmt: skip
+            lamport = names.next_lamport()
+            self.tell_name(NameRecord(
+                name, kind, manifest or b"", size, lamport, peer, wall, replicas, False, about
+            ))  # fmt: skip
+            if kind == Kind.CORPUS and manifest:
+                self.corpora.append(manifest)
+            return []
+
+        jobs = Jobs(
+            peer, may_make=True, names=living, has=disk.__contains__,
+            survey=lambda hashes, _: (self.survey(list(hashes)), []), write=write,
+            rng=random.Random(self.rng.random()), now=self.now,
+        )  # fmt: skip
+        self.nodes[peer] = Node(jobs, names, disk)
+        for record in self.records:
+            names.merge(record, sign(record))
+        self.know(peer)
+        self.look_around()
+        return self.nodes[peer]
+
+    def survey(self, hashes: list[ObjectHash]) -> Survey:
+        survey = Survey(0, hashes, (), ())
+        up = [node for node in self.nodes.values() if node.is_up]
+        survey.counts = [sum(h in node.disk for node in up) for h in hashes]
+        return survey
+
+    def tell_name(self, record: NameRecord) -> None:
+        self.records.append(record)
+        for node in self.nodes.values():
+            node.names.merge(record, sign(record))
+
+    def add_job(self, name: str = "job-plays") -> None:
+        self.tell_name(NameRecord(name, Kind.JOB, JOB, 9, 1, peer_of(1), 1.0, 2, False, "there"))
+        for peer in self.nodes:
+            self.know(peer)
+
+    def know(self, peer: PeerId) -> None:
+        node = self.nodes[peer]
+        if any(e.record.manifest == JOB for e in node.names):
+            self.perform(peer, node.jobs.read(ManifestRead(JOB, (), tasks=self.tasks), self.now))
+
+    def look_around(self) -> None:
+        up = frozenset(peer for peer, node in self.nodes.items() if node.is_up)
+        for peer in sorted(up):
+            self.perform(peer, self.nodes[peer].jobs.nodes_are(up, self.now))
+
+    def kill(self, peer: PeerId) -> None:
+        self.nodes[peer].is_up = False
+        self.look_around()
+
+    # ------------------------------------------------------------------------------------ time
+
+    def run(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self.now < until:
+            self.step()
+
+    def run_to_end(self, limit_s: float = 600.0) -> None:
+        while any(self.up(peer).jobs.standing() for peer in self.nodes if self.nodes[peer].is_up):
+            assert self.now < limit_s, [n.jobs.standing() for n in self.nodes.values()]
+            self.step()
+
+    def up(self, peer: PeerId) -> Node:
+        assert self.nodes[peer].is_up
+        return self.nodes[peer]
+
+    def step(self) -> None:
+        self.now = Instant(self.now + STEP_S)
+        for peer, node in list(self.nodes.items()):
+            if node.is_up:
+                if node.has_process:
+                    self.work(peer, node)
+                self.perform(peer, [*node.jobs.follow(self.now), *node.jobs.wake(self.now)])
+        while self.queue:
+            sender, to, message = self.queue.pop(0)
+            if self.nodes[to].is_up:
+                self.messages += 1
+                self.perform(to, self.nodes[to].jobs.received(sender, message, self.now))
+        for node in self.nodes.values():
+            node.jobs.check()
+
+    def work(self, peer: PeerId, node: Node) -> None:
+        """Its process: one task at a time."""
+        if node.at is not None:
+            job, task, until = node.at
+            if self.now < until:
+                return
+            node.at = None
+            if not node.lies:
+                node.disk.update(ObjectHash(s.hash) for s in shards_of(task))
+                node.made.append(task)
+            node.jobs.made(job, task, 1, shards_of(task), self.now)
+        job_hash = node.jobs.choose(self.now)
+        if job_hash is None:
+            return
+        match node.jobs.next(job_hash, self.now):
+            case int() as task:
+                node.at = (job_hash, task, self.now + self.task_s * self.rng.uniform(0.5, 1.5))
+            case "finish":
+                rows = [s.hash for r in node.jobs.rows(job_hash) for s in r.shards]
+                manifest = ObjectHash(blake3(b"".join(rows)).digest())
+                wall = WallTime(1.0 + self.now)
+                self.perform(peer, node.jobs.publish(job_hash, manifest, 5, wall, self.now))
+
+    def perform(self, peer: PeerId, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case fx.Send():
+                    self.queue.append((peer, effect.peer, effect.message))
+                case fx.Log():
+                    self.nodes[peer].logs.append(effect.event)
+                case fx.MakeShards():
+                    pass
+                case _:
+                    raise AssertionError(effect)
+
+    def all_made(self) -> list[int]:
+        return [task for node in self.nodes.values() for task in node.made]
+
+    def living(self) -> list[str]:
+        names = next(iter(self.nodes.values())).names
+        return [e.record.name for e in names if e.record.manifest]
+
+
+def expected(tasks: int = 60) -> ObjectHash:
+    hashes = b"".join(s.hash for task in range(tasks) for s in shards_of(task))
+    return ObjectHash(blake3(hashes).digest())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_any_number_of_nodes_makes_the_same_corpus(count: int) -> None:
+    swarm = Swarm(count)
+    swarm.add_job()
+    swarm.run_to_end()
+    assert set(swarm.corpora) == {expected()}
+    assert swarm.living() == ["plays"]
+    made = swarm.all_made()
+    assert sorted(set(made)) == list(range(60))
+    assert len(made) <= 60 + 2, "hardly anything is made twice"
+    assert all(node.made for node in swarm.nodes.values()), "all take part"
+
+
+def test_five_need_a_third_of_the_time() -> None:
+    one, five = Swarm(1), Swarm(5)
+    for swarm in (one, five):
+        swarm.add_job()
+        swarm.run_to_end()
+    assert five.now < one.now / 3
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whoever_dies_whenever_the_corpus_is_the_same(seed: int) -> None:
+    rng = random.Random(seed)
+    swarm = Swarm(5, seed=seed)
+    swarm.add_job()
+    doomed = rng.sample(list(swarm.nodes), rng.randint(1, 4))
+    for peer in doomed:
+        swarm.run(rng.uniform(0, 6))
+        if swarm.nodes[peer].jobs.standing():
+            swarm.kill(peer)
+    swarm.run_to_end()
+    assert set(swarm.corpora) == {expected()}
+    there = [node.disk for node in swarm.nodes.values() if node.is_up]
+    assert all(any(s.hash in d for d in there) for task in range(60) for s in shards_of(task))
+
+
+def test_what_a_dead_one_made_is_made_again() -> None:
+    swarm = Swarm(3)
+    swarm.add_job()
+    swarm.run(5)
+    dead = peer_of(2)
+    gone = list(swarm.nodes[dead].made)
+    assert gone
+    swarm.kill(dead)
+    swarm.run_to_end()
+    assert set(swarm.corpora) == {expected()}
+    again = [t for peer, node in swarm.nodes.items() if peer != dead for t in node.made]
+    assert {task for task in gone if shards_of(task)} <= set(again)
+
+
+def test_a_daemon_that_starts_again_hears_from_others_what_it_made_before() -> None:
+    swarm = Swarm(2)
+    swarm.add_job()
+    swarm.run(8)
+    peer = peer_of(2)
+    before = swarm.nodes[peer]
+    swarm.kill(peer)
+    swarm.run(GONE_S + 1)
+    again = swarm.add(peer)
+    again.disk.update(before.disk)
+    swarm.run(1)
+    assert again.jobs.standing()[0]["made_by"][peer.hex()] >= len(before.made) - 2
+    swarm.run_to_end()
+    assert set(swarm.corpora) == {expected()}
+
+
+def test_one_who_is_back_soon_has_lost_nothing() -> None:
+    swarm = Swarm(3)
+    swarm.add_job()
+    swarm.run(5)
+    peer = peer_of(2)
+    swarm.kill(peer)
+    swarm.run(GONE_S / 2)
+    swarm.nodes[peer].is_up = True
+    swarm.look_around()
+    swarm.run_to_end()
+    assert set(swarm.corpora) == {expected()}
+    assert len(swarm.all_made()) <= 60 + 3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_chunks_that_do_not_exist_are_found_out_before_the_corpus_has_its_name(seed: int) -> None:
+    swarm = Swarm(4, seed=seed)
+    swarm.nodes[peer_of(3)].lies = True
+    swarm.add_job()
+    swarm.run(4)
+    assert swarm.nodes[peer_of(1)].jobs.standing()[0]["made_by"][peer_of(3).hex()]
+    swarm.run_to_end()
+    assert set(swarm.corpora) == {expected()}
+    disks = [node.disk for node in swarm.nodes.values()]
+    hashes = [s.hash for task in range(60) for s in shards_of(task)]
+    assert all(any(h in disk for disk in disks) for h in hashes)
+
+
+def test_who_comes_late_takes_part_and_hears_what_is_done() -> None:
+    swarm = Swarm(2)
+    swarm.add_job()
+    swarm.run(6)
+    late = swarm.add(peer_of(9))
+    swarm.run(1)
+    assert late.jobs.standing()[0]["done"] > 10
+    swarm.run_to_end()
+    assert late.made
+    assert set(swarm.corpora) == {expected()}
+
+
+def test_one_whose_process_ends_in_the_middle_leaves_its_tasks_to_others() -> None:
+    swarm = Swarm(2, task_s=2.0)
+    swarm.add_job()
+    swarm.run(3)
+    node = swarm.nodes[peer_of(2)]
+    node.has_process, node.at = False, None
+    swarm.perform(peer_of(2), node.jobs.connected(swarm.now, is_there=False))
+    swarm.run(1)
+    assert swarm.nodes[peer_of(1)].jobs.standing()[0]["makers"] == [peer_of(1).hex()]
+    swarm.run_to_end()
+    assert set(swarm.corpora) == {expected()}
+
+
+def test_who_cannot_read_the_source_says_so_once_and_tries_again_later() -> None:
+    swarm = Swarm(2)
+    node = swarm.nodes[peer_of(2)]
+    node.has_process = False
+    swarm.add_job()
+    swarm.perform(peer_of(2), node.jobs.failed(JOB, "no such bucket", swarm.now))
+    swarm.run(1)
+    shown = swarm.nodes[peer_of(1)].jobs.standing()[0]
+    assert shown["troubles"] == {peer_of(2).hex(): "no such bucket"}
+    assert node.logs == ["job_refused"]
+    assert node.jobs.choose(swarm.now) is None
+    assert node.jobs.choose(Instant(swarm.now + RETRY_S)) == JOB
+
+
+def test_the_next_names_the_corpus_if_the_first_does_not() -> None:
+    swarm = Swarm(3)
+    swarm.add_job()
+    while not any(job["done"] == 60 for n in swarm.nodes.values() for job in n.jobs.standing()):
+        swarm.step()
+    for _ in range(2):  # the processes of whoever is ready end just then
+        while not any(
+            n.has_process and n.jobs._jobs[JOB].stage == "ready" for n in swarm.nodes.values()
+        ):
+            for node in swarm.nodes.values():
+                if node.at is None and node.jobs._jobs[JOB].deal.is_complete:
+                    node.jobs.next(JOB, swarm.now)
+            swarm.now = Instant(swarm.now + STEP_S)
+            for peer, node in swarm.nodes.items():
+                swarm.perform(peer, node.jobs.wake(swarm.now))
+            while swarm.queue:
+                sender, to, message = swarm.queue.pop(0)
+                swarm.perform(to, swarm.nodes[to].jobs.received(sender, message, swarm.now))
+        first = next(
+            n for n in swarm.nodes.values() if n.jobs._jobs[JOB].stage == "ready" and n.has_process
+        )
+        first.has_process = False
+    swarm.run(3 * TURN_S)
+    assert set(swarm.corpora) == {expected()}
+
+
+def test_a_job_that_is_removed_is_over_everywhere() -> None:
+    swarm = Swarm(2)
+    swarm.add_job()
+    swarm.run(2)
+    swarm.tell_name(NameRecord("job-plays", Kind.JOB, b"", 0, 2, peer_of(1), 2.0, 2, False, ""))
+    swarm.run(1)
+    assert swarm.corpora == []
+    for node in swarm.nodes.values():
+        assert node.jobs.standing() == []
+        assert node.jobs.next(JOB, swarm.now) == "over"
+        assert not node.jobs.made(JOB, 1, 1, shards_of(1), swarm.now)
+
+
+def test_makers_are_asked_first_for_the_corpus_chunks() -> None:
+    swarm = Swarm(2)
+    swarm.add_job()
+    swarm.run_to_end()
+    by = {
+        s.hash: peer for peer, node in swarm.nodes.items() for t in node.made for s in shards_of(t)
+    }
+    for me, node in swarm.nodes.items():
+        theirs = [ObjectHash(h) for h, maker in by.items() if maker != me]
+        hinted = [node.jobs.makers_of(h) for h in theirs]
+        assert hinted.count(()) <= 2
+        assert not any(me in peers for peers in hinted)
+
+
+# ------------------------------------------------------------------------------ one node's ledger
+
+
+SOMEBODY = peer_of(7)
+
+
+def result(task: int, maker: PeerId = SOMEBODY) -> JobResult:
+    return JobResult(task, maker, 1, shards_of(task))
+
+
+def test_results_in_any_order_give_the_same() -> None:
+    found = [result(task, peer_of(maker)) for task in range(20) for maker in (1, 2)]
+    deals = []
+    for seed in range(3):
+        deal = Deal(JOB, 20, peer_of(9))
+        for one in random.Random(seed).sample(found, len(found)):
+            deal.add(one, lambda _: True)
+        deal.check()
+        deals.append([deal.done[task].shards for task in range(20)])
+    assert deals[0] == deals[1] == deals[2]
+
+
+def test_what_peers_say_is_bounded() -> None:
+    deal = Deal(JOB, 10, peer_of(9))
+    assert not deal.add(result(10), lambda _: True)
+    for maker in range(1, 40):
+        deal.add(result(2, peer_of(maker)), lambda _: False)
+    assert len(deal._results[2]) == MAKERS_MAX
+    assert deal.add(result(2, peer_of(77)), lambda r: r.maker == peer_of(77))
+    assert 2 in deal.done
+    deal._shards = SHARDS_MAX
+    assert not deal.add(result(1), lambda _: True)
+    deal.claim(peer_of(1), [5, 10, 999_999], Instant(0.0))
+    assert set(deal._claims) == {5}
+    assert deal.compared(0, b"\xff" * 4096) == ([], True)
+
+
+def test_bitmaps_say_what_another_lacks() -> None:
+    tasks = PAGE_TASKS + 9
+    mine, theirs = Deal(JOB, tasks, peer_of(1)), Deal(JOB, tasks, peer_of(2))
+    for task in (0, 7, PAGE_TASKS - 1, PAGE_TASKS, PAGE_TASKS + 8):
+        mine.add(result(task), lambda _: True)
+    theirs.add(result(7), lambda _: True)
+    theirs.add(result(3), lambda _: True)
+    lacking, is_behind = mine.compared(0, theirs.bitmap(0))
+    assert ([r.task for r in lacking], is_behind) == ([0, PAGE_TASKS - 1], True)
+    lacking, is_behind = mine.compared(PAGE_TASKS, theirs.bitmap(PAGE_TASKS))
+    assert ([r.task for r in lacking], is_behind) == ([PAGE_TASKS, PAGE_TASKS + 8], False)
+
+
+def test_what_another_is_at_is_begun_again_only_when_that_takes_very_long() -> None:
+    deal = Deal(JOB, 1, peer_of(1))
+    deal.claim(peer_of(2), [0], Instant(0.0))
+    makers = [peer_of(1), peer_of(2)]
+    assert deal.next(makers, Instant(10.0)) is None
+    assert deal.next(makers, Instant(STRAGGLER_S)) == 0
+    assert deal.next(makers, Instant(STRAGGLER_S + 1)) is None, "this node is at it now"
+
+
+def test_own_work_is_believed_before_what_others_say_of_it() -> None:
+    deal = Deal(JOB, 2, peer_of(1))
+    forged = JobResult(1, peer_of(2), 1, (JobShard(b"f" * 32, 1, 1),))
+    deal.add(forged, lambda _: True)
+    deal.made(result(1, peer_of(1)))
+    assert deal.done[1].shards == shards_of(1)
+    assert not deal.add(forged, lambda _: True)
+    deal.check()
+
+
+def test_a_message_of_a_stranger_or_beyond_the_job_changes_nothing() -> None:
+    swarm = Swarm(2)
+    swarm.add_job()
+    jobs = swarm.nodes[peer_of(1)].jobs
+    news = JobNews(JOB, True, "", (1,), (result(1, peer_of(7)),))
+    assert jobs.received(peer_of(7), news, swarm.now) == []
+    assert jobs.standing()[0]["done"] == 0
+    far = JobAsk(JOB, PAGE_TASKS, b"\x00", False)
+    assert jobs.received(peer_of(2), far, swarm.now) == []
+    odd = JobAsk(JOB, 3, b"\x00", False)
+    assert jobs.received(peer_of(2), odd, swarm.now) == []
