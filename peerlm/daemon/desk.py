@@ -117,6 +117,8 @@ class Desk:
         self._surveys: dict[int, asyncio.Future[None]] = {}
         self._checkpoints: list[asyncio.Future[str]] = []
         """Those that wait for the next."""
+        self._reading = asyncio.Lock()
+        """One manifest after the other: a large one takes ten times its size of memory while it is read."""
         self._makers = 0
         """Processes that make shards."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -167,12 +169,14 @@ class Desk:
 
     async def _read_manifest(self, manifest: ObjectHash) -> None:
         try:
-            encoded: bytes = await self._on_pool(self._objects.read_verified, manifest)
+            async with self._reading:
+                encoded: bytes = await self._on_pool(self._objects.read_verified, manifest)
         except (StateError, ChunkCorrupt) as error:
             self._post(events.ManifestRead(manifest, (), str(error)))
             return
         try:
-            found: Manifest = await self._on_pool(read_manifest, encoded)
+            async with self._reading:
+                found: Manifest = await self._on_pool(read_manifest, encoded)
         except ChunkCorrupt as error:
             self._post(events.ManifestRead(manifest, (), str(error), is_wrong=True))
             return

@@ -27,6 +27,9 @@ GIVEN_MAX = 64
 
 KINDS = frozenset(Kind)
 
+LAMPORT_MAX = 2**62
+"""Of `NameRecord`: who hears of a larger one takes it for nonsense."""
+
 Author = Callable[[Named], PeerId]
 """Who has signed it and may write names. Raises `AuthError`."""
 
@@ -88,12 +91,18 @@ class Register:
                 f"the name {name} is taken (a {known.record.kind}, by node {short(known.record.writer)}); choose another "
                 f"with --name, or remove it first: peerlm data rm {name}"
             )
+        lamport = self.names.next_lamport(name)
+        if lamport > LAMPORT_MAX:
+            raise StateError(
+                f"the name {name} cannot be written any more: node {short(known.record.writer if known else self._me)} has "
+                "given it the largest number that there is; choose another with --name"
+            )
         record = NameRecord(
             name=name,
             kind=kind,
             manifest=manifest or b"",
             size=size,
-            lamport=self.names.next_lamport(),
+            lamport=lamport,
             writer=self._me,
             wall=wall,
             replicas=replicas,
@@ -201,6 +210,14 @@ class Register:
     def living(self) -> list[Entry]:
         """Names that stand for something."""
         return [entry for entry in self.names if entry.record.manifest]
+
+    def records_of(self, manifest: ObjectHash) -> list[NameRecord]:
+        """Of the names that stand for it."""
+        return [entry.record for entry in self.names if entry.record.manifest == manifest]
+
+    def replicas_of(self, manifest: ObjectHash) -> int:
+        """In how many its chunks are wanted; 0: no name stands for it."""
+        return max((record.replicas for record in self.records_of(manifest)), default=0)
 
 
 def read_kept(data: bytes) -> tuple[list[str], list[tuple[PeerId, int, str]]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from math import inf
 
 from peerlm.config import StoreSection
 from peerlm.effects import (
@@ -38,12 +39,13 @@ from peerlm.events import (
 from peerlm.node.ceiling import Ceiling
 from peerlm.node.keepers import Keepers
 from peerlm.node.leftovers import Leftovers
+from peerlm.node.makers import Makers
 from peerlm.node.proofs import Proofs
 from peerlm.node.pulls import Pulls
 from peerlm.node.register import Author, Register, Spread, as_kept, read_kept
 from peerlm.node.stored import Offer, Standing, Stored
 from peerlm.node.survey import Survey, bits_of
-from peerlm.store.catalog import Catalog, StoreNode
+from peerlm.store.catalog import CHUNKS_MAX, Catalog, StoreNode
 from peerlm.store.manifest import Chunk, Kind
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime, after, short
 from peerlm.wire.message import (
@@ -71,6 +73,9 @@ UNFOUND = 32
 AGAIN_S = 60.0
 """Then it has its own, no more often."""
 
+FEW_NAMES, FOLLOW_S = 256, 1.0
+"""With more names than these, what follows from those heard of is seen to no more often: it takes a look at all."""
+
 MANIFESTS_BYTES = 256 << 20
 """Manifests may take so much more than is offered: a node that could not read them would not know what may go."""
 
@@ -82,8 +87,7 @@ SWEEP_S = 30.0
 
 DROPPED_AT_ONCE = 1024
 
-FRESH_S = 1800.0
-"""The writer of a name is asked first for its chunks so long after the name was heard of."""
+NEVER = Instant(inf)
 
 
 class Storing:
@@ -127,19 +131,19 @@ class Storing:
         self._nowhere: dict[ObjectHash, None] = {}
         """What nobody has, but for what is asked for again and again."""
         self._again_at = now
+        self._passed_over: set[ObjectHash] = set()
+        """Manifests that list more chunks than can be known."""
+        self._followed_at, self._follow_at = now, NEVER
         self._named = 0
         """Manifests that living names stand for."""
-        self._fresh: dict[
-            ObjectHash, tuple[tuple[PeerId, ...], Instant, frozenset[ObjectHash]]
-        ] = {}
+        self._fresh = Makers(me)
         self._surveys: list[Survey] = []
         self._dropping: Survey | None = None
         self._leftovers = Leftovers(settings.keep_s)
         self._next_number = 0
         self._proofs = Proofs(self.catalog, rng, now)
         self._ceiling = Ceiling(settings.repair_bytes_s, now)
-        self._is_full = False
-        self._hurry = False
+        self._is_full = self._hurry = False
         self._saved, self._save_at = (0, 0), now
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
         self._used = 0
@@ -211,28 +215,34 @@ class Storing:
     ) -> list[Effect]:
         """Give a name to a manifest that is here, or remove the name (None). Raises `StateError`."""
         told = self.register.write(
-            name,
-            kind,
-            manifest,
-            size,
-            wall,
-            now,
-            replicas=replicas,
-            is_pinned=is_pinned,
-            about=about,
-            replaces=replaces,
-        )
+            name, kind, manifest, size, wall, now,
+            replicas=replicas, is_pinned=is_pinned, about=about, replaces=replaces,
+        )  # fmt: skip
         self._save_at = now  # a person waits for it
         return [*self._save(now), *told, *self._follow_names(now), *self._look(now)]
 
     def hear(self, proof: Named, teller: PeerId | None, now: Instant) -> list[Effect]:
-        record, effects = self.register.hear(proof, teller, now)
-        if record is None:
-            return effects
-        return [*self._save(now), *effects, *self._follow_names(now)]
+        return self._hear_all(teller, (proof,), now)
+
+    def _hear_all(
+        self, teller: PeerId | None, names: Iterable[Named], now: Instant
+    ) -> list[Effect]:
+        heard = [self.register.hear(proof, teller, now) for proof in names]
+        if all(record is None for record, _ in heard):
+            return []
+        told = [effect for _, effects in heard for effect in effects]
+        return [*self._save(now), *told, *self._follow_soon(now)]
+
+    def _follow_soon(self, now: Instant) -> list[Effect]:
+        due = after(self._followed_at, FOLLOW_S)
+        if len(self.register.names) <= FEW_NAMES or due <= now:
+            return self._follow_names(now)
+        self._follow_at = due
+        return []
 
     def _follow_names(self, now: Instant) -> list[Effect]:
         """Know what living names stand for, and nothing else."""
+        self._followed_at, self._follow_at = now, NEVER
         living: dict[ObjectHash, NameRecord] = {}
         for entry in self.register.living():
             manifest, record = ObjectHash(entry.record.manifest), entry.record
@@ -243,18 +253,20 @@ class Storing:
         for manifest in self.catalog.manifests - living.keys():
             self._forget(manifest)
             self._sweep_at = now
+        self._passed_over &= living.keys()
         self._lacked = {h: size for h, size in self._lacked.items() if h in living}
         effects = self._pulls.forget([h for h in self._pulls.wanted if not self._is_needed(h)])
         for manifest, record in living.items():
             if self._replicas.get(manifest) == record.replicas or manifest in self._reading:
+                continue
+            if manifest in self._passed_over:
                 continue
             if manifest in self.here:
                 self._reading.add(manifest)
                 effects.append(ReadManifest(manifest))
             elif self.capacity and manifest not in self._lacked:
                 self._lacked[manifest] = record.size
-                writer = PeerId(record.writer)
-                self._fresh[manifest] = ((writer,), now, frozenset((manifest,)))
+                self._fresh.heard(manifest, (PeerId(record.writer),), (manifest,), now)
         return [*effects, *self._look(now)] if self._lacked else effects
 
     def _is_needed(self, object_hash: ObjectHash) -> bool:
@@ -266,39 +278,34 @@ class Storing:
         """No name stands for it any more: what is in no other manifest may go at once."""
         loose = set(self.catalog.unreferenced())
         self.catalog.forget(manifest)
+        self._passed_over.clear()  # there is room for others
         del self._replicas[manifest]
-        self._fresh.pop(manifest, None)
+        self._fresh.forget(manifest)
         removed = set(self.catalog.unreferenced()) - loose
         self._leftovers.nameless((manifest, *removed))
-
-    def _records_of(self, manifest: ObjectHash) -> list[NameRecord]:
-        entries = self.register.living()
-        return [entry.record for entry in entries if entry.record.manifest == manifest]
-
-    def _wanted_in(self, manifest: ObjectHash) -> int:
-        """Replicas of its chunks, by the names that stand for it; 0: none does."""
-        return max((record.replicas for record in self._records_of(manifest)), default=0)
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
         told: list[Effect] = []
         if event.reason:
             told = [Log("warning", "manifest_unusable", (("why", event.reason),))]
-        if (
-            event.reason and not event.is_wrong
-        ):  # what is wrong is known from here on, and has no chunks
-            return [*told, *self.lost(ObjectLost(event.manifest, event.reason), now)]
-        replicas = self._wanted_in(event.manifest)
+            if not event.is_wrong:  # what is wrong is known from here on, and has no chunks
+                return [*told, *self.lost(ObjectLost(event.manifest, event.reason), now)]
+        replicas = self.register.replicas_of(event.manifest)
         if not replicas:
             return []
+        if len(event.chunks) + self.catalog.rows > CHUNKS_MAX:
+            fields = (("manifest", short(event.manifest)), ("chunks", len(event.chunks)))
+            self._passed_over.add(event.manifest)
+            return [Log("warning", "too_many_chunks", fields)]
         chunks = [Chunk(*chunk) for chunk in event.chunks]
         self.catalog.know(event.manifest, chunks, replicas)
         is_new = event.manifest not in self._replicas
         self._replicas[event.manifest] = replicas
-        writer = PeerId(self._records_of(event.manifest)[0].writer)
-        makers = tuple(p for p in dict.fromkeys((writer, *event.makers)) if p != self._me)
-        if is_new and makers:
-            self._fresh[event.manifest] = (makers, now, frozenset(c.hash for c in chunks))
+        writer = PeerId(self.register.records_of(event.manifest)[0].writer)
+        if is_new:
+            makers = (writer, *event.makers)
+            self._fresh.heard(event.manifest, makers, (c.hash for c in chunks), now)
         return [*told, *self._look(now)]
 
     # ----------------------------------------------------------------------------------- objects
@@ -333,8 +340,8 @@ class Storing:
         self.lost_here += 1
         self._lose(event.object_hash)
         if event.object_hash in self._replicas:  # a manifest: its chunks stay known
-            size = next(r.size for r in self._records_of(event.object_hash))
-            self._lacked[event.object_hash] = size
+            for record in self.register.records_of(event.object_hash):
+                self._lacked[event.object_hash] = record.size
             return [*self._say_lost(event), *self._look(now)]
         return [*self._say_lost(event), *self._follow_names(now), *self._look(now)]
 
@@ -371,17 +378,11 @@ class Storing:
         return self._look(now)
 
     def _sources(self, object_hash: ObjectHash) -> tuple[PeerId, ...]:
-        writers = [
-            maker
-            for makers, _, hashes in self._fresh.values()
-            if object_hash in hashes
-            for maker in makers
-            if maker != self._me
-        ]
         others = self.catalog.sources(object_hash)
         if not others:  # a manifest, or an object that is in none that is known
             others = self._live
-        return tuple(dict.fromkeys([*writers, *self.makers_of(object_hash), *others]))
+        made = (*self._fresh.of(object_hash), *self.makers_of(object_hash))
+        return tuple(dict.fromkeys([*made, *others]))
 
     def _look(self, now: Instant) -> list[Effect]:
         """Pull what is due here and lacking."""
@@ -415,11 +416,8 @@ class Storing:
         wants: list[tuple[ObjectHash, int]] = []
         room += MANIFESTS_BYTES
         for manifest, size in self._lacked.items():
-            if len(wants) >= count:
-                break
-            if manifest in self._pulls.wanted or manifest in self._nowhere:
-                continue
-            if size <= room or not self.capacity:
+            is_asked = manifest in self._pulls.wanted or manifest in self._nowhere
+            if len(wants) < count and not is_asked and (size <= room or not self.capacity):
                 room -= size
                 wants.append((manifest, size))
         return wants
@@ -451,9 +449,7 @@ class Storing:
             return effects
         hashes = [object_hash for object_hash, _ in came]
         effects += self._tell_readers(hashes)
-        if not self._lacked.keys().isdisjoint(hashes):
-            for object_hash in hashes:
-                self._lacked.pop(object_hash, None)
+        if [wanted for wanted in hashes if self._lacked.pop(wanted, None) is not None]:
             effects += self._follow_names(now)
         return [*effects, *self._look(now)]
 
@@ -462,9 +458,7 @@ class Storing:
     def _sweep(self, now: Instant) -> list[Effect]:
         """Ask who else keeps what is not due here; what enough others keep is dropped."""
         self._sweep_at = after(now, SWEEP_S)
-        for manifest, (_, since, _) in list(self._fresh.items()):
-            if now - since >= FRESH_S:
-                del self._fresh[manifest]
+        self._fresh.expire(now)
         effects = self._drop_unreferenced(now)
         if self._dropping is not None or not self._live:
             return effects
@@ -580,11 +574,15 @@ class Storing:
             case NamesAsk():
                 return self.register.asked(peer, message)
             case NamesGive():
-                return [e for proof in message.names for e in self.hear(proof, peer, now)]
+                return self._hear_all(peer, message.names, now)
             case HaveAsk():
                 kept = [h for h in map(ObjectHash, message.hashes) if h in self.here]
                 if message.is_due:
                     kept = [h for h in kept if self.catalog.is_due(h)]
+                    if self._dropping is not None and self._dropping.is_about(kept):
+                        self._dropping = (
+                            None  # the other may drop it, because we said that we will not
+                        )
                 bits = bits_of(message.hashes, kept)
                 return [Send(peer, HaveGive(message.number, bits))]
             case HaveGive():
@@ -593,7 +591,7 @@ class Storing:
                     effects += survey.heard(peer, message, now)
                 return [*effects, *self._surveyed()]
             case ProofAsk():
-                return self._proofs.asked(peer, message, self.here)
+                return self._proofs.asked(peer, message, self.here, now)
             case ProofGive():
                 return self._proofs.came(peer, message)
             case PullAnswer():
@@ -622,6 +620,8 @@ class Storing:
         for survey in self._all_surveys():
             survey.wake(now)
         effects += self._surveyed()
+        if self._follow_at <= now:
+            effects += self._follow_names(now)
         if self._look_at <= now:
             self._tell_catalog(now)
             effects += self._look(now)
@@ -642,7 +642,7 @@ class Storing:
     def deadline(self) -> Instant:
         others = (self._pulls.deadline(), self.register.deadline())
         due = [survey.deadline() for survey in self._all_surveys()]
-        own = (self._look_at, self._sweep_at, self._proofs.due)
+        own = (self._look_at, self._sweep_at, self._proofs.due, self._follow_at)
         return min([*own, *others, *(at for at in due if at is not None)])
 
     def encode(self) -> bytes:

@@ -26,10 +26,15 @@ from peerlm.store.owners import Counts, Rows, StoreNode, Table, Tables, empty_ta
 from peerlm.store.rendezvous import keys_of
 from peerlm.types import ObjectHash, PeerId
 
-__all__ = ["REPLICAS_MAX", "Catalog", "StoreNode", "Summary", "Want"]
+__all__ = ["CHUNKS_MAX", "REPLICAS_MAX", "Catalog", "StoreNode", "Summary", "Want"]
 
 REPLICAS_MAX = 64
 """Whoever asks for more replicas gets these: memory grows with the most that any chunk has."""
+
+
+CHUNKS_MAX = 5_000_000
+"""Of all manifests together, equal ones within one counted once: what is known of each takes some 300 bytes of memory. A
+manifest beyond it is not looked at, and what is in no other is not kept by this node: 20 terabytes are."""
 
 
 class Want(NamedTuple):
@@ -140,6 +145,11 @@ class Catalog:
     @property
     def manifests(self) -> set[ObjectHash]:
         return set(self._manifests)
+
+    @property
+    def rows(self) -> int:
+        """Chunks that are known."""
+        return len(self._rows)
 
     def replicas(self, object_hash: ObjectHash) -> int:
         """How many nodes should hold it; 0: it is in no manifest that is known."""

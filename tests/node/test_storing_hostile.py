@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from store_scene import Store, peer_of, sign
 
+from peerlm.effects import MakeProof, Send
+from peerlm.errors import StateError
 from peerlm.events import ObjectLost
+from peerlm.node import storing as storing_module
 from peerlm.store.manifest import Chunk, Kind, of_files
-from peerlm.types import ObjectHash, PeerId, WallTime
-from peerlm.wire.message import NameRecord
+from peerlm.types import Instant, ObjectHash, PeerId, WallTime
+from peerlm.wire.message import HaveAsk, HaveGive, NameRecord, ProofAsk
 
 A, B, C, D, E = (peer_of(number) for number in range(1, 6))
 
@@ -90,3 +94,84 @@ def test_what_is_put_again_waits_for_its_name_although_an_older_name_was_removed
     chunks = [store.put(A, data) for data in contents(3)]
     store.run(60)
     assert all(chunk.hash in store.nodes[A].disk for chunk in chunks)
+
+
+def test_a_lamport_at_the_end_of_numbers_does_not_end_all_writing() -> None:
+    store = Store(3)
+    tell(store, C, "evil", b"", 0, lamport=2**62)
+    store.publish(A, "plays", contents(2))
+    assert all(node.storing.register.names.get("plays") for node in store.nodes.values())
+    with pytest.raises(StateError, match="number"):
+        store.publish(A, "evil", contents(2), replaces=True)
+
+
+def test_sizes_that_a_liar_gives_to_others_chunks_do_not_keep_newcomers_from_them() -> None:
+    store = Store(3)
+    manifest = store.publish(A, "plays", contents(6))
+    store.run(5)
+    lies = [Chunk(chunk.hash, chunk.size + 1) for chunk in manifest.chunks]
+    for peer in (A, B, C):
+        store.nodes[peer].refuses = True
+    node = store.add(D)
+    encoded = of_files(Kind.FILES, [("lies", lies)], {}).encode()
+    whole = store.put(D, encoded)
+    tell(store, C, "lies", whole.hash, whole.size)  # and is read first
+    for peer in (A, B, C):
+        store.nodes[peer].refuses = False
+    store.run(20)
+    assert not node.storing.catalog.summary().lacking
+    assert node.storing.used == sum(map(len, node.disk.values())) > 0
+
+
+def test_many_names_are_followed_together() -> None:
+    store = Store(2)
+    storing = store.nodes[A].storing
+    counts = []
+    follow = storing._follow_names
+    storing._follow_names = lambda now: counts.append(now) or follow(now)  # type: ignore[method-assign,func-returns-value]
+    for number in range(600):
+        record = NameRecord(f"n{number}", Kind.FILES, b"", 0, 1, B, 1.0, 3, False, "")
+        store.perform(A, storing.hear(sign(record), B, store.now))
+    assert len(counts) < 300
+    store.run(2)
+    assert counts[-1] > 0
+
+
+def test_two_do_not_drop_what_each_has_said_to_keep() -> None:
+    """A view that flaps: B asks about what is not its own, then says to A that it is, and then it is not again."""
+    store = Store(3, keep_s=0.0)
+    manifest = store.publish(A, "plays", contents(1), replicas=1)
+    chunk = manifest.chunks[0].hash
+    storing = store.nodes[B].storing
+    storing._keep(chunk, 200)
+    storing._dropping = storing._survey([chunk], is_due=True)
+    storing.catalog.is_due = lambda _: True  # type: ignore[method-assign]
+    said = storing.received(A, HaveAsk(7, (chunk,), True), store.now)
+    assert said == [Send(A, HaveGive(7, b"\x80"))]
+    del storing.catalog.is_due
+    assert storing._dropping is None
+
+
+def test_who_asks_for_proofs_all_the_time_is_not_answered() -> None:
+    store = Store(2)
+    chunk = store.publish(A, "plays", contents(1)).chunks[0].hash
+    made = []
+    for _ in range(50):
+        store.now = Instant(store.now + 0.1)
+        ask = ProofAsk(chunk, b"n" * 16)
+        effects = store.nodes[A].storing.received(B, ask, store.now)
+        made += [effect for effect in effects if isinstance(effect, MakeProof)]
+        store.perform(A, effects)
+    assert len(made) == 1
+
+
+def test_more_chunks_than_can_be_known_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storing_module, "CHUNKS_MAX", 20)
+    store = Store(3)
+    mine = store.publish(A, "plays", contents(10))
+    store.publish(B, "evil", contents(15, seed=1))
+    store.run(40)
+    for node in store.nodes.values():
+        assert node.storing.catalog.rows == 10
+        assert "too_many_chunks" in node.logs
+    assert min(store.copies(mine)) == 3
