@@ -585,7 +585,7 @@ def _worker_words() -> Iterator[protocol.Message]:
     peer = PeerId(_id(3))
     plan, settings = protocol.packed(Plan()), protocol.packed(NodeSettings())
     fragment = FragmentId(1)
-    yield protocol.Setup(1, True, peer, plan, settings, ("/a/b", "/a/c"), 4, 0)
+    yield protocol.Setup(1, True, peer, plan, settings, ("/a/b", "/a/c"), 4, b"")
     yield protocol.Steer(True, 10, 100, (peer, peer), 20)
     yield protocol.Correction(fragment, 3, protocol.ADD)
     yield protocol.BoundaryTaken(fragment)
@@ -593,7 +593,7 @@ def _worker_words() -> Iterator[protocol.Message]:
     yield protocol.Ready("cpu", 4)
     yield protocol.Boundary(fragment, 2, 40)
     yield protocol.Applied(fragment, 2)
-    yield protocol.Progress(40, 4096, None, 1000.0, 0, 1, 0.5)
+    yield protocol.Progress(40, 4096, None, 1000.0, 0, 1, finished=(1, 5))
     yield protocol.Evaluated(math.nan, 3_100.0)
     yield protocol.Failed("out of memory")
 

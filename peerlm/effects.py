@@ -370,7 +370,8 @@ class PrepareCorpus(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Save(Effect):
-    """Replace a small file of the state directory, durably: `address_book`, `plan` or `placement`."""
+    """Replace a small file of the state directory, durably: `address_book`, `plan`, `placement`, `catalog` or
+    `passes`."""
 
     name: str
     data: bytes
@@ -400,6 +401,8 @@ class StartWorker(Effect):
 
     generation: int
     fresh: bool
+    passes: bytes = b""
+    """What of the text is read (`data.passes`), and what the worker before was in the midst of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,6 +427,8 @@ class SteerWorker(Effect):
     """Between two boundaries of a fragment."""
     hosts: tuple[tuple[PeerId, int, int], ...] = ()
     """With whom there is a channel, and the first and last stage that each holds."""
+    passes: bytes = b""
+    """What of the text is read by now; empty: nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -377,15 +377,19 @@ class WorkerProgressed(Event):
     loss: float | None
     tokens_per_s: float
     nonfinite_steps: int
-    data_pass: int
-    data_position: float
-    """Share of this pass's ranges that are read."""
     stream_lost: int = 0
     stream_sent: int = 0
     stream_received: int = 0
     """Microbatches that came to nothing; bytes between stages."""
     busy: float = 1.0
     """Share of the time in which it worked, since the last report; the rest it waited for others."""
+    text: bytes = b""
+    ranges: int = 0
+    """What it reads, and in how many ranges; 0: it reads none."""
+    finished: tuple[int, ...] = ()
+    """Pass and range of each that was finished since the last report."""
+    lanes: tuple[int, ...] = ()
+    """Pass, range and windows read, of each that it is in the midst of."""
 
 
 @dataclass(frozen=True, slots=True)

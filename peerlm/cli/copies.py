@@ -18,8 +18,8 @@ LOOK_S = 0.25
 EASE = 3.0
 """A survey is made again after so many times as long as the last one took, since each asks every node."""
 
-STANDSTILL_S = 120.0
-"""Nothing has been copied for so long: whatever is in the way, waiting does not help."""
+STANDSTILL_S = 600.0
+"""Nothing has come to enough nodes for so long, which is many chunks at once on a slow line: waiting does not help."""
 
 DURABLE = 2
 """Nodes that have something on their disks before it counts as kept."""

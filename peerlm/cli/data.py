@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -98,8 +99,13 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
         "bytes": manifest.size_bytes,
         "files": len(manifest.files),
         "chunks": len(distinct(manifest)),
-        **{name: value if isinstance(value, int) else None for name, value in counted.items()},
+        **{name: value if _is_count(value) else None for name, value in counted.items()},
     }
+
+
+def _is_count(value: object) -> bool:
+    """Whoever wrote the manifest may have written anything."""
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def distinct(manifest: Manifest) -> list[ObjectHash]:
@@ -239,10 +245,14 @@ def _found(desk: Client, name: str) -> dict[str, Any]:
 LONG = 400
 """Characters of a value in a manifest's meta that are shown."""
 
+KEY_LONG, KEYS_MAX = 40, 32
+
 
 def _short(meta: dict[str, Any]) -> dict[str, Any]:
     """Long lists of a corpus or a checkpoint are for programs that read the manifest itself."""
-    return {key: value for key, value in meta.items() if len(json.dumps(value)) <= LONG}
+    short = {key: value for key, value in meta.items() if len(key) <= KEY_LONG}
+    shown = ((key, value) for key, value in short.items() if len(json.dumps(value)) <= LONG)
+    return dict(islice(shown, KEYS_MAX))
 
 
 def _lines(s: dict[str, Any], now: float) -> list[str]:

@@ -13,7 +13,7 @@ from peerlm.store.disk import Layout
 if TYPE_CHECKING:
     from peerlm.daemon.desk_client import Client
 
-READ_S = 60.0
+READ_S = 180.0
 """For a chunk that has to be fetched from others first."""
 
 Tell = Callable[[int, int | None, str], None]

@@ -82,6 +82,8 @@ SHARDS_MAX = 16_384
 CHECKPOINT_S = 900.0
 """A checkpoint that a person has asked for comes to something in this time, or to nothing."""
 
+PUT_TRIES = 3
+
 OPTIONS = frozenset(("replicas", "is_pinned", "about", "replaces"))
 
 
@@ -115,6 +117,8 @@ class Desk:
         self._surveys: dict[int, asyncio.Future[None]] = {}
         self._checkpoints: list[asyncio.Future[str]] = []
         """Those that wait for the next."""
+        self._reading = asyncio.Lock()
+        """One manifest after the other: a large one takes ten times its size of memory while it is read."""
         self._makers = 0
         """Processes that make shards."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,6 +128,10 @@ class Desk:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def has(self, object_hash: ObjectHash) -> bool:
+        """Whether it is kept for the store, at this moment."""
+        return self._objects.has_chunk(object_hash)
+
     # -------------------------------------------------------------------------------- effects
 
     def perform(self, effect: Effect) -> None:
@@ -131,6 +139,9 @@ class Desk:
             case fx.ReadManifest():
                 self._spawn(self._read_manifest(effect.manifest))
             case fx.DropChunks():
+                self._objects.condemn_chunks(
+                    effect.hashes
+                )  # at once: what is put from now on is written
                 self._spawn(self._drop(effect.hashes))
             case fx.MakeProof():
                 self._spawn(self._prove(effect))
@@ -158,12 +169,14 @@ class Desk:
 
     async def _read_manifest(self, manifest: ObjectHash) -> None:
         try:
-            encoded: bytes = await self._on_pool(self._objects.read_verified, manifest)
+            async with self._reading:
+                encoded: bytes = await self._on_pool(self._objects.read_verified, manifest)
         except (StateError, ChunkCorrupt) as error:
             self._post(events.ManifestRead(manifest, (), str(error)))
             return
         try:
-            found: Manifest = await self._on_pool(read_manifest, encoded)
+            async with self._reading:
+                found: Manifest = await self._on_pool(read_manifest, encoded)
         except ChunkCorrupt as error:
             self._post(events.ManifestRead(manifest, (), str(error), is_wrong=True))
             return
@@ -174,12 +187,8 @@ class Desk:
         self._post(read)
 
     async def _drop(self, hashes: tuple[ObjectHash, ...]) -> None:
-        def drop() -> None:
-            for object_hash in hashes:
-                with contextlib.suppress(StateError):  # it is found, and dropped, at a later start
-                    self._objects.drop_chunk(object_hash)
-
-        await self._on_pool(drop)
+        with contextlib.suppress(StateError):  # it is found, and dropped, at a later start
+            await self._on_pool(self._objects.remove_condemned, hashes)
 
     async def _prove(self, effect: fx.MakeProof) -> None:
         def proof() -> bytes:
@@ -280,7 +289,10 @@ class Desk:
     async def _put(self, data: bytes) -> list[Any]:
         if not 0 < len(data) <= CHUNK_BYTES:
             raise StateError(f"a chunk has 1 to {CHUNK_BYTES} bytes, not {len(data)}")
-        object_hash = await self._on_pool(self._objects.put_chunk, data)
+        for _ in range(PUT_TRIES):
+            object_hash = await self._on_pool(self._objects.put_chunk, data)
+            if self._objects.has_chunk(object_hash):
+                break  # else it was dropped while it was put
         self._post(events.ObjectKept(object_hash, len(data)))
         return [object_hash, len(data)]
 
@@ -330,14 +342,14 @@ class Desk:
         if type(replicas) is not int or not 1 <= replicas <= 32:
             raise StateError(f"--replicas {replicas}: must be 1 to 32")
         manifest: Manifest = await self._on_pool(read_manifest, encoded)
-        storing = self._node().storing
-        missing = [chunk for chunk in manifest.chunks if chunk.hash not in storing.here]
+        await self._on_pool(self._objects.put_chunk, encoded)
+        here, has_chunk = self._node().storing.here, self._objects.has_chunk
+        missing = [c for c in manifest.chunks if c.hash not in here or not has_chunk(c.hash)]
         if missing:
             raise StateError(
                 f"{len(missing)} of {len(manifest.chunks)} chunks of {name} are not here any more (the first: "
                 f"{short(missing[0].hash)}): put them again"
             )
-        await self._on_pool(self._objects.put_chunk, encoded)
         kept = events.ObjectKept(manifest_hash(encoded), len(encoded))
         await self._write(name, Kind(kind), kept, {"replicas": replicas, **options})
         return _as_dict(self._record(name))

@@ -108,8 +108,8 @@ class Holding:
         )
         return Restored(manifest.number, manifest.contents.swarm_tokens, offers)
 
-    async def build(self, first_pass: int) -> None:
-        """Raises `ConfigError`, `StateError`. `first_pass`: over the text, of the first worker."""
+    async def build(self) -> None:
+        """Raises `ConfigError`, `StateError`."""
         driver, settings, specs = self._driver, self._home.settings, self.specs
         require_memory(self._plan, self.held)
         require_whole(self._plan, settings, self.held)
@@ -142,7 +142,6 @@ class Holding:
                 self._home.keys.peer_id,
                 driver.keeping.corpus_paths,
                 threads=threads_of(settings),
-                first_pass=first_pass,
                 held=self.held,
                 hop=lambda peer, data: driver.transfers.hop(peer, data),
             )
@@ -189,7 +188,7 @@ class Holding:
         plan = driver.keeping.plan  # a newer revision may hold by now
         await self._stack.aclose()
         await driver.serving.renew()
-        await self.build(self._state.next_epoch(wall()))
+        await self.build()
         driver.use_plan(plan)
         driver.take(
             lambda: driver.node.rehost(self.hosting, self.sizes, self.restored, failure, now())

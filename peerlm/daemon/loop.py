@@ -35,7 +35,7 @@ from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
 from peerlm.effects import Effect
 from peerlm.errors import PeerlmError, StateError
-from peerlm.events import Event, LoopLagged, SaveFailed
+from peerlm.events import Event, LoopLagged, ObjectKept, SaveFailed
 from peerlm.identity import files
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.node.node import Node
@@ -183,6 +183,8 @@ class Driver:
     def _handle_some(self) -> None:
         for _ in range(min(BATCH, len(self._inbox))):
             event = self._inbox.popleft()
+            if isinstance(event, ObjectKept) and not self.desk.has(event.object_hash):
+                continue  # it was dropped since
             self._perform_all(self.node.handle(event, now(), wall()))
             self._tell_waiting(event)
         self._arm()
@@ -317,7 +319,7 @@ class Driver:
                 )
                 self._tasks.create_task(step)
             case fx.StartWorker():
-                self.worker.start(effect.generation, effect.fresh)
+                self.worker.start(effect.generation, effect.fresh, effect.passes)
             case fx.StopWorker():
                 self.worker.stop(effect.generation)
             case fx.SteerWorker():
@@ -328,6 +330,7 @@ class Driver:
                     effect.members,
                     effect.inner_steps,
                     effect.hosts,
+                    effect.passes,
                 )
             case fx.EvaluateSlow():
                 self.worker.evaluate(effect.generation, effect.tokens)
@@ -413,6 +416,8 @@ class Driver:
                 disk.write_atomic(self._state.catalog, data)
             case fx.Save(name="placement", data=data):
                 disk.write_atomic(self._state.placement, data)
+            case fx.Save(name="passes", data=data):
+                disk.write_atomic(self._state.passes, data)
             case fx.Save(name=name):
                 raise AssertionError(f"nothing is kept under {name!r}")
             case fx.SaveChain():

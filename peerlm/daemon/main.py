@@ -48,6 +48,8 @@ from peerlm.daemon.sockets import is_free
 from peerlm.daemon.watch import history_of, keep_watch
 from peerlm.daemon.writers import require_packages
 from peerlm.daemon.writing import Writing
+from peerlm.data.passes import BYTES_MAX as PASSES_BYTES_MAX
+from peerlm.data.passes import decode as decode_passes
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, Unsaved, first_cause
 from peerlm.identity import files
 from peerlm.identity.chain import Chain, claimed_run
@@ -245,6 +247,9 @@ async def open_daemon(
     """A daemon with its ports bound and its node made, ready to `begin`; all of it ends with the
     context."""
     async with contextlib.AsyncExitStack() as stack:
+        # Pools end behind the tasks that use them.
+        compute = stack.enter_context(full_pool(COMPUTE_THREADS, "peerlm-compute"))
+        disk = stack.enter_context(full_pool(DISK_THREADS, "peerlm-disk"))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         driver = Driver(state, log, tasks)
         loop = asyncio.get_running_loop()
@@ -252,8 +257,6 @@ async def open_daemon(
         loop.set_exception_handler(driver.on_loop_fault)
         ports = await _listen(driver, state, home, seeds, port, stack)
         epoch = state.next_epoch(wall())
-        compute = stack.enter_context(full_pool(COMPUTE_THREADS, "peerlm-compute"))
-        disk = stack.enter_context(full_pool(DISK_THREADS, "peerlm-disk"))
         loop.set_default_executor(full_pool(OTHER_THREADS, "peerlm-other"))
         holding = driver.holding = Holding(driver, state, home, epoch, compute, disk)
         driver.serving = Serving(
@@ -266,7 +269,7 @@ async def open_daemon(
         )
         stack.push_async_callback(driver.serving.close)
         stack.push_async_callback(holding.close)
-        await holding.build(first_pass=epoch)
+        await holding.build()
         offered = holding.offered
         driver.keeping.drop_leftovers(hashes(offered.placed.copies) if offered else ())
         driver.scrubbing = _scrubbing(driver, state, holding.objects, home, disk)
@@ -378,6 +381,7 @@ def _make_node(
         restored=holding.restored,
         tallies=tallies_of(keeping.restored),
         stored=_stored(home, holding.objects, state, log),
+        passes=_read_passes(state, log),
     )
     return Node(birth, random.SystemRandom(), now(), wall())
 
@@ -409,6 +413,19 @@ def _stored(home: Home, objects: Objects, state: StateDirectory, log: DaemonLog)
     shards, others = corpus_objects(home.plan.plan)
     pinned = frozenset((*shards, *others))
     return Stored(room if store.enabled else 0, chunks, memory, pinned)
+
+
+def _read_passes(state: StateDirectory, log: DaemonLog) -> bytes:
+    """What of the text is read; nothing if that cannot be made out."""
+    if not state.passes.exists():
+        return b""
+    data = read_file(state.passes, PASSES_BYTES_MAX)
+    try:
+        decode_passes(data)
+    except ValueError as error:
+        log.write("warning", "passes", {"why": f"{state.passes}: {error}"})
+        return b""
+    return data
 
 
 def _read_book(state: StateDirectory, log: DaemonLog) -> AddressBook:

@@ -287,7 +287,9 @@ class Transfers:
             )
         except PeerlmError as error:
             partial.discard()
-            self._post(events.PullEnded(e.transfer, _fault(error), _reason(error)))
+            # Of a chunk whoever is on the way may have spoilt a frame: only the whole of it tells what its donor keeps.
+            fault = "lost" if e.is_chunk and _fault(error) == "corrupt" else _fault(error)
+            self._post(events.PullEnded(e.transfer, fault, _reason(error)))
             return
         except asyncio.CancelledError:
             partial.discard()

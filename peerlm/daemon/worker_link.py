@@ -48,8 +48,6 @@ class WorkerLink:
         corpus: Paths of the token shards, in order; asked for at each start.
         threads: CPU threads of the worker, at least 1.
         log: Descriptor the worker's output goes to; None: this process's stderr.
-        first_pass: Pass over the corpus that the first worker begins with. Give another at every
-            boot, or the beginning of the same one is read again.
         held: Stages of the model that this node holds.
         hop: Sends a hop of the worker's to a peer.
     """
@@ -65,7 +63,6 @@ class WorkerLink:
         *,
         threads: int,
         log: int | None = None,
-        first_pass: int = 0,
         held: range = range(1),
         hop: Callable[[PeerId, bytes], None] = lambda peer, data: None,
     ) -> None:
@@ -73,7 +70,6 @@ class WorkerLink:
         self._held, self._hop = held, hop
         self._post, self._slow, self._settings, self._peer = post, slow, settings, peer
         self._corpus, self._threads, self._log = corpus, threads, log
-        self._next_pass = first_pass
         self._worker: WorkerProcess | None = None
         self._is_over = False
         self._tasks = asyncio.TaskGroup()
@@ -91,7 +87,7 @@ class WorkerLink:
 
     # ------------------------------------------------------------------------------- effects
 
-    def start(self, generation: int, fresh: bool) -> None:
+    def start(self, generation: int, fresh: bool, passes: bytes = b"") -> None:
         """Start a worker → `WorkerReady`, or `WorkerExited`. The one before must have exited."""
         assert self._worker is None, f"generation {self._worker.generation} is still here"
         try:
@@ -99,7 +95,7 @@ class WorkerLink:
         except OSError as error:
             self._post(events.WorkerExited(generation, f"worker cannot start: {error}"))
         else:
-            self._spawn(self._live(self._worker, fresh))
+            self._spawn(self._live(self._worker, fresh, passes))
 
     def stop(self, generation: int) -> None:
         """Ask it to exit, then insist → `WorkerExited` within some six seconds."""
@@ -117,6 +113,7 @@ class WorkerLink:
         members: tuple[PeerId, ...],
         inner_steps: int,
         hosts: tuple[tuple[PeerId, int, int], ...] = (),
+        passes: bytes = b"",
     ) -> None:
         """A later word takes the place of one that has not left yet."""
         if (worker := self._current(generation)) is not None:
@@ -130,6 +127,7 @@ class WorkerLink:
                 tuple(peer for peer, _, _ in hosts),
                 tuple(first for _, first, _ in hosts),
                 tuple(last for _, _, last in hosts),
+                passes,
             )
             worker.say(steer)
 
@@ -187,10 +185,10 @@ class WorkerLink:
 
     # ------------------------------------------------------------------------ a worker's life
 
-    async def _live(self, worker: WorkerProcess, fresh: bool) -> None:
+    async def _live(self, worker: WorkerProcess, fresh: bool, passes: bytes) -> None:
         """From spawn to exit. `WorkerExited` is the last event of its generation."""
         try:
-            error = await self._run(worker, fresh)
+            error = await self._run(worker, fresh, passes)
         except OSError as failure:
             error = f"worker cannot start: {failure}"
         finally:
@@ -199,7 +197,7 @@ class WorkerLink:
             self._worker = None
         self._post(events.WorkerExited(worker.generation, "" if worker.asked_to_stop else error))
 
-    async def _run(self, worker: WorkerProcess, fresh: bool) -> str:
+    async def _run(self, worker: WorkerProcess, fresh: bool, passes: bytes) -> str:
         """What ended it, in one line. Raises `OSError` if it cannot be started."""
         if not fresh:
             for fragment in self._slow:
@@ -210,7 +208,7 @@ class WorkerLink:
         if self._is_over:  # meanwhile, when there was nothing to kill yet
             worker.signal(signal.SIGKILL)
         async with asyncio.TaskGroup() as tasks:
-            sending = tasks.create_task(worker.send_all(self._setup(worker, fresh)))
+            sending = tasks.create_task(worker.send_all(self._setup(worker, fresh, passes)))
             exiting = tasks.create_task(worker.wait_exit())
             await self._listen(worker)
             sending.cancel()
@@ -218,7 +216,7 @@ class WorkerLink:
             worker.signal(signal.SIGKILL)  # it has closed its end, and lingers
         return worker.last_words or _ending(exiting.result(), self._settings.limits.memory_bytes)
 
-    def _setup(self, worker: WorkerProcess, fresh: bool) -> protocol.Setup:
+    def _setup(self, worker: WorkerProcess, fresh: bool, passes: bytes) -> protocol.Setup:
         return protocol.Setup(
             generation=worker.generation,
             fresh=fresh,
@@ -227,7 +225,7 @@ class WorkerLink:
             settings=protocol.packed(self._settings),
             corpus=tuple(str(path) for path in self._corpus()),
             threads=self._threads,
-            first_pass=self._next_pass,
+            passes=passes,
             first_stage=self._held[0],
             last_stage=self._held[-1],
         )
@@ -259,7 +257,6 @@ class WorkerLink:
                 await self._slow.on(fragment, lambda slow: slow.applied(seq, generation))
                 await self._deliver(worker, fragment)
             case protocol.Progress():
-                self._next_pass = message.data_pass + 1
                 self._post(_progressed(generation, message))
             case protocol.Evaluated(val_loss, noise_scale):
                 tokens, worker.evaluating = worker.evaluating, None
@@ -356,10 +353,12 @@ def _progressed(generation: int, report: protocol.Progress) -> events.WorkerProg
         loss=report.loss,
         tokens_per_s=report.tokens_per_s,
         nonfinite_steps=report.nonfinite_steps,
-        data_pass=report.data_pass,
-        data_position=report.data_position,
         stream_lost=report.stream_lost,
         stream_sent=report.stream_sent,
         stream_received=report.stream_received,
         busy=report.busy,
+        text=report.text,
+        ranges=report.ranges,
+        finished=report.finished,
+        lanes=report.lanes,
     )

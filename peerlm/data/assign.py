@@ -12,22 +12,23 @@ It is as fine as it can be up to `RANGES_MAX`, so that ranges are many per peer 
 Where text is so short that no range falls to some peer, that peer shares the range where its own
 hash comes highest: nobody starves, at the price of two reading the same few windows.
 
-Views may differ between peers for a moment, and passes for long; then two peers may read the same
-text, which costs a little sample efficiency and nothing else.
+What is finished already is another file's business (`passes`). Views may differ between peers for a moment; then two
+peers may read the same text, which costs a little sample efficiency and nothing else. Who has read all that is its own, in
+as many passes as may be read at a time, helps those that are behind (`spare`), each range being that helper's whose hash
+comes next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from peerlm.data.passes import RANGES_MAX
 from peerlm.types import PeerId
-
-RANGES_MAX = 1 << 16
-"""Most ranges of a corpus. At 64 peers a share is then 1024 ± 32 ranges, and finding it takes some 50 ms."""
 
 _MASK = (1 << 64) - 1
 _GOLDEN = (
@@ -68,6 +69,7 @@ def cut(train_tokens: int, window: int) -> Cut:
     return Cut(window, windows, range_windows=-(-windows // RANGES_MAX))
 
 
+@lru_cache(maxsize=16)
 def offset(seed: int, pass_number: int, window: int) -> int:
     """Tokens by which all windows of a pass are shifted: from 0 to `window` - 1, the same for every peer."""
     return _key(seed, pass_number, _OFFSET) % window
@@ -95,6 +97,23 @@ def assigned(
     if len(mine) == 0:
         mine = np.array([np.argmax(scores)])
     return tuple(mine[np.argsort(base[mine], kind="stable")].tolist())
+
+
+def spare(
+    seed: int, pass_number: int, peer: PeerId, members: Sequence[PeerId], ranges: int
+) -> tuple[int, ...]:
+    """The ranges that are others', in the order in which `peer` may take them off their hands: first those for which its
+    own hash comes second, and so on; of these the ones first that their readers would read last.
+
+    Args: as for `assigned`, at the same cost.
+    """
+    base = _scrambled(np.arange(ranges, dtype=np.uint64) + np.uint64(_key(seed, pass_number)))
+    scores, place = _scores(base, peer), np.zeros(ranges, np.int64)
+    for other in sorted(set(members) - {peer}):
+        theirs = _scores(base, other)
+        place += (theirs > scores) | ((theirs == scores) & (other > peer))
+    order = np.lexsort((~base, place))
+    return tuple(order[place[order] > 0].tolist())
 
 
 def _scores(base: Hashes, peer: PeerId) -> Hashes:

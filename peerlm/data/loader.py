@@ -2,8 +2,11 @@
 
 Rows of a batch come from different ranges: each row is a lane that reads one range to its end and
 then opens the next of this peer's. Neighbouring windows therefore meet in consecutive batches, not in
-one, and a batch stays a fair sample even where ranges are long. A pass is over when this peer's own
-ranges are all opened; peers are at different passes, and that is fine.
+one, and a batch stays a fair sample even where ranges are long.
+
+What comes next is a range that is this peer's by the present view, is not finished by anybody (`passes`) and not begun
+here, of the lowest pass that has one: whose own ranges are all opened goes on with the next pass, and nobody waits for the
+others. Who is as far ahead as one may be reads what is left of the lowest pass in others' stead.
 
 The loader never touches the network and holds no text: windows are copied out of the mapped shards.
 """
@@ -19,6 +22,7 @@ import numpy.typing as npt
 
 from peerlm.config import Plan
 from peerlm.data import assign
+from peerlm.data.passes import RANGES_MAX, TEXT_BYTES, Lane, Passes, to_bytes
 from peerlm.data.shards import Corpus, require_one_batch
 from peerlm.types import PeerId
 
@@ -29,8 +33,13 @@ LOCAL = "local"
 class _Lane:
     """Where one row of the batch reads."""
 
+    number: int = 0
+    index: int = -1
+    """Of the range; -1: none."""
     at: int = 0
+    read: int = 0
     windows: int = 0
+    """Left of it."""
 
 
 class Loader:
@@ -41,15 +50,21 @@ class Loader:
         plan: For `train.batch`, `model.context` and `data.source`.
         peer: This node.
         rng_seed: The plan's `run.rng_seed`.
-        first_pass: The pass to begin with. A worker that starts again should give a number far from those
-            before (say its boot epoch × 1000), or it reads the beginning of the same pass once more.
+        first_pass: All passes before it count as read.
+        text: What the corpus is called in a record (`passes.text_of`).
 
     Raises:
         ConfigError: the corpus is shorter than one batch.
     """
 
     def __init__(
-        self, corpus: Corpus, plan: Plan, peer: PeerId, rng_seed: int, first_pass: int = 0
+        self,
+        corpus: Corpus,
+        plan: Plan,
+        peer: PeerId,
+        rng_seed: int,
+        first_pass: int = 0,
+        text: bytes = bytes(TEXT_BYTES),
     ) -> None:
         batch, context = plan.train.batch, plan.model.context
         require_one_batch(corpus.tokens, plan.data.val_fraction, batch, context, plan.data.source)
@@ -58,17 +73,49 @@ class Loader:
         self._members: tuple[PeerId, ...] = (peer,)
         self._cut = assign.cut(corpus.train_tokens, context + 1)
         self._lanes = [_Lane() for _ in range(batch)]
-        self._begin_pass(first_pass)
+        self._begun: set[tuple[int, int]] = set()
+        """What lanes are in the midst of."""
+        self._passes = Passes(text, self._cut.ranges, first_pass)
+        self._pass, self._opened = first_pass, 0
+        """Of the range that was opened last, and how many this peer opened in it."""
+        self._finished: list[tuple[int, int]] = []
+        self._ahead: dict[int, deque[int]] = {}
+        """Of this peer in each pass, as far as that was worked out under the present view."""
+        self._spare: tuple[int, deque[int]] = (-1, deque())
+        """Pass, and what of it is others'."""
 
     def set_members(self, members: Sequence[PeerId]) -> None:
         """The peers that train now (this one is added if missing); call it whenever the view changes.
 
-        Ranges begun in this pass are not read again. With a local corpus nothing changes: this node
+        Ranges begun here are read to their end. With a local corpus nothing changes: this node
         reads all of it.
         """
         if not self._alone:
             self._members = tuple(members)
-            self._share_out()
+            self._ahead, self._spare = {}, (-1, deque())
+
+    def hear(self, told: Passes) -> bool:
+        """What others have finished is not read here. A record of another text says nothing: then False."""
+        if told.text != self._passes.text or told.ranges not in (0, self._cut.ranges):
+            return False
+        self._passes.merge(told)
+        for lane in self._lanes:
+            if lane.windows and self._passes.is_finished(lane.number, lane.index):
+                self._leave(lane)
+        return True
+
+    def go_on(self, lanes: Sequence[Lane]) -> None:
+        """Call it once, at the start and after `hear`: a worker before this one was in the midst of these ranges."""
+        free = iter(self._lanes)
+        for number, index, read in lanes:
+            is_ours = number in self._passes.window() and index < self._cut.ranges
+            if not is_ours or (number, index) in self._begun:
+                continue
+            if self._passes.is_finished(number, index):
+                continue
+            if read >= self._cut.range_at(index)[1] or (lane := next(free, None)) is None:
+                continue
+            self._enter(lane, number, index, read)
 
     def next_batch(self) -> npt.NDArray[np.int64]:
         """The next batch, shape (batch, context + 1): inputs are [:, :-1], targets [:, 1:].
@@ -79,15 +126,34 @@ class Loader:
         tokens_BW = np.empty((len(self._lanes), self._cut.window), np.int64)
         for row, lane in enumerate(self._lanes):
             if lane.windows == 0:
-                lane.at, lane.windows = self._open_range()
+                self._open_range(lane)
             tokens_BW[row] = self._corpus.window(lane.at, self._cut.window)
             lane.at, lane.windows = lane.at + self._cut.window, lane.windows - 1
+            lane.read += 1
+            if lane.windows == 0:
+                self._passes.finish(lane.number, lane.index)
+                self._finished.append((lane.number, lane.index))
+                self._leave(lane)
         return tokens_BW
 
+    @property
+    def passes(self) -> Passes:
+        """What is finished, as far as is known here. Not to be changed."""
+        return self._passes
+
+    def lanes(self) -> list[Lane]:
+        """What this worker is in the midst of, for `go_on`."""
+        return [Lane(lane.number, lane.index, lane.read) for lane in self._lanes if lane.windows]
+
+    def take_finished(self, most: int = RANGES_MAX) -> list[tuple[int, int]]:
+        """(pass, range) of what was finished here and not taken yet, the first first."""
+        taken, self._finished = self._finished[:most], self._finished[most:]
+        return taken
+
     def position(self) -> dict[str, int]:
-        """Where this peer is: `pass`, `ranges_done` (begun in this pass) and `ranges_total` of its own."""
-        done = len(self._begun)
-        return {"pass": self._pass, "ranges_done": done, "ranges_total": done + len(self._ahead)}
+        """Where this peer is: `pass`, `ranges_done` (opened in this pass) and `ranges_total` of its own."""
+        total = self._opened + len(self._ahead_in(self._pass))
+        return {"pass": self._pass, "ranges_done": self._opened, "ranges_total": total}
 
     def validation_batches(self, n: int, batch: int) -> list[npt.NDArray[np.int64]]:
         """At most `n` batches (batch, context + 1), spread evenly over the held-out part.
@@ -108,22 +174,64 @@ class Loader:
             for b in range(batches)
         ]
 
-    def _open_range(self) -> tuple[int, int]:
-        """First token and windows of the next range; begins the next pass if this one is read."""
-        if not self._ahead:
-            self._begin_pass(self._pass + 1)
-        index = self._ahead.popleft()
-        self._begun.add(index)
+    # ---------------------------------------------------------------------------- range by range
+
+    def _open_range(self, lane: _Lane) -> None:
+        """Read the next range in this lane."""
+        number, index = self._next()
+        if number != self._pass:
+            self._pass, self._opened = number, 0
+        self._opened += 1
+        self._enter(lane, number, index, 0)
+
+    def _next(self) -> tuple[int, int]:
+        for number in self._passes.window():
+            index = self._pop(self._ahead_in(number), number)
+            if index is not None:
+                return number, index
+        lowest = self._passes.lowest
+        if self._spare[0] != lowest:
+            order = assign.spare(self._seed, lowest, self._peer, self._readers(), self._cut.ranges)
+            self._spare = (lowest, deque(order))
+        index = self._pop(self._spare[1], lowest)
+        if index is not None:
+            return lowest, index
+        # What is left of the lowest pass is all being read here, in more lanes than there are ranges: two read the same.
+        return next((o.number, o.index) for o in self._lanes if o.windows and o.number == lowest)
+
+    def _pop(self, order: deque[int], number: int) -> int | None:
+        """The first that is neither finished nor begun."""
+        while order:
+            index = order.popleft()
+            if not self._is_taken(number, index):
+                return index
+        return None
+
+    def _is_taken(self, number: int, index: int) -> bool:
+        return (number, index) in self._begun or self._passes.is_finished(number, index)
+
+    def _readers(self) -> tuple[PeerId, ...]:
+        return (self._peer,) if self._alone else self._members
+
+    def _ahead_in(self, number: int) -> deque[int]:
+        """What lies ahead of this peer in a pass, under the members of now; worked out once, since it takes a while."""
+        if number not in self._ahead:
+            self._ahead = {n: a for n, a in self._ahead.items() if n in self._passes.window()}
+            ranges = self._cut.ranges
+            raw = to_bytes(self._passes.bits(number)).ljust(-(-ranges // 8), b"\0")
+            is_read = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little").tolist()
+            mine = assign.assigned(self._seed, number, self._peer, self._readers(), ranges)
+            self._ahead[number] = deque(index for index in mine if not is_read[index])
+        return self._ahead[number]
+
+    def _enter(self, lane: _Lane, number: int, index: int, read: int) -> None:
         at, windows = self._cut.range_at(index)
-        return at + self._offset, windows
+        shift = assign.offset(self._seed, number, self._cut.window)
+        lane.number, lane.index, lane.read = number, index, read
+        lane.at = at + shift + read * self._cut.window
+        lane.windows = windows - read
+        self._begun.add((number, index))
 
-    def _begin_pass(self, number: int) -> None:
-        self._pass = number
-        self._offset = assign.offset(self._seed, number, self._cut.window)
-        self._begun: set[int] = set()
-        self._share_out()
-
-    def _share_out(self) -> None:
-        """What lies ahead of this peer in this pass, under the members of now."""
-        mine = assign.assigned(self._seed, self._pass, self._peer, self._members, self._cut.ranges)
-        self._ahead = deque(index for index in mine if index not in self._begun)
+    def _leave(self, lane: _Lane) -> None:
+        self._begun.discard((lane.number, lane.index))
+        lane.windows, lane.index = 0, -1

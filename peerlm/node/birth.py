@@ -46,5 +46,7 @@ class Birth:
     all_sizes: Mapping[FragmentId, int] = field(default_factory=dict)
     """Then also: elements of each fragment of the plan."""
     stored: Stored = field(default_factory=Stored)
+    passes: bytes = b""
+    """What `Save("passes")` kept."""
     profile: Profile | None = None
     """Timers other than the plan's preset, which a simulation may compare."""

@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 
 from peerlm.config import StoreSection
 from peerlm.effects import (
@@ -27,12 +29,13 @@ from peerlm.effects import (
     TellCheckpoint,
     WriteCheckpoint,
 )
+from peerlm.errors import StateError
 from peerlm.events import CheckpointWritten, FragmentCut
 from peerlm.store.manifest import Kind
 from peerlm.store.names import Entry
 from peerlm.swarm.hosting import Run
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime, after, short
-from peerlm.wire.message import PartAsk, PartChunk, PartGive
+from peerlm.wire.message import NameRecord, PartAsk, PartChunk, PartGive
 
 TURN_S = 20.0
 """Each in the order of nodes waits so much longer than the one before."""
@@ -45,6 +48,13 @@ GIVEN_UP_S = 600.0
 
 AGAIN_S = 60.0
 """After one that came to nothing."""
+
+SKEW_S = 60.0
+"""Clocks differ by so much; a checkpoint from later than that has a wrong time, and counts as older than all others."""
+
+ASKED_S, ASKED_S_MAX = 60.0, 3600.0
+"""A node that began a checkpoint of which nothing came about may ask for another after so long, then twice as long each
+time: what is cut takes room until it has a name or an hour has passed."""
 
 PREFIX = "checkpoint-"
 
@@ -60,6 +70,18 @@ class _Gathering:
     failed: set[PeerId] = field(default_factory=set)
     parts: dict[FragmentId, CheckpointPart] = field(default_factory=dict)
     is_written: bool = False
+
+
+@dataclass(slots=True)
+class _Asker:
+    """Another node, for which fragments are cut."""
+
+    slot: bytes
+    began: Instant
+    pause_s: float
+    made: frozenset[bytes]
+    """Checkpoints of it that there were then."""
+    cut: dict[FragmentId, Instant] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +128,7 @@ class Checkpoints:
         self._wanted: tuple[str, bool] | None = None
         self._cutting: dict[tuple[bytes, FragmentId], PeerId] = {}
         """What is being cut, for whom."""
+        self._askers: dict[PeerId, _Asker] = {}
         self.trouble = ""
 
     @property
@@ -146,7 +169,7 @@ class Checkpoints:
         every_s = self._settings.checkpoint_every_s
         if not every_s or now < self._rest_until:
             return False
-        newest = self._newest()
+        newest = self._newest(wall)
         if (
             newest is not None
             and name_of(around.tokens, is_done=around.is_done) == newest.record.name
@@ -160,8 +183,9 @@ class Checkpoints:
             return now - self._began >= every_s + wait_s
         return wall - newest.record.wall >= every_s + wait_s and now - self._began >= wait_s
 
-    def _newest(self) -> Entry | None:
-        found = [e for e in self._names() if e.record.kind == Kind.CHECKPOINT]
+    def _newest(self, wall: float = inf) -> Entry | None:
+        """Of those that are from no later than now."""
+        found = [e for e in self._names() if _is_of_past(e.record, wall)]
         return max(found, key=lambda e: (e.record.wall, e.record.name), default=None)
 
     def _turn(self, newest: Entry | None, around: Around) -> int:
@@ -261,47 +285,81 @@ class Checkpoints:
             return []
         if event.reason:
             return self._give_up(event.reason, now)
-        self._gathering, self.trouble = None, ""
         about = f"{gathering.tokens} tokens of the swarm"
-        effects = self._write(
-            gathering.name,
-            Kind.CHECKPOINT,
-            event.manifest,
-            event.size,
-            wall,
-            now,
-            is_pinned=gathering.is_pinned,
-            about=about,
-            replaces=True,
-        )
+        try:
+            effects = self._write(
+                gathering.name,
+                Kind.CHECKPOINT,
+                event.manifest,
+                event.size,
+                wall,
+                now,
+                is_pinned=gathering.is_pinned,
+                about=about,
+                replaces=self._is_checkpoint(gathering.name),
+            )
+        except StateError as error:
+            return self._give_up(str(error), now)
+        self._gathering, self.trouble = None, ""
         fields = (("name", gathering.name), ("manifest", short(event.manifest)))
         told = [TellCheckpoint(gathering.name), Log("info", "checkpoint", fields)]
-        return [*told, *effects, *self._remove_old(wall, now)]
+        return [*told, *effects, *self._remove_old(gathering.name, wall, now)]
 
-    def _remove_old(self, wall: WallTime, now: Instant) -> list[Effect]:
-        """All but the newest, and those that are pinned."""
+    def _is_checkpoint(self, name: str) -> bool:
+        return any(
+            e.record.name == name and e.record.kind == Kind.CHECKPOINT for e in self._names()
+        )
+
+    def _remove_old(self, written: str, wall: WallTime, now: Instant) -> list[Effect]:
+        """All but the newest, the one that was just written, and those that are pinned."""
         found = [e.record for e in self._names() if e.record.kind == Kind.CHECKPOINT]
-        loose = sorted((r for r in found if not r.is_pinned), key=lambda r: r.wall, reverse=True)
+        loose = sorted(
+            (r for r in found if not r.is_pinned),
+            key=lambda r: (r.name == written, _is_of_past(r, wall), r.wall),
+            reverse=True,
+        )
         effects: list[Effect] = []
         for record in loose[self._settings.checkpoints_kept :]:
-            effects += self._write(record.name, Kind.CHECKPOINT, None, 0, wall, now, replaces=True)
+            with suppress(StateError):  # the next one tries again
+                effects += self._write(
+                    record.name, Kind.CHECKPOINT, None, 0, wall, now, replaces=True
+                )
         return effects
 
     # ---------------------------------------------------------------------------------- shares
 
-    def asked(self, peer: PeerId, ask: PartAsk, around: Around) -> list[Effect]:
+    def asked(self, peer: PeerId, ask: PartAsk, around: Around, now: Instant) -> list[Effect]:
         """Another node gathers: cut these, keep the chunks, tell it their hashes."""
         slot, wanted = ask.slot, [FragmentId(fragment) for fragment in ask.fragments]
         first, last = around.runs.get(self._me, (1, 0))
         mine = [f for f in wanted if first <= self._stage_of.get(f, -1) <= last]
         if not around.is_active or not around.may_store:
             mine = []
+        mine = self._granted(peer, slot, mine, now)
         refused: list[Effect] = [
             Send(peer, PartGive(slot, fragment, 0, ()))
             for fragment in wanted
             if fragment not in mine
         ]
         return [*refused, *self._cut(peer, slot, mine)]
+
+    def _granted(
+        self, peer: PeerId, slot: bytes, wanted: Sequence[FragmentId], now: Instant
+    ) -> list[FragmentId]:
+        """What is cut for another node, without filling our disk by its mere asking."""
+        asker = self._askers.get(peer)
+        if asker is None or asker.slot != slot:
+            made = frozenset(e.record.manifest for e in self._names() if e.record.writer == peer)
+            pause_s = ASKED_S
+            if asker is not None and made <= asker.made:
+                if now - asker.began < asker.pause_s:
+                    return []
+                pause_s = min(ASKED_S_MAX, 2 * asker.pause_s)
+            asker = self._askers[peer] = _Asker(slot, now, pause_s, made)
+        long_ago = now - SHARE_S
+        granted = [f for f in dict.fromkeys(wanted) if asker.cut.get(f, long_ago) <= long_ago]
+        asker.cut |= dict.fromkeys(granted, now)
+        return granted
 
     def _cut(self, peer: PeerId, slot: bytes, wanted: Sequence[FragmentId]) -> list[Effect]:
         fresh = [f for f in wanted if (slot, f) not in self._cutting]
@@ -333,6 +391,11 @@ FINISHED = "-finished"
 def name_of(tokens: int, *, is_done: bool) -> str:
     """Sorted by name they are sorted by tokens."""
     return f"{PREFIX}{tokens:012}{FINISHED if is_done else ''}"
+
+
+def _is_of_past(record: NameRecord, wall: float) -> bool:
+    """A checkpoint, and not from a time to come."""
+    return record.kind == Kind.CHECKPOINT and record.wall <= wall + SKEW_S
 
 
 def stage_is_lost(stage: int, runs: Mapping[PeerId, Run]) -> bool:

@@ -126,7 +126,9 @@ class Library:
     def received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
         match message:
             case PartAsk():
-                return self.checkpoints.asked(peer, message, self._around())
+                if not self._company.allows(peer, Role.STORE):
+                    return []
+                return self.checkpoints.asked(peer, message, self._around(), now)
             case PartGive():
                 return self.checkpoints.given(peer, message, now)
             case JobNews() | JobAsk():

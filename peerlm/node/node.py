@@ -23,6 +23,7 @@ from peerlm.events import Event
 from peerlm.membership.member import Member
 from peerlm.node.birth import Birth
 from peerlm.node.company import TALK, Company
+from peerlm.node.coverage import Coverage
 from peerlm.node.handing_over import HandingOver, held_alone
 from peerlm.node.library import TALK as STORE_TALK
 from peerlm.node.library import Library
@@ -46,6 +47,7 @@ from peerlm.wire.message import (
     PullAnswer,
     PullRequest,
     Pulse,
+    RangesDone,
     StateAsk,
     StateGive,
     Tallies,
@@ -113,6 +115,7 @@ class Node:
             profile=birth.profile,
         )
         self.me = self.company.me
+        self.coverage = Coverage(self.company.plan.plan, birth.passes, rng, now)
         self.work = self._make_work(now)
         self.placing = self._make_placing(now)
         self.library = self._make_library(now)
@@ -152,6 +155,7 @@ class Node:
             self.company.rate_of,
             self._rng,
             now,
+            coverage=self.coverage,
             origin=birth.origin,
             restored=birth.restored,
             may_train=birth.settings.train.enabled and self.company.allows(self.me, Role.TRAIN),
@@ -218,6 +222,7 @@ class Node:
         effects += self._look(now)
         effects += self._place(now)
         effects += self.library.wake(self.company.linked, now)
+        effects += self.coverage.wake(self.work.seen.trainers, now)
         if self._publish_due <= now and self._goodbye_at is None:
             effects += self._publish(now)
         if self._leaving_since is not None:
@@ -269,7 +274,8 @@ class Node:
             case ev.DialTried():
                 return self.company.dial_back.tried(event, now)
             case ev.LinkUp():
-                return [*self.company.link_up(event, now), *self.library.link_up(event.peer)]
+                known = self.library.link_up(event.peer) + self.coverage.link_up(event.peer)
+                return self.company.link_up(event, now) + known
             case ev.LinkDown():
                 return self.company.link_down(event, now)
             case ev.Misbehaved():
@@ -393,6 +399,10 @@ class Node:
                 texts = work.texts.channels.on_answer(peer, message, now)
                 return [*work.channels.on_answer(peer, message, now), *texts]
             case _ if isinstance(message, OF_HOLDERS) and not company.may_hold(peer):
+                return []
+            case RangesDone():
+                if company.allows(peer, Role.TRAIN):
+                    self.coverage.heard(message)
                 return []
             case StateAsk():
                 return work.asked_for_state(peer, now)
@@ -659,7 +669,7 @@ class Node:
             if not (self.work.has_wound_up or overdue):
                 return self.work.wind_up(now, overdue=took_s > LEAVE_S_MAX / 2)
             self._goodbye_at = now
-            return self.company.leave(now)
+            return self.coverage.leave(self.work.seen.trainers) + self.company.leave(now)
         alone = not self.company.membership.n_live
         told = self.company.membership.goodbye_spread and now - self._goodbye_at > GOODBYE_S
         return [Halt("")] if alone or told or overdue else []

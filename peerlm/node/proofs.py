@@ -22,6 +22,9 @@ PROOF_S = 60.0
 
 DISTRUST_S = 86_400.0
 
+SHOWN_S = 10.0
+"""Who asks for proofs faster is not answered: each is the reading of a chunk."""
+
 
 class Proofs:
     def __init__(self, catalog: Catalog, rng: random.Random, now: Instant) -> None:
@@ -31,6 +34,7 @@ class Proofs:
         """By number, what was answered, while our own answer is being worked out."""
         self._proving: set[PeerId] = set()
         """Whom a proof is being made for: one at a time for each."""
+        self._shown_at: dict[PeerId, Instant] = {}
         self._until: dict[PeerId, Instant] = {}
         self.due = after(now, PROOF_S)
 
@@ -75,13 +79,17 @@ class Proofs:
 
     # -------------------------------------------------------------------------------- showing
 
-    def asked(self, peer: PeerId, ask: ProofAsk, here: Collection[ObjectHash]) -> list[Effect]:
-        if peer in self._proving:
+    def asked(
+        self, peer: PeerId, ask: ProofAsk, here: Collection[ObjectHash], now: Instant
+    ) -> list[Effect]:
+        shown_at = self._shown_at.get(peer)
+        if peer in self._proving or (shown_at is not None and now - shown_at < SHOWN_S):
             return []
         object_hash = ObjectHash(ask.object_hash)
         if object_hash not in here:
             return [Send(peer, ProofGive(object_hash, ask.nonce, b""))]
         self._proving.add(peer)
+        self._shown_at[peer] = now
         return [MakeProof(peer, object_hash, ask.nonce)]
 
     def made(self, event: ProofMade) -> tuple[list[Effect], bool]:

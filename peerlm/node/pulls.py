@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from peerlm.effects import CancelTransfer, Effect, RunPull, Send
 from peerlm.events import PullEnded, PullProgressed
 from peerlm.store.fetch import CancelPull, Fault, Fetch, Limits, PullEffect, StartPull, Status
+from peerlm.store.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, after
 from peerlm.wire.message import PullAnswer, PullRequest
 
@@ -26,7 +27,7 @@ ASK_AGAIN_S = 2.0
 """Those that may have an object are asked again after so long, then twice as long each time."""
 ASK_AGAIN_S_MAX = 60.0
 
-LIMITS = Limits(per_donor=2, total=12)
+LIMITS = Limits(per_donor=2, total=12, object_bytes_max=MANIFEST_BYTES_MAX)
 
 FAULTS = {
     "lost": Fault.LOST,
@@ -42,6 +43,7 @@ Sources = Callable[[ObjectHash], tuple[PeerId, ...]]
 @dataclass(slots=True)
 class _Want:
     size: int
+    """Bytes, as somebody says who may lie: its hash holds, so whatever size it has is taken, up to a chunk's."""
     tried: int = 0
     """Of the sources, how many have been named to the fetch in this round."""
     rounds: int = 0
@@ -54,6 +56,8 @@ class _Pull:
     start: StartPull
     keys: tuple[bytes, bytes]
     is_accepted: bool = False
+    size: int = 0
+    """Bytes, as the donor says."""
 
 
 class Pulls:
@@ -94,7 +98,7 @@ class Pulls:
         for object_hash, size in objects:
             if object_hash not in self._wants:
                 self._wants[object_hash] = _Want(size)
-                self._fetch.want(object_hash, size)
+                self._fetch.want(object_hash, 0)
         return self.wake(now)
 
     def forget(self, hashes: Iterable[ObjectHash]) -> list[Effect]:
@@ -151,10 +155,12 @@ class Pulls:
         if pull is None or pull.start.peer != peer or pull.is_accepted:
             return []
         start, endpoint = pull.start, self._endpoint(peer)
-        if answer.verdict != "accept" or endpoint is None or answer.size != start.size_bytes:
+        want = self._wants[ObjectHash(start.object_hash)]
+        is_size = 0 < answer.size <= max(CHUNK_BYTES, want.size)
+        if answer.verdict != "accept" or endpoint is None or not is_size:
             fault = Fault.BUSY if answer.verdict == "busy" else Fault.MISSING
             return self._failed(pull, fault, now)
-        pull.is_accepted = True
+        pull.is_accepted, pull.size = True, answer.size
         run = RunPull(
             transfer=start.transfer,
             peer=peer,
@@ -181,7 +187,9 @@ class Pulls:
         if event.outcome != "ok":
             return self._failed(pull, FAULTS[event.outcome], now)
         del self._pulls[event.transfer]
-        self._arrived.append(pull.start.object_hash)
+        arrived = ObjectHash(pull.start.object_hash)
+        self._arrived.append(arrived)
+        self._wants[arrived].size = pull.size
         return self._carry(self._fetch.pulled(event.transfer, now))
 
     def wake(self, now: Instant) -> list[Effect]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from peerlm.effects import Effect, Send
 from peerlm.errors import AuthError, StateError, WireError
-from peerlm.store.manifest import NAME, Kind
+from peerlm.store.manifest import MANIFEST_BYTES_MAX, NAME, Kind
 from peerlm.store.names import Entry, Names
 from peerlm.types import Instant, ObjectHash, PeerId, WallTime, after, printable, short
 from peerlm.wire.codec import decode_as, encode
@@ -26,6 +26,9 @@ GIVEN_MAX = 64
 """Names in one message."""
 
 KINDS = frozenset(Kind)
+
+LAMPORT_MAX = 2**62
+"""Of `NameRecord`: who hears of a larger one takes it for nonsense."""
 
 Author = Callable[[Named], PeerId]
 """Who has signed it and may write names. Raises `AuthError`."""
@@ -88,12 +91,18 @@ class Register:
                 f"the name {name} is taken (a {known.record.kind}, by node {short(known.record.writer)}); choose another "
                 f"with --name, or remove it first: peerlm data rm {name}"
             )
+        lamport = self.names.next_lamport(name)
+        if lamport > LAMPORT_MAX:
+            raise StateError(
+                f"the name {name} cannot be written any more: node {short(known.record.writer if known else self._me)} has "
+                "given it the largest number that there is; choose another with --name"
+            )
         record = NameRecord(
             name=name,
             kind=kind,
             manifest=manifest or b"",
             size=size,
-            lamport=self.names.next_lamport(),
+            lamport=lamport,
             writer=self._me,
             wall=wall,
             replicas=replicas,
@@ -129,6 +138,8 @@ class Register:
                 raise WireError("no name, or of no kind")
             if len(record.manifest) not in (0, 32) or not record.replicas >= 1:
                 raise WireError("no manifest, or no replicas")
+            if record.size > MANIFEST_BYTES_MAX:
+                raise WireError("no manifest is so large")
             if not self.names.is_news(record):
                 return None
             if not is_ours and self._author(proof) != record.writer:
@@ -199,6 +210,14 @@ class Register:
     def living(self) -> list[Entry]:
         """Names that stand for something."""
         return [entry for entry in self.names if entry.record.manifest]
+
+    def records_of(self, manifest: ObjectHash) -> list[NameRecord]:
+        """Of the names that stand for it."""
+        return [entry.record for entry in self.names if entry.record.manifest == manifest]
+
+    def replicas_of(self, manifest: ObjectHash) -> int:
+        """In how many its chunks are wanted; 0: no name stands for it."""
+        return max((record.replicas for record in self.records_of(manifest)), default=0)
 
 
 def read_kept(data: bytes) -> tuple[list[str], list[tuple[PeerId, int, str]]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from math import inf
 
 from peerlm.config import StoreSection
 from peerlm.effects import (
@@ -36,13 +36,16 @@ from peerlm.events import (
     PullEnded,
     PullProgressed,
 )
+from peerlm.node.ceiling import Ceiling
+from peerlm.node.keepers import Keepers
 from peerlm.node.leftovers import Leftovers
+from peerlm.node.makers import Makers
 from peerlm.node.proofs import Proofs
 from peerlm.node.pulls import Pulls
 from peerlm.node.register import Author, Register, Spread, as_kept, read_kept
 from peerlm.node.stored import Offer, Standing, Stored
 from peerlm.node.survey import Survey, bits_of
-from peerlm.store.catalog import Catalog, StoreNode
+from peerlm.store.catalog import CHUNKS_MAX, Catalog, StoreNode
 from peerlm.store.manifest import Chunk, Kind
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime, after, short
 from peerlm.wire.message import (
@@ -64,6 +67,18 @@ LOOK_S = 1.0
 UNDER_WAY = 32
 """Chunks of repair that are being pulled or looked for at once."""
 
+UNFOUND = 32
+"""Of what nobody has, so much is asked for again and again; what is beyond it waits until all else had its turn."""
+
+AGAIN_S = 60.0
+"""Then it has its own, no more often."""
+
+FEW_NAMES, FOLLOW_S = 256, 1.0
+"""With more names than these, what follows from those heard of is seen to no more often: it takes a look at all."""
+
+MANIFESTS_BYTES = 256 << 20
+"""Manifests may take so much more than is offered: a node that could not read them would not know what may go."""
+
 SAVE_S = 1.0
 """Names and nodes are saved no more often: many may come at once."""
 
@@ -72,14 +87,7 @@ SWEEP_S = 30.0
 
 DROPPED_AT_ONCE = 1024
 
-FRESH_S = 1800.0
-"""The writer of a name is asked first for its chunks so long after the name was heard of."""
-
-
-@dataclass(slots=True)
-class _Node:
-    offer: Offer
-    away_since: Instant | None = None
+NEVER = Instant(inf)
 
 
 class Storing:
@@ -110,8 +118,7 @@ class Storing:
         self.pinned: Collection[ObjectHash] = stored.pinned
         self._live: tuple[PeerId, ...] = ()
         """Live nodes of the store but this one."""
-        self._nodes: dict[PeerId, _Node] = {}
-        self._nodes_version = 0
+        self._keepers = Keepers((), now)
         self._pulls = Pulls(self._sources, endpoint, rng, now)
         self._replicas: dict[ObjectHash, int] = {}
         """Of each manifest whose chunks the catalog knows, in how many replicas."""
@@ -119,21 +126,24 @@ class Storing:
         """Objects that a process of this machine waits for."""
         self._reading: set[ObjectHash] = set()
         """Manifests that are being read from the disk."""
-        self._lacked: set[ObjectHash] = set()
-        """Manifests that are being looked for."""
+        self._lacked: dict[ObjectHash, int] = {}
+        """Manifests that are being looked for, and their bytes."""
+        self._nowhere: dict[ObjectHash, None] = {}
+        """What nobody has, but for what is asked for again and again."""
+        self._again_at = now
+        self._passed_over: set[ObjectHash] = set()
+        """Manifests that list more chunks than can be known."""
+        self._followed_at, self._follow_at = now, NEVER
         self._named = 0
         """Manifests that living names stand for."""
-        self._fresh: dict[
-            ObjectHash, tuple[tuple[PeerId, ...], Instant, frozenset[ObjectHash]]
-        ] = {}
+        self._fresh = Makers(me)
         self._surveys: list[Survey] = []
         self._dropping: Survey | None = None
         self._leftovers = Leftovers(settings.keep_s)
         self._next_number = 0
         self._proofs = Proofs(self.catalog, rng, now)
-        self._budget, self._budget_at = 0.0, now
-        self._is_full = False
-        self._hurry = False
+        self._ceiling = Ceiling(settings.repair_bytes_s, now)
+        self._is_full = self._hurry = False
         self._saved, self._save_at = (0, 0), now
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
         self._used = 0
@@ -152,9 +162,7 @@ class Storing:
     def _restore(self, memory: bytes, now: Instant) -> None:
         names, nodes = read_kept(memory) if memory else ([], [])
         self.register.restore(names)
-        for peer, capacity, label in nodes:
-            if peer != self._me:
-                self._nodes[peer] = _Node((capacity, label), away_since=now)
+        self._keepers = Keepers((node for node in nodes if node[0] != self._me), now)
         self._saved = self._savable()
 
     # ------------------------------------------------------------------------------ who is there
@@ -167,36 +175,24 @@ class Storing:
                 effects += self._pulls.peer_gone(peer, now)
                 for survey in self._all_surveys():
                     survey.gone(peer)
-        for peer, offer in live.items():
-            known = self._nodes.get(peer)
-            self._nodes_version += known is None or known.offer != offer
-            self._nodes[peer] = _Node(offer)
-        for peer, node in list(self._nodes.items()):
-            if peer not in live and node.away_since is None:
-                node.away_since = now
+        if not live.keys() <= set(self._live):
+            self._nowhere.clear()  # who came may have it
+        self._keepers.are(live, now)
         self._live = tuple(sorted(live))
         self._tell_catalog(now)
         return effects
 
     def _tell_catalog(self, now: Instant) -> None:
-        patience = self._settings.repair_after_s
-        gone = [
-            peer
-            for peer, node in self._nodes.items()
-            if node.away_since is not None and now - node.away_since >= patience
-        ]
-        for peer in gone:
-            del self._nodes[peer]
-        self._nodes_version += len(gone)
+        self._keepers.forget(self._settings.repair_after_s, now)
         self._proofs.forgive(now)
-        nodes = [
-            StoreNode(peer, node.offer[0], node.offer[1], node.away_since is None)
-            for peer, node in self._nodes.items()
-            if peer not in self._proofs.distrusted
-        ]
+        self.catalog.nodes_are(self._stores(self._proofs.distrusted))
+
+    def _stores(self, distrusted: Collection[PeerId] = ()) -> list[StoreNode]:
+        """All that offer room, sorted, but for those that do not count now."""
+        nodes = self._keepers.nodes(distrusted)
         if self.capacity:
             nodes.append(StoreNode(self._me, self.capacity, self._settings.label, True))
-        self.catalog.nodes_are(sorted(nodes))
+        return sorted(nodes)
 
     def link_up(self, peer: PeerId) -> list[Effect]:
         return self.register.compare(peer)
@@ -219,28 +215,34 @@ class Storing:
     ) -> list[Effect]:
         """Give a name to a manifest that is here, or remove the name (None). Raises `StateError`."""
         told = self.register.write(
-            name,
-            kind,
-            manifest,
-            size,
-            wall,
-            now,
-            replicas=replicas,
-            is_pinned=is_pinned,
-            about=about,
-            replaces=replaces,
-        )
+            name, kind, manifest, size, wall, now,
+            replicas=replicas, is_pinned=is_pinned, about=about, replaces=replaces,
+        )  # fmt: skip
         self._save_at = now  # a person waits for it
         return [*self._save(now), *told, *self._follow_names(now), *self._look(now)]
 
     def hear(self, proof: Named, teller: PeerId | None, now: Instant) -> list[Effect]:
-        record, effects = self.register.hear(proof, teller, now)
-        if record is None:
-            return effects
-        return [*self._save(now), *effects, *self._follow_names(now)]
+        return self._hear_all(teller, (proof,), now)
+
+    def _hear_all(
+        self, teller: PeerId | None, names: Iterable[Named], now: Instant
+    ) -> list[Effect]:
+        heard = [self.register.hear(proof, teller, now) for proof in names]
+        if all(record is None for record, _ in heard):
+            return []
+        told = [effect for _, effects in heard for effect in effects]
+        return [*self._save(now), *told, *self._follow_soon(now)]
+
+    def _follow_soon(self, now: Instant) -> list[Effect]:
+        due = after(self._followed_at, FOLLOW_S)
+        if len(self.register.names) <= FEW_NAMES or due <= now:
+            return self._follow_names(now)
+        self._follow_at = due
+        return []
 
     def _follow_names(self, now: Instant) -> list[Effect]:
         """Know what living names stand for, and nothing else."""
+        self._followed_at, self._follow_at = now, NEVER
         living: dict[ObjectHash, NameRecord] = {}
         for entry in self.register.living():
             manifest, record = ObjectHash(entry.record.manifest), entry.record
@@ -251,20 +253,21 @@ class Storing:
         for manifest in self.catalog.manifests - living.keys():
             self._forget(manifest)
             self._sweep_at = now
-        self._lacked.intersection_update(living)
+        self._passed_over &= living.keys()
+        self._lacked = {h: size for h, size in self._lacked.items() if h in living}
         effects = self._pulls.forget([h for h in self._pulls.wanted if not self._is_needed(h)])
         for manifest, record in living.items():
             if self._replicas.get(manifest) == record.replicas or manifest in self._reading:
+                continue
+            if manifest in self._passed_over:
                 continue
             if manifest in self.here:
                 self._reading.add(manifest)
                 effects.append(ReadManifest(manifest))
             elif self.capacity and manifest not in self._lacked:
-                self._lacked.add(manifest)
-                writer = PeerId(record.writer)
-                self._fresh[manifest] = ((writer,), now, frozenset((manifest,)))
-                effects += self._pulls.want([(manifest, record.size)], now)
-        return effects
+                self._lacked[manifest] = record.size
+                self._fresh.heard(manifest, (PeerId(record.writer),), (manifest,), now)
+        return [*effects, *self._look(now)] if self._lacked else effects
 
     def _is_needed(self, object_hash: ObjectHash) -> bool:
         """Somebody reads it, or a name leads to it."""
@@ -275,39 +278,34 @@ class Storing:
         """No name stands for it any more: what is in no other manifest may go at once."""
         loose = set(self.catalog.unreferenced())
         self.catalog.forget(manifest)
+        self._passed_over.clear()  # there is room for others
         del self._replicas[manifest]
-        self._fresh.pop(manifest, None)
+        self._fresh.forget(manifest)
         removed = set(self.catalog.unreferenced()) - loose
         self._leftovers.nameless((manifest, *removed))
-
-    def _records_of(self, manifest: ObjectHash) -> list[NameRecord]:
-        entries = self.register.living()
-        return [entry.record for entry in entries if entry.record.manifest == manifest]
-
-    def _wanted_in(self, manifest: ObjectHash) -> int:
-        """Replicas of its chunks, by the names that stand for it; 0: none does."""
-        return max((record.replicas for record in self._records_of(manifest)), default=0)
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
         told: list[Effect] = []
         if event.reason:
             told = [Log("warning", "manifest_unusable", (("why", event.reason),))]
-        if (
-            event.reason and not event.is_wrong
-        ):  # what is wrong is known from here on, and has no chunks
-            return [*told, *self.lost(ObjectLost(event.manifest, event.reason), now)]
-        replicas = self._wanted_in(event.manifest)
+            if not event.is_wrong:  # what is wrong is known from here on, and has no chunks
+                return [*told, *self.lost(ObjectLost(event.manifest, event.reason), now)]
+        replicas = self.register.replicas_of(event.manifest)
         if not replicas:
             return []
+        if len(event.chunks) + self.catalog.rows > CHUNKS_MAX:
+            fields = (("manifest", short(event.manifest)), ("chunks", len(event.chunks)))
+            self._passed_over.add(event.manifest)
+            return [Log("warning", "too_many_chunks", fields)]
         chunks = [Chunk(*chunk) for chunk in event.chunks]
         self.catalog.know(event.manifest, chunks, replicas)
         is_new = event.manifest not in self._replicas
         self._replicas[event.manifest] = replicas
-        writer = PeerId(self._records_of(event.manifest)[0].writer)
-        makers = tuple(p for p in dict.fromkeys((writer, *event.makers)) if p != self._me)
-        if is_new and makers:
-            self._fresh[event.manifest] = (makers, now, frozenset(c.hash for c in chunks))
+        writer = PeerId(self.register.records_of(event.manifest)[0].writer)
+        if is_new:
+            makers = (writer, *event.makers)
+            self._fresh.heard(event.manifest, makers, (c.hash for c in chunks), now)
         return [*told, *self._look(now)]
 
     # ----------------------------------------------------------------------------------- objects
@@ -328,17 +326,23 @@ class Storing:
     def came(self, event: ObjectKept, now: Instant) -> list[Effect]:
         """A process of this machine has put it."""
         self._keep(event.object_hash, event.size)
-        gone = self._pulls.forget((event.object_hash,))
-        return [*gone, *self._tell_readers([event.object_hash])]
+        self._leftovers.gone(
+            event.object_hash
+        )  # of a name that was removed, but of one to come too
+        effects = self._pulls.forget((event.object_hash,))
+        effects += self._tell_readers([event.object_hash])
+        if self._lacked.pop(event.object_hash, None) is not None:
+            effects += self._follow_names(now)
+        return effects
 
     def lost(self, event: ObjectLost, now: Instant) -> list[Effect]:
         """It was damaged; it is due again, if it was due."""
         self.lost_here += 1
         self._lose(event.object_hash)
         if event.object_hash in self._replicas:  # a manifest: its chunks stay known
-            self._lacked.add(event.object_hash)
-            size = next(r.size for r in self._records_of(event.object_hash))
-            return [*self._say_lost(event), *self._pulls.want([(event.object_hash, size)], now)]
+            for record in self.register.records_of(event.object_hash):
+                self._lacked[event.object_hash] = record.size
+            return [*self._say_lost(event), *self._look(now)]
         return [*self._say_lost(event), *self._follow_names(now), *self._look(now)]
 
     def _say_lost(self, event: ObjectLost) -> list[Effect]:
@@ -369,37 +373,30 @@ class Storing:
         """A person does not want to wait: who is away counts as gone, and what repair fetches has no ceiling, until
         nothing is lacking."""
         self._hurry = True
-        for peer in [peer for peer, node in self._nodes.items() if node.away_since is not None]:
-            del self._nodes[peer]
+        self._keepers.forget(0.0, now)
         self._tell_catalog(now)
         return self._look(now)
 
     def _sources(self, object_hash: ObjectHash) -> tuple[PeerId, ...]:
-        writers = [
-            maker
-            for makers, _, hashes in self._fresh.values()
-            if object_hash in hashes
-            for maker in makers
-            if maker != self._me
-        ]
         others = self.catalog.sources(object_hash)
         if not others:  # a manifest, or an object that is in none that is known
             others = self._live
-        return tuple(dict.fromkeys([*writers, *self.makers_of(object_hash), *others]))
+        made = (*self._fresh.of(object_hash), *self.makers_of(object_hash))
+        return tuple(dict.fromkeys([*made, *others]))
 
     def _look(self, now: Instant) -> list[Effect]:
         """Pull what is due here and lacking."""
         self._look_at = after(now, LOOK_S)
-        self._accrue(now)
-        wants: list[tuple[ObjectHash, int]] = []
-        under_way = len(self._pulls.wanted)
-        room = self.capacity - self._used - sum(map(self._pulls.size_of, self._pulls.wanted))
+        self._ceiling.accrue(now)
+        effects = self._set_aside(now)
+        coming = set(self._pulls.wanted).difference(self._pulls.unfound())
+        room = self.capacity - self._used - sum(map(self._pulls.size_of, coming))
+        wants = self._lacked_manifests(room, UNDER_WAY - len(coming))
+        room -= sum(size for _, size in wants)
         self._is_full = False
-        for want in self.catalog.wanted(4 * UNDER_WAY):
-            if under_way + len(wants) >= UNDER_WAY:
+        for want in self.catalog.wanted(4 * UNDER_WAY, {*self._pulls.wanted, *self._nowhere}):
+            if len(coming) + len(wants) >= UNDER_WAY:
                 break
-            if want.hash in self._pulls.wanted:
-                continue
             if want.size > room:
                 self._is_full = True
                 continue
@@ -409,22 +406,33 @@ class Storing:
             wants.append((want.hash, want.size))
         if self._hurry and not self.catalog.summary().lacking:
             self._hurry = False
-        return self._pulls.want(wants, now) if wants else []
+        if not wants and now >= self._again_at:
+            self._nowhere.clear()
+            self._again_at = after(now, AGAIN_S)
+        return [*effects, *(self._pulls.want(wants, now) if wants else [])]
 
-    def _accrue(self, now: Instant) -> None:
-        ceiling = self._settings.repair_bytes_s
-        self._budget = min(2.0 * ceiling, self._budget + (now - self._budget_at) * ceiling)
-        self._budget_at = now
+    def _lacked_manifests(self, room: int, count: int) -> list[tuple[ObjectHash, int]]:
+        """Of those that are not asked for yet, what there is room for; who reads only has no room to mind."""
+        wants: list[tuple[ObjectHash, int]] = []
+        room += MANIFESTS_BYTES
+        for manifest, size in self._lacked.items():
+            is_asked = manifest in self._pulls.wanted or manifest in self._nowhere
+            if len(wants) < count and not is_asked and (size <= room or not self.capacity):
+                room -= size
+                wants.append((manifest, size))
+        return wants
+
+    def _set_aside(self, now: Instant) -> list[Effect]:
+        """What nobody has must not keep back what somebody has."""
+        unfound = [h for h in self._pulls.unfound() if h not in self._readers]
+        aside = unfound[UNFOUND:]
+        self._nowhere |= dict.fromkeys(aside)
+        self._ceiling.give_back(sum(map(self._pulls.size_of, aside)))
+        return self._pulls.forget(aside)
 
     def _may_spend(self, size: int) -> bool:
-        """Whether repair's ceiling leaves room; it may be passed by one chunk. What a name that was just written needs is
-        no repair."""
-        if self._hurry or not self._settings.repair_bytes_s or self._fresh:
-            return True
-        if self._budget <= 0:
-            return False
-        self._budget -= size
-        return True
+        """Whether repair's ceiling leaves room. What a name that was just written needs is no repair."""
+        return self._hurry or bool(self._fresh) or self._ceiling.take(size)
 
     def _take_arrived(self, now: Instant) -> list[Effect]:
         came = self._pulls.take_arrived()
@@ -441,8 +449,7 @@ class Storing:
             return effects
         hashes = [object_hash for object_hash, _ in came]
         effects += self._tell_readers(hashes)
-        if not self._lacked.isdisjoint(hashes):
-            self._lacked.difference_update(hashes)
+        if [wanted for wanted in hashes if self._lacked.pop(wanted, None) is not None]:
             effects += self._follow_names(now)
         return [*effects, *self._look(now)]
 
@@ -451,9 +458,7 @@ class Storing:
     def _sweep(self, now: Instant) -> list[Effect]:
         """Ask who else keeps what is not due here; what enough others keep is dropped."""
         self._sweep_at = after(now, SWEEP_S)
-        for manifest, (_, since, _) in list(self._fresh.items()):
-            if now - since >= FRESH_S:
-                del self._fresh[manifest]
+        self._fresh.expire(now)
         effects = self._drop_unreferenced(now)
         if self._dropping is not None or not self._live:
             return effects
@@ -569,11 +574,15 @@ class Storing:
             case NamesAsk():
                 return self.register.asked(peer, message)
             case NamesGive():
-                return [e for proof in message.names for e in self.hear(proof, peer, now)]
+                return self._hear_all(peer, message.names, now)
             case HaveAsk():
                 kept = [h for h in map(ObjectHash, message.hashes) if h in self.here]
                 if message.is_due:
                     kept = [h for h in kept if self.catalog.is_due(h)]
+                    if self._dropping is not None and self._dropping.is_about(kept):
+                        self._dropping = (
+                            None  # the other may drop it, because we said that we will not
+                        )
                 bits = bits_of(message.hashes, kept)
                 return [Send(peer, HaveGive(message.number, bits))]
             case HaveGive():
@@ -582,7 +591,7 @@ class Storing:
                     effects += survey.heard(peer, message, now)
                 return [*effects, *self._surveyed()]
             case ProofAsk():
-                return self._proofs.asked(peer, message, self.here)
+                return self._proofs.asked(peer, message, self.here, now)
             case ProofGive():
                 return self._proofs.came(peer, message)
             case PullAnswer():
@@ -611,6 +620,8 @@ class Storing:
         for survey in self._all_surveys():
             survey.wake(now)
         effects += self._surveyed()
+        if self._follow_at <= now:
+            effects += self._follow_names(now)
         if self._look_at <= now:
             self._tell_catalog(now)
             effects += self._look(now)
@@ -631,15 +642,15 @@ class Storing:
     def deadline(self) -> Instant:
         others = (self._pulls.deadline(), self.register.deadline())
         due = [survey.deadline() for survey in self._all_surveys()]
-        own = (self._look_at, self._sweep_at, self._proofs.due)
+        own = (self._look_at, self._sweep_at, self._proofs.due, self._follow_at)
         return min([*own, *others, *(at for at in due if at is not None)])
 
     def encode(self) -> bytes:
-        nodes = [(peer, *node.offer) for peer, node in sorted(self._nodes.items())]
+        nodes = [(n.peer, n.capacity, n.label) for n in sorted(self._keepers.nodes())]
         return as_kept(self.register.encode(), nodes)
 
     def _savable(self) -> tuple[int, int]:
-        return self.register.names.version, self._nodes_version
+        return self.register.names.version, self._keepers.version
 
     # --------------------------------------------------------------------------------- for people
 
@@ -663,12 +674,6 @@ class Storing:
         return self._is_full
 
     def standing(self) -> Standing:
-        nodes = [
-            (peer, node.offer[0], node.offer[1], node.away_since is None)
-            for peer, node in self._nodes.items()
-        ]
-        if self.capacity:
-            nodes.append((self._me, self.capacity, self._settings.label, True))
         return Standing(
             capacity=self.capacity,
             used=self._used,
@@ -676,11 +681,11 @@ class Storing:
             catalog=self.catalog.summary(),
             unread=self.unread,
             pulling=len(self._pulls.wanted),
-            unfound=len(self._pulls.unfound()),
+            unfound=len(self._pulls.unfound()) + len(self._nowhere),
             full=self._is_full,
             trouble=self.trouble,
             distrusted=tuple(sorted(self._proofs.distrusted)),
-            nodes=tuple(sorted(nodes)),
+            nodes=tuple(self._stores()),
         )
 
     def check(self) -> None:

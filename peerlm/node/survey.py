@@ -38,6 +38,7 @@ class Survey:
     ) -> None:
         mine = set(here)
         self.hashes = tuple(hashes)
+        self._asked = frozenset(self.hashes)
         self.counts = [int(wanted in mine) for wanted in self.hashes]
         self.here = sum(self.counts)
         self._is_due = is_due
@@ -76,6 +77,10 @@ class Survey:
             self.kept[peer] += bit
         self._at[peer] = page + 1
         return self._ask(peer, now)
+
+    def is_about(self, hashes: Iterable[ObjectHash]) -> bool:
+        """Whether it asks for one of these."""
+        return not self._asked.isdisjoint(hashes)
 
     def gone(self, peer: PeerId) -> None:
         if self._at.pop(peer, None) is not None:

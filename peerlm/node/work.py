@@ -33,6 +33,7 @@ from peerlm.mix.exchange import Exchanges
 from peerlm.mix.tempo import Tempo
 from peerlm.node.acquire import Acquisition
 from peerlm.node.channels import Channels
+from peerlm.node.coverage import Coverage
 from peerlm.node.facts import Facts
 from peerlm.node.finals import Finals
 from peerlm.node.lifecycle import BEHIND_STEPS, FRESH_GRACE_S, NEXT, Phase, decide
@@ -85,6 +86,7 @@ class Work:
         rng: random.Random,
         now: Instant,
         *,
+        coverage: Coverage,
         origin: bool,
         restored: Restored | None,
         may_train: bool,
@@ -120,6 +122,7 @@ class Work:
         self.channels = Channels(me, endpoint, rng)
         self.texts = Texts(me, endpoint, rng)
         self.finals = Finals()
+        self.coverage = coverage
         self.straying = Straying()
         self._rate_of = rate_of
         self._rng = rng
@@ -231,7 +234,7 @@ class Work:
             return [self.acquisition.installation()]
         if self.restored is not None:
             return [InstallSnapshot()]
-        return self.worker.start(now, fresh=True)
+        return self.worker.start(self.coverage.for_start(), now, fresh=True)
 
     def _be_ready(self, left: Phase, now: Instant) -> list[Effect]:
         standing = self.exchanges.standing
@@ -246,7 +249,7 @@ class Work:
         if left is Phase.INSTALLING:
             self.snapshots.due = now
         if self.phase is Phase.TRAINING and self.worker.supervision.state == "off":
-            effects += self.worker.start(now, fresh=False)
+            effects += self.worker.start(self.coverage.for_start(), now, fresh=False)
         return effects + self.steer(now)
 
     def _finish(self, now: Instant) -> list[Effect]:
@@ -268,7 +271,7 @@ class Work:
         is_training = self.phase is Phase.TRAINING
         if is_training:
             if self.worker.supervision.due(now):
-                effects += self.worker.start(now, fresh=False)
+                effects += self.worker.start(self.coverage.for_start(), now, fresh=False)
         elif self.phase is Phase.SETTLING:
             effects += self._settle_on(now)
         elif self.phase is Phase.DONE:
@@ -358,7 +361,8 @@ class Work:
             self.tempo.look(step_s, now, trains_on_cpu=on_cpu)
         tokens, inner_steps = self.seen.swarm_tokens, self.tempo.inner_steps
         hosts = tuple((peer, *self.seen.runs[peer]) for peer in self.channels.open())
-        return self.worker.steer(training, tokens, members, inner_steps, hosts)
+        passes = self.coverage.for_steering()
+        return self.worker.steer(training, tokens, members, inner_steps, hosts, passes)
 
     def _readers(self) -> tuple[PeerId, ...]:
         """Who shares the text, sorted."""
@@ -441,6 +445,7 @@ class Work:
         return effects
 
     def worker_progressed(self, event: WorkerProgressed, now: Instant) -> list[Effect]:
+        self.coverage.read(event)
         return self._watch_worker(now) if self.worker.progressed(event, now) else []
 
     def _watch_worker(self, now: Instant) -> list[Effect]:
@@ -592,6 +597,7 @@ class Work:
         self.exchanges.use_plan(plan.plan)
         self.exchanges.standing.plan_hash = plan.plan_hash
         self.tempo.follow(self.plan.mix, now)
+        self.coverage.use_plan(plan.plan)
         # The worker reads the plan when it starts; the budget and H it is told as it goes.
         effects = self.worker.restart() if old.train != self.plan.train else []
         if old.data.shards != self.plan.data.shards:

@@ -52,7 +52,6 @@ class Worker:
         """Of its gradients, in tokens."""
         self.tokens_per_s = 0.0
         self.nonfinite_steps = 0
-        self.data_pass, self.data_position = 0, 0.0
         self.stream_lost, self.stream_bytes = 0, (0, 0)
         """Of its present life: microbatches that came to nothing; bytes of the stream, sent and received."""
         self.drained = False
@@ -67,9 +66,9 @@ class Worker:
 
     # ------------------------------------------------------------------------- what it is told
 
-    def start(self, now: Instant, *, fresh: bool) -> list[Effect]:
-        """`fresh`: it is to make the initial weights."""
-        return [StartWorker(self.supervision.start(now), fresh=fresh)]
+    def start(self, passes: bytes, now: Instant, *, fresh: bool) -> list[Effect]:
+        """`fresh`: it is to make the initial weights. `passes`: what of the text is read."""
+        return [StartWorker(self.supervision.start(now), fresh=fresh, passes=passes)]
 
     def stop(self) -> list[Effect]:
         """For good, until somebody starts one."""
@@ -89,13 +88,14 @@ class Worker:
         members: tuple[PeerId, ...],
         inner_steps: int,
         hosts: tuple[tuple[PeerId, int, int], ...],
+        passes: bytes,
     ) -> list[Effect]:
         """Whether to take inner steps, how far the swarm is, who shares the text (sorted), how many inner steps
-        to take between two boundaries, and who holds which of the stages that are elsewhere."""
+        to take between two boundaries, who holds which of the stages that are elsewhere, and what is read."""
         if self.supervision.state != "running":
             return []
-        generation = self.supervision.generation
-        return [SteerWorker(generation, training, swarm_tokens, members, inner_steps, hosts)]
+        told = (training, swarm_tokens, members, inner_steps, hosts, passes)
+        return [SteerWorker(self.supervision.generation, *told)]
 
     def evaluate_if_due(self, every_s: float, swarm_tokens: int, now: Instant) -> list[Effect]:
         """An evaluation of the slow weights about each `every_s`, one at a time."""
@@ -164,7 +164,6 @@ class Worker:
         if event.loss is not None:
             self.loss = event.loss
         self.tokens_per_s, self.nonfinite_steps = event.tokens_per_s, event.nonfinite_steps
-        self.data_pass, self.data_position = event.data_pass, event.data_position
         self.stream_lost = event.stream_lost
         self.stream_bytes = (event.stream_sent, event.stream_received)
         self.supervision.progressed(event.loss, event.nonfinite_steps, now)

@@ -44,6 +44,7 @@ class Disk:
     origin: bool = False
     epoch: int = 0
     book: bytes = b""
+    passes: bytes = b""
     revocations: tuple[bytes, ...] = ()
     objects: dict[ObjectHash, Vector | bytes] = field(default_factory=dict)
     """Whole and verified: a fragment's φ, or bytes of the corpus."""

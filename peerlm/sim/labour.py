@@ -128,6 +128,8 @@ class Labour:
                 disk.book = data
             case fx.Save(name="plan", data=data):
                 disk.plan = data
+            case fx.Save(name="passes", data=data):
+                disk.passes = data
             case fx.SaveChain(chain):
                 disk.chain = chain
             case fx.SaveRevocations(blobs):
@@ -227,8 +229,6 @@ class Labour:
                 loss=worker.loss,
                 tokens_per_s=self.machine.speed,
                 nonfinite_steps=0,
-                data_pass=0,
-                data_position=0.0,
             )
         )
 

@@ -141,6 +141,7 @@ class Machine:
             origin=disk.origin,
             restored=Restored(last.number, last.tokens, last.offers) if last else None,
             tallies=last.tallies if last else (),
+            passes=disk.passes,
             profile=world.profile,
         )
         self.node = Node(birth, rng, world.now, self.wall)

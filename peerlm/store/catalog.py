@@ -13,7 +13,7 @@ all of that, takes about a second; one node more or less some hundredths; what c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,10 +26,15 @@ from peerlm.store.owners import Counts, Rows, StoreNode, Table, Tables, empty_ta
 from peerlm.store.rendezvous import keys_of
 from peerlm.types import ObjectHash, PeerId
 
-__all__ = ["REPLICAS_MAX", "Catalog", "StoreNode", "Summary", "Want"]
+__all__ = ["CHUNKS_MAX", "REPLICAS_MAX", "Catalog", "StoreNode", "Summary", "Want"]
 
 REPLICAS_MAX = 64
 """Whoever asks for more replicas gets these: memory grows with the most that any chunk has."""
+
+
+CHUNKS_MAX = 5_000_000
+"""Of all manifests together, equal ones within one counted once: what is known of each takes some 300 bytes of memory. A
+manifest beyond it is not looked at, and what is in no other is not kept by this node: 20 terabytes are."""
 
 
 class Want(NamedTuple):
@@ -141,6 +146,11 @@ class Catalog:
     def manifests(self) -> set[ObjectHash]:
         return set(self._manifests)
 
+    @property
+    def rows(self) -> int:
+        """Chunks that are known."""
+        return len(self._rows)
+
     def replicas(self, object_hash: ObjectHash) -> int:
         """How many nodes should hold it; 0: it is in no manifest that is known."""
         row = self._rows.get(object_hash)
@@ -241,8 +251,8 @@ class Catalog:
         row = self._rows.get(object_hash)
         return row is not None and bool(self._due[row])
 
-    def wanted(self, limit: int) -> list[Want]:
-        """What is due here and not here, urgent ones first; at most `limit`.
+    def wanted(self, limit: int, without: Container[ObjectHash] = ()) -> list[Want]:
+        """What is due here and not here, and not among `without`, urgent ones first; at most `limit`.
 
         Each node has an order of its own beyond that, so that not all owners of something new ask for it at once: who comes
         later can have it from who came first.
@@ -258,6 +268,8 @@ class Catalog:
                 break
             row, is_urgent = queue[at]
             object_hash = self._hashes[row]
+            if object_hash in without:
+                continue
             if not self._here[row] and object_hash is not None:
                 wants.append(Want(object_hash, int(self._sizes[row]), is_urgent))
         return wants

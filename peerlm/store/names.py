@@ -74,9 +74,11 @@ class Names:
         self.version += 1
         return True
 
-    def next_lamport(self) -> int:
-        """Larger than any that is known."""
-        return 1 + max((entry.record.lamport for entry in self._entries.values()), default=0)
+    def next_lamport(self, name: str) -> int:
+        """Larger than any that is known of this name. Those of others do not count: one that somebody has set to the largest
+        there is would end the writing of all names."""
+        known = self.get(name)
+        return 1 if known is None else 1 + known.record.lamport
 
     # ------------------------------------------------------------------------------ anti-entropy
 

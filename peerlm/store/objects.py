@@ -7,7 +7,7 @@ are renamed to it.
 
 What the node keeps for the swarm's store, chunks and manifests, lies on a shelf of its own
 (`store.shelf`): `chunks/` beside `objects/`. Both are looked up alike, but what is in `chunks/` is
-only removed by `drop_chunk`, or when it is damaged. Something may lie on both.
+only removed by `drop_chunk` and `condemn_chunks`, or when it is damaged. Something may lie on both.
 
 An object comes from one donor, piece by piece in any order, and counts only when all of it has
 arrived and hashes to its name. A pull that is cut short starts again from nothing, here or after a
@@ -17,6 +17,7 @@ record of what was received, and leaves no doubt about who sent a wrong byte.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -242,6 +243,16 @@ class Objects:
     def drop_chunk(self, object_hash: ObjectHash) -> None:
         """Keep it for the store no more. Raises: StateError."""
         self._kept.remove(object_hash)
+
+    def condemn_chunks(self, hashes: Iterable[ObjectHash]) -> None:
+        """They are kept for the store no more, from this moment; `remove_condemned` removes their files later, but for what
+        is put again before."""
+        for object_hash in hashes:
+            self._kept.condemn(object_hash)
+
+    def remove_condemned(self, hashes: Iterable[ObjectHash]) -> None:
+        """Raises: StateError."""
+        self._kept.remove_condemned(hashes)
 
     def _place(self, object_hash: ObjectHash) -> _Place:
         for shelf in (self._own, self._kept):

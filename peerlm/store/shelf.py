@@ -15,7 +15,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -46,6 +46,8 @@ class Shelf:
         self.size_bytes = 0
         """Of all files known."""
         self._sizes: dict[ObjectHash, int] = {}
+        self._condemned: dict[ObjectHash, int] = {}
+        """Not here any more, but their files are still to be removed."""
         self._lock = Lock()
         with disk.explained("list", directory):
             for name, size in sorted(_named_files(directory)):
@@ -75,11 +77,13 @@ class Shelf:
 
     def keep(self, file: AtomicFile, object_hash: ObjectHash) -> None:
         """Commit a file that was written to `path`. Raises: StateError."""
+        self._pardon(object_hash)
         file.commit(self._lock)
         self._know(object_hash, file.size_bytes)
 
     def link(self, path: Path, object_hash: ObjectHash, size_bytes: int) -> bool:
         """Give the file at `path`, which was flushed and is never written to, a name here, durably. False: it cannot be."""
+        self._pardon(object_hash)
         try:
             os.link(path, self.path(object_hash), follow_symlinks=False)
             disk.sync_directory(self.directory)
@@ -102,6 +106,32 @@ class Shelf:
                 pass
             self._forget(object_hash)
         return False
+
+    def condemn(self, object_hash: ObjectHash) -> None:
+        """From now on it is not here; `remove_condemned` removes its file, unless it is put again before."""
+        with self._lock:
+            if (size := self._sizes.pop(object_hash, None)) is not None:
+                self._condemned[object_hash] = size
+
+    def remove_condemned(self, hashes: Iterable[ObjectHash]) -> None:
+        """Durably. Raises: StateError; what is left of them is found at the next start."""
+        with disk.explained("remove", self.directory):
+            for object_hash in hashes:
+                with self._lock:
+                    if self._pardoned(object_hash):
+                        self.path(object_hash).unlink(missing_ok=True)
+            disk.sync_directory(self.directory)
+
+    def _pardon(self, object_hash: ObjectHash) -> None:
+        """It is put again: its file, old or new, stays."""
+        with self._lock:
+            self._pardoned(object_hash)
+
+    def _pardoned(self, object_hash: ObjectHash) -> bool:
+        """With the lock. Whether it was condemned."""
+        size = self._condemned.pop(object_hash, None)
+        self.size_bytes -= size or 0
+        return size is not None
 
     def remove(self, object_hash: ObjectHash) -> None:
         """Durably, if it is here. Raises: StateError."""
@@ -204,7 +234,10 @@ class Shelf:
         return total
 
     def _knows_name(self, name: str) -> bool:
-        return _NAME.fullmatch(name) is not None and ObjectHash(bytes.fromhex(name)) in self._sizes
+        if _NAME.fullmatch(name) is None:
+            return False
+        object_hash = ObjectHash(bytes.fromhex(name))
+        return object_hash in self._sizes or object_hash in self._condemned
 
 
 def damaged(object_hash: ObjectHash, file: ReadFile) -> ChunkCorrupt:

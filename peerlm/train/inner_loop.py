@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from peerlm.config import NodeSettings, Plan
+from peerlm.data import passes
 from peerlm.data.loader import Loader
 from peerlm.data.shards import Corpus
 from peerlm.model import weights
@@ -41,6 +42,9 @@ from peerlm.train.shared import SharedMemory
 from peerlm.types import FragmentId
 
 REPORT_EVERY_S = 1.0
+
+FINISHED_MAX = 1 << 16
+"""Ranges that one report tells of; what is more waits for the next."""
 
 
 class InnerLoop:
@@ -71,6 +75,8 @@ class InnerLoop:
         self._ranks = 1 if group is None else group.size
         self._reader = self._make_loader() if self._reads else None
         self._members: tuple[bytes, ...] = ()
+        self._known = b""
+        """What of the text is read, as last told."""
         self._cadence = Cadence([spec.id for spec in fragments], plan.mix.inner_steps)
         self._crossings = Crossings()
         self._pace = Pace(settings.train.pace_tokens_s)
@@ -95,7 +101,13 @@ class InnerLoop:
         paths = [Path(path) for path in setup.corpus]
         corpus = Corpus.open(paths, plan.data.vocab, plan.data.val_fraction)
         whole = replace(plan, train=replace(plan.train, batch=self._ranks * plan.train.batch))
-        return Loader(corpus, whole, setup.peer, plan.run.rng_seed, setup.first_pass)
+        text = passes.text_of([path.name for path in paths], plan)
+        loader = Loader(corpus, whole, setup.peer, plan.run.rng_seed, text=text)
+        if setup.passes:
+            known, lanes = passes.decode(setup.passes)
+            if loader.hear(known):
+                loader.go_on(lanes)
+        return loader
 
     @property
     def _loader(self) -> Loader:
@@ -163,6 +175,9 @@ class InnerLoop:
         ):  # sharing ranges out takes a while
             self._members = told.members
             self._loader.set_members(told.members)
+        if self._reader is not None and told.passes and told.passes != self._known:
+            self._known = told.passes
+            self._loader.hear(passes.decode(told.passes)[0])
         self._swarm_tokens, self._tokens_when_steered = told.swarm_tokens, self._tally.tokens
         self._token_budget = told.token_budget
         self._cadence.change(told.inner_steps)
@@ -236,16 +251,17 @@ class InnerLoop:
         self._tally.begin_report(now)
 
     def _progress(self, now: float) -> protocol.Progress:
-        place = self._loader.position()
-        tally = self._tally
+        tally, loader = self._tally, self._loader
         return protocol.Progress(
             steps=tally.steps,
             tokens=tally.tokens,
             loss=tally.loss(),
             tokens_per_s=tally.tokens_per_s(now),
             nonfinite_steps=tally.nonfinite_steps,
-            data_pass=place["pass"],
-            data_position=place["ranges_done"] / place["ranges_total"],
+            text=loader.passes.text,
+            ranges=loader.passes.ranges,
+            finished=tuple(n for done in loader.take_finished(FINISHED_MAX) for n in done),
+            lanes=tuple(n for lane in loader.lanes() for n in lane),
         )
 
     # ------------------------------------------------------------------------------- φ itself

@@ -65,8 +65,8 @@ class Setup(Message):
     corpus: tuple[str, ...]
     """Paths of the token shards, in order."""
     threads: int
-    first_pass: int
-    """Number of the pass over the corpus to begin with."""
+    passes: bytes
+    """What of the text is read, as `data.passes` has it; empty: nothing."""
     first_stage: int = 0
     last_stage: int = 0
     """What of the model this node holds."""
@@ -100,6 +100,8 @@ class Steer(Message):
     """Nodes that the stream can be sent to and come from, and the stages that each holds."""
     first_stages: tuple[int, ...] = ()
     last_stages: tuple[int, ...] = ()
+    passes: bytes = b""
+    """What of the text is read by now; empty: nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +203,19 @@ class Progress(Message):
     loss: float | None
     tokens_per_s: float
     nonfinite_steps: int
-    data_pass: int
-    data_position: float
     stream_lost: int = 0
     stream_sent: int = 0
     stream_received: int = 0
     """Of a part of the model: microbatches that came to nothing, and bytes of hops."""
     busy: float = 1.0
     """Share of the time in which it worked, since the last report."""
+    text: bytes = b""
+    ranges: int = 0
+    """What it reads, as records have it (`data.passes.text_of`), and in how many ranges; 0: it reads none."""
+    finished: tuple[int, ...] = ()
+    """Pass and range of each that was finished since the last report, one after the other."""
+    lanes: tuple[int, ...] = ()
+    """Pass, range and windows read, of each that it is in the midst of."""
 
 
 @dataclass(frozen=True, slots=True)

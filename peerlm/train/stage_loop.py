@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -457,7 +457,7 @@ class StageLoop(InnerLoop):
         tally = self._tally
         elapsed_s = max(now - tally.report_began, 1e-9)
         busy, self._busy_s = min(1.0, self._busy_s / elapsed_s), 0.0
-        stream = {
+        stream: dict[str, Any] = {
             "stream_lost": self._lost,
             "stream_sent": self._bytes[0],
             "stream_received": self._bytes[1],
@@ -471,8 +471,6 @@ class StageLoop(InnerLoop):
             loss=None,
             tokens_per_s=passed / elapsed_s,
             nonfinite_steps=tally.nonfinite_steps,
-            data_pass=0,
-            data_position=0.0,
             busy=busy,
             **stream,
         )

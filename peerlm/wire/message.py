@@ -355,6 +355,20 @@ class Tallies(Message):
     entries: Annotated[tuple[Tally, ...], Most(4096)]
 
 
+@dataclass(frozen=True, slots=True)
+class RangesDone(Message):
+    """Ranges of a text that are finished in a pass, by whomever; passes below `lowest` are over. From who trains to who trains."""
+
+    code: ClassVar[int] = 110
+    text: Hash32
+    lowest: Annotated[int, Most(2**40)]
+    number: Count
+    bits: Annotated[bytes, Most(8192)]
+    """For range i, bit i % 8 of byte i // 8."""
+    few: Annotated[bytes, Most(8192)]
+    """Further ranges, each as two bytes, the lower first."""
+
+
 # ------------------------------------------------------------------------------------------ plan
 
 

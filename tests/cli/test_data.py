@@ -14,7 +14,8 @@ from desk_scene import ME, OTHER, FakeDesk, chunk_of, desk, node
 
 from peerlm.cli import copies
 from peerlm.cli.copies import Copies, wait_copies
-from peerlm.store.manifest import CHUNK_BYTES
+from peerlm.cli.desk_here import progress
+from peerlm.store.manifest import CHUNK_BYTES, Kind, of_files
 
 __all__ = ["desk"]
 
@@ -424,3 +425,83 @@ def keys_of(value: Any) -> Iterator[str]:
         case list():
             for inner in value:
                 yield from keys_of(inner)
+
+
+def test_progress_is_shown_on_a_terminal_whatever_files_are_called(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress("putting", in_bytes=True) as tell:
+        tell(1_000_000, None, "")
+        tell(2_000_000, 10_000_000, "a[/b].txt")
+    with progress("plays: chunks") as tell:
+        tell(3, 10, "on 2 nodes")
+    said = capsys.readouterr().err
+    assert "putting a[/b].txt" in said
+    assert "plays: chunks on 2 nodes" in said
+    assert "3/10" in said
+
+
+# ------------------------------------------------------------------------ manifests of a liar
+
+
+def evil(desk: FakeDesk, files: list[tuple[str, bytes]], meta: dict[str, Any]) -> None:
+    listed = [(path, [chunk_of(data)] if data else []) for path, data in files]
+    for _, data in files:
+        desk.put(data)
+    desk.publish("evil", of_files(Kind.FILES, listed, meta))
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"tokens": 10**400, "documents": -(10**400)},
+        {"x" * 100_000: 1},
+        {"a\x1b[2J": "\x1b[2J\n"},
+        {"m": "\ud800"},
+        {str(number): number for number in range(10_000)},
+    ],
+)
+def test_what_a_manifest_says_of_itself_cannot_spoil_a_list(
+    peerlm: Cli, desk: FakeDesk, meta: dict[str, Any]
+) -> None:
+    evil(desk, [("a", b"x")], meta)
+    for words in (("data", "ls"), ("data", "show", "evil"), ("data", "show", "evil", "--files")):
+        said = peerlm(*words)
+        assert said.code == 0, said
+        assert "\x1b" not in said.out
+        assert len(said.out) < 20_000
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [("n" * 300, b"x")],
+        [("n" * 245, b"x")],
+        [("a", b"x"), ("a/b", b"y")],
+        [("a/b", b"x"), ("a", b"y")],
+    ],
+)
+def test_paths_that_cannot_be_are_said_in_one_line(
+    peerlm: Cli, desk: FakeDesk, tmp_path: Path, files: list[tuple[str, bytes]]
+) -> None:
+    evil(desk, files, {})
+    said = peerlm("data", "get", "evil", tmp_path / "out")
+    if said.code:
+        assert_one_line(said, 3)
+    assert "internal" not in said.err
+
+
+def test_what_is_in_the_way_of_a_file_is_said_in_one_line(
+    peerlm: Cli, desk: FakeDesk, tmp_path: Path
+) -> None:
+    evil(desk, [("a", b"x")], {})
+    out = tmp_path / "out"
+    (out / "a").mkdir(parents=True)
+    assert_one_line(peerlm("data", "get", "evil", out), 3, "a")
+    (tmp_path / "file").write_text("x")
+    assert peerlm("data", "get", "evil", tmp_path / "file").code == 2
+    loop = tmp_path / "loop"
+    loop.mkdir()
+    (loop / "a").symlink_to("a")
+    assert peerlm("data", "get", "evil", loop).code in (0, 1, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import socket
 import threading
@@ -24,6 +25,7 @@ from peerlm.store.disk import Layout
 from peerlm.store.manifest import CHUNK_BYTES
 
 TABLE = b"play,words\nHamlet,30557\nOthello,26450\n"
+PLAYS, LAWS = f"plays-{os.getpid()}", f"laws-{os.getpid()}"
 BIG = [bytes([n]) * CHUNK_BYTES for n in range(6)] + [b"end"]
 
 
@@ -214,15 +216,15 @@ def test_it_is_registered_under_its_scheme() -> None:
 
 @pytest.fixture
 def two_nodes(tmp_path: Path) -> Iterator[dict[str, Layout]]:
-    """Daemons that only answer: of a run `plays`, and of a run `laws`."""
+    """Daemons that only answer, of two runs. Others may run on the machine, so these have names of their own."""
     layouts = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
         servers = []
-        for name in ("plays", "laws"):
+        for name in (PLAYS, LAWS):
             layouts[name] = Layout(tmp_path / name)
             layouts[name].root.mkdir()
-            summary = sample_summary(run_name=name, run_id=name.encode().ljust(16, b"."))
+            summary = sample_summary(run_name=name, run_id=name.encode().rjust(16, b"."))
 
             async def handle(command: str, _: Any, summary: Any = summary) -> dict[str, Any]:
                 return answer_of(summary)
@@ -240,18 +242,18 @@ def test_a_run_is_found_among_the_nodes_that_run_here(
 ) -> None:
     for name, layout in two_nodes.items():
         assert nodes_here.node_of(name).root == layout.root
-    assert nodes_here.node_of(b"laws....".hex()).root == two_nodes["laws"].root
+    assert nodes_here.node_of(LAWS.encode().rjust(16, b".").hex()[:24]).root == two_nodes[LAWS].root
     with pytest.raises(
-        StateError, match=r"no node of a run 'poems' runs on this machine.*PEERLM_STATE"
+        StateError, match=r"no node of a run 'no such poems' runs on this machine.*PEERLM_STATE"
     ):
-        nodes_here.node_of("poems")
+        nodes_here.node_of("no such poems")
     assert nodes_here.node_of("", str(tmp_path / "x")).root == tmp_path / "x"
     assert nodes_here.node_of("").root == tmp_path / "xdg" / "peerlm"
-    monkeypatch.setenv("PEERLM_STATE", str(two_nodes["laws"].root))
-    assert nodes_here.node_of("").root == two_nodes["laws"].root
-    with pytest.raises(StateError, match="is of another run than 'plays'"):
-        nodes_here.node_of("plays")
-    assert nodes_here.node_of("plays", str(two_nodes["plays"].root)).root == two_nodes["plays"].root
+    monkeypatch.setenv("PEERLM_STATE", str(two_nodes[LAWS].root))
+    assert nodes_here.node_of("").root == two_nodes[LAWS].root
+    with pytest.raises(StateError, match="is of another run"):
+        nodes_here.node_of(PLAYS)
+    assert nodes_here.node_of(PLAYS, str(two_nodes[PLAYS].root)).root == two_nodes[PLAYS].root
 
 
 def test_two_runs_of_one_name_have_to_be_told_apart(
@@ -261,10 +263,10 @@ def test_two_runs_of_one_name_have_to_be_told_apart(
     other.root.mkdir()
 
     async def handle(command: str, _: Any) -> dict[str, Any]:
-        return answer_of(sample_summary(run_name="plays"))
+        return answer_of(sample_summary(run_name=PLAYS))
 
-    with serving(other, handle), pytest.raises(StateError, match="several runs are called 'plays'"):
-        nodes_here.node_of("plays")
+    with serving(other, handle), pytest.raises(StateError, match="several runs are called"):
+        nodes_here.node_of(PLAYS)
 
 
 def test_sockets_that_are_no_daemons_are_passed_over(tmp_path: Path) -> None:

@@ -119,5 +119,5 @@ def kept(
 
     values = np.ones(size, np.float32)
     shown = sketch(values, driver.worker.plan.run.rng_seed, fragment)
-    name = driver.holding._objects.put(values.data.cast("B"))
+    name = driver.holding.objects.put(values.data.cast("B"))
     return fragment, 5, name, tuple(float(x) for x in shown)

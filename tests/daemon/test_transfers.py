@@ -16,7 +16,7 @@ import pytest
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
 from peerlm.effects import RunPull, ServePull
-from peerlm.errors import StateError
+from peerlm.errors import ChunkCorrupt, StateError
 from peerlm.events import ObjectLost, PullEnded, PullServed
 from peerlm.mix.fragment import SlowFragment
 from peerlm.store.disk import Layout, StateDirectory
@@ -127,6 +127,7 @@ class Wire(NoBulk):
         self.sent = b""
         self.gives = b""
         self.is_held = False
+        self.breaks: Exception | None = None
 
     async def serve(
         self, transfer: Any, read: Any, size: int, keys: Any, timeout_s: float, *, is_held: bool
@@ -141,6 +142,8 @@ class Wire(NoBulk):
         write_at = arguments[5]
         for at in range(0, len(self.gives), PIECE_BYTES):
             write_at(at, self.gives[at : at + PIECE_BYTES])
+        if self.breaks is not None:
+            raise self.breaks
 
 
 class Scene:
@@ -246,3 +249,14 @@ async def test_a_pull_cancelled_while_it_is_made_durable_is_left_alone(
         await asyncio.gather(pulling, return_exceptions=True)
     assert scene.posted == []
     assert scene.objects.read_verified(name) == WHOLE
+
+
+async def test_a_frame_that_was_spoilt_on_the_way_is_not_the_donors_fault(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        scene = Scene(tmp_path, pool)
+        name = Objects.put_chunk(Scene(tmp_path / "there", pool).objects, WHOLE)
+        scene.wire.breaks = ChunkCorrupt("a frame with a wrong tag")
+        await scene.pull(WHOLE, name, True)
+        scene.wire.breaks = None
+        await scene.pull(bytes(len(WHOLE)), name, True)
+    assert [event.outcome for event in scene.posted] == ["lost", "corrupt"]

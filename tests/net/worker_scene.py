@@ -61,7 +61,7 @@ class Daemon:
                 protocol.packed(node),
                 tuple(map(str, corpus)),
                 threads=1,
-                first_pass=0,
+                passes=b"",
                 first_stage=self.held[0],
                 last_stage=self.held[-1],
             )

@@ -65,6 +65,8 @@ class Store:
         self.nodes: dict[PeerId, Node] = {}
         self.pulled: Counter[PeerId] = Counter()
         """By whom it was served."""
+        self.sides: dict[PeerId, int] = {}
+        """Of a partition: who is on which; those of one side reach each other."""
         self._queue: list[tuple[PeerId, Callable[[Storing], list[Effect]]]] = []
         for number in range(1, count + 1):
             self.add(peer_of(number), capacity)
@@ -76,7 +78,7 @@ class Store:
 
     def _made(self, peer: PeerId, stored: Stored) -> Storing:
         def spread(proof: Named, _: bytes, now: Instant, teller: PeerId | None) -> list[Effect]:
-            others = [p for p in self.nodes if p not in (peer, teller)]
+            others = [p for p in self.nodes if p not in (peer, teller) and self.reach(peer, p)]
             for other in others:
                 self._tell(other, lambda s, p=proof: s.hear(p, peer, self.now))  # type: ignore[misc]
             return []
@@ -102,13 +104,26 @@ class Store:
                 self._perform(peer, self.nodes[peer].storing.link_up(other))
         self.settle()
 
+    def reach(self, one: PeerId, other: PeerId) -> bool:
+        return self.sides.get(one) == self.sides.get(other)
+
+    def part(self, sides: dict[PeerId, int]) -> None:
+        """From now on these do not reach each other across sides; {}: all do again."""
+        self.sides = sides
+        self.look_around()
+        for peer, node in self.nodes.items():
+            for other in self.nodes:
+                if other != peer and node.is_up and self.nodes[other].is_up:
+                    self._perform(peer, node.storing.link_up(other))
+        self.settle()
+
     def look_around(self) -> None:
         for peer, node in self.nodes.items():
             if node.is_up:
                 live = {
                     p: (n.capacity, n.label)
                     for p, n in self.nodes.items()
-                    if n.is_up and p != peer and n.capacity
+                    if n.is_up and p != peer and n.capacity and self.reach(peer, p)
                 }
                 self._perform(peer, node.storing.nodes_are(live, self.now))
         self.settle()
@@ -134,7 +149,11 @@ class Store:
             self.now = Instant(self.now + step_s)
             for peer, node in self.nodes.items():
                 if node.is_up:
-                    linked = [p for p, n in self.nodes.items() if n.is_up and p != peer]
+                    linked = [
+                        p
+                        for p, n in self.nodes.items()
+                        if n.is_up and p != peer and self.reach(peer, p)
+                    ]
                     self._perform(peer, node.storing.wake(lambda: linked, self.now))  # noqa: B023
             self.settle()
         for node in self.nodes.values():
@@ -210,7 +229,7 @@ class Store:
                     raise AssertionError(effect)
 
     def _send(self, sender: PeerId, to: PeerId, message: Message) -> None:
-        if to not in self.nodes or not self.nodes[to].is_up:
+        if to not in self.nodes or not self.nodes[to].is_up or not self.reach(sender, to):
             return
         if isinstance(message, PullRequest):
             node, wanted = self.nodes[to], ObjectHash(message.object_hash)
@@ -222,9 +241,8 @@ class Store:
             self._tell(to, lambda s: s.received(sender, message, self.now))
 
     def _pull(self, peer: PeerId, run: fx.RunPull) -> None:
-        data = (
-            self.nodes[run.peer].disk.get(run.object_hash) if self.nodes[run.peer].is_up else None
-        )
+        is_there = self.nodes[run.peer].is_up and self.reach(peer, run.peer)
+        data = self.nodes[run.peer].disk.get(run.object_hash) if is_there else None
         outcome = "lost" if data is None else "ok"
         if data is not None and blake3(data).digest() != run.object_hash:
             outcome = "corrupt"

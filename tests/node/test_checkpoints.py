@@ -10,6 +10,7 @@ from store_scene import peer_of, sign
 from peerlm import effects as fx
 from peerlm.config import StoreSection
 from peerlm.effects import Effect
+from peerlm.errors import StateError
 from peerlm.events import CheckpointWritten, FragmentCut
 from peerlm.node.checkpoints import GIVEN_UP_S, SHARE_S, TURN_S, Around, Checkpoints
 from peerlm.store.manifest import Kind
@@ -49,7 +50,7 @@ class Swarm:
             name: str, kind: Kind, manifest: ObjectHash | None, size: int, wall: WallTime,
             now: Instant, *, is_pinned: bool = False, about: str = "", replaces: bool = False,
         ) -> list[Effect]:  # fmt: skip
-            lamport = self.names.next_lamport()
+            lamport = self.names.next_lamport(name)
             record = NameRecord(
                 name, kind, manifest or b"", size, lamport, me, wall, 3, is_pinned, about
             )
@@ -84,7 +85,9 @@ class Swarm:
             match effect:
                 case fx.Send(peer=to, message=PartAsk() as ask):
                     if self.nodes[to].is_up:
-                        asked = self.nodes[to].checkpoints.asked(peer, ask, self.around(to))
+                        asked = self.nodes[to].checkpoints.asked(
+                            peer, ask, self.around(to), self.now
+                        )
                         self.perform(to, asked)
                 case fx.Send(peer=to, message=PartGive() as give):
                     if self.nodes[to].is_up and not node.is_mute:
@@ -204,5 +207,43 @@ def test_shares_that_nobody_asked_for_are_not_taken() -> None:
         assert node.checkpoints.given(peer_of(2), forged, swarm.now) == []
     assert node.checkpoints.progress == before
     ask = PartAsk(b"s" * 16, (99,))
-    answered = node.checkpoints.asked(peer_of(2), ask, swarm.around(peer_of(1)))
+    answered = node.checkpoints.asked(peer_of(2), ask, swarm.around(peer_of(1)), swarm.now)
     assert answered == [fx.Send(peer_of(2), PartGive(b"s" * 16, 99, 0, ()))]
+
+
+def test_a_clock_that_was_wrong_neither_ends_them_nor_has_the_newest_removed() -> None:
+    swarm = Swarm((0, 0), (0, 0), kept=2)
+    for number in range(3):
+        record = NameRecord(
+            f"checkpoint-{number}", Kind.CHECKPOINT, bytes([number]) * 32, 500, 1, peer_of(2), 5e9, 3, False, ""
+        )  # fmt: skip
+        swarm.names.merge(record, sign(record))
+    swarm.run(2 * (EVERY_S + 3 * TURN_S))
+    assert len(swarm.written) >= 2
+    newest = [e.record.manifest for e in swarm.names if e.record.manifest and e.record.wall < 5e9]
+    assert len(swarm.written).to_bytes(32, "big") in newest
+
+
+def test_a_name_that_cannot_be_written_ends_no_node() -> None:
+    swarm = Swarm((0, 0), (0, 0))
+    node = swarm.nodes[peer_of(1)]
+
+    def refuse(*_: object, **__: object) -> list[Effect]:
+        raise StateError("the register of names is full")
+
+    node.checkpoints._write = refuse
+    node.checkpoints.want("now", is_pinned=False)
+    swarm.run(3)
+    assert node.told == [fx.TellCheckpoint("now", "the register of names is full")]
+    assert not node.checkpoints.is_gathering
+
+
+def test_who_only_asks_does_not_fill_our_disk() -> None:
+    swarm = Swarm((0, 0), (0, 0))
+    node, fragments = swarm.nodes[peer_of(1)], tuple(swarm.stage_of)
+    for number in range(600):
+        swarm.now = Instant(swarm.now + 1.0)
+        ask = PartAsk(number.to_bytes(16, "big"), fragments)
+        around = swarm.around(peer_of(1))
+        swarm.perform(peer_of(1), node.checkpoints.asked(peer_of(2), ask, around, swarm.now))
+    assert len(node.cut) <= 4 * len(fragments)

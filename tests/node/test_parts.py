@@ -10,6 +10,7 @@ import pytest
 from peerlm.config import NodeSettings, Plan
 from peerlm.effects import WriteSnapshot
 from peerlm.events import WorkerExited
+from peerlm.node.coverage import Coverage
 from peerlm.node.facts import Facts
 from peerlm.node.finals import Finals, agree
 from peerlm.node.lifecycle import FRESH_GRACE_S, Phase
@@ -38,6 +39,7 @@ def work(
         lambda peer: 0.0,
         random.Random(1),
         Instant(0.0),
+        coverage=Coverage(plan or Plan(), b"", random.Random(1), Instant(0.0)),
         origin=origin,
         restored=None,
         may_train=True,

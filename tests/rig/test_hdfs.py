@@ -1,4 +1,5 @@
-"""A corpus from a real HDFS, a name node and a data node on this machine: the shards are those of a local file.
+"""A real HDFS, a name node and a data node on this machine: the shards of a corpus are those of a local file, and a
+checkpoint is written to it.
 
 `make rig-hdfs` gets the servers, which are in an old Spark's package. They need Java 17 and, of Debian,
 libjersey1-core-java, libjersey1-server-java, libjersey1-servlet-java, libjersey1-json-java and libjsr311-api-java.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from swarm import Node, Swarm, assert_refused, init, peerlm, succeed
 
 from peerlm.data import making
 from peerlm.data.prepared import Done, Job, Made
@@ -192,6 +194,33 @@ def test_what_is_not_there(hdfs: Hdfs, kind: str) -> None:
         hash_of(f"{root}/absent")
     with pytest.raises(ConfigError, match="no files match"):
         hash_of(f"{root}/plays/*.csv")
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """It has weights, and a checkpoint `kept` of them."""
+    swarm = Swarm(tmp_path_factory.mktemp("node"))
+    founder = swarm.node()
+    init(founder.folder, "--set", "model.dim=32", "--set", "model.hidden=64")
+    founder.up()
+    try:
+        founder.wait(lambda s: s["state"] == "training" and s["swarm_tokens"], "it trains")
+        succeed("checkpoint", "make", "--name", "kept", "--state", founder.folder)
+        yield founder
+    finally:
+        swarm.close()
+
+
+@pytest.mark.parametrize("kind", ["hdfs", "webhdfs"])
+def test_a_checkpoint_is_written_to_it(hdfs: Hdfs, node: Node, tmp_path: Path, kind: str) -> None:
+    url = f"{kind}://{hdfs.address if kind == 'hdfs' else hdfs.web}/models/{kind}"
+    succeed("checkpoint", "export", "kept", url, "--state", node.folder)
+    again = peerlm("checkpoint", "export", "kept", url, "--state", node.folder)
+    assert_refused(again, 2, "holds a model already")
+    succeed("checkpoint", "get", "kept", tmp_path, "--state", node.folder)
+    fs = fsspec.filesystem("webhdfs", host="127.0.0.1", port=int(hdfs.web.rpartition(":")[2]))
+    for file in tmp_path.iterdir():
+        assert fs.cat_file(f"/models/{kind}/{file.name}") == file.read_bytes(), file.name
 
 
 def test_a_data_node_that_is_gone(hdfs: Hdfs) -> None:

@@ -523,3 +523,31 @@ def test_a_good_file_that_replaced_a_damaged_one_stays(
     monkeypatch.setattr(disk.ReadFile, "read_at", read_while_it_is_replaced)
     assert objects.read_verified(name) == DATA
     assert objects.read_verified(name) == DATA
+
+
+def test_what_is_put_again_while_it_is_being_dropped_stays(
+    layout: Layout, objects: Objects
+) -> None:
+    name, other = objects.put_chunk(DATA), objects.put_chunk(OTHER)
+    objects.condemn_chunks([name, other])
+    assert objects.chunks == ()
+    objects.put_chunk(DATA)
+    objects.remove_condemned([name, other])
+    assert objects.read_verified(name) == DATA
+    assert kept(layout) == [name.hex()]
+    assert dict(objects.chunks) == {name: len(DATA)}
+
+
+def test_what_is_pulled_again_while_it_is_being_dropped_stays(
+    layout: Layout, objects: Objects
+) -> None:
+    name = objects.put_chunk(DATA)
+    partial = objects.begin(name, len(DATA), is_chunk=True)
+    objects.condemn_chunks([name])
+    partial.write_at(0, DATA)
+    partial.finish()
+    objects.remove_condemned([name])
+    assert objects.read_verified(name) == DATA
+    objects.condemn_chunks([name])
+    objects.remove_condemned([name])
+    assert kept(layout) == []

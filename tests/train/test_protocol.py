@@ -19,11 +19,11 @@ from peerlm.types import FragmentId, PeerId
 
 ONE_OF_EACH: list[Message] = [
     protocol.Setup(
-        3, True, PeerId(b"p" * 16), b"plan", b"settings", ("/a/shard", "/b/ß"), 2, first_pass=7
+        3, True, PeerId(b"p" * 16), b"plan", b"settings", ("/a/shard", "/b/ß"), 2, passes=b"read"
     ),
     protocol.Steer(True, 1 << 40, 1 << 41, (PeerId(b"a" * 16), PeerId(b"b" * 16)), 20),
     protocol.Steer(
-        True, 1 << 40, 1 << 41, (PeerId(b"a" * 16),), 20, (PeerId(b"b" * 16),), (1,), (2,)
+        True, 1 << 40, 1 << 41, (PeerId(b"a" * 16),), 20, (PeerId(b"b" * 16),), (1,), (2,), b"read"
     ),
     protocol.ServeSetup(PeerId(b"p" * 16), b"plan", "/var/lib/peerlm", 1, 2, 32, 4),
     protocol.Hosts(PeerId(b"p" * 16), (PeerId(b"a" * 16), PeerId(b"b" * 16)), (0, 1), (0, 2)),
@@ -38,8 +38,10 @@ ONE_OF_EACH: list[Message] = [
     protocol.Ready("cuda:0", 4),
     protocol.Boundary(FragmentId(1), 9, 500),
     protocol.Applied(FragmentId(1), 9),
-    protocol.Progress(10, 20480, None, 1e5, 1, 0, 0.25),
-    protocol.Progress(10, 20480, 2.5, 1e5, 1, 0, 0.25),
+    protocol.Progress(10, 20480, None, 1e5, 1),
+    protocol.Progress(
+        10, 20480, 2.5, 1e5, 1, 3, 4, 5, 0.25, b"t" * 32, 900, (7, 21, 7, 22), (7, 23, 4)
+    ),
     protocol.Evaluated(5.5, 3_100.0),
     protocol.Evaluated(5.5, None),
     protocol.Drained(),
@@ -89,8 +91,8 @@ def test_a_loss_that_is_no_number_is_still_reported() -> None:
         (body("Evaluated", 1, None), "Evaluated.val_loss"),
         (body("Evaluated", None, None), "Evaluated.val_loss"),
         (body("Evaluated", 1.5, "many"), "Evaluated.noise_scale"),
-        (body("Steer", 1, 0, 1, (), 20, (), (), ()), "Steer.training"),
-        (body("Steer", True, 0, 1, ("text",), 20, (), (), ()), "Steer.members"),
+        (body("Steer", 1, 0, 1, (), 20, (), (), (), b""), "Steer.training"),
+        (body("Steer", True, 0, 1, ("text",), 20, (), (), (), b""), "Steer.members"),
     ],
 )
 def test_what_is_no_message_is_refused(foreign: bytes, complaint: str) -> None:

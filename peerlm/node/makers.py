@@ -1,0 +1,51 @@
+"""Who has made what was named lately: its chunks are asked of them first, since the others have them from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from peerlm.types import Instant, ObjectHash, PeerId
+
+FRESH_S = 1800.0
+"""So long after a name was heard of."""
+
+
+class _Made(NamedTuple):
+    makers: tuple[PeerId, ...]
+    since: Instant
+    hashes: frozenset[ObjectHash]
+
+
+class Makers:
+    """By manifest; true while something is fresh."""
+
+    def __init__(self, me: PeerId) -> None:
+        self._me = me
+        self._made: dict[ObjectHash, _Made] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._made)
+
+    def heard(
+        self,
+        manifest: ObjectHash,
+        makers: Iterable[PeerId],
+        hashes: Iterable[ObjectHash],
+        now: Instant,
+    ) -> None:
+        """In place of what was heard of it before; nothing, where this node alone has made it."""
+        others = tuple(peer for peer in dict.fromkeys(makers) if peer != self._me)
+        if others:
+            self._made[manifest] = _Made(others, now, frozenset(hashes))
+
+    def forget(self, manifest: ObjectHash) -> None:
+        self._made.pop(manifest, None)
+
+    def expire(self, now: Instant) -> None:
+        self._made = {m: made for m, made in self._made.items() if now - made.since < FRESH_S}
+
+    def of(self, object_hash: ObjectHash) -> list[PeerId]:
+        """Who may have it because they made it, the oldest manifest's makers first."""
+        found = (made.makers for made in self._made.values() if object_hash in made.hashes)
+        return [maker for makers in found for maker in makers]
