@@ -129,15 +129,15 @@ TEXTS = {
 
 
 def test_a_text_that_cannot_be_used(tmp_path) -> None:
-    def begin(name: str, content: bytes | None) -> Outcome:
+    def begin(number: int, name: str) -> Outcome:
+        content, node = TEXTS[name][0], tmp_path / str(number)
         if content is not None:
             (tmp_path / name).write_bytes(content)
-        node = tmp_path / f"node of {name}"
         done = peerlm("init", "--state", node, "--data", tmp_path / name)
         assert not node.exists()
         return done
 
-    begun = at_once(*(partial(begin, name, content) for name, (content, _) in TEXTS.items()))
+    begun = at_once(*(partial(begin, number, name) for number, name in enumerate(TEXTS)))
     for done, (name, (_, words)) in zip(begun, TEXTS.items(), strict=True):
         assert_refused(done, 2, str(tmp_path / name), words)
 
