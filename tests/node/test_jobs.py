@@ -74,7 +74,7 @@ class Swarm:
             name: str, kind: Kind, manifest: ObjectHash | None, size: int, wall: WallTime,
             now: Instant, *, replicas: int = 3, about: str = "", replaces: bool = False,
         ) -> list[Effect]:  # fmt: skip
-            lamport = names.next_lamport()
+            lamport = names.next_lamport(name)
             self.tell_name(NameRecord(
                 name, kind, manifest or b"", size, lamport, peer, wall, replicas, False, about
             ))  # fmt: skip
