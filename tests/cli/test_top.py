@@ -135,7 +135,8 @@ async def test_it_follows_the_daemon_and_tells_what_happens() -> None:
         daemon.status["swarm_tokens"] = 5_000_000
         daemon.events.append(event(50, "bob was declared dead", "dead"))
         daemon.points.append(point(30, val_loss=1.234))
-        text = await until(pilot, "5 M of 20 M tokens", "bob was declared dead", "loss 1.234")
+        news = ("5 M of 20 M tokens", "bob was declared dead", "ada joined", "loss 1.234")
+        text = await until(pilot, *news)
         assert text.index("bob was declared dead") < text.index("ada joined")
     since = [args["since"] for command, args in daemon.asked if command == "history"]
     assert since[0] == 0.0
