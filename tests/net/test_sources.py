@@ -165,6 +165,10 @@ def test_what_a_server_refuses(web: Web) -> None:
 # --------------------------------------------------------------------------------------------- S3
 
 
+LEFT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""The library leaves its sessions to the collector, which complains whenever it comes by."""
+
+
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """A bucket with the text, in an S3 of this machine's; tells its address."""
@@ -201,6 +205,7 @@ def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@LEFT_OPEN
 def test_s3(bucket: str, expected: ObjectHash) -> None:
     assert {hash_of(f"{bucket}/one.txt"), hash_of(bucket), hash_of(f"{bucket}/*.txt")} == {expected}
     assert hash_of(bucket, processes=2) == expected
@@ -208,6 +213,7 @@ def test_s3(bucket: str, expected: ObjectHash) -> None:
     assert "no files match" in complaint(f"{bucket}/*.csv")
 
 
+@LEFT_OPEN
 def test_s3_without_credentials(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
@@ -218,6 +224,7 @@ def test_s3_without_credentials(bucket: str, monkeypatch: pytest.MonkeyPatch) ->
     assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in message
 
 
+@LEFT_OPEN
 def test_s3_with_bad_credentials(bucket: str, s3: str) -> None:
     """From here on it looks at who asks."""
     import requests
