@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from peerlm.cli.sim_options import (
     options_text,
 )
 from peerlm.cli.sim_pool import all_runs, processors
+from peerlm.cli.sim_table import head, show
 from peerlm.errors import PeerlmError
 
 if TYPE_CHECKING:
@@ -106,12 +106,12 @@ def placement(
             click.echo(f"see it again: peerlm sim placement --seed {run.seed}{options}", err=True)
     ended = [run for run in played if not isinstance(run, Broken)]
     failed = [run.seed for run in played if isinstance(run, Broken)]
-    found = _head(nodes, runs, seed, ended) | {"failed": failed}
+    found = head("placement", nodes, runs, seed, (run.digest for run in ended)) | {"failed": failed}
     found |= compared(ended) if against_best else lived(ended)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        _show(found)
+        show(found)
     if failed:
         raise PeerlmError(f"{len(failed)} of {runs} runs failed; the figures lack them")
 
@@ -155,36 +155,3 @@ def compared(ended: Sequence[Compared]) -> dict[str, Any]:
         "rate_lost": quantiles(lost),
         "switches": sum(run.switches for run in ended),
     }
-
-
-def _head(nodes: int, runs: int, seed: int, ended: Sequence[Outcome | Compared]) -> dict[str, Any]:
-    digest = hashlib.blake2b("".join(run.digest for run in ended).encode(), digest_size=16)
-    return {
-        "scenario": "placement",
-        "nodes": nodes,
-        "runs": runs,
-        "seed": seed,
-        "profile": "lan",
-        "digest": digest.hexdigest(),
-    }
-
-
-def _show(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"placement, {found['nodes']} nodes, {found['runs']} runs")
-    for column in ("figure", "p50", "p90", "p99", "max"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
-    for name, value in found.items():
-        if isinstance(value, dict):
-            shown = [_number(value[q]) for q in ("p50", "p90", "p99", "max")]
-            table.add_row(name, *shown)
-        elif name not in ("scenario", "nodes", "runs", "seed", "profile", "digest", "failed"):
-            table.add_row(name, "", "", "", _number(value))
-    Console().print(table)
-    click.echo(f"seed {found['seed']}, digest {found['digest']}")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

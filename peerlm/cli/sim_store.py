@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,12 +18,11 @@ from peerlm.cli.sim_options import (
     options_text,
 )
 from peerlm.cli.sim_pool import all_runs, processors
+from peerlm.cli.sim_table import head, show
 from peerlm.errors import PeerlmError
 
 if TYPE_CHECKING:
     from peerlm.sim.storing import Outcome
-
-HEAD = ("scenario", "nodes", "runs", "seed", "profile", "digest", "failed")
 
 
 @click.command(short_help="What the swarm's store loses and moves while nodes die and come.")
@@ -83,11 +81,15 @@ def store(
             click.echo(f"see it again: peerlm sim store --seed {of_seed}{options}", err=True)
         if not isinstance(run, Broken):
             ended.append(run)
-    found = _head(nodes, runs, seed, ended) | {"failed": failed} | lived(ended)
+    found = (
+        head("store", nodes, runs, seed, (run.digest for run in ended))
+        | {"failed": failed}
+        | lived(ended)
+    )
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
-        _show(found)
+        show(found)
     if failed:
         raise PeerlmError(f"{len(failed)} of {runs} runs failed or lost chunks")
 
@@ -118,35 +120,3 @@ def lived(ended: Sequence[Outcome]) -> dict[str, Any]:
     from peerlm.sim.storing import figures
 
     return figures(ended)
-
-
-def _head(nodes: int, runs: int, seed: int, ended: Sequence[Outcome]) -> dict[str, Any]:
-    digest = hashlib.blake2b("".join(run.digest for run in ended).encode(), digest_size=16)
-    return {
-        "scenario": "store",
-        "nodes": nodes,
-        "runs": runs,
-        "seed": seed,
-        "profile": "lan",
-        "digest": digest.hexdigest(),
-    }
-
-
-def _show(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"store, {found['nodes']} nodes, {found['runs']} runs")
-    for column in ("figure", "p50", "p90", "p99", "max"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
-    for name, value in found.items():
-        if isinstance(value, dict):
-            table.add_row(name, *(_number(value[q]) for q in ("p50", "p90", "p99", "max")))
-        elif name not in HEAD:
-            table.add_row(name, "", "", "", _number(value))
-    Console().print(table)
-    click.echo(f"seed {found['seed']}, digest {found['digest']}")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 from peerlm.effects import CancelTransfer, Effect, RunPull, Send
 from peerlm.events import PullEnded, PullProgressed
+from peerlm.node.acquire import FAULTS, PROGRESS_TIMEOUT_S
 from peerlm.store.fetch import CancelPull, Fault, Fetch, Limits, PullEffect, StartPull, Status
 from peerlm.store.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, after
 from peerlm.wire.message import PullAnswer, PullRequest
-
-PROGRESS_TIMEOUT_S = 5.0
 
 ASKED_AT_ONCE = 4
 """Of an object, so many of those that may have it are known to the fetch at a time."""
@@ -28,13 +27,6 @@ ASK_AGAIN_S = 2.0
 ASK_AGAIN_S_MAX = 60.0
 
 LIMITS = Limits(per_donor=2, total=12, object_bytes_max=MANIFEST_BYTES_MAX)
-
-FAULTS = {
-    "lost": Fault.LOST,
-    "corrupt": Fault.CORRUPT,
-    "failed": Fault.OURS,
-    "cancelled": Fault.LOST,
-}
 
 Sources = Callable[[ObjectHash], tuple[PeerId, ...]]
 """Live peers that may have an object, best first."""
