@@ -50,6 +50,7 @@ from peerlm import events
 from peerlm.daemon.desk_client import LENGTH
 from peerlm.effects import Effect
 from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Vanished, WireError
+from peerlm.node.register import Writing
 from peerlm.store.manifest import (
     CHUNK_BYTES,
     MANIFEST_BYTES_MAX,
@@ -361,7 +362,8 @@ class Desk:
         now, storing = self._now(), self._node().storing
         came = storing.came(kept, now) if kept else []
         manifest, size = (kept.object_hash, kept.size) if kept else (None, 0)
-        written = storing.write(name, kind, manifest, size, self._wall(), now, **options)
+        wanted = Writing(name, kind, manifest, size, **options)
+        written = storing.write(wanted, self._wall(), now)
         self._take(lambda: [*came, *written])
         await self._saved("catalog")
 

@@ -31,6 +31,7 @@ from peerlm.effects import (
 )
 from peerlm.errors import StateError
 from peerlm.events import CheckpointWritten, FragmentCut
+from peerlm.node.register import Write, Writing
 from peerlm.store.manifest import Kind
 from peerlm.store.names import Entry
 from peerlm.swarm.hosting import Run
@@ -96,10 +97,6 @@ class Around:
     tokens: int
     """Of the swarm."""
     may_store: bool
-
-
-Write = Callable[..., list[Effect]]
-"""`Storing.write`."""
 
 
 class Checkpoints:
@@ -287,17 +284,16 @@ class Checkpoints:
             return self._give_up(event.reason, now)
         about = f"{gathering.tokens} tokens of the swarm"
         try:
-            effects = self._write(
+            wanted = Writing(
                 gathering.name,
                 Kind.CHECKPOINT,
                 event.manifest,
                 event.size,
-                wall,
-                now,
                 is_pinned=gathering.is_pinned,
                 about=about,
                 replaces=self._is_checkpoint(gathering.name),
             )
+            effects = self._write(wanted, wall, now)
         except StateError as error:
             return self._give_up(str(error), now)
         self._gathering, self.trouble = None, ""
@@ -321,9 +317,8 @@ class Checkpoints:
         effects: list[Effect] = []
         for record in loose[self._settings.checkpoints_kept :]:
             with suppress(StateError):  # the next one tries again
-                effects += self._write(
-                    record.name, Kind.CHECKPOINT, None, 0, wall, now, replaces=True
-                )
+                removed = Writing(record.name, Kind.CHECKPOINT, replaces=True)
+                effects += self._write(removed, wall, now)
         return effects
 
     # ---------------------------------------------------------------------------------- shares

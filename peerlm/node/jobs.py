@@ -20,6 +20,7 @@ from typing import Any
 from peerlm.effects import Effect, Log, MakeShards, Send
 from peerlm.events import ManifestRead
 from peerlm.node.dealing import PAGE_TASKS, Deal, turn
+from peerlm.node.register import Write, Writing
 from peerlm.node.survey import Survey
 from peerlm.store.manifest import JOB_PREFIX, TASKS_MAX, Kind
 from peerlm.store.names import Entry
@@ -117,7 +118,7 @@ class Jobs:
         names: Callable[[], Sequence[Entry]],
         has: Callable[[ObjectHash], bool],
         survey: SurveyOf,
-        write: Callable[..., list[Effect]],
+        write: Write,
         rng: random.Random,
         now: Instant,
     ) -> None:
@@ -305,13 +306,21 @@ class Jobs:
         record = next((r for r in self._records() if r.manifest == job_hash), None)
         if job is None or record is None or job.stage != READY:
             return []
-        options = {"replicas": record.replicas, "about": record.about, "replaces": job.replaces}
-        written = self._write(job.target, Kind.CORPUS, manifest, size, wall, now, **options)
+        corpus = Writing(
+            job.target,
+            Kind.CORPUS,
+            manifest,
+            size,
+            replicas=record.replicas,
+            about=record.about,
+            replaces=job.replaces,
+        )
+        written = self._write(corpus, wall, now)
         fields = (("name", job.target), ("manifest", short(manifest)))
         return [
             Log("info", "corpus_made", fields),
             *written,
-            *self._write(job.name, Kind.JOB, None, 0, wall, now, replaces=True),
+            *self._write(Writing(job.name, Kind.JOB, replaces=True), wall, now),
             *self.follow(now),
         ]
 

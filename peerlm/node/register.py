@@ -10,6 +10,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from peerlm.effects import Effect, Send
 from peerlm.errors import AuthError, StateError, WireError
@@ -37,6 +38,27 @@ Spread = Callable[[Named, bytes, Instant, PeerId | None], list[Effect]]
 """Tell the swarm: a rumor on a subject, and who need not hear it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """What a name is to stand for."""
+
+    name: str
+    kind: Kind
+    manifest: ObjectHash | None = None
+    """None: the name is removed."""
+    size: int = 0
+    """Bytes of the manifest."""
+    replicas: int = 3
+    is_pinned: bool = False
+    about: str = ""
+    replaces: bool = False
+    """It may stand for something else already."""
+
+
+Write = Callable[[Writing, WallTime, Instant], list[Effect]]
+"""`Storing.write`: raises `StateError`, as `Register.write`."""
+
+
 class Register:
     """Of one node.
 
@@ -61,32 +83,20 @@ class Register:
 
     # -------------------------------------------------------------------------------- writing
 
-    def write(
-        self,
-        name: str,
-        kind: Kind,
-        manifest: ObjectHash | None,
-        size: int,
-        wall: WallTime,
-        now: Instant,
-        *,
-        replicas: int = 3,
-        is_pinned: bool = False,
-        about: str = "",
-        replaces: bool = False,
-    ) -> list[Effect]:
-        """A new record of ours; `manifest` None removes the name.
+    def write(self, wanted: Writing, wall: WallTime, now: Instant) -> list[Effect]:
+        """A new record of ours.
 
         Raises:
             StateError: the name is taken, cannot be one, or the register is full; or nobody would believe this node.
         """
+        name, manifest = wanted.name, wanted.manifest
         if not NAME.fullmatch(name):
             raise StateError(
                 f"{name[:100]!r} cannot be a name: small letters, digits and . _ - (at most 96), a letter or digit first"
             )
         known = self.names.get(name)
         holds = known is not None and known.record.manifest
-        if known is not None and holds and not replaces and holds != (manifest or b""):
+        if known is not None and holds and not wanted.replaces and holds != (manifest or b""):
             raise StateError(
                 f"the name {name} is taken (a {known.record.kind}, by node {short(known.record.writer)}); choose another "
                 f"with --name, or remove it first: peerlm data rm {name}"
@@ -99,15 +109,15 @@ class Register:
             )
         record = NameRecord(
             name=name,
-            kind=kind,
+            kind=wanted.kind,
             manifest=manifest or b"",
-            size=size,
+            size=wanted.size,
             lamport=lamport,
             writer=self._me,
             wall=wall,
-            replicas=replicas,
-            is_pinned=is_pinned,
-            about=printable(about)[:200].encode()[:200].decode(errors="ignore"),
+            replicas=wanted.replicas,
+            is_pinned=wanted.is_pinned,
+            about=printable(wanted.about)[:200].encode()[:200].decode(errors="ignore"),
         )
         if not self.names.is_news(record):
             raise StateError("the register of names is full: remove some first (peerlm data ls)")

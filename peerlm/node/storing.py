@@ -42,11 +42,11 @@ from peerlm.node.leftovers import Leftovers
 from peerlm.node.makers import Makers
 from peerlm.node.proofs import Proofs
 from peerlm.node.pulls import Pulls
-from peerlm.node.register import Author, Register, Spread, as_kept, read_kept
+from peerlm.node.register import Author, Register, Spread, Writing, as_kept, read_kept
 from peerlm.node.stored import Offer, Standing, Stored
 from peerlm.node.survey import Survey, bits_of
 from peerlm.store.catalog import CHUNKS_MAX, Catalog, StoreNode
-from peerlm.store.manifest import Chunk, Kind
+from peerlm.store.manifest import Chunk
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime, after, short
 from peerlm.wire.message import (
     HaveAsk,
@@ -199,25 +199,9 @@ class Storing:
 
     # ------------------------------------------------------------------------------------- names
 
-    def write(
-        self,
-        name: str,
-        kind: Kind,
-        manifest: ObjectHash | None,
-        size: int,
-        wall: WallTime,
-        now: Instant,
-        *,
-        replicas: int = 3,
-        is_pinned: bool = False,
-        about: str = "",
-        replaces: bool = False,
-    ) -> list[Effect]:
-        """Give a name to a manifest that is here, or remove the name (None). Raises `StateError`."""
-        told = self.register.write(
-            name, kind, manifest, size, wall, now,
-            replicas=replicas, is_pinned=is_pinned, about=about, replaces=replaces,
-        )  # fmt: skip
+    def write(self, wanted: Writing, wall: WallTime, now: Instant) -> list[Effect]:
+        """Give a name to a manifest that is here, or remove the name. Raises `StateError`."""
+        told = self.register.write(wanted, wall, now)
         self._save_at = now  # a person waits for it
         return [*self._save(now), *told, *self._follow_names(now), *self._look(now)]
 

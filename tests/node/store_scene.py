@@ -14,6 +14,7 @@ from peerlm.config import StoreSection
 from peerlm.effects import Effect
 from peerlm.errors import AuthError, ChunkCorrupt
 from peerlm.events import ManifestRead, ObjectKept, ProofMade, PullEnded
+from peerlm.node.register import Writing
 from peerlm.node.stored import Stored
 from peerlm.node.storing import Storing
 from peerlm.store.manifest import Chunk, Kind, Manifest, manifest_hash, of_files
@@ -185,10 +186,10 @@ class Store:
         encoded = manifest.encode()
         self.put(peer, encoded)
         storing, size = self.nodes[peer].storing, len(encoded)
-        effects = storing.write(
-            name, Kind.FILES, manifest_hash(encoded), size, WallTime(1.0), self.now,
-            replicas=replicas, **options,  # type: ignore[arg-type]
+        wanted = Writing(
+            name, Kind.FILES, manifest_hash(encoded), size, replicas, **options,  # type: ignore[arg-type]
         )  # fmt: skip
+        effects = storing.write(wanted, WallTime(1.0), self.now)
         self._perform(peer, effects)
         self.settle()
         return manifest

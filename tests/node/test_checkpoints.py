@@ -13,6 +13,7 @@ from peerlm.effects import Effect
 from peerlm.errors import StateError
 from peerlm.events import CheckpointWritten, FragmentCut
 from peerlm.node.checkpoints import GIVEN_UP_S, SHARE_S, TURN_S, Around, Checkpoints
+from peerlm.node.register import Writing
 from peerlm.store.manifest import Kind
 from peerlm.store.names import Names
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime
@@ -46,13 +47,19 @@ class Swarm:
         }
 
     def _checkpoints(self, me: PeerId) -> Checkpoints:
-        def write(
-            name: str, kind: Kind, manifest: ObjectHash | None, size: int, wall: WallTime,
-            now: Instant, *, is_pinned: bool = False, about: str = "", replaces: bool = False,
-        ) -> list[Effect]:  # fmt: skip
-            lamport = self.names.next_lamport(name)
+        def write(w: Writing, wall: WallTime, now: Instant) -> list[Effect]:
+            lamport = self.names.next_lamport(w.name)
             record = NameRecord(
-                name, kind, manifest or b"", size, lamport, me, wall, 3, is_pinned, about
+                w.name,
+                w.kind,
+                w.manifest or b"",
+                w.size,
+                lamport,
+                me,
+                wall,
+                3,
+                w.is_pinned,
+                w.about,
             )
             self.names.merge(record, sign(record))
             return []

@@ -14,6 +14,7 @@ from peerlm.effects import Effect
 from peerlm.events import ManifestRead
 from peerlm.node.dealing import MAKERS_MAX, PAGE_TASKS, SHARDS_MAX, STRAGGLER_S, Deal
 from peerlm.node.jobs import GONE_S, RETRY_S, TURN_S, Jobs
+from peerlm.node.register import Writing
 from peerlm.node.survey import Survey
 from peerlm.store.manifest import Kind
 from peerlm.store.names import Names
@@ -70,16 +71,13 @@ class Swarm:
         disk: set[ObjectHash] = set()
         living = lambda: [e for e in names if e.record.manifest]  # noqa: E731
 
-        def write(
-            name: str, kind: Kind, manifest: ObjectHash | None, size: int, wall: WallTime,
-            now: Instant, *, replicas: int = 3, about: str = "", replaces: bool = False,
-        ) -> list[Effect]:  # fmt: skip
-            lamport = names.next_lamport(name)
+        def write(w: Writing, wall: WallTime, now: Instant) -> list[Effect]:
+            lamport = names.next_lamport(w.name)
             self.tell_name(NameRecord(
-                name, kind, manifest or b"", size, lamport, peer, wall, replicas, False, about
+                w.name, w.kind, w.manifest or b"", w.size, lamport, peer, wall, w.replicas, False, w.about
             ))  # fmt: skip
-            if kind == Kind.CORPUS and manifest:
-                self.corpora.append(manifest)
+            if w.kind == Kind.CORPUS and w.manifest:
+                self.corpora.append(w.manifest)
             return []
 
         jobs = Jobs(

@@ -9,6 +9,7 @@ from store_scene import Store, peer_of, sign
 
 from peerlm.errors import StateError
 from peerlm.events import ObjectLost
+from peerlm.node.register import Writing
 from peerlm.store.manifest import Kind
 from peerlm.types import ObjectHash, WallTime
 from peerlm.wire.message import HaveGive, Named, NameRecord
@@ -76,7 +77,7 @@ def test_who_was_away_hears_of_names_and_of_removed_ones() -> None:
     store.kill(C)
     kept = store.publish(A, "kept", contents(3, 2))
     store.perform(A, store.nodes[A].storing.write(
-        "gone", Kind.FILES, None, 0, WallTime(2.0), store.now, replaces=True
+        Writing("gone", Kind.FILES, replaces=True), WallTime(2.0), store.now
     ))  # fmt: skip
     store.back(C)
     store.run(70)
@@ -88,7 +89,7 @@ def test_a_name_that_leads_to_no_manifest_is_fetched_once_and_holds_nothing_up()
     store = Store(2, keep_s=0.0)
     wrong = store.put(A, b"no manifest")
     named = store.nodes[A].storing.write(
-        "wrong", Kind.FILES, wrong.hash, wrong.size, WallTime(1.0), store.now
+        Writing("wrong", Kind.FILES, wrong.hash, wrong.size), WallTime(1.0), store.now
     )
     store.perform(A, named)
     gone = store.publish(A, "gone", contents(3))
@@ -98,7 +99,7 @@ def test_a_name_that_leads_to_no_manifest_is_fetched_once_and_holds_nothing_up()
     assert node.logs.count("manifest_unusable") == 1
     assert (node.storing.lacking, node.storing.standing().unread) == (0, 0)
     store.perform(A, store.nodes[A].storing.write(
-        "gone", Kind.FILES, None, 0, WallTime(2.0), store.now, replaces=True
+        Writing("gone", Kind.FILES, replaces=True), WallTime(2.0), store.now
     ))  # fmt: skip
     store.run(70)
     assert store.copies(gone) == [0] * 3
@@ -127,7 +128,7 @@ def test_what_was_removed_is_not_fetched_any_more() -> None:
     waiting = store.nodes[B].storing
     assert waiting.standing().unfound == 1, "the manifest itself"
     removed = store.nodes[A].storing.write(
-        "plays", Kind.FILES, None, 0, WallTime(2.0), store.now, replaces=True
+        Writing("plays", Kind.FILES, replaces=True), WallTime(2.0), store.now
     )
     store.perform(A, removed)
     store.nodes[A].refuses = False

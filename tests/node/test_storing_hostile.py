@@ -11,6 +11,7 @@ from peerlm.effects import MakeProof, Send
 from peerlm.errors import StateError
 from peerlm.events import ObjectLost
 from peerlm.node import storing as storing_module
+from peerlm.node.register import Writing
 from peerlm.store.manifest import Chunk, Kind, of_files
 from peerlm.types import Instant, ObjectHash, PeerId, WallTime
 from peerlm.wire.message import HaveAsk, HaveGive, NameRecord, ProofAsk
@@ -88,7 +89,7 @@ def test_what_is_put_again_waits_for_its_name_although_an_older_name_was_removed
     store.perform(
         A,
         store.nodes[A].storing.write(
-            "plays", Kind.FILES, None, 0, WallTime(2.0), store.now, replaces=True
+            Writing("plays", Kind.FILES, replaces=True), WallTime(2.0), store.now
         ),
     )
     chunks = [store.put(A, data) for data in contents(3)]

@@ -10,6 +10,7 @@ from store_scene import Store, peer_of
 
 from peerlm.errors import StateError
 from peerlm.events import ObjectLost
+from peerlm.node.register import Writing
 from peerlm.store.manifest import Kind, Manifest, manifest_hash
 from peerlm.types import ObjectHash, PeerId, WallTime
 
@@ -48,7 +49,7 @@ class Trouble:
 
     def _remove(self, peer: PeerId, name: str) -> None:
         storing, now = self.store.nodes[peer].storing, self.store.now
-        written = storing.write(name, Kind.FILES, None, 0, WallTime(1.0), now, replaces=True)
+        written = storing.write(Writing(name, Kind.FILES, replaces=True), WallTime(1.0), now)
         self.store.perform(peer, written)
         self._wrote(peer, name, None)
 
