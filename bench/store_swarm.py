@@ -221,7 +221,7 @@ def kills(args: argparse.Namespace, folder: Path) -> list[Row]:
     return [
         Row("kills, two at once, during an addition or a checkpoint", trouble.killed),
         Row("acknowledged", len(trouble.acknowledged)),
-        Row("not acknowledged: the node that was asked was killed", trouble.refused),
+        Row("not acknowledged", trouble.refused),
         Row("acknowledged, and lost or changed", lost, at_most=0),
         Row("again in three replicas after the restart, slowest", max(trouble.repairs_s), "s"),
         Row("tracebacks", faults, at_most=0),
