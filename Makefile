@@ -57,8 +57,11 @@ format: $(STAMP)
 	$(BIN)/ruff format peerlm tests tools bench
 	$(BIN)/ruff check --fix peerlm tests tools bench
 
-sim net slow gpu: $(STAMP)
+sim net gpu: $(STAMP)
 	$(BIN)/python -m pytest -m $@
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m $@ --hypothesis-profile search
 
 rig: $(STAMP)
 	SCENARIO='$(SCENARIO)' $(BIN)/python deploy/rig.py
@@ -92,7 +95,8 @@ bench-peers:
 
 fuzz: $(STAMP)
 	$(BIN)/python -m bench.fuzz --inputs 300000 --seed $$(date +%s)
-	FUZZ=20 $(BIN)/python -m pytest tests/fuzz --timeout 900
+	FUZZ=20 $(BIN)/python -m pytest tests/fuzz --timeout 900 --hypothesis-profile search
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not net and not slow and not gpu and not rig" --hypothesis-profile search
 
 figures: $(STAMP)
 	@missed=; for figure in $(FIGURES); do \
