@@ -12,6 +12,7 @@ from peerlm.cli import data, data_get, words
 from peerlm.cli.commands import Commands
 from peerlm.cli.data import facts_of, sample_of
 from peerlm.cli.desk_here import open_desk
+from peerlm.cli.leash import interruption
 from peerlm.cli.state import state_option
 from peerlm.errors import StateError
 from peerlm.store.disk import Layout
@@ -51,10 +52,11 @@ def checkpoint() -> None:
 
 
 @click.command(short_help="Make one now.")
-@click.option("--name", default="", help="In the store.  [default: checkpoint-TOKENS]")
+@click.option("--name", help="In the store.  [default: checkpoint-TOKENS]")
 @click.option("--pin", "is_pinned", is_flag=True, help="Keep it when there are newer ones.")
 @state_option
-def make(layout: Layout, name: str, is_pinned: bool) -> None:
+@interruption("the checkpoint is made all the same: see `peerlm checkpoint ls`")
+def make(layout: Layout, name: str | None, is_pinned: bool) -> None:
     """Have the swarm's weights put into its store now; training goes on.
 
     \b
@@ -62,10 +64,12 @@ def make(layout: Layout, name: str, is_pinned: bool) -> None:
       peerlm checkpoint make
       peerlm checkpoint make --name before-the-merger --pin
     """
+    if name is not None:
+        data.require_name(name)
     with open_desk(layout) as desk:
         if name:
             _require_free(desk, name)
-        made = desk.checkpoint(name, is_pinned=is_pinned)
+        made = desk.checkpoint(name or "", is_pinned=is_pinned)
         size = desk.manifest(made).size_bytes
     click.echo(f"{made}: {words.size(size)}; other nodes fetch their chunks now")
 
@@ -74,7 +78,7 @@ def _require_free(desk: Client, name: str) -> None:
     known = next((one for one in desk.names() if one["name"] == name), None)
     if known is not None and known["kind"] != Kind.CHECKPOINT:
         raise StateError(
-            f"the name {name} is taken (a {known['kind']}, by node {known['writer'][:8]}); choose another with --name"
+            f"the name {name} is taken ({known['kind']}, by node {known['writer'][:8]}); choose another with --name"
         )
 
 

@@ -13,7 +13,9 @@ import click
 from peerlm.cli.chunk_reading import Reader
 from peerlm.cli.data import record_of
 from peerlm.cli.desk_here import Tell, open_desk, progress
+from peerlm.cli.leash import interruption
 from peerlm.cli.state import state_option
+from peerlm.cli.whole_files import Folder
 from peerlm.errors import ConfigError, StateError
 from peerlm.store.disk import Layout
 from peerlm.store.manifest import Kind
@@ -42,6 +44,7 @@ LAST = "model.safetensors"
 )
 @click.option("--force", is_flag=True, help="Replace a model that is there.")
 @state_option
+@interruption("no half-written file is left, and the same command begins again")
 def export(layout: Layout, name: str, url: str, form: str, force: bool) -> None:
     """Write the checkpoint NAME to the folder URL: model.safetensors, plan.toml (with --format hf: config.json) and, if the
     run has one, tokenizer.json. Chunks that are not on this node come from others; each is checked.
@@ -58,14 +61,18 @@ def export(layout: Layout, name: str, url: str, form: str, force: bool) -> None:
         if record_of(desk, name)["kind"] != Kind.CHECKPOINT:
             raise ConfigError(f"{name} is no checkpoint: `peerlm data get {name} DIR` copies it")
         manifest = desk.manifest(name)
-    with sources.explained(url, WHERE):
+    with sources.explained(url, WHERE, "written"):
         fs, folder = sources.file_system(url)
         _require_free(fs, folder, url, force=force)
-        with Reader(layout) as reader, progress(f"writing {name}", in_bytes=True) as tell:
+        with (
+            Reader(layout) as reader,
+            progress(f"writing {name}", in_bytes=True) as tell,
+            Folder(fs, folder) as out,
+        ):
             if form == "peerlm":
-                written = _copy(manifest, fs, folder, reader, tell)
+                written = _copy(manifest, out, reader, tell)
             else:
-                written = _converted(manifest, fs, folder, reader, tell)
+                written = _converted(manifest, out, reader, tell)
     click.echo(f"{name}: {', '.join(written)} in {url}")
 
 
@@ -75,11 +82,11 @@ def _require_free(fs: Any, folder: str, url: str, *, force: bool) -> None:
     fs.makedirs(folder, exist_ok=True)
 
 
-def _copy(manifest: Manifest, fs: Any, folder: str, reader: Reader, tell: Tell) -> list[str]:
+def _copy(manifest: Manifest, folder: Folder, reader: Reader, tell: Tell) -> list[str]:
     files = sorted(manifest.files, key=lambda file: file.path == LAST)
     done = 0
     for file in files:
-        with fs.open(_below(folder, file.path), "wb") as out:
+        with folder.writing(file.path) as out:
             for data in _read(reader, manifest.chunks_of(file), file.path):
                 out.write(data)
                 done += len(data)
@@ -91,11 +98,11 @@ def _read(reader: Reader, chunks: Any, path: str) -> Iterator[bytes]:
     with closing(reader.read(chunks)) as found:
         for _, data in found:
             if isinstance(data, StateError):
-                raise ConfigError(f"{path}: {data}")
+                raise StateError(f"{path}: {data}")
             yield data
 
 
-def _converted(manifest: Manifest, fs: Any, folder: str, reader: Reader, tell: Tell) -> list[str]:
+def _converted(manifest: Manifest, folder: Folder, reader: Reader, tell: Tell) -> list[str]:
     """By way of a folder here, since tensors change their order."""
     from fsspec.implementations.local import LocalFileSystem
 
@@ -103,12 +110,13 @@ def _converted(manifest: Manifest, fs: Any, folder: str, reader: Reader, tell: T
     from peerlm.model.hf import write_hf
 
     with TemporaryDirectory(prefix="peerlm-") as own, TemporaryDirectory(prefix="peerlm-") as hf:
-        _copy(manifest, LocalFileSystem(), own, reader, tell)
+        with Folder(LocalFileSystem(), own) as whole:
+            _copy(manifest, whole, reader, tell)
         weights = from_folder(Path(own))
         write_hf(Path(hf), weights.plan, weights.values, weights.tokenizer, {})
         names = sorted((path.name for path in Path(hf).iterdir()), key=lambda name: name == LAST)
         for name in names:
-            with Path(hf, name).open("rb") as source, fs.open(_below(folder, name), "wb") as out:
+            with Path(hf, name).open("rb") as source, folder.writing(name) as out:
                 while block := source.read(BLOCK_BYTES):
                     out.write(block)
     return names

@@ -21,7 +21,8 @@ WAITING_MAX = 8
 
 
 class Writer:
-    """As a context it hangs up in the end; what was put is then durable, or the error of what was not is raised."""
+    """As a context it hangs up in the end; what was put is then durable, or the error of what was not is raised. Left by
+    an error or Ctrl-C, it hangs up at once."""
 
     def __init__(self, layout: Layout) -> None:
         self._desks = [open_desk(layout) for _ in range(AT_ONCE)]
@@ -36,8 +37,8 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
         for desk in self._desks:
             desk.close()
 

@@ -14,10 +14,10 @@ from peerlm.cli import data_job, words
 from peerlm.cli.commands import Commands
 from peerlm.cli.desk_here import open_desk
 from peerlm.cli.state import state_option
-from peerlm.errors import StateError
+from peerlm.errors import ConfigError, StateError
 from peerlm.observe.store import standing_of
 from peerlm.store.disk import Layout
-from peerlm.store.manifest import Kind
+from peerlm.store.manifest import NAME, Kind
 from peerlm.types import ObjectHash, printable
 
 if TYPE_CHECKING:
@@ -101,6 +101,15 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
         "chunks": len(distinct(manifest)),
         **{name: value if _is_count(value) else None for name, value in counted.items()},
     }
+
+
+def require_name(name: str) -> None:
+    """Raises `ConfigError`: nothing in the store can be called so."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name[:100]!r} cannot be a name in the store: small letters, digits and . _ - (at most 96), a letter or digit "
+            "first; give one with --name"
+        )
 
 
 def _is_count(value: object) -> bool:

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,13 +19,13 @@ import click
 from peerlm.cli import data_job, words
 from peerlm.cli.chunk_writing import Writer
 from peerlm.cli.copies import DURABLE, Copies, wait_copies
-from peerlm.cli.data import distinct, facts_of
+from peerlm.cli.data import distinct, facts_of, require_name
 from peerlm.cli.desk_here import Tell, open_desk, progress
+from peerlm.cli.leash import aside, interruption
 from peerlm.cli.numbers import Finite
 from peerlm.cli.state import state_option
 from peerlm.errors import ConfigError, PeerlmError, StateError
 from peerlm.store.disk import Layout
-from peerlm.store.manifest import NAME
 from peerlm.types import ObjectHash
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Making:
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; docs/store.md explains it.")
 @state_option
+@interruption("the same command goes on: what has been put is not put again")
 def add(
     layout: Layout,
     url: str,
@@ -138,12 +140,8 @@ def add(
     """
     from peerlm.data import files
 
-    name = name or files.name_of(url)
-    if not NAME.fullmatch(name):
-        raise ConfigError(
-            f"{name!r} cannot be a name in the store: small letters, digits and . _ - (at most 96), a letter or digit "
-            "first; give one with --name"
-        )
+    name = files.name_of(url) if name is None else name
+    require_name(name)
     making = Making(tokenizer, encoding, field, form, dedup, near or 0.0)
     with open_desk(layout) as desk:
         adding = Adding(desk, layout, url, name, replaces)
@@ -239,7 +237,10 @@ class Adding:
         entries = vocabulary.entries_asked(spec, "--tokenizer")
         if entries is not None:
             with progress("reading a sample", in_bytes=True) as tell:
-                data = vocabulary.trained(job, entries, lambda done: tell(done, None, ""))
+                reading = partial(
+                    vocabulary.trained, job, entries, lambda done: tell(done, None, "")
+                )
+                data = aside(reading)
             return replace(job, tokenizer=data)
         codec = tokenizer.load(spec, "--tokenizer")
         if isinstance(codec, tokenizer.JsonTokenizer):
@@ -279,7 +280,7 @@ class Adding:
             is_same = _could_be(self._desk.manifest(self._name), sizes)
         if not is_same:
             raise StateError(
-                f"the name {self._name} is taken (a {known['kind']}, by node {known['writer'][:8]}); choose another with "
+                f"the name {self._name} is taken ({known['kind']}, by node {known['writer'][:8]}); choose another with "
                 f"--name, replace it with --replace, or remove it first: peerlm data rm {self._name}"
             )
 

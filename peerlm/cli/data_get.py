@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import click
 
 from peerlm.cli import words
 from peerlm.cli.chunk_reading import Reader
 from peerlm.cli.desk_here import Tell, open_desk, progress
+from peerlm.cli.leash import interruption
 from peerlm.cli.state import state_option
 from peerlm.errors import PeerlmError, StateError
 from peerlm.store import disk
@@ -36,6 +38,7 @@ PART = ".peerlm-part"
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; docs/store.md explains it.")
 @state_option
+@interruption("what has been copied stays, and the same command goes on from there")
 def get(layout: Layout, name: str, directory: Path, as_json: bool) -> None:
     """Copy the files of NAME into DIRECTORY, each chunk checked. Files that are there and right stay as they are, and one
     that was cut short goes on where it ended: run it again.
@@ -99,9 +102,9 @@ class Copying:
     def _copy(self, one: _Left, found: Iterator[tuple[Chunk, bytes | StateError]]) -> None:
         path = self._directory / one.file.path
         part = _part_of(path)
-        with disk.explained("write", path):
+        with disk.explained("write", path, "another folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("r+b" if one.here else "w+b") as out:
+            with _opened(part, one.here > 0) as out:
                 out.seek(sum(chunk.size for chunk in one.chunks[: one.here]))
                 for chunk, data in found:
                     if isinstance(data, StateError):
@@ -121,6 +124,36 @@ class Copying:
 
 def _part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}{PART}")
+
+
+def _opened(part: Path, is_begun: bool) -> BinaryIO:
+    """For one process alone. Raises: OSError; StateError, another writes it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    out = os.fdopen(os.open(part, flags, 0o666), "r+b")
+    try:
+        if not _is_ours(out.fileno(), part):
+            raise StateError(
+                f"{part} is being written by another `peerlm data get`: wait for it, or choose another folder"
+            )
+        if not is_begun:
+            out.truncate(0)
+    except BaseException:
+        out.close()
+        raise
+    return out
+
+
+def _is_ours(fd: int, part: Path) -> bool:
+    """From now on until it is closed. Where there are no locks it is taken to be."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    with suppress(FileNotFoundError):  # it has got its name between the opening and the lock
+        return os.path.samestat(os.fstat(fd), part.stat())
+    return False
 
 
 def _begins(path: Path, chunks: tuple[Chunk, ...]) -> int:
@@ -148,6 +181,7 @@ def _size(path: Path) -> int:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; docs/store.md explains it.")
 @state_option
+@interruption("nothing was changed")
 def verify(layout: Layout, name: str, as_json: bool) -> None:
     """Read every chunk of NAME, from this node's disk or from others, each checked by its hash. Exit code 1 when some cannot
     be had. It takes as long as fetching all that is not here; `peerlm data show` asks who keeps what, and is quick.

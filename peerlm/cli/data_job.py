@@ -15,6 +15,7 @@ import click
 
 from peerlm.cli import words
 from peerlm.cli.desk_here import Tell, progress
+from peerlm.cli.leash import interruption
 from peerlm.errors import ConfigError, StateError
 from peerlm.store.disk import Layout
 from peerlm.store.manifest import JOB_PREFIX, NAME, Kind, Manifest
@@ -73,6 +74,11 @@ class Shared:
         self._sizes: list[int] = []
         """Bytes of the source that each task stands for."""
         record = self._record(self.job_name)
+        if record is not None and record["kind"] != Kind.JOB:
+            raise StateError(
+                f"the name {self.job_name} is taken ({record['kind']}, by node {record['writer'][:8]}): choose another "
+                "--name, or make it on this node alone, with --here"
+            )
         self.is_under_way = record is not None
         self.about = record["about"] if record else ""
         self._before = self._record(name)
@@ -109,12 +115,9 @@ class Shared:
             f"`peerlm data rm {self.job_name}` ends it",
             err=True,
         )
-        try:
-            with progress(f"{self._name}: tokens", in_bytes=True) as tell:
-                self._watch(tell, time.monotonic, time.sleep)
-        except KeyboardInterrupt:
-            click.echo(f"{self.job_name} goes on; the same command waits for it again", err=True)
-            raise
+        goes_on = f"{self.job_name} goes on, and the same command waits for it again"
+        with interruption(goes_on), progress(f"{self._name}: tokens", in_bytes=True) as tell:
+            self._watch(tell, time.monotonic, time.sleep)
         record = self._record(self._name)
         if record is None or record == self._before:
             raise StateError(f"{self.job_name} was removed before it was done")

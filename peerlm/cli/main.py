@@ -2,7 +2,7 @@
 
     0    done                             4    a token, certificate or signature does not hold
     1    failed                           5    a peer or source could not be reached
-    2    a setting or argument is wrong   130  interrupted
+    2    a setting or argument is wrong   130  interrupted (143 by SIGTERM, 129 by SIGHUP)
     3    the state folder cannot be used, or no daemon runs on it
 
 Subcommands are imported when they are asked for, so that a command that needs little starts at
@@ -18,6 +18,7 @@ import sys
 import click
 
 from peerlm.cli.commands import Commands
+from peerlm.cli.leash import Interrupted
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, Unreachable, Unsaved
 from peerlm.types import printable
 
@@ -120,6 +121,8 @@ def main(args: list[str] | None = None) -> int:
     except click.ClickException as error:
         click.echo(f"peerlm: {_usage(error)}", err=True)
         return error.exit_code
+    except Interrupted as error:
+        return 128 + error.number
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has seen enough

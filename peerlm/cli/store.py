@@ -12,6 +12,7 @@ import click
 from peerlm.cli import words
 from peerlm.cli.commands import Commands
 from peerlm.cli.desk_here import Tell, open_desk, progress
+from peerlm.cli.leash import interruption
 from peerlm.cli.state import state_option
 from peerlm.errors import PeerlmError
 from peerlm.observe.store import store_of
@@ -132,6 +133,7 @@ def _row(node: dict[str, Any], found: dict[str, Any]) -> list[str]:
 @click.command(short_help="Copy what lacks now, without waiting and without a ceiling.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: how many lacked, and lack.")
 @state_option
+@interruption("the repair goes on: see `peerlm store status`")
 def repair(layout: Layout, as_json: bool) -> None:
     """Copy what lacks on this node now: nodes that are away count as gone at once, and store.repair_bytes_s is no ceiling.
 
@@ -183,6 +185,7 @@ def _wait_repaired(
     "--json", "as_json", is_flag=True, help="One JSON object: checked, damaged, seconds, at."
 )
 @state_option
+@interruption("what was damaged so far is known; the same command begins anew")
 def scrub(layout: Layout, as_json: bool) -> None:
     """Read all that this node keeps for the store from its disk, and check it. What is damaged is removed, and fetched
     again from others; that is no failure. Each chunk has its turn by itself too, every store.scrub_days.

@@ -85,6 +85,11 @@ CHECKPOINT_S = 900.0
 
 PUT_TRIES = 3
 
+LOOK_S = 1.0
+
+TROUBLED_S = 10.0
+"""A reader waits no longer while this node's disk takes nothing."""
+
 OPTIONS = frozenset(("replicas", "is_pinned", "about", "replaces"))
 
 
@@ -212,6 +217,8 @@ class Desk:
         """One connection, until the process hangs up; requests are answered in order."""
 
         def write(*frame: Any) -> None:
+            if writer.is_closing():  # uvloop would raise an error that means nothing to us
+                raise ConnectionResetError("the asker has hung up")
             data = msgpack.packb(list(frame))
             writer.write(LENGTH.pack(len(data)))
             writer.write(data)
@@ -246,6 +253,8 @@ class Desk:
                 return
             except PeerlmError as error:
                 await say(False, str(error))
+            except Exception as error:  # a fault of ours must not take the daemon down
+                await say(False, f"internal error in {request[0]}: {error!r}")
             else:
                 await say(True, result)
 
@@ -321,18 +330,29 @@ class Desk:
         self._readers.setdefault(wanted, []).append(reader)
         self._take(lambda: storing.read(wanted, size, self._now()))
         try:
-            await asyncio.wait_for(reader, seconds)
-        except TimeoutError:
-            why = storing.trouble or "no node that has it was found"
-            raise StateError(
-                f"object {short(wanted)} is not here, and has not come in {seconds:g} s: {why}; see `peerlm store status`"
-            ) from None
+            waited_s = await self._wait_come(reader, seconds)
+            if not reader.done():
+                why = storing.trouble or "no node that has it was found"
+                raise StateError(
+                    f"object {short(wanted)} is not here, and has not come in {waited_s:.0f} s: {why}; see `peerlm store "
+                    "status`"
+                )
         finally:
             others = [r for r in self._readers.get(wanted, ()) if r is not reader]
             if others:
                 self._readers[wanted] = others
             elif self._readers.pop(wanted, None) is not None:
                 self._take(lambda: storing.read_no_more(wanted))
+
+    async def _wait_come(self, reader: asyncio.Future[None], seconds: float) -> float:
+        """Until it has come, or is given up waiting for; how long that was, in seconds."""
+        waited_s, troubled_s = 0.0, 0.0
+        while not reader.done() and waited_s < seconds and troubled_s < TROUBLED_S:
+            look_s = min(LOOK_S, seconds - waited_s)
+            await asyncio.wait({reader}, timeout=look_s)
+            waited_s += look_s
+            troubled_s = troubled_s + look_s if self._node().storing.trouble else 0.0
+        return waited_s
 
     async def _publish(
         self, name: str, kind: str, encoded: bytes, options: dict[str, Any]

@@ -22,6 +22,9 @@ from peerlm.types import ObjectHash
 LENGTH = struct.Struct(">I")
 """Before each frame: its bytes."""
 
+ANSWER_S = 300.0
+"""For an answer that takes the daemon moments, and minutes on a disk that is busy."""
+
 
 class Surveyed(NamedTuple):
     counts: list[int]
@@ -56,10 +59,17 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def ask(self, *request: Any, progress: Callable[..., None] = lambda *_: None) -> Any:
-        """Raises: StateError with the daemon's line; NoDaemon, it hung up."""
+    def ask(
+        self,
+        *request: Any,
+        progress: Callable[..., None] = lambda *_: None,
+        timeout_s: float | None = ANSWER_S,
+    ) -> Any:
+        """Raises: StateError with the daemon's line, or that it has given none in `timeout_s` (None: however long it
+        takes); NoDaemon, it hung up."""
         data = msgpack.packb(list(request))
         try:
+            self._socket.settimeout(timeout_s)
             self._socket.sendall(LENGTH.pack(len(data)))
             self._socket.sendall(data)
             while True:
@@ -67,8 +77,15 @@ class Client:
                 if verdict is not None:
                     break
                 progress(*result)
-        except (OSError, ValueError) as error:
-            raise control.NoDaemon(f"the daemon on {self._root} hung up: {error}") from None
+        except TimeoutError:
+            self.close()  # what comes later would be taken for the next answer
+            raise StateError(
+                f"the daemon on {self._root} has not answered `{request[0]}` in {timeout_s:g} s: see `peerlm logs`"
+            ) from None
+        except (OSError, ValueError):
+            raise control.NoDaemon(
+                f"the daemon on {self._root} hung up: start it with `peerlm up` if it has ended, and the same command again"
+            ) from None
         if not verdict:
             raise StateError(str(result))
         return result
@@ -89,7 +106,7 @@ class Client:
 
     def read(self, object_hash: ObjectHash, size: int, timeout_s: float = 60.0) -> bytes:
         """An object's bytes, from here or from others; they hash to its name."""
-        data: bytes = self.ask("read", object_hash, size, timeout_s)
+        data: bytes = self.ask("read", object_hash, size, timeout_s, timeout_s=timeout_s + ANSWER_S)
         return data
 
     def publish(self, name: str, manifest: Manifest, **options: Any) -> dict[str, Any]:
@@ -105,7 +122,9 @@ class Client:
     def manifest(self, name: str, timeout_s: float = 60.0) -> Manifest:
         """What a name stands for. Raises `StateError` too where that is no manifest."""
         try:
-            return read_manifest(self.ask("manifest", name, timeout_s))
+            return read_manifest(
+                self.ask("manifest", name, timeout_s, timeout_s=timeout_s + ANSWER_S)
+            )
         except ChunkCorrupt as error:
             raise StateError(f"{name}: {error}") from None
 
@@ -125,7 +144,7 @@ class Client:
 
     def checkpoint(self, name: str = "", *, is_pinned: bool = False) -> str:
         """Its name, once it is in the store."""
-        return str(self.ask("checkpoint", name, is_pinned))
+        return str(self.ask("checkpoint", name, is_pinned, timeout_s=None))
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("status")
@@ -135,7 +154,7 @@ class Client:
         self.ask("repair")
 
     def scrub(self, progress: Callable[..., None]) -> dict[str, Any]:
-        found: dict[str, Any] = self.ask("scrub", progress=progress)
+        found: dict[str, Any] = self.ask("scrub", progress=progress, timeout_s=None)
         return found
 
     # ------------------------------------------------------------------------------ jobs

@@ -397,7 +397,8 @@ class Driver:
 
     async def saved(self, name: str) -> None:
         """Until what is kept under this name is on the disk as it is now. Raises `StateError`: it cannot be saved now."""
-        await asyncio.gather(*self._saves)
+        while name in self._unsaved and self._saves:  # what it is may have changed again meanwhile
+            await asyncio.gather(*self._saves)
         if name in self._unsaved:
             raise StateError(f"{name}: cannot be saved now, and is tried again; see `peerlm logs`")
 

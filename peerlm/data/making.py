@@ -15,8 +15,9 @@ import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -169,7 +170,9 @@ class _Makers(Generic[T]):
         process = context.Process(
             target=_serve, args=(theirs, self._step, self._job), name="peerlm tokens", daemon=True
         )
-        process.start()
+        resource_tracker.ensure_running()  # by itself it would let signals through again
+        with _no_interrupt():
+            process.start()
         theirs.close()
         maker = _Maker[T](process, ours)
         self._makers.append(maker)
@@ -212,9 +215,18 @@ def _ending(code: int | None) -> str:
     return f"exit status {code}"
 
 
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """SIGINT waits till after; a process begun here never gets it, not even while Python starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(pipe: Connection, step: Step[Any], job: Job) -> None:
     """The process: makes what it is told until its pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it hears of it too, and ends it
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             number = pipe.recv()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from peerlm.errors import ConfigError
+from peerlm.errors import ConfigError, PeerlmError
 
 SHIPPED = "shipped"
 
@@ -302,17 +302,17 @@ def _part(fs: Any, path: str, size: int, start: int, end: int) -> bytes:
 
 
 @contextmanager
-def explained(url: str, where: str) -> Iterator[None]:
-    """Turns what a file system raises into a `ConfigError` of one line."""
+def explained(url: str, where: str, done: str = "read") -> Iterator[None]:
+    """Turns what a file system raises into a `ConfigError` of one line. `done`: what cannot be done to `url`."""
     named = f"{where} = {url!r}"
     try:
         yield
-    except ConfigError:
+    except PeerlmError:
         raise
     except FileNotFoundError as error:
         cause = error.__cause__  # over http everything that went wrong is "not found"
         if cause is not None and getattr(cause, "status", 0) != 404:
-            raise ConfigError(f"{named}: cannot be read: {_line(cause)}") from None
+            raise ConfigError(f"{named}: cannot be {done}: {_line(cause)}") from None
         reason = _line(cause) if cause else "no such file or directory"
         raise ConfigError(f"{named}: not found: {reason}") from None
     except ImportError as error:
@@ -322,7 +322,7 @@ def explained(url: str, where: str) -> Iterator[None]:
             f"{named}: needs a package that is missing: {_line(error)}{remedy}"
         ) from None
     except Exception as error:  # a file system of fsspec raises whatever its own library raises
-        raise ConfigError(f"{named}: {_reason(error, kind_of(url))}") from None
+        raise ConfigError(f"{named}: {_reason(error, kind_of(url), done)}") from None
 
 
 def _unreadable(fs: Any, file: SourceFile, at: int, error: Exception, where: str) -> ConfigError:
@@ -331,11 +331,11 @@ def _unreadable(fs: Any, file: SourceFile, at: int, error: Exception, where: str
     return ConfigError(f"{where}: {file.path}: {reason} (at byte {at}, {TRIES} tries)")
 
 
-def _reason(error: Exception, kind: str) -> str:
+def _reason(error: Exception, kind: str, done: str = "read") -> str:
     variables = CREDENTIALS.get(kind)
     if variables and (isinstance(error, PermissionError) or "Credential" in type(error).__name__):
         return f"access denied: {_line(error)}; set {variables}"
-    return f"cannot be read: {_line(error)}"
+    return f"cannot be {done}: {_line(error)}"
 
 
 def _line(error: object) -> str:

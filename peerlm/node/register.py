@@ -98,7 +98,7 @@ class Register:
         holds = known is not None and known.record.manifest
         if known is not None and holds and not wanted.replaces and holds != (manifest or b""):
             raise StateError(
-                f"the name {name} is taken (a {known.record.kind}, by node {short(known.record.writer)}); choose another "
+                f"the name {name} is taken ({known.record.kind}, by node {short(known.record.writer)}); choose another "
                 f"with --name, or remove it first: peerlm data rm {name}"
             )
         lamport = self.names.next_lamport(name)

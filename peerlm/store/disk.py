@@ -49,24 +49,25 @@ own user can get there."""
 _TEMP_SUFFIX = ".tmp"
 
 _REMEDIES = {
-    errno.ENOSPC: "the disk is full; free some space or use another --state",
-    errno.EDQUOT: "the disk quota is used up; free some space or use another --state",
+    errno.ENOSPC: "the disk is full; free some space or use INSTEAD",
+    errno.EDQUOT: "the disk quota is used up; free some space or use INSTEAD",
     errno.EFBIG: "the file would pass the limit on file sizes; raise it (ulimit -f)",
-    errno.EIO: "the disk reports an I/O error; check it before going on, or use another --state",
-    errno.EROFS: "the file system is read-only; remount it or use another --state",
-    errno.EACCES: "permission denied; run as the owner of the directory or use another --state",
-    errno.EPERM: "permission denied; run as the owner of the directory or use another --state",
+    errno.EIO: "the disk reports an I/O error; check it before going on, or use INSTEAD",
+    errno.EROFS: "the file system is read-only; remount it or use INSTEAD",
+    errno.EACCES: "permission denied; run as the owner of the directory or use INSTEAD",
+    errno.EPERM: "permission denied; run as the owner of the directory or use INSTEAD",
 }
 
 
 @contextmanager
-def explained(doing: str, path: Path) -> Iterator[None]:
-    """Turns an `OSError` inside into a `StateError`: `cannot <doing> <path>: why; what to do`."""
+def explained(doing: str, path: Path, instead: str = "another --state") -> Iterator[None]:
+    """Turns an `OSError` inside into a `StateError`: `cannot <doing> <path>: why; what to do`. `instead`: what may be named
+    in the place of what is there."""
     try:
         yield
     except OSError as error:
         reason = _REMEDIES.get(error.errno or 0, error.strerror or str(error))
-        raise StateError(f"cannot {doing} {path}: {reason}") from error
+        raise StateError(f"cannot {doing} {path}: {reason.replace('INSTEAD', instead)}") from error
 
 
 def error_number(error: StateError) -> int:
@@ -92,6 +93,7 @@ class AtomicFile:
         self.path = path
         self.size_bytes = size_bytes
         self._open = True
+        self._is_placed = False
         with explained("write", path):
             self._fd, self._temp = _open_temp(path, mode)
             try:
@@ -128,6 +130,7 @@ class AtomicFile:
                 os.fsync(self._fd)
                 with turn or nullcontext():
                     os.rename(self._temp, self.path)
+                self._is_placed = True
                 sync_directory(self.path.parent)
         finally:
             self.abort()
@@ -136,8 +139,9 @@ class AtomicFile:
         """Forget the file; after `commit` only release it. May be called again."""
         if self._open:
             self._open = False
-            with suppress(OSError):  # what made us give up says more; a sweep takes the litter
-                self._temp.unlink(missing_ok=True)
+            if not self._is_placed:  # else another writer may have its temporary name by now
+                with suppress(OSError):  # what made us give up says more; a sweep takes the litter
+                    self._temp.unlink(missing_ok=True)
             os.close(self._fd)
 
     def __enter__(self) -> Self:

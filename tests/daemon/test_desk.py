@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import msgpack
+import pytest
 from blake3 import blake3
 
 from peerlm import effects as fx
+from peerlm.daemon import desk as desks
 from peerlm.daemon.desk import Desk
+from peerlm.daemon.desk_client import LENGTH
+from peerlm.errors import StateError
 from peerlm.store.disk import Layout, StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.types import Instant, ObjectHash, WallTime
 
 
-def desk_on(objects: Objects, pool: ThreadPoolExecutor, posted: list[Any]) -> Desk:
+def desk_on(
+    objects: Objects,
+    pool: ThreadPoolExecutor,
+    posted: list[Any],
+    scrubbing: Any = None,
+    node: Any = None,
+) -> Desk:
     async def saved(_: str) -> None:
         pass
 
-    nothing: Any = None
     return Desk(
-        lambda: nothing,
+        lambda: node,
         posted.append,
         lambda call: None,
         saved,
         objects,
-        nothing,
+        scrubbing,
         pool,
         lambda: Instant(0.0),
         lambda: WallTime(0.0),
@@ -53,3 +65,83 @@ def test_what_is_put_while_it_is_dropped_is_on_the_disk_in_the_end(tmp_path: Pat
         asyncio.run(scene(pool))
     assert {event.object_hash for event in posted} == set(names)
     assert [objects.read_verified(ObjectHash(blake3(one).digest())) for one in data] == data
+
+
+class Gone:
+    """The writing end of a connection whose other end has hung up after `frames` of the answer: uvloop's way."""
+
+    def __init__(self, frames: int) -> None:
+        self.said: list[Any] = []
+        self._frames = frames
+
+    def is_closing(self) -> bool:
+        return len(self.said) == self._frames
+
+    def write(self, data: bytes) -> None:
+        if self.is_closing():
+            raise RuntimeError("unable to perform operation; the handler is closed")
+        if len(data) > LENGTH.size:
+            self.said.append(msgpack.unpackb(data))
+
+    async def drain(self) -> None:
+        pass
+
+
+class Scrubs:
+    def __init__(self) -> None:
+        self.read = 0
+
+    async def scrub_now(self, progress: Callable[[int, int], None]) -> Any:
+        for self.read in range(1, 10):
+            progress(self.read, 9)
+        raise AssertionError("it goes on for nobody")
+
+
+def talked(tmp_path: Path, writer: Gone, *requests: Any, **more: Any) -> None:
+    StateDirectory(tmp_path).close()
+
+    async def scene(pool: ThreadPoolExecutor) -> None:
+        reader = asyncio.StreamReader()
+        for request in requests:
+            data = msgpack.packb(request)
+            reader.feed_data(LENGTH.pack(len(data)) + data)
+        reader.feed_eof()
+        desk = desk_on(Objects(Layout(tmp_path)), pool, [], **more)
+        await desk.talk(reader, writer)  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(1) as pool:
+        asyncio.run(scene(pool))
+
+
+def test_who_hangs_up_amid_a_scrub_ends_it_and_nothing_else(tmp_path: Path) -> None:
+    scrubs, writer = Scrubs(), Gone(2)
+    talked(tmp_path, writer, ["scrub"], scrubbing=scrubs)
+    assert scrubs.read == 3
+    assert writer.said == [[None, [1, 9]], [None, [2, 9]]]
+
+
+def test_a_fault_of_ours_is_an_answer_and_the_daemon_goes_on(tmp_path: Path) -> None:
+    writer = Gone(9)
+    talked(tmp_path, writer, ["names"], ["nothing"])  # there is no node: AttributeError
+    assert [(verdict, line[:23]) for verdict, line in writer.said] == [
+        (False, "internal error in names"),
+        (False, "the store's desk does n"),
+    ]
+
+
+def test_a_reader_does_not_wait_for_a_disk_that_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desks, "LOOK_S", 0.01)
+    monkeypatch.setattr(desks, "TROUBLED_S", 0.02)
+    StateDirectory(tmp_path).close()
+    full = SimpleNamespace(
+        storing=SimpleNamespace(trouble="the disk is full", here=(), read_no_more=lambda wanted: [])
+    )
+
+    async def scene(pool: ThreadPoolExecutor) -> None:
+        desk = desk_on(Objects(Layout(tmp_path)), pool, [], node=full)
+        await desk._read(ObjectHash(bytes(32)), 1, 60.0)
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StateError, match="in 0 s: the disk is full"):
+        asyncio.run(scene(pool))

@@ -84,6 +84,33 @@ async def test_what_could_not_be_saved_is_tried_again_the_newest_only(
     assert driver._unsaved == {}
 
 
+async def test_what_changes_while_it_is_saved_is_waited_for_too(
+    state: StateDirectory, log: DaemonLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two who write names at once: the first waits until the second's is on the disk, or hears that it cannot be."""
+    kept: list[bytes] = []
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as tasks:
+        driver = Driver(state, log, tasks)
+
+        def save(data: bytes) -> None:
+            saving = tasks.create_task(driver._save(fx.Save("catalog", data)))
+            driver._saves.add(saving)
+            saving.add_done_callback(driver._saves.discard)
+
+        def write(path: Path, data: bytes) -> None:
+            if data == b"first":
+                loop.call_soon_threadsafe(save, b"second")
+            kept.append(data)
+
+        monkeypatch.setattr(disk, "write_atomic", write)
+        save(b"first")
+        await asyncio.sleep(0)
+        await driver.saved("catalog")
+        assert kept[-1] == b"second"
+        driver.end()
+
+
 def test_counters_are_one_flat_map_of_our_own_words() -> None:
     one, two = Counter({"garbage": 2}), Counter({"dropped_corrupt": 3})
     driver: Any = SimpleNamespace(

@@ -78,6 +78,26 @@ def test_an_error_while_writing_leaves_the_old_version_and_no_litter(tmp_path: P
     assert names(tmp_path) == ["plan"]
 
 
+def test_two_writers_of_one_path_leave_each_others_temporary_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins when the first has renamed its file, and so gets the temporary name that the first had."""
+    first, second = AtomicFile(tmp_path / "chunk"), []
+    sync = disk.sync_directory
+
+    def begin_another(directory: Path) -> None:
+        second.append(AtomicFile(tmp_path / "chunk"))
+        sync(directory)
+
+    monkeypatch.setattr(disk, "sync_directory", begin_another)
+    first.commit()
+    monkeypatch.undo()
+    second[0].write(b"whole")
+    second[0].commit()
+    assert (tmp_path / "chunk").read_bytes() == b"whole"
+    assert names(tmp_path) == ["chunk"]
+
+
 def test_kill_9_at_any_instant_leaves_a_whole_version(tmp_path: Path) -> None:
     path, rng = tmp_path / "state", random.Random(5)
     write_atomic(path, b"0" * 20_000)
