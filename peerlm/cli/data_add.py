@@ -24,7 +24,7 @@ from peerlm.cli.desk_here import Tell, open_desk, progress
 from peerlm.cli.leash import aside, interruption
 from peerlm.cli.numbers import Finite
 from peerlm.cli.state import state_option
-from peerlm.errors import ConfigError, PeerlmError, StateError
+from peerlm.errors import PeerlmError, StateError
 from peerlm.store.disk import Layout
 from peerlm.types import ObjectHash
 
@@ -77,7 +77,12 @@ class Making:
     default=OF_RUN,
     help="Of a corpus: bytes, a `tokenizers` JSON file, or one with N entries, trained on this text.  [default: the run's]",
 )
-@click.option("--encoding", default="utf-8", show_default=True, help="Of the text.")
+@click.option(
+    "--encoding",
+    default="utf-8",
+    show_default=True,
+    help="Of the text. auto: each file's own, as far as it shows.",
+)
 @click.option(
     "--field",
     default="text",
@@ -213,6 +218,7 @@ class Adding:
     def _job(self, making: Making) -> Job:
         from peerlm.data import sources
         from peerlm.data.clean import Clean
+        from peerlm.data.encodings import AUTO
         from peerlm.data.prepared import Job, Recipe
 
         self._require_free("corpus", None)
@@ -220,10 +226,24 @@ class Adding:
         recipe = Recipe(making.encoding, making.field, clean)
         job = Job(sources.listed(self._url, WHERE), recipe)
         self._require_room(job.source)
+        if making.encoding == AUTO:
+            job = self._with_encodings(job)
         job = self._with_tokenizer(job, making.tokenizer)
         if clean.compares:
             job = _without_duplicates(job)
         return job
+
+    def _with_encodings(self, job: Job) -> Job:
+        from peerlm.data import encodings
+
+        total = job.source.size_bytes or None
+        with progress("looking for encodings", in_bytes=True) as tell:
+            taken = encodings.found(job.source, time.sleep, lambda done: tell(done, total, ""))
+        counts = encodings.counted(taken)
+        if counts:
+            said = ", ".join(f"{name} for {words.some(n, 'file')}" for name, n in counts.items())
+            click.echo(f"encodings taken: {said}", err=True)
+        return replace(job, encodings=encodings.others_than_utf_8(taken))
 
     def _with_tokenizer(self, job: Job, spec: str) -> Job:
         from peerlm.data import tokenizer, vocabulary

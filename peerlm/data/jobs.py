@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from peerlm.data import formats, sources
 from peerlm.data.clean import Clean
+from peerlm.data.encodings import AUTO
 from peerlm.data.prepared import Job, Recipe
 from peerlm.data.sources import Source, SourceFile
 from peerlm.data.units import GRID, Grid
@@ -119,12 +120,35 @@ def encode(job: Job) -> bytes:
         "left_out": [[task, sorted(places)] for task, places in sorted(job.left_out.items())],
         "grid": list(job.grid),
     }
+    if job.recipe.encoding == AUTO:
+        body["encodings"] = _by_name(job)
     data = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     if len(data) > BYTES_MAX or len(job.source.files) > FILES_MAX or len(job.tasks) > TASKS_MAX:
         raise ConfigError(
             f"{job.source.where}: {len(job.source.files):,} files are too many to share out; make it here, with --here"
         )
     return data
+
+
+def _by_name(job: Job) -> dict[str, list[int]]:
+    """Encoding → numbers of the files that are in it."""
+    found: dict[str, list[int]] = {}
+    for number, file in enumerate(job.source.files):
+        if file.path in job.encodings:
+            found.setdefault(job.encodings[file.path], []).append(number)
+    return found
+
+
+def _encodings(body: Mapping[str, Any], files: Sequence[SourceFile]) -> dict[str, str]:
+    named = body["encodings"]
+    if not isinstance(named, dict):
+        raise ValueError("encodings without names")
+    found = {}
+    for name, numbers in named.items():
+        encoding = formats.encoding_named(_text(name, 64))
+        for number in numbers:
+            found[files[_count(number, len(files) - 1)].path] = encoding
+    return found
 
 
 def read(data: bytes, tokenizer: bytes | None, where: str) -> Job:
@@ -141,7 +165,8 @@ def _from_json(body: Mapping[str, Any], tokenizer: bytes | None, where: str) -> 
     unicode, control, exact, near = body["clean"]
     clean = Clean(_text(unicode, 16), _flag(control), _flag(exact), float(near))
     encoding = _text(body["encoding"], 64)
-    formats.encoding_named(encoding)
+    if encoding != AUTO:
+        formats.encoding_named(encoding)
     if not 0 < len(body["files"]) <= FILES_MAX:
         raise ValueError("no files, or too many")
     files = tuple(
@@ -157,6 +182,7 @@ def _from_json(body: Mapping[str, Any], tokenizer: bytes | None, where: str) -> 
         _count(body["vocab"], 1 << 24),
         {_count(task): frozenset(map(_count, places)) for task, places in body["left_out"]},
         _grid(body["grid"]),
+        _encodings(body, files) if encoding == AUTO else {},
     )
     size = sum(file.size or job.grid.stride for file in files)
     if size // job.grid.stride + len(files) > 2 * TASKS_MAX or len(job.tasks) > TASKS_MAX:

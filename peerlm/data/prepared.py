@@ -20,6 +20,7 @@ import numpy as np
 
 from peerlm.data import formats, sources, units
 from peerlm.data.clean import Clean, Fingerprint, cleaned, fingerprint
+from peerlm.data.encodings import AUTO
 from peerlm.data.formats import Document, Format, Shape, shape_of
 from peerlm.data.shards import shard_bytes, shard_tokens_max
 from peerlm.data.sources import Pause, Source, SourceFile
@@ -38,6 +39,7 @@ class Recipe:
     """How text is got out of files."""
 
     encoding: str = formats.UTF_8
+    """`auto`: each file's own, as the job says."""
     text_field: str = "text"
     """Of a record, or the column of a table."""
     clean: Clean = field(default_factory=Clean)
@@ -57,11 +59,19 @@ class Job:
     """Task → documents that are duplicates (`clean.duplicates`)."""
     grid: Grid = GRID
     """The same for everyone, or else they make different shards."""
+    encodings: Mapping[str, str] = field(default_factory=dict)
+    """Of an encoding `auto`: path → encoding, of files that are not UTF-8."""
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
         """Everything that is to be made: a task's number is its place here."""
-        return units.tasks(self.source.files, lambda file: _splits(file, self.recipe), self.grid)
+        return units.tasks(self.source.files, lambda file: _splits(file, self), self.grid)
+
+    def encoding_of(self, file: SourceFile) -> str:
+        """Raises `ConfigError`: there is none of this name."""
+        if self.recipe.encoding == AUTO:
+            return self.encodings.get(file.path, formats.UTF_8)
+        return formats.encoding_named(self.recipe.encoding)
 
     @cached_property
     def vocab_made(self) -> int:
@@ -174,11 +184,11 @@ def _built(data: bytes) -> Tokenizer:
 # ----------------------------------------------------------------------------- reading a file
 
 
-def _splits(file: SourceFile, recipe: Recipe) -> bool:
+def _splits(file: SourceFile, job: Job) -> bool:
     """Its units can be found by seeking."""
     shape = shape_of(file.path)
     plain = file.ranges and not shape.compression and shape.format != Format.PARQUET
-    return plain and formats.encoding_named(recipe.encoding) == formats.UTF_8
+    return plain and job.encoding_of(file) == formats.UTF_8
 
 
 def _portions_of(
@@ -224,8 +234,7 @@ def _units(
         return
     with sources.in_order(fs, file, where, pause) as stream:
         blocks = formats.unpacked(stream, shape.compression, file.path, where)
-        encoding = formats.encoding_named(job.recipe.encoding)
-        text = formats.as_utf_8(blocks, encoding, file.path, where)
+        text = formats.as_utf_8(blocks, job.encoding_of(file), file.path, where)
         yield from units.in_order(text, records, job.grid)
 
 

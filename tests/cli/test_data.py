@@ -188,6 +188,26 @@ def test_waiting_ends_when_nothing_is_copied_any_more() -> None:
 # --------------------------------------------------------------------------------- looking at it
 
 
+def test_each_file_has_its_own_encoding_and_it_is_said_which(
+    peerlm: Cli, desk: FakeDesk, tmp_path: Path
+) -> None:
+    add = ("data", "add", tmp_path, "--name", "letters", "--tokenizer", "bytes")
+    german = (
+        "Für die Größe der Bäume gibt es kein Maß, und für Müller schon gar nicht: „übermäßig“.\n"
+    )
+    (tmp_path / "a.txt").write_bytes(german.encode("cp1252"))
+    (tmp_path / "b.txt").write_bytes(german.encode())
+    assert_one_line(peerlm(*add), 2, "a.txt is not UTF-8 at byte 1 (0xfc)")
+    assert_one_line(peerlm(*add, "--encoding", "cp12"), 2, "'cp12': no such encoding")
+    done = peerlm(*add, "--encoding", "auto", "--json")
+    assert done.code == 0, done
+    assert done.err == "encodings taken: cp1252 for 1 file, utf-8 for 1 file\n"
+    assert json.loads(done.out)["tokens"] == 2 * len(german.encode())
+    (tmp_path / "c.txt").write_bytes(german.encode() + german.encode("cp1252"))
+    two = peerlm(*add, "--encoding", "auto")
+    assert_one_line(two, 2, "c.txt has two encodings: it is UTF-8 up to byte", "and not there")
+
+
 def test_ls_shows_the_fewest_replicas_of_each(peerlm: Cli, desk: FakeDesk) -> None:
     manifest = desk.has("plays", [("a", [b"1", b"2"]), ("b", [b"2"])])
     desk.has("other", [("a", [b"3"])])
