@@ -21,6 +21,7 @@ from itertools import accumulate
 from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
+from blake3 import blake3
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from peerlm.cli.nodes_here import node_of
@@ -72,6 +73,11 @@ class Contents:
     def size(self, path: str) -> int:
         return sum(chunk.size for chunk in self.chunks(path))
 
+    def of_file(self, path: str) -> dict[str, Any]:
+        """What is said of a file. `ETag`, by which programs know what they have copied: another content has another."""
+        tag = blake3(b"".join(chunk.hash for chunk in self.chunks(path))).hexdigest(16)
+        return {"size": self.size(path), "type": "file", "ETag": tag}
+
 
 class Place(NamedTuple):
     """What a path leads to."""
@@ -121,7 +127,7 @@ class PeerlmFileSystem(AbstractFileSystem):
         return infos if detail else [info["name"] for info in infos]
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
-        """`name`, `size`, `type`; of a name also what the store says of it."""
+        """`name`, `size`, `type`, of a file `ETag`; of a name also what the store says of it."""
         where = self._strip_protocol(path)
         place = place_of(where)
         if not place.name:
@@ -134,7 +140,7 @@ class PeerlmFileSystem(AbstractFileSystem):
         told = {key: record[key] for key in ("kind", "manifest", "replicas", "about")}
         if contents.alone is None:
             return {"name": where, "size": 0, "type": "directory", **told}
-        return {"name": where, "size": contents.size(contents.alone), "type": "file", **told}
+        return {"name": where, **contents.of_file(contents.alone), **told}
 
     def exists(self, path: str, **options: Any) -> bool:
         """A node that cannot be asked is an error, not an answer."""
@@ -152,7 +158,7 @@ class PeerlmFileSystem(AbstractFileSystem):
     def _info(self, contents: Contents, prefix: str, path: str) -> dict[str, Any]:
         name = f"{prefix}/{path}"
         if path in contents.files:
-            return {"name": name, "size": contents.size(path), "type": "file"}
+            return {"name": name, **contents.of_file(path)}
         if path in contents.folders:
             return {"name": name, "size": 0, "type": "directory"}
         raise FileNotFoundError(errno.ENOENT, "not in the swarm's store", name)

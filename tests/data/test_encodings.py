@@ -30,8 +30,8 @@ SAYINGS = {
     "cp932": "すべての人間は、生まれながらにして自由であり、かつ平等である。\n",
     "euc_jp": "すべての人間は、生まれながらにして自由であり、かつ平等である。\n",
     "cp949": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.\n",
-    "utf-16": "Sie sind frei und gleich an Würde.\n",
-    "utf-16-le": "Sie sind frei und gleich an Würde.\n" * 9,
+    "utf-16": "Menschen sind frei und gleich an Würde.\n",
+    "utf-16-le": "Menschen sind frei und gleich an Würde.\n" * 9,
     "utf-8": "Für die Größe 人人生而自由 Привет\n",
 }
 

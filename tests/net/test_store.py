@@ -10,6 +10,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,46 @@ def test_what_is_added_on_one_is_read_on_another_that_has_no_room(
     assert (shown["capacity_bytes"], shown["names"], shown["replicas_wanted"]) == (0, 1, 3)
     status = nodes[1].status()["store"]
     assert (status["names"], status["is_full"], status["lacking"]) == (1, False, 0)
+
+
+DATASETS = """
+import sys
+from datasets import load_dataset
+told = {"split": "train", "storage_options": {"state": sys.argv[1]}}
+below = "peerlm://" + sys.argv[2] + "/tables/"
+print(load_dataset("text", data_files=below + "a.txt", **told)["text"][:])
+print(load_dataset("json", data_files=below + "b.jsonl", **told)["n"][:])
+print(load_dataset("parquet", data_files=below + "**/*.parquet", **told)["w"][:])
+print([row["w"] for row in load_dataset("parquet", data_files=below + "*/c.parquet", streaming=True, **told)])
+"""
+
+
+def test_datasets_reads_it(nodes: list[Node], roomless: Node, tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    pandas = pytest.importorskip("pandas")
+    folder = tmp_path / "tables"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.txt").write_text("one\ntwo\n")
+    (folder / "b.jsonl").write_text('{"n": 1}\n{"n": 2}\n')
+    pandas.DataFrame({"w": ["p", "q"]}).to_parquet(folder / "sub" / "c.parquet")
+    add(nodes[0], folder, "tables")
+    wait_for(lambda: any(n["name"] == "tables" for n in _names(roomless)), "the name is known")
+    quiet = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", DATASETS, str(roomless.folder), RUN],
+        env=environment(HF_HOME=str(tmp_path / "hf"), **quiet),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["['one', 'two']", "[1, 2]", "['p', 'q']", "['p', 'q']"]
+    succeed("data", "rm", "tables", "--yes", "--state", nodes[0].folder)
+
+
+def _names(node: Node) -> list[dict[str, Any]]:
+    with Client(node.layout) as desk:
+        return desk.names()
 
 
 def _standing(node: Node) -> dict[str, Any]:
