@@ -92,6 +92,7 @@ def examine(layout: Layout, peers: tuple[str, ...]) -> Iterator[Finding]:
         yield _ports(settings)
     else:
         yield _dialled(status["dialled"], settings)
+        yield from _store(status.get("store", {}))
     for address in peers:
         yield from _peer(layout, address, status)
 
@@ -250,6 +251,29 @@ def _dialled(dialled: dict[str, Any], settings: NodeSettings) -> Finding:
         return Finding("dialled", None, text, cure)
     text = f"by nobody: {dialled['failure']}; it mixes by dialling out"
     return Finding("dialled", None, text, f"nothing need be done; for more partners {cure}")
+
+
+def _store(store: dict[str, Any]) -> Iterator[Finding]:
+    """An older daemon says little of it."""
+    if not store.get("names") or "wrong" not in store:
+        return
+    for line in store["wrong"]:
+        yield Finding("store", False, line)
+    wanted, nodes = store["replicas_wanted"], store["nodes"]
+    if nodes < wanted:
+        text = f"live nodes that offer room: {nodes}, and {wanted} replicas are wanted: what is there has {nodes}"
+        yield Finding("store", None, text, "bring another node, or live with it")
+    elif not store["wrong"]:
+        kept = f"{words.size(store['used_bytes'])} of {words.size(store['capacity_bytes'])} used"
+        yield Finding("store", True, f"{kept}; {_coming(store)}")
+
+
+def _coming(store: dict[str, Any]) -> str:
+    if not store["swarm_lacking"]:
+        return "nothing lacks"
+    return (
+        f"{store['lacking']} replicas are on their way here, {store['swarm_lacking']} in the swarm"
+    )
 
 
 def _is_free(host: str, port: int) -> bool:

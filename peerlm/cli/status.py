@@ -75,7 +75,7 @@ def peers(layout: Layout, as_json: bool) -> None:
 @click.command(short_help="Say why this node is not mixing, or that it is.")
 @state_option
 def why(layout: Layout) -> None:
-    """Say in a line or a few why this node is not mixing, or that it is.
+    """Say in a line or a few why this node is not mixing, or that it is; and what is wrong with its part of the store.
 
     \b
     Example:

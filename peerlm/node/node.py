@@ -680,9 +680,8 @@ class Node:
         """What `status` shows, frozen."""
         parameters = sum(self._birth.sizes.values())
         own, rate = self._vitals(now), self._rate
-        return summarise(
-            self.company, self.work, self.placing, self.storing, own, rate, parameters, now
-        )
+        parts = (self.company, self.work, self.placing, self.storing)
+        return summarise(*parts, self.library.jobs.standing(), own, rate, parameters, now)
 
     def _outcome(self, effects: list[Effect], now: Instant) -> list[Effect]:
         """Every exit but that of talk: work may be other than it was."""

@@ -72,7 +72,8 @@ class PlacementSummary:
 
 @dataclass(frozen=True, slots=True)
 class StoreSummary:
-    """This node's part in the swarm's store. `lacking`, `swarm_lacking`: what should be here, and on all live nodes, and is not."""
+    """This node's part in the swarm's store. `lacking`, `swarm_lacking`: what should be here, and on all live nodes, and is not.
+    `wrong`: lines of `node.shortage`."""
 
     capacity: int = 0
     used: int = 0
@@ -80,6 +81,23 @@ class StoreSummary:
     lacking: int = 0
     swarm_lacking: int = 0
     is_full: bool = False
+    lacking_s: float = 0.0
+    """So long something has lacked here without a break."""
+    urgent: int = 0
+    """Of what lacks, what may be on one live node alone."""
+    pulling: int = 0
+    unfound: int = 0
+    """Objects that are being fetched or looked for, and of these those that no live node has."""
+    lost: int = 0
+    """Objects that were found damaged or gone since the start."""
+    trouble: str = ""
+    """Why the disk did not take what came last."""
+    nodes: int = 0
+    """Live ones that offer room, this one among them."""
+    replicas_wanted: int = 0
+    """The most that any name wants."""
+    jobs_stuck: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +270,13 @@ def as_json(s: Summary) -> dict[str, Any]:
             "lacking": s.store.lacking,
             "swarm_lacking": s.store.swarm_lacking,
             "is_full": s.store.is_full,
+            "lacking_s": round(s.store.lacking_s, 1),
+            "urgent": s.store.urgent,
+            "unfound": s.store.unfound,
+            "lost": s.store.lost,
+            "nodes": s.store.nodes,
+            "replicas_wanted": s.store.replicas_wanted,
+            "wrong": list(s.store.wrong),
         },
         "model_dir": s.model_dir,
         "why": why(s),
@@ -311,7 +336,7 @@ def why(s: Summary) -> list[str]:
         if not is_whole(s) and not s.exchanges.get("ok"):
             lines = ["training its part; nobody else holds it, so there is nobody to mix with"]
     lines = lines or ["no exchange has finished lately; `peerlm peers` shows who is there"]
-    return [*lines, *_reached(s.reached)]
+    return [*lines, *_reached(s.reached), *(f"the store: {line}" for line in s.store.wrong)]
 
 
 def _reached(reached: Reached) -> list[str]:

@@ -43,6 +43,7 @@ from peerlm.node.makers import Makers
 from peerlm.node.proofs import Proofs
 from peerlm.node.pulls import Pulls
 from peerlm.node.register import Author, Register, Spread, Writing, as_kept, read_kept
+from peerlm.node.shortage import Shortage
 from peerlm.node.stored import Offer, Standing, Stored
 from peerlm.node.survey import Survey, bits_of
 from peerlm.store.catalog import CHUNKS_MAX, Catalog, StoreNode
@@ -153,6 +154,7 @@ class Storing:
         """Whom to ask for an object before others, besides those who wrote its name."""
         self.is_held: Callable[[ObjectHash], bool] = lambda _: False
         """It must not go, although nothing that has a name needs it yet."""
+        self.shortage = Shortage()
         self.lost_here = 0
         """Objects that were found damaged or gone since the start."""
         for object_hash, size in stored.here:
@@ -371,6 +373,7 @@ class Storing:
     def _look(self, now: Instant) -> list[Effect]:
         """Pull what is due here and lacking."""
         self._look_at = after(now, LOOK_S)
+        self.shortage.see(self.lacking, now)
         self._ceiling.accrue(now)
         effects = self._set_aside(now)
         coming = set(self._pulls.wanted).difference(self._pulls.unfound())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
 from peerlm import __version__
 from peerlm.membership.address_book import address_of
 from peerlm.membership.member import State
 from peerlm.node.company import Company
 from peerlm.node.placing import Placing, said_of
+from peerlm.node.shortage import jobs_stuck, wrong
 from peerlm.node.status import (
     MemberSummary,
     PlacementSummary,
@@ -25,16 +30,19 @@ def summarise(
     work: Work,
     placing: Placing | None,
     storing: Storing,
+    jobs: Sequence[Mapping[str, Any]],
     own: Vitals,
     rate: float,
     parameters: int,
     now: Instant,
 ) -> Summary:
-    """`own`: this node's vitals as it would publish them; `rate`: the swarm's, in tokens/s; `parameters`: of the model."""
+    """`jobs`: of `Jobs.standing`; `own`: this node's vitals as it would publish them; `rate`: the swarm's, in tokens/s; `parameters`: of the model."""
     me, ledger, worker = company.me, company.ledger, work.worker
     totals = work.exchanges.outcomes.totals()
     progress = work.acquisition.progress(now)
     record = company.membership.record
+    members = tuple(_members(company, work, own, now))
+    others = sum(m.state == State.ALIVE.name.lower() and m.peer != me for m in members)
     return Summary(
         peer=me,
         run_id=company.gate.run_id,
@@ -53,7 +61,7 @@ def summarise(
         val_loss=worker.val_loss,
         consensus_distance=work.exchanges.outcomes.distance(),
         participating=work.is_participating(now),
-        members=tuple(_members(company, work, own, now)),
+        members=members,
         exchanges={
             "ok": totals.initiated_ok + totals.served_ok,
             "busy": totals.busy,
@@ -95,21 +103,39 @@ def summarise(
         shut_out=company.introductions.shut_out,
         notes=(progress.trouble,) if progress.trouble else (),
         placement=_placement(placing, now) if placing else PlacementSummary(),
-        store=_store(company, storing),
+        store=_store(company, storing, jobs, others, now),
     )
 
 
-def _store(company: Company, storing: Storing) -> StoreSummary:
+def _store(
+    company: Company,
+    storing: Storing,
+    jobs: Sequence[Mapping[str, Any]],
+    others: int,
+    now: Instant,
+) -> StoreSummary:
+    """`others`: live members besides this one."""
     said = [company.vitals_of(peer) for peer in company.stores()]
-    lacking = storing.lacking
-    return StoreSummary(
-        capacity=storing.capacity,
-        used=storing.used,
-        names=len(storing.register.living()),
+    standing, names = storing.standing(), storing.register.living()
+    lacking = standing.catalog.lacking + standing.unread
+    found = StoreSummary(
+        capacity=standing.capacity,
+        used=standing.used,
+        names=standing.names,
         lacking=lacking,
         swarm_lacking=lacking + sum(vitals.store_lacking for vitals in said if vitals),
-        is_full=storing.is_full,
+        is_full=standing.full,
+        lacking_s=storing.shortage.lasts_s(now),
+        urgent=standing.catalog.urgent,
+        pulling=standing.pulling,
+        unfound=standing.unfound,
+        lost=storing.lost_here,
+        trouble=standing.trouble,
+        nodes=sum(is_live for *_, is_live in standing.nodes),
+        replicas_wanted=max((name.record.replicas for name in names), default=0),
+        jobs_stuck=jobs_stuck(jobs),
     )
+    return replace(found, wrong=tuple(wrong(found, others)))
 
 
 def _placement(placing: Placing, now: Instant) -> PlacementSummary:

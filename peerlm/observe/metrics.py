@@ -206,6 +206,36 @@ METRICS: tuple[Figure, ...] = (
         lambda s: s["store"]["is_full"],
     ),
     Figure(
+        "peerlm_store_urgent",
+        "Chunks that should be on this node, are not, and may be on one live node alone.",
+        "gauge",
+        lambda s: s["store"]["urgent"],
+    ),
+    Figure(
+        "peerlm_store_unfound",
+        "Objects that this node looks for in vain: no live node has them.",
+        "gauge",
+        lambda s: s["store"]["unfound"],
+    ),
+    Figure(
+        "peerlm_store_lost",
+        "Objects that were found damaged or gone, by a scrub or when they were read.",
+        "counter",
+        lambda s: s["store"]["lost"],
+    ),
+    Figure(
+        "peerlm_store_nodes",
+        "Live nodes that offer room to the store, this one among them.",
+        "gauge",
+        lambda s: s["store"]["nodes"],
+    ),
+    Figure(
+        "peerlm_store_replicas_wanted",
+        "The most replicas that any name wants.",
+        "gauge",
+        lambda s: s["store"]["replicas_wanted"],
+    ),
+    Figure(
         "peerlm_loop_lag_seconds",
         "99th percentile of the daemon's loop lag in the last minute.",
         "gauge",

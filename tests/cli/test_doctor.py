@@ -120,6 +120,26 @@ def test_whether_others_can_dial_this_node() -> None:
     )
 
 
+def test_how_the_store_stands() -> None:
+    def found(**said: object) -> list[str]:
+        told = {"names": 2, "nodes": 3, "replicas_wanted": 3, "wrong": [], **said}
+        sizes = {"used_bytes": 10**6, "capacity_bytes": 10**9, "lacking": 0, "swarm_lacking": 0}
+        return [str(finding) for finding in doctor._store({**sizes, **told})]
+
+    assert found() == ["ok   store        1 MB of 1 GB used; nothing lacks"]
+    (line,) = found(lacking=1, swarm_lacking=4)
+    assert line.endswith("1 replicas are on their way here, 4 in the swarm")
+    (line,) = found(nodes=2)
+    assert line.startswith(
+        "?    store        live nodes that offer room: 2, and 3 replicas are wanted"
+    )
+    assert len(found(nodes=1, wrong=["only one live node offers room"])) == 2
+    assert found(wrong=["this node is full: raise store.bytes"]) == [
+        "bad  store        this node is full: raise store.bytes"
+    ]
+    assert found(names=0) == list(doctor._store({"names": 3})) == [], "nothing, or an older daemon"
+
+
 def test_a_line_has_a_mark_a_name_what_is_so_and_the_cure() -> None:
     assert (
         str(Finding("disk", False, "no room", "free some"))

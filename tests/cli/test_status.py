@@ -130,6 +130,14 @@ def test_a_node_that_nobody_can_dial_says_so_beside_what_it_does(
     assert lines[1].startswith("1 member cannot dial this node (no answer): ")
 
 
+def test_why_ends_with_what_is_wrong_with_the_store(peerlm: Cli, daemon: FakeDaemon) -> None:
+    full = StoreSummary(10**9, 10**9, 2, lacking=3, is_full=True, wrong=("this node is full",))
+    daemon.answers["status"] = answer_of(sample_summary(store=full))
+    lines = peerlm("why", "--state", daemon.layout.root).out.splitlines()
+    assert lines[0].startswith("mixing: 12 exchanges")
+    assert lines[-1] == "the store: this node is full"
+
+
 def test_the_store_has_a_line_where_there_is_something_in_it() -> None:
     assert "store" not in dict(views.facts(answer_of(sample_summary())))
     lacking = StoreSummary(10**9, 25 * 10**6, 2, lacking=3, swarm_lacking=5, is_full=True)

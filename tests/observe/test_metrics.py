@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
+import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 sys.path.append(str(Path(__file__).parents[1] / "cli"))
@@ -13,6 +16,8 @@ from cli_scene import answer_of, member, sample_summary
 
 from peerlm.node.lifecycle import Phase
 from peerlm.observe.metrics import METRICS, exposition
+
+WATCH = Path(__file__).parents[2] / "deploy" / "watch"
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -68,3 +73,24 @@ def test_names_follow_the_conventions_and_each_is_explained() -> None:
         assert figure.help.endswith(".")
         suffix = "_total" if figure.kind == "counter" else ""
         assert f"`{figure.name}{suffix}`" in page
+
+
+def test_alerts_and_panels_ask_for_metrics_that_there_are() -> None:
+    there = {name for name, _ in read(exposition(answer_of(sample_summary()), "1"))}
+    for file in ("alerts.yaml", "peerlm.json"):
+        asked = set(re.findall(r"\bpeerlm_[a-z_]+", (WATCH / file).read_text()))
+        assert asked, file
+        assert asked <= there, file
+
+
+RULES = yaml.safe_load((WATCH / "alerts.yaml").read_text())["groups"][0]["rules"]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
+def test_an_alert_says_what_of_which_node_and_waits_no_longer_than_it_must(
+    rule: dict[str, object],
+) -> None:
+    assert set(rule) <= {"alert", "expr", "for", "annotations"}
+    assert re.fullmatch(r"Peerlm[A-Za-z]+", str(rule["alert"]))
+    assert re.fullmatch(r"[0-9]+[mh]", str(rule.get("for", "1m")))
+    assert "{{ $labels.instance }}" in str(rule["annotations"])

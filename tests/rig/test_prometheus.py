@@ -90,7 +90,7 @@ def test_the_files_are_what_prometheus_takes(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "5 rules found" in done.stdout
+    assert "9 rules found" in done.stdout
 
 
 def test_names_and_units_follow_the_conventions(swarm: Swarm) -> None:
@@ -129,7 +129,7 @@ def test_each_panel_of_the_dashboard_has_something_to_show(
 
 def test_a_dead_member_is_about_to_be_told_of(swarm: Swarm, ask: Callable[..., Any]) -> None:
     known = {rule["name"] for rule in ask("rules")["groups"][0]["rules"]}
-    assert len(known) == 5
+    assert len(known) == 9
     swarm.nodes[1].kill()
 
     def pending() -> bool:
