@@ -94,3 +94,8 @@ def test_an_alert_says_what_of_which_node_and_waits_no_longer_than_it_must(
     assert re.fullmatch(r"Peerlm[A-Za-z]+", str(rule["alert"]))
     assert re.fullmatch(r"[0-9]+[mh]", str(rule.get("for", "1m")))
     assert "{{ $labels.instance }}" in str(rule["annotations"])
+
+
+def test_each_alert_is_explained() -> None:
+    page = PAGE.read_text()
+    assert [rule["alert"] for rule in RULES if f"| `{rule['alert']}` |" not in page] == []
