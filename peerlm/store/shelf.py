@@ -81,6 +81,15 @@ class Shelf:
         file.commit(self._lock)
         self._know(object_hash, file.size_bytes)
 
+    def write(self, object_hash: ObjectHash, data: disk.Bytes) -> None:
+        """Keep bytes that hash to their name. Raises: StateError."""
+        file = AtomicFile(self.path(object_hash))
+        try:
+            file.write(data)
+            self.keep(file, object_hash)
+        finally:
+            file.abort()
+
     def link(self, path: Path, object_hash: ObjectHash, size_bytes: int) -> bool:
         """Give the file at `path`, which was flushed and is never written to, a name here, durably. False: it cannot be."""
         self._pardon(object_hash)
