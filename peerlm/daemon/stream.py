@@ -18,6 +18,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import Protocol
 
+from peerlm.daemon.pacing import Pace
 from peerlm.daemon.stopwatch import Stopwatch
 from peerlm.errors import PeerlmError, Unreachable, WireError
 from peerlm.wire.frame import (
@@ -94,6 +95,7 @@ class Stream:
         was_kept: bool = False,
     ) -> None:
         self.connection = connection
+        self.pace = Pace()
         self.dials = dials
         self._was_kept = was_kept
         self.failure: PeerlmError | None = None
@@ -118,6 +120,13 @@ class Stream:
         """Until the socket says otherwise; whoever polls sets them again."""
 
     # ------------------------------------------------------------------------------ where it is
+
+    @property
+    def host(self) -> str:
+        """Of the other end; empty when it is gone already."""
+        with suppress(OSError):
+            return str(self.connection.getpeername()[0])
+        return ""
 
     @property
     def wants_to_read(self) -> bool:
