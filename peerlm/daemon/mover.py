@@ -517,14 +517,18 @@ class Mover:
         self._active[entry] = None
 
     def _set_pace(self, stream: Stream) -> None:
-        """With what was found on other connections with that host."""
-        stream.pace = self._paces.begin(stream.host, Instant(time.monotonic()))
-        pace(stream.connection, stream.pace.rate_bytes_s)
+        """As was found on this and other connections with that host."""
+        rate = self._paces.of(stream.host, Instant(time.monotonic())).rate_bytes_s
+        if rate != stream.paced_bytes_s:
+            stream.paced_bytes_s = rate
+            pace(stream.connection, rate)
 
     def _look_at_line(self, stream: Stream, now: Instant) -> None:
-        if stream.pace.look(line_of(stream.connection), stream.wire_bytes[1], now):
-            pace(stream.connection, stream.pace.rate_bytes_s)
-            self._paces.found(stream.host, stream.pace, now)
+        line = line_of(stream.connection)
+        if line.acked_bytes != stream.acked_bytes:
+            stream.acked_bytes = line.acked_bytes
+            self._paces.of(stream.host, now).look(line, now)
+            self._set_pace(stream)
 
     def _watch(self, stream: Stream, entry: Entry | None) -> None:
         """Be woken when the socket takes or gives more of what is wanted."""

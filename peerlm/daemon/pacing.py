@@ -12,6 +12,7 @@ What is wide is left alone: there such times tell how busy the processors are. P
 
 from __future__ import annotations
 
+from collections import deque
 from math import inf
 from typing import NamedTuple
 
@@ -20,11 +21,15 @@ from peerlm.types import Instant
 QUEUE_S = 0.020
 """Longest queue that we may stand in. Shorter: less of the line is used when times waver."""
 
-SLOWER, FASTER = 0.85, 1.05
-"""At each look. What was too much in one look goes in the next."""
+SLOWER = 0.85
+"""At a look, times so much when the queue is too long: what was too much in one look goes in the next."""
 
-USED = 0.7
-"""Of the rate: who sends less does not need more."""
+FASTER, FASTER_MAX = 1 / 8, 0.25
+"""When there is no queue a look adds a share of the rate that makes one of so much of `QUEUE_S` by the next look, and less the
+nearer the queue is to it; but `FASTER_MAX` at most."""
+
+RECENT_S = 5.0
+"""The most that arrived lately is what the line can do: single looks tell of beginnings and pauses, too."""
 
 WIDE_BYTES_S = 50e6
 """Where more arrives than this nothing is held back: a queue of so many bytes is gone in a moment."""
@@ -42,53 +47,67 @@ class Line(NamedTuple):
     """Of late."""
     least_rtt_s: float
     delivered_bytes_s: float
-    """Lately, idle times aside; 0: not known."""
+    """Lately; 0: not known."""
+    is_filled: bool
+    """There was always more to send: what was delivered is what the way takes."""
+    acked_bytes: int
+    """Since it began."""
+
+
+UNKNOWN = Line(0.0, 0.0, 0.0, is_filled=False, acked_bytes=0)
 
 
 class Pace:
-    """Of one connection. rate_bytes_s: at most; infinite where nothing is held back."""
+    """Of each connection with one host. rate_bytes_s: at most; infinite where nothing is held back."""
 
-    def __init__(self, rate_bytes_s: float = inf) -> None:
-        self.rate_bytes_s = rate_bytes_s
+    def __init__(self) -> None:
+        self.rate_bytes_s = inf
         self._next_at = Instant(-inf)
-        self._sent_bytes = 0
+        self._queue_s = 0.0
+        self._delivered: deque[tuple[Instant, float]] = deque()
 
-    def look(self, line: Line, sent_bytes: int, now: Instant) -> bool:
-        """Whether the rate is another now. At most once in the time of an answer counts, and if something was sent.
-
-        Args:
-            sent_bytes: on this connection, so far.
-        """
-        if now < self._next_at or sent_bytes == self._sent_bytes:
-            return False
+    def look(self, line: Line, now: Instant) -> None:
+        """At most once in the time of an answer counts, and if there was enough to send: who sends less makes no queue, and
+        needs no more."""
+        if now < self._next_at or not line.is_filled:
+            return
         if line.delivered_bytes_s <= 0.0 or line.least_rtt_s <= 0.0:
-            return False
-        before, queue_s = self.rate_bytes_s, line.rtt_s - line.least_rtt_s
-        self._next_at, self._sent_bytes = Instant(now + line.rtt_s), sent_bytes
-        if line.delivered_bytes_s > WIDE_BYTES_S:
+            return
+        self._next_at = Instant(now + line.rtt_s)
+        can = self._most_of(line.delivered_bytes_s, now)
+        # One late answer says that somebody was late, two that there is a queue.
+        seen_s = max(0.0, line.rtt_s - line.least_rtt_s)
+        queue_s, self._queue_s = min(seen_s, self._queue_s), seen_s
+        if can > WIDE_BYTES_S:
             self.rate_bytes_s = inf
         elif queue_s > QUEUE_S:
-            slower = SLOWER * min(line.delivered_bytes_s, before)
-            self.rate_bytes_s = max(LEAST_BYTES_S, slower)
-        elif before * FASTER > WIDE_BYTES_S:
-            self.rate_bytes_s = inf
-        elif line.delivered_bytes_s > USED * before:
-            self.rate_bytes_s = before * FASTER
-        return self.rate_bytes_s != before
+            slower = SLOWER * min(self.rate_bytes_s, can)
+            self.rate_bytes_s = max(LEAST_BYTES_S, can / 2, slower)
+        else:
+            step = min(FASTER_MAX, FASTER * QUEUE_S / line.least_rtt_s)
+            faster = self.rate_bytes_s * (1.0 + step * (1.0 - queue_s / QUEUE_S))
+            self.rate_bytes_s = faster if faster < WIDE_BYTES_S else inf
+
+    def _most_of(self, delivered_bytes_s: float, now: Instant) -> float:
+        while self._delivered and now - self._delivered[0][0] > RECENT_S:
+            self._delivered.popleft()
+        while self._delivered and self._delivered[-1][1] <= delivered_bytes_s:
+            self._delivered.pop()
+        self._delivered.append((now, delivered_bytes_s))
+        return self._delivered[0][1]
+
+    def is_late(self, now: Instant) -> bool:
+        """Nothing was found for long."""
+        return now - self._next_at > FORGOTTEN_S
 
 
 class Paces:
-    """What was found about hosts lately, for the next connection with one."""
+    """One for each host, while something is known of it."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[float, Instant]] = {}
+        self._paces: dict[str, Pace] = {}
 
-    def begin(self, host: str, now: Instant) -> Pace:
-        rate, at = self._found.get(host, (inf, now))
-        return Pace(rate if now - at < FORGOTTEN_S else inf)
-
-    def found(self, host: str, pace: Pace, now: Instant) -> None:
-        self._found[host] = (pace.rate_bytes_s, now)
-        late = [host for host, (_, at) in self._found.items() if now - at >= FORGOTTEN_S]
-        for host in late:
-            del self._found[host]
+    def of(self, host: str, now: Instant) -> Pace:
+        for late in [name for name, pace in self._paces.items() if pace.is_late(now)]:
+            del self._paces[late]
+        return self._paces.setdefault(host, Pace())

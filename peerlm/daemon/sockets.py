@@ -21,7 +21,7 @@ from contextlib import suppress
 
 import zmq
 
-from peerlm.daemon.pacing import Line
+from peerlm.daemon.pacing import UNKNOWN, Line
 from peerlm.errors import ConfigError
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -78,25 +78,28 @@ def make_socket(
 # ------------------------------------------------------------------------------------------ TCP
 
 TCP_INFO_BYTES = 192
-RTT_AT, LEAST_RTT_AT, DELIVERY_RATE_AT = 68, 148, 160
-"""Where Linux's `struct tcp_info` has tcpi_rtt and tcpi_min_rtt (in us) and tcpi_delivery_rate, since 4.9."""
+LIMITED_AT, RTT_AT, ACKED_AT, LEAST_RTT_AT, DELIVERY_RATE_AT = 7, 68, 120, 148, 160
+"""Where Linux's `struct tcp_info` has tcpi_delivery_rate_app_limited (its lowest bit), tcpi_rtt (in us), tcpi_bytes_acked,
+tcpi_min_rtt (in us), and tcpi_delivery_rate, since 4.9."""
 
 SO_MAX_PACING_RATE = 47
 UNPACED = (1 << 64) - 1
 
 
 def line_of(connection: tcp.socket) -> Line:
-    """What TCP has measured of the way to the other end; zeros where the system does not say."""
+    """What TCP has measured of the way to the other end; `UNKNOWN` where the system does not say."""
+    if sys.platform != "linux":
+        return UNKNOWN
     try:
-        info = b""
-        if sys.platform == "linux":
-            info = connection.getsockopt(tcp.IPPROTO_TCP, tcp.TCP_INFO, TCP_INFO_BYTES)
+        info = connection.getsockopt(tcp.IPPROTO_TCP, tcp.TCP_INFO, TCP_INFO_BYTES)
         (rtt_us,) = struct.unpack_from("=I", info, RTT_AT)
         (least_us,) = struct.unpack_from("=I", info, LEAST_RTT_AT)
+        (acked,) = struct.unpack_from("=Q", info, ACKED_AT)
         (rate,) = struct.unpack_from("=Q", info, DELIVERY_RATE_AT)
     except (OSError, struct.error):
-        return Line(0.0, 0.0, 0.0)
-    return Line(rtt_us / 1e6, least_us / 1e6, float(rate))
+        return UNKNOWN
+    is_filled = not info[LIMITED_AT] & 1
+    return Line(rtt_us / 1e6, least_us / 1e6, float(rate), is_filled, acked)
 
 
 def pace(connection: tcp.socket, rate_bytes_s: float) -> None:

@@ -18,7 +18,6 @@ from contextlib import suppress
 from enum import Enum
 from typing import Protocol
 
-from peerlm.daemon.pacing import Pace
 from peerlm.daemon.stopwatch import Stopwatch
 from peerlm.errors import PeerlmError, Unreachable, WireError
 from peerlm.wire.frame import (
@@ -95,7 +94,10 @@ class Stream:
         was_kept: bool = False,
     ) -> None:
         self.connection = connection
-        self.pace = Pace()
+        self.host = _host_of(connection)
+        self.paced_bytes_s = 0.0
+        """Sent at most, as the system was told; 0: nothing yet."""
+        self.acked_bytes = 0
         self.dials = dials
         self._was_kept = was_kept
         self.failure: PeerlmError | None = None
@@ -120,13 +122,6 @@ class Stream:
         """Until the socket says otherwise; whoever polls sets them again."""
 
     # ------------------------------------------------------------------------------ where it is
-
-    @property
-    def host(self) -> str:
-        """Of the other end; empty when it is gone already."""
-        with suppress(OSError):
-            return str(self.connection.getpeername()[0])
-        return ""
 
     @property
     def wants_to_read(self) -> bool:
@@ -354,3 +349,10 @@ class Stream:
             return True
         self.is_readable = False  # in a moment more
         return False
+
+
+def _host_of(connection: socket.socket) -> str:
+    """Empty when the other end is gone already."""
+    with suppress(OSError):
+        return str(connection.getpeername()[0])
+    return ""

@@ -7,7 +7,15 @@ from math import inf
 
 import pytest
 
-from peerlm.daemon.pacing import FORGOTTEN_S, LEAST_BYTES_S, WIDE_BYTES_S, Line, Pace, Paces
+from peerlm.daemon.pacing import (
+    FORGOTTEN_S,
+    LEAST_BYTES_S,
+    UNKNOWN,
+    WIDE_BYTES_S,
+    Line,
+    Pace,
+    Paces,
+)
 from peerlm.types import Instant
 
 STEP_S = 0.005
@@ -48,8 +56,9 @@ class Pipe:
             self.smooth_s += (rtt_s - self.smooth_s) / 4
             queues.append(self.queue / self.bytes_s)
             if step % round(LOOK_S / STEP_S) == 0:
-                line = Line(self.smooth_s, self.rtt_s, going / STEP_S)
-                self.pace.look(line, int(self.sent), now)
+                is_filled = self.offered_bytes_s >= self.pace.rate_bytes_s
+                line = Line(self.smooth_s, self.rtt_s, going / STEP_S, is_filled, int(self.sent))
+                self.pace.look(line, now)
         return carried / (self.bytes_s * seconds), queues
 
 
@@ -84,29 +93,43 @@ def test_a_line_that_becomes_better_is_used_and_one_that_becomes_worse_recovers(
 
 
 @pytest.mark.parametrize(
-    "line", [Line(0.5, 0.001, 2 * WIDE_BYTES_S), Line(0.0, 0.0, 1e6), Line(0.5, 0.1, 0.0)]
+    "line",
+    [
+        Line(0.5, 0.001, 2 * WIDE_BYTES_S, is_filled=True, acked_bytes=1),
+        Line(0.5, 0.001, 1e6, is_filled=False, acked_bytes=1),
+        Line(0.5, 0.1, 0.0, is_filled=True, acked_bytes=1),
+        UNKNOWN,
+    ],
 )
 def test_what_is_wide_or_not_known_is_left_alone(line: Line) -> None:
     pace = Pace()
-    assert not pace.look(line, 1, Instant(1.0))
+    for second in range(5):
+        pace.look(line, Instant(second))
     assert pace.rate_bytes_s == inf
 
 
-def test_it_never_stands_still_and_looks_once_in_the_time_of_an_answer() -> None:
+def crawling(rtt_s: float, delivered_bytes_s: float = 1.0) -> Line:
+    return Line(rtt_s, 0.1, delivered_bytes_s, is_filled=True, acked_bytes=1)
+
+
+def test_one_late_answer_is_no_queue_and_however_long_one_is_it_never_stands_still() -> None:
     pace = Pace()
-    for i in range(100):
-        pace.look(Line(1.0, 0.1, 1.0), i, Instant(2.0 * i))
+    pace.look(crawling(1.0), Instant(0.0))
+    pace.look(crawling(0.1), Instant(2.0))
+    assert pace.rate_bytes_s == inf
+    for second in range(4, 200, 2):
+        pace.look(crawling(1.0), Instant(second))
     assert pace.rate_bytes_s == LEAST_BYTES_S
-    assert not pace.look(Line(0.1, 0.1, 1e6), 1000, Instant(198.5))
-    assert not pace.look(Line(0.1, 0.1, 1e6), 99, Instant(250.0)), "nothing was sent"
-    assert pace.look(Line(0.1, 0.1, 1e6), 1000, Instant(250.0))
+    pace.look(crawling(0.1, 1e6), Instant(198.5))
+    assert pace.rate_bytes_s == LEAST_BYTES_S, "within the time of an answer"
+    pace.look(crawling(0.1, 1e6), Instant(250.0))
+    assert pace.rate_bytes_s > LEAST_BYTES_S
 
 
-def test_the_next_connection_with_a_host_begins_where_the_last_one_was() -> None:
+def test_connections_with_a_host_have_one_pace_until_it_is_long_ago() -> None:
     paces = Paces()
-    paces.found("10.0.0.1", Pace(1e5), Instant(5.0))
-    assert paces.begin("10.0.0.1", Instant(6.0)).rate_bytes_s == 1e5
-    assert paces.begin("10.0.0.2", Instant(6.0)).rate_bytes_s == inf
-    assert paces.begin("10.0.0.1", Instant(5.0 + FORGOTTEN_S)).rate_bytes_s == inf
-    paces.found("10.0.0.2", Pace(1e6), Instant(5.0 + FORGOTTEN_S))
-    assert len(paces._found) == 1
+    one = paces.of("10.0.0.1", Instant(5.0))
+    one.look(crawling(1.0), Instant(5.0))
+    assert paces.of("10.0.0.1", Instant(6.0)) is one
+    assert paces.of("10.0.0.2", Instant(6.0)) is not one
+    assert paces.of("10.0.0.1", Instant(7.0 + FORGOTTEN_S)) is not one
