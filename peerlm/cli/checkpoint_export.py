@@ -113,7 +113,7 @@ def _converted(manifest: Manifest, folder: Folder, reader: Reader, tell: Tell) -
         with Folder(LocalFileSystem(), own) as whole:
             _copy(manifest, whole, reader, tell)
         weights = from_folder(Path(own))
-        write_hf(Path(hf), weights.plan, weights.values, weights.tokenizer, {})
+        write_hf(Path(hf), weights.plan, weights.values, weights.tokenizer, {}, weights.codec().end)
         names = sorted((path.name for path in Path(hf).iterdir()), key=lambda name: name == LAST)
         for name in names:
             with Path(hf, name).open("rb") as source, folder.writing(name) as out:
