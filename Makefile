@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-FIGURES := daemon conservation join all_killed mixing_cost learning byzantine store_disk tokenise
+FIGURES := daemon conservation join all_killed mixing_cost paces learning byzantine store_disk tokenise
 FLAGS   :=
 OTHER   := python3.13
 SCENARIO ?=

@@ -46,9 +46,27 @@ def window(swarm: Swarm, exchanges: int, seconds: float, settle_s: float = SETTL
     use_exchanges(swarm, exchanges)
     swarm.let_pass(settle_s)
     before = swarm.statuses()
-    seen: list[list[tuple[float, int]]] = [[] for _ in swarm.nodes]
     of = processes(swarm)
     began, busy = time.monotonic(), cpu_seconds(of)
+    tokens_s = statistics.mean(rates(swarm, seconds))
+    took_s = time.monotonic() - began
+    share = (cpu_seconds(of) - busy) / took_s / (psutil.cpu_count() or 1)
+    after = swarm.statuses()
+    if _restarts(before) != _restarts(after):
+        raise Missed("a worker was started again within a window")
+    return Window(
+        tokens_s=tokens_s,
+        cpu_share=share,
+        exchanges=sum(map(_exchanges, after), Counter()) - sum(map(_exchanges, before), Counter()),
+        sent_bytes_s=_most_sent(before, after) / took_s,
+        inner_steps=tuple(s["tempo"]["inner_steps"] for s in after),
+    )
+
+
+def rates(swarm: Swarm, seconds: float) -> list[float]:
+    """Tokens/s of each node's worker in so much time from now. Raises `Missed`."""
+    seen: list[list[tuple[float, int]]] = [[] for _ in swarm.nodes]
+    began = time.monotonic()
     while time.monotonic() - began < seconds:
         swarm.look()
         for reports, node in zip(seen, swarm.nodes, strict=True):
@@ -60,18 +78,7 @@ def window(swarm: Swarm, exchanges: int, seconds: float, settle_s: float = SETTL
                 continue
             reports.append((time.monotonic(), tokens))
         time.sleep(POLL_S)
-    took_s = time.monotonic() - began
-    share = (cpu_seconds(of) - busy) / took_s / (psutil.cpu_count() or 1)
-    after = swarm.statuses()
-    if _restarts(before) != _restarts(after):
-        raise Missed("a worker was started again within a window")
-    return Window(
-        tokens_s=statistics.mean(map(rate, seen)),
-        cpu_share=share,
-        exchanges=sum(map(_exchanges, after), Counter()) - sum(map(_exchanges, before), Counter()),
-        sent_bytes_s=_most_sent(before, after) / took_s,
-        inner_steps=tuple(s["tempo"]["inner_steps"] for s in after),
-    )
+    return [rate(reports) for reports in seen]
 
 
 def alternate(
