@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
+from peerlm.config import mixture
 from peerlm.config.node import NodeSettings
 from peerlm.config.plan import PRESETS, Plan
 from peerlm.errors import ConfigError
@@ -15,6 +16,8 @@ from peerlm.errors import ConfigError
 T = TypeVar("T")
 
 _HINTS: dict[type[Any], Mapping[str, Any]] = {}
+
+_LISTS = {tuple[str, ...]: "list of strings", tuple[int, ...]: "list of whole numbers"}
 
 INT_MAX = 2**62
 """Every whole number fits a signed plan and a message."""
@@ -143,17 +146,27 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         and all(isinstance(v, str) for v in value)
     ):
         return tuple(value)
+    if (
+        kind == tuple[int, ...]
+        and isinstance(value, list | tuple)
+        and all(type(v) is int and abs(v) < INT_MAX for v in value)
+    ):
+        return tuple(value)
     if kind is float and isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where} = {value!r}: must be finite")
     if kind in (int, float, str, bool) and type(value) is kind:
         return value
-    name = "list of strings" if kind == tuple[str, ...] else kind.__name__
+    name = _LISTS.get(kind) or kind.__name__
     raise ConfigError(f"{where} = {_shown(value)}: must be {name}")
 
 
 def _parse(kind: Any, text: str, where: str) -> Any:
     if kind is str:
         return text
+    if kind == tuple[int, ...]:
+        return tuple(
+            _parse(int, part.strip(), where) for part in text.strip("[]").split(",") if part.strip()
+        )
     if kind == tuple[str, ...]:
         return tuple(part.strip() for part in text.strip("[]").split(",") if part.strip())
     if kind is bool and text.lower() in ("true", "false"):
@@ -180,6 +193,8 @@ def _cut(text: str) -> str:
 
 def _check_plan(plan: Plan, where: str) -> None:
     """Rules that span fields."""
+    data = plan.data
+    mixture.check_parts(data.source, len(data.shards), data.parts, where)
     m, t, alpha, gamma = plan.model, plan.train, plan.mix.outer_momentum, plan.mix.gamma
     if m.dim % m.heads:
         raise ConfigError(

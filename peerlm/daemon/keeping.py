@@ -21,6 +21,7 @@ from peerlm import events
 from peerlm.config import NodeSettings, Plan
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.data import shards, tokenizer
+from peerlm.data.records import parts_of
 from peerlm.effects import InstallObjects, Rehost, WriteSnapshot
 from peerlm.errors import ChunkCorrupt, ConfigError, PeerlmError, StateError, Vanished
 from peerlm.events import Event
@@ -291,10 +292,21 @@ class Keeping:
             return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
         if plan.data.source == "local":
             self._prepare_local(plan)
-        corpus = shards.Corpus.open(self.corpus_paths(), plan.data.vocab, plan.data.val_fraction)
-        batch = plan.train.batch * self._settings.train.local_workers
-        shards.require_one_batch(corpus.tokens, plan.data.val_fraction, batch, plan.model.context)
+        self._require_batches(plan)
         return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
+
+    def _require_batches(self, plan: Plan) -> None:
+        """A batch of each text. Raises `ConfigError`, `ChunkCorrupt`."""
+        batch = plan.train.batch * self._settings.train.local_workers
+        left = list(self.corpus_paths())
+        parts = parts_of(plan, [path.name for path in left])
+        for part in parts:
+            own, left = left[: len(part.shards)], left[len(part.shards) :]
+            corpus = shards.Corpus.open(own, plan.data.vocab, plan.data.val_fraction)
+            where = part.name if len(parts) > 1 else "corpus"
+            shards.require_one_batch(
+                corpus.tokens, plan.data.val_fraction, batch, plan.model.context, where
+            )
 
     def _is_whole(self, object_hash: ObjectHash) -> bool:
         if not self._objects.has(object_hash):

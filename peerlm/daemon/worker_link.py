@@ -258,10 +258,10 @@ class WorkerLink:
                 await self._deliver(worker, fragment)
             case protocol.Progress():
                 self._post(_progressed(generation, message))
-            case protocol.Evaluated(val_loss, noise_scale):
+            case protocol.Evaluated(val_loss, noise_scale, losses):
                 tokens, worker.evaluating = worker.evaluating, None
                 assert tokens is not None, "an evaluation nobody asked for"
-                self._post(events.Evaluated(generation, val_loss, tokens, noise_scale))
+                self._post(events.Evaluated(generation, val_loss, tokens, noise_scale, losses))
             case protocol.Drained():
                 self._post(events.WorkerDrained(generation))
             case protocol.Hop(peer, data):
@@ -357,8 +357,9 @@ def _progressed(generation: int, report: protocol.Progress) -> events.WorkerProg
         stream_sent=report.stream_sent,
         stream_received=report.stream_received,
         busy=report.busy,
-        text=report.text,
+        texts=report.texts,
         ranges=report.ranges,
         finished=report.finished,
         lanes=report.lanes,
+        order=report.order,
     )

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from peerlm.config import Plan
 from peerlm.data import assign
-from peerlm.data.passes import RANGES_MAX, TEXT_BYTES, Lane, Passes, to_bytes
+from peerlm.data.passes import NO_RANGE, RANGES_MAX, TEXT_BYTES, Lane, Passes, to_bytes
 from peerlm.data.shards import Corpus, require_one_batch
 from peerlm.types import PeerId
 
@@ -73,6 +73,8 @@ class Loader:
         self._members: tuple[PeerId, ...] = (peer,)
         self._cut = assign.cut(corpus.train_tokens, context + 1)
         self._lanes = [_Lane() for _ in range(batch)]
+        self._turn = 0
+        """The lane that the next window comes from."""
         self._begun: set[tuple[int, int]] = set()
         """What lanes are in the midst of."""
         self._passes = Passes(text, self._cut.ranges, first_pass)
@@ -105,17 +107,18 @@ class Loader:
         return True
 
     def go_on(self, lanes: Sequence[Lane]) -> None:
-        """Call it once, at the start and after `hear`: a worker before this one was in the midst of these ranges."""
-        free = iter(self._lanes)
-        for number, index, read in lanes:
+        """Call it once, at the start and after `hear`: a worker before this one was in the midst of these ranges. With as
+        many lanes as it had, the windows that it would have read come next, in its order."""
+        if len(lanes) > len(self._lanes):
+            lanes = [lane for lane in lanes if lane.place != NO_RANGE]
+        for lane, (number, index, read) in zip(self._lanes, lanes, strict=False):
             is_ours = number in self._passes.window() and index < self._cut.ranges
             if not is_ours or (number, index) in self._begun:
                 continue
             if self._passes.is_finished(number, index):
                 continue
-            if read >= self._cut.range_at(index)[1] or (lane := next(free, None)) is None:
-                continue
-            self._enter(lane, number, index, read)
+            if read < self._cut.range_at(index)[1]:
+                self._enter(lane, number, index, read)
 
     def next_batch(self) -> npt.NDArray[np.int64]:
         """The next batch, shape (batch, context + 1): inputs are [:, :-1], targets [:, 1:].
@@ -123,18 +126,22 @@ class Loader:
         Raises:
             ConfigError: the shards hold ids that the plan's vocabulary does not.
         """
-        tokens_BW = np.empty((len(self._lanes), self._cut.window), np.int64)
-        for row, lane in enumerate(self._lanes):
-            if lane.windows == 0:
-                self._open_range(lane)
-            tokens_BW[row] = self._corpus.window(lane.at, self._cut.window)
-            lane.at, lane.windows = lane.at + self._cut.window, lane.windows - 1
-            lane.read += 1
-            if lane.windows == 0:
-                self._passes.finish(lane.number, lane.index)
-                self._finished.append((lane.number, lane.index))
-                self._leave(lane)
-        return tokens_BW
+        return np.stack([self.next_window() for _ in self._lanes])
+
+    def next_window(self) -> npt.NDArray[np.int64]:
+        """The next row of a batch, shape (context + 1,): of each lane in turn. Raises as `next_batch`."""
+        lane = self._lanes[self._turn]
+        self._turn = (self._turn + 1) % len(self._lanes)
+        if lane.windows == 0:
+            self._open_range(lane)
+        window = self._corpus.window(lane.at, self._cut.window)
+        lane.at, lane.windows = lane.at + self._cut.window, lane.windows - 1
+        lane.read += 1
+        if lane.windows == 0:
+            self._passes.finish(lane.number, lane.index)
+            self._finished.append((lane.number, lane.index))
+            self._leave(lane)
+        return window
 
     @property
     def passes(self) -> Passes:
@@ -142,8 +149,15 @@ class Loader:
         return self._passes
 
     def lanes(self) -> list[Lane]:
-        """What this worker is in the midst of, for `go_on`."""
-        return [Lane(lane.number, lane.index, lane.read) for lane in self._lanes if lane.windows]
+        """What this worker is in the midst of, for `go_on`: the lanes from the one whose turn it is."""
+        turned = (*self._lanes[self._turn :], *self._lanes[: self._turn])
+        found = [
+            Lane(lane.number, lane.index, lane.read) if lane.windows else Lane(0, NO_RANGE, 0)
+            for lane in turned
+        ]
+        while found and found[-1].place == NO_RANGE:
+            found.pop()
+        return found
 
     def take_finished(self, most: int = RANGES_MAX) -> list[tuple[int, int]]:
         """(pass, range) of what was finished here and not taken yet, the first first."""

@@ -83,6 +83,17 @@ class StoreSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class TextSummary:
+    """One of the texts that the run reads. `share`: of all windows; `val_loss`: None while it is not known."""
+
+    name: str
+    share: float
+    number: int
+    position: float
+    val_loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything `status` shows. Times in seconds, losses in nats per token."""
 
@@ -141,6 +152,8 @@ class Summary:
     """Tokens of a batch that would be half noise."""
     data_pass: int
     data_position: float
+    """Of the text that is least far."""
+    texts: tuple[TextSummary, ...]
     fetched_bytes: int
     fetch_total_bytes: int
     snapshot_number: int
@@ -238,7 +251,20 @@ def as_json(s: Summary) -> dict[str, Any]:
             "nonfinite_steps": s.nonfinite_steps,
         },
         "batch": {"tokens": s.batch_tokens, "noise_scale": _rounded(s.noise_scale, 1)},
-        "data": {"pass": s.data_pass, "position": round(s.data_position, 4)},
+        "data": {
+            "pass": s.data_pass,
+            "position": round(s.data_position, 4),
+            "texts": [
+                {
+                    "name": text.name,
+                    "share": round(text.share, 6),
+                    "pass": text.number,
+                    "position": round(text.position, 4),
+                    "val_loss": text.val_loss,
+                }
+                for text in s.texts
+            ],
+        },
         "fetch": {"bytes": s.fetched_bytes, "total_bytes": s.fetch_total_bytes},
         "snapshot": {
             "number": s.snapshot_number,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from peerlm import __version__
+from peerlm.data.records import parts_of
 from peerlm.membership.address_book import address_of
 from peerlm.membership.member import State
 from peerlm.node.company import Company
@@ -13,6 +14,7 @@ from peerlm.node.status import (
     StageSummary,
     StoreSummary,
     Summary,
+    TextSummary,
 )
 from peerlm.node.storing import Storing
 from peerlm.node.work import Work
@@ -84,6 +86,7 @@ def summarise(
         noise_scale=worker.noise_scale,
         data_pass=work.coverage.number,
         data_position=work.coverage.position,
+        texts=_texts(work),
         fetched_bytes=progress.bytes_done,
         fetch_total_bytes=progress.bytes_total,
         snapshot_number=work.snapshots.number,
@@ -96,6 +99,18 @@ def summarise(
         notes=(progress.trouble,) if progress.trouble else (),
         placement=_placement(placing, now) if placing else PlacementSummary(),
         store=_store(company, storing),
+    )
+
+
+def _texts(work: Work) -> tuple[TextSummary, ...]:
+    """What the plan names, with what is known of it; the worker may be at what an older plan named."""
+    parts, positions = parts_of(work.plan), work.coverage.positions()
+    if len(positions) != len(parts):
+        positions = [(0, 0.0)] * len(parts)
+    total, losses = sum(part.weight for part in parts), work.worker.val_losses_of(len(parts))
+    return tuple(
+        TextSummary(part.name, part.weight / total, *at, val_loss=loss)
+        for part, at, loss in zip(parts, positions, losses, strict=True)
     )
 
 

@@ -599,8 +599,11 @@ class Work:
         self.tempo.follow(self.plan.mix, now)
         self.coverage.use_plan(plan.plan)
         # The worker reads the plan when it starts; the budget and H it is told as it goes.
-        effects = self.worker.restart() if old.train != self.plan.train else []
-        if old.data.shards != self.plan.data.shards:
+        is_other_text = old.data.shards != self.plan.data.shards
+        # The same shards with other weights, say, are read otherwise at once.
+        is_cut_anew = old.data != self.plan.data and not (is_other_text or self._other_text)
+        effects = self.worker.restart() if old.train != self.plan.train or is_cut_anew else []
+        if is_other_text:
             self._other_text = True
             effects.append(PrepareCorpus())
         return effects + self.step(now)

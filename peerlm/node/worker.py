@@ -48,6 +48,8 @@ class Worker:
         """Trained on in this boot epoch."""
         self.loss: float | None = None
         self.val_loss: float | None = None
+        self.val_losses: tuple[float, ...] = ()
+        """Of each text; nan where nothing is held out."""
         self.noise_scale: float | None = None
         """Of its gradients, in tokens."""
         self.tokens_per_s = 0.0
@@ -177,9 +179,14 @@ class Worker:
             self.noise_scale = event.noise_scale
         if not math.isfinite(event.val_loss):
             return [Log("warning", "evaluated", (("why", "no held-out text, or φ is broken"),))]
-        self.val_loss = event.val_loss
+        self.val_loss, self.val_losses = event.val_loss, event.val_losses
         fields = (("val_loss", round(event.val_loss, 4)), ("tokens", event.tokens))
         return [Log("info", "evaluated", fields)]
+
+    def val_losses_of(self, texts: int) -> list[float | None]:
+        """Of each of so many texts; None where it is not known."""
+        known = self.val_losses if len(self.val_losses) == texts else [math.nan] * texts
+        return [loss if math.isfinite(loss) else None for loss in known]
 
     def handed_in(self) -> None:
         """All its progress is in boundaries by now."""
