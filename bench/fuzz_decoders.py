@@ -593,7 +593,7 @@ def _worker_words() -> Iterator[protocol.Message]:
     yield protocol.Ready("cpu", 4)
     yield protocol.Boundary(fragment, 2, 40)
     yield protocol.Applied(fragment, 2)
-    yield protocol.Progress(40, 4096, None, 1000.0, 0, 1, finished=(1, 5))
+    yield protocol.Progress(40, 4096, None, 1000.0, 0, 1, texts=(_id(3) * 2,), finished=(0, 1, 5))
     yield protocol.Evaluated(math.nan, 3_100.0)
     yield protocol.Failed("out of memory")
 

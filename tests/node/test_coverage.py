@@ -59,9 +59,19 @@ def progressed(
     ranges: int = RANGES,
     lanes: tuple[int, ...] = (),
 ) -> WorkerProgressed:
-    flat = tuple(number for done in finished for number in done)
+    flat = tuple(number for done in finished for number in (0, *done))
+    places = zip(*[iter(lanes)] * 3, strict=True)
     return WorkerProgressed(
-        1, 1, 1, None, 1.0, 0, text=text, ranges=ranges, finished=flat, lanes=lanes
+        1,
+        1,
+        1,
+        None,
+        1.0,
+        0,
+        texts=(text,),
+        ranges=(ranges,),
+        finished=flat,
+        lanes=tuple(number for place in places for number in (0, *place)),
     )
 
 
