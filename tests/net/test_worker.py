@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import select
 import subprocess
 import sys
@@ -11,9 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from peerlm.daemon.worker_link import _progressed
+from peerlm.data.records import parts_of
+from peerlm.data.shards import prepare
+from peerlm.data.tokenizer import ByteTokenizer
+from peerlm.node.coverage import Coverage
 from peerlm.train import protocol
-from peerlm.types import FragmentId
-from tests.net.tiny_run import settings, shards
+from peerlm.types import FragmentId, Instant
+from tests.net.tiny_run import plan, settings, shards
 from tests.net.worker_scene import MODULE, Daemon, worker
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(60)]
@@ -53,6 +59,46 @@ def test_it_survives_a_theta_that_is_no_number_and_leaves_with_its_daemon(
 
         daemon.socket.close()
         assert process.wait(timeout=2) == 0
+
+
+def test_it_learns_from_a_mixture_and_the_next_one_goes_on_where_it_was(
+    corpus: list[Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "letters.txt"
+    other.write_text("".join(chr(97 + n * n % 26) for n in range(30_000)))
+    more = [shard.path for shard in prepare(str(other), ByteTokenizer(), tmp_path / "shards")]
+    mixture = plan(
+        **{
+            "data.source": "swarm:plays*3+letters",
+            "data.shards": [path.name for path in (*corpus, *more)],
+            "data.parts": [len(corpus), len(more)],
+        }
+    )
+    texts = tuple(part.text for part in parts_of(mixture))
+    with worker([*corpus, *more], plan=mixture) as (daemon, _):
+        daemon.hear(protocol.Ready)
+        daemon.memory.slow[1][:] = 0.0
+        daemon.train()
+        before = daemon.hear(protocol.Progress, lambda m: len(m.finished) > 30)
+        daemon.channel.send(protocol.Evaluate())
+        said = daemon.hear(protocol.Evaluated)
+    assert before.texts == texts
+    assert {*before.finished[::3]} == {0, 1}, "of both"
+    assert len(said.val_losses) == 2
+    assert said.val_loss == pytest.approx(0.75 * said.val_losses[0] + 0.25 * said.val_losses[1])
+    kept = Coverage(mixture, b"", random.Random(1), Instant(0.0))
+    kept.read(_progressed(1, before))
+    setup = kept.for_start()
+    drawn = np.frombuffer(before.order[32:], "<u8")
+    assert abs(drawn[0] - 3 * drawn[1]) < 4
+    with worker([*corpus, *more], plan=mixture, passes=setup) as (daemon, _):
+        daemon.hear(protocol.Ready)
+        daemon.train()
+        after = daemon.hear(protocol.Progress)
+    again = np.frombuffer(after.order[32:], "<u8")
+    assert (again > drawn).all()
+    first = set(zip(*[iter(before.finished)] * 3, strict=True))
+    assert first.isdisjoint(zip(*[iter(after.finished)] * 3, strict=True)), "nothing twice"
 
 
 def test_it_dies_with_a_daemon_that_is_killed_though_somebody_still_holds_the_socket(

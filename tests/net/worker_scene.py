@@ -50,7 +50,12 @@ class Daemon:
         return process
 
     def set_up(
-        self, corpus: list[Path], node: NodeSettings, fresh: bool = True, plan: Plan = PLAN
+        self,
+        corpus: list[Path],
+        node: NodeSettings,
+        fresh: bool = True,
+        plan: Plan = PLAN,
+        passes: bytes = b"",
     ) -> None:
         self.channel.send(
             protocol.Setup(
@@ -61,7 +66,7 @@ class Daemon:
                 protocol.packed(node),
                 tuple(map(str, corpus)),
                 threads=1,
-                passes=b"",
+                passes=passes,
                 first_stage=self.held[0],
                 last_stage=self.held[-1],
             )
@@ -89,12 +94,16 @@ class Daemon:
 
 @contextmanager
 def worker(
-    corpus: list[Path], plan: Plan = PLAN, daemon: Daemon | None = None, **node: object
+    corpus: list[Path],
+    plan: Plan = PLAN,
+    daemon: Daemon | None = None,
+    passes: bytes = b"",
+    **node: object,
 ) -> Iterator[tuple[Daemon, subprocess.Popen[bytes]]]:
     daemon = daemon or Daemon()
     process = daemon.start()
     try:
-        daemon.set_up(corpus, settings(**node), plan=plan)
+        daemon.set_up(corpus, settings(**node), plan=plan, passes=passes)
         yield daemon, process
     finally:
         process.kill()
