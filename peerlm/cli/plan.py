@@ -12,7 +12,7 @@ from peerlm import config
 from peerlm.cli.settings_text import explanation, parse_changes, toml_value
 from peerlm.cli.state import read_run, state_option
 from peerlm.config import Plan
-from peerlm.config.mixture import STORED, parse
+from peerlm.config.mixture import STORED, parse, shown
 from peerlm.errors import AuthError, ConfigError, StateError
 from peerlm.identity.root import RunRoot, SignedPlan
 from peerlm.store.disk import Layout, StateDirectory
@@ -165,7 +165,7 @@ def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[str]]:
     """
     from peerlm.cli.desk_here import open_desk
 
-    where = f"plan set: data.source = {source}"
+    where = f"plan set: data.source = {shown(source)}"
     if not source.startswith(STORED):
         raise ConfigError(
             f"{where}: a run that lives can only go on with text in its own store: peerlm data add URL --name NAME, "

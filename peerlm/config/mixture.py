@@ -32,6 +32,15 @@ _OWN = ("local", "shipped")
 """Words for text that is not in the store."""
 
 
+_SHOWN_CHARS_MAX = 100
+
+
+def shown(text: str) -> str:
+    """What somebody wrote, for a line to a person: in quotes, and not all of it when it is long."""
+    quoted = repr(text[: _SHOWN_CHARS_MAX + 1])
+    return quoted if len(quoted) <= _SHOWN_CHARS_MAX else quoted[:_SHOWN_CHARS_MAX] + "…"
+
+
 class Weighted(NamedTuple):
     """A corpus of a mixture."""
 
@@ -61,9 +70,11 @@ def parse(source: str, where: str) -> tuple[Weighted, ...]:
                 f"{where}: a corpus has no name; write {STORED}NAME, or {STORED}NAME*3+NAME*1"
             )
         if part.startswith(STORED):
-            raise ConfigError(f"{where}: {part!r}: leave out {STORED} but at the beginning")
+            raise ConfigError(f"{where}: {shown(part)}: leave out {STORED} but at the beginning")
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{where}: {name!r} is no name in the store; see `peerlm data ls`")
+            raise ConfigError(
+                f"{where}: {shown(name)} is no name in the store; see `peerlm data ls`"
+            )
         if name in _OWN and len(listed) > 1:
             raise ConfigError(
                 f"{where}: {name} is no corpus that can be mixed with others; put the text into the store, "
@@ -73,7 +84,7 @@ def parse(source: str, where: str) -> tuple[Weighted, ...]:
             raise ConfigError(f"{where}: {name} is named twice; give it one weight")
         if star and not (_WEIGHT.fullmatch(weight) and float(weight) > 0):
             raise ConfigError(
-                f"{where}: the weight of {name} is {weight!r}; it must be a number above 0 such as 3 or 0.25, of at most "
+                f"{where}: the weight of {name} is {shown(weight)}; it must be a number above 0 such as 3 or 0.25, of at most "
                 "six digits before the point and six behind it; to leave a corpus out, do not name it"
             )
         found[name] = Fraction(weight) if star else Fraction(1)
@@ -93,11 +104,15 @@ def check_parts(source: str, shards: int, parts: tuple[int, ...], where: str) ->
     Raises:
         ConfigError: it does not.
     """
-    named = parse(source, f"{where}: data.source = {source}") if source.startswith(STORED) else ()
+    named = (
+        parse(source, f"{where}: data.source = {shown(source)}")
+        if source.startswith(STORED)
+        else ()
+    )
     if not parts and len(named) < 2:
         return
     if len(parts) != len(named) or min(parts) < 1 or sum(parts) != shards:
         raise ConfigError(
-            f"{where}: data.parts = {list(parts)} does not cut {shards} shards into those of data.source = {source}; "
+            f"{where}: data.parts = {shown(str(list(parts)))} does not cut {shards} shards into those of data.source = {shown(source)}; "
             "`peerlm plan set data.source=…` sets both"
         )

@@ -45,7 +45,7 @@ def parts_of(plan: Plan, shards: Sequence[str] | None = None) -> tuple[Part, ...
     source = plan.data.source
     if not source.startswith(mixture.STORED):
         return (Part(source, 1, names, text_of(names, plan)),)
-    named = mixture.parse(source, f"data.source = {source}")
+    named = mixture.parse(source, "data.source")
     at, found = 0, []
     for (name, weight), count in zip(named, plan.data.parts or (len(names),), strict=True):
         of_this = names[at : at + count]

@@ -107,7 +107,10 @@ def _texts(work: Work) -> tuple[TextSummary, ...]:
     parts, positions = parts_of(work.plan), work.coverage.positions()
     if len(positions) != len(parts):
         positions = [(0, 0.0)] * len(parts)
-    total, losses = sum(part.weight for part in parts), work.worker.val_losses_of(len(parts))
+    total, worker = sum(part.weight for part in parts), work.worker
+    losses = [worker.val_loss_of(part.text) for part in parts]
+    if len(parts) == 1:
+        losses = [worker.val_loss]
     return tuple(
         TextSummary(part.name, part.weight / total, *at, val_loss=loss)
         for part, at, loss in zip(parts, positions, losses, strict=True)

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from peerlm.daemon.worker_link import _progressed
-from peerlm.data.records import parts_of
+from peerlm.data.mixture import Mixture
+from peerlm.data.records import decode, parts_of
 from peerlm.data.shards import prepare
 from peerlm.data.tokenizer import ByteTokenizer
 from peerlm.node.coverage import Coverage
 from peerlm.train import protocol
 from peerlm.types import FragmentId, Instant
-from tests.net.tiny_run import plan, settings, shards
+from tests.net.tiny_run import ME, plan, settings, shards
 from tests.net.worker_scene import MODULE, Daemon, worker
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(60)]
@@ -61,7 +62,7 @@ def test_it_survives_a_theta_that_is_no_number_and_leaves_with_its_daemon(
         assert process.wait(timeout=2) == 0
 
 
-def test_it_learns_from_a_mixture_and_the_next_one_goes_on_where_it_was(
+def test_it_learns_from_a_mixture_and_tells_what_another_can_go_on_from(
     corpus: list[Path], tmp_path: Path
 ) -> None:
     other = tmp_path / "letters.txt"
@@ -77,7 +78,6 @@ def test_it_learns_from_a_mixture_and_the_next_one_goes_on_where_it_was(
     texts = tuple(part.text for part in parts_of(mixture))
     with worker([*corpus, *more], plan=mixture) as (daemon, _):
         daemon.hear(protocol.Ready)
-        daemon.memory.slow[1][:] = 0.0
         daemon.train()
         before = daemon.hear(protocol.Progress, lambda m: len(m.finished) > 30)
         daemon.channel.send(protocol.Evaluate())
@@ -88,17 +88,15 @@ def test_it_learns_from_a_mixture_and_the_next_one_goes_on_where_it_was(
     assert said.val_loss == pytest.approx(0.75 * said.val_losses[0] + 0.25 * said.val_losses[1])
     kept = Coverage(mixture, b"", random.Random(1), Instant(0.0))
     kept.read(_progressed(1, before))
-    setup = kept.for_start()
     drawn = np.frombuffer(before.order[32:], "<u8")
     assert abs(drawn[0] - 3 * drawn[1]) < 4
-    with worker([*corpus, *more], plan=mixture, passes=setup) as (daemon, _):
-        daemon.hear(protocol.Ready)
-        daemon.train()
-        after = daemon.hear(protocol.Progress)
-    again = np.frombuffer(after.order[32:], "<u8")
-    assert (again > drawn).all()
+    again = Mixture.open([*corpus, *more], mixture, ME, mixture.train.batch)
+    again.go_on(*decode(kept.for_start()))
+    assert again.told().order == before.order
+    for _ in range(20):
+        again.next_batch()
     first = set(zip(*[iter(before.finished)] * 3, strict=True))
-    assert first.isdisjoint(zip(*[iter(after.finished)] * 3, strict=True)), "nothing twice"
+    assert first.isdisjoint(zip(*[iter(again.told().finished)] * 3, strict=True)), "nothing twice"
 
 
 def test_it_dies_with_a_daemon_that_is_killed_though_somebody_still_holds_the_socket(

@@ -50,12 +50,7 @@ class Daemon:
         return process
 
     def set_up(
-        self,
-        corpus: list[Path],
-        node: NodeSettings,
-        fresh: bool = True,
-        plan: Plan = PLAN,
-        passes: bytes = b"",
+        self, corpus: list[Path], node: NodeSettings, fresh: bool = True, plan: Plan = PLAN
     ) -> None:
         self.channel.send(
             protocol.Setup(
@@ -66,7 +61,7 @@ class Daemon:
                 protocol.packed(node),
                 tuple(map(str, corpus)),
                 threads=1,
-                passes=passes,
+                passes=b"",
                 first_stage=self.held[0],
                 last_stage=self.held[-1],
             )
@@ -94,16 +89,12 @@ class Daemon:
 
 @contextmanager
 def worker(
-    corpus: list[Path],
-    plan: Plan = PLAN,
-    daemon: Daemon | None = None,
-    passes: bytes = b"",
-    **node: object,
+    corpus: list[Path], plan: Plan = PLAN, daemon: Daemon | None = None, **node: object
 ) -> Iterator[tuple[Daemon, subprocess.Popen[bytes]]]:
     daemon = daemon or Daemon()
     process = daemon.start()
     try:
-        daemon.set_up(corpus, settings(**node), plan=plan, passes=passes)
+        daemon.set_up(corpus, settings(**node), plan=plan)
         yield daemon, process
     finally:
         process.kill()
