@@ -20,7 +20,7 @@ from peerlm.store.manifest import Kind
 CHANGEABLE = ("run.token_budget", "data.source", "data.val_fraction", "train", "mix", "swarm")
 """Sections and fields that a living run can change; another model is another run."""
 
-FOLLOW = {"data.shards": "data.source"}
+FOLLOW = {"data.shards": "data.source", "data.shard_tokens": "data.source"}
 """What another field sets."""
 
 STORED = "swarm:"
@@ -146,22 +146,24 @@ def _next_revision(layout: Layout, root: RunRoot, changes: Mapping[str, str]) ->
             )
     old = current_plan(layout)
     if "data.source" in changes:
-        changes["data.shards"] = ",".join(_stored_shards(layout, changes["data.source"], old.plan))
+        found = _stored_shards(layout, changes["data.source"], old.plan)
+        changes["data.shards"] = ",".join(name for name, _ in found)
+        changes["data.shard_tokens"] = ",".join(str(tokens) for _, tokens in found)
     new = config.with_changes(old.plan, changes, "plan set")
     if new == old.plan:
         raise ConfigError("plan set: the plan says so already; nothing is changed")
     return sign_plan(root, new, old.revision + 1)
 
 
-def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[str]:
-    """Hashes of a corpus in the swarm's store, if the run's model can learn from it.
+def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[tuple[str, int]]:
+    """Hash and tokens of each shard of a corpus in the swarm's store, if the run's model can learn from it.
 
     Raises:
         ConfigError: it is no corpus, of another tokenizer, or too large for a plan or too short to train on.
         StateError: there is none of that name, or no daemon.
     """
     from peerlm.cli.desk_here import open_desk
-    from peerlm.data.shards import TOKENIZER_FILE, require_one_batch
+    from peerlm.data.shards import TOKENIZER_FILE, require_one_batch, tokens_in
 
     where = f"plan set: data.source = {source}"
     if not source.startswith(STORED):
@@ -180,16 +182,20 @@ def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[str]:
                 f"{where}: made with {field} {str(meta.get(field))[:16]}, the run's is {str(mine)[:16]}; add the text again "
                 "without --tokenizer"
             )
-    shards = [
-        manifest.chunks_of(file)[0].hash.hex()
-        for file in manifest.files
-        if file.path != TOKENIZER_FILE
+    chunks = [
+        manifest.chunks_of(file)[0] for file in manifest.files if file.path != TOKENIZER_FILE
     ]
+    shards = [(chunk.hash.hex(), tokens_in(chunk.size, plan.data.vocab)) for chunk in chunks]
     if len(shards) > SHARDS_MAX:
         raise ConfigError(f"{where}: {len(shards)} shards; a plan has room for {SHARDS_MAX}")
     batch, context, tokens = plan.train.batch, plan.model.context, meta.get("tokens")
     if type(tokens) is not int:
         raise ConfigError(f"{where}: its manifest does not say how many tokens it has")
+    if tokens != sum(each for _, each in shards):
+        raise ConfigError(
+            f"{where}: its manifest says {tokens} tokens, its shards have room for "
+            f"{sum(each for _, each in shards)}: add the text again"
+        )
     require_one_batch(tokens, plan.data.val_fraction, batch, context, where)
     return shards
 

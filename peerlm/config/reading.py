@@ -22,6 +22,8 @@ INT_MAX = 2**62
 DOTS_MAX = 64
 """In one line of a settings file; ours have two. A key of n parts costs `tomllib` n² memory."""
 
+LISTS: dict[Any, str] = {tuple[str, ...]: "list of strings", tuple[int, ...]: "list of whole numbers"}
+
 SHOWN_CHARS_MAX = 120
 """Of a wrong value, in the line that complains of it."""
 
@@ -143,11 +145,17 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         and all(isinstance(v, str) for v in value)
     ):
         return tuple(value)
+    if (
+        kind == tuple[int, ...]
+        and isinstance(value, list | tuple)
+        and all(type(v) is int and abs(v) < INT_MAX for v in value)
+    ):
+        return tuple(value)
     if kind is float and isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where} = {value!r}: must be finite")
     if kind in (int, float, str, bool) and type(value) is kind:
         return value
-    name = "list of strings" if kind == tuple[str, ...] else kind.__name__
+    name = LISTS.get(kind) or kind.__name__
     raise ConfigError(f"{where} = {_shown(value)}: must be {name}")
 
 
@@ -156,6 +164,11 @@ def _parse(kind: Any, text: str, where: str) -> Any:
         return text
     if kind == tuple[str, ...]:
         return tuple(part.strip() for part in text.strip("[]").split(",") if part.strip())
+    if kind == tuple[int, ...]:
+        parts = [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+        if not all(part.replace("_", "").isdecimal() for part in parts):
+            raise ConfigError(f"{where} = {_shown(text)}: must be {LISTS[kind]}")
+        return tuple(map(int, parts))
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -207,6 +220,12 @@ def _check_plan(plan: Plan, where: str) -> None:
         raise ConfigError(
             f"{where}: mix.inner_steps_min = {plan.mix.inner_steps_min} is above "
             f"mix.inner_steps_max = {plan.mix.inner_steps_max}"
+        )
+    data = plan.data
+    if data.shard_tokens and len(data.shard_tokens) != len(data.shards):
+        raise ConfigError(
+            f"{where}: data.shard_tokens has {len(data.shard_tokens)} entries, data.shards has "
+            f"{len(data.shards)}"
         )
     if t.batch % t.accumulate:
         raise ConfigError(

@@ -286,15 +286,28 @@ class Keeping:
         wanted = (*token_shards, *others) if self._reads else others
         missing = tuple(h for h in wanted if not self._is_whole(h))
         if missing:
-            return events.CorpusMissing(missing)
+            gone = frozenset(missing)
+            here = tuple((h, self._objects.size_bytes(h)) for h in wanted if h not in gone)
+            absent = [number for number, h in enumerate(token_shards) if h in gone]
+            if self._reads and plan.data.shard_tokens and len(absent) < len(token_shards):
+                self._open(plan, absent)
+            return events.CorpusMissing(missing, here)
         if not self._reads:
             return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
         if plan.data.source == "local":
             self._prepare_local(plan)
-        corpus = shards.Corpus.open(self.corpus_paths(), plan.data.vocab, plan.data.val_fraction)
+        corpus = self._open(plan)
         batch = plan.train.batch * self._settings.train.local_workers
         shards.require_one_batch(corpus.tokens, plan.data.val_fraction, batch, plan.model.context)
         return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
+
+    def _open(self, plan: Plan, absent: Collection[int] = ()) -> shards.Corpus:
+        """Raises `ConfigError`, `ChunkCorrupt`: what is here is not what the plan says."""
+        data = plan.data
+        sizes = () if data.source == "local" else data.shard_tokens
+        return shards.Corpus.open(
+            self.corpus_paths(), data.vocab, data.val_fraction, sizes, absent
+        )
 
     def _is_whole(self, object_hash: ObjectHash) -> bool:
         if not self._objects.has(object_hash):

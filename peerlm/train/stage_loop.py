@@ -132,7 +132,8 @@ class StageLoop(InnerLoop):
         if self._round is not None:
             return self._round.may_enter
         now = time.monotonic()
-        return now >= self._not_before and self._pace.is_due(now)
+        is_due = now >= self._not_before and self._pace.is_due(now)
+        return is_due and self._loader.has_batch()
 
     @property
     def _next_stage(self) -> int:
@@ -367,7 +368,7 @@ class StageLoop(InnerLoop):
 
     def _begin_trial(self) -> None:
         train = self._plan.train
-        if self._pieces is None:
+        if not self._pieces:  # or some of it was still to come when it was last looked for
             batches = self._loader.validation_batches(train.val_batches, train.batch)
             rows = max(1, train.batch // train.accumulate)
             self._pieces = [b[at : at + rows] for b in batches for at in range(0, len(b), rows)]
