@@ -141,6 +141,10 @@ class Summary:
     """Tokens of a batch that would be half noise."""
     data_pass: int
     data_position: float
+    shards: tuple[int, int]
+    """Of its text how many are here, of how many."""
+    arriving: str
+    """What it trains on while not all of its text is here; empty once it is."""
     fetched_bytes: int
     fetch_total_bytes: int
     snapshot_number: int
@@ -238,7 +242,12 @@ def as_json(s: Summary) -> dict[str, Any]:
             "nonfinite_steps": s.nonfinite_steps,
         },
         "batch": {"tokens": s.batch_tokens, "noise_scale": _rounded(s.noise_scale, 1)},
-        "data": {"pass": s.data_pass, "position": round(s.data_position, 4)},
+        "data": {
+            "pass": s.data_pass,
+            "position": round(s.data_position, 4),
+            "shards_here": s.shards[0],
+            "shards": s.shards[1],
+        },
         "fetch": {"bytes": s.fetched_bytes, "total_bytes": s.fetch_total_bytes},
         "snapshot": {
             "number": s.snapshot_number,
@@ -297,14 +306,16 @@ def headline(s: Summary) -> str:
     line = f"{s.run_name}: {s.phase}, {s.swarm_tokens:,} tokens{done}, {alive} of {len(others)} others alive"
     if s.val_loss is not None:
         line += f", validation loss {s.val_loss:.3f}"
-    return line if s.participating else f"{line}; {why(s)[0]}"
+    if s.participating:
+        return "; ".join([line, *_arriving(s)])
+    return f"{line}; {why(s)[0]}"
 
 
 def why(s: Summary) -> list[str]:
     """Why this node is not mixing (or that it is), most important first. Never empty."""
     if s.shut_out and not s.participating:
         return [s.shut_out, *_own_state(s)]
-    lines = [*_own_state(s), *_company(s), *s.notes]
+    lines = [*_own_state(s), *_company(s), *_arriving(s), *s.notes]
     if s.participating and not lines:
         distance = "" if s.consensus_distance is None else f", distance {s.consensus_distance:.2%}"
         lines = [f"mixing: {s.exchanges.get('ok', 0)} exchanges done{distance}"]
@@ -312,6 +323,10 @@ def why(s: Summary) -> list[str]:
             lines = ["training its part; nobody else holds it, so there is nobody to mix with"]
     lines = lines or ["no exchange has finished lately; `peerlm peers` shows who is there"]
     return [*lines, *_reached(s.reached)]
+
+
+def _arriving(s: Summary) -> list[str]:
+    return [s.arriving] if s.arriving and s.phase == "training" else []
 
 
 def _reached(reached: Reached) -> list[str]:

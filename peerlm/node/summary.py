@@ -84,6 +84,8 @@ def summarise(
         noise_scale=worker.noise_scale,
         data_pass=work.coverage.number,
         data_position=work.coverage.position,
+        shards=work.reading.shards,
+        arriving=work.reading.arriving,
         fetched_bytes=progress.bytes_done,
         fetch_total_bytes=progress.bytes_total,
         snapshot_number=work.snapshots.number,

@@ -154,6 +154,8 @@ def sample_summary(**changes: Any) -> Summary:
             noise_scale=31_000.0,
             data_pass=1,
             data_position=0.25,
+            shards=(3, 3),
+            arriving="",
             fetched_bytes=0,
             fetch_total_bytes=0,
             snapshot_number=4,
