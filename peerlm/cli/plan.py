@@ -182,9 +182,7 @@ def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[tuple[str, i
                 f"{where}: made with {field} {str(meta.get(field))[:16]}, the run's is {str(mine)[:16]}; add the text again "
                 "without --tokenizer"
             )
-    chunks = [
-        manifest.chunks_of(file)[0] for file in manifest.files if file.path != TOKENIZER_FILE
-    ]
+    chunks = [manifest.chunks_of(file)[0] for file in manifest.files if file.path != TOKENIZER_FILE]
     shards = [(chunk.hash.hex(), tokens_in(chunk.size, plan.data.vocab)) for chunk in chunks]
     if len(shards) > SHARDS_MAX:
         raise ConfigError(f"{where}: {len(shards)} shards; a plan has room for {SHARDS_MAX}")

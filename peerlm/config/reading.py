@@ -22,7 +22,10 @@ INT_MAX = 2**62
 DOTS_MAX = 64
 """In one line of a settings file; ours have two. A key of n parts costs `tomllib` n² memory."""
 
-LISTS: dict[Any, str] = {tuple[str, ...]: "list of strings", tuple[int, ...]: "list of whole numbers"}
+LISTS: dict[Any, str] = {
+    tuple[str, ...]: "list of strings",
+    tuple[int, ...]: "list of whole numbers",
+}
 
 SHOWN_CHARS_MAX = 120
 """Of a wrong value, in the line that complains of it."""

@@ -305,9 +305,7 @@ class Keeping:
         """Raises `ConfigError`, `ChunkCorrupt`: what is here is not what the plan says."""
         data = plan.data
         sizes = () if data.source == "local" else data.shard_tokens
-        return shards.Corpus.open(
-            self.corpus_paths(), data.vocab, data.val_fraction, sizes, absent
-        )
+        return shards.Corpus.open(self.corpus_paths(), data.vocab, data.val_fraction, sizes, absent)
 
     def _is_whole(self, object_hash: ObjectHash) -> bool:
         if not self._objects.has(object_hash):
