@@ -137,9 +137,9 @@ class World:
         hashes = [hashlib.blake2b(text, digest_size=32).digest() for text in texts]
         self.corpus = dict(zip(map(ObjectHash, hashes), texts, strict=True))
         given = plan_of() if plan is None else plan
-        sizes = [len(text) for text in texts] if shards > 1 else []
-        text = {"data.shards": [name.hex() for name in self.corpus], "data.shard_tokens": sizes}
-        given = with_changes(given, text, "world")
+        tokens = [len(text) for text in texts] if shards > 1 else []
+        data = {"data.shards": [name.hex() for name in self.corpus], "data.shard_tokens": tokens}
+        given = with_changes(given, data, "world")
         self.plan = self.sign(given, 1)
 
     # ------------------------------------------------------------------------------ what happens
