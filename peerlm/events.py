@@ -333,9 +333,11 @@ class CorpusReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class CorpusMissing(Event):
-    """These objects must be fetched from peers first."""
+    """These objects must be fetched from peers; all others that the plan names are on this disk and verified."""
 
     missing: tuple[ObjectHash, ...]
+    here: tuple[tuple[ObjectHash, int], ...] = ()
+    """(hash, bytes) of the others, to donate."""
 
 
 @dataclass(frozen=True, slots=True)

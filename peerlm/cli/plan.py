@@ -21,7 +21,7 @@ from peerlm.store.manifest import Kind, Manifest
 CHANGEABLE = ("run.token_budget", "data.source", "data.val_fraction", "train", "mix", "swarm")
 """Sections and fields that a living run can change; another model is another run."""
 
-FOLLOW = {"data.shards": "data.source", "data.parts": "data.source"}
+FOLLOW = dict.fromkeys(("data.shards", "data.shard_tokens", "data.parts"), "data.source")
 """What another field sets."""
 
 SHARDS_MAX = 7000
@@ -146,8 +146,10 @@ def _next_revision(layout: Layout, root: RunRoot, changes: Mapping[str, str]) ->
     old = current_plan(layout)
     if "data.source" in changes:
         stored = _stored_shards(layout, changes["data.source"], old.plan)
-        changes["data.shards"] = ",".join(shard for of_one in stored for shard in of_one)
+        shards = [shard for of_one in stored for shard in of_one]
         counts = [len(of_one) for of_one in stored] if len(stored) > 1 else []
+        changes["data.shards"] = ",".join(name for name, _ in shards)
+        changes["data.shard_tokens"] = ",".join(str(tokens) for _, tokens in shards)
         changes["data.parts"] = ",".join(map(str, counts))
     new = config.with_changes(old.plan, changes, "plan set")
     if new == old.plan:
@@ -155,8 +157,9 @@ def _next_revision(layout: Layout, root: RunRoot, changes: Mapping[str, str]) ->
     return sign_plan(root, new, old.revision + 1)
 
 
-def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[str]]:
-    """Hashes of each corpus in the swarm's store that `source` names, if the run's model can learn from it.
+def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[tuple[str, int]]]:
+    """Hash and tokens of each shard of each corpus in the swarm's store that `source` names, if the run's model can learn
+    from it.
 
     Raises:
         ConfigError: one is no corpus, of another tokenizer, too short to train on, or twice there; or they are too large
@@ -172,7 +175,7 @@ def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[str]]:
             f"then data.source={STORED}NAME"
         )
     named = [corpus.name for corpus in parse(source, where)]
-    found: dict[tuple[str, ...], str] = {}
+    found: dict[tuple[tuple[str, int], ...], str] = {}
     with open_desk(layout) as desk:
         for name in named:
             about = where if len(named) == 1 else f"{where}: {name}"
@@ -187,9 +190,9 @@ def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[str]]:
     return [list(shards) for shards in found]
 
 
-def _shards_of(manifest: Manifest, plan: Plan, where: str) -> list[str]:
-    """Hashes of its shards, in order. Raises `ConfigError`: the run's model cannot learn from it."""
-    from peerlm.data.shards import TOKENIZER_FILE, require_one_batch
+def _shards_of(manifest: Manifest, plan: Plan, where: str) -> list[tuple[str, int]]:
+    """Hash and tokens of each of its shards, in order. Raises `ConfigError`: the run's model cannot learn from it."""
+    from peerlm.data.shards import TOKENIZER_FILE, require_one_batch, tokens_in
 
     meta = manifest.meta
     if manifest.kind != Kind.CORPUS:
@@ -200,15 +203,18 @@ def _shards_of(manifest: Manifest, plan: Plan, where: str) -> list[str]:
                 f"{where}: made with {field} {str(meta.get(field))[:16]}, the run's is {str(mine)[:16]}; add the text again "
                 "without --tokenizer"
             )
+    chunks = [manifest.chunks_of(file)[0] for file in manifest.files if file.path != TOKENIZER_FILE]
+    shards = [(chunk.hash.hex(), tokens_in(chunk.size, plan.data.vocab)) for chunk in chunks]
     batch, context, tokens = plan.train.batch, plan.model.context, meta.get("tokens")
     if type(tokens) is not int:
         raise ConfigError(f"{where}: its manifest does not say how many tokens it has")
+    if tokens != sum(each for _, each in shards):
+        raise ConfigError(
+            f"{where}: its manifest says {tokens} tokens, its shards have room for "
+            f"{sum(each for _, each in shards)}: add the text again"
+        )
     require_one_batch(tokens, plan.data.val_fraction, batch, context, where)
-    return [
-        manifest.chunks_of(file)[0].hash.hex()
-        for file in manifest.files
-        if file.path != TOKENIZER_FILE
-    ]
+    return shards
 
 
 def _hand_over(layout: Layout, signed: SignedPlan) -> SignedPlan:

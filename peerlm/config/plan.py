@@ -99,6 +99,14 @@ class DataSection:
         allowed="64 hex digits each, lower case",
         ok=lambda v: all(re.fullmatch("[0-9a-f]{64}", s) for s in v),
     )
+    shard_tokens: tuple[int, ...] = option(
+        (),
+        "Tokens of each of `shards`, in order; set with them. Where it says nothing, as in a plan "
+        "of an earlier release, nodes wait for all shards before they train.",
+        unit="tokens",
+        allowed="1 to 2^32 each",
+        ok=lambda v: all(1 <= n < 1 << 32 for n in v),
+    )
     parts: tuple[int, ...] = option(
         (),
         "How many of `shards` are each corpus', where `source` names several; set with it.",

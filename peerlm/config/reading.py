@@ -17,13 +17,16 @@ T = TypeVar("T")
 
 _HINTS: dict[type[Any], Mapping[str, Any]] = {}
 
-_LISTS = {tuple[str, ...]: "list of strings", tuple[int, ...]: "list of whole numbers"}
-
 INT_MAX = 2**62
 """Every whole number fits a signed plan and a message."""
 
 DOTS_MAX = 64
 """In one line of a settings file; ours have two. A key of n parts costs `tomllib` n² memory."""
+
+LISTS: dict[Any, str] = {
+    tuple[str, ...]: "list of strings",
+    tuple[int, ...]: "list of whole numbers",
+}
 
 SHOWN_CHARS_MAX = 120
 """Of a wrong value, in the line that complains of it."""
@@ -156,19 +159,20 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         raise ConfigError(f"{where} = {value!r}: must be finite")
     if kind in (int, float, str, bool) and type(value) is kind:
         return value
-    name = _LISTS.get(kind) or kind.__name__
+    name = LISTS.get(kind) or kind.__name__
     raise ConfigError(f"{where} = {_shown(value)}: must be {name}")
 
 
 def _parse(kind: Any, text: str, where: str) -> Any:
     if kind is str:
         return text
-    if kind == tuple[int, ...]:
-        return tuple(
-            _parse(int, part.strip(), where) for part in text.strip("[]").split(",") if part.strip()
-        )
     if kind == tuple[str, ...]:
         return tuple(part.strip() for part in text.strip("[]").split(",") if part.strip())
+    if kind == tuple[int, ...]:
+        parts = [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+        if not all(part.replace("_", "").isdecimal() for part in parts):
+            raise ConfigError(f"{where} = {_shown(text)}: must be {LISTS[kind]}")
+        return tuple(map(int, parts))
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -222,6 +226,12 @@ def _check_plan(plan: Plan, where: str) -> None:
         raise ConfigError(
             f"{where}: mix.inner_steps_min = {plan.mix.inner_steps_min} is above "
             f"mix.inner_steps_max = {plan.mix.inner_steps_max}"
+        )
+    data = plan.data
+    if data.shard_tokens and len(data.shard_tokens) != len(data.shards):
+        raise ConfigError(
+            f"{where}: data.shard_tokens has {len(data.shard_tokens)} entries, data.shards has "
+            f"{len(data.shards)}"
         )
     if t.batch % t.accumulate:
         raise ConfigError(

@@ -14,8 +14,9 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peerlm.config import Plan
-from peerlm.data.loader import Loader
+from peerlm.data.loader import LOCAL, Loader
 from peerlm.data.passes import RANGES_MAX
 from peerlm.data.records import Part, Record, parts_of
 from peerlm.data.shards import Corpus
@@ -101,24 +102,55 @@ class Mixture:
         about = [(part.text, part.weight) for part in parts]
         self._key = hashlib.blake2b(repr(about).encode(), digest_size=_KEY_BYTES).digest()
         """Of the order: another mixture begins its own."""
+        self._drawn: list[Batch] = []
+        """Rows of the next batch, where shards are still to come."""
+        self._instead: dict[tuple[bool, ...], Draws] = {}
+        """Who has others' turns, by which texts have a row."""
 
     @classmethod
-    def open(cls, paths: Sequence[Path], plan: Plan, peer: PeerId, rows: int) -> Mixture:
-        """Of the shards at `paths`, all in order, as the plan cuts them into texts.
+    def open(
+        cls,
+        paths: Sequence[Path],
+        plan: Plan,
+        peer: PeerId,
+        rows: int,
+        absent: Collection[int] = (),
+    ) -> Mixture:
+        """Of the shards at `paths`, all in order, as the plan cuts them into texts. `absent`: places of those that are still
+        to come.
 
         Raises:
             ConfigError: a text cannot be used.
             ChunkCorrupt: a shard is broken.
         """
         parts = parts_of(plan, [path.name for path in paths])
-        total, left, loaders = sum(part.weight for part in parts), list(paths), []
+        total, data, loaders = sum(part.weight for part in parts), plan.data, []
+        sizes = () if data.source == LOCAL else data.shard_tokens
         for part in parts:
-            own, left = left[: len(part.shards)], left[len(part.shards) :]
-            corpus = Corpus.open(own, plan.data.vocab, plan.data.val_fraction)
+            own = slice(part.places.start, part.places.stop)
+            gaps = part.own(absent)
+            corpus = Corpus.open(paths[own], data.vocab, data.val_fraction, sizes[own], gaps)
             at_once = -(-rows * part.weight // total)
             of_this = replace(plan, train=replace(plan.train, batch=at_once))
             loaders.append(Loader(corpus, of_this, peer, plan.run.rng_seed, text=part.text))
         return cls(parts, loaders, rows)
+
+    # ---------------------------------------------------------------------------- what is here
+
+    def absent_are(self, absent: Collection[int]) -> None:
+        """As `Loader.absent_are`, by the places of shards among all."""
+        for part, loader in zip(self._parts, self._loaders, strict=True):
+            loader.absent_are(part.own(absent))
+
+    def has_batch(self) -> bool:
+        """There is a batch now. Else only `absent_are` and `hear` can change that."""
+        if len(self._loaders) == 1:
+            return self._loaders[0].has_batch()
+        if not all(loader.is_whole for loader in self._loaders):
+            while len(self._drawn) < self._rows and (row := self._draw()) is not None:
+                self._drawn.append(row)
+            return len(self._drawn) == self._rows
+        return True
 
     # ---------------------------------------------------------------------------- what is read
 
@@ -166,14 +198,33 @@ class Mixture:
     # -------------------------------------------------------------------------------- batches
 
     def next_batch(self) -> Batch:
-        """The next batch, shape (rows, context + 1): inputs are [:, :-1], targets [:, 1:].
+        """The next batch, shape (rows, context + 1): inputs are [:, :-1], targets [:, 1:]. Call it if there is one
+        (`has_batch`).
 
         Raises:
             ConfigError: the shards hold ids that the plan's vocabulary does not.
         """
-        return np.stack(
-            [self._loaders[self._draws.next()].next_window() for _ in range(self._rows)]
-        )
+        if len(self._loaders) == 1:
+            return self._loaders[0].next_batch()
+        drawn, self._drawn = self._drawn, []
+        while len(drawn) < self._rows:
+            row = self._draw()
+            assert row is not None, "there is no batch now"
+            drawn.append(row)
+        return np.stack(drawn)
+
+    def _draw(self) -> Batch | None:
+        """The next row. The turn of a text of which nothing is here passes to the others, by their weights, and is not made
+        up for."""
+        ready = tuple(loader.has_window() for loader in self._loaders)
+        if not any(ready):
+            return None
+        text = self._draws.next()
+        if not ready[text]:
+            here = list(compress(range(len(ready)), ready))
+            weights = [self._draws.weights[n] for n in here]
+            text = here[self._instead.setdefault(ready, Draws(weights)).next()]
+        return self._loaders[text].next_window()
 
     def held_out(self, n: int, batch: int) -> list[list[Batch]]:
         """Of each text, batches of its held-out part as in `Loader.validation_batches`: `n` in all by their shares, and one

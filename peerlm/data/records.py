@@ -10,7 +10,7 @@ Of one text the bytes are those of its record, as they were before there were mi
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from peerlm.config import Plan, mixture
@@ -34,9 +34,14 @@ class Part(NamedTuple):
     name: str
     """For people."""
     weight: int
-    shards: tuple[str, ...]
+    places: range
+    """Of its shards among all."""
     text: bytes
     """As records and messages have it."""
+
+    def own(self, shards: Iterable[int]) -> list[int]:
+        """Which of these, by their places among all, are its own, by their places in it."""
+        return [place - self.places.start for place in shards if place in self.places]
 
 
 def parts_of(plan: Plan, shards: Sequence[str] | None = None) -> tuple[Part, ...]:
@@ -44,12 +49,12 @@ def parts_of(plan: Plan, shards: Sequence[str] | None = None) -> tuple[Part, ...
     names = tuple(plan.data.shards if shards is None else shards)
     source = plan.data.source
     if not source.startswith(mixture.STORED):
-        return (Part(source, 1, names, text_of(names, plan)),)
+        return (Part(source, 1, range(len(names)), text_of(names, plan)),)
     named = mixture.parse(source, "data.source")
     at, found = 0, []
     for (name, weight), count in zip(named, plan.data.parts or (len(names),), strict=True):
         of_this = names[at : at + count]
-        found.append(Part(name, weight, of_this, text_of(of_this, plan)))
+        found.append(Part(name, weight, range(at, at + count), text_of(of_this, plan)))
         at += count
     return tuple(found)
 

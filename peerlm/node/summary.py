@@ -87,6 +87,8 @@ def summarise(
         data_pass=work.coverage.number,
         data_position=work.coverage.position,
         texts=_texts(work),
+        shards=work.reading.shards,
+        arriving=work.reading.arriving,
         fetched_bytes=progress.bytes_done,
         fetch_total_bytes=progress.bytes_total,
         snapshot_number=work.snapshots.number,

@@ -70,9 +70,13 @@ class Worker:
 
     # ------------------------------------------------------------------------- what it is told
 
-    def start(self, passes: bytes, now: Instant, *, fresh: bool) -> list[Effect]:
-        """`fresh`: it is to make the initial weights. `passes`: what of the text is read."""
-        return [StartWorker(self.supervision.start(now), fresh=fresh, passes=passes)]
+    def start(
+        self, passes: bytes, absent: tuple[int, ...], now: Instant, *, fresh: bool
+    ) -> list[Effect]:
+        """`fresh`: it is to make the initial weights. `passes`: what of the text is read; `absent`: shards that are not
+        here."""
+        generation = self.supervision.start(now)
+        return [StartWorker(generation, fresh=fresh, passes=passes, absent=absent)]
 
     def stop(self) -> list[Effect]:
         """For good, until somebody starts one."""

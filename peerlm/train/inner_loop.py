@@ -96,7 +96,8 @@ class InnerLoop:
 
     def _make_mixture(self) -> Mixture:
         setup, rows = self._setup, self._ranks * self._plan.train.batch
-        mixture = Mixture.open([Path(path) for path in setup.corpus], self._plan, setup.peer, rows)
+        paths = [Path(path) for path in setup.corpus]
+        mixture = Mixture.open(paths, self._plan, setup.peer, rows, setup.absent)
         if setup.passes:
             mixture.go_on(*records.decode(setup.passes))
         return mixture
@@ -126,12 +127,20 @@ class InnerLoop:
             for message in self._channel.receive(self._patience_s()):
                 self._take(message)
                 self._tell_landed()
-            if self._training and self._pace.is_due(time.monotonic()):
-                self._step()
+            if not self._training:
+                continue
+            if self._text.has_batch():
+                if self._pace.is_due(time.monotonic()):
+                    self._step()
+            else:
+                self._report_if_due()
 
     def _patience_s(self) -> float | None:
         """How long to wait for a message: not at all if a step is due, for ever if none will be."""
-        patience_s = self._pace.wait_s(time.monotonic()) if self._training else None
+        patience_s = None
+        if self._training:
+            has_text = self._text.has_batch()
+            patience_s = self._pace.wait_s(time.monotonic()) if has_text else REPORT_EVERY_S
         self._tell_landed(wait=patience_s != 0.0)
         return patience_s
 
@@ -141,6 +150,9 @@ class InnerLoop:
         match message:
             case protocol.Steer():
                 self._steer(message)
+            case protocol.Shards(absent):
+                if self._reader is not None:
+                    self._reader.absent_are(absent)
             case protocol.Correction(fragment, seq, kind):
                 self._correct(fragment, seq, kind)
             case protocol.BoundaryTaken(fragment):
@@ -216,9 +228,7 @@ class InnerLoop:
         self._tally.add(tokens, result.loss, result.finite)
         self._cadence.stepped()
         self._hand_in()
-        now = time.monotonic()
-        if now - self._tally.report_began >= REPORT_EVERY_S:
-            self._report(now)
+        self._report_if_due()
 
     def _asked_rate(self) -> float:
         """Share of the peak rate that the schedule has come to."""
@@ -237,6 +247,11 @@ class InnerLoop:
             self._hands.take_out(fragment, self._memory.boundary[fragment])
             self._cadence.handed_in(fragment)
         self._tell_landed()
+
+    def _report_if_due(self) -> None:
+        now = time.monotonic()
+        if now - self._tally.report_began >= REPORT_EVERY_S:
+            self._report(now)
 
     def _report(self, now: float) -> None:
         self._channel.send(self._progress(now))
@@ -269,7 +284,9 @@ class InnerLoop:
         if self._evaluated is None:
             model = LanguageModel(self._plan.model, self._plan.data.vocab)
             self._evaluated = model.to(self._learner.device).requires_grad_(False)
-        if self._held_out is None:
+        if not (
+            self._held_out and all(self._held_out)
+        ):  # or some of it was still to come when it was last looked for
             train = self._plan.train
             self._held_out = self._text.held_out(train.val_batches, train.batch)
             self._for_noise = self._text.mixed(self._held_out, train.batch)

@@ -70,6 +70,8 @@ class Setup(Message):
     first_stage: int = 0
     last_stage: int = 0
     """What of the model this node holds."""
+    absent: tuple[int, ...] = ()
+    """Of the shards, those that are not here yet, by their places in `corpus`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,14 @@ class Steer(Message):
     last_stages: tuple[int, ...] = ()
     passes: bytes = b""
     """What of the text is read by now; empty: nothing is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shards(Message):
+    """What shards of the text are here has changed."""
+
+    absent: tuple[int, ...]
+    """Places in `Setup.corpus` of those that are not. All others are, each at its path there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ class StageLoop(InnerLoop):
         self._passed_tokens, self._passed_then = 0, 0
         self._looked_at = 0.0
         self._trial: Trial | None = None
-        self._pieces: list[Piece] | None = None
+        self._pieces: list[Piece] = []
         self._lost = 0
         self._bytes, self._busy_s = [0, 0], 0.0
         size = plan.train.batch // plan.train.accumulate * plan.model.context * plan.model.dim * 4
@@ -132,7 +132,8 @@ class StageLoop(InnerLoop):
         if self._round is not None:
             return self._round.may_enter
         now = time.monotonic()
-        return now >= self._not_before and self._pace.is_due(now)
+        is_due = now >= self._not_before and self._pace.is_due(now)
+        return is_due and self._text.has_batch()
 
     @property
     def _next_stage(self) -> int:
@@ -367,7 +368,8 @@ class StageLoop(InnerLoop):
 
     def _begin_trial(self) -> None:
         train = self._plan.train
-        if self._pieces is None:
+        if {piece.text for piece in self._pieces} != set(range(len(self._text.shares))):
+            # Of some text there was nothing when it was last looked for: it may have been still to come.
             rows = max(1, train.batch // train.accumulate)
             self._pieces = [
                 Piece(text, batch[at : at + rows])

@@ -158,6 +158,8 @@ def sample_summary(**changes: Any) -> Summary:
                 TextSummary("plays", 0.75, 1, 0.25, 1.8),
                 TextSummary("news", 0.25, 3, 0.5, None),
             ),
+            shards=(3, 3),
+            arriving="",
             fetched_bytes=0,
             fetch_total_bytes=0,
             snapshot_number=4,

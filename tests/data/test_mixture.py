@@ -245,6 +245,44 @@ def test_records_of_one_text_are_as_they_were_and_what_is_cut_off_is_refused() -
     one.go_on(*decode(data))  # texts that are not its own, and an order that is not either
 
 
+# ---------------------------------------------------------------------------------- what is still to come
+
+
+def test_while_nothing_of_a_text_is_here_the_others_have_its_turns() -> None:
+    sizes = {"plays": [400, 400], "news": [500], "laws": [300, 300, 300]}
+    plan = plan_of("plays*2+news+laws", **{"data.shards": ["ab" * 32] * 6, "data.parts": [2, 1, 3]})
+    parts = parts_of(plan)
+    corpora = [
+        Corpus.arriving(lambda n, c=counts: np.full(c[n], n), counts, 256, 0.0, range(len(counts)))
+        for counts in sizes.values()
+    ]
+    loaders = [
+        Loader(corpus, plan, A, 1, text=p.text) for corpus, p in zip(corpora, parts, strict=True)
+    ]
+    mixture = Mixture(parts, loaders, 4)
+    assert not mixture.has_batch()
+    mixture.absent_are([0, 2, 3, 4, 5])
+    for _ in range(5):
+        assert mixture.has_batch()
+        mixture.next_batch()
+    assert [bool(loader.passes.bits(0)) for loader in loaders] == [True, False, False]
+    mixture.absent_are([0, 3, 4])
+    read = Counter[tuple[int, int, int]]()
+    for _ in range(3):
+        assert mixture.has_batch()
+        mixture.next_batch()
+    mixture.absent_are([])
+    done = [loader.passes.bits(0).bit_count() + 1000 * loader.passes.lowest for loader in loaders]
+    for _ in range(5):
+        assert mixture.has_batch()
+        mixture.next_batch()
+    now = [loader.passes.bits(0).bit_count() + 1000 * loader.passes.lowest for loader in loaders]
+    assert [b - a for a, b in zip(done, now, strict=True)] == [10, 5, 5], "nothing is made up for"
+    flat = iter(mixture.told().finished)
+    read.update(zip(flat, flat, flat, strict=True))
+    assert max(read.values()) == 1
+
+
 # ---------------------------------------------------------------------------------- what is held out
 
 
@@ -287,10 +325,11 @@ def test_weights_count_by_how_they_relate(source: str, weights: list[int]) -> No
 
 def test_parts_are_cut_from_the_shards_in_order() -> None:
     plan = plan_of("plays+news", **{"data.parts": [2, 3], "data.shards": ["ab" * 32] * 5})
-    names = [part.shards for part in parts_of(plan, list("abcde"))]
-    assert names == [("a", "b"), ("c", "d", "e")]
+    first, second = parts_of(plan, list("abcde"))
+    assert (first.places, second.places) == (range(2), range(2, 5))
+    assert second.own((0, 2, 4)) == [0, 2]
     local = with_changes(Plan(), {"data.source": "local"}, "test")
-    assert parts_of(local, ["x"])[0][:3] == ("local", 1, ("x",))
+    assert parts_of(local, ["x"])[0][:3] == ("local", 1, range(1))
 
 
 @pytest.mark.parametrize("parts", [[], [1], [2, 1], [1, 1, 1], [3]])

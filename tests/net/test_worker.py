@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from peerlm.daemon.worker_link import _progressed
@@ -122,6 +123,39 @@ def test_it_dies_with_a_daemon_that_is_killed_though_somebody_still_holds_the_so
     assert select.select([child], [], [], 2)[0], "the worker outlived its daemon"
     os.close(child)
     daemon.close()
+
+
+def test_it_waits_for_shards_at_rest_and_is_stopped_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("To be, or not to be, that is the question.\n" * 1000)
+    made = prepare(str(tmp_path / "text.txt"), ByteTokenizer(), tmp_path / "shards", 15_000)
+    assert len(made) == 3
+    sizes = {"data.shards": [s.hash for s in made], "data.shard_tokens": [s.tokens for s in made]}
+    later = made[1].path.rename(tmp_path / "later")
+    with worker([s.path for s in made], plan(**sizes), absent=(0, 1, 2)) as (daemon, process):
+        daemon.hear(protocol.Ready)
+        daemon.train()
+        daemon.hear(protocol.Progress)
+        before = sum(psutil.Process(process.pid).cpu_times()[:2])
+        assert daemon.hear(protocol.Progress).steps == 0, "a sign of life, though it has no text"
+        assert sum(psutil.Process(process.pid).cpu_times()[:2]) - before < 0.3
+
+        later.rename(made[1].path)
+        daemon.channel.send(protocol.Shards((0, 2)))
+        report = daemon.hear(protocol.Progress, lambda m: m.loss is not None)
+        assert report.steps > 0
+        assert report.ranges == ((43_000 - 2_150) // 33 - 1,), "as if all of it were here"
+        daemon.channel.send(protocol.Evaluate())
+        assert np.isnan(daemon.hear(protocol.Evaluated).val_loss), "held-out text is not here"
+        daemon.channel.send(protocol.Shards(()))
+        daemon.channel.send(protocol.Evaluate())
+        assert np.isfinite(daemon.hear(protocol.Evaluated).val_loss)
+
+        daemon.channel.send(protocol.Shards((0, 1, 2)))
+        daemon.hear(protocol.Progress, lambda m: not m.lanes)
+        daemon.channel.send(protocol.Drain())
+        daemon.hear(protocol.Drained)
+        daemon.channel.send(protocol.Stop())
+        assert process.wait(timeout=5) == 0
 
 
 def test_too_little_memory_fails_in_one_line(corpus: list[Path]) -> None:

@@ -25,6 +25,11 @@ ONE_OF_EACH: list[Message] = [
     protocol.Steer(
         True, 1 << 40, 1 << 41, (PeerId(b"a" * 16),), 20, (PeerId(b"b" * 16),), (1,), (2,), b"read"
     ),
+    protocol.Setup(
+        3, False, PeerId(b"p" * 16), b"plan", b"settings", ("/a", "/b"), 2, b"", 0, 1, (1,)
+    ),
+    protocol.Shards((1, 4, 40)),
+    protocol.Shards(()),
     protocol.ServeSetup(PeerId(b"p" * 16), b"plan", "/var/lib/peerlm", 1, 2, 32, 4),
     protocol.Hosts(PeerId(b"p" * 16), (PeerId(b"a" * 16), PeerId(b"b" * 16)), (0, 1), (0, 2)),
     protocol.Hop(PeerId(b"a" * 16), b"stream"),
