@@ -50,6 +50,14 @@ class Reading:
         """The shards that it takes for absent."""
         self._names: tuple[ObjectHash, ...] = ()
         self._missing: frozenset[ObjectHash] = frozenset()
+        self._extents: Extents | None = None
+        self.absent: tuple[int, ...] = ()
+        """Places of the shards that a worker is to wait for."""
+        self.shards = (0, 0)
+        """How many are here, of how many that this node reads."""
+        self._has_held_out = True
+        self._may_begin = False
+        """There is something to train on, and what else there will be is known."""
         self._follow_plan(plan)
 
     # -------------------------------------------------------------------------------- what is here
@@ -59,24 +67,9 @@ class Reading:
         return self.state in ("ready", "partial")
 
     @property
-    def absent(self) -> tuple[int, ...]:
-        """Places of the shards that a worker is to wait for."""
-        if not self._reads or self._extents is None:
-            return ()
-        return tuple(place for place, name in enumerate(self._names) if name in self._missing)
-
-    @property
-    def shards(self) -> tuple[int, int]:
-        """How many are here, of how many that this node reads."""
-        if not self._reads:
-            return 0, 0
-        return sum(name not in self._missing for name in self._names), len(self._names)
-
-    @property
     def has_held_out(self) -> bool:
-        """What there is of held-out text is here."""
-        extents = self._extents
-        return extents is None or not any(extents.validates(place) for place in self.absent)
+        """What there is of held-out text is here, as far as the worker's text is the plan's."""
+        return self._is_other or self._has_held_out
 
     @property
     def line(self) -> str:
@@ -96,15 +89,6 @@ class Reading:
         line = f"training on {here} of {total} shards, the rest is being fetched"
         return line if self.has_held_out else f"{line}; validation waits for its text"
 
-    @property
-    def _may_begin(self) -> bool:
-        """There is something to train on, and what else there will be is known."""
-        extents = self._extents
-        if not self._reads or extents is None:
-            return False
-        here = (place for place, name in enumerate(self._names) if name not in self._missing)
-        return any(map(extents.trains, here))
-
     # ------------------------------------------------------------------------------------- events
 
     def use_plan(self, old: Plan, new: Plan) -> list[Effect]:
@@ -116,25 +100,18 @@ class Reading:
         self._is_other, self._reader = True, 0
         return [PrepareCorpus()]
 
-    def _follow_plan(self, plan: Plan) -> None:
-        data, names = plan.data, tuple(ObjectHash(bytes.fromhex(n)) for n in plan.data.shards)
-        if names != self._names:
-            self._names, self._missing = names, frozenset(names)
-        is_cut = bool(data.shard_tokens)
-        self._extents = (
-            Extents(data.shard_tokens, data.val_fraction, data.parts) if is_cut else None
-        )
-
     def ready(self, event: CorpusReady) -> list[Effect]:
         """All of it is here."""
-        self._snapshots.corpus, self._missing = event.objects, frozenset()
+        self._snapshots.corpus = event.objects
+        self._lack(frozenset())
         effects = self._leave_other()
         self.state = "ready"
         return [*effects, *self._tell()]
 
     def missing(self, event: CorpusMissing, now: Instant) -> list[Effect]:
         """Fetch it, and begin with what is here if that will do."""
-        self._snapshots.corpus, self._missing = event.here, frozenset(event.missing)
+        self._snapshots.corpus = event.here
+        self._lack(frozenset(event.missing))
         effects = self._acquisition.want_corpus(event.missing, self._only_held_out(), now)
         self._reason = f"fetching {len(event.missing)} corpus objects"
         if not self._reads:
@@ -156,7 +133,7 @@ class Reading:
         effects: list[Effect] = []
         if came := self._acquisition.take_corpus():
             self._snapshots.corpus += came
-            self._missing -= {name for name, _ in came}
+            self._lack(self._missing - {name for name, _ in came})
             if self._may_begin and self.state != "unusable":
                 effects += self._begin()
         if self._acquisition.corpus_arrived:
@@ -174,6 +151,30 @@ class Reading:
         return effects
 
     # ------------------------------------------------------------------------------------ private
+
+    def _follow_plan(self, plan: Plan) -> None:
+        data, names = plan.data, tuple(ObjectHash(bytes.fromhex(n)) for n in plan.data.shards)
+        self._extents = None
+        if data.shard_tokens:
+            self._extents = Extents(data.shard_tokens, data.val_fraction, data.parts)
+        missing = self._missing if names == self._names else frozenset(names)
+        self._names = names
+        self._lack(missing)
+
+    def _lack(self, missing: frozenset[ObjectHash]) -> None:
+        """These are not here, and all others are."""
+        self._missing = missing
+        if not self._reads:
+            return
+        total, extents = len(self._names), self._extents
+        absent = tuple(place for place, name in enumerate(self._names) if name in missing)
+        self.shards = (total - len(absent), total)
+        self.absent, self._has_held_out, self._may_begin = (), True, False
+        if extents is not None:
+            gone = frozenset(absent)
+            self.absent = absent
+            self._has_held_out = not any(map(extents.validates, absent))
+            self._may_begin = any(extents.trains(n) for n in range(total) if n not in gone)
 
     def _begin(self) -> list[Effect]:
         """Some of it can be read: by a new worker if the present one reads other text."""
