@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from peerlm.config import Plan, with_changes
 from peerlm.config.mixture import CORPORA_MAX, Weighted, parse
 from peerlm.data import records
+from peerlm.data.extents import Extents
 from peerlm.data.loader import Loader
 from peerlm.data.mixture import Draws, Mixture, Read, loss_of
 from peerlm.data.passes import Lane
@@ -281,6 +282,14 @@ def test_while_nothing_of_a_text_is_here_the_others_have_its_turns() -> None:
     flat = iter(mixture.told().finished)
     read.update(zip(flat, flat, flat, strict=True))
     assert max(read.values()) == 1
+
+
+def test_of_each_text_the_end_is_held_out() -> None:
+    extents = Extents([400, 400, 500, 300, 300, 300], 0.25, [2, 1, 3])
+    assert [extents.trains(n) for n in range(6)] == [True, True, True, True, True, True]
+    assert [extents.validates(n) for n in range(6)] == [False, True, True, False, False, True]
+    alone = Extents([400, 400, 200], 0.25)
+    assert [(alone.trains(n), alone.validates(n)) for n in (1, 2)] == [(True, True), (False, True)]
 
 
 # ---------------------------------------------------------------------------------- what is held out
