@@ -33,6 +33,9 @@ from peerlm.config import NodeSettings, Plan
 from peerlm.daemon import control
 from peerlm.daemon.answers import _bytes
 from peerlm.daemon.resolve import parse_address
+from peerlm.data import records
+from peerlm.data.passes import Lane, Passes
+from peerlm.data.records import Record
 from peerlm.errors import (
     AuthError,
     ChunkCorrupt,
@@ -95,7 +98,7 @@ class Decoder:
     form: Form
     samples: tuple[bytes, ...]
     read: Read
-    refuses: tuple[type[PeerlmError], ...] = ()
+    refuses: tuple[type[Exception], ...] = ()
     bytes_max: int = 64 * 1024
     """Of inputs: what the place it reads from lets through, where that is not too much to try."""
     heap_max: int = 64 << 20
@@ -495,6 +498,9 @@ def _kept() -> Iterator[Decoder]:
 
     body = (sealed.partition(b"\n")[2],)
     yield Decoder("store.manifest.hashed", Form.JSON, body, hashed, refuses)
+    known = [Record(Passes(_id(n) * 2, 40), (Lane(0, 3, n),)) for n in range(3)]
+    samples = (records.encode(known[:1]), records.encode(known, b"order"))
+    yield Decoder("data.records", Form.BYTES, samples, records.decode, (ValueError,))
 
 
 def _book() -> bytes:
@@ -593,7 +599,7 @@ def _worker_words() -> Iterator[protocol.Message]:
     yield protocol.Ready("cpu", 4)
     yield protocol.Boundary(fragment, 2, 40)
     yield protocol.Applied(fragment, 2)
-    yield protocol.Progress(40, 4096, None, 1000.0, 0, 1, finished=(1, 5))
+    yield protocol.Progress(40, 4096, None, 1000.0, 0, 1, texts=(_id(3) * 2,), finished=(0, 1, 5))
     yield protocol.Evaluated(math.nan, 3_100.0)
     yield protocol.Failed("out of memory")
 
@@ -659,6 +665,7 @@ def _written() -> Iterator[Decoder]:
         b"train.lr=1e-3",
         b"model.blocks=[attention]",
         b"model.tied=false",
+        b"data.source=swarm:plays*0.5",
     )
     yield Decoder("config.changes", Form.TOML, changes, _changed, (ConfigError,))
     logs = (

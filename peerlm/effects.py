@@ -403,6 +403,17 @@ class StartWorker(Effect):
     fresh: bool
     passes: bytes = b""
     """What of the text is read (`data.passes`), and what the worker before was in the midst of."""
+    absent: tuple[int, ...] = ()
+    """Shards of the plan's text that are not here yet, by their places in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TellShards(Effect):
+    """Which shards of its text the worker can read has changed."""
+
+    generation: int
+    absent: tuple[int, ...]
+    """As in `StartWorker`; all others are here."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -333,9 +333,11 @@ class CorpusReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class CorpusMissing(Event):
-    """These objects must be fetched from peers first."""
+    """These objects must be fetched from peers; all others that the plan names are on this disk and verified."""
 
     missing: tuple[ObjectHash, ...]
+    here: tuple[tuple[ObjectHash, int], ...] = ()
+    """(hash, bytes) of the others, to donate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,13 +385,15 @@ class WorkerProgressed(Event):
     """Microbatches that came to nothing; bytes between stages."""
     busy: float = 1.0
     """Share of the time in which it worked, since the last report; the rest it waited for others."""
-    text: bytes = b""
-    ranges: int = 0
-    """What it reads, and in how many ranges; 0: it reads none."""
+    texts: tuple[bytes, ...] = ()
+    ranges: tuple[int, ...] = ()
+    """What it reads, and in how many ranges each; none: it reads nothing."""
     finished: tuple[int, ...] = ()
-    """Pass and range of each that was finished since the last report."""
+    """Text (its place in `texts`), pass and range of each that was finished since the last report."""
     lanes: tuple[int, ...] = ()
-    """Pass, range and windows read, of each that it is in the midst of."""
+    """Text, pass, range and windows read, of each that it is in the midst of."""
+    order: bytes = b""
+    """How far the drawing from `texts` is (`data.records`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,6 +404,8 @@ class Evaluated(Event):
     """The swarm's tokens when the evaluated φ was copied."""
     noise_scale: float | None = None
     """Of θ's gradients, in tokens; None: not known."""
+    val_losses: tuple[float, ...] = ()
+    """Of each text that the worker reads; nan where nothing is held out."""
 
 
 @dataclass(frozen=True, slots=True)

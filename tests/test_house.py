@@ -45,7 +45,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "store": ({"wire"}, {"blake3", "numpy", "safetensors"}),
     "node": (
         {"wire", "events", "effects", "identity", "membership", "swarm", "mix", "store"}
-        | {"data.passes", "model.stages"},
+        | {"data.extents", "data.passes", "data.records", "model.stages"},
         set(),
     ),
     "observe": (set(), {"prometheus_client"}),

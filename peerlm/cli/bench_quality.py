@@ -225,7 +225,9 @@ def _prepared(
             plan.model.context,
             text,
         )
-    data = dataclasses.replace(plan.data, source=source, vocab=codec.vocab, shards=())
+    data = dataclasses.replace(
+        plan.data, source=source, vocab=codec.vocab, shards=(), shard_tokens=()
+    )
     return Setting(
         plan=dataclasses.replace(plan, data=data),
         shards=tuple(tuple(str(shard.path) for shard in cut) for cut in made),

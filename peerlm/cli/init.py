@@ -144,7 +144,7 @@ def _plan(name: str | None, preset: str, data: str | None, changes: dict[str, st
     """The plan as far as flags say it. `--name` and `--data` are short for two fields."""
     named = {"run.name": name, "data.source": data}
     flags = {field: value for field, value in named.items() if value is not None}
-    for field in ("data.shards", "data.vocab", "data.tokenizer"):
+    for field in ("data.shards", "data.shard_tokens", "data.vocab", "data.tokenizer"):
         if field in changes:
             raise ConfigError(f"--set {field}: it follows from --data and --tokenizer")
     plan = config.preset(preset)
@@ -242,8 +242,8 @@ def _with_corpus(
         plan.model.context,
         f"--data {plan.data.source}",
     )
-    hashes = tuple(shard.hash for shard in made)
-    return replace(plan, data=replace(plan.data, shards=hashes))
+    hashes, tokens = tuple(shard.hash for shard in made), tuple(shard.tokens for shard in made)
+    return replace(plan, data=replace(plan.data, shards=hashes, shard_tokens=tokens))
 
 
 def _check_local(settings: config.NodeSettings) -> None:

@@ -12,19 +12,17 @@ from peerlm import config
 from peerlm.cli.settings_text import explanation, parse_changes, toml_value
 from peerlm.cli.state import read_run, state_option
 from peerlm.config import Plan
+from peerlm.config.mixture import STORED, parse, shown
 from peerlm.errors import AuthError, ConfigError, StateError
 from peerlm.identity.root import RunRoot, SignedPlan
 from peerlm.store.disk import Layout, StateDirectory
-from peerlm.store.manifest import Kind
+from peerlm.store.manifest import Kind, Manifest
 
 CHANGEABLE = ("run.token_budget", "data.source", "data.val_fraction", "train", "mix", "swarm")
 """Sections and fields that a living run can change; another model is another run."""
 
-FOLLOW = {"data.shards": "data.source"}
+FOLLOW = dict.fromkeys(("data.shards", "data.shard_tokens", "data.parts"), "data.source")
 """What another field sets."""
-
-STORED = "swarm:"
-"""`data.source` = swarm:NAME is a corpus in the swarm's store."""
 
 SHARDS_MAX = 7000
 """So many fit a signed plan."""
@@ -88,14 +86,15 @@ def set_(layout: Layout, pairs: tuple[str, ...]) -> None:
     """Change fields of the living run: sign the next revision with the run's root key.
 
     A running daemon takes it over at once and the swarm learns it by gossip; without one it holds from
-    the next `peerlm up`. Of [run] the token budget can change, of [data] the text, to one in the swarm's store, and all of
-    [train], [mix] and [swarm] but mix.fragment_max. Raising the budget of a finished run makes it go on.
+    the next `peerlm up`. Of [run] the token budget can change, of [data] the text, to one in the swarm's store or a mixture
+    of several, and all of [train], [mix] and [swarm] but mix.fragment_max. Raising the budget of a finished run makes it go on.
 
     \b
     Examples:
       peerlm plan set run.token_budget=50_000_000
       peerlm plan set train.lr=0.01 mix.outer_momentum=0.3
       peerlm plan set data.source=swarm:laws
+      peerlm plan set 'data.source=swarm:laws*3+plays'     # three windows of laws for one of plays
     """
     from peerlm.cli.signer import require_root
 
@@ -146,31 +145,55 @@ def _next_revision(layout: Layout, root: RunRoot, changes: Mapping[str, str]) ->
             )
     old = current_plan(layout)
     if "data.source" in changes:
-        changes["data.shards"] = ",".join(_stored_shards(layout, changes["data.source"], old.plan))
+        stored = _stored_shards(layout, changes["data.source"], old.plan)
+        shards = [shard for of_one in stored for shard in of_one]
+        counts = [len(of_one) for of_one in stored] if len(stored) > 1 else []
+        changes["data.shards"] = ",".join(name for name, _ in shards)
+        changes["data.shard_tokens"] = ",".join(str(tokens) for _, tokens in shards)
+        changes["data.parts"] = ",".join(map(str, counts))
     new = config.with_changes(old.plan, changes, "plan set")
     if new == old.plan:
         raise ConfigError("plan set: the plan says so already; nothing is changed")
     return sign_plan(root, new, old.revision + 1)
 
 
-def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[str]:
-    """Hashes of a corpus in the swarm's store, if the run's model can learn from it.
+def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[tuple[str, int]]]:
+    """Hash and tokens of each shard of each corpus in the swarm's store that `source` names, if the run's model can learn
+    from it.
 
     Raises:
-        ConfigError: it is no corpus, of another tokenizer, or too large for a plan or too short to train on.
+        ConfigError: one is no corpus, of another tokenizer, too short to train on, or twice there; or they are too large
+            for a plan.
         StateError: there is none of that name, or no daemon.
     """
     from peerlm.cli.desk_here import open_desk
-    from peerlm.data.shards import TOKENIZER_FILE, require_one_batch
 
-    where = f"plan set: data.source = {source}"
+    where = f"plan set: data.source = {shown(source)}"
     if not source.startswith(STORED):
         raise ConfigError(
             f"{where}: a run that lives can only go on with text in its own store: peerlm data add URL --name NAME, "
             f"then data.source={STORED}NAME"
         )
+    named = [corpus.name for corpus in parse(source, where)]
+    found: dict[tuple[tuple[str, int], ...], str] = {}
     with open_desk(layout) as desk:
-        manifest = desk.manifest(source.removeprefix(STORED))
+        for name in named:
+            about = where if len(named) == 1 else f"{where}: {name}"
+            shards = tuple(_shards_of(desk.manifest(name), plan, about))
+            if shards in found:
+                raise ConfigError(
+                    f"{about}: is the same text as {found[shards]}; name one of them, with the weight of both"
+                )
+            found[shards] = name
+    if (count := sum(map(len, found))) > SHARDS_MAX:
+        raise ConfigError(f"{where}: {count} shards; a plan has room for {SHARDS_MAX}")
+    return [list(shards) for shards in found]
+
+
+def _shards_of(manifest: Manifest, plan: Plan, where: str) -> list[tuple[str, int]]:
+    """Hash and tokens of each of its shards, in order. Raises `ConfigError`: the run's model cannot learn from it."""
+    from peerlm.data.shards import TOKENIZER_FILE, require_one_batch, tokens_in
+
     meta = manifest.meta
     if manifest.kind != Kind.CORPUS:
         raise ConfigError(f"{where}: it is no corpus ({manifest.kind}); see `peerlm data ls`")
@@ -180,16 +203,16 @@ def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[str]:
                 f"{where}: made with {field} {str(meta.get(field))[:16]}, the run's is {str(mine)[:16]}; add the text again "
                 "without --tokenizer"
             )
-    shards = [
-        manifest.chunks_of(file)[0].hash.hex()
-        for file in manifest.files
-        if file.path != TOKENIZER_FILE
-    ]
-    if len(shards) > SHARDS_MAX:
-        raise ConfigError(f"{where}: {len(shards)} shards; a plan has room for {SHARDS_MAX}")
+    chunks = [manifest.chunks_of(file)[0] for file in manifest.files if file.path != TOKENIZER_FILE]
+    shards = [(chunk.hash.hex(), tokens_in(chunk.size, plan.data.vocab)) for chunk in chunks]
     batch, context, tokens = plan.train.batch, plan.model.context, meta.get("tokens")
     if type(tokens) is not int:
         raise ConfigError(f"{where}: its manifest does not say how many tokens it has")
+    if tokens != sum(each for _, each in shards):
+        raise ConfigError(
+            f"{where}: its manifest says {tokens} tokens, its shards have room for "
+            f"{sum(each for _, each in shards)}: add the text again"
+        )
     require_one_batch(tokens, plan.data.val_fraction, batch, context, where)
     return shards
 

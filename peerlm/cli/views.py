@@ -6,6 +6,7 @@ it is peers' text: it reaches the terminal without control characters and is no 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.bar import Bar
@@ -49,6 +50,7 @@ def facts(s: Status) -> list[tuple[str, str]]:
             f"{words.count(rate)}/s, {words.time_left(s['swarm_tokens'], s['token_budget'], rate)}",
         ),
         ("loss", f"{words.loss(s['loss'])} training, {words.loss(s['val_loss'])} validation"),
+        *_texts(s.get("data", {}).get("texts", ())),  # an older daemon has none
         ("worker", _worker(worker)),
         *([("batch", _batch(s["batch"]))] if "batch" in s else []),  # an older daemon has none
         ("mixing", f"{words.counts(mixing)}; distance {words.share(s['consensus_distance'])}"),
@@ -78,6 +80,18 @@ def facts(s: Status) -> list[tuple[str, str]]:
 
 def _no_address(dialled: Status) -> str:
     return "none: nobody can dial it, it dials out" if dialled["guarded"] else "not known yet"
+
+
+def _texts(texts: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Of a mixture: each text's share, where it is read, and its loss."""
+    if len(texts) < 2:
+        return []
+    lines = [
+        f"{t['name']} {100 * t['share']:.1f} %: pass {t['pass']}, {100 * t['position']:.1f} % read, "
+        f"loss {words.loss(t['val_loss'])}"
+        for t in texts
+    ]
+    return [("texts", "; ".join(lines))]
 
 
 def _stages(s: Status) -> list[tuple[str, str]]:

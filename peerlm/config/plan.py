@@ -78,7 +78,8 @@ class DataSection:
         "shipped",
         "Where the text came from: `shipped`, `local`, or an fsspec URL (file, "
         "directory, glob, http). With `local` each node trains on its own files "
-        "(data.local in node.toml), which never leave it.",
+        "(data.local in node.toml), which never leave it. In a living run: `swarm:NAME`, a corpus in the swarm's store, or "
+        "several with a weight each, `swarm:plays*3+news*1`.",
         allowed="non-empty",
         ok=bool,
     )
@@ -98,8 +99,22 @@ class DataSection:
         allowed="64 hex digits each, lower case",
         ok=lambda v: all(re.fullmatch("[0-9a-f]{64}", s) for s in v),
     )
+    shard_tokens: tuple[int, ...] = option(
+        (),
+        "Tokens of each of `shards`, in order; set with them. Where it says nothing, as in a plan "
+        "of an earlier release, nodes wait for all shards before they train.",
+        unit="tokens",
+        allowed="1 to 2^32 each",
+        ok=lambda v: all(1 <= n < 1 << 32 for n in v),
+    )
+    parts: tuple[int, ...] = option(
+        (),
+        "How many of `shards` are each corpus', where `source` names several; set with it.",
+        allowed="≥ 1 each",
+        ok=lambda v: all(n >= 1 for n in v),
+    )
     val_fraction: float = between(
-        0.0, 0.5, 0.05, "Share of the corpus, at its end, held out for validation."
+        0.0, 0.5, 0.05, "Share of the corpus (of each corpus), at its end, held out for validation."
     )
 
 

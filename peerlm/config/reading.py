@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar, get_type_hints
 
+from peerlm.config import mixture
 from peerlm.config.node import NodeSettings
 from peerlm.config.plan import PRESETS, Plan
 from peerlm.errors import ConfigError
@@ -21,6 +22,11 @@ INT_MAX = 2**62
 
 DOTS_MAX = 64
 """In one line of a settings file; ours have two. A key of n parts costs `tomllib` n² memory."""
+
+LISTS: dict[Any, str] = {
+    tuple[str, ...]: "list of strings",
+    tuple[int, ...]: "list of whole numbers",
+}
 
 SHOWN_CHARS_MAX = 120
 """Of a wrong value, in the line that complains of it."""
@@ -143,11 +149,17 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
         and all(isinstance(v, str) for v in value)
     ):
         return tuple(value)
+    if (
+        kind == tuple[int, ...]
+        and isinstance(value, list | tuple)
+        and all(type(v) is int and abs(v) < INT_MAX for v in value)
+    ):
+        return tuple(value)
     if kind is float and isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where} = {value!r}: must be finite")
     if kind in (int, float, str, bool) and type(value) is kind:
         return value
-    name = "list of strings" if kind == tuple[str, ...] else kind.__name__
+    name = LISTS.get(kind) or kind.__name__
     raise ConfigError(f"{where} = {_shown(value)}: must be {name}")
 
 
@@ -156,6 +168,11 @@ def _parse(kind: Any, text: str, where: str) -> Any:
         return text
     if kind == tuple[str, ...]:
         return tuple(part.strip() for part in text.strip("[]").split(",") if part.strip())
+    if kind == tuple[int, ...]:
+        parts = [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+        if not all(part.replace("_", "").isdecimal() for part in parts):
+            raise ConfigError(f"{where} = {_shown(text)}: must be {LISTS[kind]}")
+        return tuple(map(int, parts))
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -180,6 +197,8 @@ def _cut(text: str) -> str:
 
 def _check_plan(plan: Plan, where: str) -> None:
     """Rules that span fields."""
+    data = plan.data
+    mixture.check_parts(data.source, len(data.shards), data.parts, where)
     m, t, alpha, gamma = plan.model, plan.train, plan.mix.outer_momentum, plan.mix.gamma
     if m.dim % m.heads:
         raise ConfigError(
@@ -207,6 +226,12 @@ def _check_plan(plan: Plan, where: str) -> None:
         raise ConfigError(
             f"{where}: mix.inner_steps_min = {plan.mix.inner_steps_min} is above "
             f"mix.inner_steps_max = {plan.mix.inner_steps_max}"
+        )
+    data = plan.data
+    if data.shard_tokens and len(data.shard_tokens) != len(data.shards):
+        raise ConfigError(
+            f"{where}: data.shard_tokens has {len(data.shard_tokens)} entries, data.shards has "
+            f"{len(data.shards)}"
         )
     if t.batch % t.accumulate:
         raise ConfigError(

@@ -21,6 +21,7 @@ from peerlm import events
 from peerlm.config import NodeSettings, Plan
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.data import shards, tokenizer
+from peerlm.data.records import Part, parts_of
 from peerlm.effects import InstallObjects, Rehost, WriteSnapshot
 from peerlm.errors import ChunkCorrupt, ConfigError, PeerlmError, StateError, Vanished
 from peerlm.events import Event
@@ -286,15 +287,35 @@ class Keeping:
         wanted = (*token_shards, *others) if self._reads else others
         missing = tuple(h for h in wanted if not self._is_whole(h))
         if missing:
-            return events.CorpusMissing(missing)
+            gone = frozenset(missing)
+            here = tuple((h, self._objects.size_bytes(h)) for h in wanted if h not in gone)
+            absent = [number for number, h in enumerate(token_shards) if h in gone]
+            if self._reads and plan.data.shard_tokens and len(absent) < len(token_shards):
+                self._open(plan, absent)
+            return events.CorpusMissing(missing, here)
         if not self._reads:
             return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
         if plan.data.source == "local":
             self._prepare_local(plan)
-        corpus = shards.Corpus.open(self.corpus_paths(), plan.data.vocab, plan.data.val_fraction)
         batch = plan.train.batch * self._settings.train.local_workers
-        shards.require_one_batch(corpus.tokens, plan.data.val_fraction, batch, plan.model.context)
+        opened = self._open(plan)
+        for part, corpus in opened:
+            where = part.name if len(opened) > 1 else "corpus"
+            shards.require_one_batch(
+                corpus.tokens, plan.data.val_fraction, batch, plan.model.context, where
+            )
         return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
+
+    def _open(self, plan: Plan, absent: Collection[int] = ()) -> list[tuple[Part, shards.Corpus]]:
+        """Each text of the plan. Raises `ConfigError`, `ChunkCorrupt`: what is here is not what the plan says."""
+        data, paths = plan.data, self.corpus_paths()
+        sizes = () if data.source == "local" else data.shard_tokens
+        found = []
+        for part in parts_of(plan, [path.name for path in paths]):
+            own, gaps = slice(part.places.start, part.places.stop), part.own(absent)
+            corpus = shards.Corpus.open(paths[own], data.vocab, data.val_fraction, sizes[own], gaps)
+            found.append((part, corpus))
+        return found
 
     def _is_whole(self, object_hash: ObjectHash) -> bool:
         if not self._objects.has(object_hash):

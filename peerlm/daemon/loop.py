@@ -319,7 +319,9 @@ class Driver:
                 )
                 self._tasks.create_task(step)
             case fx.StartWorker():
-                self.worker.start(effect.generation, effect.fresh, effect.passes)
+                self.worker.start(effect.generation, effect.fresh, effect.passes, effect.absent)
+            case fx.TellShards():
+                self.worker.tell_shards(effect.generation, effect.absent)
             case fx.StopWorker():
                 self.worker.stop(effect.generation)
             case fx.SteerWorker():

@@ -48,8 +48,8 @@ from peerlm.daemon.sockets import is_free
 from peerlm.daemon.watch import history_of, keep_watch
 from peerlm.daemon.writers import require_packages
 from peerlm.daemon.writing import Writing
-from peerlm.data.passes import BYTES_MAX as PASSES_BYTES_MAX
-from peerlm.data.passes import decode as decode_passes
+from peerlm.data.records import BYTES_MAX as PASSES_BYTES_MAX
+from peerlm.data.records import decode as decode_passes
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, Unsaved, first_cause
 from peerlm.identity import files
 from peerlm.identity.chain import Chain, claimed_run

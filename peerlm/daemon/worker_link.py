@@ -87,15 +87,19 @@ class WorkerLink:
 
     # ------------------------------------------------------------------------------- effects
 
-    def start(self, generation: int, fresh: bool, passes: bytes = b"") -> None:
-        """Start a worker → `WorkerReady`, or `WorkerExited`. The one before must have exited."""
+    def start(
+        self, generation: int, fresh: bool, passes: bytes = b"", absent: tuple[int, ...] = ()
+    ) -> None:
+        """Start a worker → `WorkerReady`, or `WorkerExited`. The one before must have exited. `absent`: shards that are
+        not here yet."""
         assert self._worker is None, f"generation {self._worker.generation} is still here"
         try:
             self._worker = WorkerProcess(generation, held_fragments(self.plan, self._held))
         except OSError as error:
             self._post(events.WorkerExited(generation, f"worker cannot start: {error}"))
         else:
-            self._spawn(self._live(self._worker, fresh, passes))
+            setup = self._setup(self._worker, fresh, passes, absent)  # by the plan of now
+            self._spawn(self._live(self._worker, setup))
 
     def stop(self, generation: int) -> None:
         """Ask it to exit, then insist → `WorkerExited` within some six seconds."""
@@ -130,6 +134,11 @@ class WorkerLink:
                 passes,
             )
             worker.say(steer)
+
+    def tell_shards(self, generation: int, absent: tuple[int, ...]) -> None:
+        """All shards but these are here now."""
+        if (worker := self._current(generation)) is not None:
+            worker.say(protocol.Shards(absent))
 
     def hear(self, peer: PeerId, data: bytes) -> None:
         """A hop from another node's worker; lost if ours is not there."""
@@ -185,10 +194,10 @@ class WorkerLink:
 
     # ------------------------------------------------------------------------ a worker's life
 
-    async def _live(self, worker: WorkerProcess, fresh: bool, passes: bytes) -> None:
+    async def _live(self, worker: WorkerProcess, setup: protocol.Setup) -> None:
         """From spawn to exit. `WorkerExited` is the last event of its generation."""
         try:
-            error = await self._run(worker, fresh, passes)
+            error = await self._run(worker, setup)
         except OSError as failure:
             error = f"worker cannot start: {failure}"
         finally:
@@ -197,9 +206,9 @@ class WorkerLink:
             self._worker = None
         self._post(events.WorkerExited(worker.generation, "" if worker.asked_to_stop else error))
 
-    async def _run(self, worker: WorkerProcess, fresh: bool, passes: bytes) -> str:
+    async def _run(self, worker: WorkerProcess, setup: protocol.Setup) -> str:
         """What ended it, in one line. Raises `OSError` if it cannot be started."""
-        if not fresh:
+        if not setup.fresh:
             for fragment in self._slow:
                 slot = worker.memory.slow[fragment]
                 begin = partial(_begin, generation=worker.generation, slot=slot)
@@ -208,7 +217,7 @@ class WorkerLink:
         if self._is_over:  # meanwhile, when there was nothing to kill yet
             worker.signal(signal.SIGKILL)
         async with asyncio.TaskGroup() as tasks:
-            sending = tasks.create_task(worker.send_all(self._setup(worker, fresh, passes)))
+            sending = tasks.create_task(worker.send_all(setup))
             exiting = tasks.create_task(worker.wait_exit())
             await self._listen(worker)
             sending.cancel()
@@ -216,7 +225,9 @@ class WorkerLink:
             worker.signal(signal.SIGKILL)  # it has closed its end, and lingers
         return worker.last_words or _ending(exiting.result(), self._settings.limits.memory_bytes)
 
-    def _setup(self, worker: WorkerProcess, fresh: bool, passes: bytes) -> protocol.Setup:
+    def _setup(
+        self, worker: WorkerProcess, fresh: bool, passes: bytes, absent: tuple[int, ...]
+    ) -> protocol.Setup:
         return protocol.Setup(
             generation=worker.generation,
             fresh=fresh,
@@ -228,6 +239,7 @@ class WorkerLink:
             passes=passes,
             first_stage=self._held[0],
             last_stage=self._held[-1],
+            absent=absent,
         )
 
     async def _listen(self, worker: WorkerProcess) -> None:
@@ -258,10 +270,10 @@ class WorkerLink:
                 await self._deliver(worker, fragment)
             case protocol.Progress():
                 self._post(_progressed(generation, message))
-            case protocol.Evaluated(val_loss, noise_scale):
+            case protocol.Evaluated(val_loss, noise_scale, losses):
                 tokens, worker.evaluating = worker.evaluating, None
                 assert tokens is not None, "an evaluation nobody asked for"
-                self._post(events.Evaluated(generation, val_loss, tokens, noise_scale))
+                self._post(events.Evaluated(generation, val_loss, tokens, noise_scale, losses))
             case protocol.Drained():
                 self._post(events.WorkerDrained(generation))
             case protocol.Hop(peer, data):
@@ -357,8 +369,9 @@ def _progressed(generation: int, report: protocol.Progress) -> events.WorkerProg
         stream_sent=report.stream_sent,
         stream_received=report.stream_received,
         busy=report.busy,
-        text=report.text,
+        texts=report.texts,
         ranges=report.ranges,
         finished=report.finished,
         lanes=report.lanes,
+        order=report.order,
     )

@@ -32,6 +32,9 @@ NUMBER_MAX = 1 << 40
 
 LANES_MAX = 1 << 16
 
+NO_RANGE = (1 << 32) - 1
+"""The place of a lane that is in the midst of nothing: it keeps the order of the others."""
+
 TEXT_BYTES = 32
 _HEAD = struct.Struct("<32sIQHI")
 """Text, ranges, lowest pass, passes, lanes."""

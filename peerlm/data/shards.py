@@ -9,12 +9,15 @@ synced, renamed) and idempotent: the same text and tokenizer give the same files
 
 The last `val_fraction` of the tokens is held out for validation. No window of the one part touches
 the other.
+
+Where the plan says how many tokens each shard has, a corpus can be read while some of its shards are still to come: what it
+is cut into is the same, and what lies in them waits.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from peerlm.data.corpus import documents
+from peerlm.data.extents import held_out
 from peerlm.data.tokenizer import BYTES, TokenIds, Tokenizer, token_dtype
 from peerlm.errors import ChunkCorrupt, ConfigError
 from peerlm.store import disk
@@ -106,6 +110,11 @@ def shard_tokens_max(vocab: int) -> int:
     return (CHUNK_BYTES - HEADER.size) // token_dtype(vocab).itemsize
 
 
+def tokens_in(size_bytes: int, vocab: int) -> int:
+    """How many tokens a shard's file of this size has, if it is whole."""
+    return (size_bytes - HEADER.size) // token_dtype(vocab).itemsize
+
+
 def _write_shard(ids: TokenIds, vocab: int, out_dir: Path) -> ShardInfo:
     """Whole or not at all; nothing to do if the file is there already."""
     data = shard_bytes(ids, vocab)
@@ -171,7 +180,7 @@ def corpus_manifest(
 
 
 class Corpus:
-    """Shards in order, read as one long sequence of tokens. Safe to share between threads.
+    """Shards in order, read as one long sequence of tokens. Safe to share between threads once all of them are here.
 
     Raises:
         ConfigError: no shards; a file that is no shard; ids that do not fit `vocab`.
@@ -179,16 +188,53 @@ class Corpus:
     """
 
     def __init__(self, shards: Sequence[TokenIds], vocab: int, val_fraction: float) -> None:
-        self._shards = list(shards)
-        self._ends = np.cumsum([len(shard) for shard in shards])
-        self.vocab = vocab
-        self.tokens = int(self._ends[-1])
-        self.val_tokens = int(self.tokens * val_fraction)
-        self.train_tokens = self.tokens - self.val_tokens
+        tokens = [len(shard) for shard in shards]
+        self._begin(shards.__getitem__, tokens, vocab, val_fraction, ())
 
     @classmethod
-    def open(cls, paths: Sequence[Path], vocab: int, val_fraction: float = 0.0) -> Corpus:
-        """Map the shards at `paths` into memory, in this order. `vocab` is the plan's.
+    def arriving(
+        cls,
+        read: Callable[[int], TokenIds],
+        tokens: Sequence[int],
+        vocab: int,
+        val_fraction: float,
+        absent: Collection[int],
+    ) -> Corpus:
+        """One of which some shards are still to come. `read`: a shard that is here; `tokens`: of each shard; `absent`: which
+        are not here. Raises besides: ConfigError: a shard has other than its `tokens`."""
+        corpus = cls.__new__(cls)
+        corpus._begin(read, tokens, vocab, val_fraction, absent)
+        return corpus
+
+    def _begin(
+        self,
+        read: Callable[[int], TokenIds],
+        tokens: Sequence[int],
+        vocab: int,
+        val_fraction: float,
+        absent: Collection[int],
+    ) -> None:
+        self._read = read
+        self._counts = list(tokens)
+        self._ends = np.cumsum(self._counts)
+        self.vocab = vocab
+        self.tokens = int(self._ends[-1])
+        self.val_tokens = held_out(self.tokens, val_fraction)
+        self.train_tokens = self.tokens - self.val_tokens
+        self._shards: list[TokenIds | None] = [None] * len(self._counts)
+        self.absent_are(absent)
+
+    @classmethod
+    def open(
+        cls,
+        paths: Sequence[Path],
+        vocab: int,
+        val_fraction: float = 0.0,
+        tokens: Sequence[int] = (),
+        absent: Collection[int] = (),
+    ) -> Corpus:
+        """Map the shards at `paths` into memory, in this order. `vocab` is the plan's, and so are `tokens`, of each shard,
+        where it says them; then some may be `absent` for now.
 
         Headers and lengths are checked now; ids when they are read, since reading them all would
         cost a start of a large corpus minutes. That the bytes are those of the hash was checked
@@ -198,7 +244,52 @@ class Corpus:
             raise ConfigError(
                 "the corpus has no shards: data.shards is empty and no local text was given"
             )
-        return cls([_mapped(path, vocab) for path in paths], vocab, val_fraction)
+        if not tokens:
+            return cls([_mapped(path, vocab) for path in paths], vocab, val_fraction)
+        return cls.arriving(
+            lambda number: _mapped(paths[number], vocab), tokens, vocab, val_fraction, absent
+        )
+
+    # --------------------------------------------------------------------------- what is here
+
+    def absent_are(self, absent: Collection[int]) -> None:
+        """These shards are not here now, and all others are: read them from now on. Raises as the constructors."""
+        absent = set(absent)
+        for number, shard in enumerate(self._shards):
+            if number in absent:
+                self._shards[number] = None
+            elif shard is None:
+                self._shards[number] = self._opened(number)
+        gaps = [shard is None for shard in self._shards]
+        self.is_whole = not any(gaps)
+        """All shards are here."""
+        self._gaps_before = np.concatenate(([0], np.cumsum(gaps)))
+
+    def _opened(self, number: int) -> TokenIds:
+        shard = self._read(number)
+        if len(shard) != self._counts[number]:
+            raise ConfigError(
+                f"shard {number} of the corpus has {len(shard)} tokens, the plan's data.shard_tokens says "
+                f"{self._counts[number]}: set data.source once more"
+            )
+        return shard
+
+    def are_here(
+        self, starts: npt.NDArray[np.int64], stops: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Of each stretch of tokens, from `starts` to before `stops`, whether all of it can be read now."""
+        first = np.searchsorted(self._ends, starts, side="right")
+        last = np.searchsorted(self._ends, stops - 1, side="right")
+        here: npt.NDArray[np.bool_] = self._gaps_before[first] == self._gaps_before[last + 1]
+        return here
+
+    def is_here(self, start: int, stop: int) -> bool:
+        return bool(self.are_here(np.array([start]), np.array([stop]))[0])
+
+    @property
+    def has_held_out(self) -> bool:
+        """All text for validation is here, or there is none."""
+        return not self.val_tokens or self.is_here(self.train_tokens, self.tokens)
 
     def window(self, start: int, length: int) -> npt.NDArray[np.int64]:
         """Tokens `start` to `start + length`, shape (length,), across shards if need be.
@@ -213,6 +304,7 @@ class Corpus:
         index = int(np.searchsorted(self._ends, start, side="right"))
         while filled < length:
             shard = self._shards[index]
+            assert shard is not None, f"shard {index} is not here"
             at = start + filled - (int(self._ends[index]) - len(shard))
             part = shard[at : at + length - filled]
             ids[filled : filled + len(part)] = part
@@ -266,7 +358,7 @@ def require_one_batch(
         ConfigError: with the tokens there and the tokens needed.
     """
     window = context + 1
-    val = int(tokens * val_fraction)
+    val = held_out(tokens, val_fraction)
     train, need = tokens - val, (batch + 1) * window
     if train < need:
         raise ConfigError(

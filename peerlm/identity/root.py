@@ -82,8 +82,11 @@ class SignedPlan:
 
 
 def encode_plan(plan: config.Plan) -> bytes:
-    """The canonical bytes of a plan: sections and fields in alphabetical order."""
+    """The canonical bytes of a plan: sections and fields in alphabetical order. `data.parts` is there only where it says
+    something: a release that does not know of mixtures can read any other plan."""
     sections = config.to_dict(plan)
+    if not plan.data.parts:
+        del sections["data"]["parts"]
     return canonical.encode(
         {name: dict(sorted(sections[name].items())) for name in sorted(sections)}
     )

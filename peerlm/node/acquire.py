@@ -14,7 +14,7 @@ state is needed: that is the lifecycle's.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from peerlm.effects import CancelTransfer, Effect, InstallObjects, RunPull, Send
@@ -51,6 +51,9 @@ BARREN_S = 15.0
 SET_ASIDE_S = 60.0
 """Whoever had offered what then did not come is asked only if there is nobody else, for this long."""
 
+CORPUS_AGAIN_S = 5.0
+"""When nobody had what is left of the corpus, all are asked again after so long."""
+
 FAULTS = {
     "lost": Fault.LOST,
     "corrupt": Fault.CORRUPT,
@@ -75,6 +78,8 @@ class _Pull:
     start: StartPull
     keys: tuple[bytes, bytes]
     is_accepted: bool = False
+    size: int = 0
+    """Bytes, once that is agreed."""
 
 
 class Acquisition:
@@ -97,6 +102,8 @@ class Acquisition:
         self._pulls: dict[TransferId, _Pull] = {}
         self._corpus: Fetch | None = None
         self._corpus_hashes: tuple[ObjectHash, ...] = ()
+        self._corpus_came: list[tuple[ObjectHash, int]] = []
+        self._corpus_again_at: Instant | None = None
         self._state: Fetch | None = None
         self._gives: dict[PeerId, StateGive] = {}
         self._givers: dict[FragmentId, PeerId] = {}
@@ -116,12 +123,22 @@ class Acquisition:
 
     # --------------------------------------------------------------------------------- wishes
 
-    def want_corpus(self, missing: Sequence[ObjectHash], now: Instant) -> list[Effect]:
-        """Fetch these corpus objects from whoever is a donor. `corpus_arrived` tells the end."""
+    def want_corpus(
+        self, missing: Sequence[ObjectHash], last: Collection[ObjectHash], now: Instant
+    ) -> list[Effect]:
+        """Fetch these corpus objects from whoever is a donor, in place of those that were wanted before, and `last` the last.
+        `take_corpus` gives them as they come, and `corpus_arrived` tells the end."""
+        effects = [] if self._corpus is None else self._cancel(self._corpus)
         self._corpus_hashes = tuple(missing)
-        self._corpus = Fetch(dict.fromkeys(missing, 0), self._rng, now)
+        self._corpus = Fetch(dict.fromkeys(missing, 0), self._rng, now, last=last)
+        self._corpus_came = []
         self.corpus_arrived = False
-        return self._offer_corpus(now)
+        return [*effects, *self._offer_corpus(now)]
+
+    def take_corpus(self) -> tuple[tuple[ObjectHash, int], ...]:
+        """(hash, bytes) of what has come of the corpus since the last call, verified."""
+        came, self._corpus_came = tuple(self._corpus_came), []
+        return came
 
     def want_state(self, now: Instant) -> list[Effect]:
         """Fetch slow weights. `state_arrived` tells the end; then call `installation`."""
@@ -208,7 +225,7 @@ class Acquisition:
         if answer.verdict != "accept" or endpoint is None or (known and known != answer.size):
             fault = Fault.BUSY if answer.verdict == "busy" else Fault.MISSING
             return self._failed(pull, fault, now)
-        pull.is_accepted = True
+        pull.is_accepted, pull.size = True, answer.size
         run = RunPull(
             transfer=pull.start.transfer,
             peer=peer,
@@ -238,6 +255,8 @@ class Acquisition:
         if event.outcome != "ok":
             return self._failed(pull, FAULTS[event.outcome], now)
         del self._pulls[event.transfer]
+        if pull.fetch is self._corpus:
+            self._corpus_came.append((ObjectHash(pull.start.object_hash), pull.size))
         if pull.fetch is self._state:
             fragment = FragmentId(_fragment(pull.start))
             self._chosen[fragment] = self._offer_of(pull.start)
@@ -256,6 +275,7 @@ class Acquisition:
         for fetch in (self._corpus, self._state):
             if fetch is not None:
                 effects += self._carry(fetch, fetch.wake(now))
+        effects += self._offer_again(now)
         barren = self._barren_at is not None and self._barren_at <= now
         stuck = self._state is not None and self._state.phase is Phase.STUCK
         if stuck or (barren and not self.state_arrived):
@@ -266,7 +286,7 @@ class Acquisition:
 
     def deadline(self) -> Instant | None:
         due: Instant | None = None
-        for at in (self._ask_at, self._compare_until, self._barren_at):
+        for at in (self._ask_at, self._compare_until, self._barren_at, self._corpus_again_at):
             if at is not None and (due is None or at < due):
                 due = at
         for fetch in (self._corpus, self._state):
@@ -344,6 +364,18 @@ class Acquisition:
             for peer in self._donors:
                 effects += self._carry(self._corpus, self._corpus.donor_offers(peer, offers, now))
         return effects
+
+    def _offer_again(self, now: Instant) -> list[Effect]:
+        """Who had not what is left of the corpus may have it by now, having fetched it too."""
+        if self._corpus is None or self._corpus.phase is not Phase.STUCK or not self._donors:
+            self._corpus_again_at = None
+            return []
+        if self._corpus_again_at is None:
+            self._corpus_again_at = after(now, CORPUS_AGAIN_S)
+        if self._corpus_again_at > now:
+            return []
+        self._corpus_again_at = None
+        return self._offer_corpus(now)
 
     def _offer_of(self, start: StartPull) -> FragmentOffer:
         offers = self._gives[start.peer].fragments

@@ -7,6 +7,9 @@ a death only what the dead had not told yet is read again, and ranges that it wa
 Each word from a peer is taken as it is, within the few passes that are read at a time (`data.passes` says why that
 does). A node of a release that tells nothing reads its share unseen: those that are ahead of it read that too.
 
+Of a mixture each text has a record of its own, and a message is about one text. A new plan keeps the records of the texts
+that it names too.
+
 With `data.source = local` the record is this node's alone: kept, and never told or heard.
 """
 
@@ -15,6 +18,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from peerlm.config import Plan
 from peerlm.data.passes import (
@@ -22,12 +26,11 @@ from peerlm.data.passes import (
     RANGES_MAX,
     Lane,
     Passes,
-    decode,
     from_bytes,
     indices,
-    text_of,
     to_bytes,
 )
+from peerlm.data.records import Record, decode, encode, parts_of
 from peerlm.effects import Effect, Save, Send
 from peerlm.events import WorkerProgressed
 from peerlm.types import Instant, PeerId, after
@@ -38,106 +41,169 @@ TELL_PEERS = 16
 """News is told so often; among more trainers than these, as much rarer."""
 
 WHOLE_S = 10.0
-"""How often one of the others is told everything."""
+"""How often one of the others is told everything; of a mixture, of each text."""
 
 SAVE_S = 10.0
 
 LOCAL = "local"
 
 
+@dataclass(slots=True)
+class _Known:
+    """Of one text."""
+
+    passes: Passes
+    lanes: list[Lane] = field(default_factory=list)
+    new: dict[int, int] = field(default_factory=dict)
+    """Finished here, and not told yet."""
+
+    @property
+    def is_anything(self) -> bool:
+        return bool(self.passes.lowest or self.passes.numbers() or self.lanes)
+
+    def read(self, ranges: int, finished: Sequence[tuple[int, int]], lanes: list[Lane]) -> None:
+        """The worker has cut it into so many ranges, and finished these."""
+        if self.passes.ranges not in (0, ranges):
+            self.passes = Passes(self.passes.text)
+        if not self.passes.ranges:
+            self.passes.cut_into(ranges)
+        for number, index in finished:
+            new = self.passes.add(number, 1 << index)
+            if new:
+                self.new[number] = self.new.get(number, 0) | new
+        self.lanes = lanes
+
+    def all(self) -> list[RangesDone]:
+        """Words that say all that is known."""
+        if not self.is_anything:
+            return []
+        numbers = self.passes.numbers() or [self.passes.lowest]
+        return [word for n in numbers for word in self.word(n, self.passes.bits(n))]
+
+    def take_new(self) -> list[RangesDone]:
+        new, self.new = self.new, {}
+        return [word for number, bits in sorted(new.items()) for word in self.word(number, bits)]
+
+    def word(self, number: int, bits: int) -> list[RangesDone]:
+        """That these ranges are finished; none where there is no number to say it by."""
+        text, lowest = self.passes.text, self.passes.lowest
+        if lowest > NUMBER_MAX:
+            return []
+        raw = to_bytes(bits)
+        if 2 * bits.bit_count() < len(raw):
+            few = indices(bits)
+            return [RangesDone(text, lowest, number, b"", struct.pack(f"<{len(few)}H", *few))]
+        return [RangesDone(text, lowest, number, raw, b"")]
+
+
 class Coverage:
-    """Of one node. `kept`: what `Save("passes")` kept, or nothing; what is about another text than the plan's counts for
+    """Of one node. `kept`: what `Save("passes")` kept, or nothing; what is about other texts than the plan's counts for
     nothing."""
 
     def __init__(self, plan: Plan, kept: bytes, rng: random.Random, now: Instant) -> None:
         self._rng = rng
         self._is_alone = plan.data.source == LOCAL
-        self._lanes: list[Lane] = []
-        self._passes = Passes()
+        self._known: dict[bytes, _Known] = {}
+        """By text, in the plan's order; with a text of its own, that which the worker has named."""
+        self._order = b""
         if kept:
-            self._passes, self._lanes = decode(kept)
-        self._new: dict[int, int] = {}
-        """Finished here, and not told yet."""
+            found, self._order = decode(kept)
+            self._known = {
+                record.passes.text: _Known(record.passes, list(record.lanes)) for record in found
+            }
         self._is_saved = True
         self._tell_at, self._whole_at = after(now, TELL_S), after(now, WHOLE_S)
+        self._whole_turn = 0
         self._save_at = after(now, SAVE_S)
         self.use_plan(plan)
 
     def use_plan(self, plan: Plan) -> None:
-        """Other text begins anew. The worker goes on with the old until the new is here: what it says of that is void."""
+        """Texts that it did not have begin anew. The worker goes on with the old ones until the new are here: what it says of
+        those that are gone is void."""
         self._is_alone = plan.data.source == LOCAL
         if not self._is_alone:
-            self._read_about(text_of(plan.data.shards, plan))
+            self._read_about([part.text for part in parts_of(plan)])
 
-    def _read_about(self, text: bytes) -> None:
-        if text != self._passes.text:
-            self._passes, self._lanes, self._new = Passes(text), [], {}
+    def _read_about(self, texts: Sequence[bytes]) -> None:
+        known = self._known
+        self._known = {text: known.get(text) or _Known(Passes(text)) for text in texts}
 
     # -------------------------------------------------------------------------------- for a person
 
+    def positions(self) -> list[tuple[int, float]]:
+        """Of each text, in the plan's order: the lowest pass that is not over, and the share of its ranges that are
+        finished."""
+        return [(k.passes.lowest, k.passes.position) for k in self._known.values()]
+
     @property
     def number(self) -> int:
-        """The lowest pass that is not over."""
-        return self._passes.lowest
+        """The lowest pass that is not over, of the text that is least far."""
+        return min(self.positions(), default=(0, 0.0))[0]
 
     @property
     def position(self) -> float:
         """Share of its ranges that are finished."""
-        return self._passes.position
+        return min(self.positions(), default=(0, 0.0))[1]
 
     # -------------------------------------------------------------------------------- the worker
 
     def for_start(self) -> bytes:
         """What a new worker goes on from."""
-        return self._passes.encode(self._lanes) if self._is_known else b""
+        return self._encoded() if self._is_anything else b""
 
     def for_steering(self) -> bytes:
         """What the worker should know of the others."""
-        return self._passes.encode() if self._is_known and not self._is_alone else b""
+        if self._is_alone or not self._is_anything:
+            return b""
+        return encode([Record(known.passes) for known in self._known.values()])
+
+    def _encoded(self) -> bytes:
+        found = [Record(known.passes, known.lanes) for known in self._known.values()]
+        return encode(found, self._order)
 
     @property
-    def _is_known(self) -> bool:
-        return bool(self._passes.lowest or self._passes.numbers() or self._lanes)
+    def _is_anything(self) -> bool:
+        return any(known.is_anything for known in self._known.values())
 
     def read(self, event: WorkerProgressed) -> None:
         """The worker has finished ranges, and is in the midst of others."""
-        if not event.ranges:
+        if not event.texts:
             return
         if self._is_alone:
-            self._read_about(event.text)
-        if event.text != self._passes.text:
-            return
-        if self._passes.ranges not in (0, event.ranges):
-            self._passes = Passes(event.text)
-        if not self._passes.ranges:
-            self._passes.cut_into(event.ranges)
-        for number, index in zip(event.finished[::2], event.finished[1::2], strict=True):
-            new = self._passes.add(number, 1 << index)
-            if new:
-                self._new[number] = self._new.get(number, 0) | new
-        flat = iter(event.lanes)
-        self._lanes = [Lane(*lane) for lane in zip(flat, flat, flat, strict=True)]
-        self._is_saved = False
+            self._read_about(event.texts)
+        flat, finished = iter(event.finished), [list[tuple[int, int]]() for _ in event.texts]
+        for which, number, index in zip(flat, flat, flat, strict=True):
+            finished[which].append((number, index))
+        flat, lanes = iter(event.lanes), [list[Lane]() for _ in event.texts]
+        for which, *lane in zip(flat, flat, flat, flat, strict=True):
+            lanes[which].append(Lane(*lane))
+        for at, text in enumerate(event.texts):
+            if (known := self._known.get(text)) is not None:
+                known.read(event.ranges[at], finished[at], lanes[at])
+                self._is_saved = False
+        if event.texts == tuple(self._known):
+            self._order = event.order
 
     # --------------------------------------------------------------------------------- the others
 
     def heard(self, message: RangesDone) -> None:
         """A member that may train says what is finished."""
-        if self._is_alone or message.text != self._passes.text:
+        known = None if self._is_alone else self._known.get(message.text)
+        if known is None:
             return
-        before = self._passes.lowest
-        self._passes.reach(message.lowest)
+        before = known.passes.lowest
+        known.passes.reach(message.lowest)
         few = struct.unpack_from(f"<{len(message.few) // 2}H", message.few)
         raw = bytearray(RANGES_MAX // 8)
         for index in few:
             raw[index >> 3] |= 1 << (index & 7)
         bits = from_bytes(message.bits) | from_bytes(bytes(raw))
-        if self._passes.add(message.number, bits) or self._passes.lowest != before:
+        if known.passes.add(message.number, bits) or known.passes.lowest != before:
             self._is_saved = False
 
     def link_up(self, peer: PeerId) -> list[Effect]:
         """Somebody who may share the text is there: tell all that is known."""
-        return [Send(peer, message) for message in self._whole()]
+        return [Send(peer, word) for known in self._told() for word in known.all()]
 
     def wake(self, readers: Sequence[PeerId], now: Instant) -> list[Effect]:
         """Do what is due; call it a few times a second. `readers`: who shares the text with this node."""
@@ -146,9 +212,9 @@ class Coverage:
             self._tell_at = after(now, TELL_S * max(1.0, len(readers) / TELL_PEERS))
             effects += self._tell(readers)
         if self._whole_at <= now:
-            self._whole_at = after(now, WHOLE_S)
+            self._whole_at = after(now, WHOLE_S / max(1, len(self._known)))
             if readers:
-                effects += self.link_up(self._rng.choice(readers))
+                effects += self._tell_all_of_one(self._rng.choice(readers))
         if self._save_at <= now:
             self._save_at = after(now, SAVE_S)
             effects += self._save()
@@ -158,35 +224,24 @@ class Coverage:
         """The last word before this node goes."""
         return [*self._tell(readers), *self._save()]
 
+    def _told(self) -> list[_Known]:
+        """What others may hear."""
+        return [] if self._is_alone else list(self._known.values())
+
     def _tell(self, readers: Sequence[PeerId]) -> list[Effect]:
-        new, self._new = self._new, {}
-        if not self._may_tell:
+        words = [word for known in self._told() for word in known.take_new()]
+        return [Send(peer, word) for peer in readers for word in words]
+
+    def _tell_all_of_one(self, peer: PeerId) -> list[Effect]:
+        """Of one text after the other, lest what is told at once grow with the mixture."""
+        told = self._told()
+        if not told:
             return []
-        messages = [self._message(number, bits) for number, bits in sorted(new.items())]
-        return [Send(peer, message) for peer in readers for message in messages]
-
-    def _whole(self) -> list[RangesDone]:
-        if not (self._may_tell and self._is_known):
-            return []
-        numbers = self._passes.numbers() or [self._passes.lowest]
-        return [self._message(number, self._passes.bits(number)) for number in numbers]
-
-    @property
-    def _may_tell(self) -> bool:
-        return not self._is_alone and self._passes.lowest <= NUMBER_MAX
-
-    def _message(self, number: int, bits: int) -> RangesDone:
-        lowest = self._passes.lowest
-        raw = to_bytes(bits)
-        if 2 * bits.bit_count() < len(raw):
-            few = indices(bits)
-            return RangesDone(
-                self._passes.text, lowest, number, b"", struct.pack(f"<{len(few)}H", *few)
-            )
-        return RangesDone(self._passes.text, lowest, number, raw, b"")
+        self._whole_turn = (self._whole_turn + 1) % len(told)
+        return [Send(peer, word) for word in told[self._whole_turn].all()]
 
     def _save(self) -> list[Effect]:
         if self._is_saved:
             return []
         self._is_saved = True
-        return [Save("passes", self._passes.encode(self._lanes))]
+        return [Save("passes", self._encoded())]

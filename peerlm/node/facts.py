@@ -106,7 +106,8 @@ class Facts:
 
     @property
     def corpus_ready(self) -> bool:
-        return self._work.corpus_state == "ready"
+        """Some of the text at least can be read."""
+        return self._work.reading.can_train
 
     @property
     def may_train(self) -> bool:

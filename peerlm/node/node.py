@@ -343,8 +343,7 @@ class Node:
             case ev.CorpusMissing():
                 return work.corpus_missing(event, now)
             case ev.CorpusUnusable():
-                log = Log("error", "corpus_unusable", (("why", event.reason),))
-                return [log, *work.corpus("unusable", event.reason, now)]
+                return work.corpus_unusable(event.reason, now)
             case ev.StateInstalled():
                 return work.state_installed(event.origin, now)
             case ev.StateRejected():

@@ -101,6 +101,17 @@ class StoreSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class TextSummary:
+    """One of the texts that the run reads. `share`: of all windows; `val_loss`: None while it is not known."""
+
+    name: str
+    share: float
+    number: int
+    position: float
+    val_loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything `status` shows. Times in seconds, losses in nats per token."""
 
@@ -159,6 +170,12 @@ class Summary:
     """Tokens of a batch that would be half noise."""
     data_pass: int
     data_position: float
+    """Of the text that is least far."""
+    texts: tuple[TextSummary, ...]
+    shards: tuple[int, int]
+    """Of its text how many are here, of how many."""
+    arriving: str
+    """What it trains on while not all of its text is here; empty once it is."""
     fetched_bytes: int
     fetch_total_bytes: int
     snapshot_number: int
@@ -256,7 +273,22 @@ def as_json(s: Summary) -> dict[str, Any]:
             "nonfinite_steps": s.nonfinite_steps,
         },
         "batch": {"tokens": s.batch_tokens, "noise_scale": _rounded(s.noise_scale, 1)},
-        "data": {"pass": s.data_pass, "position": round(s.data_position, 4)},
+        "data": {
+            "pass": s.data_pass,
+            "position": round(s.data_position, 4),
+            "shards_here": s.shards[0],
+            "shards": s.shards[1],
+            "texts": [
+                {
+                    "name": text.name,
+                    "share": round(text.share, 6),
+                    "pass": text.number,
+                    "position": round(text.position, 4),
+                    "val_loss": text.val_loss,
+                }
+                for text in s.texts
+            ],
+        },
         "fetch": {"bytes": s.fetched_bytes, "total_bytes": s.fetch_total_bytes},
         "snapshot": {
             "number": s.snapshot_number,
@@ -322,14 +354,16 @@ def headline(s: Summary) -> str:
     line = f"{s.run_name}: {s.phase}, {s.swarm_tokens:,} tokens{done}, {alive} of {len(others)} others alive"
     if s.val_loss is not None:
         line += f", validation loss {s.val_loss:.3f}"
-    return line if s.participating else f"{line}; {why(s)[0]}"
+    if s.participating:
+        return "; ".join([line, *_arriving(s)])
+    return f"{line}; {why(s)[0]}"
 
 
 def why(s: Summary) -> list[str]:
     """Why this node is not mixing (or that it is), most important first. Never empty."""
     if s.shut_out and not s.participating:
         return [s.shut_out, *_own_state(s)]
-    lines = [*_own_state(s), *_company(s), *s.notes]
+    lines = [*_own_state(s), *_company(s), *_arriving(s), *s.notes]
     if s.participating and not lines:
         distance = "" if s.consensus_distance is None else f", distance {s.consensus_distance:.2%}"
         lines = [f"mixing: {s.exchanges.get('ok', 0)} exchanges done{distance}"]
@@ -337,6 +371,10 @@ def why(s: Summary) -> list[str]:
             lines = ["training its part; nobody else holds it, so there is nobody to mix with"]
     lines = lines or ["no exchange has finished lately; `peerlm peers` shows who is there"]
     return [*lines, *_reached(s.reached), *(f"the store: {line}" for line in s.store.wrong)]
+
+
+def _arriving(s: Summary) -> list[str]:
+    return [s.arriving] if s.arriving and s.phase == "training" else []
 
 
 def _reached(reached: Reached) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from peerlm import __version__
+from peerlm.data.records import parts_of
 from peerlm.membership.address_book import address_of
 from peerlm.membership.member import State
 from peerlm.node.company import Company
@@ -18,6 +19,7 @@ from peerlm.node.status import (
     StageSummary,
     StoreSummary,
     Summary,
+    TextSummary,
 )
 from peerlm.node.storing import Storing
 from peerlm.node.work import Work
@@ -92,6 +94,9 @@ def summarise(
         noise_scale=worker.noise_scale,
         data_pass=work.coverage.number,
         data_position=work.coverage.position,
+        texts=_texts(work),
+        shards=work.reading.shards,
+        arriving=work.reading.arriving,
         fetched_bytes=progress.bytes_done,
         fetch_total_bytes=progress.bytes_total,
         snapshot_number=work.snapshots.number,
@@ -104,6 +109,21 @@ def summarise(
         notes=(progress.trouble,) if progress.trouble else (),
         placement=_placement(placing, now) if placing else PlacementSummary(),
         store=_store(company, storing, jobs, others, now),
+    )
+
+
+def _texts(work: Work) -> tuple[TextSummary, ...]:
+    """What the plan names, with what is known of it; the worker may be at what an older plan named."""
+    parts, positions = parts_of(work.plan), work.coverage.positions()
+    if len(positions) != len(parts):
+        positions = [(0, 0.0)] * len(parts)
+    total, worker = sum(part.weight for part in parts), work.worker
+    losses = [worker.val_loss_of(part.text) for part in parts]
+    if len(parts) == 1:
+        losses = [worker.val_loss]
+    return tuple(
+        TextSummary(part.name, part.weight / total, *at, val_loss=loss)
+        for part, at, loss in zip(parts, positions, losses, strict=True)
     )
 
 

@@ -37,6 +37,7 @@ from peerlm.node.coverage import Coverage
 from peerlm.node.facts import Facts
 from peerlm.node.finals import Finals
 from peerlm.node.lifecycle import BEHIND_STEPS, FRESH_GRACE_S, NEXT, Phase, decide
+from peerlm.node.reading import Reading
 from peerlm.node.seen import Seen
 from peerlm.node.settling import Settling
 from peerlm.node.snapshots import Restored, Snapshots
@@ -127,9 +128,9 @@ class Work:
         self._rate_of = rate_of
         self._rng = rng
         self.started = now
-        self.corpus_state, self._corpus_reason = "unknown", ""
-        self._other_text = False
-        """The plan names other text than the worker reads, which goes on with the old until the new is here."""
+        self.reading = Reading(
+            plan, hosting.has_ends, self.worker, self.acquisition, self.snapshots, coverage
+        )
         self._outer_steps = 0
         self._steer_due = now
         self._model_due: Instant | None = None
@@ -154,10 +155,7 @@ class Work:
         effects += self.texts.see(seen, self._serves(), now)
         if seen.donors is not before.donors:
             effects += self.acquisition.donors_are(seen.donors, now)
-        if self.acquisition.corpus_arrived:
-            self.acquisition.corpus_arrived = False
-            effects.append(PrepareCorpus())
-        return effects + self.step(now)
+        return [*effects, *self.reading.look(), *self.step(now)]
 
     def step(self, now: Instant) -> list[Effect]:
         """Follow the facts from phase to phase until none follows, then keep the phase's duties."""
@@ -234,7 +232,7 @@ class Work:
             return [self.acquisition.installation()]
         if self.restored is not None:
             return [InstallSnapshot()]
-        return self.worker.start(self.coverage.for_start(), now, fresh=True)
+        return self.reading.start_worker(now, fresh=True)
 
     def _be_ready(self, left: Phase, now: Instant) -> list[Effect]:
         standing = self.exchanges.standing
@@ -249,7 +247,7 @@ class Work:
         if left is Phase.INSTALLING:
             self.snapshots.due = now
         if self.phase is Phase.TRAINING and self.worker.supervision.state == "off":
-            effects += self.worker.start(self.coverage.for_start(), now, fresh=False)
+            effects += self.reading.start_worker(now, fresh=False)
         return effects + self.steer(now)
 
     def _finish(self, now: Instant) -> list[Effect]:
@@ -271,7 +269,7 @@ class Work:
         is_training = self.phase is Phase.TRAINING
         if is_training:
             if self.worker.supervision.due(now):
-                effects += self.worker.start(self.coverage.for_start(), now, fresh=False)
+                effects += self.reading.start_worker(now, fresh=False)
         elif self.phase is Phase.SETTLING:
             effects += self._settle_on(now)
         elif self.phase is Phase.DONE:
@@ -280,7 +278,8 @@ class Work:
             effects += [*self.steer(now), *self._watch_worker(now)]
         if self.installed and self.snapshots.due <= now:
             effects += self._snapshot_unless_held(now)
-        if is_training and self.hosting.has_ends and not self.lacking():
+        can_evaluate = self.hosting.has_ends and self.reading.has_held_out
+        if is_training and can_evaluate and not self.lacking():
             tokens, every_s = self.seen.swarm_tokens, self.plan.train.val_every_s
             effects += self.worker.evaluate_if_due(every_s, tokens, now)
         return effects
@@ -384,26 +383,15 @@ class Work:
 
     # ----------------------------------------------------------------------- weights and worker
 
-    def corpus(self, state: str, reason: str, now: Instant) -> list[Effect]:
-        """The corpus is ready, missing or unusable. Who reads none may keep it for others all the same."""
-        self.corpus_state = state if self.hosting.has_ends else "ready"
-        self._corpus_reason = reason
-        return self.step(now)
-
     def corpus_ready(self, event: CorpusReady, now: Instant) -> list[Effect]:
-        self.snapshots.corpus = event.objects
-        effects = self.worker.restart() if self._other_text else []
-        self._other_text = False
-        return [*effects, *self.corpus("ready", "", now)]
+        return [*self.reading.ready(event), *self.step(now)]
 
     def corpus_missing(self, event: CorpusMissing, now: Instant) -> list[Effect]:
-        effects = self.acquisition.want_corpus(event.missing, now)
-        if self._other_text and self.corpus_state == "ready":
-            fields = (("objects", len(event.missing)),)
-            return [*effects, Log("info", "fetching_other_text", fields)]
-        return effects + self.corpus(
-            "missing", f"fetching {len(event.missing)} corpus objects", now
-        )
+        return [*self.reading.missing(event, now), *self.step(now)]
+
+    def corpus_unusable(self, reason: str, now: Instant) -> list[Effect]:
+        self.reading.unusable(reason)
+        return [Log("error", "corpus_unusable", (("why", reason),)), *self.step(now)]
 
     def state_installed(self, origin: str, now: Instant) -> list[Effect]:
         self.installed = True
@@ -561,8 +549,8 @@ class Work:
         if self.phase is Phase.STARTING:
             return "looking which stages of the model it should hold"
         if self.phase is Phase.SEEKING:
-            if self.origin and self.corpus_state != "ready":
-                return self._corpus_line()
+            if self.origin and not self.reading.can_train:
+                return self.reading.line
             if not self.hosting.is_whole and self.seen.swarm_tokens and self.seen.donors:
                 return (
                     "waiting for a member that has the weights of the stages this node is to hold"
@@ -578,13 +566,8 @@ class Work:
                 return "paused: `peerlm resume` goes on"
             if not self.may_train:
                 return "this node does not train (its role or node.toml train.enabled)"
-            return self._corpus_line()
+            return self.reading.line
         return ""
-
-    def _corpus_line(self) -> str:
-        return {"unknown": "checking the corpus", "ready": ""}.get(
-            self.corpus_state, self._corpus_reason
-        )
 
     def pause(self, paused: bool, now: Instant) -> list[Effect]:
         self.paused = paused
@@ -600,10 +583,7 @@ class Work:
         self.coverage.use_plan(plan.plan)
         # The worker reads the plan when it starts; the budget and H it is told as it goes.
         effects = self.worker.restart() if old.train != self.plan.train else []
-        if old.data.shards != self.plan.data.shards:
-            self._other_text = True
-            effects.append(PrepareCorpus())
-        return effects + self.step(now)
+        return [*effects, *self.reading.use_plan(old, self.plan), *self.step(now)]
 
     def model_failed(self, reason: str, now: Instant) -> list[Effect]:
         """The finished weights are safe in a snapshot; the model is written again later."""

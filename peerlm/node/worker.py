@@ -48,6 +48,8 @@ class Worker:
         """Trained on in this boot epoch."""
         self.loss: float | None = None
         self.val_loss: float | None = None
+        self.val_losses: dict[bytes, float] = {}
+        """Of each text of a mixture; nan where nothing is held out."""
         self.noise_scale: float | None = None
         """Of its gradients, in tokens."""
         self.tokens_per_s = 0.0
@@ -58,6 +60,8 @@ class Worker:
         """It has handed in its progress, and the outer steps that follow from it are taken."""
         self._rng = rng
         self._generation_tokens = 0
+        self._texts: tuple[bytes, ...] = ()
+        """What it reads, by its last word."""
         self._evaluate_due = now
         self._evaluating = False
         self._handed_in = False
@@ -66,9 +70,13 @@ class Worker:
 
     # ------------------------------------------------------------------------- what it is told
 
-    def start(self, passes: bytes, now: Instant, *, fresh: bool) -> list[Effect]:
-        """`fresh`: it is to make the initial weights. `passes`: what of the text is read."""
-        return [StartWorker(self.supervision.start(now), fresh=fresh, passes=passes)]
+    def start(
+        self, passes: bytes, absent: tuple[int, ...], now: Instant, *, fresh: bool
+    ) -> list[Effect]:
+        """`fresh`: it is to make the initial weights. `passes`: what of the text is read; `absent`: shards that are not
+        here."""
+        generation = self.supervision.start(now)
+        return [StartWorker(generation, fresh=fresh, passes=passes, absent=absent)]
 
     def stop(self) -> list[Effect]:
         """For good, until somebody starts one."""
@@ -166,6 +174,7 @@ class Worker:
         self.tokens_per_s, self.nonfinite_steps = event.tokens_per_s, event.nonfinite_steps
         self.stream_lost = event.stream_lost
         self.stream_bytes = (event.stream_sent, event.stream_received)
+        self._texts = event.texts
         self.supervision.progressed(event.loss, event.nonfinite_steps, now)
         return True
 
@@ -178,8 +187,14 @@ class Worker:
         if not math.isfinite(event.val_loss):
             return [Log("warning", "evaluated", (("why", "no held-out text, or φ is broken"),))]
         self.val_loss = event.val_loss
+        self.val_losses = dict(zip(self._texts, event.val_losses, strict=False))
         fields = (("val_loss", round(event.val_loss, 4)), ("tokens", event.tokens))
         return [Log("info", "evaluated", fields)]
+
+    def val_loss_of(self, text: bytes) -> float | None:
+        """Of one text of a mixture; None where it is not known."""
+        loss = self.val_losses.get(text, math.nan)
+        return loss if math.isfinite(loss) else None
 
     def handed_in(self) -> None:
         """All its progress is in boundaries by now."""

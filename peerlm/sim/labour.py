@@ -58,6 +58,8 @@ class Worker:
     tokens: int = 0
     reported: float = 0.0
     loss: float = 0.0
+    absent: tuple[int, ...] = ()
+    """Shards of the text that it knows not to be here."""
     applied: list[int] = field(default_factory=list)
     mail: list[tuple[FragmentId, Batch]] = field(default_factory=list)
     boundaries: dict[FragmentId, Vector] = field(default_factory=dict)
@@ -99,6 +101,8 @@ class Labour:
                 self._for_worker(effect.generation, STOP_S, lambda w: self.worker_ends(""))
             case fx.SteerWorker():
                 self._for_worker(effect.generation, 0.0, self._steer, effect)
+            case fx.TellShards():
+                self._for_worker(effect.generation, 0.0, self._see_shards, effect)
             case fx.EvaluateSlow():
                 self._for_worker(effect.generation, EVALUATION_S, self._evaluate, effect)
             case fx.DrainWorker():
@@ -113,7 +117,8 @@ class Labour:
                 wanted = [ObjectHash(bytes.fromhex(s)) for s in self.plan.data.shards]
                 missing = tuple(h for h in wanted if h not in disk.objects)
                 ready = ev.CorpusReady(tuple((h, len(disk.objects.get(h, b""))) for h in wanted))
-                event = ev.CorpusMissing(missing) if missing else ready
+                here = tuple((h, len(disk.objects[h])) for h in wanted if h in disk.objects)
+                event = ev.CorpusMissing(missing, here) if missing else ready
                 self.machine.later(WRITE_S, self.machine.post, event)
             case fx.InstallSnapshot():
                 self.machine.later(WRITE_S, self._install_snapshot)
@@ -152,6 +157,7 @@ class Labour:
         worker = Worker(
             effect.generation, pupil, Cadence(by_id(self.slow), self.plan.mix.inner_steps)
         )
+        worker.absent = effect.absent
         self.worker = worker
         if machine.fatal:
             self._for_worker(effect.generation, STOP_S, lambda w: self.worker_ends(machine.fatal))
@@ -174,6 +180,9 @@ class Labour:
         if self.worker is not None:
             generation, self.worker = self.worker.generation, None
             self.machine.post(ev.WorkerExited(generation, error))
+
+    def _see_shards(self, worker: Worker, effect: fx.TellShards) -> None:
+        worker.absent = effect.absent
 
     def _steer(self, worker: Worker, effect: fx.SteerWorker) -> None:
         worker.training, worker.swarm_tokens = effect.training, effect.swarm_tokens

@@ -73,7 +73,7 @@ class World:
     """Machines by number.
 
     Args:
-        plan: what to train; its `data` is replaced by a corpus of one small object.
+        plan: what to train; its `data` is replaced by a corpus of small objects.
         sizes: parameters in each fragment, for what transfers weigh; the learner's own by default.
         learner: what is learnt, and how many fragments there are.
         speed: tokens a second of each worker, of several for the machines in turn.
@@ -82,6 +82,7 @@ class World:
         tick_steps: inner steps between two looks of a worker at its mail. Daemons' workers look after
             every one; several at a time cost the simulator less.
         remembers: keep every effect on its machine, for tests.
+        shards: of the corpus. Of one the plan does not say how many tokens it has.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class World:
         scheduled: bool = False,
         tick_steps: int = TICK_STEPS,
         remembers: bool = False,
+        shards: int = 1,
     ) -> None:
         self.seed, self.remembers = seed, remembers
         self._speeds = (speed,) if isinstance(speed, int | float) else tuple(speed)
@@ -131,10 +133,13 @@ class World:
         self._entropy = random.Random(f"entropy {seed}").randbytes
         self.root = create_run("toy", self._entropy)
         self._inviter = root_inviter(self.root)
-        shard = ObjectHash(hashlib.blake2b(TEXT, digest_size=32).digest())
-        self.corpus = {shard: TEXT}
+        texts = [TEXT + b"%d" % number for number in range(shards)] if shards > 1 else [TEXT]
+        hashes = [hashlib.blake2b(text, digest_size=32).digest() for text in texts]
+        self.corpus = dict(zip(map(ObjectHash, hashes), texts, strict=True))
         given = plan_of() if plan is None else plan
-        given = with_changes(given, {"data.shards": (shard.hex(),)}, "world")
+        tokens = [len(text) for text in texts] if shards > 1 else []
+        data = {"data.shards": [name.hex() for name in self.corpus], "data.shard_tokens": tokens}
+        given = with_changes(given, data, "world")
         self.plan = self.sign(given, 1)
 
     # ------------------------------------------------------------------------------ what happens

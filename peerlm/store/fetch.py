@@ -16,7 +16,7 @@ Pure: it asks for pulls and is told how they went; it sees no bytes and reads no
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import exp, inf
@@ -163,14 +163,18 @@ class Fetch:
         rng: random.Random,
         now: Instant,
         limits: Limits = Limits(),
+        last: Collection[Key] = (),
     ) -> None:
-        """`wants`: key → size in bytes, 0 where only the donors know it."""
+        """`wants`: key → size in bytes, 0 where only the donors know it. `last`: of those that as many donors have these
+        come last."""
         self._limits = limits
         self._rng = rng
         self._sizes = dict(wants)
         lots = list(range(len(wants)))
         rng.shuffle(lots)
-        self._lot = dict(zip(wants, lots, strict=True))
+        late = frozenset(last)
+        drawn = zip(wants, lots, strict=True)
+        self._lot = {key: lot + len(lots) * (key in late) for key, lot in drawn}
         self._missing = dict.fromkeys(wants)
         self._donors: dict[PeerId, _Donor] = {}
         self._pulls: dict[TransferId, _Pull] = {}

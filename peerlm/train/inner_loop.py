@@ -14,17 +14,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from peerlm.config import NodeSettings, Plan
-from peerlm.data import passes
-from peerlm.data.loader import Loader
-from peerlm.data.shards import Corpus
+from peerlm.data import records
+from peerlm.data.mixture import Batch, Mixture, loss_of
 from peerlm.model import weights
 from peerlm.model.model import LanguageModel
 from peerlm.model.plan import FragmentSpec
@@ -73,7 +69,7 @@ class InnerLoop:
         self._learner = self._make_learner(device)
         self._hands = Hands(self._learner, fragments, memory, group)
         self._ranks = 1 if group is None else group.size
-        self._reader = self._make_loader() if self._reads else None
+        self._reader = self._make_mixture() if self._reads else None
         self._members: tuple[bytes, ...] = ()
         self._known = b""
         """What of the text is read, as last told."""
@@ -86,7 +82,9 @@ class InnerLoop:
         self._tokens_when_steered = 0
         self._cold_since = 0
         self._evaluated: LanguageModel | None = None
-        self._held_out: list[NDArray[np.int64]] | None = None
+        self._held_out: list[list[Batch]] | None = None
+        """Of each text."""
+        self._for_noise: list[Batch] = []
         self._noise = NoiseScale(plan.train.batch * plan.model.context)
         self._drawn = 1
 
@@ -96,21 +94,16 @@ class InnerLoop:
     def _make_learner(self, device: torch.device) -> Learner:
         return Learner(self._plan, device, compiled=self._settings.train.compile, group=self._group)
 
-    def _make_loader(self) -> Loader:
-        plan, setup = self._plan, self._setup
+    def _make_mixture(self) -> Mixture:
+        setup, rows = self._setup, self._ranks * self._plan.train.batch
         paths = [Path(path) for path in setup.corpus]
-        corpus = Corpus.open(paths, plan.data.vocab, plan.data.val_fraction)
-        whole = replace(plan, train=replace(plan.train, batch=self._ranks * plan.train.batch))
-        text = passes.text_of([path.name for path in paths], plan)
-        loader = Loader(corpus, whole, setup.peer, plan.run.rng_seed, text=text)
+        mixture = Mixture.open(paths, self._plan, setup.peer, rows, setup.absent)
         if setup.passes:
-            known, lanes = passes.decode(setup.passes)
-            if loader.hear(known):
-                loader.go_on(lanes)
-        return loader
+            mixture.go_on(*records.decode(setup.passes))
+        return mixture
 
     @property
-    def _loader(self) -> Loader:
+    def _text(self) -> Mixture:
         assert self._reader is not None, "who holds no ends reads nothing"
         return self._reader
 
@@ -134,12 +127,20 @@ class InnerLoop:
             for message in self._channel.receive(self._patience_s()):
                 self._take(message)
                 self._tell_landed()
-            if self._training and self._pace.is_due(time.monotonic()):
-                self._step()
+            if not self._training:
+                continue
+            if self._text.has_batch():
+                if self._pace.is_due(time.monotonic()):
+                    self._step()
+            else:
+                self._report_if_due()
 
     def _patience_s(self) -> float | None:
         """How long to wait for a message: not at all if a step is due, for ever if none will be."""
-        patience_s = self._pace.wait_s(time.monotonic()) if self._training else None
+        patience_s = None
+        if self._training:
+            has_text = self._text.has_batch()
+            patience_s = self._pace.wait_s(time.monotonic()) if has_text else REPORT_EVERY_S
         self._tell_landed(wait=patience_s != 0.0)
         return patience_s
 
@@ -149,6 +150,9 @@ class InnerLoop:
         match message:
             case protocol.Steer():
                 self._steer(message)
+            case protocol.Shards(absent):
+                if self._reader is not None:
+                    self._reader.absent_are(absent)
             case protocol.Correction(fragment, seq, kind):
                 self._correct(fragment, seq, kind)
             case protocol.BoundaryTaken(fragment):
@@ -156,8 +160,8 @@ class InnerLoop:
                 if self._draining:
                     self._go_on_draining()
             case protocol.Evaluate():
-                val_loss = self._evaluate_slow()
-                self._channel.send(protocol.Evaluated(val_loss, self._measure_noise()))
+                losses = self._evaluate_slow()
+                self._tell_losses(losses, self._measure_noise())
             case protocol.Drain():
                 self._keep_still()
                 self._draining = True
@@ -174,10 +178,10 @@ class InnerLoop:
             self._reader is not None and told.members != self._members
         ):  # sharing ranges out takes a while
             self._members = told.members
-            self._loader.set_members(told.members)
+            self._text.set_members(told.members)
         if self._reader is not None and told.passes and told.passes != self._known:
             self._known = told.passes
-            self._loader.hear(passes.decode(told.passes)[0])
+            self._text.hear(records.decode(told.passes)[0])
         self._swarm_tokens, self._tokens_when_steered = told.swarm_tokens, self._tally.tokens
         self._token_budget = told.token_budget
         self._cadence.change(told.inner_steps)
@@ -217,16 +221,14 @@ class InnerLoop:
     # -------------------------------------------------------------------------- inner steps
 
     def _step(self) -> None:
-        batch_BT1 = self._loader.next_batch()
+        batch_BT1 = self._text.next_batch()
         tokens = batch_BT1[:, 1:].size
         self._pace.began(time.monotonic(), tokens)
         result = self._hands.step(batch_BT1, self._asked_rate() * self._rewarm())
         self._tally.add(tokens, result.loss, result.finite)
         self._cadence.stepped()
         self._hand_in()
-        now = time.monotonic()
-        if now - self._tally.report_began >= REPORT_EVERY_S:
-            self._report(now)
+        self._report_if_due()
 
     def _asked_rate(self) -> float:
         """Share of the peak rate that the schedule has come to."""
@@ -246,41 +248,55 @@ class InnerLoop:
             self._cadence.handed_in(fragment)
         self._tell_landed()
 
+    def _report_if_due(self) -> None:
+        now = time.monotonic()
+        if now - self._tally.report_began >= REPORT_EVERY_S:
+            self._report(now)
+
     def _report(self, now: float) -> None:
         self._channel.send(self._progress(now))
         self._tally.begin_report(now)
 
     def _progress(self, now: float) -> protocol.Progress:
-        tally, loader = self._tally, self._loader
+        tally, read = self._tally, self._text.told(FINISHED_MAX)
         return protocol.Progress(
             steps=tally.steps,
             tokens=tally.tokens,
             loss=tally.loss(),
             tokens_per_s=tally.tokens_per_s(now),
             nonfinite_steps=tally.nonfinite_steps,
-            text=loader.passes.text,
-            ranges=loader.passes.ranges,
-            finished=tuple(n for done in loader.take_finished(FINISHED_MAX) for n in done),
-            lanes=tuple(n for lane in loader.lanes() for n in lane),
+            texts=read.texts,
+            ranges=read.ranges,
+            finished=read.finished,
+            lanes=read.lanes,
+            order=read.order,
         )
 
     # ------------------------------------------------------------------------------- φ itself
 
-    def _evaluate_slow(self) -> float:
-        """Loss of the φ that lies in shared memory, on held-out text. θ is not touched."""
+    def _tell_losses(self, losses: Sequence[float], noise: float | None) -> None:
+        """`losses`: of each text."""
+        val_loss = loss_of(losses, self._text.shares)
+        self._channel.send(protocol.Evaluated(val_loss, noise, tuple(losses)))
+
+    def _evaluate_slow(self) -> list[float]:
+        """Losses of the φ that lies in shared memory, on what is held out of each text. θ is not touched."""
         if self._evaluated is None:
             model = LanguageModel(self._plan.model, self._plan.data.vocab)
             self._evaluated = model.to(self._learner.device).requires_grad_(False)
-        if self._held_out is None:
+        if not (
+            self._held_out and all(self._held_out)
+        ):  # or some of it was still to come when it was last looked for
             train = self._plan.train
-            self._held_out = self._loader.validation_batches(train.val_batches, train.batch)
+            self._held_out = self._text.held_out(train.val_batches, train.batch)
+            self._for_noise = self._text.mixed(self._held_out, train.batch)
         for spec in self._fragments:
             weights.copy_in(self._evaluated, spec, self._memory.slow[spec.id])
-        return evaluate(self._evaluated, self._held_out)
+        return [evaluate(self._evaluated, batches) for batches in self._held_out]
 
     def _measure_noise(self) -> float | None:
         """The noise scale at θ. Held-out text is as noisy as any other, and is not used up by it."""
-        batches = self._held_out or []
+        batches = self._for_noise
         if self._ranks > 1 or len(batches) < 2:
             return None
         if self._noise.is_due():

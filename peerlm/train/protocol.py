@@ -70,6 +70,8 @@ class Setup(Message):
     first_stage: int = 0
     last_stage: int = 0
     """What of the model this node holds."""
+    absent: tuple[int, ...] = ()
+    """Of the shards, those that are not here yet, by their places in `corpus`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,14 @@ class Steer(Message):
     last_stages: tuple[int, ...] = ()
     passes: bytes = b""
     """What of the text is read by now; empty: nothing is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shards(Message):
+    """What shards of the text are here has changed."""
+
+    absent: tuple[int, ...]
+    """Places in `Setup.corpus` of those that are not. All others are, each at its path there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +219,15 @@ class Progress(Message):
     """Of a part of the model: microbatches that came to nothing, and bytes of hops."""
     busy: float = 1.0
     """Share of the time in which it worked, since the last report."""
-    text: bytes = b""
-    ranges: int = 0
-    """What it reads, as records have it (`data.passes.text_of`), and in how many ranges; 0: it reads none."""
+    texts: tuple[bytes, ...] = ()
+    ranges: tuple[int, ...] = ()
+    """What it reads, as records have it (`data.passes.text_of`), and in how many ranges each; none: it reads nothing."""
     finished: tuple[int, ...] = ()
-    """Pass and range of each that was finished since the last report, one after the other."""
+    """Text (its place in `texts`), pass and range of each that was finished since the last report, one after the other."""
     lanes: tuple[int, ...] = ()
-    """Pass, range and windows read, of each that it is in the midst of."""
+    """Text, pass, range and windows read, of each that it is in the midst of."""
+    order: bytes = b""
+    """How far the drawing from `texts` is (`data.records`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +236,8 @@ class Evaluated(Message):
     """nan if the corpus holds nothing out."""
     noise_scale: float | None
     """Tokens; None: not known."""
+    val_losses: tuple[float, ...] = ()
+    """Of each text, of which `val_loss` is the mean by their shares."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +357,8 @@ _FITS: dict[Any, Callable[[Any], bool]] = {
     bytes: lambda v: type(v) is bytes,
     tuple[str, ...]: lambda v: type(v) is tuple and all(type(item) is str for item in v),
     tuple[int, ...]: lambda v: type(v) is tuple and all(type(item) is int for item in v),
+    tuple[float, ...]: lambda v: type(v) is tuple and all(type(item) is float for item in v),
+    tuple[bytes, ...]: lambda v: type(v) is tuple and all(type(item) is bytes for item in v),
     tuple[PeerId, ...]: lambda v: type(v) is tuple and all(type(item) is bytes for item in v),
 }
 

@@ -36,7 +36,7 @@ from peerlm.train.protocol import Message, Setup
 from peerlm.train.routes import Routes
 from peerlm.train.shared import SharedMemory
 from peerlm.train.stage_learner import StageLearner
-from peerlm.train.trial import Trial
+from peerlm.train.trial import Piece, Trial
 from peerlm.types import Instant, PeerId
 
 LOOK_S = 0.25
@@ -81,7 +81,7 @@ class StageLoop(InnerLoop):
         self._passed_tokens, self._passed_then = 0, 0
         self._looked_at = 0.0
         self._trial: Trial | None = None
-        self._pieces: list[NDArray[np.int64]] | None = None
+        self._pieces: list[Piece] = []
         self._lost = 0
         self._bytes, self._busy_s = [0, 0], 0.0
         size = plan.train.batch // plan.train.accumulate * plan.model.context * plan.model.dim * 4
@@ -132,7 +132,8 @@ class StageLoop(InnerLoop):
         if self._round is not None:
             return self._round.may_enter
         now = time.monotonic()
-        return now >= self._not_before and self._pace.is_due(now)
+        is_due = now >= self._not_before and self._pace.is_due(now)
+        return is_due and self._text.has_batch()
 
     @property
     def _next_stage(self) -> int:
@@ -318,7 +319,7 @@ class StageLoop(InnerLoop):
 
     def _enter(self, now: Instant) -> None:
         if self._round is None:
-            batch_BT1 = self._loader.next_batch()
+            batch_BT1 = self._text.next_batch()
             self._pace.began(now, batch_BT1[:, 1:].size)
             self._parts = np.array_split(batch_BT1, self._plan.train.accumulate)
             self._round, self._losses = BatchRound(len(self._parts), self._number), {}
@@ -367,11 +368,16 @@ class StageLoop(InnerLoop):
 
     def _begin_trial(self) -> None:
         train = self._plan.train
-        if self._pieces is None:
-            batches = self._loader.validation_batches(train.val_batches, train.batch)
+        if {piece.text for piece in self._pieces} != set(range(len(self._text.shares))):
+            # Of some text there was nothing when it was last looked for: it may have been still to come.
             rows = max(1, train.batch // train.accumulate)
-            self._pieces = [b[at : at + rows] for b in batches for at in range(0, len(b), rows)]
-        self._trial = Trial(self._pieces)
+            self._pieces = [
+                Piece(text, batch[at : at + rows])
+                for text, batches in enumerate(self._text.held_out(train.val_batches, train.batch))
+                for batch in batches
+                for at in range(0, len(batch), rows)
+            ]
+        self._trial = Trial(self._pieces, len(self._text.shares))
         self._end_trial()
 
     def _try(self, now: Instant) -> None:
@@ -406,7 +412,7 @@ class StageLoop(InnerLoop):
             self._tell_trial(self._trial)
 
     def _tell_trial(self, trial: Trial) -> None:
-        self._channel.send(protocol.Evaluated(trial.loss(), None))
+        self._tell_losses(trial.losses(), None)
         self._trial = None
 
     # --------------------------------------------------------------------------------- what is lost

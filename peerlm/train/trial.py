@@ -7,6 +7,7 @@ piece that does not come around in time is left out. Pure.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +17,20 @@ from peerlm.types import Instant
 Tokens = NDArray[np.int64]
 
 
-class Trial:
-    """Of `pieces` (B, T + 1). `losses` of those that came around."""
+class Piece(NamedTuple):
+    text: int
+    """Which of the run's texts it is of."""
+    tokens: Tokens
+    """(B, T + 1)."""
 
-    def __init__(self, pieces: Sequence[Tokens]) -> None:
+
+class Trial:
+    """Of `pieces` of so many `texts`."""
+
+    def __init__(self, pieces: Sequence[Piece], texts: int = 1) -> None:
         self._left = list(pieces)
-        self._under_way: tuple[int, Tokens, Instant] | None = None
-        self.losses: list[float] = []
+        self._under_way: tuple[int, Piece, Instant] | None = None
+        self._losses: list[list[float]] = [[] for _ in range(texts)]
 
     @property
     def may_send(self) -> bool:
@@ -34,24 +42,26 @@ class Trial:
 
     def send(self, number: int, now: Instant) -> Tokens:
         """The next piece, which goes as `number`."""
-        tokens = self._left.pop()
-        self._under_way = (number, tokens, now)
-        return tokens
+        piece = self._left.pop()
+        self._under_way = (number, piece, now)
+        return piece.tokens
 
     def piece(self, number: int) -> Tokens | None:
         """What is under way as `number`."""
         known = self._under_way
-        return known[1] if known is not None and known[0] == number else None
+        return known[1].tokens if known is not None and known[0] == number else None
 
     def came_around(self, loss: float) -> None:
+        """What is under way did, with this loss."""
+        assert self._under_way is not None, "nothing was sent"
+        self._losses[self._under_way[1].text].append(loss)
         self._under_way = None
-        self.losses.append(loss)
 
     def look(self, now: Instant, patience_s: float) -> None:
         """Leave out what is late."""
         if self._under_way is not None and now - self._under_way[2] > patience_s:
             self._under_way = None
 
-    def loss(self) -> float:
-        """Mean over what came around; nan if nothing did."""
-        return float(np.mean(self.losses)) if self.losses else float("nan")
+    def losses(self) -> list[float]:
+        """Of each text, the mean over what came around; nan if nothing did."""
+        return [float(np.mean(losses)) if losses else float("nan") for losses in self._losses]

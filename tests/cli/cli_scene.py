@@ -10,7 +10,7 @@ from typing import Any
 
 from peerlm.daemon import control
 from peerlm.node.dial_back import Reached
-from peerlm.node.status import MemberSummary, Summary, as_json
+from peerlm.node.status import MemberSummary, Summary, TextSummary, as_json
 from peerlm.store.disk import Layout
 from peerlm.types import PeerId, RunId
 
@@ -154,6 +154,12 @@ def sample_summary(**changes: Any) -> Summary:
             noise_scale=31_000.0,
             data_pass=1,
             data_position=0.25,
+            texts=(
+                TextSummary("plays", 0.75, 1, 0.25, 1.8),
+                TextSummary("news", 0.25, 3, 0.5, None),
+            ),
+            shards=(3, 3),
+            arriving="",
             fetched_bytes=0,
             fetch_total_bytes=0,
             snapshot_number=4,

@@ -8,14 +8,18 @@ import os
 import re
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_scene import SMALL, Cli, FakeDaemon, answer_of, assert_one_line, member, sample_summary
 
+from peerlm.cli import desk_here
 from peerlm.cli.main import COMMANDS
 from peerlm.cli.plan import current_plan
 from peerlm.cli.state import read_run
+from peerlm.data.shards import corpus_manifest, shard_bytes, shard_fact
 from peerlm.errors import ConfigError
 from peerlm.identity import files
 from peerlm.identity.invite import enrol, make_invite, parse_token, root_inviter
@@ -23,6 +27,7 @@ from peerlm.identity.keys import NodeKeys
 from peerlm.identity.revocation import verify_revocation
 from peerlm.identity.root import verify_plan
 from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.manifest import Manifest
 from peerlm.types import Role, WallTime
 
 JOIN_LINE = re.compile(r"peerlm join tcp://(\S+) --token (peerlm1-[A-Za-z0-9_-]+)\n")
@@ -282,6 +287,42 @@ def test_plan_set_without_a_daemon_writes_it(peerlm: Cli, founded: Path) -> None
 def test_plan_set_refuses_what_a_living_run_cannot_do(
     peerlm: Cli, founded: Path, change: str, words: tuple[str, ...]
 ) -> None:
+    assert_one_line(peerlm("plan", "set", change, "--state", founded), 2, *words)
+
+
+class Desk:
+    """Stands in for a daemon that has one corpus in the store."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+
+    def __enter__(self) -> Desk:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        pass
+
+    def manifest(self, name: str) -> Manifest:
+        assert name == "laws"
+        return self._manifest
+
+
+def test_plan_set_takes_hashes_and_sizes_of_shards_from_the_store(
+    peerlm: Cli, founded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = [np.arange(n, dtype=np.uint16) % 256 for n in (5000, 5000, 70)]
+    facts = [shard_fact(shard_bytes(ids, 256), len(ids)) for ids in pieces]
+    manifest, _ = corpus_manifest(facts, None, 256, documents=3)
+    monkeypatch.setattr(desk_here, "open_desk", lambda layout: Desk(manifest))
+    change = "data.source=swarm:laws"
+    assert peerlm("plan", "set", change, "--state", founded).code == 0
+    data = current_plan(Layout(founded)).plan.data
+    assert data.shards == tuple(fact.hash.hex() for fact in facts)
+    assert data.shard_tokens == (5000, 5000, 70)
+
+    wrong = replace(manifest, meta={**manifest.meta, "tokens": 10_071})
+    monkeypatch.setattr(desk_here, "open_desk", lambda layout: Desk(wrong))
+    words = ("10071 tokens", "room for 10070")
     assert_one_line(peerlm("plan", "set", change, "--state", founded), 2, *words)
 
 

@@ -80,6 +80,7 @@ def test_in_a_pipe_status_is_plain_lines(peerlm: Cli, daemon: FakeDaemon) -> Non
         "01010101 of run plays (aaaaaaaa), training",
         "2.5 M of 20 M by the swarm (12.5 %), 1 M here; 5 k/s, about 58 min 20 s left",
         "1.750 training, 1.810 validation",
+        "plays 75.0 %: pass 1, 25.0 % read, loss 1.800; news 25.0 %: pass 3, 50.0 % read, loss –",
         "running on cpu, 2.5 k tokens/s, 1 thread; restarted 1 times, last: killed by signal 9",
         "12 ok, 2 busy, 1 timed out; distance 1.2 %",
         "12.3 MB sent, 11 MB received; all-reduce would have sent 99 MB",

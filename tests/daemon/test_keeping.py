@@ -105,6 +105,28 @@ def test_a_corpus_that_is_no_corpus_is_told(scene: Scene, monkeypatch: pytest.Mo
     assert scene.posted == [events.CorpusUnusable("shard x: shorter than a header")]
 
 
+def test_of_a_corpus_that_is_not_all_here_what_is_here_is_told(scene: Scene) -> None:
+    texts = [shards.shard_bytes(np.full(n, 7, np.uint16), 256) for n in (5000, 600, 400)]
+    names = [scene.objects.put(text) for text in texts]
+    sizes = {"data.shards": [n.hex() for n in names], "data.shard_tokens": [5000, 600, 400]}
+    root, plan = create_run("scene"), config.with_changes(scene.keeping.plan.plan, sizes, "scene")
+    scene.keeping.plan = sign_plan(root, plan, revision=2)
+    path = scene.objects.path(names[1])
+    path.write_bytes(texts[1][:-1] + b"x")  # it rots
+    asyncio.run(scene.keeping.prepare_corpus())
+    here = tuple((names[i], len(texts[i])) for i in (0, 2))
+    assert scene.posted == [events.CorpusMissing((names[1],), here)]
+    assert not path.exists()
+
+    scene.posted.clear()
+    wrong = config.with_changes(plan, {"data.shard_tokens": [5000, 600, 401]}, "scene")
+    scene.keeping.plan = sign_plan(root, wrong, revision=3)
+    asyncio.run(scene.keeping.prepare_corpus())
+    (told,) = scene.posted
+    assert isinstance(told, events.CorpusUnusable)
+    assert "shard 2 of the corpus has 400 tokens" in told.reason
+
+
 def test_state_that_an_interrupted_fetch_left_goes_and_the_corpus_stays(scene: Scene) -> None:
     left = scene.objects.put(b"a fragment of long ago")
     scene.keeping.drop_leftovers()

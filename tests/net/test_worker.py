@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import random
 import select
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
+from peerlm.daemon.worker_link import _progressed
+from peerlm.data.mixture import Mixture
+from peerlm.data.records import decode, parts_of
+from peerlm.data.shards import prepare
+from peerlm.data.tokenizer import ByteTokenizer
+from peerlm.node.coverage import Coverage
 from peerlm.train import protocol
-from peerlm.types import FragmentId
-from tests.net.tiny_run import settings, shards
+from peerlm.types import FragmentId, Instant
+from tests.net.tiny_run import ME, plan, settings, shards
 from tests.net.worker_scene import MODULE, Daemon, worker
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(60)]
@@ -55,6 +63,43 @@ def test_it_survives_a_theta_that_is_no_number_and_leaves_with_its_daemon(
         assert process.wait(timeout=2) == 0
 
 
+def test_it_learns_from_a_mixture_and_tells_what_another_can_go_on_from(
+    corpus: list[Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "letters.txt"
+    other.write_text("".join(chr(97 + n * n % 26) for n in range(30_000)))
+    more = [shard.path for shard in prepare(str(other), ByteTokenizer(), tmp_path / "shards")]
+    mixture = plan(
+        **{
+            "data.source": "swarm:plays*3+letters",
+            "data.shards": [path.name for path in (*corpus, *more)],
+            "data.parts": [len(corpus), len(more)],
+        }
+    )
+    texts = tuple(part.text for part in parts_of(mixture))
+    with worker([*corpus, *more], plan=mixture) as (daemon, _):
+        daemon.hear(protocol.Ready)
+        daemon.train()
+        before = daemon.hear(protocol.Progress, lambda m: len(m.finished) > 30)
+        daemon.channel.send(protocol.Evaluate())
+        said = daemon.hear(protocol.Evaluated)
+    assert before.texts == texts
+    assert {*before.finished[::3]} == {0, 1}, "of both"
+    assert len(said.val_losses) == 2
+    assert said.val_loss == pytest.approx(0.75 * said.val_losses[0] + 0.25 * said.val_losses[1])
+    kept = Coverage(mixture, b"", random.Random(1), Instant(0.0))
+    kept.read(_progressed(1, before))
+    drawn = np.frombuffer(before.order[32:], "<u8")
+    assert abs(drawn[0] - 3 * drawn[1]) < 4
+    again = Mixture.open([*corpus, *more], mixture, ME, mixture.train.batch)
+    again.go_on(*decode(kept.for_start()))
+    assert again.told().order == before.order
+    for _ in range(20):
+        again.next_batch()
+    first = set(zip(*[iter(before.finished)] * 3, strict=True))
+    assert first.isdisjoint(zip(*[iter(again.told().finished)] * 3, strict=True)), "nothing twice"
+
+
 def test_it_dies_with_a_daemon_that_is_killed_though_somebody_still_holds_the_socket(
     corpus: list[Path],
 ) -> None:
@@ -78,6 +123,39 @@ def test_it_dies_with_a_daemon_that_is_killed_though_somebody_still_holds_the_so
     assert select.select([child], [], [], 2)[0], "the worker outlived its daemon"
     os.close(child)
     daemon.close()
+
+
+def test_it_waits_for_shards_at_rest_and_is_stopped_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("To be, or not to be, that is the question.\n" * 1000)
+    made = prepare(str(tmp_path / "text.txt"), ByteTokenizer(), tmp_path / "shards", 15_000)
+    assert len(made) == 3
+    sizes = {"data.shards": [s.hash for s in made], "data.shard_tokens": [s.tokens for s in made]}
+    later = made[1].path.rename(tmp_path / "later")
+    with worker([s.path for s in made], plan(**sizes), absent=(0, 1, 2)) as (daemon, process):
+        daemon.hear(protocol.Ready)
+        daemon.train()
+        daemon.hear(protocol.Progress)
+        before = sum(psutil.Process(process.pid).cpu_times()[:2])
+        assert daemon.hear(protocol.Progress).steps == 0, "a sign of life, though it has no text"
+        assert sum(psutil.Process(process.pid).cpu_times()[:2]) - before < 0.3
+
+        later.rename(made[1].path)
+        daemon.channel.send(protocol.Shards((0, 2)))
+        report = daemon.hear(protocol.Progress, lambda m: m.loss is not None)
+        assert report.steps > 0
+        assert report.ranges == ((43_000 - 2_150) // 33 - 1,), "as if all of it were here"
+        daemon.channel.send(protocol.Evaluate())
+        assert np.isnan(daemon.hear(protocol.Evaluated).val_loss), "held-out text is not here"
+        daemon.channel.send(protocol.Shards(()))
+        daemon.channel.send(protocol.Evaluate())
+        assert np.isfinite(daemon.hear(protocol.Evaluated).val_loss)
+
+        daemon.channel.send(protocol.Shards((0, 1, 2)))
+        daemon.hear(protocol.Progress, lambda m: not m.lanes)
+        daemon.channel.send(protocol.Drain())
+        daemon.hear(protocol.Drained)
+        daemon.channel.send(protocol.Stop())
+        assert process.wait(timeout=5) == 0
 
 
 def test_too_little_memory_fails_in_one_line(corpus: list[Path]) -> None:

@@ -50,7 +50,12 @@ class Daemon:
         return process
 
     def set_up(
-        self, corpus: list[Path], node: NodeSettings, fresh: bool = True, plan: Plan = PLAN
+        self,
+        corpus: list[Path],
+        node: NodeSettings,
+        fresh: bool = True,
+        plan: Plan = PLAN,
+        absent: tuple[int, ...] = (),
     ) -> None:
         self.channel.send(
             protocol.Setup(
@@ -64,6 +69,7 @@ class Daemon:
                 passes=b"",
                 first_stage=self.held[0],
                 last_stage=self.held[-1],
+                absent=absent,
             )
         )
 
@@ -89,12 +95,16 @@ class Daemon:
 
 @contextmanager
 def worker(
-    corpus: list[Path], plan: Plan = PLAN, daemon: Daemon | None = None, **node: object
+    corpus: list[Path],
+    plan: Plan = PLAN,
+    daemon: Daemon | None = None,
+    absent: tuple[int, ...] = (),
+    **node: object,
 ) -> Iterator[tuple[Daemon, subprocess.Popen[bytes]]]:
     daemon = daemon or Daemon()
     process = daemon.start()
     try:
-        daemon.set_up(corpus, settings(**node), plan=plan)
+        daemon.set_up(corpus, settings(**node), plan=plan, absent=absent)
         yield daemon, process
     finally:
         process.kill()

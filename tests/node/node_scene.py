@@ -15,9 +15,11 @@ __all__ = ["DAY", "World"]
 class World(world.World):
     """`changes` are the plan's, by their dotted names. Every effect is remembered."""
 
-    def __init__(self, seed: int = 0, *, speed: float = 20_000.0, **changes: Any) -> None:
+    def __init__(
+        self, seed: int = 0, *, speed: float = 20_000.0, shards: int = 1, **changes: Any
+    ) -> None:
         plan = with_changes(Plan(), {**PLAN, **changes}, "world")
-        super().__init__(seed, plan=plan, speed=speed, remembers=True)
+        super().__init__(seed, plan=plan, speed=speed, remembers=True, shards=shards)
 
     def within(self, seconds: float, until: Callable[[], bool], claim: str) -> float:
         """`run`, where `until` must come true in time."""

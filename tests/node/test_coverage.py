@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import struct
 from collections import Counter
@@ -14,6 +15,8 @@ from peerlm.config import Plan, with_changes
 from peerlm.data import passes
 from peerlm.data.loader import Loader
 from peerlm.data.passes import PASSES_AHEAD, Passes, decode
+from peerlm.data.records import decode as decode_all
+from peerlm.data.records import parts_of
 from peerlm.data.shards import Corpus
 from peerlm.effects import Effect, Save, Send, StartWorker, SteerWorker
 from peerlm.events import WorkerProgressed
@@ -59,9 +62,19 @@ def progressed(
     ranges: int = RANGES,
     lanes: tuple[int, ...] = (),
 ) -> WorkerProgressed:
-    flat = tuple(number for done in finished for number in done)
+    flat = tuple(number for done in finished for number in (0, *done))
+    places = zip(*[iter(lanes)] * 3, strict=True)
     return WorkerProgressed(
-        1, 1, 1, None, 1.0, 0, text=text, ranges=ranges, finished=flat, lanes=lanes
+        1,
+        1,
+        1,
+        None,
+        1.0,
+        0,
+        texts=(text,),
+        ranges=(ranges,),
+        finished=flat,
+        lanes=tuple(number for place in places for number in (0, *place)),
     )
 
 
@@ -309,6 +322,58 @@ def test_before_the_worker_is_there_it_takes_others_words_and_passes_them_on() -
     assert (told.lowest, told.number, told.bits or told.few) == (3, 3, b"\x05")
     node.read(progressed((3, 1)))
     assert node.position == 3 / RANGES
+
+
+# --------------------------------------------------------------------------------------- a mixture
+
+MIXED = plan_of(**{"data.source": "swarm:plays*3+news", "data.parts": [1, 1]})
+PLAYS, NEWS = (part.text for part in parts_of(MIXED))
+
+
+def mixed(*finished: tuple[int, int, int], order: bytes = b"") -> WorkerProgressed:
+    return dataclasses.replace(
+        progressed(),
+        texts=(PLAYS, NEWS),
+        ranges=(RANGES, 7),
+        finished=tuple(number for done in finished for number in done),
+        lanes=(0, 0, 5, 1, 1, 0, 3, 0),
+        order=order,
+    )
+
+
+def test_each_text_of_a_mixture_has_a_record_of_its_own() -> None:
+    node, other = new_coverage(plan=MIXED), new_coverage(plan=MIXED)
+    node.read(mixed((0, 0, 1), (1, 0, 2), (1, 0, 4), order=b"drawn"))
+    told = messages(node.wake([peer_of(1)], Instant(TELL_S)))
+    assert {message.text for message in told} == {PLAYS, NEWS}
+    for message in told:
+        other.heard(message)
+    other.read(mixed())
+    assert other.positions() == node.positions() == [(0, 1 / RANGES), (0, 2 / 7)]
+    assert (node.number, node.position) == (0, 1 / RANGES)
+    wholes = [messages(node.wake([peer_of(1)], Instant(at))) for at in (10.0, 15.0)]
+    assert {message.text for whole in wholes for message in whole} == {PLAYS, NEWS}
+    assert [len(whole) for whole in wholes] == [1, 1], "one text at a time"
+    again = new_coverage(node.for_start(), plan=MIXED)
+    assert again.for_start() == node.for_start()
+    found, order = decode_all(again.for_start())
+    assert order == b"drawn"
+    assert [list(record.lanes) for record in found] == [[(0, 5, 1)], [(0, 3, 0)]]
+
+
+def test_a_text_that_a_new_plan_names_too_keeps_its_record() -> None:
+    node = new_coverage(plan=MIXED)
+    node.read(mixed((0, 0, 1), (1, 0, 2)))
+    changes = {"data.source": "swarm:laws+news*2", "data.shards": ["ef" * 32, SHARDS[1]]}
+    node.use_plan(with_changes(MIXED, changes, "test"))
+    assert node.positions() == [(0, 0.0), (0, 1 / 7)]
+    node.read(mixed((0, 0, 3), (1, 0, 6), order=b"old"))
+    assert node.positions() == [(0, 0.0), (0, 2 / 7)], "the worker is still at the old ones"
+    node.heard(RangesDone(PLAYS, 5, 5, b"\1", b""))
+    alone = {"data.source": "swarm:news", "data.shards": [SHARDS[1]], "data.parts": []}
+    node.use_plan(with_changes(MIXED, alone, "test"))
+    assert node.positions() == [(0, 2 / 7)]
+    assert decode(node.for_start())[0].text == NEWS
 
 
 # ------------------------------------------------------------------------------------ whole nodes

@@ -196,13 +196,17 @@ def test_a_node_that_missed_a_revision_learns_it_when_it_comes_back() -> None:
     assert world.summary(1).plan_revision == 2
 
 
-def test_other_text_is_fetched_while_the_old_is_read() -> None:
+def test_other_texts_are_fetched_while_the_old_one_is_read() -> None:
     world = run_of(3, **{"run.token_budget": 50_000_000})
     world.within(30, world.all_mixing, "all three")
     other = b"other text, from the store " * 40
     shard = ObjectHash(blake3(other).digest())
     world.machines[0].disk.objects[shard] = other
-    changes = {"data.source": "swarm:other", "data.shards": (shard.hex(),)}
+    changes = {
+        "data.source": "swarm:other*3+old",
+        "data.shards": (shard.hex(), *world.plan.plan.data.shards),
+        "data.parts": (1, 1),
+    }
     plan = with_changes(world.plan.plan, changes, "test")
     begun = len(world.machines[1].effects)
     world.machines[0].post(NewPlan(world.sign(plan, 2).blob))
@@ -215,6 +219,14 @@ def test_other_text_is_fetched_while_the_old_is_read() -> None:
     world.within(30, world.all_mixing, "they train on")
     since = [e for _, e in world.machines[1].effects[begun:]]
     assert not [e for e in since if isinstance(e, Log) and ("is", "ready") in e.fields]
+    texts = world.summary(1).texts
+    assert [(text.name, text.share) for text in texts] == [("other", 0.75), ("old", 0.25)]
+    begun = len(world.machines[1].effects)
+    world.machines[0].post(
+        NewPlan(world.sign(with_changes(plan, {"data.source": "swarm:other+old"}, "test"), 3).blob)
+    )
+    world.within(30, started, "a worker that draws by other weights")
+    assert [text.share for text in world.summary(1).texts] == [0.5, 0.5]
 
 
 def test_no_revision_changes_the_model_or_its_tokenizer() -> None:

@@ -25,6 +25,11 @@ ONE_OF_EACH: list[Message] = [
     protocol.Steer(
         True, 1 << 40, 1 << 41, (PeerId(b"a" * 16),), 20, (PeerId(b"b" * 16),), (1,), (2,), b"read"
     ),
+    protocol.Setup(
+        3, False, PeerId(b"p" * 16), b"plan", b"settings", ("/a", "/b"), 2, b"", 0, 1, (1,)
+    ),
+    protocol.Shards((1, 4, 40)),
+    protocol.Shards(()),
     protocol.ServeSetup(PeerId(b"p" * 16), b"plan", "/var/lib/peerlm", 1, 2, 32, 4),
     protocol.Hosts(PeerId(b"p" * 16), (PeerId(b"a" * 16), PeerId(b"b" * 16)), (0, 1), (0, 2)),
     protocol.Hop(PeerId(b"a" * 16), b"stream"),
@@ -40,10 +45,23 @@ ONE_OF_EACH: list[Message] = [
     protocol.Applied(FragmentId(1), 9),
     protocol.Progress(10, 20480, None, 1e5, 1),
     protocol.Progress(
-        10, 20480, 2.5, 1e5, 1, 3, 4, 5, 0.25, b"t" * 32, 900, (7, 21, 7, 22), (7, 23, 4)
+        10,
+        20480,
+        2.5,
+        1e5,
+        1,
+        3,
+        4,
+        5,
+        0.25,
+        (b"t" * 32, b"u" * 32),
+        (900, 40),
+        (0, 7, 21, 1, 7, 22),
+        (0, 7, 23, 4),
+        b"order",
     ),
     protocol.Evaluated(5.5, 3_100.0),
-    protocol.Evaluated(5.5, None),
+    protocol.Evaluated(5.5, None, (5.0, 6.0)),
     protocol.Drained(),
     protocol.Failed("DeviceLost: gone"),
 ]
@@ -88,9 +106,10 @@ def test_a_loss_that_is_no_number_is_still_reported() -> None:
         (body("Applied", 1, -1), "Applied.seq = -1"),
         (body("Applied", True, 1), "Applied.fragment = True"),
         (body("Ready", b"cpu", 1), "Ready.device"),
-        (body("Evaluated", 1, None), "Evaluated.val_loss"),
-        (body("Evaluated", None, None), "Evaluated.val_loss"),
-        (body("Evaluated", 1.5, "many"), "Evaluated.noise_scale"),
+        (body("Evaluated", 1, None, ()), "Evaluated.val_loss"),
+        (body("Evaluated", None, None, ()), "Evaluated.val_loss"),
+        (body("Evaluated", 1.5, "many", ()), "Evaluated.noise_scale"),
+        (body("Evaluated", 1.5, None, (1,)), "Evaluated.val_losses"),
         (body("Steer", 1, 0, 1, (), 20, (), (), (), b""), "Steer.training"),
         (body("Steer", True, 0, 1, ("text",), 20, (), (), (), b""), "Steer.members"),
     ],

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from peerlm.train.trial import Trial
+from peerlm.train.trial import Piece, Trial
 from peerlm.types import Instant
 
-PIECES = [np.full((2, 9), n) for n in range(3)]
+PIECES = [Piece(0, np.full((2, 9), n)) for n in range(3)]
 
 
 def test_pieces_go_one_at_a_time_and_their_mean_is_the_loss() -> None:
@@ -23,7 +23,7 @@ def test_pieces_go_one_at_a_time_and_their_mean_is_the_loss() -> None:
         assert trial.piece(number + 1) is None
         trial.came_around(loss)
     assert trial.is_over
-    assert trial.loss() == pytest.approx(3.0)
+    assert trial.losses() == [pytest.approx(3.0)]
 
 
 def test_what_is_late_is_left_out() -> None:
@@ -36,10 +36,20 @@ def test_what_is_late_is_left_out() -> None:
     trial.send(2, Instant(6.0))
     trial.came_around(2.5)
     assert trial.is_over
-    assert trial.loss() == 2.5
+    assert trial.losses() == [2.5]
 
 
 def test_without_text_there_is_no_loss() -> None:
     trial = Trial([])
     assert trial.is_over
-    assert math.isnan(trial.loss())
+    assert math.isnan(*trial.losses())
+
+
+def test_each_text_of_a_mixture_has_a_loss_of_its_own() -> None:
+    trial = Trial([PIECES[0], Piece(1, PIECES[1].tokens), PIECES[2]], texts=3)
+    for number, loss in enumerate((1.0, 2.0, 4.0)):
+        trial.send(number, Instant(0.0))
+        trial.came_around(loss)
+    *known, nothing = trial.losses()
+    assert known == [2.5, 2.0]
+    assert math.isnan(nothing), "nothing of it was sent"

@@ -1,0 +1,204 @@
+"""The text that this node's worker reads: what of the plan's is here, and what the worker is told of that.
+
+A worker need not wait for all of it. Where the plan says how many tokens each shard has, the worker starts as soon as one shard
+is here with text to train on, reads what lies in those that are here, and is told of each that comes. Held-out text may come
+later: until it is here nothing is evaluated. A node whose plan names other text than its worker reads has it go on with the
+old until then.
+
+Shards are fetched in an order that each node draws by lot, those that are only held out last. What this node is to read next
+would not tell one shard from another: the order of ranges in a pass is drawn from all of the text, so each shard has as many of them.
+And joiners that ask for different shards can give them to each other.
+"""
+
+from __future__ import annotations
+
+from peerlm.config import Plan
+from peerlm.data.extents import Extents
+from peerlm.effects import Effect, Log, PrepareCorpus, TellShards
+from peerlm.events import CorpusMissing, CorpusReady
+from peerlm.node.acquire import Acquisition
+from peerlm.node.coverage import Coverage
+from peerlm.node.snapshots import Snapshots
+from peerlm.node.worker import Worker
+from peerlm.types import Instant, ObjectHash
+
+
+class Reading:
+    """Of one node. `state`: unknown, missing, partial, ready or unusable.
+
+    Args:
+        reads: The worker reads text. Who reads none may keep it for others all the same, and is always ready.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        reads: bool,
+        worker: Worker,
+        acquisition: Acquisition,
+        snapshots: Snapshots,
+        coverage: Coverage,
+    ) -> None:
+        self._reads, self._worker, self._acquisition = reads, worker, acquisition
+        self._snapshots, self._coverage = snapshots, coverage
+        self.state, self._reason = "unknown", ""
+        self._is_other = False
+        """The plan names other text than the worker reads."""
+        self._reader = 0
+        """The generation of workers that was started on the plan's text."""
+        self._told: tuple[int, ...] = ()
+        """The shards that it takes for absent."""
+        self._names: tuple[ObjectHash, ...] = ()
+        self._missing: frozenset[ObjectHash] = frozenset()
+        self._extents: Extents | None = None
+        self.absent: tuple[int, ...] = ()
+        """Places of the shards that a worker is to wait for."""
+        self.shards = (0, 0)
+        """How many are here, of how many that this node reads."""
+        self._has_held_out = True
+        self._may_begin = False
+        """There is something to train on, and what else there will be is known."""
+        self._follow_plan(plan)
+
+    # -------------------------------------------------------------------------------- what is here
+
+    @property
+    def can_train(self) -> bool:
+        return self.state in ("ready", "partial")
+
+    @property
+    def has_held_out(self) -> bool:
+        """What there is of held-out text is here, as far as the worker's text is the plan's."""
+        return self._is_other or self._has_held_out
+
+    @property
+    def line(self) -> str:
+        """Why nothing can be read; empty if something can."""
+        if self.state == "unknown":
+            return "checking the corpus"
+        return "" if self.can_train else self._reason
+
+    @property
+    def arriving(self) -> str:
+        """What is trained on while not all of the plan's text is here, for people; empty once it is."""
+        here, total = self.shards
+        if here == total or not self.can_train:
+            return ""
+        if self._is_other:
+            return f"training on the text of before: {here} of {total} shards of the new are here"
+        line = f"training on {here} of {total} shards, the rest is being fetched"
+        return line if self.has_held_out else f"{line}; validation waits for its text"
+
+    # ------------------------------------------------------------------------------------- events
+
+    def use_plan(self, old: Plan, new: Plan) -> list[Effect]:
+        self._follow_plan(new)
+        if old.data.shards == new.data.shards:
+            # Other weights of the same corpora, say: the worker reads otherwise at once, unless a new one comes anyway.
+            is_cut_anew = old.data != new.data and old.train == new.train and not self._is_other
+            return self._worker.restart() if is_cut_anew else []
+        self._is_other, self._reader = True, 0
+        return [PrepareCorpus()]
+
+    def ready(self, event: CorpusReady) -> list[Effect]:
+        """All of it is here."""
+        self._snapshots.corpus = event.objects
+        self._lack(frozenset())
+        effects = self._leave_other()
+        self.state = "ready"
+        return [*effects, *self._tell()]
+
+    def missing(self, event: CorpusMissing, now: Instant) -> list[Effect]:
+        """Fetch it, and begin with what is here if that will do."""
+        self._snapshots.corpus = event.here
+        self._lack(frozenset(event.missing))
+        effects = self._acquisition.want_corpus(event.missing, self._only_held_out(), now)
+        self._reason = f"fetching {len(event.missing)} corpus objects"
+        if not self._reads:
+            self.state = "ready"
+        elif self._may_begin:
+            effects += self._begin()
+        elif self._is_other and self.can_train:
+            effects.append(Log("info", "fetching_other_text", (("objects", len(event.missing)),)))
+        else:
+            self.state = "missing"
+        return effects
+
+    def unusable(self, reason: str) -> None:
+        """A person must act."""
+        self.state, self._reason = "unusable" if self._reads else "ready", reason
+
+    def look(self) -> list[Effect]:
+        """Take what has been fetched since the last look."""
+        effects: list[Effect] = []
+        if came := self._acquisition.take_corpus():
+            self._snapshots.corpus += came
+            self._lack(self._missing - {name for name, _ in came})
+            if self._may_begin and self.state != "unusable":
+                effects += self._begin()
+        if self._acquisition.corpus_arrived:
+            self._acquisition.corpus_arrived = False
+            effects.append(PrepareCorpus())
+        return effects
+
+    def start_worker(self, now: Instant, *, fresh: bool) -> list[Effect]:
+        """On the plan's text, or what of it is here."""
+        passes, absent = self._coverage.for_start(), self.absent
+        effects = self._worker.start(passes, absent, now, fresh=fresh)
+        self._reader, self._told = self._worker.supervision.generation, absent
+        if self._extents is not None:
+            self._is_other = False
+        return effects
+
+    # ------------------------------------------------------------------------------------ private
+
+    def _follow_plan(self, plan: Plan) -> None:
+        data, names = plan.data, tuple(ObjectHash(bytes.fromhex(n)) for n in plan.data.shards)
+        self._extents = None
+        if data.shard_tokens:
+            self._extents = Extents(data.shard_tokens, data.val_fraction, data.parts)
+        missing = self._missing if names == self._names else frozenset(names)
+        self._names = names
+        self._lack(missing)
+
+    def _lack(self, missing: frozenset[ObjectHash]) -> None:
+        """These are not here, and all others are."""
+        self._missing = missing
+        if not self._reads:
+            return
+        total, extents = len(self._names), self._extents
+        absent = tuple(place for place, name in enumerate(self._names) if name in missing)
+        self.shards = (total - len(absent), total)
+        self.absent, self._has_held_out, self._may_begin = (), True, False
+        if extents is not None:
+            gone = frozenset(absent)
+            self.absent = absent
+            self._has_held_out = not any(map(extents.validates, absent))
+            self._may_begin = any(extents.trains(n) for n in range(total) if n not in gone)
+
+    def _begin(self) -> list[Effect]:
+        """Some of it can be read: by a new worker if the present one reads other text."""
+        effects = self._leave_other()
+        if self.state != "partial":
+            self.state = "partial"
+            here, total = self.shards
+            effects.append(Log("info", "reading_shards", (("here", here), ("of", total))))
+        return [*effects, *self._tell()]
+
+    def _leave_other(self) -> list[Effect]:
+        was_other, self._is_other = self._is_other, False
+        return self._worker.restart() if was_other else []
+
+    def _tell(self) -> list[Effect]:
+        absent, supervision = self.absent, self._worker.supervision
+        is_there = supervision.state in ("starting", "running")
+        if not is_there or self._reader != supervision.generation or absent == self._told:
+            return []
+        self._told = absent
+        return [TellShards(supervision.generation, absent)]
+
+    def _only_held_out(self) -> tuple[ObjectHash, ...]:
+        extents = self._extents
+        if extents is None:
+            return ()
+        return tuple(n for place, n in enumerate(self._names) if not extents.trains(place))
