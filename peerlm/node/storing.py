@@ -37,6 +37,7 @@ from peerlm.events import (
     PullProgressed,
 )
 from peerlm.node.ceiling import Ceiling
+from peerlm.node.dropping import Dropping
 from peerlm.node.keepers import Keepers
 from peerlm.node.leftovers import Leftovers
 from peerlm.node.makers import Makers
@@ -44,7 +45,7 @@ from peerlm.node.proofs import Proofs
 from peerlm.node.pulls import Pulls
 from peerlm.node.register import Author, Register, Spread, Writing, as_kept, read_kept
 from peerlm.node.stored import Offer, Standing, Stored
-from peerlm.node.survey import Survey, bits_of
+from peerlm.node.survey import Survey, Surveys, bits_of
 from peerlm.store.catalog import CHUNKS_MAX, Catalog, StoreNode
 from peerlm.store.manifest import Chunk
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime, after, short
@@ -84,8 +85,6 @@ SAVE_S = 1.0
 
 SWEEP_S = 30.0
 """How often it is looked what could be dropped."""
-
-DROPPED_AT_ONCE = 1024
 
 NEVER = Instant(inf)
 
@@ -137,10 +136,9 @@ class Storing:
         self._named = 0
         """Manifests that living names stand for."""
         self._fresh = Makers(me)
-        self._surveys: list[Survey] = []
-        self._dropping: Survey | None = None
         self._leftovers = Leftovers(settings.keep_s)
-        self._next_number = 0
+        self._surveys = Surveys()
+        self._dropping = Dropping(self.catalog, self._leftovers, self._surveys, self._is_used)
         self._proofs = Proofs(self.catalog, rng, now)
         self._ceiling = Ceiling(settings.repair_bytes_s, now)
         self._is_full = self._hurry = False
@@ -173,8 +171,7 @@ class Storing:
         for peer in self._live:
             if peer not in live:
                 effects += self._pulls.peer_gone(peer, now)
-                for survey in self._all_surveys():
-                    survey.gone(peer)
+                self._surveys.gone(peer)
         if not live.keys() <= set(self._live):
             self._nowhere.clear()  # who came may have it
         self._keepers.are(live, now)
@@ -440,31 +437,17 @@ class Storing:
     # ------------------------------------------------------------------------------------ dropping
 
     def _sweep(self, now: Instant) -> list[Effect]:
-        """Ask who else keeps what is not due here; what enough others keep is dropped."""
+        """Drop what may go; ask who else keeps what is not due here."""
         self._sweep_at = after(now, SWEEP_S)
         self._fresh.expire(now)
-        effects = self._drop_unreferenced(now)
-        if self._dropping is not None or not self._live:
-            return effects
-        self._leftovers.settle(self.catalog.is_due)
-        surplus = self._unused(self.catalog.surplus())
-        going = self._leftovers.surplus_to_go(surplus, now, is_full=self._is_full)
-        if surplus := self._unused(going):
-            self._dropping = self._survey(surplus[:DROPPED_AT_ONCE], is_due=True)
-            effects += self._dropping.start(now)
-        return effects
-
-    def _unused(self, hashes: Iterable[ObjectHash]) -> list[ObjectHash]:
-        used = (self.pinned, self._readers)
-        return [h for h in hashes if not any(h in those for those in used) and not self.is_held(h)]
-
-    def _drop_unreferenced(self, now: Instant) -> list[Effect]:
-        """What is in no manifest that a living name stands for, and is no such manifest."""
         manifests = {ObjectHash(entry.record.manifest) for entry in self.register.living()}
-        if manifests - self.catalog.manifests:
-            return []  # it may be in one that is not known yet
-        loose = self._unused(h for h in self.catalog.unreferenced() if h not in manifests)
-        return self._drop(self._leftovers.loose_to_go(loose, now)[:DROPPED_AT_ONCE])
+        effects = self._drop(self._dropping.loose(manifests, now))
+        asked = self._dropping.ask(self._live, self._trusted(), now, is_full=self._is_full)
+        return [*effects, *asked]
+
+    def _is_used(self, object_hash: ObjectHash) -> bool:
+        used = object_hash in self.pinned or object_hash in self._readers
+        return used or self.is_held(object_hash)
 
     def _drop(self, doomed: Iterable[ObjectHash]) -> list[Effect]:
         hashes = tuple(doomed)
@@ -472,50 +455,27 @@ class Storing:
             self._lose(object_hash)
         return [DropChunks(hashes)] if hashes else []
 
-    def _surveyed(self) -> list[Effect]:
-        """What follows from surveys that are done."""
-        done = [survey for survey in self._surveys if survey.is_done]
-        self._surveys = [survey for survey in self._surveys if not survey.is_done]
-        told: list[Effect] = [TellSurveyed(survey.number) for survey in done]
-        return [*told, *self._drop_surveyed()]
-
-    def _drop_surveyed(self) -> list[Effect]:
-        if self._dropping is None or not self._dropping.is_done:
-            return []
-        survey, self._dropping = self._dropping, None
-        enough = [
-            object_hash
-            for object_hash, count in zip(survey.hashes, survey.counts, strict=True)
-            if count >= self._enough(object_hash) and not self.catalog.is_due(object_hash)
-        ]
-        return self._drop(enough)
-
-    def _enough(self, object_hash: ObjectHash) -> int:
-        """Others that have it as their own to keep before it goes: as many as should; of what was only read here, no more
-        than there are."""
-        replicas = self.catalog.replicas(object_hash)
-        if self._leftovers.is_borrowed(object_hash):
-            return max(1, min(len(self.catalog.owners(object_hash)), replicas))
-        return replicas
-
     # ------------------------------------------------------------------------------------ surveys
 
-    def _survey(self, hashes: Iterable[ObjectHash], *, is_due: bool) -> Survey:
-        wanted = tuple(hashes)
-        here = [] if is_due else [h for h in wanted if h in self.here]
-        trusted = [peer for peer in self._live if peer not in self._proofs.distrusted]
-        survey = Survey(self._next_number, wanted, here, trusted, is_due=is_due)
-        self._next_number += max(1, survey.pages)
-        return survey
+    def _trusted(self) -> list[PeerId]:
+        return [peer for peer in self._live if peer not in self._proofs.distrusted]
 
     def survey(self, hashes: Iterable[ObjectHash], now: Instant) -> tuple[Survey, list[Effect]]:
         """Ask all live nodes of the store which of these they keep; ours count too."""
-        survey = self._survey(hashes, is_due=False)
-        self._surveys.append(survey)
-        return survey, [*survey.start(now), *self._surveyed()]
+        wanted = tuple(hashes)
+        here = [h for h in wanted if h in self.here]
+        survey, effects = self._surveys.begin(wanted, here, self._trusted(), now)
+        return survey, [*effects, *self._surveyed()]
 
-    def _all_surveys(self) -> list[Survey]:
-        return [*self._surveys, *([self._dropping] if self._dropping else [])]
+    def _surveyed(self) -> list[Effect]:
+        """What follows from surveys that are done."""
+        effects: list[Effect] = []
+        for survey in self._surveys.take_done():
+            if self._dropping.is_about(survey):
+                effects += self._drop(self._dropping.surveyed(survey))
+            else:
+                effects.append(TellSurveyed(survey.number))
+        return effects
 
     # -------------------------------------------------------------------------------------- trust
 
@@ -563,17 +523,11 @@ class Storing:
                 kept = [h for h in map(ObjectHash, message.hashes) if h in self.here]
                 if message.is_due:
                     kept = [h for h in kept if self.catalog.is_due(h)]
-                    if self._dropping is not None and self._dropping.is_about(kept):
-                        self._dropping = (
-                            None  # the other may drop it, because we said that we will not
-                        )
+                    self._dropping.said(kept)
                 bits = bits_of(message.hashes, kept)
                 return [Send(peer, HaveGive(message.number, bits))]
             case HaveGive():
-                effects: list[Effect] = []
-                for survey in self._all_surveys():
-                    effects += survey.heard(peer, message, now)
-                return [*effects, *self._surveyed()]
+                return [*self._surveys.heard(peer, message, now), *self._surveyed()]
             case ProofAsk():
                 return self._proofs.asked(peer, message, self.here, now)
             case ProofGive():
@@ -597,12 +551,11 @@ class Storing:
     def is_idle(self) -> bool:
         """It keeps nothing, knows no names, and looks for nothing: time changes nothing."""
         kept = self.capacity or self.here or len(self.register.names)
-        return not (kept or self._pulls.wanted or self._surveys)
+        return not (kept or self._pulls.wanted or self._surveys.are_open)
 
     def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
         effects = [*self._pulls.wake(now), *self.register.wake(linked, now)]
-        for survey in self._all_surveys():
-            survey.wake(now)
+        self._surveys.wake(now)
         effects += self._surveyed()
         if self._follow_at <= now:
             effects += self._follow_names(now)
@@ -625,9 +578,8 @@ class Storing:
 
     def deadline(self) -> Instant:
         others = (self._pulls.deadline(), self.register.deadline())
-        due = [survey.deadline() for survey in self._all_surveys()]
         own = (self._look_at, self._sweep_at, self._proofs.due, self._follow_at)
-        return min([*own, *others, *(at for at in due if at is not None)])
+        return min(*own, *others, self._surveys.deadline())
 
     def encode(self) -> bytes:
         nodes = [(n.peer, n.capacity, n.label) for n in sorted(self._keepers.nodes())]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from math import inf
 
 from peerlm.effects import Effect, Send
 from peerlm.types import Instant, ObjectHash, PeerId, after
@@ -105,6 +106,56 @@ class Survey:
             return []
         self._until[peer] = after(now, ANSWER_S)
         return [Send(peer, HaveAsk(self.number + page, self._page(page), self._is_due))]
+
+
+class Surveys:
+    """Those of one node that are under way."""
+
+    def __init__(self) -> None:
+        self._open: list[Survey] = []
+        self._next_number = 0
+
+    def begin(
+        self,
+        hashes: Sequence[ObjectHash],
+        here: Iterable[ObjectHash],
+        peers: Sequence[PeerId],
+        now: Instant,
+        *,
+        is_due: bool = False,
+    ) -> tuple[Survey, list[Effect]]:
+        """As `Survey`."""
+        survey = Survey(self._next_number, hashes, here, peers, is_due=is_due)
+        self._next_number += max(1, survey.pages)
+        self._open.append(survey)
+        return survey, survey.start(now)
+
+    @property
+    def are_open(self) -> bool:
+        return bool(self._open)
+
+    def heard(self, peer: PeerId, give: HaveGive, now: Instant) -> list[Effect]:
+        return [effect for survey in self._open for effect in survey.heard(peer, give, now)]
+
+    def gone(self, peer: PeerId) -> None:
+        for survey in self._open:
+            survey.gone(peer)
+
+    def wake(self, now: Instant) -> None:
+        for survey in self._open:
+            survey.wake(now)
+
+    def give_up(self, survey: Survey) -> None:
+        self._open = [one for one in self._open if one is not survey]
+
+    def take_done(self) -> list[Survey]:
+        done = [survey for survey in self._open if survey.is_done]
+        self._open = [survey for survey in self._open if not survey.is_done]
+        return done
+
+    def deadline(self) -> Instant:
+        due = (survey.deadline() for survey in self._open)
+        return min((at for at in due if at is not None), default=Instant(inf))
 
 
 def bits_of(hashes: Sequence[bytes], kept: Iterable[bytes]) -> bytes:

@@ -145,12 +145,12 @@ def test_two_do_not_drop_what_each_has_said_to_keep() -> None:
     chunk = manifest.chunks[0].hash
     storing = store.nodes[B].storing
     storing._keep(chunk, 200)
-    storing._dropping = storing._survey([chunk], is_due=True)
+    storing._dropping.ask_about([chunk], [A, C], store.now)
     storing.catalog.is_due = lambda _: True  # type: ignore[method-assign]
     said = storing.received(A, HaveAsk(7, (chunk,), True), store.now)
     assert said == [Send(A, HaveGive(7, b"\x80"))]
     del storing.catalog.is_due
-    assert storing._dropping is None
+    assert storing._dropping._survey is None
 
 
 def test_who_asks_for_proofs_all_the_time_is_not_answered() -> None:
