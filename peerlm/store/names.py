@@ -2,7 +2,8 @@
 
 A *name* stands for a manifest. Whoever writes it signs its record, hash and all, and every node keeps all records. Of two
 records of a name the one with the larger (lamport, writer) holds, so any order of hearing gives the same register
-(last-writer-wins; Shapiro et al. 2011). A removed name keeps its record without a manifest, its *tombstone*, or
+(last-writer-wins; Shapiro et al. 2011). A writer that was set back to an older state of its disk may give one number twice:
+then a removal holds against what stands for something, and among equals a hash of the record decides. A removed name keeps its record without a manifest, its *tombstone*, or
 else whoever was away would bring it back. Records are told as rumors; what a rumor missed comes by comparing digests.
 
 Whose signature stands under a record, and whether it may, is checked before it comes here.
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 from blake3 import blake3
 
+from peerlm.wire.codec import encode
 from peerlm.wire.message import Named, NameDigest, NameRecord
 
 NAMES_MAX = 10_000
@@ -27,9 +29,18 @@ PAGE_MAX = 2048
 """Digests in one message."""
 
 
+Rank = tuple[int, bytes, bytes]
+"""(lamport, writer, tie): the larger holds."""
+
+
 class Entry(NamedTuple):
     record: NameRecord
     proof: Named
+    tie: bytes
+
+    @property
+    def rank(self) -> Rank:
+        return self.record.lamport, self.record.writer, self.tie
 
 
 def digest_of(name: str) -> bytes:
@@ -61,7 +72,7 @@ class Names:
         known = self.get(record.name)
         if known is None:
             return len(self._entries) < NAMES_MAX
-        return _rank(record) > _rank(known.record)
+        return (record.lamport, record.writer, tie_of(record)) > known.rank
 
     def merge(self, record: NameRecord, proof: Named) -> bool:
         """Take a record that was checked. True: it was news."""
@@ -70,7 +81,7 @@ class Names:
         digest = digest_of(record.name)
         if digest not in self._entries:
             self._order.insert(bisect_left(self._order, digest), digest)
-        self._entries[digest] = Entry(record, proof)
+        self._entries[digest] = Entry(record, proof, tie_of(record))
         self.version += 1
         return True
 
@@ -97,25 +108,24 @@ class Names:
 
     def newer_than(self, low: bytes, high: bytes, theirs: Sequence[NameDigest]) -> list[Named]:
         """What another lacks who knows just `theirs` of the digests from `low` to `high`."""
-        known = {entry.name: (entry.lamport, entry.writer) for entry in theirs}
+        known = {entry.name: entry for entry in theirs}
         mine = self._order[bisect_left(self._order, low) : bisect_right(self._order, high)]
         return [
             self._entries[digest].proof
             for digest in mine
-            if digest not in known or known[digest] < _rank(self._entries[digest].record)
+            if digest not in known or _is_older(known[digest], self._entries[digest].rank)
         ]
 
     def is_behind(self, theirs: Iterable[NameDigest]) -> bool:
         """Whether another who knows these has something newer."""
         for entry in theirs:
             mine = self._entries.get(entry.name)
-            if mine is None or _rank(mine.record) < (entry.lamport, entry.writer):
+            if mine is None or _is_newer(entry, mine.rank):
                 return True
         return False
 
     def _digest(self, digest: bytes) -> NameDigest:
-        record = self._entries[digest].record
-        return NameDigest(digest, record.lamport, record.writer)
+        return NameDigest(digest, *self._entries[digest].rank)
 
     def check(self) -> None:
         """Raises: AssertionError when an invariant is broken."""
@@ -123,5 +133,21 @@ class Names:
         assert len(self._entries) <= NAMES_MAX, "too many names"
 
 
-def _rank(record: NameRecord) -> tuple[int, bytes]:
-    return record.lamport, record.writer
+def tie_of(record: NameRecord) -> bytes:
+    """Eight bytes of the record's hash, the first bit set where the name was removed. Of its own fields, not of the bytes that
+    came: the signature is under these, and they are the same wherever the record is."""
+    digest = blake3(encode(record)).digest(length=8)
+    return bytes([digest[0] >> 1 | (not record.manifest) << 7]) + digest[1:]
+
+
+def _rank(theirs: NameDigest, mine: Rank) -> Rank:
+    """A node of an older release says nothing of ties: then it has what we have."""
+    return theirs.lamport, theirs.writer, theirs.tie or mine[2]
+
+
+def _is_older(theirs: NameDigest, mine: Rank) -> bool:
+    return _rank(theirs, mine) < mine
+
+
+def _is_newer(theirs: NameDigest, mine: Rank) -> bool:
+    return _rank(theirs, mine) > mine
