@@ -7,7 +7,8 @@ cuts into chunks it also gives to those that are to keep them. One node gathers 
 of nodes from it, and each waits a little longer than the one before, so the second sees that the first is at it,
 or dead.
 
-A node that does not deliver its share is left out and another asked. Names are kept to the newest few, pinned ones aside.
+A node that does not deliver its share is left out and another asked. Names are kept to the newest few, pinned ones aside: the
+others go by raising a floor, which leaves no tombstones (`store.names`).
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from peerlm.effects import (
 )
 from peerlm.errors import StateError
 from peerlm.events import CheckpointWritten, FragmentCut
-from peerlm.node.register import Write, Writing
+from peerlm.node.register import RaiseFloor, Write, Writing
 from peerlm.store.manifest import Kind
-from peerlm.store.names import Entry
+from peerlm.store.names import Entry, is_covered, number_of
 from peerlm.swarm.hosting import Run
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime, after, short
 from peerlm.wire.message import NameRecord, PartAsk, PartChunk, PartGive
@@ -114,11 +115,13 @@ class Checkpoints:
         stage_of: Mapping[FragmentId, int],
         names: Callable[[], Sequence[Entry]],
         write: Write,
+        raise_floor: RaiseFloor,
         rng: random.Random,
         now: Instant,
     ) -> None:
         self._me, self._settings, self._stage_of = me, settings, dict(stage_of)
-        self._names, self._write, self._rng = names, write, rng
+        self._names, self._rng = names, rng
+        self._write, self._raise_floor = write, raise_floor
         self._began = now
         self._gathering: _Gathering | None = None
         self._rest_until = now
@@ -314,9 +317,19 @@ class Checkpoints:
             key=lambda r: (r.name == written, _is_of_past(r, wall), r.wall),
             reverse=True,
         )
+        count = self._settings.checkpoints_kept
+        kept, old = loose[:count], loose[count:]
+        if not old:
+            return []
+        floor = min(number_of(record.name) for record in kept)
         effects: list[Effect] = []
-        for record in loose[self._settings.checkpoints_kept :]:
-            with suppress(StateError):  # the next one tries again
+        with suppress(StateError):  # the next one tries again
+            if floor < inf and any(is_covered(record, floor) for record in old):
+                effects += self._raise_floor(int(floor), wall, now)
+        for record in old:
+            if is_covered(record, floor):
+                continue
+            with suppress(StateError):
                 removed = Writing(record.name, Kind.CHECKPOINT, replaces=True)
                 effects += self._write(removed, wall, now)
         return effects

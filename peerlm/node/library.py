@@ -79,7 +79,14 @@ class Library:
         )
         register = self.storing.register
         self.checkpoints = Checkpoints(
-            me, settings, stage_of, register.living, self.storing.write, rng, now
+            me,
+            settings,
+            stage_of,
+            register.living,
+            self.storing.write,
+            self.storing.raise_floor,
+            rng,
+            now,
         )
         self.jobs = Jobs(
             me,

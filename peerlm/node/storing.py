@@ -198,7 +198,13 @@ class Storing:
 
     def write(self, wanted: Writing, wall: WallTime, now: Instant) -> list[Effect]:
         """Give a name to a manifest that is here, or remove the name. Raises `StateError`."""
-        told = self.register.write(wanted, wall, now)
+        return self._written(self.register.write(wanted, wall, now), now)
+
+    def raise_floor(self, floor: int, wall: WallTime, now: Instant) -> list[Effect]:
+        """Remove checkpoints' names below it. Raises `StateError`."""
+        return self._written(self.register.raise_floor(floor, wall, now), now)
+
+    def _written(self, told: list[Effect], now: Instant) -> list[Effect]:
         self._save_at = now  # a person waits for it
         return [*self._save(now), *told, *self._follow_names(now), *self._look(now)]
 

@@ -179,15 +179,21 @@ class Store:
         return chunk
 
     def publish(
-        self, peer: PeerId, name: str, contents: list[bytes], replicas: int = 3, **options: object
+        self,
+        peer: PeerId,
+        name: str,
+        contents: list[bytes],
+        replicas: int = 3,
+        kind: Kind = Kind.FILES,
+        **options: object,
     ) -> Manifest:
         chunks = [self.put(peer, data) for data in contents]
-        manifest = of_files(Kind.FILES, [("all", chunks)], {})
+        manifest = of_files(kind, [("all", chunks)], {})
         encoded = manifest.encode()
         self.put(peer, encoded)
         storing, size = self.nodes[peer].storing, len(encoded)
         wanted = Writing(
-            name, Kind.FILES, manifest_hash(encoded), size, replicas, **options,  # type: ignore[arg-type]
+            name, kind, manifest_hash(encoded), size, replicas, **options,  # type: ignore[arg-type]
         )  # fmt: skip
         effects = storing.write(wanted, WallTime(1.0), self.now)
         self._perform(peer, effects)

@@ -15,7 +15,7 @@ from peerlm.events import CheckpointWritten, FragmentCut
 from peerlm.node.checkpoints import GIVEN_UP_S, SHARE_S, TURN_S, Around, Checkpoints
 from peerlm.node.register import Writing
 from peerlm.store.manifest import Kind
-from peerlm.store.names import Names
+from peerlm.store.names import FLOOR_NAME, Names
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime
 from peerlm.wire.message import NameRecord, PartAsk, PartChunk, PartGive
 
@@ -64,9 +64,17 @@ class Swarm:
             self.names.merge(record, sign(record))
             return []
 
+        def raise_floor(floor: int, wall: WallTime, now: Instant) -> list[Effect]:
+            record = NameRecord(FLOOR_NAME, Kind.CHECKPOINT, b"", 0, floor, me, wall, 1, False, "")
+            self.names.merge(record, sign(record))
+            return []
+
         living = lambda: [e for e in self.names if e.record.manifest]  # noqa: E731
         rng = random.Random(int.from_bytes(me, "big"))
-        return Checkpoints(me, self.settings, self.stage_of, living, write, rng, self.now)
+        made = Checkpoints(
+            me, self.settings, self.stage_of, living, write, raise_floor, rng, self.now
+        )
+        return made
 
     def around(self, me: PeerId) -> Around:
         runs = {peer: node.run for peer, node in self.nodes.items() if node.is_up}
@@ -146,6 +154,26 @@ def test_they_go_on_and_old_ones_go_but_pinned_ones_stay() -> None:
     assert len(usual) == 2
     assert len(swarm.written) >= 6
     assert gatherer.told[0] == fx.TellCheckpoint("before-the-change")
+
+
+def test_hundreds_of_checkpoints_leave_no_tombstones() -> None:
+    swarm = Swarm((0, 0), kept=3)
+    swarm.run(120 * (EVERY_S + 1))
+    assert len(swarm.written) > 100
+    assert len(swarm.living()) == 3
+    assert len(swarm.names) == 4, "these and the floor"
+
+
+def test_tokens_that_went_back_end_no_checkpoints() -> None:
+    swarm = Swarm((0, 0), kept=2)
+    swarm.run(6 * (EVERY_S + 1))
+    swarm.tokens = 2000
+    before = len(swarm.written)
+    swarm.run(6 * (EVERY_S + 1))
+    assert len(swarm.written) > before + 3
+    living = {e.record.manifest for e in swarm.names if e.record.manifest}
+    assert len(living) == 2
+    assert len(swarm.written).to_bytes(32, "big") in living
 
 
 def test_a_node_that_never_delivers_is_left_out() -> None:

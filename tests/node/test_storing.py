@@ -85,6 +85,30 @@ def test_who_was_away_hears_of_names_and_of_removed_ones() -> None:
     assert store.copies(gone) == [0] * 3, "what no name stands for is dropped"
 
 
+def test_who_was_away_for_long_drops_checkpoints_below_the_floor_and_brings_none_back() -> None:
+    store = Store(3, keep_s=0.0)
+    made = [
+        store.publish(A, f"checkpoint-{number:012}", contents(3, number), kind=Kind.CHECKPOINT)
+        for number in range(1, 5)
+    ]
+    store.run(5)
+    store.kill(C)
+    store.perform(A, store.nodes[A].storing.raise_floor(4, WallTime(2.0), store.now))
+    store.run(60)
+    store.back(C)
+    store.run(130)
+    for node in store.nodes.values():
+        living = [entry.record.name for entry in node.storing.register.living()]
+        assert living == ["checkpoint-000000000004"]
+    assert [store.copies(manifest) for manifest in made] == [[0] * 3] * 3 + [[3] * 3]
+
+
+def test_the_floors_name_is_nobodys() -> None:
+    store = Store(1)
+    with pytest.raises(StateError, match="the store's own"):
+        store.publish(A, "checkpoint-floor", contents(1))
+
+
 def test_a_name_that_leads_to_no_manifest_is_fetched_once_and_holds_nothing_up() -> None:
     store = Store(2, keep_s=0.0)
     wrong = store.put(A, b"no manifest")

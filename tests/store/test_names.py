@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peerlm.store.names import Names
+from peerlm.store.names import FLOOR_NAME, NAMES_MAX, Names, is_covered
 from peerlm.wire.codec import encode
 from peerlm.wire.message import Named, NameDigest, NameRecord
 
@@ -101,3 +101,86 @@ def test_an_older_release_which_tells_no_ties_is_not_given_the_same_again_and_ag
         told = tuple(NameDigest(d.name, d.lamport, d.writer) for d in digests)
         assert other.newer_than(low, high, told) == []
         assert not other.is_behind(told)
+
+
+# ------------------------------------------------------------------------------------- the floor
+
+
+def checkpoint(number: int, **options: object) -> NameRecord:
+    name = f"checkpoint-{number:012}"
+    return record(name, kind="checkpoint", **options)  # type: ignore[arg-type]
+
+
+def floor(number: int) -> NameRecord:
+    return record(FLOOR_NAME, b"", number, kind="checkpoint")
+
+
+def test_the_floor_removes_checkpoints_below_it_that_were_written_once_and_their_tombstones() -> (
+    None
+):
+    gone = [checkpoint(1), checkpoint(2, manifest=b"", lamport=2)]
+    stay = [
+        checkpoint(3, lamport=2),
+        checkpoint(4, is_pinned=True),
+        checkpoint(5, manifest=b"", lamport=3),
+        checkpoint(10),
+        record("checkpoint-000000000006"),
+        record("before-the-merger", kind="checkpoint"),
+    ]
+    names = register([*gone, *stay, floor(10)])
+    assert {r.name for r in held(names)} == {r.name for r in (*stay, floor(10))}
+    assert not any(names.is_news(one) for one in gone)
+
+
+series = st.builds(
+    checkpoint,
+    st.integers(1, 6),
+    manifest=st.sampled_from([b"a" * 32, b"b" * 32]),
+    writer=st.sampled_from([b"v" * 16, b"w" * 16]),
+    is_pinned=st.booleans(),
+)
+
+
+@settings(max_examples=80)
+@given(st.lists(series | st.builds(floor, st.integers(1, 7)), max_size=8), st.data())
+def test_with_floors_too_any_order_gives_the_same(
+    told: list[NameRecord], data: st.DataObject
+) -> None:
+    shuffled = data.draw(st.permutations(told))
+    one, other = register(told), register(shuffled)
+    compare(one, other)
+    assert held(one) == held(other)
+    lowest = one.floor
+    assert not any(is_covered(record, lowest) for record in held(one))
+
+
+def test_who_comes_back_after_long_brings_nothing_back() -> None:
+    swarm = register([checkpoint(number) for number in range(1, 5)])
+    away = register(held(swarm))
+    for number in (5, 6, 7):
+        swarm.merge(checkpoint(number), proof_of(checkpoint(number)))
+    swarm.merge(floor(5), proof_of(floor(5)))
+    compare(away, swarm)
+    expected = {checkpoint(number).name for number in (5, 6, 7)} | {FLOOR_NAME}
+    assert {r.name for r in held(swarm)} == {r.name for r in held(away)} == expected
+
+
+def test_a_register_that_tombstones_have_filled_is_emptied_by_a_floor() -> None:
+    names = Names()
+    for number in range(NAMES_MAX):
+        one = checkpoint(number, manifest=b"", lamport=2)
+        names.merge(one, proof_of(one))
+    new = checkpoint(NAMES_MAX)
+    assert not names.merge(new, proof_of(new))
+    assert names.merge(floor(NAMES_MAX), proof_of(floor(NAMES_MAX)))
+    assert len(names) == 1
+    assert names.merge(new, proof_of(new))
+
+
+def test_a_name_below_the_floor_can_be_written_and_removed_as_any_other() -> None:
+    names = register([floor(100)])
+    anew = checkpoint(50, lamport=names.next_lamport("checkpoint-000000000050"))
+    assert names.merge(anew, proof_of(anew))
+    removed = checkpoint(50, manifest=b"", lamport=names.next_lamport(anew.name))
+    assert names.merge(removed, proof_of(removed))
+    assert names.get(anew.name) is not None, "its tombstone stays"
