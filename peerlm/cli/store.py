@@ -103,6 +103,8 @@ def _facts(found: dict[str, Any], now: float) -> list[tuple[str, str]]:
         facts.append(("pulling", f"{found['pulling']}, {found['unfound']} of them in vain so far"))
     if found["trouble"]:
         facts.append(("trouble", found["trouble"]))
+    if found["checkpoints_kept_back"]:
+        facts.append(("checkpoints", found["checkpoints_kept_back"]))
     if found["lost"]:
         facts.append(("lost", f"{found['lost']} found damaged or gone since the start"))
     facts.append(("scrubbed", _scrubbed(found["scrubbed"], now)))

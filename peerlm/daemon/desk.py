@@ -491,6 +491,7 @@ class Desk:
             "unfound": standing.unfound,
             "is_full": standing.full,
             "trouble": standing.trouble,
+            "checkpoints_kept_back": node.library.checkpoints.succession.kept_back,
             "distrusted": [peer.hex() for peer in standing.distrusted],
             "nodes": [
                 {

@@ -85,6 +85,7 @@ class Library:
             register.living,
             self.storing.write,
             self.storing.raise_floor,
+            self.storing.held_by,
             rng,
             now,
         )

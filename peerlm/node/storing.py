@@ -86,6 +86,9 @@ SAVE_S = 1.0
 SWEEP_S = 30.0
 """How often it is looked what could be dropped."""
 
+DURABLE = 2
+"""Copies."""
+
 NEVER = Instant(inf)
 
 
@@ -472,6 +475,17 @@ class Storing:
         here = [h for h in wanted if h in self.here]
         survey, effects = self._surveys.begin(wanted, here, self._trusted(), now)
         return survey, [*effects, *self._surveyed()]
+
+    def held_by(
+        self, manifest: ObjectHash, now: Instant
+    ) -> tuple[Survey, int, list[Effect]] | None:
+        """A survey of it and its chunks, and how many copies make it durable here; None: they are not known."""
+        chunks = self.catalog.chunks_of(manifest)
+        if chunks is None:
+            return None
+        survey, effects = self.survey((manifest, *chunks), now)
+        nodes = len(self._stores())
+        return survey, max(1, min(DURABLE, nodes, self.register.replicas_of(manifest))), effects
 
     def _surveyed(self) -> list[Effect]:
         """What follows from surveys that are done."""

@@ -142,6 +142,11 @@ class Catalog:
     def knows(self, manifest: ObjectHash) -> bool:
         return manifest in self._manifests
 
+    def chunks_of(self, manifest: ObjectHash) -> list[ObjectHash] | None:
+        """Different ones; None: it is not known."""
+        known = self._manifests.get(manifest)
+        return None if known is None else self._named(known[0])
+
     @property
     def manifests(self) -> set[ObjectHash]:
         return set(self._manifests)

@@ -140,6 +140,7 @@ class FakeDesk:
             "unfound": 0,
             "is_full": False,
             "trouble": "",
+            "checkpoints_kept_back": "",
             "distrusted": [],
             "nodes": self.nodes,
             "lost": 0,

@@ -362,6 +362,15 @@ def test_store_status_shows_each_node(peerlm: Cli, desk: FakeDesk) -> None:
         assert line in out, out
 
 
+def test_checkpoints_that_stay_for_want_of_copies_are_said(peerlm: Cli, desk: FakeDesk) -> None:
+    desk.publish("checkpoint-000000000001", of_files(Kind.CHECKPOINT, [], {}), replaces=True)
+    assert len(peerlm("checkpoint", "ls").out.splitlines()) == 2
+    desk.said = {"checkpoints_kept_back": "1 older than store.checkpoints_kept stay: why"}
+    assert peerlm("checkpoint", "ls").out.splitlines()[2] == desk.said["checkpoints_kept_back"]
+    assert desk.said["checkpoints_kept_back"] in peerlm("store", "status").out
+    assert len(json.loads(peerlm("checkpoint", "ls", "--json").out)) == 1
+
+
 def test_scrub_and_repair(peerlm: Cli, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch) -> None:
     assert peerlm("store", "scrub").out == "3 read in 2 s, 1 damaged or gone\n"
     assert json.loads(peerlm("store", "scrub", "--json").out) == desk.scrubs

@@ -331,6 +331,30 @@ def test_a_survey_counts_who_is_there() -> None:
     assert store.nodes[A].surveyed == [survey.number]
 
 
+def test_of_a_manifest_it_is_asked_who_has_it_all_and_two_copies_are_enough() -> None:
+    store = Store(1)
+    manifest = store.publish(A, "plays", contents(3))
+    storing = store.nodes[A].storing
+    whole = ObjectHash(storing.register.living()[0].record.manifest)
+    asked = storing.held_by(whole, store.now)
+    assert asked is not None
+    assert (asked[0].counts, asked[1]) == ([1] * 4, 1), "alone, one is all there can be"
+    store.nodes[A].refuses = True
+    store.add(B)
+    asked = storing.held_by(whole, store.now)
+    assert asked is not None
+    survey, enough, effects = asked
+    store.perform(A, effects)
+    assert (survey.least, enough) == (1, 2)
+    store.nodes[A].refuses = False
+    store.run(70)
+    asked = storing.held_by(whole, store.now)
+    assert asked is not None
+    store.perform(A, asked[2])
+    assert asked[0].counts == [2, *store.copies(manifest)] == [2] * 4
+    assert storing.held_by(ObjectHash(b"x" * 32), store.now) is None
+
+
 def test_a_silent_node_holds_no_survey_up() -> None:
     store = Store(3)
     manifest = store.publish(A, "plays", contents(3))
