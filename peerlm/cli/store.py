@@ -124,7 +124,8 @@ def _found(scrub: dict[str, Any]) -> str:
 def _row(node: dict[str, Any], found: dict[str, Any]) -> list[str]:
     state = "here" if node["is_live"] else "away"
     if node["id"] in found["distrusted"]:
-        state = "distrusted"
+        known = found["distrust"][node["id"]]
+        state = f"distrusted for {words.span(known['for_s'])}: {known['why']}"
     mark = "*" if node["id"] == found["node"] else ""
     lacking = str(node["lacking"]) if node["is_live"] else words.ABSENT
     sizes = [words.size(node["capacity_bytes"]), words.size(node["used_bytes"])]

@@ -493,6 +493,10 @@ class Desk:
             "trouble": standing.trouble,
             "checkpoints_kept_back": node.library.checkpoints.succession.kept_back,
             "distrusted": [peer.hex() for peer in standing.distrusted],
+            "distrust": {
+                peer.hex(): {"why": known.why, "for_s": max(0.0, known.until - self._now())}
+                for peer, known in standing.distrusted.items()
+            },
             "nodes": [
                 {
                     "id": peer.hex(),

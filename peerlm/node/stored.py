@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from peerlm.node.trust import Distrust
 from peerlm.store.catalog import Summary as CatalogSummary
 from peerlm.types import ObjectHash, PeerId
 
@@ -43,6 +45,6 @@ class Standing:
     full: bool
     trouble: str
     """Of `Storing.trouble`."""
-    distrusted: tuple[PeerId, ...]
+    distrusted: Mapping[PeerId, Distrust]
     nodes: tuple[tuple[PeerId, int, str, bool], ...]
     """(node, bytes offered, label, is live), this one too."""

@@ -46,6 +46,7 @@ from peerlm.node.pulls import Pulls
 from peerlm.node.register import Author, Register, Spread, Writing, as_kept, read_kept
 from peerlm.node.stored import Offer, Standing, Stored
 from peerlm.node.survey import Survey, Surveys, bits_of
+from peerlm.node.trust import FALSE_CLAIM_S, NOBODY, WRONG_BYTES_S, Trust
 from peerlm.store.catalog import CHUNKS_MAX, Catalog, StoreNode
 from peerlm.store.manifest import Chunk
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime, after, short
@@ -142,7 +143,9 @@ class Storing:
         self._leftovers = Leftovers(settings.keep_s)
         self._surveys = Surveys()
         self._dropping = Dropping(self.catalog, self._leftovers, self._surveys, self._is_used)
-        self._proofs = Proofs(self.catalog, rng, now)
+        self._proofs = Proofs(self.catalog, self._surveys, rng, now)
+        self._surveys.claimed = self._proofs.claimed
+        self._trust, self._distrusted = Trust(), NOBODY
         self._ceiling = Ceiling(settings.repair_bytes_s, now)
         self._is_full = self._hurry = False
         self._saved, self._save_at = (0, 0), now
@@ -175,6 +178,7 @@ class Storing:
             if peer not in live:
                 effects += self._pulls.peer_gone(peer, now)
                 self._surveys.gone(peer)
+                self._proofs.gone(peer)
         if not live.keys() <= set(self._live):
             self._nowhere.clear()  # who came may have it
         self._keepers.are(live, now)
@@ -184,15 +188,23 @@ class Storing:
 
     def _tell_catalog(self, now: Instant) -> None:
         self._keepers.forget(self._settings.repair_after_s, now)
-        self._proofs.forgive(now)
-        self.catalog.nodes_are(self._stores(self._proofs.distrusted))
+        self._trust.forget(now)
+        self._distrusted = self._trust.at(now)
+        self.catalog.nodes_are(self._believed(now))
 
-    def _stores(self, distrusted: Collection[PeerId] = ()) -> list[StoreNode]:
-        """All that offer room, sorted, but for those that do not count now."""
-        nodes = self._keepers.nodes(distrusted)
-        if self.capacity:
-            nodes.append(StoreNode(self._me, self.capacity, self._settings.label, True))
-        return sorted(nodes)
+    def _stores(self) -> list[StoreNode]:
+        """All that offer room, sorted."""
+        return sorted([*self._keepers.nodes(), *self._myself()])
+
+    def _believed(self, now: Instant) -> list[StoreNode]:
+        """As the catalog is to see them: who is not believed is away, and after the patience gone."""
+        patience = self._settings.repair_after_s
+        gone = [p for p, distrust in self._distrusted.items() if now - distrust.since >= patience]
+        return sorted([*self._keepers.nodes(self._distrusted, gone), *self._myself()])
+
+    def _myself(self) -> list[StoreNode]:
+        label = self._settings.label
+        return [StoreNode(self._me, self.capacity, label, True)] if self.capacity else []
 
     def link_up(self, peer: PeerId) -> list[Effect]:
         return self.register.compare(peer)
@@ -434,7 +446,8 @@ class Storing:
             self._sweep_at = now
         effects: list[Effect] = []
         for peer in self._pulls.take_corrupt():
-            effects += self._distrust(peer, "sent bytes that are not the chunk", now)
+            why = "sent bytes that are not the chunk"
+            effects += self._distrust(peer, why, WRONG_BYTES_S, now)
         if not came:
             return effects
         hashes = [object_hash for object_hash, _ in came]
@@ -467,14 +480,14 @@ class Storing:
     # ------------------------------------------------------------------------------------ surveys
 
     def _trusted(self) -> list[PeerId]:
-        return [peer for peer in self._live if peer not in self._proofs.distrusted]
+        return [peer for peer in self._live if peer not in self._distrusted]
 
     def survey(self, hashes: Iterable[ObjectHash], now: Instant) -> tuple[Survey, list[Effect]]:
         """Ask all live nodes of the store which of these they keep; ours count too."""
         wanted = tuple(hashes)
         here = [h for h in wanted if h in self.here]
         survey, effects = self._surveys.begin(wanted, here, self._trusted(), now)
-        return survey, [*effects, *self._surveyed()]
+        return survey, [*effects, *self._surveyed(now)]
 
     def held_by(
         self, manifest: ObjectHash, now: Instant
@@ -484,15 +497,17 @@ class Storing:
         if chunks is None:
             return None
         survey, effects = self.survey((manifest, *chunks), now)
-        nodes = len(self._stores())
+        nodes = sum(node.peer not in self._distrusted for node in self._stores())
         return survey, max(1, min(DURABLE, nodes, self.register.replicas_of(manifest))), effects
 
-    def _surveyed(self) -> list[Effect]:
+    def _surveyed(self, now: Instant) -> list[Effect]:
         """What follows from surveys that are done."""
         effects: list[Effect] = []
         for survey in self._surveys.take_done():
             if self._dropping.is_about(survey):
                 effects += self._drop(self._dropping.surveyed(survey))
+            elif self._proofs.is_about(survey):
+                effects += self._doubted(now)
             else:
                 effects.append(TellSurveyed(survey.number))
         return effects
@@ -503,11 +518,22 @@ class Storing:
         effects, is_wrong = self._proofs.made(event)
         if is_wrong:
             why = f"could not show chunk {short(event.object_hash)}"
-            effects += self._distrust(event.peer, why, now)
+            effects += self._distrust(event.peer, why, FALSE_CLAIM_S, now)
         return effects
 
-    def _distrust(self, peer: PeerId, why: str, now: Instant) -> list[Effect]:
-        self._proofs.distrust(peer, now)
+    def _doubted(self, now: Instant) -> list[Effect]:
+        effects, liar = self._proofs.surveyed(now)
+        if liar is None:
+            return effects
+        why = f"says that it keeps chunk {short(liar[1])}, and does not show it"
+        return [*effects, *self._distrust(liar[0], why, FALSE_CLAIM_S, now)]
+
+    def _distrust(
+        self, peer: PeerId, why: str, steps: tuple[float, ...], now: Instant
+    ) -> list[Effect]:
+        self._trust.distrust(peer, why, steps, now)
+        self._proofs.gone(peer)
+        self._surveys.gone(peer)
         self._tell_catalog(now)
         fields = (("peer", short(peer)), ("why", why))
         return [Log("warning", "store_node_distrusted", fields), *self._look(now)]
@@ -547,13 +573,16 @@ class Storing:
                 bits = bits_of(message.hashes, kept)
                 return [Send(peer, HaveGive(message.number, bits))]
             case HaveGive():
-                return [*self._surveys.heard(peer, message, now), *self._surveyed()]
+                return [*self._surveys.heard(peer, message, now), *self._surveyed(now)]
             case ProofAsk():
                 return self._proofs.asked(peer, message, self.here, now)
             case ProofGive():
-                return self._proofs.came(peer, message)
+                return self._proofs.came(peer, message, now)
             case PullAnswer():
-                return self._pulls.on_answer(peer, message, now)
+                effects = self._pulls.on_answer(peer, message, now)
+                for donor, refused in self._pulls.take_refused():
+                    effects += self._proofs.refused(donor, refused, now)
+                return effects
         return []
 
     def is_taken(self, transfer: TransferId) -> bool:
@@ -576,7 +605,7 @@ class Storing:
     def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
         effects = [*self._pulls.wake(now), *self.register.wake(linked, now)]
         self._surveys.wake(now)
-        effects += self._surveyed()
+        effects += self._surveyed(now)
         if self._follow_at <= now:
             effects += self._follow_names(now)
         if self._look_at <= now:
@@ -585,7 +614,7 @@ class Storing:
         if self._sweep_at <= now:
             effects += self._sweep(now)
         if self._proofs.due <= now:
-            effects += self._proofs.ask(self.here, self._live, now)
+            effects += self._proofs.wake(self.here, self._trusted(), now)
         return [*effects, *self._save(now)]
 
     def _save(self, now: Instant) -> list[Effect]:
@@ -640,7 +669,7 @@ class Storing:
             unfound=len(self._pulls.unfound()) + len(self._nowhere),
             full=self._is_full,
             trouble=self.trouble,
-            distrusted=tuple(sorted(self._proofs.distrusted)),
+            distrusted=dict(sorted(self._distrusted.items())),
             nodes=tuple(self._stores()),
         )
 

@@ -7,7 +7,7 @@ remembered beyond the survey: what a node keeps changes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 
 from peerlm.effects import Effect, Send
@@ -16,6 +16,10 @@ from peerlm.wire.message import HaveAsk, HaveGive
 
 PAGE = 1024
 ANSWER_S = 5.0
+
+
+Claimed = Callable[[PeerId, Sequence[ObjectHash]], None]
+"""Who says that it keeps which objects."""
 
 
 class Survey:
@@ -44,6 +48,8 @@ class Survey:
         self.here = sum(self.counts)
         self._is_due = is_due
         self.number, self.silent = number, list[PeerId]()
+        self.claimed: Claimed = lambda peer, hashes: None
+        """Told of each answer."""
         self.kept = Counter[PeerId]()
         """By each of the others, of these."""
         self._at = dict.fromkeys(peers, 0)
@@ -70,12 +76,14 @@ class Survey:
         page = give.number - self.number
         if self._at.get(peer) != page:
             return []
-        part = self._page(page)
-        for i in range(len(part)):
+        claimed = []
+        for i, wanted in enumerate(self._page(page)):
             byte = give.bits[i // 8] if i // 8 < len(give.bits) else 0
-            bit = byte >> (7 - i % 8) & 1
-            self.counts[page * PAGE + i] += bit
-            self.kept[peer] += bit
+            if byte >> (7 - i % 8) & 1:
+                self.counts[page * PAGE + i] += 1
+                claimed.append(wanted)
+        self.kept[peer] += len(claimed)
+        self.claimed(peer, claimed)
         self._at[peer] = page + 1
         return self._ask(peer, now)
 
@@ -113,6 +121,7 @@ class Surveys:
 
     def __init__(self) -> None:
         self._open: list[Survey] = []
+        self.claimed: Claimed = lambda peer, hashes: None
         self._next_number = 0
 
     def begin(
@@ -126,6 +135,7 @@ class Surveys:
     ) -> tuple[Survey, list[Effect]]:
         """As `Survey`."""
         survey = Survey(self._next_number, hashes, here, peers, is_due=is_due)
+        survey.claimed = self.claimed
         self._next_number += max(1, survey.pages)
         self._open.append(survey)
         return survey, survey.start(now)

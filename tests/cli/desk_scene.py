@@ -142,6 +142,7 @@ class FakeDesk:
             "trouble": "",
             "checkpoints_kept_back": "",
             "distrusted": [],
+            "distrust": {},
             "nodes": self.nodes,
             "lost": 0,
             "scrubbed": {},

@@ -349,7 +349,9 @@ def test_store_status_of_an_empty_store(peerlm: Cli, desk: FakeDesk) -> None:
 
 def test_store_status_shows_each_node(peerlm: Cli, desk: FakeDesk) -> None:
     desk.nodes = [node(ME, label="rack 1"), node(OTHER, is_live=False), node("cc" * 16)]
-    desk.said = {"distrusted": ["cc" * 16], "scrubbed": desk.scrubs, "trouble": "disk full"}
+    known = {"why": "could not show chunk abcd", "for_s": 60.0}
+    desk.said = {"distrusted": ["cc" * 16], "distrust": {"cc" * 16: known}}
+    desk.said |= {"scrubbed": desk.scrubs, "trouble": "disk full"}
     out = peerlm("store", "status").out
     for line in (
         "room      1 MB used of 1 GB offered",
@@ -357,7 +359,7 @@ def test_store_status_shows_each_node(peerlm: Cli, desk: FakeDesk) -> None:
         "3 read in 2 s, 1 damaged or gone",
         "aaaaaaaa*  1 GB    1 MB  0        rack 1  here",
         "bbbbbbbb   1 GB    1 MB  –        –       away",
-        "cccccccc   1 GB    1 MB  0        –       distrusted",
+        "cccccccc   1 GB    1 MB  0        –       distrusted for 1 min: could not show chunk abcd",
     ):
         assert line in out, out
 
