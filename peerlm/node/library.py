@@ -98,6 +98,7 @@ class Library:
             write=self.storing.write,
             rng=rng,
             now=now,
+            kept=stored.made,
         )
         self.storing.makers_of, self.storing.is_held = self.jobs.makers_of, self.jobs.holds
         self._followed = -1

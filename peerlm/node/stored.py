@@ -23,6 +23,8 @@ class Stored:
     """(hash, bytes) of what lies in the store."""
     memory: bytes = b""
     """What `Save("catalog")` kept."""
+    made: bytes = b""
+    """What `Save("made")` kept."""
     pinned: frozenset[ObjectHash] = frozenset()
     """Objects that are in use, and never dropped."""
 
