@@ -77,16 +77,16 @@ class Dropping:
         return [
             object_hash
             for object_hash, count in zip(survey.hashes, survey.counts, strict=True)
-            if count >= self._enough(object_hash) and not self._catalog.is_due(object_hash)
+            if not self._catalog.is_due(object_hash) and self._is_enough(object_hash, count)
         ]
 
-    def _enough(self, object_hash: ObjectHash) -> int:
-        """Others that have it as their own to keep before it goes: as many as should; of what was only read here, no more
-        than there are."""
+    def _is_enough(self, object_hash: ObjectHash, count: int) -> bool:
+        """Whether so many others have it as their own to keep that it may go: as many as should; of what was only read here, no
+        more than there are. What is in nothing that is known now may be in what is being learnt."""
         replicas = self._catalog.replicas(object_hash)
         if self._leftovers.is_borrowed(object_hash):
-            return max(1, min(len(self._catalog.owners(object_hash)), replicas))
-        return replicas
+            return count >= max(1, min(len(self._catalog.owners(object_hash)), replicas))
+        return 0 < replicas <= count
 
     def _unused(self, hashes: Iterable[ObjectHash]) -> list[ObjectHash]:
         return [object_hash for object_hash in hashes if not self._is_used(object_hash)]

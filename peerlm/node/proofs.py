@@ -149,11 +149,10 @@ class Proofs:
         self._due = after(now, PROOF_S * self._rng.uniform(0.8, 1.2))
         if self._asked is not None or self._doubted is not None or not live:
             return effects
-        mine = [wanted for wanted in here if self._catalog.is_due(wanted)]
         for peer in self._in_turn(live):
             claims = list(self._claims.get(peer, ()))
             claim = self._some([claimed for claimed in claims if claimed in here])
-            owned = self._some_owned(peer, mine)
+            owned = self._some_owned(peer)
             either = claim if claim and self._rng.random() < 0.5 else owned or claim
             either = either or self._some(claims)  # it can at least say that it lacks it
             if either is not None:
@@ -166,9 +165,9 @@ class Proofs:
         shuffled = self._rng.sample(live, len(live))
         return sorted(shuffled, key=lambda peer: self._turns.get(peer, -1))[:PEERS_TRIED]
 
-    def _some_owned(self, peer: PeerId, mine: Sequence[ObjectHash]) -> ObjectHash | None:
+    def _some_owned(self, peer: PeerId) -> ObjectHash | None:
         """What is its to keep as well as ours."""
-        some = self._rng.sample(mine, min(len(mine), CHUNKS_TRIED))
+        some = self._catalog.some_held(CHUNKS_TRIED, self._rng)
         return self._some([chunk for chunk in some if peer in self._catalog.owners(chunk)])
 
     def _some(self, chunks: Sequence[ObjectHash]) -> ObjectHash | None:

@@ -38,6 +38,7 @@ from peerlm.events import (
 )
 from peerlm.node.ceiling import Ceiling
 from peerlm.node.dropping import Dropping
+from peerlm.node.intake import Intake, Outcome
 from peerlm.node.keepers import Keepers
 from peerlm.node.leftovers import Leftovers
 from peerlm.node.makers import Makers
@@ -47,8 +48,7 @@ from peerlm.node.register import Author, Register, Spread, Writing, as_kept, rea
 from peerlm.node.stored import Offer, Standing, Stored
 from peerlm.node.survey import Survey, Surveys, bits_of
 from peerlm.node.trust import FALSE_CLAIM_S, NOBODY, WRONG_BYTES_S, Trust
-from peerlm.store.catalog import CHUNKS_MAX, Catalog, StoreNode
-from peerlm.store.manifest import Chunk
+from peerlm.store.catalog import Catalog, StoreNode
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime, after, short
 from peerlm.wire.message import (
     HaveAsk,
@@ -90,7 +90,7 @@ SWEEP_S = 30.0
 DURABLE = 2
 """Copies."""
 
-NEVER = Instant(inf)
+SOON, NEVER = Instant(-inf), Instant(inf)
 
 
 class Storing:
@@ -128,7 +128,7 @@ class Storing:
         self._readers: dict[ObjectHash, int] = {}
         """Objects that a process of this machine waits for."""
         self._reading: set[ObjectHash] = set()
-        """Manifests that are being read from the disk."""
+        """Manifests that are being read from the disk, and taken in."""
         self._lacked: dict[ObjectHash, int] = {}
         """Manifests that are being looked for, and their bytes."""
         self._nowhere: dict[ObjectHash, None] = {}
@@ -139,7 +139,8 @@ class Storing:
         self._followed_at, self._follow_at = now, NEVER
         self._named = 0
         """Manifests that living names stand for."""
-        self._fresh = Makers(me)
+        self._fresh = Makers(me, self.catalog.lists)
+        self._intake = Intake(self.catalog, self.register.replicas_of)
         self._leftovers = Leftovers(settings.keep_s)
         self._surveys = Surveys()
         self._dropping = Dropping(self.catalog, self._leftovers, self._surveys, self._is_used)
@@ -268,7 +269,7 @@ class Storing:
                 effects.append(ReadManifest(manifest))
             elif self.capacity and manifest not in self._lacked:
                 self._lacked[manifest] = record.size
-                self._fresh.heard(manifest, (PeerId(record.writer),), (manifest,), now)
+                self._fresh.heard(manifest, (PeerId(record.writer),), now)
         return [*effects, *self._look(now)] if self._lacked else effects
 
     def _is_needed(self, object_hash: ObjectHash) -> bool:
@@ -278,13 +279,16 @@ class Storing:
 
     def _forget(self, manifest: ObjectHash) -> None:
         """No name stands for it any more: what is in no other manifest may go at once."""
-        loose = set(self.catalog.unreferenced())
-        self.catalog.forget(manifest)
+        self.catalog.let_go(manifest)
         self._passed_over.clear()  # there is room for others
         del self._replicas[manifest]
         self._fresh.forget(manifest)
-        removed = set(self.catalog.unreferenced()) - loose
-        self._leftovers.nameless((manifest, *removed))
+        self._leftovers.nameless((manifest,))
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if self.catalog.is_untidy:
+            self._leftovers.nameless(self.catalog.tidy())
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
@@ -293,22 +297,28 @@ class Storing:
             told = [Log("warning", "manifest_unusable", (("why", event.reason),))]
             if not event.is_wrong:  # what is wrong is known from here on, and has no chunks
                 return [*told, *self.lost(ObjectLost(event.manifest, event.reason), now)]
-        replicas = self.register.replicas_of(event.manifest)
-        if not replicas:
+        self._reading.add(event.manifest)
+        self._intake.add(event)
+        return [*told, *self._take_in(now)]
+
+    def _take_in(self, now: Instant) -> list[Effect]:
+        taken = self._intake.step()
+        if taken is None:
             return []
-        if len(event.chunks) + self.catalog.rows > CHUNKS_MAX:
-            fields = (("manifest", short(event.manifest)), ("chunks", len(event.chunks)))
-            self._passed_over.add(event.manifest)
-            return [Log("warning", "too_many_chunks", fields)]
-        chunks = [Chunk(*chunk) for chunk in event.chunks]
-        self.catalog.know(event.manifest, chunks, replicas)
-        is_new = event.manifest not in self._replicas
-        self._replicas[event.manifest] = replicas
-        writer = PeerId(self.register.records_of(event.manifest)[0].writer)
-        if is_new:
-            makers = (writer, *event.makers)
-            self._fresh.heard(event.manifest, makers, (c.hash for c in chunks), now)
-        return [*told, *self._look(now)]
+        read, replicas, outcome = taken
+        self._reading.discard(read.manifest)
+        match outcome:
+            case Outcome.NAMELESS:
+                return []
+            case Outcome.TOO_MANY:
+                fields = (("manifest", short(read.manifest)), ("chunks", len(read.chunks)))
+                self._passed_over.add(read.manifest)
+                return [Log("warning", "too_many_chunks", fields)]
+        if read.manifest not in self._replicas:
+            writer = PeerId(self.register.records_of(read.manifest)[0].writer)
+            self._fresh.heard(read.manifest, (writer, *read.makers), now)
+        self._replicas[read.manifest] = replicas
+        return self._look(now)
 
     # ----------------------------------------------------------------------------------- objects
 
@@ -606,6 +616,9 @@ class Storing:
         effects = [*self._pulls.wake(now), *self.register.wake(linked, now)]
         self._surveys.wake(now)
         effects += self._surveyed(now)
+        self._tidy()
+        if self._intake.is_busy:
+            effects += self._take_in(now)
         if self._follow_at <= now:
             effects += self._follow_names(now)
         if self._look_at <= now:
@@ -627,6 +640,8 @@ class Storing:
 
     def deadline(self) -> Instant:
         others = (self._pulls.deadline(), self.register.deadline())
+        if self._intake.is_busy or self.catalog.is_untidy:
+            return SOON
         own = (self._look_at, self._sweep_at, self._proofs.due, self._follow_at)
         return min(*own, *others, self._surveys.deadline())
 

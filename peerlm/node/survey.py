@@ -43,7 +43,6 @@ class Survey:
     ) -> None:
         mine = set(here)
         self.hashes = tuple(hashes)
-        self._asked = frozenset(self.hashes)
         self.counts = [int(wanted in mine) for wanted in self.hashes]
         self.here = sum(self.counts)
         self._is_due = is_due
@@ -89,7 +88,7 @@ class Survey:
 
     def is_about(self, hashes: Iterable[ObjectHash]) -> bool:
         """Whether it asks for one of these."""
-        return not self._asked.isdisjoint(hashes)
+        return not set(self.hashes).isdisjoint(hashes)
 
     def gone(self, peer: PeerId) -> None:
         if self._at.pop(peer, None) is not None:

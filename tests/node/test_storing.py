@@ -103,6 +103,43 @@ def test_who_was_away_for_long_drops_checkpoints_below_the_floor_and_brings_none
     assert [store.copies(manifest) for manifest in made] == [[0] * 3] * 3 + [[3] * 3]
 
 
+def test_a_long_manifest_is_taken_in_and_let_go_part_by_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peerlm.store.catalog.STEP", 8)
+    store = Store(2, keep_s=0.0)
+    manifest = store.publish(A, "long", contents(50))
+    storing = store.nodes[A].storing
+    whole = ObjectHash(storing.register.living()[0].record.manifest)
+    assert not storing.catalog.knows(whole)
+    assert storing.standing().unread == 1
+    assert storing.deadline() < store.now, "it is to go on at once"
+    store.run(3, step_s=0.1)
+    assert storing.catalog.knows(whole)
+    assert store.copies(manifest) == [2] * 50
+    removed = Writing("long", Kind.FILES, replaces=True)
+    store.perform(A, storing.write(removed, WallTime(2.0), store.now))
+    assert not storing.catalog.knows(whole)
+    assert 0 < len(storing.catalog.unreferenced()) < 50
+    assert storing.deadline() < store.now
+    store.run(60)
+    assert store.copies(manifest) == [0] * 50, "a removed name's chunks go at once"
+
+
+def test_a_name_that_is_removed_while_its_manifest_is_taken_in_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peerlm.store.catalog.STEP", 8)
+    store = Store(1)
+    store.publish(A, "long", contents(50))
+    storing = store.nodes[A].storing
+    removed = Writing("long", Kind.FILES, replaces=True)
+    store.perform(A, storing.write(removed, WallTime(2.0), store.now))
+    store.run(1, step_s=0.1)
+    assert (storing.catalog.rows, storing.catalog.manifests) == (0, set())
+    assert len(storing.catalog.unreferenced()) == 51
+
+
 def test_the_floors_name_is_nobodys() -> None:
     store = Store(1)
     with pytest.raises(StateError, match="the store's own"):

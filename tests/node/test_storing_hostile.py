@@ -10,7 +10,7 @@ from store_scene import Store, peer_of, sign
 from peerlm.effects import MakeProof, Send
 from peerlm.errors import StateError
 from peerlm.events import ObjectLost
-from peerlm.node import storing as storing_module
+from peerlm.node import intake
 from peerlm.node.register import Writing
 from peerlm.node.trust import FALSE_CLAIM_S, FORGOTTEN_S, WRONG_BYTES_S, Trust
 from peerlm.store.manifest import Chunk, Kind, Manifest, of_files, read_manifest
@@ -168,7 +168,7 @@ def test_who_asks_for_proofs_all_the_time_is_not_answered() -> None:
 
 
 def test_more_chunks_than_can_be_known_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storing_module, "CHUNKS_MAX", 20)
+    monkeypatch.setattr(intake, "CHUNKS_MAX", 20)
     store = Store(3)
     mine = store.publish(A, "plays", contents(10))
     store.publish(B, "evil", contents(15, seed=1))
