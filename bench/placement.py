@@ -25,13 +25,18 @@ SMALL = ((4, 2), (4, 3), (5, 3), (6, 3))
 LIGHT = 144 / 24 / 60 / 100
 
 
+LARGE = {
+    "churn": ("10 % a minute", 1.0, 0.1),
+    "peace": ("no churn", 24.0, 0.0),
+    "light": ("light churn", 24.0, LIGHT),
+}
+"""What is said of it, hours, and the part of the nodes that goes in a minute."""
+
+
 def measure(args: argparse.Namespace, folder: Path) -> Iterator[Row]:
-    yield from against_best(args)
-    for what, hours, churn in (
-        ("10 % a minute", 1.0, 0.1),
-        ("no churn", 24.0, 0.0),
-        ("light churn", 24.0, LIGHT),
-    ):
+    if "best" in args.parts:
+        yield from against_best(args)
+    for what, hours, churn in (LARGE[part] for part in LARGE if part in args.parts):
         say(f"100 nodes, {what}")
         calls = [(100, 0, hours, churn, args.seed + i, 2) for i in range(args.runs)]
         yield from swarm(
@@ -81,6 +86,8 @@ def main() -> int:
     flags.add_argument("--runs", type=int, default=3, help="swarms of 100 nodes, of each kind [3]")
     flags.add_argument("--small", type=int, default=200, help="small swarms, of each size [200]")
     flags.add_argument("--jobs", type=int, default=1, help="processes at once [1]")
+    parts = ("best", *LARGE)
+    flags.add_argument("--parts", nargs="+", choices=parts, default=parts, help="of them [all]")
     flags.add_argument("--seed", type=int, default=1)
     return report.perform("placement", flags, measure)
 

@@ -90,6 +90,10 @@ def _has_weights(node: DemoNode) -> bool:
     return bool(node.status and node.status["state"] in ("ready", "training"))
 
 
+def _is_settled(node: DemoNode) -> bool:
+    return bool(node.status and node.status["snapshot"]["number"])
+
+
 # --------------------------------------------------------------------------------------- kills
 
 
@@ -357,6 +361,8 @@ def checkpoints(args: argparse.Namespace, folder: Path) -> list[Row]:
     with running(swarm):
         swarm.begin()
         swarm.enter(*swarm.nodes[1:])
+        swarm.wait("they have written snapshots", lambda: all(map(_is_settled, swarm.nodes)))
+        os.sync()
         say("four nodes hold the model")
         node = swarm.nodes[0]
         with _desk(node) as desk:

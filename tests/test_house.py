@@ -83,7 +83,9 @@ MAKERS = PACKAGE / "data" / "making.py"
 
 ENGINE = PACKAGE / "serve" / "engine.py"
 
-LOCKS = {PACKAGE / "filesystem.py"} | {PACKAGE / "store" / name for name in ("shelf.py", "room.py")}
+LOCKS = {PACKAGE / "store" / "flushes.py", PACKAGE / "filesystem.py"} | {
+    PACKAGE / "store" / name for name in ("shelf.py", "room.py")
+}
 """They are used from many threads, and make none."""
 
 NETWORKS = {PACKAGE / "bench" / name for name in ("lines.py", "namespaces.py")}

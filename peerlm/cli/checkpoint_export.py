@@ -105,7 +105,7 @@ def _converted(manifest: Manifest, fs: Any, folder: str, reader: Reader, tell: T
     with TemporaryDirectory(prefix="peerlm-") as own, TemporaryDirectory(prefix="peerlm-") as hf:
         _copy(manifest, LocalFileSystem(), own, reader, tell)
         weights = from_folder(Path(own))
-        write_hf(Path(hf), weights.plan, weights.values, weights.tokenizer, {})
+        write_hf(Path(hf), weights.plan, weights.values, weights.tokenizer, {}, weights.codec().end)
         names = sorted((path.name for path in Path(hf).iterdir()), key=lambda name: name == LAST)
         for name in names:
             with Path(hf, name).open("rb") as source, fs.open(_below(folder, name), "wb") as out:

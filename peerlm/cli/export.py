@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -57,7 +58,7 @@ def export(layout: Layout, folder: Path, form: str, check: bool, force: bool) ->
     _refresh(layout)
     weights = from_snapshot(layout, _say)
     metadata = {"swarm_tokens": str(weights.tokens), "finished": str(weights.final).lower()}
-    write = write_model if form == "peerlm" else write_hf
+    write = write_model if form == "peerlm" else partial(write_hf, end=weights.codec().end)
     write(folder, weights.plan, weights.values, weights.tokenizer, metadata)
     if check:
         from peerlm.cli.torch_here import build, logits_are_equal

@@ -30,7 +30,8 @@ def text_after(
 ) -> Iterator[str]:
     """The model's continuation of the prompt, piece by piece.
 
-    A piece is given out when it is sure not to change: characters may take several tokens.
+    It ends after so many tokens, or where the model ends it. A piece is given out when it is sure not to change: characters
+    may take several tokens.
     Raises `ConfigError` for a prompt that cannot be used.
     """
     codec, model = weights.codec(), build(weights)
@@ -38,6 +39,8 @@ def text_after(
     ids: list[int] = []
     shown = ""
     for token in generate(model, prompt_ids, tokens, temperature, rng_seed=rng_seed):
+        if token in codec.ends:
+            break
         ids.append(token)
         text = codec.decode(ids)
         if not text.endswith("\ufffd") and text.startswith(shown):

@@ -22,7 +22,18 @@ from typing import Any
 from peerlm.daemon.mover import Entry, Mover
 from peerlm.daemon.resolve import resolve
 from peerlm.daemon.stream import Talk
-from peerlm.daemon.talks import Answer, Ask, Converse, Fetch, Give, Read, Sink
+from peerlm.daemon.talks import (
+    Answer,
+    Ask,
+    Converse,
+    Fetch,
+    FetchWhole,
+    Give,
+    GiveWhole,
+    Load,
+    Read,
+    Sink,
+)
 from peerlm.mix.flow import Answering, Asking
 from peerlm.types import TransferId
 from peerlm.wire.frame import CHUNK_BYTES
@@ -128,6 +139,26 @@ class Bulk:
         talk = Fetch(size, self._window, sink, self._disk, told)
         entry = self._entry(transfer, talk, keys, (progress_timeout_s, float("inf")), (host, port))
         entry.holds_bytes = min(size, self._window * CHUNK_BYTES)
+        await self._pulled(entry, on_progress)
+
+    async def pull_whole(
+        self,
+        transfer: TransferId,
+        host: str,
+        port: int,
+        values: memoryview,
+        keys: Keys,
+        on_progress: Callable[[int], None],
+        progress_timeout_s: float,
+    ) -> None:
+        """Fetch an object into memory, all of `values`. The bulk thread may write there until this returns, and a moment
+        longer if it is cancelled."""
+        timeouts_s = (progress_timeout_s, float("inf"))
+        entry = self._entry(transfer, FetchWhole(values), keys, timeouts_s, (host, port))
+        entry.holds_bytes = len(values)
+        await self._pulled(entry, on_progress)
+
+    async def _pulled(self, entry: Entry, on_progress: Callable[[int], None]) -> None:
         entry.progressed = lambda count: self._on_loop(on_progress, count)
         await self._outcome(entry)
 
@@ -138,18 +169,30 @@ class Bulk:
         size: int,
         keys: Keys,
         progress_timeout_s: float,
-        *,
-        is_held: bool = False,
     ) -> int:
         """Give an object to whoever pulls it; returns the bytes sent once the peer has all.
         `read(offset, length)` is called in the disk thread; what it raises ends this and is raised
-        here. `is_held`: it keeps the whole object in memory."""
+        here."""
         entry: Entry
         told = partial(self._disk_moved, lambda: entry)
         talk = Give(size, self._window, read, self._disk, told)
         entry = self._entry(transfer, talk, keys, (progress_timeout_s, float("inf")))
-        ahead = min(size, self._window * CHUNK_BYTES)
-        entry.holds_bytes = ahead + size if is_held else ahead
+        entry.holds_bytes = min(size, self._window * CHUNK_BYTES)
+        return await self._served(entry)
+
+    async def serve_whole(
+        self, transfer: TransferId, load: Load, size: int, keys: Keys, progress_timeout_s: float
+    ) -> int:
+        """Give an object that is kept in memory meanwhile. `load()`, all of it, is called in the disk thread once somebody
+        has come for it; what it raises ends this and is raised here."""
+        entry: Entry
+        told = partial(self._disk_moved, lambda: entry)
+        talk = GiveWhole(size, load, self._disk, told)
+        entry = self._entry(transfer, talk, keys, (progress_timeout_s, float("inf")))
+        entry.holds_bytes = size
+        return await self._served(entry)
+
+    async def _served(self, entry: Entry) -> int:
         served: asyncio.Future[int] = self._loop.create_future()
         entry.given = self._settler(served)
         await self._outcome(entry)

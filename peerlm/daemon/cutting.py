@@ -44,8 +44,10 @@ class Cutting:
         self._objects, self._run_id = objects, run_id
 
     def cut(self, effect: CutFragments, slow: SlowWeights) -> None:
-        """→ `FragmentCut` for each, one after the other."""
-        self._pool.submit(self._cut, effect, slow)
+        """→ `FragmentCut` for each, as many at a time as there are threads."""
+        held = set(slow)
+        for fragment in effect.fragments:
+            self._pool.submit(self._cut, effect.slot, fragment, slow if fragment in held else None)
 
     def write(self, effect: WriteCheckpoint, keeping: Keeping) -> None:
         """→ `CheckpointWritten`."""
@@ -55,17 +57,15 @@ class Cutting:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._post, event)
 
-    def _cut(self, effect: CutFragments, slow: SlowWeights) -> None:
-        held = set(slow)
-        for fragment in effect.fragments:
-            version, chunks = 0, list[Chunk]()
-            if fragment in held:
-                try:
-                    version, chunks = self._chunks_of(fragment, slow)
-                except PeerlmError:
-                    chunks = []  # the disk is full, say: another node is asked
-            named = tuple((chunk.hash, chunk.size) for chunk in chunks)
-            self._tell(events.FragmentCut(effect.slot, fragment, version, named))
+    def _cut(self, slot: bytes, fragment: FragmentId, slow: SlowWeights | None) -> None:
+        version, chunks = 0, list[Chunk]()
+        if slow is not None:
+            try:
+                version, chunks = self._chunks_of(fragment, slow)
+            except PeerlmError:
+                chunks = []  # the disk is full, say: another node is asked
+        named = tuple((chunk.hash, chunk.size) for chunk in chunks)
+        self._tell(events.FragmentCut(slot, fragment, version, named))
 
     def _chunks_of(self, fragment: FragmentId, slow: SlowWeights) -> tuple[int, list[Chunk]]:
         version, phi = slow.now(fragment, lambda f: (f.version, f.phi.copy()))

@@ -27,7 +27,8 @@ import numpy as np
 
 from peerlm.daemon.callers import Caller, Callers
 from peerlm.daemon.kept import Kept, Target
-from peerlm.daemon.sockets import delivery_rate, listen_tcp
+from peerlm.daemon.pacing import Paces
+from peerlm.daemon.sockets import line_of, listen_tcp, pace
 from peerlm.daemon.stopwatch import Stopwatch
 from peerlm.daemon.stream import Rest, Stream, Talk
 from peerlm.daemon.talks import Fetch, Give
@@ -139,6 +140,7 @@ class Mover:
         self._parting: dict[Stream, Parting] = {}
         """Streams whose transfer is over, until their last frame is out."""
         self._kept = Kept()
+        self._paces = Paces()
         self._active: dict[Entry, None] = {}
         """Entries that may have something to move."""
         self._buffers: list[memoryview] = []
@@ -332,7 +334,9 @@ class Mover:
         if not entry.is_taken:
             entry.is_taken = True
             if entry.stream is not None:
-                entry.line_bytes_s = self._upload.least(delivery_rate(entry.stream.connection))
+                entry.line_bytes_s = self._upload.least(
+                    line_of(entry.stream.connection).delivered_bytes_s
+                )
             entry.taken(None)
 
     def _broke(self, entry: Entry, stream: Stream) -> None:
@@ -374,6 +378,8 @@ class Mover:
         self._callers.tick(now)
         self._tick_at = now + TICK_S if self._entries or self._parting else float("inf")
         for entry in list(self._entries.values()):
+            if entry.stream is not None:
+                self._look_at_line(entry.stream, Instant(now))
             if now >= entry.began_at + entry.timeout_s:
                 line = f"{entry.peer_name}: not done in {entry.timeout_s:g} s"
                 self._fail(entry, Unreachable("transfer", line))
@@ -448,6 +454,7 @@ class Mover:
             spent=self._spent,
             was_kept=was_kept,
         )
+        self._set_pace(entry.stream)
         first = entry.talk.first if isinstance(entry.talk, Fetch) else 0
         entry.stream.begin(Preface(entry.id, entry.attempt).pack(), first)
         self._active[entry] = None
@@ -505,8 +512,23 @@ class Mover:
                 spent=self._spent,
             ),
         )
+        self._set_pace(entry.stream)
         entry.moved_at = time.monotonic()
         self._active[entry] = None
+
+    def _set_pace(self, stream: Stream) -> None:
+        """As was found on this and other connections with that host."""
+        rate = self._paces.of(stream.host, Instant(time.monotonic())).rate_bytes_s
+        if rate != stream.paced_bytes_s:
+            stream.paced_bytes_s = rate
+            pace(stream.connection, rate)
+
+    def _look_at_line(self, stream: Stream, now: Instant) -> None:
+        line = line_of(stream.connection)
+        if line.acked_bytes != stream.acked_bytes:
+            stream.acked_bytes = line.acked_bytes
+            self._paces.of(stream.host, now).look(line, now)
+            self._set_pace(stream)
 
     def _watch(self, stream: Stream, entry: Entry | None) -> None:
         """Be woken when the socket takes or gives more of what is wanted."""

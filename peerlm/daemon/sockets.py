@@ -11,13 +11,17 @@ one; nothing needs them to be neighbours, since introductions carry the others.
 from __future__ import annotations
 
 import errno
+import math
 import resource
 import socket as tcp
+import struct
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 
 import zmq
 
+from peerlm.daemon.pacing import UNKNOWN, Line
 from peerlm.errors import ConfigError
 
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -74,22 +78,36 @@ def make_socket(
 # ------------------------------------------------------------------------------------------ TCP
 
 TCP_INFO_BYTES = 192
-DELIVERY_RATE_AT = 160
-"""Where Linux's `struct tcp_info` has tcpi_delivery_rate, since 4.9."""
+LIMITED_AT, RTT_AT, ACKED_AT, LEAST_RTT_AT, DELIVERY_RATE_AT = 7, 68, 120, 148, 160
+"""Where Linux's `struct tcp_info` has tcpi_delivery_rate_app_limited (its lowest bit), tcpi_rtt (in us), tcpi_bytes_acked,
+tcpi_min_rtt (in us), and tcpi_delivery_rate, since 4.9."""
+
+SO_MAX_PACING_RATE = 47
+UNPACED = (1 << 64) - 1
 
 
-def delivery_rate(connection: tcp.socket) -> float:
-    """Bytes/s that the way to the other end has lately taken of ours, as TCP measures it from what is
-    acknowledged, application and idle times aside; 0 where the system does not say."""
+def line_of(connection: tcp.socket) -> Line:
+    """What TCP has measured of the way to the other end; `UNKNOWN` where the system does not say."""
     if sys.platform != "linux":
-        return 0.0
+        return UNKNOWN
     try:
         info = connection.getsockopt(tcp.IPPROTO_TCP, tcp.TCP_INFO, TCP_INFO_BYTES)
-    except OSError:
-        return 0.0
-    if len(info) < DELIVERY_RATE_AT + 8:
-        return 0.0
-    return float(int.from_bytes(info[DELIVERY_RATE_AT : DELIVERY_RATE_AT + 8], sys.byteorder))
+        (rtt_us,) = struct.unpack_from("=I", info, RTT_AT)
+        (least_us,) = struct.unpack_from("=I", info, LEAST_RTT_AT)
+        (acked,) = struct.unpack_from("=Q", info, ACKED_AT)
+        (rate,) = struct.unpack_from("=Q", info, DELIVERY_RATE_AT)
+    except (OSError, struct.error):
+        return UNKNOWN
+    is_filled = not info[LIMITED_AT] & 1
+    return Line(rtt_us / 1e6, least_us / 1e6, float(rate), is_filled, acked)
+
+
+def pace(connection: tcp.socket, rate_bytes_s: float) -> None:
+    """Have the system send no faster, infinite for as fast as it likes; nothing happens where it cannot."""
+    rate = UNPACED if math.isinf(rate_bytes_s) else round(rate_bytes_s)
+    if sys.platform == "linux":
+        with suppress(OSError):
+            connection.setsockopt(tcp.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("=Q", rate))
 
 
 # ------------------------------------------------------------------------------------ addresses

@@ -94,6 +94,10 @@ class Stream:
         was_kept: bool = False,
     ) -> None:
         self.connection = connection
+        self.host = _host_of(connection)
+        self.paced_bytes_s = 0.0
+        """Sent at most, as the system was told; 0: nothing yet."""
+        self.acked_bytes = 0
         self.dials = dials
         self._was_kept = was_kept
         self.failure: PeerlmError | None = None
@@ -345,3 +349,10 @@ class Stream:
             return True
         self.is_readable = False  # in a moment more
         return False
+
+
+def _host_of(connection: socket.socket) -> str:
+    """Empty when the other end is gone already."""
+    with suppress(OSError):
+        return str(connection.getpeername()[0])
+    return ""

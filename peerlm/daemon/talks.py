@@ -1,7 +1,8 @@
 """What the ends of a transfer say and hear: the two sides of an exchange, and of a pull.
 
 The sides of an exchange compute as they go (mix/flow.py). Those of a pull read and write files, which
-may take long: a disk thread does it, a few chunks ahead of the connection or behind it.
+may take long: a disk thread does it, a few chunks ahead of the connection or behind it. What is small is in
+memory as a whole, read before any of it is said, and written after all of it is heard.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from peerlm.errors import PeerlmError, WireError
+from peerlm.errors import ChunkCorrupt, PeerlmError, WireError
 from peerlm.mix.flow import Answering, Asking, Refused
 from peerlm.train.hop import BYTES_MAX as MESSAGE_BYTES_MAX
 from peerlm.wire.frame import CHUNK_BYTES, Buffer
@@ -22,6 +23,9 @@ SAID_BYTES_MAX = 64 << 20
 
 Sink = Callable[[int, memoryview], None]
 Read = Callable[[int, int], bytes]
+Load = Callable[[], bytes]
+Told = Callable[[BaseException | None], None]
+"""The disk has done its part, or could not."""
 
 
 class RefusedHere(PeerlmError):
@@ -203,7 +207,7 @@ class Fetch:
         window: int,
         sink: Sink,
         disk: Executor,
-        moved: Callable[[BaseException | None], None],
+        moved: Told,
     ) -> None:
         self.first = 0
         self._size, self._window = size, window
@@ -266,7 +270,7 @@ class Give:
         window: int,
         read: Read,
         disk: Executor,
-        moved: Callable[[BaseException | None], None],
+        moved: Told,
     ) -> None:
         self._size, self._window = size, window
         self._read, self._disk, self._moved = read, disk, moved
@@ -330,3 +334,72 @@ class Give:
 
     def rewind(self) -> None:
         raise AssertionError("who is dialled is told where to begin")
+
+
+class FetchWhole(Fetch):
+    """The end that pulls an object into memory: what comes is opened right where it belongs."""
+
+    def __init__(self, values: memoryview) -> None:
+        self.first = 0
+        self._values = values
+        self._heard = 0
+
+    def to_hear(self) -> int | None:
+        left = len(self._values) - self._heard
+        return min(CHUNK_BYTES, left) if left else None
+
+    def place(self) -> memoryview | None:
+        return self._values[self._heard : self._heard + CHUNK_BYTES]
+
+    def hear(self, chunk: Buffer) -> None:
+        self._heard += len(chunk)
+        self.first += 1
+
+    @property
+    def heard_bytes(self) -> int:
+        return self._heard
+
+    @property
+    def is_done(self) -> bool:
+        return self._heard == len(self._values)
+
+
+class GiveWhole(Give):
+    """The end that serves an object from memory. `load()`, its `size` bytes, is called once, in the disk thread."""
+
+    def __init__(self, size: int, load: Load, disk: Executor, moved: Told) -> None:
+        self._size, self._load, self._disk, self._moved = size, load, disk, moved
+        self._data: memoryview | None = None
+        self._is_asked = False
+        self._said = 0
+
+    def seek(self, chunk: int) -> bool:
+        if chunk > -(-self._size // CHUNK_BYTES):
+            return False
+        self._said = min(chunk * CHUNK_BYTES, self._size)
+        if not self._is_asked:
+            self._is_asked = True
+            self._disk.submit(self._read_all)
+        return True
+
+    def _read_all(self) -> None:
+        try:
+            data = self._load()
+            if len(data) != self._size:
+                raise ChunkCorrupt(f"an object of {len(data)} bytes had {self._size}")
+        except Exception as error:
+            self._moved(error)
+        else:
+            self._data = memoryview(data)
+            self._moved(None)
+
+    def to_say(self) -> int | None:
+        if self._said >= self._size:
+            return None
+        return min(CHUNK_BYTES, self._size - self._said) if self._data is not None else 0
+
+    def say(self, out: memoryview) -> Buffer:
+        assert self._data is not None, "nothing is there yet"
+        data = self._data[self._said : self._said + CHUNK_BYTES]
+        self._said += len(data)
+        return data

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,10 +42,12 @@ from peerlm.mix import flow
 from peerlm.mix.chunks import stream_bytes
 from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.vector import Vector
-from peerlm.store.objects import Objects, Partial
-from peerlm.types import FragmentId, ObjectHash, PeerId, TransferId
+from peerlm.store.manifest import CHUNK_BYTES
+from peerlm.store.objects import Arriving, Objects, Partial
+from peerlm.types import FragmentId, PeerId, TransferId
 
 R = TypeVar("R")
+Coming = Arriving | Partial
 
 BEAT_S, SILENT_S = 1.0, 8.0
 """Ends of a channel say so often that they are there, and believe it of the other for so long."""
@@ -266,36 +269,33 @@ class Transfers:
     # ----------------------------------------------------------------------------------- pulls
 
     async def _run_pull(self, e: RunPull) -> None:
-        def progressed(received_bytes: int) -> None:
-            self._post(events.PullProgressed(e.transfer, received_bytes))
-
+        """A chunk comes into memory; what is larger, or no chunk, onto the disk frame by frame."""
+        progressed = partial(self._progressed, e.transfer)
+        line = (e.transfer, e.host, e.bulk_port)
+        keys = (e.key_up, e.key_down)
         try:
-            partial = await self._begin(e)
+            coming = await self._begin(e)
         except PeerlmError as error:
             self._post(events.PullEnded(e.transfer, "failed", str(error)))
             return
         try:
-            await self._bulk.pull(
-                e.transfer,
-                e.host,
-                e.bulk_port,
-                e.size,
-                (e.key_up, e.key_down),
-                partial.write_at,
-                progressed,
-                e.progress_timeout_s,
-            )
+            if isinstance(coming, Arriving):
+                values = coming.values
+                await self._bulk.pull_whole(*line, values, keys, progressed, e.progress_timeout_s)
+            else:
+                sink = coming.write_at
+                await self._bulk.pull(*line, e.size, keys, sink, progressed, e.progress_timeout_s)
         except PeerlmError as error:
-            partial.discard()
+            coming.discard()
             # Of a chunk whoever is on the way may have spoilt a frame: only the whole of it tells what its donor keeps.
             fault = "lost" if e.is_chunk and _fault(error) == "corrupt" else _fault(error)
             self._post(events.PullEnded(e.transfer, fault, _reason(error)))
             return
         except asyncio.CancelledError:
-            partial.discard()
+            coming.discard()
             raise
         try:  # once begun it ends by itself: nobody else may close its file meanwhile
-            finish = asyncio.get_running_loop().run_in_executor(None, partial.finish)
+            finish = asyncio.get_running_loop().run_in_executor(None, coming.finish)
             finish.add_done_callback(_looked_at)
             await asyncio.shield(finish)
         except PeerlmError as error:
@@ -303,11 +303,19 @@ class Transfers:
             return
         self._post(events.PullEnded(e.transfer, "ok"))
 
-    async def _begin(self, e: RunPull) -> Partial:
+    def _progressed(self, transfer: TransferId, received_bytes: int) -> None:
+        self._post(events.PullProgressed(transfer, received_bytes))
+
+    async def _begin(self, e: RunPull) -> Coming:
         """Room for the object: measuring the directory may take a while. Raises `StateError`."""
-        loop = asyncio.get_running_loop()
-        begin = self._objects.begin
-        begun = loop.run_in_executor(None, begin, e.object_hash, e.size, e.is_chunk)
+        loop, objects = asyncio.get_running_loop(), self._objects
+
+        def begin() -> Coming:
+            if e.is_chunk and e.size <= CHUNK_BYTES:
+                return objects.await_chunk(e.object_hash, e.size)
+            return objects.begin(e.object_hash, e.size, e.is_chunk)
+
+        begun = loop.run_in_executor(None, begin)
         try:
             return await asyncio.shield(begun)
         except asyncio.CancelledError:
@@ -317,41 +325,22 @@ class Transfers:
     async def _serve_pull(self, e: ServePull) -> None:
         """What is kept for the store is read whole before any of it is sent: no damaged byte of it ever is."""
         objects, name = self._objects, e.object_hash
-        is_chunk = objects.has_chunk(name)
-
-        def read(offset: int, length: int) -> bytes:
-            return objects.read(name, offset, length)
-
+        keys, is_chunk = (e.key_up, e.key_down), objects.has_chunk(name)
         try:
             size = objects.size_bytes(name)
-            sent = await self._bulk.serve(
-                e.transfer,
-                _Whole(objects, name).read if is_chunk else read,
-                size,
-                (e.key_up, e.key_down),
-                e.progress_timeout_s,
-                is_held=is_chunk,
-            )
+            if is_chunk:
+                load = partial(objects.read_verified, name)
+                serving = self._bulk.serve_whole(e.transfer, load, size, keys, e.progress_timeout_s)
+            else:
+                read = partial(objects.read, name)
+                serving = self._bulk.serve(e.transfer, read, size, keys, e.progress_timeout_s)
+            sent = await serving
         except PeerlmError as error:
             if is_chunk and isinstance(error, ChunkCorrupt | Vanished):
                 self._post(events.ObjectLost(name, str(error)))
             self._post(events.PullServed(e.transfer, "lost", 0))
             return
         self._post(events.PullServed(e.transfer, "ok", sent))
-
-
-class _Whole:
-    """An object that was checked as a whole when the first of it is asked for, in the one thread that asks."""
-
-    def __init__(self, objects: Objects, object_hash: ObjectHash) -> None:
-        self._objects, self._name = objects, object_hash
-        self._data: bytes | None = None
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Raises `ChunkCorrupt`, `StateError`."""
-        if self._data is None:
-            self._data = self._objects.read_verified(self._name)
-        return self._data[offset : offset + length]
 
 
 Ended = TypeVar("Ended", events.ExchangeEnded, events.ExchangeServed)
@@ -384,7 +373,7 @@ async def _ending(run: asyncio.Task[None]) -> str:
     return "it ended"
 
 
-def _discard(begun: asyncio.Future[Partial]) -> None:
+def _discard(begun: asyncio.Future[Coming]) -> None:
     if not begun.cancelled() and begun.exception() is None:
         begun.result().discard()
 

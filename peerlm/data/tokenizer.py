@@ -24,7 +24,7 @@ ENDS = (
     *("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eos|>", "<eos>", "<EOS>", "[EOS]"),
     *("<\uff5cend\u2581of\u2581sentence\uff5c>", "<|im_end|>", "<end>", "[SEP]"),
 )
-"""What tokenizers call the token behind a document; the first that one has."""
+"""What tokenizers call the token behind a document: the first that one has. In a text that is made any of them ends it."""
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -45,6 +45,10 @@ class Tokenizer(Protocol):
     def end(self) -> int | None:
         """What stands behind a document; None: it has no token for that."""
 
+    @property
+    def ends(self) -> frozenset[int]:
+        """What ends a text that is being made."""
+
     def encode(self, text: str) -> TokenIds:
         """Ids of `text`, shape (tokens,), of `token_dtype(vocab)`. No special tokens are added."""
 
@@ -60,6 +64,7 @@ class ByteTokenizer:
 
     vocab = 256
     end = None
+    ends = frozenset[int]()
 
     def encode(self, text: str) -> TokenIds:
         raw = text.encode(
@@ -96,8 +101,9 @@ class JsonTokenizer:
             raise ConfigError(f"{where}: the tokenizer has no tokens")
         self.data = data
         self.vocab: int = max(ids) + 1  # ids may have gaps
-        known = (self._inner.token_to_id(name) for name in ENDS)
-        self.end: int | None = next((token for token in known if token is not None), None)
+        known = [t for name in ENDS if (t := self._inner.token_to_id(name)) is not None]
+        self.end: int | None = known[0] if known else None
+        self.ends = frozenset(known)
 
     def encode(self, text: str) -> TokenIds:
         ids = self._inner.encode(text, add_special_tokens=False).ids

@@ -87,15 +87,16 @@ def write_hf(
     fragments: Iterable[Values],
     tokenizer: bytes | None,
     metadata: Mapping[str, str],
+    end: int | None = None,
 ) -> None:
     """Write the model whose fragments, in the plan's order, are flat fp32 `fragments`. The long part, the
-    weights, is on the disk before any file appears.
+    weights, is on the disk before any file appears. `end`: the token that the tokenizer puts behind a document.
 
     Raises:
         ConfigError: the model is not Llama's shape.
         StateError: the disk will not take it.
     """
-    config = config_of(plan.model, plan.data.vocab)
+    config = config_of(plan.model, plan.data.vocab, end)
     names = published_names(plan.model)
     shapes = parameter_shapes(plan.model, plan.data.vocab)
     with disk.explained("make", folder):

@@ -106,8 +106,8 @@ def model_of(config: Mapping[str, Any], where: str) -> tuple[ModelSection, int]:
     return plan.model, plan.data.vocab
 
 
-def config_of(model: ModelSection, vocab: int) -> dict[str, Any]:
-    """The config.json of a model. It knows of no tokens with a meaning of their own.
+def config_of(model: ModelSection, vocab: int, end: int | None = None) -> dict[str, Any]:
+    """The config.json of a model. `end`: the token behind a document.
 
     Raises:
         ConfigError: the model is not Llama's shape.
@@ -137,7 +137,7 @@ def config_of(model: ModelSection, vocab: int) -> dict[str, Any]:
         "mlp_bias": False,
         "tie_word_embeddings": model.tied,
         "bos_token_id": None,
-        "eos_token_id": None,
+        "eos_token_id": end,
         "torch_dtype": "float32",
     }
 

@@ -360,6 +360,7 @@ class Front:
             sampling=asked.sampling,
             tokens_max=tokens_max,
             stops=asked.stops + (("\nuser:",) if asked.is_chat else ()),
+            past_end=asked.past_end,
         )
 
     async def _whole(self, http: web.Request, writing: _Writing) -> web.Response:

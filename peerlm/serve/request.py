@@ -79,6 +79,7 @@ class Asked:
     sampling: Sampling
     rng_seed: int | None
     stops: tuple[str, ...]
+    past_end: bool
     is_stream: bool
     with_usage: bool
 
@@ -165,6 +166,7 @@ def _asked(
         sampling=sampling,
         rng_seed=fields.integer("seed", -(1 << 63), (1 << 63) - 1),
         stops=_stops(fields),
+        past_end=fields.boolean("ignore_eos"),
         is_stream=is_stream,
         with_usage=with_usage,
     )

@@ -26,6 +26,8 @@ class Job:
     sampling: Sampling
     tokens_max: int
     stops: tuple[str, ...] = ()
+    past_end: bool = False
+    """Tokens that end a text do not."""
     version: Version | None = None
     version_name: str = ""
     """Of the first session's weights; empty until they are known."""
@@ -80,7 +82,7 @@ class Service:
             self._sessions[number] = _Session(
                 job,
                 index,
-                Writing(self._decoder, job.tokens_max, job.stops),
+                Writing(self._decoder, job.tokens_max, job.stops, past_end=job.past_end),
                 self._sampler.generator(job.rng_seeds[index]),
                 list(job.prompts[index]),
             )

@@ -46,6 +46,10 @@ class Piece:
 
 
 class Decoder(Protocol):
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a text."""
+
     def decode(self, ids: npt.ArrayLike) -> str: ...
 
 
@@ -76,9 +80,18 @@ class Text:
 
 
 class Writing:
-    """A session's answer: at most `tokens_max` tokens, ended by any of `stops`."""
+    """A session's answer: at most `tokens_max` tokens, ended by any of `stops`, and by a token that ends a text, which is
+    not shown; `past_end`, it is like any other."""
 
-    def __init__(self, decoder: Decoder, tokens_max: int, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokens_max: int,
+        stops: Sequence[str] = (),
+        *,
+        past_end: bool = False,
+    ) -> None:
+        self._ends = frozenset() if past_end else decoder.ends
         self._text = Text(decoder)
         self._tokens_max = tokens_max
         self._stops = tuple(stops)
@@ -90,16 +103,18 @@ class Writing:
         return len(self._text.ids)
 
     def add(self, pick: Pick) -> Piece:
-        self._picks.append(pick)
-        self._held += self._text.add(pick.token)
-        is_full = self.tokens >= self._tokens_max
-        if is_full:
+        is_end = pick.token in self._ends
+        if not is_end:
+            self._picks.append(pick)
+            self._held += self._text.add(pick.token)
+        is_last = is_end or self.tokens >= self._tokens_max
+        if is_last:
             self._held += self._text.end()
         ends = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if ends:
             return self._give(min(ends), "stop")
-        if is_full:
-            return self._give(len(self._held), "length")
+        if is_last:
+            return self._give(len(self._held), "stop" if is_end else "length")
         return self._give(len(self._held) - self._doubtful(), None)
 
     def _doubtful(self) -> int:

@@ -18,8 +18,9 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -118,8 +119,12 @@ class AtomicFile:
         with explained("read", self.path):
             return _hash(self._fd, 0, self.size_bytes)
 
-    def commit(self, turn: AbstractContextManager[object] | None = None) -> None:
-        """Make the file durable and visible; visible under `turn`, a lock.
+    def commit(
+        self,
+        turn: AbstractContextManager[object] | None = None,
+        flush: Callable[[], None] | None = None,
+    ) -> None:
+        """Make the file durable and visible; visible under `turn`, a lock. `flush`: the directory, in its own way.
 
         Raises: StateError, and then it was aborted.
         """
@@ -128,7 +133,7 @@ class AtomicFile:
                 os.fsync(self._fd)
                 with turn or nullcontext():
                     os.rename(self._temp, self.path)
-                sync_directory(self.path.parent)
+                (flush or partial(sync_directory, self.path.parent))()
         finally:
             self.abort()
 

@@ -22,6 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from blake3 import blake3
 
 from peerlm.errors import ChunkCorrupt, StateError, Vanished, WireError
@@ -189,12 +190,7 @@ class Objects:
         try:
             if shelf is self._kept and self._is_linked(object_hash, size_bytes):
                 return
-            file = AtomicFile(shelf.path(object_hash))
-            try:
-                file.write(data)
-                shelf.keep(file, object_hash)
-            finally:
-                file.abort()
+            shelf.write(object_hash, data)
         finally:
             self._room.give_back(size_bytes)
 
@@ -222,6 +218,12 @@ class Objects:
         except BaseException:
             self._room.give_back(size_bytes)
             raise
+
+    def await_chunk(self, object_hash: ObjectHash, size_bytes: int) -> Arriving:
+        """Room for a chunk about to be pulled into memory. Raises: StateError when there is none."""
+        _require_size(size_bytes)
+        self._room.take(size_bytes, _WHAT)
+        return Arriving(self._kept, self._room, object_hash, size_bytes)
 
     def verify(self, object_hash: ObjectHash) -> None:
         """Hash the object's own file again; one that has changed is removed.
@@ -340,5 +342,38 @@ class Partial:
     def discard(self) -> None:
         """Give up what was received. May be called again, and after `finish`."""
         self._file.abort()
+        with suppress(IndexError):
+            self._room.give_back(self._taken_bytes.pop())
+
+
+class Arriving:
+    """A chunk on its way in, in memory until all of it is there: it is small, and so it is hashed where it came to lie and
+    written in one piece. Ends in `finish` or `discard`.
+
+    values: where its bytes belong.
+    """
+
+    def __init__(self, shelf: Shelf, room: Room, object_hash: ObjectHash, size_bytes: int) -> None:
+        """Takes over `size_bytes` of `room`."""
+        self._shelf, self._room, self._name = shelf, room, object_hash
+        self._taken_bytes = [size_bytes]
+        self.values = np.empty(size_bytes, np.uint8).data
+
+    def finish(self) -> None:
+        """Check what has come and keep it, durably.
+
+        Raises:
+            ChunkCorrupt: it is not what its name says.
+            StateError: the disk refuses.
+        """
+        try:
+            if blake3(self.values).digest() != self._name:
+                raise ChunkCorrupt(f"object {short(self._name)} does not hash to its name")
+            self._shelf.write(self._name, self.values)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """May be called again, and after `finish`."""
         with suppress(IndexError):
             self._room.give_back(self._taken_bytes.pop())

@@ -17,6 +17,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -25,6 +26,7 @@ from blake3 import blake3
 from peerlm.errors import ChunkCorrupt, StateError, Vanished
 from peerlm.store import disk
 from peerlm.store.disk import AtomicFile, ReadFile
+from peerlm.store.flushes import Flushes
 from peerlm.types import ObjectHash, short
 
 _NAME = re.compile(r"[0-9a-f]{64}")
@@ -49,6 +51,7 @@ class Shelf:
         self._condemned: dict[ObjectHash, int] = {}
         """Not here any more, but their files are still to be removed."""
         self._lock = Lock()
+        self._flushes = Flushes(partial(disk.sync_directory, directory))
         with disk.explained("list", directory):
             for name, size in sorted(_named_files(directory)):
                 self._sizes[ObjectHash(bytes.fromhex(name))] = size
@@ -78,15 +81,24 @@ class Shelf:
     def keep(self, file: AtomicFile, object_hash: ObjectHash) -> None:
         """Commit a file that was written to `path`. Raises: StateError."""
         self._pardon(object_hash)
-        file.commit(self._lock)
+        file.commit(self._lock, self._flushes.flush)
         self._know(object_hash, file.size_bytes)
+
+    def write(self, object_hash: ObjectHash, data: disk.Bytes) -> None:
+        """Keep bytes that hash to their name. Raises: StateError."""
+        file = AtomicFile(self.path(object_hash))
+        try:
+            file.write(data)
+            self.keep(file, object_hash)
+        finally:
+            file.abort()
 
     def link(self, path: Path, object_hash: ObjectHash, size_bytes: int) -> bool:
         """Give the file at `path`, which was flushed and is never written to, a name here, durably. False: it cannot be."""
         self._pardon(object_hash)
         try:
             os.link(path, self.path(object_hash), follow_symlinks=False)
-            disk.sync_directory(self.directory)
+            self._flushes.flush()
         except OSError:
             return False
         self._know(object_hash, size_bytes)
@@ -120,7 +132,7 @@ class Shelf:
                 with self._lock:
                     if self._pardoned(object_hash):
                         self.path(object_hash).unlink(missing_ok=True)
-            disk.sync_directory(self.directory)
+            self._flushes.flush()
 
     def _pardon(self, object_hash: ObjectHash) -> None:
         """It is put again: its file, old or new, stays."""
@@ -140,7 +152,7 @@ class Shelf:
             with self._lock:
                 self._forget(object_hash)
                 path.unlink(missing_ok=True)
-            disk.sync_directory(self.directory)
+            self._flushes.flush()
 
     def remove_damaged(self, object_hash: ObjectHash, file: ReadFile) -> bool:
         """Remove what was read from `file`, unless something else lies in its place by now (False).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -29,7 +30,7 @@ def llama(tmp_path: Path) -> Path:
 def words_file(path: Path, vocab: int) -> bytes:
     import tokenizers
 
-    words = {"<unk>": 0, **{f"w{i}": i for i in range(1, vocab)}}
+    words = {"<unk>": 0, **{f"w{i}": i for i in range(1, vocab - 1)}, "</s>": vocab - 1}
     made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     made.save(str(path))
@@ -66,6 +67,7 @@ def test_its_tokenizer_travels_with_it(peerlm: Cli, tmp_path: Path) -> None:
     assert (tmp_path / "node" / "objects" / plan.data.tokenizer).read_bytes() == file
     assert peerlm("export", tmp_path / "out", *state, "--format", "hf").code == 0
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == file
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 59
     assert peerlm("generate", "w1 w2", *state, "--tokens", "4").code == 0
     outcome = peerlm("init", "--state", tmp_path / "n", "--from", f"hf:{llama}", "--tokenizer", "x")
     assert_one_line(outcome, 2, "--tokenizer", "--from", "has its own")
@@ -184,7 +186,6 @@ def test_a_published_model_says_the_same_here_as_in_transformers(
     reference = transformers.AutoModelForCausalLM.from_pretrained(
         Path(GGUF).parent, dtype=torch.float32, **named
     ).eval()
-    reference.generation_config.eos_token_id = None
     exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     for prompt in PROMPTS:
         asked = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
@@ -192,6 +193,7 @@ def test_a_published_model_says_the_same_here_as_in_transformers(
             ids = reference.generate(**asked, max_new_tokens=TOKENS, do_sample=False)[0]
             apart = exported(ids[None]).logits - reference(ids[None]).logits
         expected = prompt + tokenizer.decode(ids[asked["input_ids"].shape[1] :])
+        expected = expected.removesuffix(tokenizer.eos_token)
         said = peerlm("generate", prompt, *state, "--temperature", "0", "--tokens", TOKENS)
         assert said.out == expected + "\n"
         assert apart.abs().max() < 1e-4

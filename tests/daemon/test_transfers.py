@@ -20,7 +20,7 @@ from peerlm.errors import ChunkCorrupt, StateError
 from peerlm.events import ObjectLost, PullEnded, PullServed
 from peerlm.mix.fragment import SlowFragment
 from peerlm.store.disk import Layout, StateDirectory
-from peerlm.store.objects import PIECE_BYTES, Objects, Partial
+from peerlm.store.objects import PIECE_BYTES, Arriving, Objects
 from peerlm.types import FragmentId, ObjectHash, PeerId, TransferId
 
 ONE = TransferId(b"1" * 16)
@@ -126,22 +126,30 @@ class Wire(NoBulk):
         super().__init__()
         self.sent = b""
         self.gives = b""
-        self.is_held = False
+        self.was_whole = False
         self.breaks: Exception | None = None
 
-    async def serve(
-        self, transfer: Any, read: Any, size: int, keys: Any, timeout_s: float, *, is_held: bool
-    ) -> int:
-        self.is_held = is_held
+    async def serve(self, transfer: Any, read: Any, size: int, *_: Any) -> int:
         for at in range(0, size, PIECE_BYTES):
             length = min(PIECE_BYTES, size - at)
             self.sent += await asyncio.get_running_loop().run_in_executor(None, read, at, length)
+        return size
+
+    async def serve_whole(self, transfer: Any, load: Any, size: int, *_: Any) -> int:
+        self.sent += await asyncio.get_running_loop().run_in_executor(None, load)
+        self.was_whole = True
         return size
 
     async def pull(self, *arguments: Any) -> None:
         write_at = arguments[5]
         for at in range(0, len(self.gives), PIECE_BYTES):
             write_at(at, self.gives[at : at + PIECE_BYTES])
+        if self.breaks is not None:
+            raise self.breaks
+
+    async def pull_whole(self, *arguments: Any) -> None:
+        arguments[3][:] = self.gives
+        self.was_whole = True
         if self.breaks is not None:
             raise self.breaks
 
@@ -175,11 +183,12 @@ async def test_a_chunk_is_served_as_it_was_put(tmp_path: Path) -> None:
         name = scene.objects.put_chunk(WHOLE)
         await scene.serve(name)
         assert scene.wire.sent == WHOLE
-        assert scene.wire.is_held
+        assert scene.wire.was_whole
+        scene.wire.was_whole = False
         assert scene.posted == [PullServed(ONE, "ok", len(WHOLE))]
         other = scene.objects.put(WHOLE[:-1])
         await scene.serve(other)
-        assert not scene.wire.is_held
+        assert not scene.wire.was_whole
 
 
 @pytest.mark.parametrize("at", [0, len(WHOLE) // 2, len(WHOLE) - 1])
@@ -227,16 +236,16 @@ async def test_a_pull_cancelled_while_it_is_made_durable_is_left_alone(
 ) -> None:
     begun, let_go = asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
-    finish = Partial.finish
+    finish = Arriving.finish
 
-    def late(partial: Partial) -> None:
+    def late(coming: Arriving) -> None:
         loop.call_soon_threadsafe(begun.set)
         let_go.wait(5)
-        finish(partial)
+        finish(coming)
         loop.call_soon_threadsafe(ended.set)
 
     ended = asyncio.Event()
-    monkeypatch.setattr(Partial, "finish", late)
+    monkeypatch.setattr(Arriving, "finish", late)
     with ThreadPoolExecutor(1) as pool:
         scene = Scene(tmp_path, pool)
         name = Objects.put_chunk(Scene(tmp_path / "there", pool).objects, WHOLE)

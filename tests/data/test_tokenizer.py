@@ -60,6 +60,14 @@ def test_json_vocabulary_covers_special_tokens(merges: bytes) -> None:
     tokenizer = JsonTokenizer(merges)
     assert tokenizer.vocab > 256
     assert tokenizer.decode([0]) == "<end>"
+    assert (tokenizer.end, tokenizer.ends) == (0, frozenset({0}))
+
+
+def test_any_token_that_is_known_to_end_a_text_does() -> None:
+    inner = Tokenizer(models.WordLevel({"a": 0, "<|im_end|>": 1, "</s>": 2}, unk_token="a"))
+    tokenizer = JsonTokenizer(inner.to_str().encode())
+    assert (tokenizer.end, tokenizer.ends) == (2, frozenset({1, 2}))
+    assert ByteTokenizer.ends == frozenset()
 
 
 def test_a_json_vocabulary_with_gaps_is_as_large_as_its_highest_id() -> None:

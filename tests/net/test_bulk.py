@@ -4,7 +4,6 @@ import asyncio
 import secrets
 import socket
 import sys
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -20,7 +19,7 @@ from peerlm.errors import ChunkCorrupt, ConfigError, Unreachable, WireError
 from peerlm.mix.chunks import CHUNK, stream_bytes
 from peerlm.mix.flow import Answering, Asking
 from peerlm.mix.fragment import SlowFragment
-from peerlm.wire.frame import CHUNK_BYTES, HEADER_BYTES, TAG_BYTES, UP, Cipher, Kind, Preface
+from peerlm.wire.frame import HEADER_BYTES, TAG_BYTES, UP, Cipher, Kind, Preface
 
 PROGRESS_S, TIMEOUT_S = 5.0, 15.0
 HERE = "127.0.0.1"
@@ -286,125 +285,6 @@ async def test_closing_ends_what_is_under_way(make) -> None:
         await waiting
 
 
-def bytes_of(length: int) -> bytes:
-    return secrets.token_bytes(length)
-
-
-# ------------------------------------------------------------------------------------------ pulls
-
-
-async def pulled(
-    ann: Bulk, bob: Bulk, data: bytes, *, port: int = 0, progress_s: float = PROGRESS_S
-) -> tuple[bytearray, list[int], int]:
-    a, here, progress = Agreement(), bytearray(len(data)), []
-
-    def sink(offset: int, chunk: memoryview) -> None:
-        here[offset : offset + len(chunk)] = chunk
-
-    served = asyncio.ensure_future(
-        bob.serve(a.id, lambda o, n: data[o : o + n], len(data), a.keys, progress_s)
-    )
-    await ann.pull(
-        a.id, HERE, port or bob.port, len(data), a.keys, sink, progress.append, progress_s
-    )
-    return here, progress, await served
-
-
-@pytest.mark.parametrize("size", [0, 1, 5_000_000])
-async def test_an_object_is_pulled(make, size) -> None:
-    data = bytes_of(size)
-    here, progress, sent = await pulled(make(), make(), data)
-    assert here == data
-    assert sent == size
-    assert progress[-1] == size
-
-
-async def test_a_slow_disk_holds_no_more_than_a_window(make) -> None:
-    ann, bob = make(window=2), make(window=2)
-    a, size = Agreement(), 40 * CHUNK_BYTES
-    let_go, held = threading.Event(), []
-
-    def sink(offset: int, chunk: memoryview) -> None:
-        held.append(offset)
-        let_go.wait(5)
-
-    served = asyncio.ensure_future(bob.serve(a.id, lambda o, n: bytes(n), size, a.keys, PROGRESS_S))
-    pulling = asyncio.ensure_future(
-        ann.pull(a.id, HERE, bob.port, size, a.keys, sink, int, PROGRESS_S)
-    )
-    await until(lambda: bool(held))
-    talk = ann._mover._entries[a.id].talk
-    await until(lambda: talk.to_hear() == 0)
-    assert talk.first == 2, "chunks that were heard and wait for the disk"
-    let_go.set()
-    await pulling
-    assert await served == size
-
-
-async def test_a_full_disk_ends_the_pull_on_both_sides(make) -> None:
-    ann, bob = make(), make()
-    a = Agreement()
-
-    def sink(offset: int, chunk: memoryview) -> None:
-        raise OSError(28, "No space left on device")
-
-    served = asyncio.ensure_future(
-        bob.serve(a.id, lambda o, n: bytes(n), 10_000_000, a.keys, PROGRESS_S)
-    )
-    with pytest.raises(OSError, match="No space left"):
-        await ann.pull(a.id, HERE, bob.port, 10_000_000, a.keys, sink, int, PROGRESS_S)
-    with pytest.raises(Unreachable, match="No space left"):
-        await served
-
-
-async def test_an_unreadable_object_ends_the_pull_on_both_sides(make) -> None:
-    ann, bob = make(), make()
-    a = Agreement()
-
-    def read(offset: int, length: int) -> bytes:
-        raise OSError(5, "Input/output error")
-
-    served = asyncio.ensure_future(bob.serve(a.id, read, 1000, a.keys, PROGRESS_S))
-    with pytest.raises(Unreachable, match="gave up"):
-        await ann.pull(a.id, HERE, bob.port, 1000, a.keys, lambda o, c: None, int, PROGRESS_S)
-    with pytest.raises(OSError, match="Input/output"):
-        await served
-
-
-async def test_a_server_that_dies_midway_is_noticed(make) -> None:
-    ann, bob = make(window=2), Bulk(HERE, 0, window=2)
-    a, size, first_chunk = Agreement(), 50 * CHUNK_BYTES, asyncio.Event()
-    loop = asyncio.get_running_loop()
-    die = threading.Event()
-
-    def read(offset: int, length: int) -> bytes:
-        if offset > 5 * CHUNK_BYTES:
-            die.wait(5)
-        return bytes(length)
-
-    def sink(offset: int, chunk: memoryview) -> None:
-        loop.call_soon_threadsafe(first_chunk.set)
-
-    served = asyncio.ensure_future(bob.serve(a.id, read, size, a.keys, PROGRESS_S))
-    pulling = asyncio.ensure_future(ann.pull(a.id, HERE, bob.port, size, a.keys, sink, int, 0.5))
-    await first_chunk.wait()
-    part = bob._mover._part
-
-    def hang_up(stream) -> None:  # as a kill does, which says no goodbye
-        stream.connection.close()
-        stream.connection = socket.socket()
-        part(stream)
-
-    bob._mover._part = hang_up
-    die.set()
-    await bob.close()
-    with pytest.raises(Unreachable) as caught:
-        await pulling
-    assert caught.value.step in ("connect", "transfer")
-    with pytest.raises(Unreachable):
-        await served
-
-
 # ---------------------------------------------------------------------------------- bad networks
 
 
@@ -485,20 +365,6 @@ async def test_a_cut_connection_ends_an_exchange(make) -> None:
         return_exceptions=True,
     )
     assert [each.step for each in outcomes] == ["transfer", "transfer"]
-    await wire.stop()
-
-
-async def test_a_pull_goes_on_where_its_connection_was_cut(make) -> None:
-    ann, bob = make(window=4), make(window=4)
-    wire = Wire(bob.port)
-    wire.cut_at = {2_000_000, 6_000_000}
-    data = bytes_of(8_000_000)
-    here, _, sent = await pulled(ann, bob, data, port=await wire.start())
-    assert here == data
-    assert wire.cut_at == set()
-    assert len(wire.writers) == 6
-    assert wire.carried < len(data) + 3 * 64 * CHUNK_BYTES, "what was here came no second time"
-    assert sent > 0
     await wire.stop()
 
 
@@ -642,23 +508,3 @@ async def test_a_crash_of_the_thread_is_told_to_all(make) -> None:
         await waiting
     await until(lambda: bool(told))
     await bob.close()
-
-
-async def test_an_object_that_its_reader_holds_whole_counts_as_held(make) -> None:
-    ann, bob, a = make(), make(), Agreement()
-    data, got, held = secrets.token_bytes(100 * CHUNK_BYTES), bytearray(100 * CHUNK_BYTES), []
-
-    def read(offset: int, length: int) -> bytes:
-        held.append(bob._mover._held_bytes)
-        return data[offset : offset + length]
-
-    def sink(offset: int, piece: bytes) -> None:
-        got[offset : offset + len(piece)] = piece
-
-    await asyncio.gather(
-        bob.serve(a.id, read, len(data), a.keys, PROGRESS_S, is_held=True),
-        ann.pull(a.id, HERE, bob.port, len(data), a.keys, sink, lambda count: None, PROGRESS_S),
-    )
-    assert got == data
-    assert min(held) > len(data)
-    await until(lambda: bob._mover._held_bytes == 0)

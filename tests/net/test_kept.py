@@ -12,9 +12,9 @@ from test_bulk import (
     assert_exchange_works,
     fragment,
     make,
-    pulled,
     until,
 )
+from test_bulk_pulls import pulled
 
 from peerlm.daemon import kept, mover
 from peerlm.daemon.bulk import Bulk

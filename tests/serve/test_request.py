@@ -27,7 +27,10 @@ def test_every_field_that_is_honoured() -> None:
         | {"prompt": ["a", [1, 2]], "n": 2, "max_tokens": 5, "temperature": 0, "top_k": 7}
         | {"top_p": 0.5, "seed": -3, "stop": "x", "logprobs": 2, "stream": True}
         | {"stream_options": {"include_usage": True}, "user": "u", "echo": False, "suffix": None}
+        | {"ignore_eos": True}
     )
+    assert asked.past_end
+    assert not request.completion(PLAIN).past_end
     assert asked.prompts == ("a", (1, 2))
     assert (asked.n, asked.tokens_max, asked.rng_seed, asked.stops) == (2, 5, -3, ("x",))
     assert asked.sampling == request.Sampling(0.0, 7, 0.5, 2)

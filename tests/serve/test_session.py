@@ -69,3 +69,37 @@ def test_stops_end_at_the_first_place_where_one_is_whole(text: str, stops: list[
     else:
         ended = text[:whole]
         assert found == ended[: min(ended.find(s) for s in stops if s in ended)]
+
+
+class Marked(ByteTokenizer):
+    """Bytes, of which one ends a text."""
+
+    ends = frozenset({0})
+
+
+@pytest.mark.parametrize(
+    ("data", "stops", "text", "finish"),
+    [
+        (b"one\0two", (), "one", "stop"),
+        (b"\0", (), "", "stop"),
+        (b"one\xc3\0", (), "one\ufffd", "stop"),
+        (b"one EN\0", ("END",), "one EN", "stop"),
+        (b"onetwo", (), "onetwo", "length"),
+    ],
+)
+def test_a_token_that_ends_a_text_ends_it_and_is_not_shown(
+    data: bytes, stops: tuple[str, ...], text: str, finish: str
+) -> None:
+    writing = Writing(Marked(), len(data), stops)
+    found: list[Piece] = []
+    for byte in data:
+        found.append(writing.add(Pick(byte)))
+        if found[-1].finish:
+            break
+    assert (text_of(found), found[-1].finish) == (text, finish)
+    assert all(pick.token for piece in found for pick in piece.picks)
+
+
+def test_who_wants_to_goes_on_past_the_end() -> None:
+    writing = Writing(Marked(), 3, past_end=True)
+    assert text_of([writing.add(Pick(byte)) for byte in b"a\0b"]) == "a\0b"
