@@ -370,8 +370,8 @@ class PrepareCorpus(Effect):
 
 @dataclass(frozen=True, slots=True)
 class Save(Effect):
-    """Replace a small file of the state directory, durably: `address_book`, `plan`, `placement`, `catalog` or
-    `passes`."""
+    """Replace a small file of the state directory, durably: `address_book`, `plan`, `placement`, `catalog`,
+    `made` or `passes`."""
 
     name: str
     data: bytes

@@ -96,6 +96,7 @@ def ls(layout: Layout, as_json: bool) -> None:
     with open_desk(layout) as desk:
         records = [record for record in desk.names() if record["kind"] == Kind.CHECKPOINT]
         found = [_row(desk, one) for one in sorted(records, key=lambda r: r["written_at"])]
+        kept_back = str(desk.status()["checkpoints_kept_back"])
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
@@ -108,6 +109,8 @@ def ls(layout: Layout, as_json: bool) -> None:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         click.echo(printable("  ".join(cells).rstrip()))
+    if kept_back:
+        click.echo(printable(kept_back))
 
 
 def _row(desk: Client, record: dict[str, Any]) -> dict[str, Any]:

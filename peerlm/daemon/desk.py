@@ -75,6 +75,9 @@ FRAME_BYTES_MAX = MANIFEST_BYTES_MAX + (1 << 20)
 HASHES_MAX = 1_000_000
 """In one request."""
 
+LOOKED_AT = 8192
+"""Chunks of a manifest, between two turns of the loop."""
+
 MAKERS_MAX = 64
 
 SHARDS_MAX = 16_384
@@ -186,10 +189,11 @@ class Desk:
         except ChunkCorrupt as error:
             self._post(events.ManifestRead(manifest, (), str(error), is_wrong=True))
             return
-        chunks = tuple((chunk.hash, chunk.size) for chunk in found.chunks)
         makers = tuple(_peers(found.meta.get("makers")))
         tasks, replaces = _as_job(found)
-        read = events.ManifestRead(manifest, chunks, makers=makers, tasks=tasks, replaces=replaces)
+        read = events.ManifestRead(
+            manifest, found.chunks, makers=makers, tasks=tasks, replaces=replaces
+        )
         self._post(read)
 
     async def _drop(self, hashes: tuple[ObjectHash, ...]) -> None:
@@ -365,7 +369,11 @@ class Desk:
         manifest: Manifest = await self._on_pool(read_manifest, encoded)
         await self._on_pool(self._objects.put_chunk, encoded)
         here, has_chunk = self._node().storing.here, self._objects.has_chunk
-        missing = [c for c in manifest.chunks if c.hash not in here or not has_chunk(c.hash)]
+        missing = []
+        for at in range(0, len(manifest.chunks), LOOKED_AT):
+            part = manifest.chunks[at : at + LOOKED_AT]
+            missing += [c for c in part if c.hash not in here or not has_chunk(c.hash)]
+            await asyncio.sleep(0)  # others have their turn
         if missing:
             raise StateError(
                 f"{len(missing)} of {len(manifest.chunks)} chunks of {name} are not here any more (the first: "
@@ -511,7 +519,12 @@ class Desk:
             "unfound": standing.unfound,
             "is_full": standing.full,
             "trouble": standing.trouble,
+            "checkpoints_kept_back": node.library.checkpoints.succession.kept_back,
             "distrusted": [peer.hex() for peer in standing.distrusted],
+            "distrust": {
+                peer.hex(): {"why": known.why, "for_s": max(0.0, known.until - self._now())}
+                for peer, known in standing.distrusted.items()
+            },
             "nodes": [
                 {
                     "id": peer.hex(),

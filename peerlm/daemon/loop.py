@@ -417,6 +417,8 @@ class Driver:
                 files.write_plan(root, data)
             case fx.Save(name="catalog", data=data):
                 disk.write_atomic(self._state.catalog, data)
+            case fx.Save(name="made", data=data):
+                disk.write_atomic(self._state.made, data)
             case fx.Save(name="placement", data=data):
                 disk.write_atomic(self._state.placement, data)
             case fx.Save(name="passes", data=data):

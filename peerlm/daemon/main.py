@@ -59,6 +59,8 @@ from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
 from peerlm.node.birth import Birth
 from peerlm.node.dial_back import Ports
+from peerlm.node.made import BYTES_MAX as MADE_BYTES_MAX
+from peerlm.node.made import read_made
 from peerlm.node.node import Node
 from peerlm.node.register import read_kept
 from peerlm.node.stock import hashes
@@ -408,11 +410,19 @@ def _stored(home: Home, objects: Objects, state: StateDirectory, log: DaemonLog)
         except StateError as error:
             log.write("warning", "catalog", {"why": str(error)})
             memory = b""
+    made = b""
+    if state.made.exists():
+        try:
+            made = read_file(state.made, MADE_BYTES_MAX)
+            read_made(made, home.keys.peer_id)
+        except StateError as error:
+            log.write("warning", "made", {"why": str(error)})
+            made = b""
     store, chunks = home.settings.store, objects.chunks
     room = store.bytes or sum(size for _, size in chunks) + free_bytes(state.root) // FREE_SHARE
     shards, others = corpus_objects(home.plan.plan)
     pinned = frozenset((*shards, *others))
-    return Stored(room if store.enabled else 0, chunks, memory, pinned)
+    return Stored(room if store.enabled else 0, chunks, memory, made, pinned)
 
 
 def _read_passes(state: StateDirectory, log: DaemonLog) -> bytes:

@@ -7,7 +7,8 @@ cuts into chunks it also gives to those that are to keep them. One node gathers 
 of nodes from it, and each waits a little longer than the one before, so the second sees that the first is at it,
 or dead.
 
-A node that does not deliver its share is left out and another asked. Names are kept to the newest few, pinned ones aside.
+A node that does not deliver its share is left out and another asked. Names are kept to the newest few, pinned ones aside, and
+the gatherer sees to it that the others go (`succession`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 
@@ -31,12 +31,13 @@ from peerlm.effects import (
 )
 from peerlm.errors import StateError
 from peerlm.events import CheckpointWritten, FragmentCut
-from peerlm.node.register import Write, Writing
+from peerlm.node.register import RaiseFloor, Write, Writing
+from peerlm.node.succession import HeldBy, Succession, is_of_past
 from peerlm.store.manifest import Kind
 from peerlm.store.names import Entry
 from peerlm.swarm.hosting import Run
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime, after, short
-from peerlm.wire.message import NameRecord, PartAsk, PartChunk, PartGive
+from peerlm.wire.message import PartAsk, PartChunk, PartGive
 
 TURN_S = 20.0
 """Each in the order of nodes waits so much longer than the one before."""
@@ -49,9 +50,6 @@ GIVEN_UP_S = 600.0
 
 AGAIN_S = 60.0
 """After one that came to nothing."""
-
-SKEW_S = 60.0
-"""Clocks differ by so much; a checkpoint from later than that has a wrong time, and counts as older than all others."""
 
 ASKED_S, ASKED_S_MAX = 60.0, 3600.0
 """A node that began a checkpoint of which nothing came about may ask for another after so long, then twice as long each
@@ -114,11 +112,15 @@ class Checkpoints:
         stage_of: Mapping[FragmentId, int],
         names: Callable[[], Sequence[Entry]],
         write: Write,
+        raise_floor: RaiseFloor,
+        held_by: HeldBy,
         rng: random.Random,
         now: Instant,
     ) -> None:
         self._me, self._settings, self._stage_of = me, settings, dict(stage_of)
         self._names, self._write, self._rng = names, write, rng
+        kept = settings.checkpoints_kept
+        self.succession = Succession(kept, names, write, raise_floor, held_by)
         self._began = now
         self._gathering: _Gathering | None = None
         self._rest_until = now
@@ -136,7 +138,7 @@ class Checkpoints:
     def is_at_it(self) -> bool:
         """It has to be looked at again and again."""
         wanted = self._wanted is not None or self._gathering is not None
-        return wanted or self._settings.checkpoint_every_s > 0
+        return wanted or self.succession.is_at_it or self._settings.checkpoint_every_s > 0
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -151,6 +153,9 @@ class Checkpoints:
         self._wanted = (name, is_pinned)
 
     def wake(self, around: Around, wall: WallTime, now: Instant) -> list[Effect]:
+        return [*self.succession.wake(wall, now), *self._gather(around, wall, now)]
+
+    def _gather(self, around: Around, wall: WallTime, now: Instant) -> list[Effect]:
         if self._gathering is not None:
             return self._go_on(around, now)
         if not around.is_active or not around.may_store:
@@ -182,7 +187,7 @@ class Checkpoints:
 
     def _newest(self, wall: float = inf) -> Entry | None:
         """Of those that are from no later than now."""
-        found = [e for e in self._names() if _is_of_past(e.record, wall)]
+        found = [e for e in self._names() if is_of_past(e.record, wall)]
         return max(found, key=lambda e: (e.record.wall, e.record.name), default=None)
 
     def _turn(self, newest: Entry | None, around: Around) -> int:
@@ -299,27 +304,13 @@ class Checkpoints:
         self._gathering, self.trouble = None, ""
         fields = (("name", gathering.name), ("manifest", short(event.manifest)))
         told = [TellCheckpoint(gathering.name), Log("info", "checkpoint", fields)]
-        return [*told, *effects, *self._remove_old(gathering.name, wall, now)]
+        self.succession.wrote(gathering.name, now)
+        return [*told, *effects]
 
     def _is_checkpoint(self, name: str) -> bool:
         return any(
             e.record.name == name and e.record.kind == Kind.CHECKPOINT for e in self._names()
         )
-
-    def _remove_old(self, written: str, wall: WallTime, now: Instant) -> list[Effect]:
-        """All but the newest, the one that was just written, and those that are pinned."""
-        found = [e.record for e in self._names() if e.record.kind == Kind.CHECKPOINT]
-        loose = sorted(
-            (r for r in found if not r.is_pinned),
-            key=lambda r: (r.name == written, _is_of_past(r, wall), r.wall),
-            reverse=True,
-        )
-        effects: list[Effect] = []
-        for record in loose[self._settings.checkpoints_kept :]:
-            with suppress(StateError):  # the next one tries again
-                removed = Writing(record.name, Kind.CHECKPOINT, replaces=True)
-                effects += self._write(removed, wall, now)
-        return effects
 
     # ---------------------------------------------------------------------------------- shares
 
@@ -386,11 +377,6 @@ FINISHED = "-finished"
 def name_of(tokens: int, *, is_done: bool) -> str:
     """Sorted by name they are sorted by tokens."""
     return f"{PREFIX}{tokens:012}{FINISHED if is_done else ''}"
-
-
-def _is_of_past(record: NameRecord, wall: float) -> bool:
-    """A checkpoint, and not from a time to come."""
-    return record.kind == Kind.CHECKPOINT and record.wall <= wall + SKEW_S
 
 
 def stage_is_lost(stage: int, runs: Mapping[PeerId, Run]) -> bool:

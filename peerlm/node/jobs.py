@@ -6,7 +6,7 @@ what it has made, and comparing bitmaps brings what got lost. When all tasks are
 found at some node, the first of an order that all draw writes the corpus' name and removes the job's; the next does
 if it does not. It is the same manifest whoever writes it.
 
-Shards lie with their makers until then. A result whose maker is gone is made again, and so is one whose chunks nobody
+Shards lie with their makers until then, and each maker remembers on its disk what it has made (`made`). A result whose maker is gone is made again, and so is one whose chunks nobody
 has when it comes to naming the corpus, whoever said that they are there.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 from peerlm.effects import Effect, Log, MakeShards, Send
 from peerlm.events import ManifestRead
 from peerlm.node.dealing import PAGE_TASKS, Deal, turn
+from peerlm.node.made import Made
 from peerlm.node.register import Write, Writing
 from peerlm.node.survey import Survey
 from peerlm.store.manifest import JOB_PREFIX, TASKS_MAX, Kind
@@ -108,6 +109,7 @@ class Jobs:
         has: whether a chunk is here.
         survey: `Storing.survey`.
         write: `Storing.write`.
+        kept: what `Save("made")` kept.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Jobs:
         write: Write,
         rng: random.Random,
         now: Instant,
+        kept: bytes = b"",
     ) -> None:
         self._me, self._may_make, self._names, self._has = me, may_make, names, has
         self._survey, self._write, self._rng = survey, write, rng
@@ -131,6 +134,7 @@ class Jobs:
         """Nodes that were there, and since when they are not."""
         self._hints: dict[ObjectHash, tuple[Instant, Mapping[ObjectHash, PeerId]]] = {}
         self._answered: dict[tuple[PeerId, ObjectHash, int, bool], Instant] = {}
+        self._made = Made(me, kept, now)
         self._compare_at, self._wake_at = after(now, COMPARE_S), now
         self._is_wanted = False
         self.is_connected = False
@@ -149,6 +153,7 @@ class Jobs:
         """Names have changed."""
         records = {ObjectHash(r.manifest): r for r in self._records()}
         self._facts = {job: facts for job, facts in self._facts.items() if job in records}
+        self._made.named_are(records, now)
         for job in [job for job in self._jobs if job not in records]:
             self._end(job, now)
         effects: list[Effect] = []
@@ -156,6 +161,8 @@ class Jobs:
             if job in self._facts and job not in self._jobs and len(self._jobs) < JOBS_MAX:
                 tasks, replaces = self._facts[job]
                 self._jobs[job] = _Job(record.name, Deal(job, tasks, self._me), replaces)
+                for result in self._made.before(job):
+                    self._made_before(job, result, now)
                 for peer in sorted(self._live):
                     effects += self._ask(peer, job)
         return [*effects, *self._want(now)]
@@ -171,6 +178,7 @@ class Jobs:
     def _end(self, job: ObjectHash, now: Instant) -> None:
         """It has no name any more: it is done, or was not wanted."""
         done = self._jobs.pop(job).deal.done
+        self._made.forget(job)
         makers = {s.hash: PeerId(r.maker) for r in done.values() for s in r.shards}
         self._hints = {j: hint for j, hint in self._hints.items() if now - hint[0] < HINT_S}
         self._hints[job] = (now, {ObjectHash(h): peer for h, peer in makers.items()})
@@ -279,8 +287,18 @@ class Jobs:
         job.deal.made(result)
         job.mine.update(ObjectHash(shard.hash) for shard in shards)
         job.untold.append(result)
+        self._made.add(job_hash, result)
         self._look_complete(job, now)
         return True
+
+    def _made_before(self, job_hash: ObjectHash, result: JobResult, now: Instant) -> None:
+        """This node made it before this daemon's start: so it says itself, or others do."""
+        job = self._jobs[job_hash]
+        if all(self._has(ObjectHash(shard.hash)) for shard in result.shards):
+            job.deal.add(result, self._counts(now))
+            job.mine.update(ObjectHash(shard.hash) for shard in result.shards)
+            self._made.add(job_hash, result)
+            self._look_complete(job, now)
 
     def failed(self, job_hash: ObjectHash, why: str, now: Instant) -> list[Effect]:
         """This node cannot do it, and says so once."""
@@ -379,9 +397,8 @@ class Jobs:
         for result in news.results:
             if result.maker != self._me:
                 job.deal.add(result, counts)
-            elif all(self._has(ObjectHash(shard.hash)) for shard in result.shards):
-                job.deal.add(result, counts)  # from before this daemon's start
-                job.mine.update(ObjectHash(shard.hash) for shard in result.shards)
+            else:
+                self._made_before(job.deal.job, result, now)
         self._look_complete(job, now)
         return []
 
@@ -445,7 +462,7 @@ class Jobs:
             self._compare_at = after(now, COMPARE_S)
             asked = [self._rng.choice(sorted(self._live))] if self._live else []
             effects += [e for peer in asked for job in self._jobs for e in self._ask(peer, job)]
-        return [*effects, *self._want(now)]
+        return [*effects, *self._made.save(now), *self._want(now)]
 
     def _tell(self) -> list[Effect]:
         effects: list[Effect] = []

@@ -49,10 +49,12 @@ class Keepers:
             del self._known[peer]
         self.version += len(gone)
 
-    def nodes(self, distrusted: Collection[PeerId] = ()) -> list[StoreNode]:
-        """All but these."""
+    def nodes(
+        self, distrusted: Collection[PeerId] = (), gone: Collection[PeerId] = ()
+    ) -> list[StoreNode]:
+        """All but those that are `gone`; those that are `distrusted` count as away."""
         return [
-            StoreNode(peer, *keeper.offer, keeper.away_since is None)
+            StoreNode(peer, *keeper.offer, keeper.away_since is None and peer not in distrusted)
             for peer, keeper in self._known.items()
-            if peer not in distrusted
+            if peer not in gone
         ]

@@ -79,7 +79,15 @@ class Library:
         )
         register = self.storing.register
         self.checkpoints = Checkpoints(
-            me, settings, stage_of, register.living, self.storing.write, rng, now
+            me,
+            settings,
+            stage_of,
+            register.living,
+            self.storing.write,
+            self.storing.raise_floor,
+            self.storing.held_by,
+            rng,
+            now,
         )
         self.jobs = Jobs(
             me,
@@ -90,6 +98,7 @@ class Library:
             write=self.storing.write,
             rng=rng,
             now=now,
+            kept=stored.made,
         )
         self.storing.makers_of, self.storing.is_held = self.jobs.makers_of, self.jobs.holds
         self._followed = -1

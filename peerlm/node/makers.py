@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from peerlm.types import Instant, ObjectHash, PeerId
@@ -14,30 +14,27 @@ FRESH_S = 1800.0
 class _Made(NamedTuple):
     makers: tuple[PeerId, ...]
     since: Instant
-    hashes: frozenset[ObjectHash]
+
+
+Lists = Callable[[ObjectHash, ObjectHash], bool]
+"""Whether a manifest is known to list an object."""
 
 
 class Makers:
     """By manifest; true while something is fresh."""
 
-    def __init__(self, me: PeerId) -> None:
-        self._me = me
+    def __init__(self, me: PeerId, lists: Lists) -> None:
+        self._me, self._lists = me, lists
         self._made: dict[ObjectHash, _Made] = {}
 
     def __bool__(self) -> bool:
         return bool(self._made)
 
-    def heard(
-        self,
-        manifest: ObjectHash,
-        makers: Iterable[PeerId],
-        hashes: Iterable[ObjectHash],
-        now: Instant,
-    ) -> None:
+    def heard(self, manifest: ObjectHash, makers: Iterable[PeerId], now: Instant) -> None:
         """In place of what was heard of it before; nothing, where this node alone has made it."""
         others = tuple(peer for peer in dict.fromkeys(makers) if peer != self._me)
         if others:
-            self._made[manifest] = _Made(others, now, frozenset(hashes))
+            self._made[manifest] = _Made(others, now)
 
     def forget(self, manifest: ObjectHash) -> None:
         self._made.pop(manifest, None)
@@ -47,5 +44,9 @@ class Makers:
 
     def of(self, object_hash: ObjectHash) -> list[PeerId]:
         """Who may have it because they made it, the oldest manifest's makers first."""
-        found = (made.makers for made in self._made.values() if object_hash in made.hashes)
+        found = (
+            made.makers
+            for manifest, made in self._made.items()
+            if object_hash == manifest or self._lists(manifest, object_hash)
+        )
         return [maker for makers in found for maker in makers]

@@ -1,18 +1,26 @@
 """Whether a node keeps what it says: now and then it is asked to show a chunk.
 
-Who asks has the chunk too, so it can tell a right answer from a wrong one: the hash of a number that nobody could know
-before, and of the chunk's bytes. (Ateniese et al., "Provable data possession", 2007, do this without the bytes.) A node
-that lacks a chunk may say so; one that answers wrongly, or sends other bytes when it is pulled from, is no
-keeper for a day.
+Who asks has the chunk too, if it can choose, so it can tell a right answer from a wrong one: the hash of a number that nobody
+could know before, and of the chunk's bytes. (Ateniese et al., "Provable data possession", 2007, do this without the bytes.)
+All nodes come in turn. Two kinds of chunk are asked for: such as the other should keep, and such as it has said to keep when it was
+asked (`survey`), of which some are remembered.
+
+A node that lacks a chunk may say so, unless it goes on saying that it keeps it. One that does not show what it has said to keep is
+asked whether it still says so, since it may have dropped it meanwhile, or lost and fetched it again; if it does, and then does
+not show it once more, or if it answers wrongly, it is not believed (`trust`). Silence counts as not showing.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import inf
 
 from peerlm.effects import Effect, MakeProof, Send
 from peerlm.events import ProofMade
+from peerlm.node.survey import Survey, Surveys
 from peerlm.store.catalog import Catalog
 from peerlm.types import Instant, ObjectHash, PeerId, after
 from peerlm.wire.message import ProofAsk, ProofGive
@@ -20,60 +28,167 @@ from peerlm.wire.message import ProofAsk, ProofGive
 PROOF_S = 60.0
 """How often some node is asked."""
 
-DISTRUST_S = 86_400.0
+SILENT_S = 30.0
+"""No answer by then is none."""
 
 SHOWN_S = 10.0
 """Who asks for proofs faster is not answered: each is the reading of a chunk."""
 
+CLAIMS, CLAIMS_A_PAGE = 64, 8
+"""Chunks that a node has said to keep: so many of the latest are remembered, so many of each answer."""
+
+PEERS_TRIED, CHUNKS_TRIED = 8, 32
+"""Nodes, and chunks of each, that are looked at for one that can be asked for."""
+
+FAILURES = 3
+"""So often one that goes on saying that it keeps a chunk may fail to show it, or chunks may be refused to us by it."""
+
+
+@dataclass(slots=True)
+class _Asked:
+    peer: PeerId
+    chunk: ObjectHash
+    nonce: bytes
+    until: Instant
+    failures: int
+    """Before this one."""
+
 
 class Proofs:
-    def __init__(self, catalog: Catalog, rng: random.Random, now: Instant) -> None:
-        self._catalog, self._rng = catalog, rng
-        self._asked: tuple[PeerId, ObjectHash, bytes] | None = None
+    """Of one node.
+
+    Args:
+        surveys: to ask a node again whether it keeps a chunk.
+    """
+
+    def __init__(
+        self, catalog: Catalog, surveys: Surveys, rng: random.Random, now: Instant
+    ) -> None:
+        self._catalog, self._surveys, self._rng = catalog, surveys, rng
+        self._asked: _Asked | None = None
+        self._doubted: tuple[Survey, PeerId, ObjectHash, int] | None = None
+        """Who is asked whether it still says that it keeps a chunk, and how often it did not show it; 0: it would not send it."""
+        self._claims: dict[PeerId, deque[ObjectHash]] = {}
+        self._refusals: Counter[PeerId] = Counter()
+        """Chunks that it would not send, and says that it keeps."""
         self._claimed: dict[bytes, bytes] = {}
         """By number, what was answered, while our own answer is being worked out."""
         self._proving: set[PeerId] = set()
         """Whom a proof is being made for: one at a time for each."""
         self._shown_at: dict[PeerId, Instant] = {}
-        self._until: dict[PeerId, Instant] = {}
-        self.due = after(now, PROOF_S)
+        self._turns: dict[PeerId, Instant] = {}
+        """When each was asked last."""
+        self._due = after(now, PROOF_S)
 
     @property
-    def distrusted(self) -> Collection[PeerId]:
-        return self._until.keys()
+    def due(self) -> Instant:
+        """When to `ask`, or `wake`."""
+        return min(self._due, self._asked.until if self._asked else Instant(inf))
 
-    def distrust(self, peer: PeerId, now: Instant) -> None:
-        self._until[peer] = after(now, DISTRUST_S)
+    # ----------------------------------------------------------------------------------- claims
 
-    def forgive(self, now: Instant) -> None:
-        """Those whose day is over."""
-        self._until = {peer: until for peer, until in self._until.items() if until > now}
+    def claimed(self, peer: PeerId, hashes: Sequence[ObjectHash]) -> None:
+        """It has just said that it keeps these."""
+        some = self._rng.sample(hashes, min(len(hashes), CLAIMS_A_PAGE))
+        self._claims.setdefault(peer, deque(maxlen=CLAIMS)).extend(some)
 
-    # --------------------------------------------------------------------------------- asking
+    def gone(self, peer: PeerId) -> None:
+        """It died or left, or is not believed any more: what it has said is forgotten."""
+        self._claims.pop(peer, None)
+        del self._refusals[peer]
+        if self._asked is not None and self._asked.peer == peer:
+            self._asked = None
+        if self._doubted is not None and self._doubted[1] == peer:
+            self._surveys.give_up(self._doubted[0])
+            self._doubted = None
 
-    def ask(
+    def refused(self, peer: PeerId, chunk: ObjectHash, now: Instant) -> list[Effect]:
+        """It would not give it to us."""
+        return self._doubt(peer, chunk, 0, now)
+
+    def _doubt(self, peer: PeerId, chunk: ObjectHash, failures: int, now: Instant) -> list[Effect]:
+        """It may have dropped the chunk since it said that it keeps it: does it say so still?"""
+        if chunk not in self._claims.get(peer, ()) or self._doubted is not None:
+            return []
+        survey, effects = self._surveys.begin((chunk,), (), (peer,), now)
+        self._doubted = (survey, peer, chunk, failures)
+        return effects
+
+    def is_about(self, survey: Survey) -> bool:
+        return self._doubted is not None and self._doubted[0] is survey
+
+    def surveyed(self, now: Instant) -> tuple[list[Effect], tuple[PeerId, ObjectHash] | None]:
+        """What it says still: (what to send, who is not to be believed any more, and of which chunk)."""
+        assert self._doubted is not None, "nobody was asked"
+        (survey, peer, chunk, failures), self._doubted = self._doubted, None
+        if not survey.counts[0]:
+            self._disclaim(peer, chunk)
+            return [], None
+        self._refusals[peer] += not failures
+        if max(failures, self._refusals[peer]) >= FAILURES:
+            self.gone(peer)
+            return [], (peer, chunk)
+        return self._ask(peer, chunk, failures, now), None
+
+    def _disclaim(self, peer: PeerId, chunk: ObjectHash) -> None:
+        left = [claim for claim in self._claims.get(peer, ()) if claim != chunk]
+        self._claims[peer] = deque(left, maxlen=CLAIMS)
+
+    # ----------------------------------------------------------------------------------- asking
+
+    def wake(
         self, here: Collection[ObjectHash], live: Sequence[PeerId], now: Instant
     ) -> list[Effect]:
-        """Have another keeper show a chunk that is ours to keep as well."""
-        self.due = after(now, PROOF_S * self._rng.uniform(0.8, 1.2))
-        self._asked = None
-        mine = [h for h in here if self._catalog.is_due(h)] if live else []
-        if not mine:
-            return []
-        chunk = self._rng.choice(mine)
-        keepers = [peer for peer in self._catalog.owners(chunk) if peer in live]
-        if not keepers:
-            return []
-        peer, nonce = self._rng.choice(keepers), self._rng.randbytes(16)
-        self._asked = (peer, chunk, nonce)
+        """Have another node show a chunk, once it is time to; take silence for an answer."""
+        effects: list[Effect] = []
+        if self._asked is not None and self._asked.until <= now:
+            asked, self._asked = self._asked, None
+            effects += self._doubt(asked.peer, asked.chunk, asked.failures + 1, now)
+        if self._due > now:
+            return effects
+        self._due = after(now, PROOF_S * self._rng.uniform(0.8, 1.2))
+        if self._asked is not None or self._doubted is not None or not live:
+            return effects
+        for peer in self._in_turn(live):
+            claims = list(self._claims.get(peer, ()))
+            claim = self._some([claimed for claimed in claims if claimed in here])
+            owned = self._some_owned(peer)
+            either = claim if claim and self._rng.random() < 0.5 else owned or claim
+            either = either or self._some(claims)  # it can at least say that it lacks it
+            if either is not None:
+                return [*effects, *self._ask(peer, either, 0, now)]
+        return effects
+
+    def _in_turn(self, live: Sequence[PeerId]) -> list[PeerId]:
+        """Who was asked longest ago comes first; of those that never were, any."""
+        self._turns = {peer: turn for peer, turn in self._turns.items() if peer in live}
+        shuffled = self._rng.sample(live, len(live))
+        return sorted(shuffled, key=lambda peer: self._turns.get(peer, -1))[:PEERS_TRIED]
+
+    def _some_owned(self, peer: PeerId) -> ObjectHash | None:
+        """What is its to keep as well as ours."""
+        some = self._catalog.some_held(CHUNKS_TRIED, self._rng)
+        return self._some([chunk for chunk in some if peer in self._catalog.owners(chunk)])
+
+    def _some(self, chunks: Sequence[ObjectHash]) -> ObjectHash | None:
+        return self._rng.choice(chunks) if chunks else None
+
+    def _ask(self, peer: PeerId, chunk: ObjectHash, failures: int, now: Instant) -> list[Effect]:
+        nonce, self._turns[peer] = self._rng.randbytes(16), now
+        self._asked = _Asked(peer, chunk, nonce, after(now, SILENT_S), failures)
         return [Send(peer, ProofAsk(chunk, nonce))]
 
-    def came(self, peer: PeerId, give: ProofGive) -> list[Effect]:
-        if self._asked != (peer, give.object_hash, give.nonce):
+    def came(self, peer: PeerId, give: ProofGive, now: Instant) -> list[Effect]:
+        asked = self._asked
+        if asked is None or (asked.peer, asked.chunk, asked.nonce) != (
+            peer,
+            give.object_hash,
+            give.nonce,
+        ):
             return []
         self._asked = None
         if not give.digest:  # it lacks it, and says so
-            return []
+            return self._doubt(peer, asked.chunk, asked.failures + 1, now)
         self._claimed = {give.nonce: give.digest}
         return [MakeProof(peer, ObjectHash(give.object_hash), give.nonce)]
 

@@ -72,6 +72,7 @@ class Pulls:
         self._pulls: dict[TransferId, _Pull] = {}
         self._arrived: list[ObjectHash] = []
         self._corrupt: list[PeerId] = []
+        self._refused: list[tuple[PeerId, ObjectHash]] = []
 
     # ---------------------------------------------------------------------------------- wants
 
@@ -113,6 +114,11 @@ class Pulls:
         corrupt, self._corrupt = self._corrupt, []
         return corrupt
 
+    def take_refused(self) -> list[tuple[PeerId, ObjectHash]]:
+        """Who has said since the last call that it has not what it was asked for."""
+        refused, self._refused = self._refused, []
+        return refused
+
     # --------------------------------------------------------------------------------- donors
 
     def _ask_more(self, now: Instant) -> None:
@@ -151,6 +157,8 @@ class Pulls:
         is_size = 0 < answer.size <= max(CHUNK_BYTES, want.size)
         if answer.verdict != "accept" or endpoint is None or not is_size:
             fault = Fault.BUSY if answer.verdict == "busy" else Fault.MISSING
+            if answer.verdict == "refuse":
+                self._refused.append((peer, ObjectHash(start.object_hash)))
             return self._failed(pull, fault, now)
         pull.is_accepted, pull.size = True, answer.size
         run = RunPull(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from peerlm.effects import Effect, Send
 from peerlm.errors import AuthError, StateError, WireError
 from peerlm.store.manifest import MANIFEST_BYTES_MAX, NAME, Kind
-from peerlm.store.names import Entry, Names
+from peerlm.store.names import FLOOR_NAME, Entry, Names
 from peerlm.types import Instant, ObjectHash, PeerId, WallTime, after, printable, short
 from peerlm.wire.codec import decode_as, encode
 from peerlm.wire.message import Named, NameRecord, NamesAsk, NamesGive
@@ -58,6 +58,9 @@ class Writing:
 Write = Callable[[Writing, WallTime, Instant], list[Effect]]
 """`Storing.write`: raises `StateError`, as `Register.write`."""
 
+RaiseFloor = Callable[[int, WallTime, Instant], list[Effect]]
+"""`Storing.raise_floor`: raises `StateError`, as `Register.raise_floor`."""
+
 
 class Register:
     """Of one node.
@@ -94,6 +97,8 @@ class Register:
             raise StateError(
                 f"{name[:100]!r} cannot be a name: small letters, digits and . _ - (at most 96), a letter or digit first"
             )
+        if name == FLOOR_NAME:
+            raise StateError(f"the name {name} is the store's own; choose another with --name")
         known = self.names.get(name)
         holds = known is not None and known.record.manifest
         if known is not None and holds and not wanted.replaces and holds != (manifest or b""):
@@ -119,6 +124,18 @@ class Register:
             is_pinned=wanted.is_pinned,
             about=printable(wanted.about)[:200].encode()[:200].decode(errors="ignore"),
         )
+        return self._publish(record, now)
+
+    def raise_floor(self, floor: int, wall: WallTime, now: Instant) -> list[Effect]:
+        """Remove all checkpoints of the series below it that may be (`store.names`). Raises `StateError`, as `write`."""
+        if floor <= self.names.floor:
+            return []
+        record = NameRecord(
+            FLOOR_NAME, Kind.CHECKPOINT, b"", 0, floor, self._me, wall, 1, False, ""
+        )
+        return self._publish(record, now)
+
+    def _publish(self, record: NameRecord, now: Instant) -> list[Effect]:
         if not self.names.is_news(record):
             raise StateError("the register of names is full: remove some first (peerlm data ls)")
         proof = self._sign(record)
@@ -219,11 +236,12 @@ class Register:
 
     def living(self) -> list[Entry]:
         """Names that stand for something."""
-        return [entry for entry in self.names if entry.record.manifest]
+        names = (entry for entry in self.names if entry.record.manifest)
+        return [entry for entry in names if entry.record.name != FLOOR_NAME]
 
     def records_of(self, manifest: ObjectHash) -> list[NameRecord]:
         """Of the names that stand for it."""
-        return [entry.record for entry in self.names if entry.record.manifest == manifest]
+        return [e.record for e in self.living() if e.record.manifest == manifest]
 
     def replicas_of(self, manifest: ObjectHash) -> int:
         """In how many its chunks are wanted; 0: no name stands for it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from peerlm.node.trust import Distrust
 from peerlm.store.catalog import Summary as CatalogSummary
 from peerlm.types import ObjectHash, PeerId
 
@@ -21,6 +23,8 @@ class Stored:
     """(hash, bytes) of what lies in the store."""
     memory: bytes = b""
     """What `Save("catalog")` kept."""
+    made: bytes = b""
+    """What `Save("made")` kept."""
     pinned: frozenset[ObjectHash] = frozenset()
     """Objects that are in use, and never dropped."""
 
@@ -43,6 +47,6 @@ class Standing:
     full: bool
     trouble: str
     """Of `Storing.trouble`."""
-    distrusted: tuple[PeerId, ...]
+    distrusted: Mapping[PeerId, Distrust]
     nodes: tuple[tuple[PeerId, int, str, bool], ...]
     """(node, bytes offered, label, is live), this one too."""

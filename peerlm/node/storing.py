@@ -37,6 +37,8 @@ from peerlm.events import (
     PullProgressed,
 )
 from peerlm.node.ceiling import Ceiling
+from peerlm.node.dropping import Dropping
+from peerlm.node.intake import Intake, Outcome
 from peerlm.node.keepers import Keepers
 from peerlm.node.leftovers import Leftovers
 from peerlm.node.makers import Makers
@@ -45,9 +47,9 @@ from peerlm.node.pulls import Pulls
 from peerlm.node.register import Author, Register, Spread, Writing, as_kept, read_kept
 from peerlm.node.shortage import Shortage
 from peerlm.node.stored import Offer, Standing, Stored
-from peerlm.node.survey import Survey, bits_of
-from peerlm.store.catalog import CHUNKS_MAX, Catalog, StoreNode
-from peerlm.store.manifest import Chunk
+from peerlm.node.survey import Survey, Surveys, bits_of
+from peerlm.node.trust import FALSE_CLAIM_S, NOBODY, WRONG_BYTES_S, Trust
+from peerlm.store.catalog import Catalog, StoreNode
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime, after, short
 from peerlm.wire.message import (
     HaveAsk,
@@ -86,9 +88,10 @@ SAVE_S = 1.0
 SWEEP_S = 30.0
 """How often it is looked what could be dropped."""
 
-DROPPED_AT_ONCE = 1024
+DURABLE = 2
+"""Copies."""
 
-NEVER = Instant(inf)
+SOON, NEVER = Instant(-inf), Instant(inf)
 
 
 class Storing:
@@ -126,7 +129,7 @@ class Storing:
         self._readers: dict[ObjectHash, int] = {}
         """Objects that a process of this machine waits for."""
         self._reading: set[ObjectHash] = set()
-        """Manifests that are being read from the disk."""
+        """Manifests that are being read from the disk, and taken in."""
         self._lacked: dict[ObjectHash, int] = {}
         """Manifests that are being looked for, and their bytes."""
         self._nowhere: dict[ObjectHash, None] = {}
@@ -137,12 +140,14 @@ class Storing:
         self._followed_at, self._follow_at = now, NEVER
         self._named = 0
         """Manifests that living names stand for."""
-        self._fresh = Makers(me)
-        self._surveys: list[Survey] = []
-        self._dropping: Survey | None = None
+        self._fresh = Makers(me, self.catalog.lists)
+        self._intake = Intake(self.catalog, self.register.replicas_of)
         self._leftovers = Leftovers(settings.keep_s)
-        self._next_number = 0
-        self._proofs = Proofs(self.catalog, rng, now)
+        self._surveys = Surveys()
+        self._dropping = Dropping(self.catalog, self._leftovers, self._surveys, self._is_used)
+        self._proofs = Proofs(self.catalog, self._surveys, rng, now)
+        self._surveys.claimed = self._proofs.claimed
+        self._trust, self._distrusted = Trust(), NOBODY
         self._ceiling = Ceiling(settings.repair_bytes_s, now)
         self._is_full = self._hurry = False
         self._saved, self._save_at = (0, 0), now
@@ -175,8 +180,8 @@ class Storing:
         for peer in self._live:
             if peer not in live:
                 effects += self._pulls.peer_gone(peer, now)
-                for survey in self._all_surveys():
-                    survey.gone(peer)
+                self._surveys.gone(peer)
+                self._proofs.gone(peer)
         if not live.keys() <= set(self._live):
             self._nowhere.clear()  # who came may have it
         self._keepers.are(live, now)
@@ -186,15 +191,23 @@ class Storing:
 
     def _tell_catalog(self, now: Instant) -> None:
         self._keepers.forget(self._settings.repair_after_s, now)
-        self._proofs.forgive(now)
-        self.catalog.nodes_are(self._stores(self._proofs.distrusted))
+        self._trust.forget(now)
+        self._distrusted = self._trust.at(now)
+        self.catalog.nodes_are(self._believed(now))
 
-    def _stores(self, distrusted: Collection[PeerId] = ()) -> list[StoreNode]:
-        """All that offer room, sorted, but for those that do not count now."""
-        nodes = self._keepers.nodes(distrusted)
-        if self.capacity:
-            nodes.append(StoreNode(self._me, self.capacity, self._settings.label, True))
-        return sorted(nodes)
+    def _stores(self) -> list[StoreNode]:
+        """All that offer room, sorted."""
+        return sorted([*self._keepers.nodes(), *self._myself()])
+
+    def _believed(self, now: Instant) -> list[StoreNode]:
+        """As the catalog is to see them: who is not believed is away, and after the patience gone."""
+        patience = self._settings.repair_after_s
+        gone = [p for p, distrust in self._distrusted.items() if now - distrust.since >= patience]
+        return sorted([*self._keepers.nodes(self._distrusted, gone), *self._myself()])
+
+    def _myself(self) -> list[StoreNode]:
+        label = self._settings.label
+        return [StoreNode(self._me, self.capacity, label, True)] if self.capacity else []
 
     def link_up(self, peer: PeerId) -> list[Effect]:
         return self.register.compare(peer)
@@ -203,7 +216,13 @@ class Storing:
 
     def write(self, wanted: Writing, wall: WallTime, now: Instant) -> list[Effect]:
         """Give a name to a manifest that is here, or remove the name. Raises `StateError`."""
-        told = self.register.write(wanted, wall, now)
+        return self._written(self.register.write(wanted, wall, now), now)
+
+    def raise_floor(self, floor: int, wall: WallTime, now: Instant) -> list[Effect]:
+        """Remove checkpoints' names below it. Raises `StateError`."""
+        return self._written(self.register.raise_floor(floor, wall, now), now)
+
+    def _written(self, told: list[Effect], now: Instant) -> list[Effect]:
         self._save_at = now  # a person waits for it
         return [*self._save(now), *told, *self._follow_names(now), *self._look(now)]
 
@@ -252,7 +271,7 @@ class Storing:
                 effects.append(ReadManifest(manifest))
             elif self.capacity and manifest not in self._lacked:
                 self._lacked[manifest] = record.size
-                self._fresh.heard(manifest, (PeerId(record.writer),), (manifest,), now)
+                self._fresh.heard(manifest, (PeerId(record.writer),), now)
         return [*effects, *self._look(now)] if self._lacked else effects
 
     def _is_needed(self, object_hash: ObjectHash) -> bool:
@@ -262,13 +281,16 @@ class Storing:
 
     def _forget(self, manifest: ObjectHash) -> None:
         """No name stands for it any more: what is in no other manifest may go at once."""
-        loose = set(self.catalog.unreferenced())
-        self.catalog.forget(manifest)
+        self.catalog.let_go(manifest)
         self._passed_over.clear()  # there is room for others
         del self._replicas[manifest]
         self._fresh.forget(manifest)
-        removed = set(self.catalog.unreferenced()) - loose
-        self._leftovers.nameless((manifest, *removed))
+        self._leftovers.nameless((manifest,))
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if self.catalog.is_untidy:
+            self._leftovers.nameless(self.catalog.tidy())
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
@@ -277,22 +299,28 @@ class Storing:
             told = [Log("warning", "manifest_unusable", (("why", event.reason),))]
             if not event.is_wrong:  # what is wrong is known from here on, and has no chunks
                 return [*told, *self.lost(ObjectLost(event.manifest, event.reason), now)]
-        replicas = self.register.replicas_of(event.manifest)
-        if not replicas:
+        self._reading.add(event.manifest)
+        self._intake.add(event)
+        return [*told, *self._take_in(now)]
+
+    def _take_in(self, now: Instant) -> list[Effect]:
+        taken = self._intake.step()
+        if taken is None:
             return []
-        if len(event.chunks) + self.catalog.rows > CHUNKS_MAX:
-            fields = (("manifest", short(event.manifest)), ("chunks", len(event.chunks)))
-            self._passed_over.add(event.manifest)
-            return [Log("warning", "too_many_chunks", fields)]
-        chunks = [Chunk(*chunk) for chunk in event.chunks]
-        self.catalog.know(event.manifest, chunks, replicas)
-        is_new = event.manifest not in self._replicas
-        self._replicas[event.manifest] = replicas
-        writer = PeerId(self.register.records_of(event.manifest)[0].writer)
-        if is_new:
-            makers = (writer, *event.makers)
-            self._fresh.heard(event.manifest, makers, (c.hash for c in chunks), now)
-        return [*told, *self._look(now)]
+        read, replicas, outcome = taken
+        self._reading.discard(read.manifest)
+        match outcome:
+            case Outcome.NAMELESS:
+                return []
+            case Outcome.TOO_MANY:
+                fields = (("manifest", short(read.manifest)), ("chunks", len(read.chunks)))
+                self._passed_over.add(read.manifest)
+                return [Log("warning", "too_many_chunks", fields)]
+        if read.manifest not in self._replicas:
+            writer = PeerId(self.register.records_of(read.manifest)[0].writer)
+            self._fresh.heard(read.manifest, (writer, *read.makers), now)
+        self._replicas[read.manifest] = replicas
+        return self._look(now)
 
     # ----------------------------------------------------------------------------------- objects
 
@@ -431,7 +459,8 @@ class Storing:
             self._sweep_at = now
         effects: list[Effect] = []
         for peer in self._pulls.take_corrupt():
-            effects += self._distrust(peer, "sent bytes that are not the chunk", now)
+            why = "sent bytes that are not the chunk"
+            effects += self._distrust(peer, why, WRONG_BYTES_S, now)
         if not came:
             return effects
         hashes = [object_hash for object_hash, _ in came]
@@ -443,31 +472,17 @@ class Storing:
     # ------------------------------------------------------------------------------------ dropping
 
     def _sweep(self, now: Instant) -> list[Effect]:
-        """Ask who else keeps what is not due here; what enough others keep is dropped."""
+        """Drop what may go; ask who else keeps what is not due here."""
         self._sweep_at = after(now, SWEEP_S)
         self._fresh.expire(now)
-        effects = self._drop_unreferenced(now)
-        if self._dropping is not None or not self._live:
-            return effects
-        self._leftovers.settle(self.catalog.is_due)
-        surplus = self._unused(self.catalog.surplus())
-        going = self._leftovers.surplus_to_go(surplus, now, is_full=self._is_full)
-        if surplus := self._unused(going):
-            self._dropping = self._survey(surplus[:DROPPED_AT_ONCE], is_due=True)
-            effects += self._dropping.start(now)
-        return effects
-
-    def _unused(self, hashes: Iterable[ObjectHash]) -> list[ObjectHash]:
-        used = (self.pinned, self._readers)
-        return [h for h in hashes if not any(h in those for those in used) and not self.is_held(h)]
-
-    def _drop_unreferenced(self, now: Instant) -> list[Effect]:
-        """What is in no manifest that a living name stands for, and is no such manifest."""
         manifests = {ObjectHash(entry.record.manifest) for entry in self.register.living()}
-        if manifests - self.catalog.manifests:
-            return []  # it may be in one that is not known yet
-        loose = self._unused(h for h in self.catalog.unreferenced() if h not in manifests)
-        return self._drop(self._leftovers.loose_to_go(loose, now)[:DROPPED_AT_ONCE])
+        effects = self._drop(self._dropping.loose(manifests, now))
+        asked = self._dropping.ask(self._live, self._trusted(), now, is_full=self._is_full)
+        return [*effects, *asked]
+
+    def _is_used(self, object_hash: ObjectHash) -> bool:
+        used = object_hash in self.pinned or object_hash in self._readers
+        return used or self.is_held(object_hash)
 
     def _drop(self, doomed: Iterable[ObjectHash]) -> list[Effect]:
         hashes = tuple(doomed)
@@ -475,50 +490,40 @@ class Storing:
             self._lose(object_hash)
         return [DropChunks(hashes)] if hashes else []
 
-    def _surveyed(self) -> list[Effect]:
-        """What follows from surveys that are done."""
-        done = [survey for survey in self._surveys if survey.is_done]
-        self._surveys = [survey for survey in self._surveys if not survey.is_done]
-        told: list[Effect] = [TellSurveyed(survey.number) for survey in done]
-        return [*told, *self._drop_surveyed()]
-
-    def _drop_surveyed(self) -> list[Effect]:
-        if self._dropping is None or not self._dropping.is_done:
-            return []
-        survey, self._dropping = self._dropping, None
-        enough = [
-            object_hash
-            for object_hash, count in zip(survey.hashes, survey.counts, strict=True)
-            if count >= self._enough(object_hash) and not self.catalog.is_due(object_hash)
-        ]
-        return self._drop(enough)
-
-    def _enough(self, object_hash: ObjectHash) -> int:
-        """Others that have it as their own to keep before it goes: as many as should; of what was only read here, no more
-        than there are."""
-        replicas = self.catalog.replicas(object_hash)
-        if self._leftovers.is_borrowed(object_hash):
-            return max(1, min(len(self.catalog.owners(object_hash)), replicas))
-        return replicas
-
     # ------------------------------------------------------------------------------------ surveys
 
-    def _survey(self, hashes: Iterable[ObjectHash], *, is_due: bool) -> Survey:
-        wanted = tuple(hashes)
-        here = [] if is_due else [h for h in wanted if h in self.here]
-        trusted = [peer for peer in self._live if peer not in self._proofs.distrusted]
-        survey = Survey(self._next_number, wanted, here, trusted, is_due=is_due)
-        self._next_number += max(1, survey.pages)
-        return survey
+    def _trusted(self) -> list[PeerId]:
+        return [peer for peer in self._live if peer not in self._distrusted]
 
     def survey(self, hashes: Iterable[ObjectHash], now: Instant) -> tuple[Survey, list[Effect]]:
         """Ask all live nodes of the store which of these they keep; ours count too."""
-        survey = self._survey(hashes, is_due=False)
-        self._surveys.append(survey)
-        return survey, [*survey.start(now), *self._surveyed()]
+        wanted = tuple(hashes)
+        here = [h for h in wanted if h in self.here]
+        survey, effects = self._surveys.begin(wanted, here, self._trusted(), now)
+        return survey, [*effects, *self._surveyed(now)]
 
-    def _all_surveys(self) -> list[Survey]:
-        return [*self._surveys, *([self._dropping] if self._dropping else [])]
+    def held_by(
+        self, manifest: ObjectHash, now: Instant
+    ) -> tuple[Survey, int, list[Effect]] | None:
+        """A survey of it and its chunks, and how many copies make it durable here; None: they are not known."""
+        chunks = self.catalog.chunks_of(manifest)
+        if chunks is None:
+            return None
+        survey, effects = self.survey((manifest, *chunks), now)
+        nodes = sum(node.peer not in self._distrusted for node in self._stores())
+        return survey, max(1, min(DURABLE, nodes, self.register.replicas_of(manifest))), effects
+
+    def _surveyed(self, now: Instant) -> list[Effect]:
+        """What follows from surveys that are done."""
+        effects: list[Effect] = []
+        for survey in self._surveys.take_done():
+            if self._dropping.is_about(survey):
+                effects += self._drop(self._dropping.surveyed(survey))
+            elif self._proofs.is_about(survey):
+                effects += self._doubted(now)
+            else:
+                effects.append(TellSurveyed(survey.number))
+        return effects
 
     # -------------------------------------------------------------------------------------- trust
 
@@ -526,11 +531,22 @@ class Storing:
         effects, is_wrong = self._proofs.made(event)
         if is_wrong:
             why = f"could not show chunk {short(event.object_hash)}"
-            effects += self._distrust(event.peer, why, now)
+            effects += self._distrust(event.peer, why, FALSE_CLAIM_S, now)
         return effects
 
-    def _distrust(self, peer: PeerId, why: str, now: Instant) -> list[Effect]:
-        self._proofs.distrust(peer, now)
+    def _doubted(self, now: Instant) -> list[Effect]:
+        effects, liar = self._proofs.surveyed(now)
+        if liar is None:
+            return effects
+        why = f"says that it keeps chunk {short(liar[1])}, and does not show it"
+        return [*effects, *self._distrust(liar[0], why, FALSE_CLAIM_S, now)]
+
+    def _distrust(
+        self, peer: PeerId, why: str, steps: tuple[float, ...], now: Instant
+    ) -> list[Effect]:
+        self._trust.distrust(peer, why, steps, now)
+        self._proofs.gone(peer)
+        self._surveys.gone(peer)
         self._tell_catalog(now)
         fields = (("peer", short(peer)), ("why", why))
         return [Log("warning", "store_node_distrusted", fields), *self._look(now)]
@@ -566,23 +582,20 @@ class Storing:
                 kept = [h for h in map(ObjectHash, message.hashes) if h in self.here]
                 if message.is_due:
                     kept = [h for h in kept if self.catalog.is_due(h)]
-                    if self._dropping is not None and self._dropping.is_about(kept):
-                        self._dropping = (
-                            None  # the other may drop it, because we said that we will not
-                        )
+                    self._dropping.said(kept)
                 bits = bits_of(message.hashes, kept)
                 return [Send(peer, HaveGive(message.number, bits))]
             case HaveGive():
-                effects: list[Effect] = []
-                for survey in self._all_surveys():
-                    effects += survey.heard(peer, message, now)
-                return [*effects, *self._surveyed()]
+                return [*self._surveys.heard(peer, message, now), *self._surveyed(now)]
             case ProofAsk():
                 return self._proofs.asked(peer, message, self.here, now)
             case ProofGive():
-                return self._proofs.came(peer, message)
+                return self._proofs.came(peer, message, now)
             case PullAnswer():
-                return self._pulls.on_answer(peer, message, now)
+                effects = self._pulls.on_answer(peer, message, now)
+                for donor, refused in self._pulls.take_refused():
+                    effects += self._proofs.refused(donor, refused, now)
+                return effects
         return []
 
     def is_taken(self, transfer: TransferId) -> bool:
@@ -600,13 +613,15 @@ class Storing:
     def is_idle(self) -> bool:
         """It keeps nothing, knows no names, and looks for nothing: time changes nothing."""
         kept = self.capacity or self.here or len(self.register.names)
-        return not (kept or self._pulls.wanted or self._surveys)
+        return not (kept or self._pulls.wanted or self._surveys.are_open)
 
     def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
         effects = [*self._pulls.wake(now), *self.register.wake(linked, now)]
-        for survey in self._all_surveys():
-            survey.wake(now)
-        effects += self._surveyed()
+        self._surveys.wake(now)
+        effects += self._surveyed(now)
+        self._tidy()
+        if self._intake.is_busy:
+            effects += self._take_in(now)
         if self._follow_at <= now:
             effects += self._follow_names(now)
         if self._look_at <= now:
@@ -615,7 +630,7 @@ class Storing:
         if self._sweep_at <= now:
             effects += self._sweep(now)
         if self._proofs.due <= now:
-            effects += self._proofs.ask(self.here, self._live, now)
+            effects += self._proofs.wake(self.here, self._trusted(), now)
         return [*effects, *self._save(now)]
 
     def _save(self, now: Instant) -> list[Effect]:
@@ -628,9 +643,10 @@ class Storing:
 
     def deadline(self) -> Instant:
         others = (self._pulls.deadline(), self.register.deadline())
-        due = [survey.deadline() for survey in self._all_surveys()]
+        if self._intake.is_busy or self.catalog.is_untidy:
+            return SOON
         own = (self._look_at, self._sweep_at, self._proofs.due, self._follow_at)
-        return min([*own, *others, *(at for at in due if at is not None)])
+        return min(*own, *others, self._surveys.deadline())
 
     def encode(self) -> bytes:
         nodes = [(n.peer, n.capacity, n.label) for n in sorted(self._keepers.nodes())]
@@ -671,7 +687,7 @@ class Storing:
             unfound=len(self._pulls.unfound()) + len(self._nowhere),
             full=self._is_full,
             trouble=self.trouble,
-            distrusted=tuple(sorted(self._proofs.distrusted)),
+            distrusted=dict(sorted(self._distrusted.items())),
             nodes=tuple(self._stores()),
         )
 

@@ -7,7 +7,8 @@ remembered beyond the survey: what a node keeps changes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
 
 from peerlm.effects import Effect, Send
 from peerlm.types import Instant, ObjectHash, PeerId, after
@@ -15,6 +16,10 @@ from peerlm.wire.message import HaveAsk, HaveGive
 
 PAGE = 1024
 ANSWER_S = 5.0
+
+
+Claimed = Callable[[PeerId, Sequence[ObjectHash]], None]
+"""Who says that it keeps which objects."""
 
 
 class Survey:
@@ -38,11 +43,12 @@ class Survey:
     ) -> None:
         mine = set(here)
         self.hashes = tuple(hashes)
-        self._asked = frozenset(self.hashes)
         self.counts = [int(wanted in mine) for wanted in self.hashes]
         self.here = sum(self.counts)
         self._is_due = is_due
         self.number, self.silent = number, list[PeerId]()
+        self.claimed: Claimed = lambda peer, hashes: None
+        """Told of each answer."""
         self.kept = Counter[PeerId]()
         """By each of the others, of these."""
         self._at = dict.fromkeys(peers, 0)
@@ -69,18 +75,20 @@ class Survey:
         page = give.number - self.number
         if self._at.get(peer) != page:
             return []
-        part = self._page(page)
-        for i in range(len(part)):
+        claimed = []
+        for i, wanted in enumerate(self._page(page)):
             byte = give.bits[i // 8] if i // 8 < len(give.bits) else 0
-            bit = byte >> (7 - i % 8) & 1
-            self.counts[page * PAGE + i] += bit
-            self.kept[peer] += bit
+            if byte >> (7 - i % 8) & 1:
+                self.counts[page * PAGE + i] += 1
+                claimed.append(wanted)
+        self.kept[peer] += len(claimed)
+        self.claimed(peer, claimed)
         self._at[peer] = page + 1
         return self._ask(peer, now)
 
     def is_about(self, hashes: Iterable[ObjectHash]) -> bool:
         """Whether it asks for one of these."""
-        return not self._asked.isdisjoint(hashes)
+        return not set(self.hashes).isdisjoint(hashes)
 
     def gone(self, peer: PeerId) -> None:
         if self._at.pop(peer, None) is not None:
@@ -105,6 +113,58 @@ class Survey:
             return []
         self._until[peer] = after(now, ANSWER_S)
         return [Send(peer, HaveAsk(self.number + page, self._page(page), self._is_due))]
+
+
+class Surveys:
+    """Those of one node that are under way."""
+
+    def __init__(self) -> None:
+        self._open: list[Survey] = []
+        self.claimed: Claimed = lambda peer, hashes: None
+        self._next_number = 0
+
+    def begin(
+        self,
+        hashes: Sequence[ObjectHash],
+        here: Iterable[ObjectHash],
+        peers: Sequence[PeerId],
+        now: Instant,
+        *,
+        is_due: bool = False,
+    ) -> tuple[Survey, list[Effect]]:
+        """As `Survey`."""
+        survey = Survey(self._next_number, hashes, here, peers, is_due=is_due)
+        survey.claimed = self.claimed
+        self._next_number += max(1, survey.pages)
+        self._open.append(survey)
+        return survey, survey.start(now)
+
+    @property
+    def are_open(self) -> bool:
+        return bool(self._open)
+
+    def heard(self, peer: PeerId, give: HaveGive, now: Instant) -> list[Effect]:
+        return [effect for survey in self._open for effect in survey.heard(peer, give, now)]
+
+    def gone(self, peer: PeerId) -> None:
+        for survey in self._open:
+            survey.gone(peer)
+
+    def wake(self, now: Instant) -> None:
+        for survey in self._open:
+            survey.wake(now)
+
+    def give_up(self, survey: Survey) -> None:
+        self._open = [one for one in self._open if one is not survey]
+
+    def take_done(self) -> list[Survey]:
+        done = [survey for survey in self._open if survey.is_done]
+        self._open = [survey for survey in self._open if not survey.is_done]
+        return done
+
+    def deadline(self) -> Instant:
+        due = (survey.deadline() for survey in self._open)
+        return min((at for at in due if at is not None), default=Instant(inf))
 
 
 def bits_of(hashes: Sequence[bytes], kept: Iterable[bytes]) -> bytes:

@@ -8,11 +8,14 @@ should hold it up. What is here and known but not due is *surplus*; whether and 
 say, who can ask the owners whether they have it. What is here and in no manifest that is known is *unreferenced*.
 
 Pure: no clock, no files, no network. With 250,000 chunks and 200 nodes a first set of nodes, or a manifest of
-all of that, takes about a second; one node more or less some hundredths; what concerns a single chunk next to nothing.
+all of that, takes about a second; one node more or less some hundredths; what concerns a single chunk next to nothing. A manifest
+may be learnt in steps of some hundredths (`Catalog.learn`); nothing of it counts before the last.
 """
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,10 +26,19 @@ from blake3 import blake3
 
 from peerlm.store.manifest import Chunk
 from peerlm.store.owners import Counts, Rows, StoreNode, Table, Tables, empty_table
-from peerlm.store.rendezvous import keys_of
+from peerlm.store.rendezvous import Field, Places, keys_of
 from peerlm.types import ObjectHash, PeerId
 
-__all__ = ["CHUNKS_MAX", "REPLICAS_MAX", "Catalog", "StoreNode", "Summary", "Want"]
+__all__ = [
+    "CHUNKS_MAX",
+    "REPLICAS_MAX",
+    "STEP",
+    "Catalog",
+    "Learning",
+    "StoreNode",
+    "Summary",
+    "Want",
+]
 
 REPLICAS_MAX = 64
 """Whoever asks for more replicas gets these: memory grows with the most that any chunk has."""
@@ -35,6 +47,10 @@ REPLICAS_MAX = 64
 CHUNKS_MAX = 5_000_000
 """Of all manifests together, equal ones within one counted once: what is known of each takes some 300 bytes of memory. A
 manifest beyond it is not looked at, and what is in no other is not kept by this node: 20 terabytes are."""
+
+
+STEP = 4096
+"""Chunks of a manifest that are learnt at once: some hundredths of a second with 200 nodes."""
 
 
 class Want(NamedTuple):
@@ -85,6 +101,8 @@ class Catalog:
         """Manifests that list the row's chunk."""
         self._here = np.zeros(0, bool)
         self._due = np.zeros(0, bool)
+        self._leaving: deque[Rows] = deque()
+        """What no manifest lists any more."""
         self._strays: dict[ObjectHash, None] = {}
         """Here, and in no manifest."""
         self._table = empty_table()
@@ -110,23 +128,27 @@ class Catalog:
     def know(self, manifest: ObjectHash, chunks: Sequence[Chunk], replicas: int) -> None:
         """From now on its chunks, and whatever else is listed with them, are to be held by `replicas` nodes each.
         A second call for a manifest says in how many it is wanted now."""
+        learning = self.learn(manifest, chunks, replicas)
+        while not learning.step():
+            pass
+
+    def learn(
+        self, manifest: ObjectHash, chunks: Sequence[tuple[ObjectHash, int]], replicas: int
+    ) -> Learning:
+        """`know`, in steps. One at a time: what is begun is to be ended, or given up, before the next. Not where tables are
+        shared, unless step follows step."""
         replicas = min(replicas, REPLICAS_MAX)
         assert replicas > 0, replicas
-        if manifest in self._manifests:
-            if self._manifests[manifest][1] == replicas:
-                return
-            self.forget(manifest)
-        sizes = {chunk.hash: chunk.size for chunk in chunks}
-        self._add([item for item in sizes.items() if item[0] not in self._rows])
-        rows = np.fromiter(map(self._rows.__getitem__, sizes), np.int64, len(sizes))
-        self._manifests[manifest] = rows, replicas
-        self._references[rows] += 1
-        raised = rows[self._replicas[rows] < replicas]
-        self._replicas[raised] = replicas
-        self._rows_changed(raised, b"know" + manifest + replicas.to_bytes(2, "little"))
+        return Learning(self, manifest, chunks, replicas)
 
     def forget(self, manifest: ObjectHash) -> None:
         """It is to be held no longer; what no other manifest lists is unreferenced from now on."""
+        self.let_go(manifest)
+        while self.is_untidy:
+            self.tidy()
+
+    def let_go(self, manifest: ObjectHash) -> None:
+        """As `forget`, but what no other manifest lists is unreferenced by and by, as `tidy` comes to it."""
         if manifest not in self._manifests:
             return
         rows, _ = self._manifests.pop(manifest)
@@ -135,12 +157,43 @@ class Catalog:
         self._replicas[rows] = 0
         for others, replicas in self._manifests.values():
             self._replicas[others] = np.maximum(self._replicas[others], replicas)
-        self._remove(rows[self._references[rows] == 0])
+        doomed = rows[self._references[rows] == 0]
+        self._leaving.extend(doomed[at : at + STEP] for at in range(0, len(doomed), STEP))
         lowered = rows[self._replicas[rows] < before]
         self._rows_changed(lowered, b"forget" + manifest)
 
+    @property
+    def is_untidy(self) -> bool:
+        return bool(self._leaving)
+
+    def tidy(self) -> list[ObjectHash]:
+        """Some more of what was let go; what of it is here is told."""
+        rows = self._leaving.popleft()
+        left = [r for r in rows.tolist() if not self._references[r] and self._hashes[r] is not None]
+        gone = np.array(left, np.int64)
+        loose = self._named(gone[self._here[gone]])
+        self._remove(gone)
+        return loose
+
+    def lists(self, manifest: ObjectHash, object_hash: ObjectHash) -> bool:
+        """Whether it is in this manifest, which is known."""
+        known, row = self._manifests.get(manifest), self._rows.get(object_hash)
+        if known is None or row is None:
+            return False
+        at = int(np.searchsorted(known[0], row))
+        return at < len(known[0]) and bool(known[0][at] == row)
+
+    def is_known_in(self, manifest: ObjectHash, replicas: int) -> bool:
+        """Whether it is to be held in so many."""
+        return manifest in self._manifests and self._manifests[manifest][1] == replicas
+
     def knows(self, manifest: ObjectHash) -> bool:
         return manifest in self._manifests
+
+    def chunks_of(self, manifest: ObjectHash) -> list[ObjectHash] | None:
+        """Different ones; None: it is not known."""
+        known = self._manifests.get(manifest)
+        return None if known is None else self._named(known[0])
 
     @property
     def manifests(self) -> set[ObjectHash]:
@@ -148,50 +201,108 @@ class Catalog:
 
     @property
     def rows(self) -> int:
-        """Chunks that are known."""
-        return len(self._rows)
+        """Chunks that are known, or being learnt."""
+        return len(self._rows) - sum(map(len, self._leaving))
 
     def replicas(self, object_hash: ObjectHash) -> int:
         """How many nodes should hold it; 0: it is in no manifest that is known."""
         row = self._rows.get(object_hash)
         return 0 if row is None else int(self._replicas[row])
 
-    def _add(self, chunks: Sequence[tuple[ObjectHash, int]]) -> None:
-        """Rows for chunks that have none, nobody's yet."""
-        more = max(0, len(chunks) - len(self._free))
-        reused = [self._free.pop() for _ in range(len(chunks) - more)]
-        rows = np.array([*reused, *range(len(self._hashes), len(self._hashes) + more)], np.int64)
+    def make_room(self, count: int) -> None:
+        """Of `Learning`: free rows, so many at least."""
+        more = max(0, count - len(self._free))
+        if not more:
+            return
+        self._free.extend(range(len(self._hashes), len(self._hashes) + more))
         self._hashes.extend([None] * more)
         self._keys = _longer(self._keys, more)
         self._sizes = _longer(self._sizes, more)
         self._replicas = _longer(self._replicas, more)
         self._references = _longer(self._references, more)
         self._here = _longer(self._here, more)
-        hashes = [object_hash for object_hash, _ in chunks]
-        if hashes:
-            self._keys[rows] = keys_of(hashes)
-            self._sizes[rows] = [size for _, size in chunks]
-        for object_hash, row in zip(hashes, rows.tolist(), strict=True):
-            self._rows[object_hash], self._hashes[row] = row, object_hash
+        self._due = _longer(self._due, more)
+        self._table = self._table.with_rows(self._keys, self._replicas, np.zeros(0, np.int64))
+
+    def take_rows(self, chunks: Sequence[tuple[ObjectHash, int]]) -> Rows:
+        """Of `Learning`: the rows of different chunks, new ones where they have none, and a reference to each more. Those are
+        nobody's yet."""
+        known = self._rows
+        new = {name: size for name, size in chunks if name not in known}
+        taken = self._free[len(self._free) - len(new) :]
+        del self._free[len(self._free) - len(new) :]
+        if new:
+            self._keys[taken] = keys_of(list(new))
+            self._sizes[taken] = list(new.values())
+        for object_hash, row in zip(new, taken, strict=True):
+            known[object_hash], self._hashes[row] = row, object_hash
             if object_hash in self._strays:
                 del self._strays[object_hash]
                 self._here[row] = True
+        rows = self._different([np.array([known[name] for name, _ in chunks], np.int64)])
+        self._references[rows] += 1
+        return rows
+
+    def give_rows_back(self, rows: Rows) -> None:
+        """Of `Learning`: what `take_rows` gave; what nothing else lists is gone."""
+        self._references[rows] -= 1
+        self._remove(rows[self._references[rows] == 0])
+
+    def owners_to_be(
+        self, manifest: ObjectHash, rows: Rows, replicas: int
+    ) -> tuple[Field, Rows, Places]:
+        """Of `Learning`: which of these rows will be wanted more or less often, and who will own them if nodes stay as they
+        are."""
+        is_known = manifest in self._manifests
+        raised = rows if is_known else rows[self._replicas[rows] < replicas]
+        field = self._table.field
+        return field, raised, field.first(self._keys[raised], replicas)
+
+    def learnt(
+        self,
+        manifest: ObjectHash,
+        parts: Sequence[Rows],
+        replicas: int,
+        ready: Sequence[tuple[Field, Rows, Places]],
+    ) -> None:
+        """Of `Learning`: from now on it counts."""
+        self.let_go(manifest)
+        for part in parts:
+            self._references[part] -= 1
+        rows = self._different(parts)
+        self._references[rows] += 1
+        self._manifests[manifest] = rows, replicas
+        raised = rows[self._replicas[rows] < replicas]
+        self._replicas[raised] = replicas
+        how = b"know" + manifest + replicas.to_bytes(2, "little")
+        self._rows_changed(raised, how, [r for r in ready if r[0] is self._table.field])
+
+    def _different(self, parts: Sequence[Rows]) -> Rows:
+        """Each once, ascending."""
+        is_there = np.zeros(len(self._keys), bool)
+        for rows in parts:
+            is_there[rows] = True
+        return np.flatnonzero(is_there)
 
     def _remove(self, rows: Rows) -> None:
-        for row in rows.tolist():
-            object_hash = self._hashes[row]
-            assert object_hash is not None, row
-            if self._here[row]:
-                self._strays[object_hash] = None
+        self._strays |= dict.fromkeys(self._named(rows[self._here[rows]]))
+        for object_hash in self._named(rows):
             del self._rows[object_hash]
+        for row in rows.tolist():
             self._hashes[row] = None
         self._here[rows] = False
         self._free.extend(rows.tolist())
 
-    def _rows_changed(self, changed: Rows, how: bytes) -> None:
+    def _rows_changed(
+        self, changed: Rows, how: bytes, ready: Sequence[tuple[Field, Rows, Places]] = ()
+    ) -> None:
+        """`ready`: owners of some of them, of a field that still holds."""
         self._history = blake3(self._history + how).digest()
         table = self._found(self._table.given)
-        self._set(table or self._table.with_rows(self._keys, self._replicas, changed))
+        if table is None:
+            known = [(rows, places) for _, rows, places in ready]
+            table = self._table.with_rows(self._keys, self._replicas, changed, known)
+        self._set(table)
 
     def _found(self, nodes: tuple[StoreNode, ...]) -> Table | None:
         return self._tables.find(self._history, nodes) if self._tables else None
@@ -290,7 +401,13 @@ class Catalog:
 
     def surplus(self) -> list[ObjectHash]:
         """Here, in a manifest, and not due here."""
-        return self._named(np.flatnonzero(self._here & ~self._due))
+        return self._named(np.flatnonzero(self._here & ~self._due & (self._replicas > 0)))
+
+    def some_held(self, count: int, rng: random.Random) -> list[ObjectHash]:
+        """Of what is due here and here, so many at most, drawn by lot."""
+        rows = np.flatnonzero(self._here & self._due)
+        some = rng.sample(range(len(rows)), min(count, len(rows)))
+        return self._named(rows[some])
 
     def unreferenced(self) -> list[ObjectHash]:
         """Here, and in no manifest that is known."""
@@ -301,20 +418,61 @@ class Catalog:
         lacking = np.flatnonzero(due & ~self._here)
         live = int(self._table.is_live.sum())
         return Summary(
-            chunks_known=len(self._rows),
+            chunks_known=int(known.sum()),
             bytes_known=int(self._sizes[known].sum()),
             due=int(due.sum()),
             due_bytes=int(self._sizes[due].sum()),
             held_due=int((due & self._here).sum()),
             lacking=len(lacking),
             lacking_bytes=int(self._sizes[lacking].sum()),
-            surplus=int((self._here & ~due).sum()),
+            surplus=int((self._here & ~due & known).sum()),
             urgent=int(self._urgent(lacking)[0].sum()),
             replicas_possible=min(int(self._replicas.max(initial=0)), live),
         )
 
     def _named(self, rows: Rows) -> list[ObjectHash]:
         return [name for row in rows.tolist() if (name := self._hashes[row]) is not None]
+
+
+class Learning:
+    """A manifest that is being taken in. After each `step` anything else may be done with the catalog, but for another one."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        manifest: ObjectHash,
+        chunks: Sequence[tuple[ObjectHash, int]],
+        replicas: int,
+    ) -> None:
+        self._catalog, self.manifest, self._replicas = catalog, manifest, replicas
+        self._chunks, self._at = chunks, 0
+        self._parts: list[Rows] = []
+        self._ready: list[tuple[Field, Rows, Places]] = []
+        self._is_done = catalog.is_known_in(manifest, replicas)
+        if not self._is_done:
+            catalog.make_room(len(chunks))
+
+    def step(self) -> bool:
+        """Some more of it. True: that was all."""
+        if self._is_done:
+            return True
+        part = self._chunks[self._at : self._at + STEP]
+        if part:
+            rows = self._catalog.take_rows(part)
+            self._parts.append(rows)
+            self._ready.append(self._catalog.owners_to_be(self.manifest, rows, self._replicas))
+            self._at += len(part)
+        if self._at < len(self._chunks):
+            return False
+        self._catalog.learnt(self.manifest, self._parts, self._replicas, self._ready)
+        self._is_done, self._parts = True, []
+        return True
+
+    def give_up(self) -> None:
+        """It is not wanted any more."""
+        for rows in self._parts:
+            self._catalog.give_rows_back(rows)
+        self._is_done, self._parts = True, []
 
 
 def _longer(array: npt.NDArray[Any], more: int) -> npt.NDArray[Any]:

@@ -411,7 +411,7 @@ NAMES = frozenset(
         *("identity", "chain", "root", "inviter", "revocations", "plan", "node.toml"),
         *("address_book", "snapshots", "objects", "chunks", "scrub", "model", "local", "log"),
         *("log.1", "history", "epoch", "origin", "control.sock", "lock", "ports", "page_port"),
-        *("curves", "api_keys", "placement", "catalog", "passes"),
+        *("curves", "api_keys", "placement", "catalog", "made", "passes"),
     }
 )
 """What a node keeps in its folder. All else there is somebody else's."""
@@ -524,6 +524,11 @@ class Layout:
     def catalog(self) -> Path:
         """Names of the swarm's store, and the nodes that were keeping it."""
         return self.root / "catalog"
+
+    @property
+    def made(self) -> Path:
+        """What this node has made of corpora that are not complete yet."""
+        return self.root / "made"
 
     @property
     def passes(self) -> Path:

@@ -8,7 +8,7 @@ fragment 2 from another, and the death of a donor costs only what was under way 
 Several donors are pulled from at once, few objects from each; what few donors have goes first, as
 in BitTorrent (Cohen, 2003), with ties broken by lot so that joiners do not all ask for the same. A
 pull that stalls or crawls is given up and tried elsewhere, and its donor rests for a time that
-doubles. A donor that sent wrong bytes is not asked again. Nothing is pulled twice at once.
+doubles. A donor that sent wrong bytes is left out for a time that grows with each time that it does. Nothing is pulled twice at once.
 
 Pure: it asks for pulls and is told how they went; it sees no bytes and reads no clock.
 """
@@ -41,7 +41,7 @@ class Fault(StrEnum):
     MISSING = "missing"
     """The donor no longer has the object: do not ask for it until it is offered again."""
     CORRUPT = "corrupt"
-    """Wrong bytes, or values that cannot be: never ask this donor again."""
+    """Wrong bytes, or values that cannot be: do not ask this donor for a while."""
     OURS = "ours"
     """Our own disk failed: nobody is to blame, rest all pulls."""
 
@@ -61,6 +61,9 @@ class Limits:
     rest_s: float = 0.5
     """Rest after a first failure; doubles with each in a row, up to `rest_s_max`."""
     rest_s_max: float = 30.0
+    excluded_s: tuple[float, ...] = (60.0, 600.0, 3600.0)
+    """A donor is left out for so long after it sent wrong bytes for the first time, the second, and from then on. What is wrong
+    with it may be mended, as rot is by scrubbing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,25 @@ class _Donor:
     rest: _Rest
     rate_bytes_s: float = 0.0
     """Of its last complete pulls; 0 until there was one."""
-    excluded: bool = False
+    faults: int = 0
+    """Times that it sent wrong bytes."""
+    excluded_until: Instant | None = None
+    """Set while it is left out; cleared by the first wake at or after it."""
+
+    @property
+    def excluded(self) -> bool:
+        return self.excluded_until is not None
+
+    def exclude(self, now: Instant, limits: Limits) -> None:
+        self.faults += 1
+        steps = limits.excluded_s
+        self.excluded_until = after(now, steps[min(self.faults, len(steps)) - 1])
+        self.offers = {}
+
+    def wake(self, now: Instant) -> None:
+        self.rest.wake(now)
+        if self.excluded_until is not None and now >= self.excluded_until:
+            self.excluded_until = None
 
 
 @dataclass(slots=True)
@@ -222,6 +243,7 @@ class Fetch:
         Pulls under way from it go on. What nobody wants, and an excluded donor, is ignored.
         """
         donor = self._donors.setdefault(peer, _Donor({}, _Rest()))
+        donor.wake(now)
         if not donor.excluded:
             donor.offers = {key: offers[key] for key in self._missing if key in offers}
         return self._schedule(now)
@@ -293,8 +315,9 @@ class Fetch:
                 del self._pulls[pull.transfer]
                 effects.append(CancelPull(pull.transfer, pull.peer))
                 effects += self._blame(pull, Fault.STALLED, now)
-        for rest in self._rests():
-            rest.wake(now)
+        self._own_rest.wake(now)
+        for donor in self._donors.values():
+            donor.wake(now)
         return effects + self._schedule(now)
 
     def deadline(self) -> Instant:
@@ -392,7 +415,7 @@ class Fetch:
             case Fault.MISSING:
                 donor.offers.pop(pull.key, None)
             case Fault.CORRUPT:
-                donor.excluded, donor.offers = True, {}
+                donor.exclude(now, self._limits)
                 return self._cancel(pull.peer)
             case Fault.BUSY | Fault.LOST | Fault.STALLED:
                 donor.rest.fail(now, self._limits, self._rng)

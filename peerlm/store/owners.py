@@ -79,10 +79,24 @@ class Table:
         is_live = np.array([storing[site.peer].is_live for site in field.sites] + [False], bool)
         return _with_stand_ins(given, field, is_live, owners, keys, replicas)
 
-    def with_rows(self, keys: Keys, replicas: Counts, changed: Rows) -> Table:
-        """For rows that are new or are wanted more or less often, the same nodes."""
+    def with_rows(
+        self,
+        keys: Keys,
+        replicas: Counts,
+        changed: Rows,
+        ready: Sequence[tuple[Rows, Places]] = (),
+    ) -> Table:
+        """For rows that are new or are wanted more or less often, the same nodes. `ready`: the first nodes (`Field.first`) of
+        some of them, worked out before; what is not for as many as are wanted now is not looked at."""
         owners = _resized(self.owners, _width(self.field, replicas), len(keys))
-        _fill(owners, self.field, keys, replicas, changed)
+        left = np.zeros(len(keys), bool)
+        left[changed] = True
+        for rows, places in ready:
+            fits = left[rows] & (np.minimum(replicas[rows], len(self.field)) == len(places))
+            owners[:, rows[fits]] = NOBODY
+            owners[: len(places), rows[fits]] = places[:, fits]
+            left[rows[fits]] = False
+        _fill(owners, self.field, keys, replicas, np.flatnonzero(left))
         return _with_stand_ins(self.given, self.field, self.is_live, owners, keys, replicas)
 
     def owners_of(self, row: int) -> list[int]:

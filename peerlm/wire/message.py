@@ -220,7 +220,7 @@ class PlanNews(Struct):
 @dataclass(frozen=True, slots=True)
 class NameRecord(Struct):
     """What a name in the swarm's store stands for; signed by its writer. Of two, the one with the larger
-    (lamport, writer) holds."""
+    (lamport, writer) holds; of equal ones a removal, then what `store.names` draws from a hash."""
 
     code: ClassVar[int] = 26
     name: Annotated[str, Most(96)]
@@ -500,13 +500,14 @@ class PullAnswer(Message):
 
 @dataclass(frozen=True, slots=True)
 class NameDigest(Struct):
-    """What I know of one name."""
+    """What I know of one name, which is told by the first bytes of its BLAKE3."""
 
     code: ClassVar[int] = 90
     name: Exactly8
-    """The first bytes of its BLAKE3."""
     lamport: Count
     writer: Id16
+    tie: Annotated[bytes, Most(8)] = b""
+    """Which of two records of one writer and number; empty: the sender does not tell them apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -689,11 +690,10 @@ class DialMe(Message):
 
 @dataclass(frozen=True, slots=True)
 class Dialled(Message):
-    """I have tried to dial you. Sent to who asked, and without being asked when it failed."""
+    """I have tried to dial you at `host`. Sent to who asked, and without being asked when it failed."""
 
     code: ClassVar[int] = 71
     host: Host
-    """Where."""
     ok: bool
     """All three ports were reached, and you answered."""
     detail: Line

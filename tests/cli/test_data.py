@@ -369,7 +369,9 @@ def test_store_status_of_an_empty_store(peerlm: Cli, desk: FakeDesk) -> None:
 
 def test_store_status_shows_each_node(peerlm: Cli, desk: FakeDesk) -> None:
     desk.nodes = [node(ME, label="rack 1"), node(OTHER, is_live=False), node("cc" * 16)]
-    desk.said = {"distrusted": ["cc" * 16], "scrubbed": desk.scrubs, "trouble": "disk full"}
+    known = {"why": "could not show chunk abcd", "for_s": 60.0}
+    desk.said = {"distrusted": ["cc" * 16], "distrust": {"cc" * 16: known}}
+    desk.said |= {"scrubbed": desk.scrubs, "trouble": "disk full"}
     out = peerlm("store", "status").out
     for line in (
         "room      1 MB used of 1 GB offered",
@@ -377,9 +379,18 @@ def test_store_status_shows_each_node(peerlm: Cli, desk: FakeDesk) -> None:
         "3 read in 2 s, 1 damaged or gone",
         "aaaaaaaa*  1 GB    1 MB  0        rack 1  here",
         "bbbbbbbb   1 GB    1 MB  –        –       away",
-        "cccccccc   1 GB    1 MB  0        –       distrusted",
+        "cccccccc   1 GB    1 MB  0        –       distrusted for 1 min: could not show chunk abcd",
     ):
         assert line in out, out
+
+
+def test_checkpoints_that_stay_for_want_of_copies_are_said(peerlm: Cli, desk: FakeDesk) -> None:
+    desk.publish("checkpoint-000000000001", of_files(Kind.CHECKPOINT, [], {}), replaces=True)
+    assert len(peerlm("checkpoint", "ls").out.splitlines()) == 2
+    desk.said = {"checkpoints_kept_back": "1 older than store.checkpoints_kept stay: why"}
+    assert peerlm("checkpoint", "ls").out.splitlines()[2] == desk.said["checkpoints_kept_back"]
+    assert desk.said["checkpoints_kept_back"] in peerlm("store", "status").out
+    assert len(json.loads(peerlm("checkpoint", "ls", "--json").out)) == 1
 
 
 def test_scrub_and_repair(peerlm: Cli, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,8 @@ class Shopping(RuleBasedStateMachine):
         self.pulls: dict[TransferId, StartPull] = {}
         self.over: list[TransferId] = []
         self.arrived: set[object] = set()
-        self.wrong: set[PeerId] = set()
+        self.wrong: dict[PeerId, Instant] = {}
+        """Who has sent wrong bytes, and when last."""
 
     @rule(peer=donors, offered=st.sets(keys))
     def offers(self, peer: PeerId, offered: set[int]) -> None:
@@ -53,7 +54,7 @@ class Shopping(RuleBasedStateMachine):
         pull = self.pick(pick)
         known = self.wants[pull.key]  # type: ignore[index]
         lies = size != known if known else not 0 < size <= LIMITS.object_bytes_max
-        self.wrong |= {pull.peer} if lies else set()
+        self.wrong |= {pull.peer: self.now} if lies else {}
         self.carry(self.fetch.sized(pull.transfer, size, self.now))
         assert (pull.transfer in self.pulls) != lies, "a size that cannot be was believed"
 
@@ -76,7 +77,7 @@ class Shopping(RuleBasedStateMachine):
     def failed(self, pick: int, fault: Fault) -> None:
         pull = self.pulls.pop(self.pick(pick).transfer)
         self.over.append(pull.transfer)
-        self.wrong |= {pull.peer} if fault is Fault.CORRUPT else set()
+        self.wrong |= {pull.peer: self.now} if fault is Fault.CORRUPT else {}
         self.carry(self.fetch.failed(pull.transfer, fault, self.now))
 
     @precondition(lambda self: self.over)
@@ -150,7 +151,9 @@ class Shopping(RuleBasedStateMachine):
             match effect:
                 case StartPull():
                     assert effect.transfer not in self.pulls
-                    assert effect.peer not in self.wrong, "asked who had sent wrong bytes"
+                    wrong_at = self.wrong.get(effect.peer, -math.inf)
+                    is_over = self.now - wrong_at >= LIMITS.excluded_s[0]
+                    assert is_over, "asked who had sent wrong bytes a moment ago"
                     assert effect.object_hash == hash_of(effect.key, effect.peer)  # type: ignore[arg-type]
                     self.pulls[effect.transfer] = effect
                 case CancelPull():

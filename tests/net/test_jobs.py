@@ -24,7 +24,9 @@ from peerlm.data.prepared import Done, Job
 from peerlm.data.shards import corpus_manifest, shard_fact
 from peerlm.data.sources import listed
 from peerlm.errors import StateError
+from peerlm.node.made import read_made
 from peerlm.store.manifest import manifest_hash
+from peerlm.types import PeerId
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -179,6 +181,38 @@ def test_three_make_it_and_one_is_killed_and_so_is_who_asked_for_it(
     assert not record_of(other, "job-plays")
     for node in (nodes[0], other):
         wait_for(lambda node=node: not makers_of(node), "the process has ended")
+
+
+@pytest.mark.slow
+def test_all_are_killed_at_once_and_go_on_with_what_was_made(nodes: list[Node], url: str) -> None:
+    while SERVED.acquire(blocking=False):
+        pass
+    running = [node for node in nodes if node.is_running]
+    asking = adding(running[0], url, "--name", "verses")
+
+    def some_are_kept() -> set[int]:
+        if job_of(running[0]).get("done", 0) < TASKS // 2 and SERVED._value < 2:
+            SERVED.release()
+        kept = [read_made(n.layout.made.read_bytes(), PeerId(bytes.fromhex(n.id)))
+                for n in running if n.layout.made.exists()]  # fmt: skip
+        tasks = {task for jobs in kept for results in jobs.values() for task in results}
+        return tasks if len(tasks) >= 3 else set()
+
+    before = wait_for(some_are_kept, "some tasks are made, and that is kept")
+    for node in running:
+        node.kill()
+    asking.kill()
+    asking.communicate(timeout=30)
+    for node in running:
+        node.up()
+    for node in running:
+        wait_for(partial(_sees, node, len(running)), "it is there again, and sees the others")
+    wait_for(lambda: job_of(running[0]).get("done", 0) >= len(before), "they know what they made")
+    assert job_of(running[0])["done"] < TASKS
+    SERVED.release(1000)
+    done = succeed("data", "add", url, "--name", "verses", "--state", running[0].folder)
+    assert "verses" in done
+    assert record_of(running[0], "verses")["manifest"] == record_of(running[0], "plays")["manifest"]
 
 
 def test_what_nobody_can_read_ends_in_one_line_and_leaves_no_job(

@@ -20,7 +20,17 @@ from peerlm.node.storing import Storing
 from peerlm.store.manifest import Chunk, Kind, Manifest, manifest_hash, of_files
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime
 from peerlm.wire.codec import decode_as, encode
-from peerlm.wire.message import Message, Named, NameRecord, PullAnswer, PullRequest
+from peerlm.wire.message import (
+    HaveAsk,
+    HaveGive,
+    Message,
+    Named,
+    NameRecord,
+    ProofAsk,
+    ProofGive,
+    PullAnswer,
+    PullRequest,
+)
 
 SIGNATURE = b"s" * 64
 
@@ -49,6 +59,10 @@ class Node:
     memory: bytes = b""
     refuses: bool = False
     """It serves nothing, whatever it claims."""
+    claims_all: bool = False
+    """It says of everything that it keeps it, and shows nothing."""
+    is_silent: bool = False
+    """Then it does not even say that it has no proof."""
     surveyed: list[int] = field(default_factory=list)
     told: list[ObjectHash] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
@@ -179,15 +193,21 @@ class Store:
         return chunk
 
     def publish(
-        self, peer: PeerId, name: str, contents: list[bytes], replicas: int = 3, **options: object
+        self,
+        peer: PeerId,
+        name: str,
+        contents: list[bytes],
+        replicas: int = 3,
+        kind: Kind = Kind.FILES,
+        **options: object,
     ) -> Manifest:
         chunks = [self.put(peer, data) for data in contents]
-        manifest = of_files(Kind.FILES, [("all", chunks)], {})
+        manifest = of_files(kind, [("all", chunks)], {})
         encoded = manifest.encode()
         self.put(peer, encoded)
         storing, size = self.nodes[peer].storing, len(encoded)
         wanted = Writing(
-            name, Kind.FILES, manifest_hash(encoded), size, replicas, **options,  # type: ignore[arg-type]
+            name, kind, manifest_hash(encoded), size, replicas, **options,  # type: ignore[arg-type]
         )  # fmt: skip
         effects = storing.write(wanted, WallTime(1.0), self.now)
         self._perform(peer, effects)
@@ -238,6 +258,13 @@ class Store:
             verdict = "refuse" if size is None else "accept"
             answer = PullAnswer(message.transfer, verdict, "", size or 0)
             self._tell(sender, lambda s: s.received(to, answer, self.now))
+        elif isinstance(message, HaveAsk) and self.nodes[to].claims_all:
+            give = HaveGive(message.number, b"\xff" * 128)
+            self._tell(sender, lambda s: s.received(to, give, self.now))
+        elif isinstance(message, ProofAsk) and self.nodes[to].claims_all:
+            shown = ProofGive(message.object_hash, message.nonce, b"")
+            if not self.nodes[to].is_silent:
+                self._tell(sender, lambda s: s.received(to, shown, self.now))
         else:
             self._tell(to, lambda s: s.received(sender, message, self.now))
 

@@ -14,8 +14,10 @@ from peerlm.errors import StateError
 from peerlm.events import CheckpointWritten, FragmentCut
 from peerlm.node.checkpoints import GIVEN_UP_S, SHARE_S, TURN_S, Around, Checkpoints
 from peerlm.node.register import Writing
+from peerlm.node.succession import AGAIN_S, LATE_S
+from peerlm.node.survey import Survey
 from peerlm.store.manifest import Kind
-from peerlm.store.names import Names
+from peerlm.store.names import FLOOR_NAME, Names
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime
 from peerlm.wire.message import NameRecord, PartAsk, PartChunk, PartGive
 
@@ -31,6 +33,7 @@ class Node:
     """It takes what it is asked, and never delivers."""
     told: list[fx.TellCheckpoint] = field(default_factory=list)
     cut: list[FragmentId] = field(default_factory=list)
+    logs: list[str] = field(default_factory=list)
 
 
 class Swarm:
@@ -41,6 +44,9 @@ class Swarm:
         self.names = Names()
         self.stage_of = {FragmentId(i): i % stages for i in range(8)}
         self.written: list[fx.WriteCheckpoint] = []
+        self.copies: dict[ObjectHash, int] = {}
+        """Of a checkpoint's chunks, if not two."""
+        self.unread: set[ObjectHash] = set()
         self.settings = StoreSection(checkpoint_every_s=EVERY_S, checkpoints_kept=kept)
         self.nodes = {
             peer_of(i): Node(self._checkpoints(peer_of(i)), run) for i, run in enumerate(runs, 1)
@@ -64,9 +70,32 @@ class Swarm:
             self.names.merge(record, sign(record))
             return []
 
+        def raise_floor(floor: int, wall: WallTime, now: Instant) -> list[Effect]:
+            record = NameRecord(FLOOR_NAME, Kind.CHECKPOINT, b"", 0, floor, me, wall, 1, False, "")
+            self.names.merge(record, sign(record))
+            return []
+
         living = lambda: [e for e in self.names if e.record.manifest]  # noqa: E731
         rng = random.Random(int.from_bytes(me, "big"))
-        return Checkpoints(me, self.settings, self.stage_of, living, write, rng, self.now)
+        made = Checkpoints(
+            me,
+            self.settings,
+            self.stage_of,
+            living,
+            write,
+            raise_floor,
+            self.held_by,
+            rng,
+            self.now,
+        )
+        return made
+
+    def held_by(self, manifest: ObjectHash, _: Instant) -> tuple[Survey, int, list[Effect]] | None:
+        if manifest in self.unread:
+            return None
+        survey = Survey(0, [manifest], (), ())
+        survey.counts = [self.copies.get(manifest, 2)]
+        return survey, 2, []
 
     def around(self, me: PeerId) -> Around:
         runs = {peer: node.run for peer, node in self.nodes.items() if node.is_up}
@@ -112,6 +141,8 @@ class Swarm:
                     self.perform(peer, node.checkpoints.written(done, self.wall, self.now))
                 case fx.TellCheckpoint():
                     node.told.append(effect)
+                case fx.Log():
+                    node.logs.append(effect.event)
 
     def living(self) -> list[str]:
         return [e.record.name for e in self.names if e.record.manifest]
@@ -146,6 +177,80 @@ def test_they_go_on_and_old_ones_go_but_pinned_ones_stay() -> None:
     assert len(usual) == 2
     assert len(swarm.written) >= 6
     assert gatherer.told[0] == fx.TellCheckpoint("before-the-change")
+
+
+def make_some(swarm: Swarm, count: int) -> list[str]:
+    """Checkpoints, one after the other, by the first node. Returns the names that live."""
+    for _ in range(count):
+        swarm.nodes[peer_of(1)].checkpoints.want("", is_pinned=False)
+        swarm.run(10)
+    return swarm.living()
+
+
+def numbered(number: int) -> ObjectHash:
+    """The manifest of a checkpoint by the order of writing."""
+    return ObjectHash(number.to_bytes(32, "big"))
+
+
+def test_an_old_checkpoint_stays_until_the_newest_is_on_two_nodes() -> None:
+    swarm = Swarm((0, 0), kept=1)
+    checkpoints = swarm.nodes[peer_of(1)].checkpoints
+    swarm.copies[numbered(2)] = 1
+    first, second = make_some(swarm, 2)
+    assert "1 of 1 chunks" in checkpoints.succession.kept_back
+    assert second in checkpoints.succession.kept_back
+    swarm.run(40)
+    assert swarm.living() == [first, second]
+    swarm.copies[numbered(2)] = 2
+    swarm.run(2 * AGAIN_S)
+    assert swarm.living() == [second]
+    assert not checkpoints.succession.kept_back
+
+
+def test_that_old_ones_stay_is_logged_once_when_it_goes_on() -> None:
+    swarm = Swarm((0, 0), kept=1)
+    swarm.settings = StoreSection(checkpoint_every_s=0.0, checkpoints_kept=1)
+    swarm.nodes[peer_of(1)] = Node(swarm._checkpoints(peer_of(1)), (0, 0))
+    node = swarm.nodes[peer_of(1)]
+    swarm.unread = {numbered(2)}
+    make_some(swarm, 2)
+    assert node.checkpoints.is_at_it
+    assert "checkpoints_kept_back" not in node.logs
+    swarm.run(3 * LATE_S)
+    assert node.logs.count("checkpoints_kept_back") == 1
+    assert len(swarm.living()) == 2
+
+
+def test_if_the_newest_never_is_the_next_that_stays_will_do() -> None:
+    swarm = Swarm((0, 0), kept=2)
+    swarm.settings = StoreSection(checkpoint_every_s=0.0, checkpoints_kept=2)
+    swarm.nodes[peer_of(1)] = Node(swarm._checkpoints(peer_of(1)), (0, 0))
+    swarm.copies[numbered(3)] = 1
+    names = make_some(swarm, 3)
+    assert len(names) == 3
+    swarm.run(LATE_S + 60)
+    assert swarm.living() == names[1:]
+
+
+def test_hundreds_of_checkpoints_leave_no_tombstones() -> None:
+    swarm = Swarm((0, 0), kept=3)
+    swarm.run(120 * (EVERY_S + 1))
+    assert len(swarm.written) > 100
+    swarm.run(20)
+    assert len(swarm.living()) == 3
+    assert len(swarm.names) == 4, "these and the floor"
+
+
+def test_tokens_that_went_back_end_no_checkpoints() -> None:
+    swarm = Swarm((0, 0), kept=2)
+    swarm.run(6 * (EVERY_S + 1))
+    swarm.tokens = 2000
+    before = len(swarm.written)
+    swarm.run(6 * (EVERY_S + 1))
+    assert len(swarm.written) > before + 3
+    living = {e.record.manifest for e in swarm.names if e.record.manifest}
+    assert len(living) == 2
+    assert len(swarm.written).to_bytes(32, "big") in living
 
 
 def test_a_node_that_never_delivers_is_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,9 +12,11 @@ from store_scene import peer_of, sign
 
 from peerlm import effects as fx
 from peerlm.effects import Effect
+from peerlm.errors import StateError
 from peerlm.events import ManifestRead
 from peerlm.node.dealing import MAKERS_MAX, PAGE_TASKS, SHARDS_MAX, STRAGGLER_S, Deal
 from peerlm.node.jobs import GONE_S, RETRY_S, TURN_S, Jobs
+from peerlm.node.made import Made, read_made
 from peerlm.node.register import Writing
 from peerlm.node.survey import Survey
 from peerlm.store.manifest import Kind
@@ -46,6 +49,7 @@ class Node:
     """The task that its process is at, and until when."""
     made: list[int] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
+    kept: bytes = b""
 
 
 class Swarm:
@@ -66,9 +70,9 @@ class Swarm:
         for number in range(1, count + 1):
             self.add(peer_of(number))
 
-    def add(self, peer: PeerId) -> Node:
+    def add(self, peer: PeerId, kept: bytes = b"", on_disk: Iterable[ObjectHash] = ()) -> Node:
         names = Names()
-        disk: set[ObjectHash] = set()
+        disk = set(on_disk)
         living = lambda: [e for e in names if e.record.manifest]  # noqa: E731
 
         def write(w: Writing, wall: WallTime, now: Instant) -> list[Effect]:
@@ -83,9 +87,9 @@ class Swarm:
         jobs = Jobs(
             peer, may_make=True, names=living, has=disk.__contains__,
             survey=lambda hashes, _: (self.survey(list(hashes)), []), write=write,
-            rng=random.Random(self.rng.random()), now=self.now,
+            rng=random.Random(self.rng.random()), now=self.now, kept=kept,
         )  # fmt: skip
-        self.nodes[peer] = Node(jobs, names, disk)
+        self.nodes[peer] = Node(jobs, names, disk, kept=kept)
         for record in self.records:
             names.merge(record, sign(record))
         self.know(peer)
@@ -117,6 +121,15 @@ class Swarm:
         up = frozenset(peer for peer, node in self.nodes.items() if node.is_up)
         for peer in sorted(up):
             self.perform(peer, self.nodes[peer].jobs.nodes_are(up, self.now))
+
+    def restart(self, *peers: PeerId) -> None:
+        """They end at the same moment, and start again with what is on their disks."""
+        before = {peer: self.nodes[peer] for peer in peers}
+        for node in before.values():
+            node.is_up = False
+        self.queue.clear()
+        for peer, node in before.items():
+            self.add(peer, node.kept, node.disk).made = node.made
 
     def kill(self, peer: PeerId) -> None:
         self.nodes[peer].is_up = False
@@ -185,6 +198,8 @@ class Swarm:
                     self.nodes[peer].logs.append(effect.event)
                 case fx.MakeShards():
                     pass
+                case fx.Save(name="made", data=data):
+                    self.nodes[peer].kept = data
                 case _:
                     raise AssertionError(effect)
 
@@ -266,6 +281,64 @@ def test_a_daemon_that_starts_again_hears_from_others_what_it_made_before() -> N
     assert again.jobs.standing()[0]["made_by"][peer.hex()] >= len(before.made) - 2
     swarm.run_to_end()
     assert set(swarm.corpora) == {expected()}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_when_all_stop_at_once_the_job_goes_on_with_what_was_made(count: int) -> None:
+    swarm = Swarm(count)
+    swarm.add_job()
+    swarm.run(8)
+    before = len(swarm.all_made())
+    assert 60 > before > 10
+    swarm.restart(*swarm.nodes)
+    swarm.run(1)
+    done = [node.jobs.standing()[0]["done"] for node in swarm.nodes.values()]
+    assert min(done) >= before - 4 * count, "what was made in the last second is lost"
+    swarm.run_to_end()
+    assert set(swarm.corpora) == {expected()}
+    assert len(swarm.all_made()) <= 60 + 6 * count
+    swarm.run(2)
+    assert all(node.kept == b"peerlm-made-1\n" for node in swarm.nodes.values())
+
+
+def test_what_was_made_and_is_not_on_the_disk_any_more_is_made_again() -> None:
+    swarm = Swarm(1)
+    swarm.add_job()
+    swarm.run(8)
+    node = swarm.nodes[peer_of(1)]
+    gone = next(task for task in node.made if shards_of(task))
+    node.disk.difference_update(ObjectHash(s.hash) for s in shards_of(gone))
+    swarm.restart(peer_of(1))
+    swarm.run_to_end()
+    assert set(swarm.corpora) == {expected()}
+    assert swarm.all_made().count(gone) == 2
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", b"peerlm-made-2\n", b"peerlm-made-1\nx", b"peerlm-made-1\nab cd\n"]
+)
+def test_a_damaged_record_of_what_was_made_is_one_line(data: bytes) -> None:
+    with pytest.raises(StateError, match="it is made again"):
+        read_made(data, peer_of(1))
+
+
+def test_anothers_results_are_not_ours() -> None:
+    made = Made(peer_of(1), b"", Instant(0.0))
+    made.add(JOB, result(3, peer_of(1)))
+    assert read_made(made.encode(), peer_of(1)) == {JOB: {3: result(3, peer_of(1))}}
+    with pytest.raises(StateError):
+        read_made(made.encode(), peer_of(2))
+
+
+def test_a_long_record_is_written_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peerlm.node.made.BYTES_S", 10)
+    made = Made(peer_of(1), b"", Instant(0.0))
+    made.add(JOB, result(3, peer_of(1)))
+    (save,) = made.save(Instant(0.0))
+    assert isinstance(save, fx.Save)
+    made.add(JOB, result(4, peer_of(1)))
+    assert made.save(Instant(len(save.data) / 10 - 1)) == []
+    assert made.save(Instant(len(save.data) / 10))
 
 
 def test_one_who_is_back_soon_has_lost_nothing() -> None:

@@ -85,6 +85,67 @@ def test_who_was_away_hears_of_names_and_of_removed_ones() -> None:
     assert store.copies(gone) == [0] * 3, "what no name stands for is dropped"
 
 
+def test_who_was_away_for_long_drops_checkpoints_below_the_floor_and_brings_none_back() -> None:
+    store = Store(3, keep_s=0.0)
+    made = [
+        store.publish(A, f"checkpoint-{number:012}", contents(3, number), kind=Kind.CHECKPOINT)
+        for number in range(1, 5)
+    ]
+    store.run(5)
+    store.kill(C)
+    store.perform(A, store.nodes[A].storing.raise_floor(4, WallTime(2.0), store.now))
+    store.run(60)
+    store.back(C)
+    store.run(130)
+    for node in store.nodes.values():
+        living = [entry.record.name for entry in node.storing.register.living()]
+        assert living == ["checkpoint-000000000004"]
+    assert [store.copies(manifest) for manifest in made] == [[0] * 3] * 3 + [[3] * 3]
+
+
+def test_a_long_manifest_is_taken_in_and_let_go_part_by_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peerlm.store.catalog.STEP", 8)
+    store = Store(2, keep_s=0.0)
+    manifest = store.publish(A, "long", contents(50))
+    storing = store.nodes[A].storing
+    whole = ObjectHash(storing.register.living()[0].record.manifest)
+    assert not storing.catalog.knows(whole)
+    assert storing.standing().unread == 1
+    assert storing.deadline() < store.now, "it is to go on at once"
+    store.run(3, step_s=0.1)
+    assert storing.catalog.knows(whole)
+    assert store.copies(manifest) == [2] * 50
+    removed = Writing("long", Kind.FILES, replaces=True)
+    store.perform(A, storing.write(removed, WallTime(2.0), store.now))
+    assert not storing.catalog.knows(whole)
+    assert 0 < len(storing.catalog.unreferenced()) < 50
+    assert storing.deadline() < store.now
+    store.run(60)
+    assert store.copies(manifest) == [0] * 50, "a removed name's chunks go at once"
+
+
+def test_a_name_that_is_removed_while_its_manifest_is_taken_in_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peerlm.store.catalog.STEP", 8)
+    store = Store(1)
+    store.publish(A, "long", contents(50))
+    storing = store.nodes[A].storing
+    removed = Writing("long", Kind.FILES, replaces=True)
+    store.perform(A, storing.write(removed, WallTime(2.0), store.now))
+    store.run(1, step_s=0.1)
+    assert (storing.catalog.rows, storing.catalog.manifests) == (0, set())
+    assert len(storing.catalog.unreferenced()) == 51
+
+
+def test_the_floors_name_is_nobodys() -> None:
+    store = Store(1)
+    with pytest.raises(StateError, match="the store's own"):
+        store.publish(A, "checkpoint-floor", contents(1))
+
+
 def test_a_name_that_leads_to_no_manifest_is_fetched_once_and_holds_nothing_up() -> None:
     store = Store(2, keep_s=0.0)
     wrong = store.put(A, b"no manifest")
@@ -305,6 +366,30 @@ def test_a_survey_counts_who_is_there() -> None:
     assert survey.here == on_disks.pop(A)
     assert survey.kept == on_disks
     assert store.nodes[A].surveyed == [survey.number]
+
+
+def test_of_a_manifest_it_is_asked_who_has_it_all_and_two_copies_are_enough() -> None:
+    store = Store(1)
+    manifest = store.publish(A, "plays", contents(3))
+    storing = store.nodes[A].storing
+    whole = ObjectHash(storing.register.living()[0].record.manifest)
+    asked = storing.held_by(whole, store.now)
+    assert asked is not None
+    assert (asked[0].counts, asked[1]) == ([1] * 4, 1), "alone, one is all there can be"
+    store.nodes[A].refuses = True
+    store.add(B)
+    asked = storing.held_by(whole, store.now)
+    assert asked is not None
+    survey, enough, effects = asked
+    store.perform(A, effects)
+    assert (survey.least, enough) == (1, 2)
+    store.nodes[A].refuses = False
+    store.run(70)
+    asked = storing.held_by(whole, store.now)
+    assert asked is not None
+    store.perform(A, asked[2])
+    assert asked[0].counts == [2, *store.copies(manifest)] == [2] * 4
+    assert storing.held_by(ObjectHash(b"x" * 32), store.now) is None
 
 
 def test_a_silent_node_holds_no_survey_up() -> None:

@@ -10,9 +10,10 @@ from store_scene import Store, peer_of, sign
 from peerlm.effects import MakeProof, Send
 from peerlm.errors import StateError
 from peerlm.events import ObjectLost
-from peerlm.node import storing as storing_module
+from peerlm.node import intake
 from peerlm.node.register import Writing
-from peerlm.store.manifest import Chunk, Kind, of_files
+from peerlm.node.trust import FALSE_CLAIM_S, FORGOTTEN_S, WRONG_BYTES_S, Trust
+from peerlm.store.manifest import Chunk, Kind, Manifest, of_files, read_manifest
 from peerlm.types import Instant, ObjectHash, PeerId, WallTime
 from peerlm.wire.message import HaveAsk, HaveGive, NameRecord, ProofAsk
 
@@ -145,12 +146,12 @@ def test_two_do_not_drop_what_each_has_said_to_keep() -> None:
     chunk = manifest.chunks[0].hash
     storing = store.nodes[B].storing
     storing._keep(chunk, 200)
-    storing._dropping = storing._survey([chunk], is_due=True)
+    storing._dropping.ask_about([chunk], [A, C], store.now)
     storing.catalog.is_due = lambda _: True  # type: ignore[method-assign]
     said = storing.received(A, HaveAsk(7, (chunk,), True), store.now)
     assert said == [Send(A, HaveGive(7, b"\x80"))]
     del storing.catalog.is_due
-    assert storing._dropping is None
+    assert storing._dropping._survey is None
 
 
 def test_who_asks_for_proofs_all_the_time_is_not_answered() -> None:
@@ -167,7 +168,7 @@ def test_who_asks_for_proofs_all_the_time_is_not_answered() -> None:
 
 
 def test_more_chunks_than_can_be_known_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storing_module, "CHUNKS_MAX", 20)
+    monkeypatch.setattr(intake, "CHUNKS_MAX", 20)
     store = Store(3)
     mine = store.publish(A, "plays", contents(10))
     store.publish(B, "evil", contents(15, seed=1))
@@ -176,3 +177,103 @@ def test_more_chunks_than_can_be_known_are_not(monkeypatch: pytest.MonkeyPatch) 
         assert node.storing.catalog.rows == 10
         assert "too_many_chunks" in node.logs
     assert min(store.copies(mine)) == 3
+
+
+# ------------------------------------------------------------------------------- false claims
+
+
+def surveyed(store: Store, peer: PeerId, hashes: list[ObjectHash]) -> list[int]:
+    survey, effects = store.nodes[peer].storing.survey(hashes, store.now)
+    store.perform(peer, effects)
+    return survey.counts
+
+
+@pytest.mark.parametrize("is_silent", [False, True])
+def test_who_claims_everything_and_shows_nothing_is_not_believed(is_silent: bool) -> None:
+    store = Store(4)
+    liar = store.nodes[D]
+    liar.claims_all, liar.is_silent, liar.refuses = True, is_silent, True
+    hashes = [c.hash for c in store.publish(A, "plays", contents(10)).chunks]
+    store.run(5)
+    before = surveyed(store, A, hashes)
+    store.run(600)
+    storing = store.nodes[A].storing
+    assert D in storing.standing().distrusted
+    assert "does not show it" in storing.standing().distrusted[D].why
+    liar.disk.clear()
+    assert surveyed(store, A, hashes) == store.copies(store_manifest(store)) <= before
+    assert B not in storing.standing().distrusted
+
+
+def store_manifest(store: Store) -> Manifest:
+    storing = store.nodes[A].storing
+    (entry,) = storing.register.living()
+    return read_manifest(store.nodes[A].disk[ObjectHash(entry.record.manifest)])
+
+
+def test_who_has_dropped_what_it_claimed_and_says_so_is_believed() -> None:
+    store = Store(4)
+    chunks = store.publish(A, "plays", contents(10)).chunks
+    store.run(5)
+    node = store.nodes[D].storing
+    for _ in range(20):
+        surveyed(store, A, [chunk.hash for chunk in chunks])
+        for chunk in chunks:
+            if chunk.hash in node.here:
+                del store.nodes[D].disk[chunk.hash]
+                store.perform(D, node.lost(ObjectLost(chunk.hash, "rot"), store.now))
+        store.run(60)
+    assert not any(n.storing.standing().distrusted for n in store.nodes.values())
+
+
+def test_who_does_not_send_what_it_says_it_keeps_is_not_believed() -> None:
+    store = Store(3)
+    manifest = store.publish(A, "plays", contents(10))
+    store.run(5)
+    liar = store.nodes[B]
+    liar.refuses = True
+    reader = store.add(E, capacity=0)
+    hashes = [chunk.hash for chunk in manifest.chunks]
+    for _ in range(6):
+        surveyed(store, E, hashes)
+        for chunk in manifest.chunks:
+            store.perform(E, reader.storing.read(chunk.hash, chunk.size, store.now))
+        store.run(30)
+        for chunk in manifest.chunks:
+            reader.disk.pop(chunk.hash, None)
+            reader.storing._lose(chunk.hash)
+    assert B in reader.storing.standing().distrusted
+
+
+def test_a_node_that_sent_wrong_bytes_serves_again_when_its_disk_was_mended() -> None:
+    store = Store(2)
+    manifest = store.publish(A, "plays", contents(6))
+    store.run(5)
+    store.kill(B)
+    good = dict(store.nodes[A].disk)
+    store.nodes[A].disk = {h: b"rot" + data for h, data in good.items()}
+    reader = store.add(C)
+    store.run(20)
+    assert A in reader.storing.standing().distrusted
+    assert not reader.disk
+    store.nodes[A].disk = good
+    store.run(200)
+    assert not reader.storing.standing().distrusted
+    assert all(chunk.hash in reader.disk for chunk in manifest.chunks)
+
+
+def test_each_fault_costs_longer_and_a_day_without_one_begins_anew() -> None:
+    trust, now = Trust(), Instant(0.0)
+    for expected in (60.0, 600.0, 3600.0, 3600.0):
+        trust.distrust(A, "why", WRONG_BYTES_S, now)
+        assert trust.at(Instant(now + expected - 1))[A].why == "why"
+        now = Instant(now + expected)
+        assert trust.at(now) == {}
+        trust.forget(now)
+    now = Instant(now + FORGOTTEN_S)
+    trust.forget(now)
+    trust.distrust(A, "why", FALSE_CLAIM_S, now)
+    assert trust.at(now)[A].until == now + FALSE_CLAIM_S[0]
+    trust.distrust(A, "again", FALSE_CLAIM_S, Instant(now + 1))
+    again = trust.at(Instant(now + 2))[A]
+    assert (again.since, again.until) == (now, now + 1 + FALSE_CLAIM_S[1])

@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 from blake3 import blake3
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from peerlm.store.catalog import REPLICAS_MAX, Catalog, StoreNode, Summary, Want
@@ -177,6 +177,78 @@ def test_what_was_here_before_its_manifest_counts_and_stays_when_that_goes() -> 
     assert mine.summary() == Summary(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     mine.know(name("next"), chunks(3, 1), 1)  # in the rows that were freed
     assert mine.wanted(9) == [Want(*chunks(3)[0], False)]
+
+
+@pytest.fixture
+def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peerlm.store.catalog.STEP", 3)
+
+
+def test_of_what_is_being_learnt_nothing_counts_before_the_last_step(short_steps: None) -> None:
+    mine = catalog(nodes(8), count=10)
+    mine.kept(name(12))
+    before = mine.summary()
+    learning = mine.learn(name("other"), chunks(*range(5, 20)), 2)
+    for _ in range(4):
+        assert not learning.step()
+        assert mine.summary() == before
+        assert mine.surplus() == []
+        assert not mine.is_due(name(12))
+        assert mine.owners(name(12)) == ()
+        assert mine.replicas(name(12)) == 0
+    assert learning.step()
+    assert mine.summary().chunks_known == 20
+    assert len(mine.owners(name(12))) == 2
+    assert mine.lists(name("other"), name(12))
+    assert not mine.lists(name("other"), name(2))
+    assert not mine.lists(name("none"), name(12))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_whatever_happens_between_steps_the_end_is_the_same(
+    short_steps: None, data: st.DataObject
+) -> None:
+    """A manifest learnt in parts among other changes, beside one that was known at once before them all."""
+    stable = nodes(6)
+    numbers = data.draw(st.lists(st.integers(0, 20), min_size=1, max_size=16))
+    replicas = data.draw(st.integers(1, 4))
+    mine, other = catalog(stable, count=8), catalog(stable, count=8)
+    if data.draw(st.booleans()):  # in how many it was wanted before
+        for one in (mine, other):
+            one.know(name("new"), chunks(*numbers), data.draw(st.integers(1, 4)))
+    other.know(name("new"), chunks(*numbers), replicas)
+    learning = mine.learn(name("new"), chunks(*numbers), replicas)
+    is_given_up = False
+    while True:
+        match data.draw(st.sampled_from(["step", "step", "nodes", "forget", "kept", "give up"])):
+            case "step":
+                if learning.step():
+                    break
+            case "nodes":
+                stable = data.draw(st.sampled_from([nodes(6), nodes(5), away(nodes(6), peer(1))]))
+                mine.nodes_are(stable)
+            case "forget":
+                for one in (mine, other):
+                    one.forget(name("manifest"))
+            case "kept":
+                here = data.draw(st.integers(0, 20))
+                for one in (mine, other):
+                    one.kept(name(here))
+            case "give up":
+                learning.give_up()
+                is_given_up = True
+                break
+    if is_given_up:
+        for one in (mine, other):
+            one.forget(name("new"))
+    other.nodes_are(stable)
+    assert mine.summary() == other.summary()
+    for number in range(21):
+        assert mine.owners(name(number)) == other.owners(name(number))
+        assert mine.is_due(name(number)) == other.is_due(name(number))
+    assert sorted(mine.unreferenced()) == sorted(other.unreferenced())
+    assert {w.hash for w in mine.wanted(99)} == {w.hash for w in other.wanted(99)}
 
 
 def test_absurd_numbers_of_replicas_cost_no_more_than_many() -> None:

@@ -129,7 +129,23 @@ def test_a_rest_that_is_over_is_not_a_deadline_again() -> None:
     assert fetch.deadline() == T0 + 5.0
 
 
-def test_wrong_bytes_exclude_a_donor_for_good() -> None:
+def test_wrong_bytes_exclude_a_donor_for_a_time_that_grows() -> None:
+    fetch = fetch_of(*"abcdefgh")
+    now = T0
+    for excluded_s in (60.0, 600.0, 3600.0, 3600.0):
+        first = starts(fetch.donor_offers(A, offer(*"abcdefgh"), now))[0]
+        fetch.failed(first.transfer, Fault.CORRUPT, now)
+        assert fetch.donor_offers(A, offer("x"), now) == []
+        almost = Instant(now + excluded_s - 1)
+        fetch.wake(almost)
+        assert fetch.donor_offers(A, offer(*"abcdefgh"), almost) == []
+        fetch.offer(A, "a", offer("a")["a"])
+        assert not fetch.is_offered("a")
+        now = Instant(now + excluded_s)
+        fetch.wake(now)
+
+
+def test_wrong_bytes_exclude_a_donor() -> None:
     fetch = fetch_of("x", "y", "z")
     first, second = starts(fetch.donor_offers(A, offer("x", "y", "z"), T0))
     assert fetch.failed(first.transfer, Fault.CORRUPT, T0) == [CancelPull(second.transfer, A)]
