@@ -352,7 +352,8 @@ class Stream:
 
 
 def _host_of(connection: socket.socket) -> str:
-    """Empty when the other end is gone already."""
+    """Empty when the other end is gone already, or is no host."""
     with suppress(OSError):
-        return str(connection.getpeername()[0])
+        name = connection.getpeername()
+        return str(name[0]) if name else ""
     return ""

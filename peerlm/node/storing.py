@@ -671,11 +671,6 @@ class Storing:
         """Chunks and manifests that should be here and are not."""
         return self.catalog.summary().lacking + self.unread
 
-    @property
-    def is_full(self) -> bool:
-        """Something that should be here does not fit into what this node offers."""
-        return self._is_full
-
     def standing(self) -> Standing:
         return Standing(
             capacity=self.capacity,

@@ -99,6 +99,6 @@ def test_a_node_that_is_full_knows_for_how_long_it_has_lacked_something() -> Non
     store.run(5.0)
     store.publish(peer_of(1), "plays", [b"x" * 1000])
     store.run(90.0)
-    assert small.storing.is_full
+    assert small.storing.standing().full
     assert 60.0 < small.storing.shortage.lasts_s(store.now) <= 90.0
     assert store.nodes[peer_of(2)].storing.shortage.lasts_s(store.now) == 0.0

@@ -40,7 +40,7 @@ def test_a_manifest_that_is_said_to_be_huge_does_not_stop_repair() -> None:
     manifest = store.publish(A, "plays", contents(20))
     store.run(10)
     assert min(store.copies(manifest)) >= 3
-    assert not any(node.storing.is_full for node in store.nodes.values())
+    assert not any(node.storing.standing().full for node in store.nodes.values())
 
 
 def test_manifests_that_exist_nowhere_do_not_stop_repair() -> None:
