@@ -154,7 +154,20 @@ def _next_revision(layout: Layout, root: RunRoot, changes: Mapping[str, str]) ->
     new = config.with_changes(old.plan, changes, "plan set")
     if new == old.plan:
         raise ConfigError("plan set: the plan says so already; nothing is changed")
+    _require_text(new)
     return sign_plan(root, new, old.revision + 1)
+
+
+def _require_text(plan: Plan) -> None:
+    """Raises `ConfigError`: what is to be trained on is too short for it, as far as the plan says how long it is."""
+    from peerlm.data.records import parts_of
+    from peerlm.data.shards import require_one_batch
+
+    data = plan.data
+    for part in parts_of(plan) if data.shard_tokens else ():
+        tokens = sum(data.shard_tokens[place] for place in part.places)
+        where = f"plan set: the text {shown(part.name)}"
+        require_one_batch(tokens, data.val_fraction, plan.train.batch, plan.model.context, where)
 
 
 def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[tuple[str, int]]]:
@@ -162,8 +175,7 @@ def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[tuple[s
     from it.
 
     Raises:
-        ConfigError: one is no corpus, of another tokenizer, too short to train on, or twice there; or they are too large
-            for a plan.
+        ConfigError: one is no corpus, of another tokenizer, or twice there; or they are too large for a plan.
         StateError: there is none of that name, or no daemon.
     """
     from peerlm.cli.desk_here import open_desk
@@ -192,7 +204,7 @@ def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[tuple[s
 
 def _shards_of(manifest: Manifest, plan: Plan, where: str) -> list[tuple[str, int]]:
     """Hash and tokens of each of its shards, in order. Raises `ConfigError`: the run's model cannot learn from it."""
-    from peerlm.data.shards import TOKENIZER_FILE, require_one_batch, tokens_in
+    from peerlm.data.shards import TOKENIZER_FILE, tokens_in
 
     meta = manifest.meta
     if manifest.kind != Kind.CORPUS:
@@ -205,7 +217,7 @@ def _shards_of(manifest: Manifest, plan: Plan, where: str) -> list[tuple[str, in
             )
     chunks = [manifest.chunks_of(file)[0] for file in manifest.files if file.path != TOKENIZER_FILE]
     shards = [(chunk.hash.hex(), tokens_in(chunk.size, plan.data.vocab)) for chunk in chunks]
-    batch, context, tokens = plan.train.batch, plan.model.context, meta.get("tokens")
+    tokens = meta.get("tokens")
     if type(tokens) is not int:
         raise ConfigError(f"{where}: its manifest does not say how many tokens it has")
     if tokens != sum(each for _, each in shards):
@@ -213,7 +225,6 @@ def _shards_of(manifest: Manifest, plan: Plan, where: str) -> list[tuple[str, in
             f"{where}: its manifest says {tokens} tokens, its shards have room for "
             f"{sum(each for _, each in shards)}: add the text again"
         )
-    require_one_batch(tokens, plan.data.val_fraction, batch, context, where)
     return shards
 
 

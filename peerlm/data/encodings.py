@@ -217,7 +217,7 @@ def _detected(sample: bytes, among: Iterable[str]) -> str:
         raise ConfigError(
             "--encoding auto needs a package that is missing: pip install 'peerlm[encoding]'"
         ) from None
-    said = chardet.detect(sample, include_encodings=among, no_match_encoding="ascii")
+    said = chardet.detect(sample, include_encodings=among)
     name = said["encoding"]
     if name is None or name.lower() == "ascii" or (said["confidence"] or 0) < CONFIDENCE_MIN:
         return ""

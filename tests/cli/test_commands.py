@@ -280,6 +280,8 @@ def test_plan_set_without_a_daemon_writes_it(peerlm: Cli, founded: Path) -> None
         ("data.source=texts/", ("only go on with text in its own store", "swarm:NAME")),
         ("run.name=x", ("run.name",)),
         ("train.lr=-1", ("train.lr = -1.0",)),
+        ("train.batch=100_000_000", ("shorter than one batch", "tokens to train on")),
+        ("data.val_fraction=0.000001", ("shorter than one batch of validation",)),
         ("train.rate=1", ("no field 'train.rate'",)),
         ("run.token_budget=4_000_000", ("nothing is changed",)),
     ],

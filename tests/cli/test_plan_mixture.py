@@ -65,7 +65,7 @@ def test_a_mixture_lists_the_shards_of_each(peerlm: Cli, founded: Path, desk: Fa
         ("swarm:plays+same", ("same: is the same text as plays", "the weight of both")),
         ("swarm:plays+wide", ("wide: made with vocab 50000, the run's is 256", "--tokenizer")),
         ("swarm:plays+words", ("words: made with tokenizer", "the run's is bytes")),
-        ("swarm:plays+short", ("short is shorter than one batch", "use more text")),
+        ("swarm:plays+short", ("'short' is shorter than one batch", "use more text")),
         ("swarm:" + "+".join(f"n{i}" for i in range(CORPORA_MAX + 1)), ("at most 16",)),
     ],
 )

@@ -89,6 +89,8 @@ def test_a_file_of_two_encodings_is_refused_where_the_second_begins(
 def test_what_is_no_text_is_not_taken_for_it() -> None:
     with pytest.raises(ConfigError, match=r"f is no text \(a zero at byte 0\)"):
         told(bytes(range(256)) * 10)
+    with pytest.raises(ConfigError, match=r"f is no text \(a zero at byte 6\)"):
+        told(b"plain \0 text\n" * 50)
 
 
 def write(folder: Path, **files: bytes) -> str:

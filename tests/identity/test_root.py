@@ -84,6 +84,16 @@ def test_a_plan_by_a_later_version_names_the_field_this_one_lacks(run):
         verify_plan(blob, *run.place)
 
 
+def test_fields_that_say_nothing_are_not_told_to_releases_that_do_not_know_them():
+    plan = with_changes(Plan(), {"data.shards": "ab" * 32}, "test")
+    assert (
+        not {"parts", "shard_tokens"}
+        & canonical.decode(encode_plan(plan), 10_000, "")["data"].keys()
+    )
+    told = with_changes(plan, {"data.shard_tokens": "7"}, "test")
+    assert canonical.decode(encode_plan(told), 10_000, "")["data"]["shard_tokens"] == [7]
+
+
 def test_a_plan_by_an_earlier_version_keeps_its_hash_and_gets_the_default(run):
     sections = canonical.decode(encode_plan(Plan()), 10_000, "")
     del sections["mix"]["clip_factor"]
