@@ -29,7 +29,7 @@ NOTHING = ObjectHash(bytes(32))
 class Cutting:
     """Args:
     post: takes events, on the loop.
-    pool: threads that may touch the disk.
+    pool: threads of its own, which may be long at the disk.
     """
 
     def __init__(

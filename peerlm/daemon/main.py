@@ -77,6 +77,9 @@ COMPUTE_THREADS = 2
 DISK_THREADS = 2
 OTHER_THREADS = 4
 
+CUT_THREADS = 2
+"""Of a checkpoint: it takes as long as its bytes take to the disk, and nobody else waits for it."""
+
 ADDRESS_BOOK_BYTES_MAX = 64 << 20
 CATALOG_BYTES_MAX = 256 << 20
 SCRUB_BYTES_MAX = 4096
@@ -252,6 +255,7 @@ async def open_daemon(
         # Pools end behind the tasks that use them.
         compute = stack.enter_context(full_pool(COMPUTE_THREADS, "peerlm-compute"))
         disk = stack.enter_context(full_pool(DISK_THREADS, "peerlm-disk"))
+        cut = stack.enter_context(full_pool(CUT_THREADS, "peerlm-cut"))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         driver = Driver(state, log, tasks)
         loop = asyncio.get_running_loop()
@@ -275,7 +279,7 @@ async def open_daemon(
         offered = holding.offered
         driver.keeping.drop_leftovers(hashes(offered.placed.copies) if offered else ())
         driver.scrubbing = _scrubbing(driver, state, holding.objects, home, disk)
-        driver.cutting = Cutting(loop, driver.post, holding.objects, home.gate.run_id, disk)
+        driver.cutting = Cutting(loop, driver.post, holding.objects, home.gate.run_id, cut)
         driver.desk = Desk(
             lambda: driver.node,
             driver.post,

@@ -7,7 +7,9 @@ than `QUEUE_S` we go a little slower than what has arrived lately, so that it dr
 faster each time, so that what the line has is used (the idea of LEDBAT, RFC 6817, with the kernel's own measurements
 and its pacing in place of our own window).
 
-What is wide is left alone: there such times tell how busy the processors are. Pure.
+A queue is not always ours. When we have gone down to half and it is as long as before, it is somebody else's, or no queue but
+the way's own wavering, and going slower would only hand over the line: we take our rate back, and for a while only what comes on top
+of it counts. What is wide is left alone: there such times tell how busy the processors are. Pure.
 """
 
 from __future__ import annotations
@@ -34,7 +36,17 @@ RECENT_S = 5.0
 WIDE_BYTES_S = 50e6
 """Where more arrives than this nothing is held back: a queue of so many bytes is gone in a moment."""
 
-LEAST_BYTES_S = 8_192.0
+LEAST_BYTES_S = 131_072.0
+"""Whoever waits for a frame would else take us for dead. Ways that carry less are not held back."""
+
+STUBBORN = 0.6
+"""A queue that is still so much of what it was when the rate is half is not ours."""
+
+ARRIVES = 0.8
+"""Of what we send: when less arrives the way has become narrower, and the queue is ours however stubborn."""
+
+OTHERS_S = 20.0
+"""What others make is taken for theirs so long, and then tried again."""
 
 FORGOTTEN_S = 60.0
 """What was found about the way to a host is taken for true so long."""
@@ -64,6 +76,10 @@ class Pace:
         self.rate_bytes_s = inf
         self._next_at = Instant(-inf)
         self._queue_s = 0.0
+        self._slowing: tuple[float, float] | None = None
+        """(rate, queue) when we began to go slower."""
+        self._others_s, self._others_until = 0.0, Instant(-inf)
+        """Of the queue, what is not ours."""
         self._delivered: deque[tuple[Instant, float]] = deque()
 
     def look(self, line: Line, now: Instant) -> None:
@@ -78,15 +94,36 @@ class Pace:
         # One late answer says that somebody was late, two that there is a queue.
         seen_s = max(0.0, line.rtt_s - line.least_rtt_s)
         queue_s, self._queue_s = min(seen_s, self._queue_s), seen_s
+        if now >= self._others_until:
+            self._others_s = 0.0
+        queue_s = max(0.0, queue_s - self._others_s)
         if can > WIDE_BYTES_S:
             self.rate_bytes_s = inf
         elif queue_s > QUEUE_S:
-            slower = SLOWER * min(self.rate_bytes_s, can)
-            self.rate_bytes_s = max(LEAST_BYTES_S, can / 2, slower)
+            self._go_slower(queue_s, can, line.delivered_bytes_s, now)
         else:
+            if self._slowing and self.rate_bytes_s >= self._slowing[0]:
+                self._slowing = None
             step = min(FASTER_MAX, FASTER * QUEUE_S / line.least_rtt_s)
             faster = self.rate_bytes_s * (1.0 + step * (1.0 - queue_s / QUEUE_S))
             self.rate_bytes_s = faster if faster < WIDE_BYTES_S else inf
+
+    def _go_slower(self, queue_s: float, can: float, delivered: float, now: Instant) -> None:
+        before = min(self.rate_bytes_s, can)
+        if before <= LEAST_BYTES_S:
+            self.rate_bytes_s = max(self.rate_bytes_s, LEAST_BYTES_S)
+            return
+        self.rate_bytes_s = max(LEAST_BYTES_S, SLOWER * before)
+        if delivered < ARRIVES * before:
+            self._slowing = None
+            return
+        rate, queue = self._slowing = self._slowing or (before, queue_s)
+        if self.rate_bytes_s > rate / 2:
+            return
+        self._slowing = None
+        if queue_s > STUBBORN * queue:
+            self.rate_bytes_s = rate
+            self._others_s, self._others_until = self._others_s + queue_s, Instant(now + OTHERS_S)
 
     def _most_of(self, delivered_bytes_s: float, now: Instant) -> float:
         while self._delivered and now - self._delivered[0][0] > RECENT_S:
