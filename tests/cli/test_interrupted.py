@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from cli_scene import Cli, assert_one_line
-from desk_scene import FakeDesk, desk
+from desk_scene import FakeDesk, chunk_of, desk
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
@@ -26,6 +26,7 @@ from peerlm.daemon.desk_client import Client
 from peerlm.errors import StateError
 from peerlm.store.disk import Layout
 from peerlm.store.manifest import Chunk, Kind, of_files
+from peerlm.types import ObjectHash
 
 __all__ = ["desk"]
 
@@ -70,8 +71,8 @@ def test_a_library_that_hears_no_signals_is_not_waited_for() -> None:
     with pytest.raises(StateError, match="no text"):
         aside(lambda: _refuse("no text"))
     never = threading.Event()
-    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(Interrupted), interruption("…"):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
         aside(lambda: never.wait(10.0))
     never.set()
 
@@ -95,6 +96,46 @@ def test_a_folder_that_another_get_writes_to_is_left_to_it(
         refused = peerlm("data", "get", "plays", tmp_path)
         assert_one_line(refused, 3, str(part), "another `peerlm data get`", "another folder")
         assert part.read_bytes() == b"1" * 9
+    assert peerlm("data", "get", "plays", tmp_path).code == 0
+    assert (tmp_path / "a").read_bytes() == b"1" * 9 + b"2" * 9
+
+
+def has_ended(part: Path) -> None:
+    part.write_bytes(b"1" * 9 + b"2" * 9)
+    part.replace(part.with_name("a"))
+
+
+def has_begun_anew(part: Path) -> None:
+    part.write_bytes(b"1" * 5)
+
+
+@pytest.mark.parametrize(
+    ("other", "left"),
+    [(has_ended, {"a": b"1" * 9 + b"2" * 9}), (has_begun_anew, {".a.peerlm-part": b"1" * 5})],
+)
+def test_a_part_that_another_get_has_taken_since_it_was_looked_at_is_left_to_it(
+    other: Callable[[Path], None],
+    left: dict[str, bytes],
+    peerlm: Cli,
+    desk: FakeDesk,
+    tmp_path: Path,
+) -> None:
+    desk.has("plays", [("0", [b"0"]), ("a", [b"1" * 9, b"2" * 9])])
+    part = tmp_path / ".a.peerlm-part"
+    part.write_bytes(b"1" * 9)
+    read = desk.read
+
+    def read_late(wanted: ObjectHash, *asked: Any) -> bytes:
+        if wanted == chunk_of(b"0").hash:
+            other(part)
+        return read(wanted, *asked)
+
+    desk.read = read_late  # type: ignore[method-assign]
+    refused = peerlm("data", "get", "plays", tmp_path)
+    assert_one_line(refused, 3, str(part), "another `peerlm data get`", "another folder")
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == {"0": b"0", **left}
+    desk.read = read  # type: ignore[method-assign]
     assert peerlm("data", "get", "plays", tmp_path).code == 0
     assert (tmp_path / "a").read_bytes() == b"1" * 9 + b"2" * 9
 
