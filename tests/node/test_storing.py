@@ -8,10 +8,10 @@ import pytest
 from store_scene import Store, peer_of, sign
 
 from peerlm.errors import StateError
-from peerlm.events import ObjectLost
+from peerlm.events import ObjectKept, ObjectLost, PullEnded
 from peerlm.node.register import Writing
 from peerlm.store.manifest import Kind
-from peerlm.types import ObjectHash, WallTime
+from peerlm.types import ObjectHash, TransferId, WallTime
 from peerlm.wire.message import HaveGive, Named, NameRecord
 
 A, B, C, D, E = (peer_of(number) for number in range(1, 6))
@@ -414,3 +414,13 @@ def test_an_object_that_nobody_has_is_looked_for_until_it_is_not_wanted() -> Non
     assert storing.standing().unfound == 1
     store.perform(A, storing.read_no_more(missing))
     assert storing.standing().pulling == 0
+
+
+def test_what_the_disk_takes_ends_the_trouble_that_is_told_of() -> None:
+    store = Store(2)
+    chunk, storing = store.put(B, b"there"), store.nodes[A].storing
+    ended = PullEnded(TransferId(b"t" * 16), "failed", "the disk is full")
+    store.perform(A, storing.handle(ended, store.now))
+    assert storing.standing().trouble == "the disk is full"
+    store.perform(A, storing.handle(ObjectKept(*chunk), store.now))
+    assert storing.standing().trouble == ""
