@@ -288,7 +288,8 @@ class Storing:
 
     def _tidy(self) -> None:
         if self.catalog.is_untidy:
-            self._leftovers.nameless(self.catalog.tidy())
+            gone = self.catalog.tidy()
+            self._leftovers.nameless(gone, is_all=not self.catalog.is_untidy)
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
@@ -318,7 +319,8 @@ class Storing:
             writer = PeerId(self.register.records_of(read.manifest)[0].writer)
             self._fresh.heard(read.manifest, (writer, *read.makers), now)
         self._replicas[read.manifest] = replicas
-        return self._look(now)
+        is_so = self.register.replicas_of(read.manifest) == replicas  # as when it was begun
+        return [*([] if is_so else self._follow_names(now)), *self._look(now)]
 
     # ----------------------------------------------------------------------------------- objects
 
@@ -338,9 +340,7 @@ class Storing:
     def came(self, event: ObjectKept, now: Instant) -> list[Effect]:
         """A process of this machine has put it."""
         self._keep(event.object_hash, event.size)
-        self._leftovers.gone(
-            event.object_hash
-        )  # of a name that was removed, but of one to come too
+        self._leftovers.put(event.object_hash, is_amid_removal=self.catalog.is_untidy)
         effects = self._pulls.forget((event.object_hash,))
         effects += self.awaited.came([event.object_hash])
         if self._lacked.pop(event.object_hash, None) is not None:
@@ -411,7 +411,7 @@ class Storing:
                 break
             room -= want.size
             wants.append((want.hash, want.size))
-        if self._hurry and not self.catalog.summary().lacking:
+        if self._hurry and not self.catalog.lacking:
             self._hurry = False
         if not wants and now >= self._again_at:
             self._nowhere.clear()
@@ -662,7 +662,7 @@ class Storing:
     @property
     def lacking(self) -> int:
         """Chunks and manifests that should be here and are not."""
-        return self.catalog.summary().lacking + self.unread
+        return self.catalog.lacking + self.unread
 
     def standing(self) -> Standing:
         return Standing(
