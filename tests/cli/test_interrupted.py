@@ -181,6 +181,28 @@ def test_an_export_that_ends_midway_leaves_no_half_model_and_goes_again(
     assert sorted(path.name for path in out.iterdir()) == ["model.safetensors", "plan.toml"]
 
 
+def test_a_model_that_is_replaced_is_never_beside_the_plan_of_another(
+    peerlm: Cli, desk: FakeDesk, tmp_path: Path
+) -> None:
+    a_checkpoint(desk)
+    out = tmp_path / "out"
+    assert peerlm("checkpoint", "export", "first", out).code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    files = [("model.safetensors", [b"x" * 50]), ("plan.toml", [b"q" * 9])]
+    listed = [(path, [Chunk(desk.put(d), len(d)) for d in parts]) for path, parts in files]
+    desk.publish("second", of_files(Kind.CHECKPOINT, listed, {}), replaces=False)
+    export = ("checkpoint", "export", "second", out, "--force")
+    desk.lost = {chunk_of(b"q" * 9).hash}
+    assert_one_line(peerlm(*export), 3, "plan.toml: object")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    desk.lost = {chunk_of(b"x" * 50).hash}
+    assert_one_line(peerlm(*export), 3, "model.safetensors: object")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"plan.toml": b"q" * 9}
+    desk.lost = set()
+    assert peerlm(*export).code == 0
+    assert (out / "model.safetensors").read_bytes() == b"x" * 50
+
+
 def test_a_daemon_that_dies_is_no_fault_of_the_url(
     peerlm: Cli, desk: FakeDesk, tmp_path: Path
 ) -> None:
@@ -221,6 +243,12 @@ class Objects(AbstractFileSystem):
         super().__init__(**options)
         self.there: dict[str, bytes] = {}
 
+    def exists(self, path: str, **options: Any) -> bool:
+        return path in self.there
+
+    def rm_file(self, path: str) -> None:
+        del self.there[path]
+
     def _open(self, path: str, mode: str = "rb", **options: Any) -> AbstractBufferedFile:
         return Object(self, path, mode, block_size=4)
 
@@ -245,6 +273,9 @@ def test_an_object_that_was_given_up_is_never_there() -> None:
     with Folder(fs, "bucket/x") as folder, folder.writing("model") as out:
         out.write(b"a whole model")
     assert fs.there == {"bucket/x/model": b"a whole model"}
+    with Folder(fs, "bucket/x", "model") as folder, folder.writing("plan") as out:
+        out.write(b"another")
+    assert fs.there == {"bucket/x/plan": b"another"}
 
 
 # ---------------------------------------------------------------------------------- the daemon
