@@ -96,7 +96,7 @@ def ls(layout: Layout, as_json: bool) -> None:
     with open_desk(layout) as desk:
         records = [record for record in desk.names() if record["kind"] == Kind.CHECKPOINT]
         found = [_row(desk, one) for one in sorted(records, key=lambda r: r["written_at"])]
-        kept_back = str(desk.status()["checkpoints_kept_back"])
+        kept_back = str(desk.status().get("checkpoints_kept_back", ""))
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return

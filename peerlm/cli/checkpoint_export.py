@@ -28,7 +28,7 @@ WHERE = "URL"
 BLOCK_BYTES = 4 << 20
 
 LAST = "model.safetensors"
-"""Written behind all others: where it is, the rest is."""
+"""Written behind all others, and removed before them: where it is, the rest is."""
 
 
 @click.command(short_help="Write one to a folder anywhere: file, s3, hdfs, …")
@@ -67,7 +67,7 @@ def export(layout: Layout, name: str, url: str, form: str, force: bool) -> None:
         with (
             Reader(layout) as reader,
             progress(f"writing {name}", in_bytes=True) as tell,
-            Folder(fs, folder) as out,
+            Folder(fs, folder, LAST if force else "") as out,
         ):
             if form == "peerlm":
                 written = _copy(manifest, out, reader, tell)

@@ -104,14 +104,13 @@ class Copying:
         part = _part_of(path)
         with disk.explained("write", path, "another folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _opened(part, one.here > 0) as out:
-                out.seek(sum(chunk.size for chunk in one.chunks[: one.here]))
+            here_bytes = sum(chunk.size for chunk in one.chunks[: one.here])
+            with _opened(part, here_bytes) as out:
                 for chunk, data in found:
                     if isinstance(data, StateError):
                         raise StateError(f"{one.file.path}: {data}")
                     out.write(data)
                     self._advance(chunk.size)
-                out.truncate()
                 out.flush()
                 os.fsync(out.fileno())
             part.replace(path)
@@ -126,21 +125,31 @@ def _part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}{PART}")
 
 
-def _opened(part: Path, is_begun: bool) -> BinaryIO:
-    """For one process alone. Raises: OSError; StateError, another writes it."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    out = os.fdopen(os.open(part, flags, 0o666), "r+b")
+def _opened(part: Path, here_bytes: int) -> BinaryIO:
+    """For one process alone, behind the first bytes, which were found right. Raises: OSError; StateError, another writes it, or
+    has written it since: what is behind a hole would pass for a file."""
+    flags = os.O_RDWR | os.O_CLOEXEC | (0 if here_bytes else os.O_CREAT)
     try:
-        if not _is_ours(out.fileno(), part):
-            raise StateError(
-                f"{part} is being written by another `peerlm data get`: wait for it, or choose another folder"
-            )
-        if not is_begun:
-            out.truncate(0)
+        out = os.fdopen(os.open(part, flags, 0o666), "r+b")
+    except FileNotFoundError:
+        if not here_bytes:
+            raise
+        raise _another(part) from None  # it has got its name
+    try:
+        if not _is_ours(out.fileno(), part) or os.fstat(out.fileno()).st_size < here_bytes:
+            raise _another(part)
+        out.seek(here_bytes)
+        out.truncate()
     except BaseException:
         out.close()
         raise
     return out
+
+
+def _another(part: Path) -> StateError:
+    return StateError(
+        f"{part} is being written by another `peerlm data get`: wait for it, or choose another folder"
+    )
 
 
 def _is_ours(fd: int, part: Path) -> bool:

@@ -104,8 +104,8 @@ def _facts(found: dict[str, Any], now: float) -> list[tuple[str, str]]:
         facts.append(("pulling", f"{found['pulling']}, {found['unfound']} of them in vain so far"))
     if found["trouble"]:
         facts.append(("trouble", found["trouble"]))
-    if found["checkpoints_kept_back"]:
-        facts.append(("checkpoints", found["checkpoints_kept_back"]))
+    if kept_back := found.get("checkpoints_kept_back"):  # the release before had none
+        facts.append(("checkpoints", kept_back))
     if found["lost"]:
         facts.append(("lost", f"{found['lost']} found damaged or gone since the start"))
     facts.append(("scrubbed", _scrubbed(found["scrubbed"], now)))
@@ -125,8 +125,9 @@ def _found(scrub: dict[str, Any]) -> str:
 def _row(node: dict[str, Any], found: dict[str, Any]) -> list[str]:
     state = "here" if node["is_live"] else "away"
     if node["id"] in found["distrusted"]:
-        known = found["distrust"][node["id"]]
-        state = f"distrusted for {words.span(known['for_s'])}: {known['why']}"
+        state = "distrusted"
+        if known := found.get("distrust", {}).get(node["id"]):  # the release before had none
+            state = f"distrusted for {words.span(known['for_s'])}: {known['why']}"
     mark = "*" if node["id"] == found["node"] else ""
     lacking = str(node["lacking"]) if node["is_live"] else words.ABSENT
     sizes = [words.size(node["capacity_bytes"]), words.size(node["used_bytes"])]

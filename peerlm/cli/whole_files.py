@@ -23,10 +23,14 @@ PART = ".peerlm-part"
 
 
 class Folder:
-    """As a context it removes what is half-written, in the end."""
+    """As a context it removes what is half-written, in the end.
 
-    def __init__(self, fs: Any, path: str) -> None:
-        self._fs, self._path = fs, path.rstrip("/")
+    Args:
+        last: a file that says of all others that they are there. One from before goes before any other comes.
+    """
+
+    def __init__(self, fs: Any, path: str, last: str = "") -> None:
+        self._fs, self._path, self._last = fs, path.rstrip("/"), last
         kinds = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
         self._renames = bool(kinds & RENAMES)
         self._half: str | None = None
@@ -46,6 +50,7 @@ class Folder:
         if not self._renames:
             with self._closed(self._fs.open(path, "wb")) as out:
                 yield out
+                self._make_way(name)
             return
         self._half = path + PART
         with self._closed(self._fs.open(self._half, "wb")) as out:
@@ -53,6 +58,7 @@ class Folder:
             if isinstance(self._fs, LocalFileSystem):
                 out.flush()
                 os.fsync(out.fileno())
+        self._make_way(name)
         if isinstance(self._fs, LocalFileSystem):
             os.replace(self._half, path)
         else:
@@ -60,6 +66,11 @@ class Folder:
                 self._fs.rm_file(path)
             self._fs.mv(self._half, path)
         self._half = None
+
+    def _make_way(self, name: str) -> None:
+        last, self._last = self._last, ""
+        if last not in ("", name) and self._fs.exists(path := f"{self._path}/{last}"):
+            self._fs.rm_file(path)
 
     @contextmanager
     def _closed(self, out: Any) -> Iterator[Any]:

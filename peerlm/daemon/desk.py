@@ -332,11 +332,12 @@ class Desk:
         storing = self._node().storing
         reader: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._readers.setdefault(wanted, []).append(reader)
-        self._take(lambda: storing.read(wanted, size, self._now()))
+        began = self._now()
+        self._take(lambda: storing.read(wanted, size, began))
         try:
-            waited_s = await self._wait_come(reader, seconds)
+            waited_s = await self._wait_come(reader, began, seconds)
             if not reader.done():
-                why = storing.trouble or "no node that has it was found"
+                why = storing.awaited.trouble_since(began) or "no node that has it was found"
                 raise StateError(
                     f"object {short(wanted)} is not here, and has not come in {waited_s:.0f} s: {why}; see `peerlm store "
                     "status`"
@@ -348,14 +349,17 @@ class Desk:
             elif self._readers.pop(wanted, None) is not None:
                 self._take(lambda: storing.read_no_more(wanted))
 
-    async def _wait_come(self, reader: asyncio.Future[None], seconds: float) -> float:
+    async def _wait_come(
+        self, reader: asyncio.Future[None], began: Instant, seconds: float
+    ) -> float:
         """Until it has come, or is given up waiting for; how long that was, in seconds."""
         waited_s, troubled_s = 0.0, 0.0
         while not reader.done() and waited_s < seconds and troubled_s < TROUBLED_S:
             look_s = min(LOOK_S, seconds - waited_s)
             await asyncio.wait({reader}, timeout=look_s)
             waited_s += look_s
-            troubled_s = troubled_s + look_s if self._node().storing.trouble else 0.0
+            trouble = self._node().storing.awaited.trouble_since(began)
+            troubled_s = troubled_s + look_s if trouble else 0.0
         return waited_s
 
     async def _publish(

@@ -294,8 +294,8 @@ class Jobs:
     def _made_before(self, job_hash: ObjectHash, result: JobResult, now: Instant) -> None:
         """This node made it before this daemon's start: so it says itself, or others do."""
         job = self._jobs[job_hash]
-        if all(self._has(ObjectHash(shard.hash)) for shard in result.shards):
-            job.deal.add(result, self._counts(now))
+        is_here = all(self._has(ObjectHash(shard.hash)) for shard in result.shards)
+        if is_here and job.deal.add(result, self._counts(now)):
             job.mine.update(ObjectHash(shard.hash) for shard in result.shards)
             self._made.add(job_hash, result)
             self._look_complete(job, now)
@@ -397,7 +397,7 @@ class Jobs:
         for result in news.results:
             if result.maker != self._me:
                 job.deal.add(result, counts)
-            else:
+            elif result.shards:  # that there is no text where there is some, anybody could say
                 self._made_before(job.deal.job, result, now)
         self._look_complete(job, now)
         return []

@@ -34,13 +34,24 @@ class Leftovers:
         self._surplus: dict[ObjectHash, Instant] = {}
         self._loose: dict[ObjectHash, Instant] = {}
         """Since when."""
+        self._put: set[ObjectHash] = set()
+        """Put while a removal was under way: of one to come, although it may be of the one that is going."""
         self._borrowed: dict[ObjectHash, int] = {}
         """Bytes of each, the oldest first."""
         self._borrowed_bytes = 0
 
-    def nameless(self, hashes: Iterable[ObjectHash]) -> None:
-        """Their name was removed."""
-        self._loose |= dict.fromkeys(hashes, Instant(-inf))
+    def nameless(self, hashes: Iterable[ObjectHash], *, is_all: bool = False) -> None:
+        """Their name was removed. It is told of part by part; `is_all`: nothing is left to tell."""
+        gone = (object_hash for object_hash in hashes if object_hash not in self._put)
+        self._loose |= dict.fromkeys(gone, Instant(-inf))
+        if is_all:
+            self._put.clear()
+
+    def put(self, object_hash: ObjectHash, *, is_amid_removal: bool) -> None:
+        """A process of this machine has put it: it waits for a name, whichever it had before."""
+        self.gone(object_hash)
+        if is_amid_removal:
+            self._put.add(object_hash)
 
     def borrow(self, object_hash: ObjectHash, size: int) -> None:
         """It was read here, and is not due."""

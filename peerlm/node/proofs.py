@@ -7,7 +7,9 @@ asked (`survey`), of which some are remembered.
 
 A node that lacks a chunk may say so, unless it goes on saying that it keeps it. One that does not show what it has said to keep is
 asked whether it still says so, since it may have dropped it meanwhile, or lost and fetched it again; if it does, and then does
-not show it once more, or if it answers wrongly, it is not believed (`trust`). Silence counts as not showing.
+not show it once more, or if it answers wrongly, it is not believed (`trust`). Silence counts as not showing; but as a busy disk
+is silent too, who was silent is given twice as long, and asked for the same with the same number: whenever its answer
+comes before the last patience is over, it counts.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ PROOF_S = 60.0
 """How often some node is asked."""
 
 SILENT_S = 30.0
-"""No answer by then is none."""
+"""No answer by then is none, the first time."""
 
 SHOWN_S = 10.0
 """Who asks for proofs faster is not answered: each is the reading of a chunk."""
@@ -52,6 +54,8 @@ class _Asked:
     until: Instant
     failures: int
     """Before this one."""
+    is_silent: bool = False
+    """Nothing was heard of it in time: the answer may be under way."""
 
 
 class Proofs:
@@ -66,13 +70,14 @@ class Proofs:
     ) -> None:
         self._catalog, self._surveys, self._rng = catalog, surveys, rng
         self._asked: _Asked | None = None
-        self._doubted: tuple[Survey, PeerId, ObjectHash, int] | None = None
-        """Who is asked whether it still says that it keeps a chunk, and how often it did not show it; 0: it would not send it."""
+        self._doubted: tuple[Survey, _Asked] | None = None
+        """Who is asked whether it still says that it keeps a chunk, after it did not show it, or, without a failure, would not send
+        it."""
         self._claims: dict[PeerId, deque[ObjectHash]] = {}
         self._refusals: Counter[PeerId] = Counter()
         """Chunks that it would not send, and says that it keeps."""
-        self._claimed: dict[bytes, bytes] = {}
-        """By number, what was answered, while our own answer is being worked out."""
+        self._claimed: dict[tuple[bytes, bytes], bytes] = {}
+        """By number and chunk, what was answered, while our own answer is being worked out."""
         self._proving: set[PeerId] = set()
         """Whom a proof is being made for: one at a time for each."""
         self._shown_at: dict[PeerId, Instant] = {}
@@ -98,21 +103,25 @@ class Proofs:
         del self._refusals[peer]
         if self._asked is not None and self._asked.peer == peer:
             self._asked = None
-        if self._doubted is not None and self._doubted[1] == peer:
-            self._surveys.give_up(self._doubted[0])
-            self._doubted = None
+        if self._doubted is not None and self._doubted[1].peer == peer:
+            self._doubt_no_more()
 
     def refused(self, peer: PeerId, chunk: ObjectHash, now: Instant) -> list[Effect]:
         """It would not give it to us."""
-        return self._doubt(peer, chunk, 0, now)
+        return self._doubt(_Asked(peer, chunk, b"", now, 0), now)
 
-    def _doubt(self, peer: PeerId, chunk: ObjectHash, failures: int, now: Instant) -> list[Effect]:
+    def _doubt(self, asked: _Asked, now: Instant) -> list[Effect]:
         """It may have dropped the chunk since it said that it keeps it: does it say so still?"""
-        if chunk not in self._claims.get(peer, ()) or self._doubted is not None:
+        if asked.chunk not in self._claims.get(asked.peer, ()) or self._doubted is not None:
             return []
-        survey, effects = self._surveys.begin((chunk,), (), (peer,), now)
-        self._doubted = (survey, peer, chunk, failures)
+        survey, effects = self._surveys.begin((asked.chunk,), (), (asked.peer,), now)
+        self._doubted = (survey, asked)
         return effects
+
+    def _doubt_no_more(self) -> None:
+        if self._doubted is not None:
+            self._surveys.give_up(self._doubted[0])
+            self._doubted = None
 
     def is_about(self, survey: Survey) -> bool:
         return self._doubted is not None and self._doubted[0] is survey
@@ -120,7 +129,8 @@ class Proofs:
     def surveyed(self, now: Instant) -> tuple[list[Effect], tuple[PeerId, ObjectHash] | None]:
         """What it says still: (what to send, who is not to be believed any more, and of which chunk)."""
         assert self._doubted is not None, "nobody was asked"
-        (survey, peer, chunk, failures), self._doubted = self._doubted, None
+        (survey, asked), self._doubted = self._doubted, None
+        peer, chunk, failures = asked.peer, asked.chunk, asked.failures
         if not survey.counts[0]:
             self._disclaim(peer, chunk)
             return [], None
@@ -128,7 +138,8 @@ class Proofs:
         if max(failures, self._refusals[peer]) >= FAILURES:
             self.gone(peer)
             return [], (peer, chunk)
-        return self._ask(peer, chunk, failures, now), None
+        nonce = asked.nonce if asked.is_silent else b""
+        return self._ask(peer, chunk, failures, now, nonce), None
 
     def _disclaim(self, peer: PeerId, chunk: ObjectHash) -> None:
         left = [claim for claim in self._claims.get(peer, ()) if claim != chunk]
@@ -143,7 +154,8 @@ class Proofs:
         effects: list[Effect] = []
         if self._asked is not None and self._asked.until <= now:
             asked, self._asked = self._asked, None
-            effects += self._doubt(asked.peer, asked.chunk, asked.failures + 1, now)
+            asked.failures, asked.is_silent = asked.failures + 1, True
+            effects += self._doubt(asked, now)
         if self._due > now:
             return effects
         self._due = after(now, PROOF_S * self._rng.uniform(0.8, 1.2))
@@ -173,30 +185,43 @@ class Proofs:
     def _some(self, chunks: Sequence[ObjectHash]) -> ObjectHash | None:
         return self._rng.choice(chunks) if chunks else None
 
-    def _ask(self, peer: PeerId, chunk: ObjectHash, failures: int, now: Instant) -> list[Effect]:
-        nonce, self._turns[peer] = self._rng.randbytes(16), now
-        self._asked = _Asked(peer, chunk, nonce, after(now, SILENT_S), failures)
+    def _ask(
+        self, peer: PeerId, chunk: ObjectHash, failures: int, now: Instant, nonce: bytes = b""
+    ) -> list[Effect]:
+        nonce, self._turns[peer] = nonce or self._rng.randbytes(16), now
+        self._asked = _Asked(peer, chunk, nonce, after(now, SILENT_S * 2**failures), failures)
         return [Send(peer, ProofAsk(chunk, nonce))]
 
     def came(self, peer: PeerId, give: ProofGive, now: Instant) -> list[Effect]:
-        asked = self._asked
-        if asked is None or (asked.peer, asked.chunk, asked.nonce) != (
-            peer,
-            give.object_hash,
-            give.nonce,
-        ):
+        asked = next((one for one in self._open() if one.nonce == give.nonce), None)
+        if asked is None or (asked.peer, asked.chunk) != (peer, give.object_hash):
             return []
-        self._asked = None
+        is_late = asked is not self._asked
         if not give.digest:  # it lacks it, and says so
-            return self._doubt(peer, asked.chunk, asked.failures + 1, now)
-        self._claimed = {give.nonce: give.digest}
-        return [MakeProof(peer, ObjectHash(give.object_hash), give.nonce)]
+            asked.is_silent = False
+            if is_late:
+                return []
+            self._asked, asked.failures = None, asked.failures + 1
+            return self._doubt(asked, now)
+        if is_late:
+            self._doubt_no_more()
+        else:
+            self._asked = None
+        self._claimed[give.nonce, give.object_hash] = give.digest
+        return [MakeProof(peer, asked.chunk, give.nonce)]
+
+    def _open(self) -> list[_Asked]:
+        """What would still be taken for an answer."""
+        asked = (self._asked, self._doubted[1] if self._doubted is not None else None)
+        return [one for one in asked if one is not None and one.nonce]
 
     # -------------------------------------------------------------------------------- showing
 
     def asked(
         self, peer: PeerId, ask: ProofAsk, here: Collection[ObjectHash], now: Instant
     ) -> list[Effect]:
+        if self._is_ours(ask.nonce):  # or one that keeps nothing could have the answer from us
+            return []
         shown_at = self._shown_at.get(peer)
         if peer in self._proving or (shown_at is not None and now - shown_at < SHOWN_S):
             return []
@@ -207,9 +232,14 @@ class Proofs:
         self._shown_at[peer] = now
         return [MakeProof(peer, object_hash, ask.nonce)]
 
+    def _is_ours(self, nonce: bytes) -> bool:
+        """We ask others with it, or have just done so."""
+        ours = [*(one.nonce for one in self._open()), *(known for known, _ in self._claimed)]
+        return nonce in ours
+
     def made(self, event: ProofMade) -> tuple[list[Effect], bool]:
         """(what to send, whether the node that had answered was wrong)."""
-        claimed = self._claimed.pop(event.nonce, None)
+        claimed = self._claimed.pop((event.nonce, event.object_hash), None)
         if claimed is not None:
             return [], bool(event.digest) and claimed != event.digest
         self._proving.discard(event.peer)

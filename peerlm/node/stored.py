@@ -46,7 +46,7 @@ class Standing:
     unfound: int
     full: bool
     trouble: str
-    """Of `Storing.trouble`."""
+    """Of `Awaited.trouble`."""
     distrusted: Mapping[PeerId, Distrust]
     nodes: tuple[tuple[PeerId, int, str, bool], ...]
     """(node, bytes offered, label, is live), this one too."""

@@ -36,6 +36,7 @@ from peerlm.events import (
     PullEnded,
     PullProgressed,
 )
+from peerlm.node.awaited import Awaited
 from peerlm.node.ceiling import Ceiling
 from peerlm.node.dropping import Dropping
 from peerlm.node.intake import Intake, Outcome
@@ -126,8 +127,7 @@ class Storing:
         self._pulls = Pulls(self._sources, endpoint, rng, now)
         self._replicas: dict[ObjectHash, int] = {}
         """Of each manifest whose chunks the catalog knows, in how many replicas."""
-        self._readers: dict[ObjectHash, int] = {}
-        """Objects that a process of this machine waits for."""
+        self.awaited = Awaited()
         self._reading: set[ObjectHash] = set()
         """Manifests that are being read from the disk, and taken in."""
         self._lacked: dict[ObjectHash, int] = {}
@@ -153,8 +153,6 @@ class Storing:
         self._saved, self._save_at = (0, 0), now
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
         self._used = 0
-        self.trouble = ""
-        """Why this node's disk did not take what was last pulled; empty: it did."""
         self.makers_of: Callable[[ObjectHash], tuple[PeerId, ...]] = lambda _: ()
         """Whom to ask for an object before others, besides those who wrote its name."""
         self.is_held: Callable[[ObjectHash], bool] = lambda _: False
@@ -277,7 +275,7 @@ class Storing:
     def _is_needed(self, object_hash: ObjectHash) -> bool:
         """Somebody reads it, or a name leads to it."""
         is_named = object_hash in self._lacked or self.catalog.replicas(object_hash) > 0
-        return is_named or object_hash in self._readers
+        return is_named or object_hash in self.awaited
 
     def _forget(self, manifest: ObjectHash) -> None:
         """No name stands for it any more: what is in no other manifest may go at once."""
@@ -290,7 +288,8 @@ class Storing:
 
     def _tidy(self) -> None:
         if self.catalog.is_untidy:
-            self._leftovers.nameless(self.catalog.tidy())
+            gone = self.catalog.tidy()
+            self._leftovers.nameless(gone, is_all=not self.catalog.is_untidy)
 
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
         self._reading.discard(event.manifest)
@@ -320,7 +319,8 @@ class Storing:
             writer = PeerId(self.register.records_of(read.manifest)[0].writer)
             self._fresh.heard(read.manifest, (writer, *read.makers), now)
         self._replicas[read.manifest] = replicas
-        return self._look(now)
+        is_so = self.register.replicas_of(read.manifest) == replicas  # as when it was begun
+        return [*([] if is_so else self._follow_names(now)), *self._look(now)]
 
     # ----------------------------------------------------------------------------------- objects
 
@@ -340,11 +340,9 @@ class Storing:
     def came(self, event: ObjectKept, now: Instant) -> list[Effect]:
         """A process of this machine has put it."""
         self._keep(event.object_hash, event.size)
-        self._leftovers.gone(
-            event.object_hash
-        )  # of a name that was removed, but of one to come too
+        self._leftovers.put(event.object_hash, is_amid_removal=self.catalog.is_untidy)
         effects = self._pulls.forget((event.object_hash,))
-        effects += self._tell_readers([event.object_hash])
+        effects += self.awaited.came([event.object_hash])
         if self._lacked.pop(event.object_hash, None) is not None:
             effects += self._follow_names(now)
         return effects
@@ -367,19 +365,13 @@ class Storing:
         """Have it here, for a process of this machine: → `TellReaders`."""
         if object_hash in self.here:
             return [TellReaders((object_hash,))]
-        self._readers[object_hash] = size
+        self.awaited.add(object_hash)
         return self._pulls.want([(object_hash, size)], now)
 
     def read_no_more(self, object_hash: ObjectHash) -> list[Effect]:
-        self._readers.pop(object_hash, None)
+        self.awaited.discard(object_hash)
         is_needed = object_hash in self._lacked or self.catalog.is_due(object_hash)
         return [] if is_needed else self._pulls.forget((object_hash,))
-
-    def _tell_readers(self, hashes: Iterable[ObjectHash]) -> list[Effect]:
-        waited = tuple(object_hash for object_hash in hashes if object_hash in self._readers)
-        for object_hash in waited:
-            del self._readers[object_hash]
-        return [TellReaders(waited)] if waited else []
 
     # ------------------------------------------------------------------------------------ repair
 
@@ -419,7 +411,7 @@ class Storing:
                 break
             room -= want.size
             wants.append((want.hash, want.size))
-        if self._hurry and not self.catalog.summary().lacking:
+        if self._hurry and not self.catalog.lacking:
             self._hurry = False
         if not wants and now >= self._again_at:
             self._nowhere.clear()
@@ -439,7 +431,7 @@ class Storing:
 
     def _set_aside(self, now: Instant) -> list[Effect]:
         """What nobody has must not keep back what somebody has."""
-        unfound = [h for h in self._pulls.unfound() if h not in self._readers]
+        unfound = [h for h in self._pulls.unfound() if h not in self.awaited]
         aside = unfound[UNFOUND:]
         self._nowhere |= dict.fromkeys(aside)
         self._ceiling.give_back(sum(map(self._pulls.size_of, aside)))
@@ -453,7 +445,7 @@ class Storing:
         came = self._pulls.take_arrived()
         for object_hash, size in came:
             self._keep(object_hash, size)
-            if object_hash in self._readers and not self.catalog.is_due(object_hash):
+            if object_hash in self.awaited and not self.catalog.is_due(object_hash):
                 self._leftovers.borrow(object_hash, size)
         if self._leftovers.is_crowded:
             self._sweep_at = now
@@ -464,7 +456,7 @@ class Storing:
         if not came:
             return effects
         hashes = [object_hash for object_hash, _ in came]
-        effects += self._tell_readers(hashes)
+        effects += self.awaited.came(hashes)
         if [wanted for wanted in hashes if self._lacked.pop(wanted, None) is not None]:
             effects += self._follow_names(now)
         return [*effects, *self._look(now)]
@@ -481,7 +473,7 @@ class Storing:
         return [*effects, *asked]
 
     def _is_used(self, object_hash: ObjectHash) -> bool:
-        used = object_hash in self.pinned or object_hash in self._readers
+        used = object_hash in self.pinned or object_hash in self.awaited
         return used or self.is_held(object_hash)
 
     def _drop(self, doomed: Iterable[ObjectHash]) -> list[Effect]:
@@ -560,9 +552,10 @@ class Storing:
                 return self._pulls.progressed(event, now)
             case PullEnded():
                 if event.outcome in ("ok", "failed"):
-                    self.trouble = event.reason
+                    self.awaited.disk_was(event.reason, now)
                 return [*self._pulls.ended(event, now), *self._take_arrived(now)]
             case ObjectKept():
+                self.awaited.disk_was("", now)
                 return self.came(event, now)
             case ObjectLost():
                 return self.lost(event, now)
@@ -669,7 +662,7 @@ class Storing:
     @property
     def lacking(self) -> int:
         """Chunks and manifests that should be here and are not."""
-        return self.catalog.summary().lacking + self.unread
+        return self.catalog.lacking + self.unread
 
     def standing(self) -> Standing:
         return Standing(
@@ -681,7 +674,7 @@ class Storing:
             pulling=len(self._pulls.wanted),
             unfound=len(self._pulls.unfound()) + len(self._nowhere),
             full=self._is_full,
-            trouble=self.trouble,
+            trouble=self.awaited.trouble,
             distrusted=dict(sorted(self._distrusted.items())),
             nodes=tuple(self._stores()),
         )

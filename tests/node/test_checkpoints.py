@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import pytest
 from store_scene import peer_of, sign
 
 from peerlm import effects as fx
@@ -22,6 +23,8 @@ from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime
 from peerlm.wire.message import NameRecord, PartAsk, PartChunk, PartGive
 
 EVERY_S = 100.0
+
+FIRST = peer_of(1)
 
 
 @dataclass
@@ -179,10 +182,10 @@ def test_they_go_on_and_old_ones_go_but_pinned_ones_stay() -> None:
     assert gatherer.told[0] == fx.TellCheckpoint("before-the-change")
 
 
-def make_some(swarm: Swarm, count: int) -> list[str]:
-    """Checkpoints, one after the other, by the first node. Returns the names that live."""
+def make_some(swarm: Swarm, count: int, by: PeerId = FIRST) -> list[str]:
+    """Checkpoints, one after the other, by one node. Returns the names that live."""
     for _ in range(count):
-        swarm.nodes[peer_of(1)].checkpoints.want("", is_pinned=False)
+        swarm.nodes[by].checkpoints.want("", is_pinned=False)
         swarm.run(10)
     return swarm.living()
 
@@ -230,6 +233,24 @@ def test_if_the_newest_never_is_the_next_that_stays_will_do() -> None:
     assert len(names) == 3
     swarm.run(LATE_S + 60)
     assert swarm.living() == names[1:]
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_who_gathered_an_older_one_removes_none_that_is_newer(kept: int) -> None:
+    swarm = Swarm((0, 0), (0, 0), kept=kept)
+    swarm.settings = StoreSection(checkpoint_every_s=0.0, checkpoints_kept=kept)
+    for peer in swarm.nodes:
+        swarm.nodes[peer] = Node(swarm._checkpoints(peer), (0, 0))
+    swarm.copies = {numbered(n): 1 for n in range(kept + 1, 2 * kept + 2)}
+    make_some(swarm, kept + 1)
+    names = make_some(swarm, kept, peer_of(2))
+    assert len(names) == 2 * kept + 1
+    swarm.copies[numbered(kept + 1)] = 2
+    swarm.run(2 * AGAIN_S)
+    assert swarm.living() == names, "what the older one waits for has come, and says nothing"
+    swarm.copies.clear()
+    swarm.run(2 * AGAIN_S)
+    assert sorted(swarm.living()) == sorted(names)[-kept:]
 
 
 def test_hundreds_of_checkpoints_leave_no_tombstones() -> None:

@@ -278,7 +278,8 @@ def test_a_daemon_that_starts_again_hears_from_others_what_it_made_before() -> N
     again = swarm.add(peer)
     again.disk.update(before.disk)
     swarm.run(1)
-    assert again.jobs.standing()[0]["made_by"][peer.hex()] >= len(before.made) - 2
+    shown = [task for task in before.made if shards_of(task)]
+    assert again.jobs.standing()[0]["made_by"][peer.hex()] >= len(shown) - 2
     swarm.run_to_end()
     assert set(swarm.corpora) == {expected()}
 
@@ -541,3 +542,20 @@ def test_a_message_of_a_stranger_or_beyond_the_job_changes_nothing() -> None:
     assert jobs.received(peer_of(2), far, swarm.now) == []
     odd = JobAsk(JOB, 3, b"\x00", False)
     assert jobs.received(peer_of(2), odd, swarm.now) == []
+
+
+def test_what_another_says_that_this_node_made_is_written_down_only_if_it_may_be_so() -> None:
+    swarm = Swarm(2)
+    swarm.add_job()
+    me, peer = peer_of(1), peer_of(2)
+    node = swarm.nodes[me]
+    node.disk.update(ObjectHash(s.hash) for task in range(6) for s in shards_of(task))
+    one, two = shards_of(1)[0], shards_of(2)[0]
+    told = [JobResult(task, me, 1, (one,)) for task in (1, swarm.tasks, 999_999)]
+    told += [JobResult(1, me, 1, (two,) * 3), JobResult(2, me, 0, ())]
+    for said in told:
+        assert node.jobs.received(peer, JobNews(JOB, True, "", (), (said,)), swarm.now) == []
+    swarm.run(2 * STEP_S)
+    assert read_made(node.kept, me) == {JOB: {1: told[0]}}
+    assert not node.jobs.holds(ObjectHash(two.hash))
+    assert node.jobs.standing()[0]["made_by"] == {me.hex(): 1}

@@ -8,10 +8,12 @@ import pytest
 from store_scene import Store, peer_of, sign
 
 from peerlm.errors import StateError
-from peerlm.events import ObjectLost
+from peerlm.events import ObjectKept, ObjectLost, PullEnded
+from peerlm.node.leftovers import NAMELESS_S
 from peerlm.node.register import Writing
+from peerlm.store.catalog import Catalog
 from peerlm.store.manifest import Kind
-from peerlm.types import ObjectHash, WallTime
+from peerlm.types import ObjectHash, TransferId, WallTime
 from peerlm.wire.message import HaveGive, Named, NameRecord
 
 A, B, C, D, E = (peer_of(number) for number in range(1, 6))
@@ -138,6 +140,53 @@ def test_a_name_that_is_removed_while_its_manifest_is_taken_in_leaves_nothing(
     store.run(1, step_s=0.1)
     assert (storing.catalog.rows, storing.catalog.manifests) == (0, set())
     assert len(storing.catalog.unreferenced()) == 51
+
+
+def test_a_name_that_is_wanted_more_often_while_its_manifest_is_taken_in_is_kept_so_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peerlm.store.catalog.STEP", 8)
+    store = Store(4)
+    manifest = store.publish(A, "long", contents(50), replicas=1)
+    storing = store.nodes[A].storing
+    assert all(node.storing.unread for node in store.nodes.values())
+    record = storing.register.living()[0].record
+    whole = ObjectHash(record.manifest)
+    again = Writing("long", Kind.FILES, whole, record.size, 3, replaces=True)
+    store.perform(A, storing.write(again, WallTime(2.0), store.now))
+    store.run(20)
+    assert all(node.storing.catalog.is_known_in(whole, 3) for node in store.nodes.values())
+    assert min(store.copies(manifest)) >= 3
+
+
+def test_what_is_put_while_a_long_name_is_let_go_waits_for_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peerlm.store.catalog.STEP", 8)
+    store = Store(1, keep_s=0.0)
+    store.publish(A, "long", contents(50))
+    store.run(10)
+    removed = Writing("long", Kind.FILES, replaces=True)
+    storing = store.nodes[A].storing
+    store.perform(A, storing.write(removed, WallTime(2.0), store.now))
+    assert storing.catalog.is_untidy
+    again = [store.put(A, data) for data in contents(50)[30:]]
+    store.run(NAMELESS_S - 60, step_s=10.0)
+    assert set(store.nodes[A].disk) == {chunk.hash for chunk in again}
+    store.run(120, step_s=10.0)
+    assert not store.nodes[A].disk
+
+
+def test_what_comes_is_not_summed_up_with_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def costly(_: Catalog) -> None:
+        raise AssertionError("it looks at each chunk there is")
+
+    monkeypatch.setattr(Catalog, "summary", costly)
+    store = Store(3)
+    store.publish(A, "plays", contents(20))
+    store.perform(A, store.nodes[A].storing.repair_now(store.now))
+    store.run(5)
+    assert all(node.storing.lacking == 0 for node in store.nodes.values())
 
 
 def test_the_floors_name_is_nobodys() -> None:
@@ -414,3 +463,13 @@ def test_an_object_that_nobody_has_is_looked_for_until_it_is_not_wanted() -> Non
     assert storing.standing().unfound == 1
     store.perform(A, storing.read_no_more(missing))
     assert storing.standing().pulling == 0
+
+
+def test_what_the_disk_takes_ends_the_trouble_that_is_told_of() -> None:
+    store = Store(2)
+    chunk, storing = store.put(B, b"there"), store.nodes[A].storing
+    ended = PullEnded(TransferId(b"t" * 16), "failed", "the disk is full")
+    store.perform(A, storing.handle(ended, store.now))
+    assert storing.standing().trouble == "the disk is full"
+    store.perform(A, storing.handle(ObjectKept(*chunk), store.now))
+    assert storing.standing().trouble == ""

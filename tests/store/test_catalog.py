@@ -124,6 +124,7 @@ def test_what_is_due_is_wanted_until_it_is_here_and_again_when_it_is_lost() -> N
     assert mine.wanted(3) == wanted[:3]
     for want in wanted[:2]:
         mine.kept(want.hash)
+    assert mine.lacking == mine.summary().lacking == len(due) - 2
     assert mine.wanted(3) == wanted[2:5]
     mine.lost(wanted[0].hash)
     assert mine.wanted(1) == wanted[:1]
