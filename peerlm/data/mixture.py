@@ -124,13 +124,12 @@ class Mixture:
             ChunkCorrupt: a shard is broken.
         """
         parts = parts_of(plan, [path.name for path in paths])
-        total, data, loaders = sum(part.weight for part in parts), plan.data, []
+        data, loaders = plan.data, []
         sizes = () if data.source == LOCAL else data.shard_tokens
-        for part in parts:
+        for part, at_once in zip(parts, lanes_of(parts, rows), strict=True):
             own = slice(part.places.start, part.places.stop)
             gaps = part.own(absent)
             corpus = Corpus.open(paths[own], data.vocab, data.val_fraction, sizes[own], gaps)
-            at_once = -(-rows * part.weight // total)
             of_this = replace(plan, train=replace(plan.train, batch=at_once))
             loaders.append(Loader(corpus, of_this, peer, plan.run.rng_seed, text=part.text))
         return cls(parts, loaders, rows)
@@ -247,6 +246,12 @@ class Mixture:
                 found.append(np.stack(drawn))
                 drawn = []
         return found
+
+
+def lanes_of(parts: Sequence[Part], rows: int) -> list[int]:
+    """How many rows of a batch are of each text at most; it must be long enough for them."""
+    total = sum(part.weight for part in parts)
+    return [-(-rows * part.weight // total) for part in parts]
 
 
 def loss_of(losses: Sequence[float], shares: Sequence[float]) -> float:
