@@ -101,9 +101,8 @@ class Reading:
             return f"training on the text of before: {here} of {total} shards of the new are here"
         if not here:
             return f"waiting for the first shard of {total}"
-        if (
-            self._worker.is_idle and self._is_whole
-        ):  # one that waits for other stages tells of no steps either
+        # A worker that waits for other stages tells of no steps either.
+        if self._worker.is_idle and self._is_whole:
             left = "1 shard" if total - here == 1 else f"{total - here} shards"
             return f"has read what is here; waiting for {left}"
         line = f"training on {here} of {total} shards, the rest is being fetched"
@@ -130,7 +129,7 @@ class Reading:
             effects += self._worker.restart()
         if self._may_begin and self.state == "missing":
             effects += self._begin()
-        elif is_changed and (self.state == "unusable" or self._is_checking):
+        if is_changed and (self.state == "unusable" or self._is_checking):
             effects.append(PrepareCorpus())
         return effects
 
@@ -140,8 +139,9 @@ class Reading:
         return replace(check, number=self.asked)
 
     def check_again(self) -> list[Effect]:
-        """The worker died, maybe because a shard is not here any more."""
-        return [PrepareCorpus()] if self._reads and not self._is_checking else []
+        """The worker died, maybe because a shard is not here any more. (Text of its own is nobody's to drop.)"""
+        is_of_use = self._reads and self._names and not self._is_checking
+        return [PrepareCorpus()] if is_of_use else []
 
     def ready(self, event: CorpusReady) -> list[Effect]:
         """All of it is here."""
