@@ -366,6 +366,8 @@ class PrepareCorpus(Effect):
 
     is_kept: bool = False
     """From here on all of it is kept for others, though this node reads none."""
+    number: int = 0
+    """Of two checks under way only the answer to the later is of use."""
 
 
 @dataclass(frozen=True, slots=True)

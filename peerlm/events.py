@@ -329,6 +329,8 @@ class CorpusReady(Event):
 
     objects: tuple[tuple[ObjectHash, int], ...] = ()
     """(hash, bytes) of each, to donate."""
+    number: int = 0
+    """Of the `PrepareCorpus` that this answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,13 +340,15 @@ class CorpusMissing(Event):
     missing: tuple[ObjectHash, ...]
     here: tuple[tuple[ObjectHash, int], ...] = ()
     """(hash, bytes) of the others, to donate."""
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusUnusable(Event):
-    """This node's own text cannot be used; a person must act. The node stays a member."""
+    """The text cannot be used; a person must act. The node stays a member."""
 
     reason: str
+    number: int = 0
 
 
 # -------------------------------------------------------------------------------------- worker

@@ -21,8 +21,9 @@ from peerlm import events
 from peerlm.config import NodeSettings, Plan
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.data import shards, tokenizer
-from peerlm.data.records import Part, parts_of
-from peerlm.effects import InstallObjects, Rehost, WriteSnapshot
+from peerlm.data.mixture import lanes_of
+from peerlm.data.records import parts_of
+from peerlm.effects import InstallObjects, PrepareCorpus, Rehost, WriteSnapshot
 from peerlm.errors import ChunkCorrupt, ConfigError, PeerlmError, StateError, Vanished
 from peerlm.events import Event
 from peerlm.identity.root import SignedPlan
@@ -268,54 +269,52 @@ class Keeping:
 
     def corpus_paths(self) -> tuple[Path, ...]:
         """Token shards in order, for the worker."""
-        if self.plan.plan.data.source == "local":
-            return self._local_shards
-        return tuple(self._objects.path(h) for h in corpus_objects(self.plan.plan)[0])
+        return self._paths(self.plan.plan)
 
-    async def prepare_corpus(self, is_kept: bool = False) -> None:
-        """→ `CorpusReady`, `CorpusMissing` or `CorpusUnusable`. `is_kept`: from here on all of it is looked after."""
-        self._reads |= is_kept
+    def _paths(self, plan: Plan) -> tuple[Path, ...]:
+        if plan.data.source == "local":
+            return self._local_shards
+        return tuple(self._objects.path(h) for h in corpus_objects(plan)[0])
+
+    async def prepare_corpus(self, effect: PrepareCorpus) -> None:
+        """→ `CorpusReady`, `CorpusMissing` or `CorpusUnusable`, of the plan as it is now."""
+        self._reads |= effect.is_kept
         try:
-            event = await self._on_pool(self._check_corpus)
+            event = await self._on_pool(self._check_corpus, self.plan.plan, effect.number)
         except (PeerlmError, OSError) as error:
-            event = events.CorpusUnusable(str(error))
+            event = events.CorpusUnusable(str(error), effect.number)
         self._post(event)
 
-    def _check_corpus(self) -> Event:
-        plan = self.plan.plan
+    def _check_corpus(self, plan: Plan, number: int) -> Event:
         token_shards, others = corpus_objects(plan)
         wanted = (*token_shards, *others) if self._reads else others
         missing = tuple(h for h in wanted if not self._is_whole(h))
+        gone = frozenset(missing)
+        here = tuple((h, self._objects.size_bytes(h)) for h in wanted if h not in gone)
         if missing:
-            gone = frozenset(missing)
-            here = tuple((h, self._objects.size_bytes(h)) for h in wanted if h not in gone)
-            absent = [number for number, h in enumerate(token_shards) if h in gone]
+            absent = [place for place, h in enumerate(token_shards) if h in gone]
             if self._reads and plan.data.shard_tokens and len(absent) < len(token_shards):
-                self._open(plan, absent)
-            return events.CorpusMissing(missing, here)
-        if not self._reads:
-            return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
-        if plan.data.source == "local":
-            self._prepare_local(plan)
-        batch = plan.train.batch * self._settings.train.local_workers
-        opened = self._open(plan)
-        for part, corpus in opened:
-            where = part.name if len(opened) > 1 else "corpus"
-            shards.require_one_batch(
-                corpus.tokens, plan.data.val_fraction, batch, plan.model.context, where
-            )
-        return events.CorpusReady(tuple((h, self._objects.size_bytes(h)) for h in wanted))
+                self._require_text(plan, absent)
+            return events.CorpusMissing(missing, here, number)
+        if self._reads:
+            if plan.data.source == "local":
+                self._prepare_local(plan)
+            self._require_text(plan)
+        return events.CorpusReady(here, number)
 
-    def _open(self, plan: Plan, absent: Collection[int] = ()) -> list[tuple[Part, shards.Corpus]]:
-        """Each text of the plan. Raises `ConfigError`, `ChunkCorrupt`: what is here is not what the plan says."""
-        data, paths = plan.data, self.corpus_paths()
+    def _require_text(self, plan: Plan, absent: Collection[int] = ()) -> None:
+        """Each text is long enough for what a worker draws of it at once. Raises `ConfigError`, `ChunkCorrupt`: it is not, or
+        what is here is not what the plan says."""
+        data, paths = plan.data, self._paths(plan)
         sizes = () if data.source == "local" else data.shard_tokens
-        found = []
-        for part in parts_of(plan, [path.name for path in paths]):
+        parts = parts_of(plan, [path.name for path in paths])
+        lanes = lanes_of(parts, plan.train.batch * self._settings.train.local_workers)
+        for part, rows in zip(parts, lanes, strict=True):
             own, gaps = slice(part.places.start, part.places.stop), part.own(absent)
             corpus = shards.Corpus.open(paths[own], data.vocab, data.val_fraction, sizes[own], gaps)
-            found.append((part, corpus))
-        return found
+            where = part.name if len(parts) > 1 else "corpus"
+            context = plan.model.context
+            shards.require_one_batch(corpus.tokens, data.val_fraction, rows, context, where)
 
     def _is_whole(self, object_hash: ObjectHash) -> bool:
         if not self._objects.has(object_hash):

@@ -357,7 +357,7 @@ class Driver:
             case fx.WriteModel():
                 self._tasks.create_task(keeping.write_model(effect.tokens, slow))
             case fx.PrepareCorpus():
-                self._tasks.create_task(keeping.prepare_corpus(effect.is_kept))
+                self._tasks.create_task(keeping.prepare_corpus(effect))
             case fx.Save() | fx.SaveChain() | fx.SaveRevocations():
                 saving = self._tasks.create_task(self._save(effect))
                 self._saves.add(saving)

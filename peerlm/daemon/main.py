@@ -33,7 +33,7 @@ from peerlm.daemon.cutting import Cutting
 from peerlm.daemon.desk import Desk
 from peerlm.daemon.holding import Holding, all_sizes, threads_of
 from peerlm.daemon.introduction import Introduction
-from peerlm.daemon.keeping import Keeping, corpus_objects, tallies_of
+from peerlm.daemon.keeping import Keeping, tallies_of
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver, now, wall
@@ -424,9 +424,7 @@ def _stored(home: Home, objects: Objects, state: StateDirectory, log: DaemonLog)
             made = b""
     store, chunks = home.settings.store, objects.chunks
     room = store.bytes or sum(size for _, size in chunks) + free_bytes(state.root) // FREE_SHARE
-    shards, others = corpus_objects(home.plan.plan)
-    pinned = frozenset((*shards, *others))
-    return Stored(room if store.enabled else 0, chunks, memory, made, pinned)
+    return Stored(room if store.enabled else 0, chunks, memory, made)
 
 
 def _read_passes(state: StateDirectory, log: DaemonLog) -> bytes:

@@ -108,6 +108,8 @@ class Loader:
 
         Raises: as `Corpus`.
         """
+        if self._corpus.absent == set(absent):
+            return
         self._corpus.absent_are(absent)
         self._look_again()
         for lane in self._lanes:
@@ -205,6 +207,11 @@ class Loader:
         while found and found[-1].place == NO_RANGE:
             found.pop()
         return found
+
+    @property
+    def untold(self) -> int:
+        """How many `take_finished` would give, if it gave all."""
+        return len(self._finished)
 
     def take_finished(self, most: int = RANGES_MAX) -> list[tuple[int, int]]:
         """(pass, range) of what was finished here and not taken yet, the first first."""

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from peerlm.config import Plan
 from peerlm.data.loader import LOCAL, Loader
-from peerlm.data.passes import RANGES_MAX
+from peerlm.data.passes import RANGES_MAX, Lane
 from peerlm.data.records import Part, Record, parts_of
 from peerlm.data.shards import Corpus
 from peerlm.types import PeerId
@@ -84,6 +84,15 @@ class Read(NamedTuple):
     order: bytes
 
 
+class _Standing(NamedTuple):
+    """How far the texts are, one after the other."""
+
+    lanes: list[list[Lane]]
+    untold: list[int]
+    """Ranges that were finished and not told of by then."""
+    drawn: tuple[int, ...]
+
+
 class Mixture:
     """Endless training batches for one peer. Deterministic in its arguments and its calls.
 
@@ -104,6 +113,8 @@ class Mixture:
         """Of the order: another mixture begins its own."""
         self._drawn: list[Batch] = []
         """Rows of the next batch, where shards are still to come."""
+        self._before = self._standing()
+        """The first of them."""
         self._instead: dict[tuple[bool, ...], Draws] = {}
         """Who has others' turns, by which texts have a row."""
 
@@ -124,13 +135,12 @@ class Mixture:
             ChunkCorrupt: a shard is broken.
         """
         parts = parts_of(plan, [path.name for path in paths])
-        total, data, loaders = sum(part.weight for part in parts), plan.data, []
+        data, loaders = plan.data, []
         sizes = () if data.source == LOCAL else data.shard_tokens
-        for part in parts:
+        for part, at_once in zip(parts, lanes_of(parts, rows), strict=True):
             own = slice(part.places.start, part.places.stop)
             gaps = part.own(absent)
             corpus = Corpus.open(paths[own], data.vocab, data.val_fraction, sizes[own], gaps)
-            at_once = -(-rows * part.weight // total)
             of_this = replace(plan, train=replace(plan.train, batch=at_once))
             loaders.append(Loader(corpus, of_this, peer, plan.run.rng_seed, text=part.text))
         return cls(parts, loaders, rows)
@@ -147,6 +157,8 @@ class Mixture:
         if len(self._loaders) == 1:
             return self._loaders[0].has_batch()
         if not all(loader.is_whole for loader in self._loaders):
+            if not self._drawn:
+                self._before = self._standing()
             while len(self._drawn) < self._rows and (row := self._draw()) is not None:
                 self._drawn.append(row)
             return len(self._drawn) == self._rows
@@ -177,23 +189,31 @@ class Mixture:
             self._draws.go_on(struct.unpack_from(counts, order, _KEY_BYTES))
 
     def told(self, most: int = RANGES_MAX) -> Read:
-        """What is read. `most`: ranges that it tells of; what is more waits for the next time."""
+        """What is read. `most`: ranges that it tells of; what is more waits for the next time. Rows that are drawn for a batch
+        that waits for more are not read: they die with the worker."""
+        at = self._before if self._drawn else self._standing()
         finished: list[int] = []
         lanes: list[int] = []
         for text, loader in enumerate(self._loaders):
-            taken = loader.take_finished(most)
+            taken = loader.take_finished(min(most, at.untold[text]))
             most -= len(taken)
+            at.untold[text] -= len(taken)
             for done in taken:
                 finished += (text, *done)
-            for lane in loader.lanes():
+            for lane in at.lanes[text]:
                 lanes += (text, *lane)
         return Read(
             texts=tuple(part.text for part in self._parts),
             ranges=tuple(loader.passes.ranges for loader in self._loaders),
             finished=tuple(finished),
             lanes=tuple(lanes),
-            order=self._key + struct.pack(f"<{len(self._parts)}Q", *self._draws.drawn),
+            order=self._key + struct.pack(f"<{len(self._parts)}Q", *at.drawn),
         )
+
+    def _standing(self) -> _Standing:
+        loaders = self._loaders
+        untold = [loader.untold for loader in loaders]
+        return _Standing([loader.lanes() for loader in loaders], untold, tuple(self._draws.drawn))
 
     # -------------------------------------------------------------------------------- batches
 
@@ -247,6 +267,12 @@ class Mixture:
                 found.append(np.stack(drawn))
                 drawn = []
         return found
+
+
+def lanes_of(parts: Sequence[Part], rows: int) -> list[int]:
+    """How many rows of a batch are of each text at most; it must be long enough for them."""
+    total = sum(part.weight for part in parts)
+    return [-(-rows * part.weight // total) for part in parts]
 
 
 def loss_of(losses: Sequence[float], shares: Sequence[float]) -> float:

@@ -265,6 +265,11 @@ class Corpus:
         """All shards are here."""
         self._gaps_before = np.concatenate(([0], np.cumsum(gaps)))
 
+    @property
+    def absent(self) -> set[int]:
+        """Shards that are not here."""
+        return {number for number, shard in enumerate(self._shards) if shard is None}
+
     def _opened(self, number: int) -> TokenIds:
         shard = self._read(number)
         if len(shard) != self._counts[number]:

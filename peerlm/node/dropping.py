@@ -74,11 +74,11 @@ class Dropping:
         """What goes, of a survey that is done."""
         assert survey is self._survey, "another survey"
         self._survey = None
-        return [
+        return self._unused(  # it may have come into use since others were asked
             object_hash
             for object_hash, count in zip(survey.hashes, survey.counts, strict=True)
             if not self._catalog.is_due(object_hash) and self._is_enough(object_hash, count)
-        ]
+        )
 
     def _is_enough(self, object_hash: ObjectHash, count: int) -> bool:
         """Whether so many others have it as their own to keep that it may go: as many as should; of what was only read here, no

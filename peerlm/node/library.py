@@ -19,7 +19,7 @@ from peerlm.node.jobs import Jobs
 from peerlm.node.lifecycle import Phase
 from peerlm.node.stored import Stored
 from peerlm.node.storing import Storing
-from peerlm.types import FragmentId, Instant, PeerId, Role, TransferId, WallTime, after
+from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, Role, TransferId, WallTime, after
 from peerlm.wire.message import (
     HaveAsk,
     HaveGive,
@@ -100,7 +100,7 @@ class Library:
             now=now,
             kept=stored.made,
         )
-        self.storing.makers_of, self.storing.is_held = self.jobs.makers_of, self.jobs.holds
+        self.storing.makers_of, self.storing.is_held = self.jobs.makers_of, self._holds
         self._followed = -1
         company.hear_name = self.storing.hear
         self._seen_at: object = None
@@ -108,6 +108,10 @@ class Library:
 
     def start(self, now: Instant) -> list[Effect]:
         return self.storing.start(now)
+
+    def _holds(self, object_hash: ObjectHash) -> bool:
+        """Made and not named yet, or of the text that is trained on."""
+        return self.jobs.holds(object_hash) or object_hash in self._work().reading.objects
 
     def link_up(self, peer: PeerId) -> list[Effect]:
         return [*self.storing.link_up(peer), *self.jobs.link_up(peer)]

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from peerlm import events as ev
-from peerlm.effects import Effect, Halt, Log, Rehost, Send, WriteSnapshot
+from peerlm.effects import Effect, Halt, Log, PrepareCorpus, Rehost, Send, WriteSnapshot
 from peerlm.events import Event
 from peerlm.membership.member import Member
 from peerlm.node.birth import Birth
@@ -343,7 +343,7 @@ class Node:
             case ev.CorpusMissing():
                 return work.corpus_missing(event, now)
             case ev.CorpusUnusable():
-                return work.corpus_unusable(event.reason, now)
+                return work.corpus_unusable(event, now)
             case ev.StateInstalled():
                 return work.state_installed(event.origin, now)
             case ev.StateRejected():
@@ -688,7 +688,9 @@ class Node:
         self.work.tempo.note(now, moving=self.work.exchanges.are_moving)
         if not effects:
             return effects
-        return [self._filled(e) if isinstance(e, WriteSnapshot) else e for e in effects]
+        effects = [self._filled(e) if isinstance(e, WriteSnapshot) else e for e in effects]
+        number = self.work.reading.number
+        return [number(e) if isinstance(e, PrepareCorpus) else e for e in effects]
 
     def _filled(self, effect: WriteSnapshot) -> WriteSnapshot:
         """What only this file knows: the token count."""

@@ -12,38 +12,50 @@ And joiners that ask for different shards can give them to each other.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from peerlm.config import Plan
 from peerlm.data.extents import Extents
 from peerlm.effects import Effect, Log, PrepareCorpus, TellShards
-from peerlm.events import CorpusMissing, CorpusReady
+from peerlm.events import CorpusMissing, CorpusReady, CorpusUnusable
 from peerlm.node.acquire import Acquisition
 from peerlm.node.coverage import Coverage
 from peerlm.node.snapshots import Snapshots
 from peerlm.node.worker import Worker
+from peerlm.swarm.hosting import Hosting
 from peerlm.types import Instant, ObjectHash
 
 
 class Reading:
     """Of one node. `state`: unknown, missing, partial, ready or unusable.
 
-    Args:
-        reads: The worker reads text. Who reads none may keep it for others all the same, and is always ready.
+    Who holds no ends of the model reads none. It may keep text for others all the same, and is always ready.
     """
 
     def __init__(
         self,
         plan: Plan,
-        reads: bool,
+        hosting: Hosting,
         worker: Worker,
         acquisition: Acquisition,
         snapshots: Snapshots,
         coverage: Coverage,
     ) -> None:
-        self._reads, self._worker, self._acquisition = reads, worker, acquisition
+        self._reads, self._is_whole = hosting.has_ends, hosting.is_whole
+        self._worker, self._acquisition = worker, acquisition
         self._snapshots, self._coverage = snapshots, coverage
         self.state, self._reason = "unknown", ""
         self._is_other = False
         """The plan names other text than the worker reads."""
+        self._others: frozenset[ObjectHash] = frozenset()
+        """Of which this is then."""
+        self.objects: frozenset[ObjectHash] = frozenset()
+        """What a worker needs, the one that runs or the next, and what is kept for others' workers."""
+        self._of_plan = self.objects
+        self.asked = self._answered = 0
+        """The last check of the text that was asked for, and that was answered."""
+        self._since: tuple[tuple[ObjectHash, int], ...] = ()
+        """What has come since it was asked for."""
         self._reader = 0
         """The generation of workers that was started on the plan's text."""
         self._told: tuple[int, ...] = ()
@@ -55,7 +67,8 @@ class Reading:
         """Places of the shards that a worker is to wait for."""
         self.shards = (0, 0)
         """How many are here, of how many that this node reads."""
-        self._has_held_out = True
+        self._has_held_out = self._had_held_out = True
+        """Of the plan's text; of other text that the worker goes on with."""
         self._may_begin = False
         """There is something to train on, and what else there will be is known."""
         self._follow_plan(plan)
@@ -68,8 +81,8 @@ class Reading:
 
     @property
     def has_held_out(self) -> bool:
-        """What there is of held-out text is here, as far as the worker's text is the plan's."""
-        return self._is_other or self._has_held_out
+        """What there is of held-out text, in the text that the worker reads, is here."""
+        return self._had_held_out if self._is_other else self._has_held_out
 
     @property
     def line(self) -> str:
@@ -86,22 +99,54 @@ class Reading:
             return ""
         if self._is_other:
             return f"training on the text of before: {here} of {total} shards of the new are here"
+        if not here:
+            return f"waiting for the first shard of {total}"
+        # A worker that waits for other stages tells of no steps either.
+        if self._worker.is_idle and self._is_whole:
+            left = "1 shard" if total - here == 1 else f"{total - here} shards"
+            return f"has read what is here; waiting for {left}"
         line = f"training on {here} of {total} shards, the rest is being fetched"
         return line if self.has_held_out else f"{line}; validation waits for its text"
 
     # ------------------------------------------------------------------------------------- events
 
     def use_plan(self, old: Plan, new: Plan) -> list[Effect]:
+        is_other, is_changed = old.data.shards != new.data.shards, old.train != new.train
+        if is_other and self._reads and not self._is_other:
+            self._is_other, self._others = True, self.objects
+            self._had_held_out = self._has_held_out
         self._follow_plan(new)
-        if old.data.shards == new.data.shards:
-            # Other weights of the same corpora, say: the worker reads otherwise at once, unless a new one comes anyway.
-            is_cut_anew = old.data != new.data and old.train == new.train and not self._is_other
-            return self._worker.restart() if is_cut_anew else []
-        self._is_other, self._reader = True, 0
-        return [PrepareCorpus()]
+        # The worker reads the plan when it starts; the budget and H it is told as it goes.
+        if not self._reads:
+            restarted = self._worker.restart() if is_changed else []
+            return [*restarted, PrepareCorpus()] if is_other else restarted
+        if is_other:
+            self._reader = 0
+            return [PrepareCorpus()]
+        effects: list[Effect] = []
+        is_changed |= old.data != new.data  # other weights of the same corpora, say
+        if is_changed and not self._is_other:  # else a new worker comes anyway
+            effects += self._worker.restart()
+        if self._may_begin and self.state == "missing":
+            effects += self._begin()
+        if is_changed and (self.state == "unusable" or self._is_checking):
+            effects.append(PrepareCorpus())
+        return effects
+
+    def number(self, check: PrepareCorpus) -> PrepareCorpus:
+        """It is about to be asked for: what earlier ones find is void."""
+        self.asked, self._since = self.asked + 1, ()
+        return replace(check, number=self.asked)
+
+    def check_again(self) -> list[Effect]:
+        """The worker died, maybe because a shard is not here any more. (Text of its own is nobody's to drop.)"""
+        is_of_use = self._reads and self._names and not self._is_checking
+        return [PrepareCorpus()] if is_of_use else []
 
     def ready(self, event: CorpusReady) -> list[Effect]:
         """All of it is here."""
+        if not self._is_answer(event):
+            return []
         self._snapshots.corpus = event.objects
         self._lack(frozenset())
         effects = self._leave_other()
@@ -110,29 +155,40 @@ class Reading:
 
     def missing(self, event: CorpusMissing, now: Instant) -> list[Effect]:
         """Fetch it, and begin with what is here if that will do."""
-        self._snapshots.corpus = event.here
-        self._lack(frozenset(event.missing))
-        effects = self._acquisition.want_corpus(event.missing, self._only_held_out(), now)
-        self._reason = f"fetching {len(event.missing)} corpus objects"
+        if not self._is_answer(event):
+            return []
+        came = dict((*self._since, *self._acquisition.take_corpus()))
+        lacking = tuple(name for name in event.missing if name not in came)
+        if not lacking:
+            return [PrepareCorpus()]
+        late = tuple((name, came[name]) for name in event.missing if name in came)
+        self._snapshots.corpus = (*event.here, *late)
+        self._lack(frozenset(lacking))
+        effects = self._acquisition.want_corpus(lacking, self._only_held_out(), now)
+        self._reason = f"fetching {len(lacking)} corpus objects"
         if not self._reads:
             self.state = "ready"
         elif self._may_begin:
             effects += self._begin()
         elif self._is_other and self.can_train:
-            effects.append(Log("info", "fetching_other_text", (("objects", len(event.missing)),)))
+            effects.append(Log("info", "fetching_other_text", (("objects", len(lacking)),)))
         else:
             self.state = "missing"
         return effects
 
-    def unusable(self, reason: str) -> None:
+    def unusable(self, event: CorpusUnusable) -> list[Effect]:
         """A person must act."""
-        self.state, self._reason = "unusable" if self._reads else "ready", reason
+        if not self._is_answer(event):
+            return []
+        self.state, self._reason = "unusable" if self._reads else "ready", event.reason
+        return [Log("error", "corpus_unusable", (("why", event.reason),))]
 
     def look(self) -> list[Effect]:
         """Take what has been fetched since the last look."""
         effects: list[Effect] = []
         if came := self._acquisition.take_corpus():
             self._snapshots.corpus += came
+            self._since += came
             self._lack(self._missing - {name for name, _ in came})
             if self._may_begin and self.state != "unusable":
                 effects += self._begin()
@@ -147,10 +203,21 @@ class Reading:
         effects = self._worker.start(passes, absent, now, fresh=fresh)
         self._reader, self._told = self._worker.supervision.generation, absent
         if self._extents is not None:
-            self._is_other = False
+            self._forget_other()
         return effects
 
     # ------------------------------------------------------------------------------------ private
+
+    @property
+    def _is_checking(self) -> bool:
+        return self._answered != self.asked
+
+    def _is_answer(self, event: CorpusReady | CorpusMissing | CorpusUnusable) -> bool:
+        """To the last question: what an earlier check has found may be of another plan's text."""
+        if event.number != self.asked:
+            return False
+        self._answered = event.number
+        return True
 
     def _follow_plan(self, plan: Plan) -> None:
         data, names = plan.data, tuple(ObjectHash(bytes.fromhex(n)) for n in plan.data.shards)
@@ -159,6 +226,9 @@ class Reading:
             self._extents = Extents(data.shard_tokens, data.val_fraction, data.parts)
         missing = self._missing if names == self._names else frozenset(names)
         self._names = names
+        tokenizer = () if data.tokenizer == "bytes" else (bytes.fromhex(data.tokenizer),)
+        self._of_plan = frozenset((*names, *map(ObjectHash, tokenizer)))
+        self.objects = self._of_plan | self._others
         self._lack(missing)
 
     def _lack(self, missing: frozenset[ObjectHash]) -> None:
@@ -186,8 +256,13 @@ class Reading:
         return [*effects, *self._tell()]
 
     def _leave_other(self) -> list[Effect]:
-        was_other, self._is_other = self._is_other, False
+        was_other = self._is_other
+        self._forget_other()
         return self._worker.restart() if was_other else []
+
+    def _forget_other(self) -> None:
+        self._is_other, self._others = False, frozenset()
+        self.objects = self._of_plan
 
     def _tell(self) -> list[Effect]:
         absent, supervision = self.absent, self._worker.supervision

@@ -25,8 +25,6 @@ class Stored:
     """What `Save("catalog")` kept."""
     made: bytes = b""
     """What `Save("made")` kept."""
-    pinned: frozenset[ObjectHash] = frozenset()
-    """Objects that are in use, and never dropped."""
 
     def without_room(self) -> Stored:
         return replace(self, capacity=0)

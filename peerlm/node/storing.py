@@ -13,7 +13,7 @@ does not count as a keeper.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf
 
 from peerlm.config import StoreSection
@@ -120,7 +120,6 @@ class Storing:
         self.register = Register(me, sign, author, spread, rng, now)
         self.catalog = Catalog(me)
         self.here: dict[ObjectHash, int] = {}
-        self.pinned: Collection[ObjectHash] = stored.pinned
         self._live: tuple[PeerId, ...] = ()
         """Live nodes of the store but this one."""
         self._keepers = Keepers((), now)
@@ -156,7 +155,7 @@ class Storing:
         self.makers_of: Callable[[ObjectHash], tuple[PeerId, ...]] = lambda _: ()
         """Whom to ask for an object before others, besides those who wrote its name."""
         self.is_held: Callable[[ObjectHash], bool] = lambda _: False
-        """It must not go, although nothing that has a name needs it yet."""
+        """It must not go, although nothing that has a name needs it, or not here."""
         self.shortage = Shortage()
         self.lost_here = 0
         """Objects that were found damaged or gone since the start."""
@@ -473,8 +472,7 @@ class Storing:
         return [*effects, *asked]
 
     def _is_used(self, object_hash: ObjectHash) -> bool:
-        used = object_hash in self.pinned or object_hash in self.awaited
-        return used or self.is_held(object_hash)
+        return object_hash in self.awaited or self.is_held(object_hash)
 
     def _drop(self, doomed: Iterable[ObjectHash]) -> list[Effect]:
         hashes = tuple(doomed)

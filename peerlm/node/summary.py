@@ -11,6 +11,7 @@ from peerlm.data.records import parts_of
 from peerlm.membership.address_book import address_of
 from peerlm.membership.member import State
 from peerlm.node.company import Company
+from peerlm.node.coverage import LOCAL
 from peerlm.node.placing import Placing, said_of
 from peerlm.node.shortage import jobs_stuck, wrong
 from peerlm.node.status import (
@@ -119,7 +120,7 @@ def _texts(work: Work) -> tuple[TextSummary, ...]:
         positions = [(0, 0.0)] * len(parts)
     total, worker = sum(part.weight for part in parts), work.worker
     losses = [worker.val_loss_of(part.text) for part in parts]
-    if len(parts) == 1:
+    if work.plan.data.source == LOCAL:  # which text that is the worker alone knows
         losses = [worker.val_loss]
     return tuple(
         TextSummary(part.name, part.weight / total, *at, val_loss=loss)

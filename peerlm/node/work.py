@@ -21,6 +21,7 @@ from peerlm.effects import Effect, InstallSnapshot, Log, PrepareCorpus, Send, Wr
 from peerlm.events import (
     CorpusMissing,
     CorpusReady,
+    CorpusUnusable,
     OuterStepped,
     SnapshotWritten,
     WorkerExited,
@@ -129,7 +130,7 @@ class Work:
         self._rng = rng
         self.started = now
         self.reading = Reading(
-            plan, hosting.has_ends, self.worker, self.acquisition, self.snapshots, coverage
+            plan, hosting, self.worker, self.acquisition, self.snapshots, coverage
         )
         self._outer_steps = 0
         self._steer_due = now
@@ -389,9 +390,8 @@ class Work:
     def corpus_missing(self, event: CorpusMissing, now: Instant) -> list[Effect]:
         return [*self.reading.missing(event, now), *self.step(now)]
 
-    def corpus_unusable(self, reason: str, now: Instant) -> list[Effect]:
-        self.reading.unusable(reason)
-        return [Log("error", "corpus_unusable", (("why", reason),)), *self.step(now)]
+    def corpus_unusable(self, event: CorpusUnusable, now: Instant) -> list[Effect]:
+        return [*self.reading.unusable(event), *self.step(now)]
 
     def state_installed(self, origin: str, now: Instant) -> list[Effect]:
         self.installed = True
@@ -459,8 +459,8 @@ class Work:
         if was_to_begin:
             # It was to make the initial weights: seek again, and try again after the back-off.
             self.phase = Phase.SEEKING
-        level = "warning" if event.error else "info"
-        return [Log(level, "worker_exited", (("error", event.error),)), *self.step(now)]
+        log = Log("warning" if event.error else "info", "worker_exited", (("error", event.error),))
+        return [log, *(self.reading.check_again() if event.error else []), *self.step(now)]
 
     # ------------------------------------------------------------------------------ snapshots
 
@@ -581,9 +581,7 @@ class Work:
         self.exchanges.standing.plan_hash = plan.plan_hash
         self.tempo.follow(self.plan.mix, now)
         self.coverage.use_plan(plan.plan)
-        # The worker reads the plan when it starts; the budget and H it is told as it goes.
-        effects = self.worker.restart() if old.train != self.plan.train else []
-        return [*effects, *self.reading.use_plan(old, self.plan), *self.step(now)]
+        return [*self.reading.use_plan(old, self.plan), *self.step(now)]
 
     def model_failed(self, reason: str, now: Instant) -> list[Effect]:
         """The finished weights are safe in a snapshot; the model is written again later."""
@@ -603,6 +601,7 @@ class Work:
         """This is the work of the same daemon with other stages: what it has trained on is counted on, and it has looked
         for others long enough."""
         self.origin, self.paused, self.may_draw = old.origin, old.paused, True
+        self.reading.asked = old.reading.asked
         self.started = after(old.started, -FRESH_GRACE_S)
         self.worker.tokens = old.worker.tokens
         self.worker.supervision.generation = old.worker.supervision.generation + 1

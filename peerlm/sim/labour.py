@@ -116,9 +116,9 @@ class Labour:
             case fx.PrepareCorpus():
                 wanted = [ObjectHash(bytes.fromhex(s)) for s in self.plan.data.shards]
                 missing = tuple(h for h in wanted if h not in disk.objects)
-                ready = ev.CorpusReady(tuple((h, len(disk.objects.get(h, b""))) for h in wanted))
                 here = tuple((h, len(disk.objects[h])) for h in wanted if h in disk.objects)
-                event = ev.CorpusMissing(missing, here) if missing else ready
+                ready = ev.CorpusReady(here, effect.number)
+                event = ev.CorpusMissing(missing, here, effect.number) if missing else ready
                 self.machine.later(WRITE_S, self.machine.post, event)
             case fx.InstallSnapshot():
                 self.machine.later(WRITE_S, self._install_snapshot)

@@ -16,8 +16,9 @@ from peerlm import config, events
 from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.data import shards
-from peerlm.effects import InstallObjects
-from peerlm.errors import ChunkCorrupt, StateError
+from peerlm.data.mixture import Mixture
+from peerlm.effects import InstallObjects, PrepareCorpus
+from peerlm.errors import ChunkCorrupt, ConfigError, StateError
 from peerlm.events import Event
 from peerlm.identity.root import create_run, sign_plan
 from peerlm.mix.fragment import SlowFragment
@@ -27,7 +28,7 @@ from peerlm.store import disk, snapshot
 from peerlm.store.disk import StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.store.snapshot import Contents, FragmentState, Snapshot
-from peerlm.types import FragmentId, WallTime
+from peerlm.types import FragmentId, ObjectHash, PeerId, WallTime
 
 KEPT = b"a shard that the plan names"
 
@@ -101,8 +102,8 @@ def test_a_corpus_that_is_no_corpus_is_told(scene: Scene, monkeypatch: pytest.Mo
         raise ChunkCorrupt("shard x: shorter than a header")
 
     monkeypatch.setattr(shards.Corpus, "open", corrupt)
-    asyncio.run(scene.keeping.prepare_corpus())
-    assert scene.posted == [events.CorpusUnusable("shard x: shorter than a header")]
+    asyncio.run(scene.keeping.prepare_corpus(PrepareCorpus(number=1)))
+    assert scene.posted == [events.CorpusUnusable("shard x: shorter than a header", 1)]
 
 
 def test_of_a_corpus_that_is_not_all_here_what_is_here_is_told(scene: Scene) -> None:
@@ -113,18 +114,79 @@ def test_of_a_corpus_that_is_not_all_here_what_is_here_is_told(scene: Scene) -> 
     scene.keeping.plan = sign_plan(root, plan, revision=2)
     path = scene.objects.path(names[1])
     path.write_bytes(texts[1][:-1] + b"x")  # it rots
-    asyncio.run(scene.keeping.prepare_corpus())
+    asyncio.run(scene.keeping.prepare_corpus(PrepareCorpus(number=1)))
     here = tuple((names[i], len(texts[i])) for i in (0, 2))
-    assert scene.posted == [events.CorpusMissing((names[1],), here)]
+    assert scene.posted == [events.CorpusMissing((names[1],), here, 1)]
     assert not path.exists()
 
     scene.posted.clear()
     wrong = config.with_changes(plan, {"data.shard_tokens": [5000, 600, 401]}, "scene")
     scene.keeping.plan = sign_plan(root, wrong, revision=3)
-    asyncio.run(scene.keeping.prepare_corpus())
+    asyncio.run(scene.keeping.prepare_corpus(PrepareCorpus(number=1)))
     (told,) = scene.posted
     assert isinstance(told, events.CorpusUnusable)
     assert "shard 2 of the corpus has 400 tokens" in told.reason
+
+
+def test_a_check_is_of_one_plan_though_another_comes_while_it_goes_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = shards.shard_bytes(np.full(5000, 7, np.uint16), 256)
+    sizes = {"data.shards": [scene.objects.put(text).hex()], "data.shard_tokens": [5000]}
+    root, plan = create_run("scene"), config.with_changes(scene.keeping.plan.plan, sizes, "scene")
+    later = sign_plan(root, scene.keeping.plan.plan, revision=3)
+    scene.keeping.plan = sign_plan(root, plan, revision=2)
+    is_whole = scene.keeping._is_whole
+
+    def meanwhile(object_hash: ObjectHash) -> bool:
+        scene.keeping.plan = later
+        return is_whole(object_hash)
+
+    monkeypatch.setattr(scene.keeping, "_is_whole", meanwhile)
+    asyncio.run(scene.keeping.prepare_corpus(PrepareCorpus(number=7)))
+    name = ObjectHash(bytes.fromhex(plan.data.shards[0]))
+    assert scene.posted == [events.CorpusReady(((name, len(text)),), 7)]
+
+
+@pytest.mark.parametrize("is_all_here", [True, False])
+def test_of_a_mixture_each_text_must_do_for_its_own_rows_of_a_batch(
+    scene: Scene, is_all_here: bool
+) -> None:
+    """A node with several devices draws a batch for each at a time."""
+    before, rows = scene.keeping.plan.plan, 8 * 4
+    window = before.model.context + 1
+    counts = [12 * rows * window, (rows // 8 + 1) * window, 99]
+    texts = [shards.shard_bytes(np.full(n, 7, np.uint16), before.data.vocab) for n in counts]
+    names = [scene.objects.put(text) for text in texts]
+    if not is_all_here:
+        scene.objects.path(names[2]).unlink()
+        scene.objects = scene.keeping._objects = Objects(scene.state)
+    changes = {
+        "data.source": "swarm:much*7+little*1",
+        "data.shards": [name.hex() for name in names],
+        "data.shard_tokens": counts,
+        "data.parts": [1, 2],
+        "data.val_fraction": 0.0,
+        "train.batch": 8,
+    }
+    plan = config.with_changes(before, changes, "scene")
+    scene.keeping.plan = sign_plan(create_run("scene"), plan, revision=2)
+    for devices, is_enough in ((4, True), (8, False)):
+        train = replace(scene.keeping._settings.train, local_workers=devices)
+        scene.keeping._settings = replace(scene.keeping._settings, train=train)
+        paths, me = scene.keeping.corpus_paths(), PeerId(bytes(16))
+        absent = () if is_all_here else (2,)
+        if is_enough:
+            Mixture.open(paths, plan, me, 8 * devices, absent)
+        else:
+            with pytest.raises(ConfigError, match="shorter than one batch"):
+                Mixture.open(paths, plan, me, 8 * devices, absent)
+        scene.posted.clear()
+        asyncio.run(scene.keeping.prepare_corpus(PrepareCorpus()))
+        (told,) = scene.posted
+        assert isinstance(told, events.CorpusUnusable) is not is_enough
+        if isinstance(told, events.CorpusUnusable):
+            assert "little is shorter than one batch" in told.reason
 
 
 def test_state_that_an_interrupted_fetch_left_goes_and_the_corpus_stays(scene: Scene) -> None:

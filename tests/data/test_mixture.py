@@ -284,6 +284,64 @@ def test_while_nothing_of_a_text_is_here_the_others_have_its_turns() -> None:
     assert max(read.values()) == 1
 
 
+def arriving(plan: Plan, *sizes: list[int], rows: int) -> Mixture:
+    """Of texts of which nothing is here."""
+    parts = parts_of(plan)
+    corpora = [
+        Corpus.arriving(lambda n, c=counts: np.full(c[n], n), counts, 256, 0.0, range(len(counts)))
+        for counts in sizes
+    ]
+    loaders = [
+        Loader(corpus, plan, A, 1, text=p.text) for corpus, p in zip(corpora, parts, strict=True)
+    ]
+    return Mixture(parts, loaders, rows)
+
+
+def test_rows_of_a_batch_that_waits_for_a_shard_are_not_told_as_read() -> None:
+    plan = plan_of("plays+news", **{"data.shards": ["ab" * 32] * 4, "data.parts": [2, 2]})
+    mixture = arriving(plan, [150, 600], [150, 600], rows=7)
+    windows = 0
+
+    def told(most: int = 100) -> int:
+        """How many windows it has told of so far, and that nothing but whole batches is told of."""
+        nonlocal windows
+        read = mixture.told(most)
+        flat = iter(read.finished)
+        for text, _, index in zip(flat, flat, flat, strict=True):
+            windows += mixture._loaders[text]._cut.range_at(index)[1]
+        return windows + sum(read.lanes[3::4])
+
+    mixture.absent_are([1, 3])
+    batches = 0
+    while mixture.has_batch():
+        mixture.next_batch()
+        batches += 1
+        if batches % 2:
+            assert told() == 7 * batches
+    assert batches
+    assert 0 < len(mixture._drawn) < 7
+    told(1)
+    assert told() == told() == 7 * batches
+    mixture.absent_are([])
+    assert mixture.has_batch()
+    assert told() == 7 * batches
+    mixture.next_batch()
+    assert told() == 7 * (batches + 1)
+
+
+def test_what_is_to_come_of_one_text_is_no_news_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = plan_of("plays+news", **{"data.shards": ["ab" * 32] * 4, "data.parts": [2, 2]})
+    mixture = arriving(plan, [150, 600], [150, 600], rows=4)
+    looked = []
+    for text, loader in enumerate(mixture._loaders):
+        monkeypatch.setattr(loader, "_look_again", lambda n=text: looked.append(n))
+    mixture.absent_are([1, 2, 3])
+    mixture.absent_are([1, 2, 3])
+    assert looked == [0]
+
+
 def test_of_each_text_the_end_is_held_out() -> None:
     extents = Extents([400, 400, 500, 300, 300, 300], 0.25, [2, 1, 3])
     assert [extents.trains(n) for n in range(6)] == [True, True, True, True, True, True]

@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Collection
+from dataclasses import replace
 
 import pytest
 from blake3 import blake3
 from node_scene import World
 
-from peerlm.config import with_changes
-from peerlm.effects import Effect, EvaluateSlow, Log, StartWorker, TellShards
-from peerlm.events import NewPlan
+from peerlm.config import Plan, with_changes
+from peerlm.data.records import parts_of
+from peerlm.effects import (
+    Effect,
+    EvaluateSlow,
+    Log,
+    PrepareCorpus,
+    StartWorker,
+    StopWorker,
+    TellShards,
+)
+from peerlm.events import (
+    CorpusMissing,
+    CorpusReady,
+    CorpusUnusable,
+    Evaluated,
+    NewPlan,
+    WorkerProgressed,
+)
 from peerlm.node import status
+from peerlm.node.acquire import Acquisition
+from peerlm.node.coverage import Coverage
+from peerlm.node.node import Node
+from peerlm.node.reading import Reading
+from peerlm.node.snapshots import Snapshots
+from peerlm.node.worker import Worker
 from peerlm.sim.machine import Machine
-from peerlm.types import ObjectHash
+from peerlm.swarm.hosting import Hosting
+from peerlm.types import Instant, ObjectHash
 
 SHARDS = 8
 
@@ -213,3 +238,225 @@ def test_other_text_is_read_from_its_first_shard_on(dies: bool) -> None:
     since = [e for _, e in joiner.effects[begun:]]
     assert sum(isinstance(e, StartWorker) for e in since) == 1
     assert dies or not [e for e in since if isinstance(e, Log) and ("is", "ready") in e.fields]
+
+
+# ---------------------------------------------------------------- another text, while a worker reads the one of before
+
+BUDGET = {"run.token_budget": 50_000_000}
+
+
+def other_text(world: World, count: int = 4, **changes: object) -> tuple[list[ObjectHash], Plan]:
+    """Shards that nobody has yet, and a plan that names them."""
+    texts = [b"other text, from the store %d " % n * 40 for n in range(count)]
+    other = [ObjectHash(blake3(text).digest()) for text in texts]
+    named = {
+        "data.source": "swarm:other",
+        "data.shards": [name.hex() for name in other],
+        "data.shard_tokens": [len(text) for text in texts],
+    }
+    return other, with_changes(world.plan.plan, {**named, **changes}, "test")
+
+
+def give_other(world: World, places: Collection[int]) -> None:
+    texts = [b"other text, from the store %d " % n * 40 for n in range(4)]
+    given = [(ObjectHash(blake3(texts[n]).digest()), texts[n]) for n in places]
+    node = core(world, 0)
+    world.machines[0].disk.objects |= dict(given)
+    node.work.snapshots.corpus = tuple((name, len(text)) for name, text in given)
+
+
+def core(world: World, number: int) -> Node:
+    node = world.machines[number].node
+    assert node is not None
+    return node
+
+
+def tell_plan(world: World, plan: Plan, revision: int = 2, *numbers: int) -> None:
+    for number in numbers or (1,):
+        world.machines[number].post(NewPlan(world.sign(plan, revision).blob))
+
+
+def test_text_that_a_worker_reads_or_will_read_is_held_in_the_store() -> None:
+    world = world_of(**BUDGET)
+    joined(world, range(SHARDS))
+    other, plan = other_text(world)
+    is_held = core(world, 1).storing.is_held
+    assert is_held(names(world)[0])
+    assert not is_held(other[0])
+    tell_plan(world, plan)
+    world.run(5)
+    assert is_held(other[0]), "the next worker needs it"
+    assert is_held(names(world)[0]), "its worker reads it"
+    give_other(world, [0, 1])
+    world.within(40, lambda: "2 of 4" in world.summary(1).arriving, "the new text is read")
+    assert all(map(is_held, other))
+    assert not is_held(names(world)[0]), "the worker has left it"
+
+
+def test_a_shard_that_a_worker_died_for_is_fetched_again() -> None:
+    world = world_of(**BUDGET)
+    joiner = joined(world, range(SHARDS))
+    del joiner.disk.objects[names(world)[2]]
+    give_only(world, 0, range(SHARDS))
+    joiner.labour.worker_ends("shard 2: cannot be read")
+    world.within(30, lambda: here(world, 1) == list(range(SHARDS)), "it is here again")
+    world.within(30, lambda: joiner.labour.worker is not None, "another worker is started")
+    world.within(30, lambda: absent(joiner) == (), "and reads it")
+
+
+def test_what_a_check_of_an_earlier_plan_finds_is_void() -> None:
+    world = world_of(**BUDGET)
+    joiner = joined(world, range(SHARDS))
+    old = tuple((name, len(world.corpus[name])) for name in names(world))
+    _, plan = other_text(world)
+    tell_plan(world, plan)
+    world.run(5)
+    checks = [e.number for e in of_kind(joiner, PrepareCorpus) if isinstance(e, PrepareCorpus)]
+    assert checks == sorted(set(checks)), "each has its own number"
+    line = world.summary(1).arriving
+    late = checks[-2]
+    for found in (
+        CorpusReady(old, late),
+        CorpusMissing((old[0][0],), old[1:], late),
+        CorpusUnusable("no text", late),
+    ):
+        joiner.post(found)
+        world.run(2)
+        assert world.summary(1).arriving == line
+        assert world.summary(1).phase == "training"
+    joiner.post(CorpusUnusable("no text", checks[-1]))
+    world.run(2)
+    assert "no text" in world.summary(1).phase_reason
+
+
+def test_text_that_was_unusable_is_checked_again_under_a_plan_that_says_otherwise() -> None:
+    world = world_of(**BUDGET)
+    joiner = joined(world, range(SHARDS))
+    last = of_kind(joiner, PrepareCorpus)[-1]
+    assert isinstance(last, PrepareCorpus)
+    joiner.post(CorpusUnusable("shorter than one batch", last.number))
+    world.within(10, lambda: world.summary(1).phase == "ready", "nothing can be read")
+    smaller = with_changes(world.plan.plan, {"train.batch": 1}, "test")
+    tell_plan(world, smaller, 2)
+    world.within(20, lambda: world.summary(1).phase == "training", "a smaller batch can")
+
+
+def test_the_old_text_is_trained_on_although_the_plan_changes_how_too() -> None:
+    world = world_of(**BUDGET)
+    joiner = joined(world, range(SHARDS))
+    _, plan = other_text(world, **{"train.rewarm_steps": 7})
+    tell_plan(world, plan)
+    world.run(5)
+    again = with_changes(plan, {"train.rewarm_steps": 9}, "test")
+    tell_plan(world, again, 3)
+    world.run(5)
+    assert not of_kind(joiner, StopWorker)
+    assert "text of before: 0 of 4" in world.summary(1).arriving
+    give_other(world, [1])
+    world.within(40, lambda: absent(joiner) == (0, 2, 3), "one shard of the new is here")
+    assert len(of_kind(joiner, StopWorker)) == 1
+    tell_plan(world, with_changes(again, {"train.rewarm_steps": 5}, "test"), 4)
+    world.within(10, lambda: len(of_kind(joiner, StopWorker)) == 2, "of its own text at once")
+
+
+def test_without_a_shard_to_read_the_first_is_waited_for() -> None:
+    world = world_of(**BUDGET)
+    joiner = joined(world, range(SHARDS))
+    reading = core(world, 1).work.reading
+    _, plan = other_text(world)
+    tell_plan(world, plan)
+    world.run(5)
+    joiner.labour.worker_ends("killed by signal 9")
+    world.within(
+        20, lambda: joiner.labour.worker is not None and absent(joiner) == (0, 1, 2, 3), "another"
+    )
+    said = reading.arriving if reading.can_train else world.summary(1).phase_reason
+    assert said in ("waiting for the first shard of 4", "fetching 4 corpus objects")
+    reading.state = "partial"
+    assert reading.arriving == "waiting for the first shard of 4"
+
+
+def test_on_part_of_the_held_out_text_nothing_is_evaluated_although_the_plan_names_other() -> None:
+    world = world_of(**BUDGET)
+    joiner = joined(world, [0, 3])
+    _, plan = other_text(world)
+    tell_plan(world, plan)
+    world.run(10)
+    assert "text of before" in world.summary(1).arriving
+    assert not of_kind(joiner, EvaluateSlow)
+
+
+def test_a_loss_is_told_of_the_text_that_it_was_measured_on() -> None:
+    world = world_of(**{**BUDGET, "train.val_every_s": 10_000.0})
+    joiner = joined(world, range(SHARDS))
+    work = core(world, 1).work
+    (part,) = parts_of(work.plan)
+    generation = work.worker.supervision.generation
+    report = WorkerProgressed(
+        generation, 10**6, 10**6, 1.0, 1.0, 0, texts=(part.text,), ranges=(1,)
+    )
+    world.machines[1].speed = 1e-3  # what it tells from here on is this
+    world.run(3)
+    joiner.post(report)
+    joiner.post(Evaluated(generation, 1.5, 0, None, (1.5,)))
+    world.run(1)
+    assert [text.val_loss for text in world.summary(1).texts] == [1.5]
+    _, plan = other_text(world)
+    tell_plan(world, plan)
+    world.run(2)
+    assert [text.val_loss for text in world.summary(1).texts] == [None]
+
+
+def test_sizes_that_come_later_let_a_node_begin_that_waits_for_all() -> None:
+    world = world_of(**BUDGET)
+    older = world.sign(with_changes(world.plan.plan, {"data.shard_tokens": ()}, "test"), 2)
+    world.machines[0].post(NewPlan(older.blob))
+    give_only(world, 0, range(7))
+    joiner = world.add(1, 0, plan=older)
+    world.within(30, lambda: len(here(world, 1)) == 7, "it has all but one")
+    world.run(5)
+    assert world.summary(1).phase == "ready"
+    tell_plan(world, world.plan.plan, 3, 0, 1)
+    world.within(20, lambda: trains(world, 1), "it reads what is here")
+    assert absent(joiner) == (7,)
+
+
+def test_who_has_read_what_is_here_says_so() -> None:
+    world = world_of(**BUDGET)
+    joiner = joined(world, [0, 3])
+    world.machines[1].speed = 1e-3
+    world.run(3)
+    worker = core(world, 1).work.worker
+    report = WorkerProgressed(worker.supervision.generation, 10**6, worker.tokens, None, 0.0, 0)
+    joiner.post(report)
+    world.run(0.1)
+    assert "training on 2 of 8" in world.summary(1).arriving
+    joiner.post(report)
+    world.run(0.1)
+    assert world.summary(1).arriving == "has read what is here; waiting for 6 shards"
+    joiner.post(replace(report, steps=10**6 + 1))
+    world.run(0.1)
+    assert "training on 2 of 8" in world.summary(1).arriving
+
+
+def test_who_reads_no_text_is_not_started_again_for_other_text() -> None:
+    now, rng = Instant(0.0), random.Random(1)
+    plan = with_changes(Plan(), {"data.shards": ["aa" * 32], "data.shard_tokens": [900]}, "test")
+    worker = Worker(rng, now)
+    reading = Reading(
+        plan,
+        Hosting(1, 2, 3),
+        worker,
+        Acquisition({}, lambda _: None, rng),
+        Snapshots(60.0, None, now),
+        Coverage(plan, b"", rng, now),
+    )
+    worker.start(b"", (), now, fresh=False)
+    other = with_changes(plan, {"data.shards": ["bb" * 32], "data.source": "swarm:b"}, "test")
+    assert reading.use_plan(plan, other) == [PrepareCorpus()]
+    asked = reading.number(PrepareCorpus())
+    assert reading.ready(CorpusReady((), asked.number)) == []
+    weighed = with_changes(other, {"data.val_fraction": 0.25}, "test")
+    assert reading.use_plan(other, weighed) == []
+    trained = with_changes(weighed, {"train.batch": 1}, "test")
+    assert reading.use_plan(weighed, trained) == [StopWorker(1)]

@@ -13,8 +13,8 @@ from peerlm.node.leftovers import NAMELESS_S
 from peerlm.node.register import Writing
 from peerlm.store.catalog import Catalog
 from peerlm.store.manifest import Kind
-from peerlm.types import ObjectHash, TransferId, WallTime
-from peerlm.wire.message import HaveGive, Named, NameRecord
+from peerlm.types import ObjectHash, PeerId, TransferId, WallTime
+from peerlm.wire.message import HaveAsk, HaveGive, Message, Named, NameRecord
 
 A, B, C, D, E = (peer_of(number) for number in range(1, 6))
 
@@ -401,6 +401,25 @@ def test_nothing_is_dropped_on_a_guess() -> None:
     assert late.disk == {} or all(len(d) < 3000 for d in late.disk.values())
     everywhere = set(store.nodes[A].disk) | set(store.nodes[B].disk)
     assert len(everywhere) >= 10
+
+
+def test_what_comes_into_use_while_others_are_asked_is_not_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, asked = Store(5, keep_s=0.0), []
+    send = store._send
+
+    def sent(peer: PeerId, other: PeerId, message: Message) -> None:
+        if peer == A and isinstance(message, HaveAsk) and message.is_due:
+            asked.append(message)
+        send(peer, other, message)
+
+    monkeypatch.setattr(store, "_send", sent)
+    store.nodes[A].storing.is_held = lambda _: bool(asked)
+    manifest = store.publish(A, "plays", contents(40))
+    store.run(120)
+    assert asked
+    assert all(chunk.hash in store.nodes[A].disk for chunk in manifest.chunks)
 
 
 def test_a_survey_counts_who_is_there() -> None:
