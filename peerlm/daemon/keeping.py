@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -81,6 +82,10 @@ class Keeping:
         self._wall = wall
         self._moved = moved
         self._local_shards: tuple[Path, ...] = ()
+        self._writes = Lock()
+        """Snapshots are written one at a time: each takes the next number."""
+        self._is_left = False
+        """The last snapshot that is to be written here is: of what is held next."""
 
     # ------------------------------------------------------------------------------- snapshots
 
@@ -131,7 +136,7 @@ class Keeping:
             fragment.version = record.version
 
     async def write_snapshot(self, effect: WriteSnapshot, slow: SlowWeights) -> None:
-        """→ `SnapshotWritten` or `SnapshotFailed`."""
+        """→ `SnapshotWritten` or `SnapshotFailed`; nothing once `write_for` has written what this node goes on with."""
         contents = self._contents(effect)
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -139,6 +144,8 @@ class Keeping:
             written = await self._on_pool(self._write_snapshot, contents, slow)
         except PeerlmError as error:
             self._post(events.SnapshotFailed(str(error)))
+            return
+        if written is None:
             return
         offers = tuple(
             (r.id, r.version, r.phi.hash, r.phi.size, r.sketch) for r in written.manifest.fragments
@@ -159,8 +166,19 @@ class Keeping:
             final=effect.final,
         )
 
-    def _write_snapshot(self, contents: Contents, slow: SlowWeights) -> Snapshot:
-        return self._write(contents, self._specs, self._states(slow))
+    def _write_snapshot(self, contents: Contents, slow: SlowWeights) -> Snapshot | None:
+        with self._writes:
+            if self._is_left:
+                return None
+            return self._write(contents, self._specs, self._states(slow))
+
+    def _write_last(
+        self, contents: Contents, specs: Sequence[FragmentSpec], states: Iterator[FragmentState]
+    ) -> None:
+        """A newer one, of what is held until now alone, would hide it at the next start."""
+        with self._writes:
+            self._write(contents, specs, states)
+            self._is_left = True
 
     def _write(
         self, contents: Contents, specs: Sequence[FragmentSpec], states: Iterator[FragmentState]
@@ -200,7 +218,7 @@ class Keeping:
                     yield self._state_of(spec, slow)
 
         if specs:
-            await self._on_pool(self._write, self._contents(wanted.snapshot), specs, states())
+            await self._on_pool(self._write_last, self._contents(wanted.snapshot), specs, states())
 
     # ---------------------------------------------------------------------- state from peers
 

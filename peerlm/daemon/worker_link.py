@@ -91,7 +91,9 @@ class WorkerLink:
         self, generation: int, fresh: bool, passes: bytes = b"", absent: tuple[int, ...] = ()
     ) -> None:
         """Start a worker → `WorkerReady`, or `WorkerExited`. The one before must have exited. `absent`: shards that are
-        not here yet."""
+        not here yet. Nothing once this link is left for another: the end of its worker may look like a death."""
+        if self._is_over:
+            return
         assert self._worker is None, f"generation {self._worker.generation} is still here"
         try:
             self._worker = WorkerProcess(generation, held_fragments(self.plan, self._held))

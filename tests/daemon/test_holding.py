@@ -66,7 +66,10 @@ async def test_a_daemon_goes_on_with_other_stages(tmp_path: Path) -> None:
         plan = driver.worker.plan
         peer, ports = driver.node.me, driver.node.company.ports
         for held in (range(1, 2), range(2), range(0)):
+            left = driver.worker
             await move(driver, held)
+            left.start(99, fresh=True)  # as after a worker's end that came late
+            assert left._worker is None
             of = {f for stage in stages(plan)[held.start : held.stop] for f in stage.fragments}
             assert set(driver.slow) == of
             await until(lambda held=held: kept_in(tmp_path / "node") == held)

@@ -17,7 +17,7 @@ from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.data import shards
 from peerlm.data.mixture import Mixture
-from peerlm.effects import InstallObjects, PrepareCorpus
+from peerlm.effects import InstallObjects, PrepareCorpus, Rehost, WriteSnapshot
 from peerlm.errors import ChunkCorrupt, ConfigError, StateError
 from peerlm.events import Event
 from peerlm.identity.root import create_run, sign_plan
@@ -251,3 +251,19 @@ def test_a_snapshot_of_another_model_ends_the_start(scene: Scene) -> None:
     with_snapshot_of(scene, [replace(one, size=one.size + 1), *others])
     with pytest.raises(StateError, match="another model"):
         scene.keeping.find_snapshot()
+
+
+def test_what_a_node_goes_on_with_is_its_newest_snapshot(scene: Scene) -> None:
+    """Another that falls due while it moves to other stages lacks what it is to hold."""
+
+    async def run() -> None:
+        await scene.keeping.write_snapshot(WriteSnapshot(5, 5, False, ()), scene.slow)
+        last = WriteSnapshot(7, 7, False, ())
+        await scene.keeping.write_for(Rehost(0, 1, (), True, last), scene.slow)
+        await scene.keeping.write_snapshot(WriteSnapshot(9, 9, False, ()), scene.slow)
+
+    asyncio.run(run())
+    assert [type(event) for event in scene.posted] == [events.SnapshotWritten]
+    found = snapshot.load(scene.state).snapshot
+    assert found is not None
+    assert (found.manifest.number, found.manifest.contents.own_tokens) == (2, 7)
