@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 import uvloop
 import zmq
+from swarm import Swarm
 
 from peerlm.daemon.link import Links
 from peerlm.events import Event
@@ -20,6 +21,15 @@ from peerlm.types import PeerId
 
 E = TypeVar("E", bound=Event)
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def swarm(tmp_path: Path) -> Iterator[Swarm]:
+    swarm = Swarm(tmp_path)
+    try:
+        yield swarm
+    finally:
+        swarm.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

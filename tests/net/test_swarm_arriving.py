@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,6 @@ from swarm import NODE, PLAN, Swarm, environment, options
 
 pytestmark = pytest.mark.timeout(180)
 HOLDING_BACK = (sys.executable, str(Path(__file__).parent / "holding_back.py"))
-
-
-@pytest.fixture
-def swarm(tmp_path: Path) -> Iterator[Swarm]:
-    swarm = Swarm(tmp_path)
-    try:
-        yield swarm
-    finally:
-        swarm.close()
 
 
 def trains_on_all_but_one(status: dict[str, Any]) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +17,6 @@ from peerlm import __version__
 
 pytestmark = pytest.mark.timeout(180)
 OLDER = (sys.executable, str(Path(__file__).parents[1] / "wire" / "older.py"))
-
-
-@pytest.fixture
-def swarm(tmp_path: Path) -> Iterator[Swarm]:
-    swarm = Swarm(tmp_path)
-    try:
-        yield swarm
-    finally:
-        swarm.close()
 
 
 def mixed_with(*others: Node) -> Any:

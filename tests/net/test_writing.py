@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
-from pathlib import Path
 
 import psutil
 import pytest
@@ -15,15 +13,6 @@ from swarm import Node, Swarm, assert_refused, init, peerlm, wait_for
 pytestmark = pytest.mark.timeout(180)
 
 LACKING = [package for package in ("tensorboard", "wandb") if find_spec(package) is None]
-
-
-@pytest.fixture
-def swarm(tmp_path: Path) -> Iterator[Swarm]:
-    swarm = Swarm(tmp_path)
-    try:
-        yield swarm
-    finally:
-        swarm.close()
 
 
 def rows(node: Node) -> list[dict[str, str]]:

@@ -191,8 +191,9 @@ def test_a_shard_that_turns_out_damaged_is_fetched_again() -> None:
     assert len(of_kind(joiner, StartWorker)) == 1
 
 
-def test_without_sizes_in_the_plan_all_shards_are_waited_for() -> None:
-    world = world_of(**{"run.token_budget": 50_000_000})
+def waiting_for_all() -> tuple[World, Machine]:
+    """A joiner that has all shards but one, by a plan that does not say their sizes."""
+    world = world_of(**BUDGET)
     older = world.sign(with_changes(world.plan.plan, {"data.shard_tokens": ()}, "test"), 2)
     world.machines[0].post(NewPlan(older.blob))
     give_only(world, 0, range(7))
@@ -200,6 +201,11 @@ def test_without_sizes_in_the_plan_all_shards_are_waited_for() -> None:
     world.within(30, lambda: len(here(world, 1)) == 7, "it has all but one")
     world.run(5)
     assert world.summary(1).phase == "ready"
+    return world, joiner
+
+
+def test_without_sizes_in_the_plan_all_shards_are_waited_for() -> None:
+    world, joiner = waiting_for_all()
     assert not of_kind(joiner, StartWorker)
     give_only(world, 0, range(SHARDS))
     world.within(30, lambda: trains(world, 1), "that one was missing")
@@ -408,14 +414,7 @@ def test_a_loss_is_told_of_the_text_that_it_was_measured_on() -> None:
 
 
 def test_sizes_that_come_later_let_a_node_begin_that_waits_for_all() -> None:
-    world = world_of(**BUDGET)
-    older = world.sign(with_changes(world.plan.plan, {"data.shard_tokens": ()}, "test"), 2)
-    world.machines[0].post(NewPlan(older.blob))
-    give_only(world, 0, range(7))
-    joiner = world.add(1, 0, plan=older)
-    world.within(30, lambda: len(here(world, 1)) == 7, "it has all but one")
-    world.run(5)
-    assert world.summary(1).phase == "ready"
+    world, joiner = waiting_for_all()
     tell_plan(world, world.plan.plan, 3, 0, 1)
     world.within(20, lambda: trains(world, 1), "it reads what is here")
     assert absent(joiner) == (7,)
