@@ -70,6 +70,10 @@ class Learner(Protocol):
         """Of these weights, on what nobody trains on; the same for the same weights."""
         ...
 
+    def part(self, fragments: Sequence[FragmentId]) -> Learner:
+        """The task of a node that holds these fragments only. Raises `ValueError` where there are no parts."""
+        ...
+
 
 # ---------------------------------------------------------------------------------- quadratic
 
@@ -93,6 +97,22 @@ class Quadratic:
         """Mean square distance from the target, a fragment; summed over fragments."""
         pairs = zip(phi, self.target, strict=True)
         return sum(float(np.mean((values - target) ** 2)) for values, target in pairs)
+
+    def part(self, fragments: Sequence[FragmentId]) -> Learner:
+        return self if len(fragments) == len(self.sizes) else _QuadraticPart(self, fragments)
+
+
+class _QuadraticPart(Quadratic):
+    def __init__(self, whole: Quadratic, fragments: Sequence[FragmentId]) -> None:
+        self._whole, self._fragments = whole, fragments
+        self.sizes = tuple(whole.sizes[f] for f in fragments)
+        self.pull, self.noise = whole.pull, whole.noise
+        self.target = [whole.target[f] for f in fragments]
+
+    def initial(self, seed: int) -> list[Vector]:
+        """The same as where the whole begins."""
+        values = self._whole.initial(seed)
+        return [values[f] for f in self._fragments]
 
 
 class _Pulled:
@@ -148,6 +168,11 @@ class _Networked(ABC):
     @abstractmethod
     def draw(self, node: int, rng: np.random.Generator) -> tuple[Symbols, Symbols]:
         """A batch for `node`: contexts [batch, context] and what follows each [batch]."""
+
+    def part(self, fragments: Sequence[FragmentId]) -> Learner:
+        if len(fragments) != len(self.sizes):
+            raise ValueError("a network cannot be learnt in parts")
+        return self
 
     def log_probabilities(self, phi: Sequence[Vector], contexts: Symbols) -> Matrix:
         return self.net.log_probabilities(np.concatenate(phi), contexts)

@@ -24,6 +24,7 @@ from peerlm.membership.member import State
 from peerlm.membership.profile import Profile
 from peerlm.membership.table import MemberChanged
 from peerlm.mix.vector import Vector
+from peerlm.model.stages import stages
 from peerlm.node.contacts import neighbours
 from peerlm.node.lifecycle import Phase
 from peerlm.node.node import Acquaintance
@@ -33,8 +34,9 @@ from peerlm.sim.disk import Disk
 from peerlm.sim.learner import Learner, Quadratic
 from peerlm.sim.machine import Machine
 from peerlm.sim.network import Network, Wire
+from peerlm.sim.ring import Ring
 from peerlm.sim.trace import Trace
-from peerlm.types import Instant, ObjectHash, PeerId, Role, WallTime
+from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, Role, WallTime
 
 START = 1_800_000_000.0
 DAY = 86_400.0
@@ -141,6 +143,13 @@ class World:
         data = {"data.shards": [name.hex() for name in self.corpus], "data.shard_tokens": tokens}
         given = with_changes(given, data, "world")
         self.plan = self.sign(given, 1)
+        self.stage_of: dict[FragmentId, int] = {}
+        """Of each fragment of a model in stages."""
+        if given.model.stages > 1:
+            cut = stages(given)
+            self.stage_of = {f: stage.index for stage in cut for f in stage.fragments}
+            assert len(self.stage_of) == len(self.sizes), "a learner of other fragments"
+        self.ring = Ring(self)
 
     # ------------------------------------------------------------------------------ what happens
 
@@ -335,15 +344,16 @@ class World:
         return True
 
     def spread(self) -> float:
-        """Largest relative distance of any two nodes' weights."""
-        weights = [m.labour.phi() for m in self.up()]
-        sized = [(w, max(float(np.linalg.norm(w)), 1e-9)) for w in weights]
-        # |a − b| is |b − a|: two are farthest apart as the smaller of them sees it.
-        distances = (
-            float(np.linalg.norm(a - b) / min(size_a, size_b))
-            for (a, size_a), (b, size_b) in combinations(sized, 2)
-        )
-        return max(distances, default=0.0)
+        """Largest relative distance of any two nodes' weights, as far as both hold the same."""
+        if self.stage_of:
+            return max(map(self._spread_of, sorted(set(self.stage_of.values()))))
+        return spread_of([m.labour.phi() for m in self.up()])
+
+    def _spread_of(self, stage: int) -> float:
+        """Of those who hold this stage."""
+        fragments = [f for f, of in sorted(self.stage_of.items()) if of == stage]
+        hosts = [m.labour.slow for m in self.up() if stage in m.holding.held]
+        return spread_of([np.concatenate([slow[f].phi for f in fragments]) for slow in hosts])
 
     def digest(self) -> str:
         return self.trace.digest()
@@ -463,6 +473,17 @@ class World:
         assert there.keys.curve_public == key, (
             f"machine {machine.number} admits machine {there.number} under a key that is not its own"
         )
+
+
+def spread_of(weights: Sequence[Vector]) -> float:
+    """Largest relative distance of any two."""
+    sized = [(w, max(float(np.linalg.norm(w)), 1e-9)) for w in weights]
+    # |a − b| is |b − a|: two are farthest apart as the smaller of them sees it.
+    distances = (
+        float(np.linalg.norm(a - b) / min(size_a, size_b))
+        for (a, size_a), (b, size_b) in combinations(sized, 2)
+    )
+    return max(distances, default=0.0)
 
 
 def relative_distance(a: Vector, b: Vector) -> float:
