@@ -364,8 +364,9 @@ class World:
         for machine in self.up():
             s = self.summary(machine.number)
             states = {self.number_of(m.peer): m.state for m in s.members}
+            held = f" holds {[*machine.holding.held]}" * bool(self.stage_of)
             lines.append(
-                f"{machine.number}: {s.phase} {s.phase_reason!r} tokens {s.tokens}/{s.swarm_tokens}"
+                f"{machine.number}:{held} {s.phase} {s.phase_reason!r} tokens {s.tokens}/{s.swarm_tokens}"
                 f" worker {s.worker_state} mixing {s.participating} members {states}"
                 f" exchanges {dict(s.exchanges)} {dict(s.exchange_reasons)} dial {dict(s.dial_errors)}"
             )
