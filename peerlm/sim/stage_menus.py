@@ -143,23 +143,37 @@ class StageTrouble(Trouble):
 
     def what_is_well(self) -> Callable[[], bool]:
         world, began = self.world, self.world.now
-        lacking = set(range(self.stages)) - self._can_be_held()
-        if lacking:
-            held = _Held(world, lacking)
-            return held.is_well
-        return lambda: is_well(world, began)
+        lacking = set(range(self.stages)) - self._left()
+        held, spare = self._hosts()
+        open_ = len(set(range(self.stages)) - held)
+        if lacking or open_ > sum(spare):
+            return _Held(world, lacking).is_well
+        if open_ > len(spare):  # where two go to one node, it depends on which
+            is_held = _Held(world, set()).is_well
+            return lambda: not trouble_of(world, began) or is_held()
+        return lambda: not trouble_of(world, began)
 
-    def _can_be_held(self) -> set[int]:
-        """Stages that are left, and that somebody can hold."""
+    def _left(self) -> set[int]:
+        """Stages that are left, with text for the first."""
         world = self.world
         left = set(range(self.stages)) if _is_blank(world) else _left(world)
-        if not any(set(world.corpus) <= set(m.disk.objects) for m in world.up()):
-            left -= {0}
-        fixed = [m for m in world.up() if is_part(m) and not is_auto(m)]
-        held = {stage for machine in fixed for stage in machine.holding.held}
-        open_ = sorted(set(range(self.stages)) - held)
-        autos = sum(is_auto(machine) for machine in world.up())
-        return left & (held | set(open_[:autos]))
+        has_text = any(set(world.corpus) <= set(m.disk.objects) for m in world.up())
+        return left if has_text else left - {0}
+
+    def _hosts(self) -> tuple[set[int], list[int]]:
+        """What is held by those whose stages are fixed, and how many each of the others can hold."""
+        parts = [m for m in self.world.up() if is_part(m)]
+        fixed = {stage for m in parts if not is_auto(m) for stage in m.holding.held}
+        cut = stages(self.world.plan.plan)
+        spare = []
+        for machine in filter(is_auto, parts):
+            assert machine.holding.offered is not None
+            memory, fits = machine.holding.offered.memory, 0
+            for length in range(1, len(cut) + 1):
+                runs = (range(a, a + length) for a in range(len(cut) + 1 - length))
+                fits = length if any(memory.holds(memory_of(cut, run)) for run in runs) else fits
+            spare.append(fits)
+        return fixed, spare
 
 
 def is_auto(machine: Machine) -> bool:
@@ -176,12 +190,28 @@ def learnt_in_parts(world: World) -> int:
     return sum(m.tokens_trained for m in world.machines.values() if is_part(m))
 
 
-def is_well(world: World, since: float) -> bool:
-    """One swarm in which everyone takes part, each stage's hosts agree, and every worker has stepped `since`."""
-    if not world.all_mixing() or world.spread() >= SPREAD_MAX:
-        return False
-    works = (machine.labour.worker for machine in world.up() if is_part(machine))
-    return all(w is not None and w.stage is not None and w.stage.stepped_at > since for w in works)
+def trouble_of(world: World, since: float) -> str:
+    """What of it all is not well: one swarm in which everyone takes part, each stage's hosts agree, and everybody to whom
+    the stream may come has stepped `since`. Empty: nothing."""
+    if not world.all_mixing():
+        return "not everybody takes part"
+    if (spread := world.spread()) >= SPREAD_MAX:
+        return f"hosts of a stage are {spread:.2f} apart"
+    for machine in _on_the_way(world):
+        worker = machine.labour.worker
+        if worker is None or worker.stage is None or worker.stage.stepped_at <= since:
+            return f"machine {machine.number} does not step"
+    return ""
+
+
+def _on_the_way(world: World) -> list[Machine]:
+    """Who reads, and whoever holds the stage behind somebody's last who is on the way: of a run of stages each takes the
+    stream from where it comes in to the last."""
+    hosts, found, nexts = [m for m in world.up() if is_part(m)], list[Machine](), {0}
+    while more := [m for m in hosts if m not in found and nexts & {*m.holding.held}]:
+        found += more
+        nexts = {m.holding.held.stop for m in more}
+    return found
 
 
 def _is_blank(world: World) -> bool:
