@@ -126,7 +126,5 @@ class Holding:
         machine.employ()
         assert machine.node is not None
         machine.perform(
-            machine.node.rehost(
-                self.hosting, self.sizes, self.restored, failure, machine.world.now
-            )
+            machine.node.rehost(self.hosting, self.sizes, self.restored, failure, machine.world.now)
         )

@@ -26,7 +26,7 @@ from peerlm.mix.sketch import distance, sketch
 from peerlm.mix.vector import Vector
 from peerlm.sim.channels import ChannelEnds
 from peerlm.sim.disk import WRITE_S, Offer, Snapshot, State
-from peerlm.sim.learner import Pupil
+from peerlm.sim.learner import Pupil, part_of
 from peerlm.sim.stage_work import Hop, StageWork
 from peerlm.sim.transfers import Transfers
 from peerlm.train.cadence import Cadence
@@ -78,7 +78,7 @@ class Labour:
         self.machine, self.world, self.disk = machine, machine.world, machine.disk
         self.plan = plan
         self.held = machine.holding.fragments
-        self.learner = learner = machine.world.learner.part(self.held)
+        self.learner = learner = part_of(machine.world.learner, self.held)
         self.slow = {
             fragment: SlowFragment(np.zeros(size, np.float32))
             for fragment, size in zip(self.held, learner.sizes, strict=True)
@@ -182,9 +182,7 @@ class Labour:
         machine = self.machine
         seed = [self.world.seed, machine.number, machine.life, effect.generation]
         pupil = self.learner.pupil(machine.number, np.random.default_rng(seed))
-        worker = Worker(
-            effect.generation, pupil, Cadence(self.slow, self.plan.mix.inner_steps)
-        )
+        worker = Worker(effect.generation, pupil, Cadence(self.slow, self.plan.mix.inner_steps))
         if not machine.holding.is_whole:
             worker.stage = StageWork(self, worker, machine.holding.held, seed)
         worker.absent = effect.absent

@@ -70,10 +70,6 @@ class Learner(Protocol):
         """Of these weights, on what nobody trains on; the same for the same weights."""
         ...
 
-    def part(self, fragments: Sequence[FragmentId]) -> Learner:
-        """The task of a node that holds these fragments only. Raises `ValueError` where there are no parts."""
-        ...
-
 
 # ---------------------------------------------------------------------------------- quadratic
 
@@ -98,8 +94,14 @@ class Quadratic:
         pairs = zip(phi, self.target, strict=True)
         return sum(float(np.mean((values - target) ** 2)) for values, target in pairs)
 
-    def part(self, fragments: Sequence[FragmentId]) -> Learner:
-        return self if len(fragments) == len(self.sizes) else _QuadraticPart(self, fragments)
+
+def part_of(learner: Learner, fragments: Sequence[FragmentId]) -> Learner:
+    """The task of a node that holds these fragments alone. Raises `ConfigError` where a task has no parts."""
+    if len(fragments) == len(learner.sizes):
+        return learner
+    if not isinstance(learner, Quadratic):
+        raise ConfigError("a network is learnt whole; only a quadratic task has parts")
+    return _QuadraticPart(learner, fragments)
 
 
 class _QuadraticPart(Quadratic):
@@ -168,11 +170,6 @@ class _Networked(ABC):
     @abstractmethod
     def draw(self, node: int, rng: np.random.Generator) -> tuple[Symbols, Symbols]:
         """A batch for `node`: contexts [batch, context] and what follows each [batch]."""
-
-    def part(self, fragments: Sequence[FragmentId]) -> Learner:
-        if len(fragments) != len(self.sizes):
-            raise ValueError("a network cannot be learnt in parts")
-        return self
 
     def log_probabilities(self, phi: Sequence[Vector], contexts: Symbols) -> Matrix:
         return self.net.log_probabilities(np.concatenate(phi), contexts)

@@ -92,7 +92,8 @@ def _how_all_were(world: World) -> str:
 class Trouble:
     """A world and what befalls it."""
 
-    sizes, speed, recovery_s = SIZES, SPEED, RECOVERY_S
+    sizes: tuple[int, ...] = SIZES
+    speed, recovery_s = SPEED, RECOVERY_S
 
     def __init__(self, seed: int, nodes: int, trace: Trace | None) -> None:
         self.seed = seed

@@ -70,6 +70,8 @@ class Ring:
         assert {ENDS, *range(count)} == has, f"{part} is counted, and only {sorted(has)} learnt it"
         for stage in range(count):
             gone_s = self._world.now - self._hosted_at.get(stage, self._world.now)
-            assert gone_s < LINGER_S, f"{part} is home, and nobody has held {stage} for {gone_s:.0f} s"
+            assert gone_s < LINGER_S, (
+                f"{part} is home, and nobody has held {stage} for {gone_s:.0f} s"
+            )
         while len(self._counted) > PARTS_MAX:
             del self._counted[next(iter(self._counted))]

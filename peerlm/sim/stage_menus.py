@@ -18,7 +18,7 @@ from peerlm.model.stages import memory_of, stages
 from peerlm.node.lifecycle import Phase
 from peerlm.sim.checks import SPREAD_MAX
 from peerlm.sim.machine import Machine
-from peerlm.sim.menus import FAULTS, MENU_MAX, NODES, Lived, Trouble, survive
+from peerlm.sim.menus import FAULTS, MENU_MAX, Lived, Trouble, live_through, survive
 from peerlm.sim.trace import Trace
 from peerlm.sim.world import World
 
@@ -37,18 +37,22 @@ MODEL: dict[str, Any] = {
 FRAGMENTS = 6
 """That this model has."""
 
+RECOVERY_S = 300.0
+"""A node gives stages up for which it has found no weights after a minute, and decides anew."""
+
 FAMINE_S = 75.0
 """A stage is without hosts so long."""
 QUIET_S = 15.0
 """And nothing is learnt in the last part of it."""
 
 OF_STAGES = ("stage", "flicker")
+"""All hosts of a stage die; and are back at once."""
 
 
-def live_in_stages(
-    seed: int, nodes: int = NODES, trace: Trace | None = None, count: int = 3
-) -> Lived:
-    """One seed of a model in `count` stages."""
+def live(seed: int, nodes: int, count: int, trace: Trace | None = None) -> Lived:
+    """One seed of a model in `count` stages, or in one piece."""
+    if count == 1:
+        return live_through(seed, nodes, trace)
     return survive(StageTrouble(seed, nodes, trace, count))
 
 
@@ -56,7 +60,7 @@ class StageTrouble(Trouble):
     """A world of hosts of stages, and what befalls it."""
 
     sizes = (12,) * FRAGMENTS
-    speed, recovery_s = 2_000.0, 300.0
+    speed, recovery_s = 2_000.0, RECOVERY_S
 
     def __init__(self, seed: int, nodes: int, trace: Trace | None, count: int) -> None:
         self.stages = count
