@@ -92,6 +92,10 @@ class ChannelEnds:
             if not silently:
                 self._tell_other(end, "closed")
 
+    def open(self) -> frozenset[PeerId]:
+        """With whom hops can be exchanged."""
+        return frozenset(self._says)
+
     def _begin(self, effect: Channel) -> ChannelEnd:
         assert effect.transfer not in self._ends, "two channels of one name"
         end = self._ends[effect.transfer] = ChannelEnd(effect, self._world.now)
