@@ -40,6 +40,9 @@ FRAGMENTS = 6
 RECOVERY_S = 300.0
 """A node gives stages up for which it has found no weights after a minute, and decides anew."""
 
+WARM_S = (0.0, 25.0, 60.0)
+"""Before the trouble begins: nothing is learnt yet; something is; there are copies of what one node holds alone."""
+
 FAMINE_S = 75.0
 """A stage is without hosts so long."""
 QUIET_S = 15.0
@@ -117,6 +120,7 @@ class StageTrouble(Trouble):
         return hosts
 
     def run(self) -> None:
+        self.world.run(self.rng.choice(WARM_S))
         super().run()
         if self.has_famine:
             self._starve()

@@ -119,6 +119,17 @@ def test_a_channel_that_is_cut_ends_at_both_ends_by_silence_and_comes_again() ->
     well(world)
 
 
+def test_hosts_that_lost_all_they_got_while_a_later_stage_was_away_get_work_again_at_once() -> None:
+    world = well(ring_of("0", "1", "1", "2"))
+    for _ in range(3):
+        world.kill(3)
+        world.run(2)
+        world.restart(3)
+        began = world.now
+        world.run(60, lambda: not trouble_of(world, began))
+        assert world.now - began < 30, world.story()
+
+
 def test_a_frozen_host_costs_what_it_had_and_nothing_is_counted_twice() -> None:
     world = well(ring_of("0", "1", "2", "2"))
     world.freeze(2, 12.0)
