@@ -10,7 +10,8 @@ import click
 
 from peerlm.cli.settings_text import parse_changes
 from peerlm.cli.sim_options import RUNS_MAX, SEED_MAX, check_between, check_jobs
-from peerlm.cli.sim_pool import all_runs, processors
+from peerlm.cli.sim_pool import all_runs
+from peerlm.data.processes import processors
 from peerlm.errors import ConfigError, PeerlmError
 from peerlm.sim import stage_menus
 from peerlm.sim.figures import quantiles

@@ -244,13 +244,13 @@ def _left(world: World) -> set[int]:
 
 
 def _assert_says_why(machine: Machine, lacking: set[int]) -> None:
-    assert machine.node is not None
-    work = machine.node.work
-    says = f"machine {machine.number} is {work.phase} and says {work.reason!r}"
-    assert work.reason, f"{says}: nobody holds {sorted(lacking)}"
-    if work.phase is Phase.TRAINING:
+    summary = machine.world.summary(machine.number)
+    why = summary.phase_reason
+    says = f"machine {machine.number} is {summary.phase} and says {why!r}"
+    assert why, f"{says}: nobody holds {sorted(lacking)}"
+    if summary.phase == Phase.TRAINING:
         missing = lacking - {*machine.holding.held}
-        assert all(str(stage) in work.reason for stage in missing), f"{says}: not {missing}"
+        assert all(str(stage) in why for stage in missing), f"{says}: not {missing}"
 
 
 class _Held:
