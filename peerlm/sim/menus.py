@@ -162,13 +162,18 @@ class Trouble:
             self._show_the_way(number)
         is_well = self.what_is_well()
         world.run(self.recovery_s, is_well)
-        assert is_well(), f"not well {self.recovery_s:g} s after everything was mended"
+        late = f"not well {self.recovery_s:g} s after everything was mended"
+        assert is_well(), f"{late}{self.what_is_wrong(mended)}"
         self.safety.look()
         return world.now - mended
 
     def what_is_well(self) -> Callable[[], bool]:
         """What must come true, now that everything is mended."""
         return lambda: is_well(self.world)
+
+    def what_is_wrong(self, since: float) -> str:
+        """For who reads of it, with a colon before it; empty where there is nothing to say."""
+        return ""
 
     def _mend(self) -> None:
         world = self.world

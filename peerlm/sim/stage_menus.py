@@ -161,6 +161,9 @@ class StageTrouble(Trouble):
             return lambda: not trouble_of(world, began) or is_held()
         return lambda: not trouble_of(world, began)
 
+    def what_is_wrong(self, since: float) -> str:
+        return f": {trouble_of(self.world, since)}"
+
     def _left(self) -> set[int]:
         """Stages that are left, with text for the first."""
         world = self.world
@@ -199,13 +202,16 @@ def learnt_in_parts(world: World) -> int:
 
 
 def trouble_of(world: World, since: float) -> str:
-    """What of it all is not well: one swarm in which everyone takes part, each stage's hosts agree, and everybody to whom
-    the stream may come has stepped `since`. Empty: nothing."""
-    if not world.all_mixing():
+    """What of it all is not well: one swarm in which everyone trains, and everybody to whom the stream may come takes part,
+    agrees with the other hosts of its stages, and has stepped `since`. Empty: nothing."""
+    hosts = _on_the_way(world)
+    on_the_way = {machine.number for machine in hosts}
+    idle = {m.number for m in world.up() if is_part(m)} - on_the_way
+    if not world.all_mixing(idle):
         return "not everybody takes part"
-    if (spread := world.spread()) >= SPREAD_MAX:
+    if (spread := world.spread(idle)) >= SPREAD_MAX:
         return f"hosts of a stage are {spread:.2f} apart"
-    for machine in _on_the_way(world):
+    for machine in hosts:
         worker = machine.labour.worker
         if worker is None or worker.stage is None or worker.stage.stepped_at <= since:
             return f"machine {machine.number} does not step"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -331,28 +331,33 @@ class World:
     def all_in(self, *phases: str) -> bool:
         return all(self.summary(m.number).phase in phases for m in self.up())
 
-    def all_mixing(self) -> bool:
-        """Everybody up trains, takes part, and sees everybody up alive."""
+    def all_mixing(self, idle: Collection[int] = ()) -> bool:
+        """Everybody up trains, takes part unless it is `idle`, and sees everybody up alive."""
         up = {m.keys.peer_id: m.node for m in self.up()}
         for me, node in up.items():
             assert node is not None
-            if node.work.phase is not Phase.TRAINING or not node.work.is_participating(self.now):
+            is_excused = self.number_of(me) in idle
+            takes_part = is_excused or node.work.is_participating(self.now)
+            if node.work.phase is not Phase.TRAINING or not takes_part:
                 return False
             members = node.company.membership.members().values()
             if {me, *(m.peer for m in members if m.state is State.ALIVE)} != up.keys():
                 return False
         return True
 
-    def spread(self) -> float:
-        """Largest relative distance of any two nodes' weights, as far as both hold the same."""
+    def spread(self, idle: Collection[int] = ()) -> float:
+        """Largest relative distance of any two nodes' weights, as far as both hold the same; but for those that are `idle`."""
         if self.stage_of:
-            return max(map(self._spread_of, sorted(set(self.stage_of.values()))))
+            every = sorted(set(self.stage_of.values()))
+            return max(self._spread_of(stage, idle) for stage in every)
         return spread_of([m.labour.phi() for m in self.up()])
 
-    def _spread_of(self, stage: int) -> float:
+    def _spread_of(self, stage: int, idle: Collection[int]) -> float:
         """Of those who hold this stage."""
         fragments = [f for f, of in sorted(self.stage_of.items()) if of == stage]
-        hosts = [m.labour.slow for m in self.up() if stage in m.holding.held]
+        hosts = [
+            m.labour.slow for m in self.up() if stage in m.holding.held and m.number not in idle
+        ]
         return spread_of([np.concatenate([slow[f].phi for f in fragments]) for slow in hosts])
 
     def digest(self) -> str:

@@ -218,7 +218,9 @@ def test_a_part_of_a_task_begins_where_the_whole_does() -> None:
 )
 def test_after_any_trouble_stages_are_hosted_again(seed: int, count: int, nodes: int) -> None:
     story = live(seed, nodes, count).story
-    assert not story, f"peerlm sim replay {seed} --nodes {nodes} --set model.stages={count}\n{story}"
+    assert not story, (
+        f"peerlm sim replay {seed} --nodes {nodes} --set model.stages={count}\n{story}"
+    )
 
 
 def test_menus_draw_every_kind_of_host(monkeypatch: pytest.MonkeyPatch) -> None:
