@@ -23,7 +23,7 @@ from peerlm.cli.settings_text import (
 from peerlm.cli.state import ORIGIN, has_node, read_run, state_option
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.types import Role, WallTime, short
 
 if TYPE_CHECKING:
