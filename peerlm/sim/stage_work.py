@@ -240,12 +240,9 @@ class StageWork:
         self._loss = worker.pupil.steps(list(worker.theta.values()), 1)
         self._labour.poison(worker)
         self._sequences, self.stepped_at = 0.0, self._world.now
-        self._stepped()
-
-    def _stepped(self) -> None:
-        self._worker.steps += 1
-        self._worker.cadence.stepped()
-        self._labour.hand_in(self._worker)
+        worker.steps += 1
+        worker.cadence.stepped()
+        self._labour.hand_in(worker)
 
     # --------------------------------------------------------------------------------- at the ends
 
@@ -321,7 +318,10 @@ class StageWork:
         if all(np.isfinite(theta).all() for theta in self._worker.theta.values()):
             return True
         self._worker.nonfinite_steps += 1
-        self._stepped()
+        self._worker.steps += 1
+        self._worker.cadence.stepped()
+        self._worker.cadence.drain()
+        self._labour.hand_in(self._worker)
         return False
 
     # ------------------------------------------------------------------------------------- inside

@@ -50,7 +50,7 @@ class Cadence:
         self._every = every
 
     def drain(self) -> None:
-        """No inner step will follow: whatever has moved since it was handed in is due."""
+        """No inner step will follow, or none that is of use before: whatever has moved since it was handed in is due."""
         self._due |= {f for f, at in self._handed_in_at.items() if at < self._step}
 
     def ready(self) -> list[FragmentId]:

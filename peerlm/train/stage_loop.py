@@ -439,13 +439,14 @@ class StageLoop(InnerLoop):
     # ------------------------------------------------------------------------------------- inside
 
     def _is_finite(self, stream: Stream) -> bool:
-        """What is not is never sent. If θ is broken, that is told as steps that move nothing: with the next boundary
-        the daemon sets it back."""
+        """What is not is never sent. If θ is broken, that is told as a step that moves nothing, and all of it is handed in at
+        once, since the daemon sets it back then: who loses what it is sent is sent too little for the usual boundary to come soon."""
         if np.isfinite(stream).all():
             return True
         if not self._part.is_finite():
             self._tally.add(0, None, finite=False)
             self._cadence.stepped()
+            self._cadence.drain()
             self._hand_in()
         return False
 

@@ -132,6 +132,19 @@ def test_a_host_that_could_not_send_on_gets_its_share_again_soon() -> None:
     assert did[1] > 0.5 * did[2]
 
 
+def test_a_host_whose_weights_broke_is_set_back_at_once() -> None:
+    """It is sent too little, since it loses that, for the boundaries of so many steps to come."""
+    world = well(ring_of("0", "1", "1", "2"))
+    machine = world.machines[1]
+    machine.poisoned = True
+    world.run(30, lambda: not machine.poisoned)
+    world.run(5)
+    worker = machine.labour.worker
+    assert worker is not None
+    assert worker.nonfinite_steps > 0
+    assert all(np.isfinite(theta).all() for theta in worker.theta.values())
+
+
 def test_a_frozen_host_costs_what_it_had_and_nothing_is_counted_twice() -> None:
     world = well(ring_of("0", "1", "2", "2"))
     world.freeze(2, 12.0)

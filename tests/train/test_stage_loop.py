@@ -291,9 +291,11 @@ def test_a_step_is_taken_before_the_next_pass_and_counts_no_loss(middle: Host) -
 
 def test_broken_weights_are_told_with_a_boundary_and_never_sent(middle: Host) -> None:
     middle.break_theta()
-    for number in range(4):
+    assert middle.hear(ENDS, forward(0)) == [(ENDS, lost(0))]
+    told = {boundary.fragment for boundary in middle.of(protocol.Boundary)}
+    assert told == set(middle.loop._cadence._handed_in_at), "all of it, and at once"
+    for number in range(1, 4):
         assert middle.hear(ENDS, forward(number)) == [(ENDS, lost(number))]
-    assert middle.of(protocol.Boundary)
     assert middle.loop._tally.nonfinite_steps == 4
     assert middle.under_way() == (0, 0, 0)
 
