@@ -144,7 +144,7 @@ class Storing:
         self._leftovers = Leftovers(settings.keep_s)
         self._surveys = Surveys()
         self._dropping = Dropping(self.catalog, self._leftovers, self._surveys, self._is_used)
-        self._proofs = Proofs(self.catalog, self._surveys, rng, now)
+        self._proofs = Proofs(me, self.catalog, self._surveys, rng, now)
         self._surveys.claimed = self._proofs.claimed
         self._trust, self._distrusted = Trust(), NOBODY
         self._ceiling = Ceiling(settings.repair_bytes_s, now)

@@ -1,15 +1,11 @@
 """The message catalogue: everything one node can say to another on the control plane.
 
-Each message is a frozen dataclass with a number of its own. Field types and bounds are part of the
-type (`Annotated`), and `wire.codec` checks every one of them on arrival: a message that decodes is
-well-formed. Whether it is *true* is the business of the core that handles it.
+Each message is a frozen dataclass with a number of its own. Field types and bounds are part of the type (`Annotated`), and
+`wire.codec` checks every one of them on arrival: a message that decodes is well-formed. Whether it is *true* is the business of
+the core that handles it. Numbers are never reused, and fields never move: `wire.versions` says how the catalogue may grow.
 
-Numbers are never reused, and fields never move: `wire.versions` says how the catalogue may grow so
-that a node of the version before still follows.
-
-Planes: `Hello`, `Welcome` and `Refusal` travel in the clear on the introduction port (public data
-only). All others travel on CURVE sockets, and the sender is the peer whose key opened the
-connection, never a field.
+Planes: `Hello`, `Welcome` and `Refusal` travel in the clear on the introduction port (public data only). All others travel on
+CURVE sockets, and the sender is the peer whose key opened the connection, never a field.
 """
 
 from __future__ import annotations
@@ -558,6 +554,8 @@ class ProofAsk(Message):
     code: ClassVar[int] = 95
     object_hash: Hash32
     nonce: Id16
+    """The BLAKE2b (16 bytes) of your id under the key `seed`; any other you do not answer."""
+    seed: Annotated[bytes, Most(16)] = b""
 
 
 @dataclass(frozen=True, slots=True)

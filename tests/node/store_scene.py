@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
@@ -63,6 +63,10 @@ class Node:
     """It says of everything that it keeps it, and shows nothing."""
     is_silent: bool = False
     """Then it does not even say that it has no proof."""
+    passes_on: Callable[[ProofAsk], tuple[PeerId, ProofAsk]] | None = None
+    """Or it has another answer in its stead: whom it asks what, for what it was asked."""
+    askers: dict[bytes, tuple[PeerId, bytes]] = field(default_factory=dict)
+    """By the number that was passed on: who waits for the answer, and to which number."""
     surveyed: list[int] = field(default_factory=list)
     told: list[ObjectHash] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
@@ -261,6 +265,14 @@ class Store:
         elif isinstance(message, HaveAsk) and self.nodes[to].claims_all:
             give = HaveGive(message.number, b"\xff" * 128)
             self._tell(sender, lambda s: s.received(to, give, self.now))
+        elif isinstance(message, ProofAsk) and (passes_on := self.nodes[to].passes_on):
+            holder, ask = passes_on(message)
+            self.nodes[to].askers[ask.nonce] = (sender, message.nonce)
+            self._tell(holder, lambda s: s.received(to, ask, self.now))
+        elif isinstance(message, ProofGive) and message.nonce in self.nodes[to].askers:
+            asker, nonce = self.nodes[to].askers[message.nonce]
+            mine = replace(message, nonce=nonce)
+            self._tell(asker, lambda s: s.received(to, mine, self.now))
         elif isinstance(message, ProofAsk) and self.nodes[to].claims_all:
             shown = ProofGive(message.object_hash, message.nonce, b"")
             if not self.nodes[to].is_silent:
