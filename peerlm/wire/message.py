@@ -508,14 +508,15 @@ class NameDigest(Struct):
 
 @dataclass(frozen=True, slots=True)
 class NamesAsk(Message):
-    """Anti-entropy of names whose digest is from `low` to `high`: give me what is newer, and, unless this is a reply,
-    ask me for what you lack."""
+    """Names whose digest is from `low` to `high`: give me what is newer, and, unless this is a reply, ask me for what you lack."""
 
     code: ClassVar[int] = 91
     low: Exactly8
     high: Exactly8
     entries: Annotated[tuple[NameDigest, ...], Most(4096)]
     reply: bool
+    is_current: bool = False
+    """What I know is of late (`store.current`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -524,6 +525,7 @@ class NamesGive(Message):
 
     code: ClassVar[int] = 92
     names: Annotated[tuple[Named, ...], Most(64)]
+    is_current: bool = False
 
 
 @dataclass(frozen=True, slots=True)

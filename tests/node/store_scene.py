@@ -102,7 +102,7 @@ class Store:
                 self._tell(other, lambda s, p=proof: s.hear(p, peer, self.now))  # type: ignore[misc]
             return []
 
-        return Storing(
+        storing = Storing(
             peer,
             self.settings,
             stored,
@@ -113,6 +113,12 @@ class Store:
             random.Random(self.rng.random()),
             self.now,
         )
+        storing.register.wall = self.wall
+        return storing
+
+    @property
+    def wall(self) -> WallTime:
+        return WallTime(1.0 + self.now)
 
     def start(self, peer: PeerId) -> None:
         self._perform(peer, self.nodes[peer].storing.start(self.now))
@@ -167,6 +173,7 @@ class Store:
         while self.now < until:
             self.now = Instant(self.now + step_s)
             for peer, node in self.nodes.items():
+                node.storing.register.wall = self.wall
                 if node.is_up:
                     linked = [
                         p
@@ -213,10 +220,14 @@ class Store:
         wanted = Writing(
             name, kind, manifest_hash(encoded), size, replicas, **options,  # type: ignore[arg-type]
         )  # fmt: skip
-        effects = storing.write(wanted, WallTime(1.0), self.now)
+        effects = storing.write(wanted, self.wall, self.now)
         self._perform(peer, effects)
         self.settle()
         return manifest
+
+    def remove(self, peer: PeerId, name: str) -> None:
+        gone = Writing(name, Kind.FILES, replaces=True)
+        self.perform(peer, self.nodes[peer].storing.write(gone, self.wall, self.now))
 
     def perform(self, peer: PeerId, effects: list[Effect]) -> None:
         self._perform(peer, effects)
