@@ -66,7 +66,7 @@ def test_a_tombstone_ends_after_thirty_days_and_the_name_is_free() -> None:
     assert everybody(store) == [["laws", "plays"]] * 3
 
 
-@pytest.mark.parametrize("days", [15, 25, 60, 400])
+@pytest.mark.parametrize("days", [15, 25, 60, 200])
 def test_who_was_away_brings_nothing_back_and_keeps_what_is_alive(days: float) -> None:
     store = swarm()
     store.kill(C)
@@ -223,7 +223,7 @@ def test_no_name_goes_by_the_word_of_one_that_may_not_store(may_store: bool) -> 
     assert len(names) == (not may_store)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_swarm_of_which_some_are_always_away_has_what_was_written_and_not_removed(
     seed: int,
 ) -> None:
