@@ -368,6 +368,8 @@ class PrepareCorpus(Effect):
     """From here on all of it is kept for others, though this node reads none."""
     number: int = 0
     """Of two checks under way only the answer to the later is of use."""
+    anew: bool = False
+    """Hash also what was hashed before, by this daemon, and lies there untouched."""
 
 
 @dataclass(frozen=True, slots=True)

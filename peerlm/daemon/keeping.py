@@ -298,15 +298,17 @@ class Keeping:
         """→ `CorpusReady`, `CorpusMissing` or `CorpusUnusable`, of the plan as it is now."""
         self._reads |= effect.is_kept
         try:
-            event = await self._on_pool(self._check_corpus, self.plan.plan, effect.number)
+            event = await self._on_pool(
+                self._check_corpus, self.plan.plan, effect.number, effect.anew
+            )
         except (PeerlmError, OSError) as error:
             event = events.CorpusUnusable(str(error), effect.number)
         self._post(event)
 
-    def _check_corpus(self, plan: Plan, number: int) -> Event:
+    def _check_corpus(self, plan: Plan, number: int, anew: bool) -> Event:
         token_shards, others = corpus_objects(plan)
         wanted = (*token_shards, *others) if self._reads else others
-        missing = tuple(h for h in wanted if not self._is_whole(h))
+        missing = tuple(h for h in wanted if not self._is_whole(h, anew))
         gone = frozenset(missing)
         here = tuple((h, self._objects.size_bytes(h)) for h in wanted if h not in gone)
         if missing:
@@ -334,11 +336,11 @@ class Keeping:
             context = plan.model.context
             shards.require_one_batch(corpus.tokens, data.val_fraction, rows, context, where)
 
-    def _is_whole(self, object_hash: ObjectHash) -> bool:
+    def _is_whole(self, object_hash: ObjectHash, anew: bool) -> bool:
         if not self._objects.has(object_hash):
             return False
         try:
-            self._objects.verify(object_hash)
+            self._objects.verify(object_hash, anew=anew)
         except (ChunkCorrupt, Vanished):
             return False
         return True

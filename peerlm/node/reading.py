@@ -139,9 +139,12 @@ class Reading:
         return replace(check, number=self.asked)
 
     def check_again(self) -> list[Effect]:
-        """The worker died, maybe because a shard is not here any more. (Text of its own is nobody's to drop.)"""
+        """The worker died, maybe because a shard is not here any more, which a look at the files tells. (Text of its own is
+        nobody's to drop.) That one has rotted tells only reading all: for the second death in a row, the fourth, the eighth."""
         is_of_use = self._reads and self._names and not self._is_checking
-        return [PrepareCorpus()] if is_of_use else []
+        deaths = self._worker.supervision.failures
+        is_suspect = deaths > 1 and not deaths & (deaths - 1)
+        return [PrepareCorpus(anew=is_suspect)] if is_of_use else []
 
     def ready(self, event: CorpusReady) -> list[Effect]:
         """All of it is here."""

@@ -310,6 +310,20 @@ def test_a_shard_that_a_worker_died_for_is_fetched_again() -> None:
     world.within(30, lambda: absent(joiner) == (), "and reads it")
 
 
+def test_all_text_is_read_again_for_some_of_the_deaths_in_a_row_alone() -> None:
+    """A worker that dies of something else does not keep the disk busy."""
+    world = world_of(**BUDGET)
+    joiner = joined(world, range(SHARDS))
+    before = len(of_kind(joiner, PrepareCorpus))
+    for _ in range(5):
+        world.within(70, lambda: joiner.labour.worker is not None, "another worker is started")
+        joiner.labour.worker_ends("CUDA error")
+    world.run(1)
+    checks = of_kind(joiner, PrepareCorpus)[before:]
+    anew = [e.anew for e in checks if isinstance(e, PrepareCorpus)]
+    assert anew == [False, True, False, True, False]
+
+
 def test_what_a_check_of_an_earlier_plan_finds_is_void() -> None:
     world = world_of(**BUDGET)
     joiner = joined(world, range(SHARDS))
