@@ -398,6 +398,8 @@ class WorkerProgressed(Event):
     """Text, pass, range and windows read, of each that it is in the midst of."""
     order: bytes = b""
     """How far the drawing from `texts` is (`data.records`)."""
+    lacks_text: bool = False
+    """It has read what it can of the shards that are here, and waits for more."""
 
 
 @dataclass(frozen=True, slots=True)

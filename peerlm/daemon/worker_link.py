@@ -376,4 +376,5 @@ def _progressed(generation: int, report: protocol.Progress) -> events.WorkerProg
         finished=report.finished,
         lanes=report.lanes,
         order=report.order,
+        lacks_text=report.lacks_text,
     )

@@ -41,7 +41,7 @@ class Reading:
         snapshots: Snapshots,
         coverage: Coverage,
     ) -> None:
-        self._reads, self._is_whole = hosting.has_ends, hosting.is_whole
+        self._reads = hosting.has_ends
         self._worker, self._acquisition = worker, acquisition
         self._snapshots, self._coverage = snapshots, coverage
         self.state, self._reason = "unknown", ""
@@ -101,8 +101,7 @@ class Reading:
             return f"training on the text of before: {here} of {total} shards of the new are here"
         if not here:
             return f"waiting for the first shard of {total}"
-        # A worker that waits for other stages tells of no steps either.
-        if self._worker.is_idle and self._is_whole:
+        if self._worker.lacks_text:
             left = "1 shard" if total - here == 1 else f"{total - here} shards"
             return f"has read what is here; waiting for {left}"
         line = f"training on {here} of {total} shards, the rest is being fetched"

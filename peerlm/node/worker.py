@@ -54,14 +54,14 @@ class Worker:
         """Of its gradients, in tokens."""
         self.tokens_per_s = 0.0
         self.nonfinite_steps = 0
-        self.is_idle = False
-        """Its last report was of no inner step."""
+        self.lacks_text = False
+        """By its last report it waits for text."""
         self.stream_lost, self.stream_bytes = 0, (0, 0)
         """Of its present life: microbatches that came to nothing; bytes of the stream, sent and received."""
         self.drained = False
         """It has handed in its progress, and the outer steps that follow from it are taken."""
         self._rng = rng
-        self._generation_tokens = self._generation_steps = 0
+        self._generation_tokens = 0
         self._texts: tuple[bytes, ...] = ()
         """What it reads, by its last word."""
         self._evaluate_due = now
@@ -147,8 +147,8 @@ class Worker:
         if event.generation != self.supervision.generation:
             return False
         self.supervision.ready(event.device, event.threads)
-        self._generation_tokens = self._generation_steps = 0
-        self._evaluating = self.is_idle = False
+        self._generation_tokens = 0
+        self._evaluating = self.lacks_text = False
         self._texts = ()
         # Steps first: evaluating a large model takes as long as several of them.
         self._evaluate_due = max(self._evaluate_due, after(now, FIRST_EVALUATION_S))
@@ -172,8 +172,7 @@ class Worker:
             return False
         self.tokens += event.tokens - self._generation_tokens
         self._generation_tokens = event.tokens
-        self.is_idle = event.steps == self._generation_steps
-        self._generation_steps = event.steps
+        self.lacks_text = event.lacks_text
         if event.loss is not None:
             self.loss = event.loss
         self.tokens_per_s, self.nonfinite_steps = event.tokens_per_s, event.nonfinite_steps
@@ -217,7 +216,7 @@ class Worker:
         if event.generation != self.supervision.generation:
             return False
         self.supervision.exited(event.error, wanted, now)
-        self.tokens_per_s, self._evaluating, self.is_idle = 0.0, False, False
+        self.tokens_per_s, self._evaluating, self.lacks_text = 0.0, False, False
         self._boundaries = 0
         return True
 

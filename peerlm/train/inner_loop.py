@@ -270,6 +270,7 @@ class InnerLoop:
             finished=read.finished,
             lanes=read.lanes,
             order=read.order,
+            lacks_text=self._training and not self._text.has_batch(),
         )
 
     # ------------------------------------------------------------------------------- φ itself

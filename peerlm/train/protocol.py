@@ -228,6 +228,8 @@ class Progress(Message):
     """Text, pass, range and windows read, of each that it is in the midst of."""
     order: bytes = b""
     """How far the drawing from `texts` is (`data.records`)."""
+    lacks_text: bool = False
+    """It should train, and waits for a shard to read."""
 
 
 @dataclass(frozen=True, slots=True)

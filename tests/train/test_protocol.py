@@ -59,6 +59,7 @@ ONE_OF_EACH: list[Message] = [
         (0, 7, 21, 1, 7, 22),
         (0, 7, 23, 4),
         b"order",
+        True,
     ),
     protocol.Evaluated(5.5, 3_100.0),
     protocol.Evaluated(5.5, None, (5.0, 6.0)),
