@@ -409,6 +409,8 @@ class StartWorker(Effect):
     """What of the text is read (`data.passes`), and what the worker before was in the midst of."""
     absent: tuple[int, ...] = ()
     """Shards of the plan's text that are not here yet, by their places in it."""
+    cold: bool = False
+    """It is to begin without what is kept of the optimizer's state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +420,13 @@ class TellShards(Effect):
     generation: int
     absent: tuple[int, ...]
     """As in `StartWorker`; all others are here."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOptimizer(Effect):
+    """Have the worker write its optimizer's state to the disk → `OptimizerKept`."""
+
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -361,6 +361,17 @@ class WorkerReady(Event):
     generation: int
     device: str
     threads: int
+    optimizer: str = ""
+    """What its optimizer begins with, in a line; empty: nothing was kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerKept(Event):
+    """The optimizer's state is on the disk, or `error` says why it is not. `seconds`: what that took of worker and disk."""
+
+    generation: int
+    seconds: float
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)

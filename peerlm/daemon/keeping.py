@@ -30,7 +30,7 @@ from peerlm.events import Event
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.sketch import distance, sketch
 from peerlm.model.plan import FragmentSpec, fragments
-from peerlm.store import snapshot
+from peerlm.store import disk, snapshot
 from peerlm.store.disk import StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.store.snapshot import Contents, FragmentState, Snapshot
@@ -232,9 +232,16 @@ class Keeping:
                 self._post(events.StateRejected(fragment, reason))
                 return
         await self._on_pool(self._drop_objects, [entry[2] for entry in effect.objects])
+        await self._on_pool(self._forget_moments)
         for entry in effect.objects:
             self._moved(entry[0])
         self._post(events.StateInstalled("peers"))
+
+    def _forget_moments(self) -> None:
+        """They are of weights that these have replaced, unless a person has put them beside a node that had none."""
+        with suppress(StateError):  # then the next worker begins with old ones: they are no harm
+            if snapshot.newest(self._state):
+                disk.remove(self._state.moments)
 
     def _install_object(
         self,

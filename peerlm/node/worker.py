@@ -17,6 +17,7 @@ from peerlm.effects import (
     DrainWorker,
     Effect,
     EvaluateSlow,
+    KeepOptimizer,
     Log,
     StartWorker,
     SteerWorker,
@@ -26,6 +27,7 @@ from peerlm.effects import (
 from peerlm.events import (
     BoundaryReached,
     Evaluated,
+    OptimizerKept,
     OuterStepped,
     WorkerExited,
     WorkerProgressed,
@@ -36,6 +38,10 @@ from peerlm.types import Instant, PeerId, after
 
 FIRST_EVALUATION_S = 8.0
 """A new worker is left to its first steps for so long."""
+
+
+KEEPING_SHARE = 20.0
+"""Keeping the optimizer's state takes at most one part in so many of the time."""
 
 
 class Worker:
@@ -66,6 +72,7 @@ class Worker:
         """What it reads, by its last word."""
         self._evaluate_due = now
         self._evaluating = False
+        self._keep_due, self._is_keeping = now, False
         self._handed_in = False
         self._boundaries = 0
         """Whose outer steps have not been taken."""
@@ -77,8 +84,9 @@ class Worker:
     ) -> list[Effect]:
         """`fresh`: it is to make the initial weights. `passes`: what of the text is read; `absent`: shards that are not
         here."""
+        cold = self.supervision.failures > 1  # it may be what they die of
         generation = self.supervision.start(now)
-        return [StartWorker(generation, fresh=fresh, passes=passes, absent=absent)]
+        return [StartWorker(generation, fresh=fresh, passes=passes, absent=absent, cold=cold)]
 
     def stop(self) -> list[Effect]:
         """For good, until somebody starts one."""
@@ -116,6 +124,20 @@ class Worker:
         self._evaluating = True
         return [EvaluateSlow(self.supervision.generation, swarm_tokens)]
 
+    def keep_if_due(self, every_s: float, now: Instant) -> list[Effect]:
+        """Its optimizer's state goes to the disk about each `every_s`, once the last time is over."""
+        if self._keep_due > now or self._is_keeping or self.supervision.state != "running":
+            return []
+        self._is_keeping, self._keep_due = True, after(now, every_s)
+        return [KeepOptimizer(self.supervision.generation)]
+
+    def kept(self, event: OptimizerKept, now: Instant) -> list[Effect]:
+        if event.generation != self.supervision.generation:
+            return []
+        self._is_keeping = False
+        self._keep_due = max(self._keep_due, after(now, KEEPING_SHARE * event.seconds))
+        return [Log("error", "optimizer_not_kept", (("why", event.error),))] if event.error else []
+
     def drain(self) -> list[Effect]:
         """Have it hand in its progress; follow `drained`."""
         running = self.supervision.state == "running"
@@ -152,6 +174,7 @@ class Worker:
         self._texts = ()
         # Steps first: evaluating a large model takes as long as several of them.
         self._evaluate_due = max(self._evaluate_due, after(now, FIRST_EVALUATION_S))
+        self._is_keeping, self._keep_due = False, after(now, FIRST_EVALUATION_S)
         return True
 
     def boundary(self, event: BoundaryReached) -> list[Effect]:

@@ -110,7 +110,7 @@ class StageLoop(InnerLoop):
     def run(self) -> None:
         """Until told to stop. Raises `DaemonGone`, `DeviceLost`."""
         while not self._stopped:
-            for message in self._channel.receive(self._patience_s()):
+            for message in self._channel.receive(self._keep_on(self._patience_s())):
                 self._take(message)
                 self._tell_landed()
             self._turn(Instant(time.monotonic()))
