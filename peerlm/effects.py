@@ -274,9 +274,14 @@ class TellSurveyed(Effect):
     number: int
 
 
+MOMENTS = 500_000
+"""From this number on, of what checkpoints are gathered from: what the optimizer remembers of fragment n − MOMENTS. A release
+that does not know it says that it has no such fragment."""
+
+
 @dataclass(frozen=True, slots=True)
 class CutFragments(Effect):
-    """φ of these fragments as it is now, as chunks that are kept → `FragmentCut` for each."""
+    """φ of these fragments as it is now, or what is kept of their moments, as chunks → `FragmentCut` for each."""
 
     slot: bytes
     fragments: tuple[FragmentId, ...]
@@ -292,6 +297,8 @@ class WriteCheckpoint(Effect):
     """In the order of fragments."""
     before: bytes
     """Manifest of the checkpoint before it; empty: there is none."""
+    moments: tuple[CheckpointPart, ...] = ()
+    """The same of the optimizer's state; none: it goes without."""
 
 
 # ------------------------------------------------------------------------------ slow weights, disk

@@ -246,6 +246,8 @@ class CheckpointWritten(Event):
     size: int
     """Bytes of the manifest."""
     reason: str = ""
+    lacks: str = ""
+    """Why the optimizer's state is not in it, though it should be."""
 
 
 # ------------------------------------------------------------------------------ slow weights, disk

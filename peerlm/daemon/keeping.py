@@ -237,6 +237,17 @@ class Keeping:
             self._moved(entry[0])
         self._post(events.StateInstalled("peers"))
 
+    def moments_of(self, fragment: FragmentId) -> list[memoryview]:
+        """What the worker has kept of the optimizer's state of a fragment, as a checkpoint has it, on the calling thread.
+        Raises `ConfigError`, `StateError`: there is nothing, or it is not what the plan asks for."""
+        from peerlm.model.moments import open_moments, part_of
+
+        plan = self.plan.plan
+        parts = part_of(self._spec[fragment], plan, open_moments(self._state.moments, plan))
+        if not all(np.isfinite(part).all() for part in parts):
+            raise ConfigError(f"{self._state.moments}: holds values that are not finite")
+        return [part.data.cast("B") for part in parts if part.size]
+
     def _forget_moments(self) -> None:
         """They are of weights that these have replaced, unless a person has put them beside a node that had none."""
         with suppress(StateError):  # then the next worker begins with old ones: they are no harm

@@ -373,7 +373,7 @@ class Driver:
             case fx.UsePlan():
                 self._use_plan(effect)
             case fx.CutFragments():
-                self.cutting.cut(effect, slow)
+                self.cutting.cut(effect, slow, keeping)
             case fx.MakeShards():
                 self.preparing.want(effect.is_wanted)
             case fx.WriteCheckpoint():

@@ -251,6 +251,23 @@ def test_weights_from_peers_reach_a_worker_that_runs(scene: Scene) -> None:
     assert told == [(events.StateInstalled("peers"), every)]
 
 
+def test_an_optimizer_is_of_the_weights_that_it_was_kept_beside(scene: Scene) -> None:
+    """Others in their place make it void, unless a person has put it beside a node that had none."""
+    scene.state.moments.write_bytes(b"of a checkpoint")
+    seed, values = scene.keeping.plan.plan.run.rng_seed, np.zeros(scene.specs[0].size, np.float32)
+    shown = tuple(float(x) for x in sketch(values, seed, scene.specs[0].id))
+
+    async def installed() -> bool:
+        entry = (scene.specs[0].id, 3, scene.objects.put(values.tobytes()), shown)
+        await scene.keeping.install_objects(InstallObjects((entry,)), scene.slow)
+        return scene.state.moments.exists()
+
+    assert asyncio.run(installed())
+    with_snapshot_of(scene, list(scene.specs))
+    assert scene.state.moments.exists()
+    assert not asyncio.run(installed())
+
+
 # ----------------------------------------------------------- a snapshot, and another holding
 
 
