@@ -247,7 +247,7 @@ def _from_here(
     from peerlm.train.learner import choose_device
 
     use_threads(threads)
-    slots = make_slots(weights.plan, str(choose_device(device)))
+    slots = make_slots(weights.plan, str(choose_device(device, "--device")))
     version = source.as_version(weights, slots)
     return Answerer(weights.plan, codec, version, slots.count, slots.bytes, chunk, source.newer)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,13 +17,6 @@ STAGES = {"model.stages": "2"}
 CUT = stages(with_changes(preset("tiny"), PLAN | STAGES, "test"))
 ROOM = max(memory_of(CUT, range(stage, stage + 1)).total() for stage in range(2))
 AUTO = {"host.stages": "auto", "host.memory_bytes": str(ROOM)}
-
-
-@pytest.fixture
-def swarm(tmp_path: Path) -> Iterator[Swarm]:
-    swarm = Swarm(tmp_path)
-    yield swarm
-    swarm.close()
 
 
 def held(status: dict[str, Any]) -> range:
