@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from peerlm.config import Plan
-from peerlm.errors import ConfigError
+from peerlm.errors import ConfigError, StateError
 from peerlm.model.plan import FragmentSpec, Shape, parameter_shapes
 from peerlm.model.tensors import Tensors, Values, stored_tensors, tensors_header
 from peerlm.store import disk
@@ -218,6 +218,18 @@ class MomentsFile:
     def abort(self) -> None:
         """Forget it. May be called again, and after `commit`."""
         self._file.abort()
+
+
+def adopted(folder: Path, path: Path, plan: Plan) -> str:
+    """Keep at `path` what a checkpoint in `folder` has of the optimizer's state; what came of it, in a line."""
+    source = folder / FILE
+    if not source.exists():
+        return f"{source}: there is none, so the optimizer begins empty"
+    try:
+        count = copy_moments(source, path, plan)
+    except (ConfigError, StateError) as error:
+        return f"the optimizer begins empty: {error}"
+    return f"the optimizer begins with {source}: the state of {count} parameters"
 
 
 def copy_moments(source: Path, path: Path, plan: Plan) -> int:
