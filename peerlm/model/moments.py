@@ -34,6 +34,9 @@ FORMAT = "peerlm-optimizer-1"
 STEPS_MAX = 1 << 24
 """More cannot be counted in fp32."""
 
+SNAPSHOT_BYTES = 8
+"""Of a parameter in a snapshot. For one of them room is left: it is worth more."""
+
 _KINDS = ("first", "second", "step")
 
 
@@ -192,7 +195,9 @@ class MomentsFile:
         header, self._at = moments_header(plan, names), dict[str, int]()
         root = path.parent
         disk.sweep(root)
+        shapes = parameter_shapes(plan.model, plan.data.vocab)
         needed = len(header) + moments_bytes(plan, names)
+        needed += SNAPSHOT_BYTES * sum(prod(shapes[name][1]) for name in names)
         disk.check_room(root.parent, needed, disk_limit_bytes, "the optimizer's state")
         self._file = AtomicFile(path)
         self._file.write(header)
