@@ -60,7 +60,7 @@ host_option = click.option(
     "hosted",
     metavar="STAGES",
     callback=lambda _context, _parameter, value: {} if value is None else {"host.stages": value},
-    help="Stages of the model that this node holds: all, one (0), a run (1-2), or auto.  [default: all]",
+    help="Stages of the model that this node holds: all, one (0), a run (1-2), auto, or none.  [default: all]",
 )
 """→ changes of node.toml."""
 

@@ -58,6 +58,11 @@ class Facts:
         return self._work.plan.run.token_budget
 
     @property
+    def is_aside(self) -> bool:
+        """It is to hold no stage."""
+        return self._work.settings.host.is_aside
+
+    @property
     def is_placed(self) -> bool:
         """It is known which stages it holds."""
         return not self._work.hosting.is_none

@@ -19,6 +19,8 @@ def reason_of(work: Work) -> str:
     match work.phase:
         case Phase.STARTING:
             return "looking which stages of the model it should hold"
+        case Phase.ASIDE:
+            return "holds no part of the model (host.stages = none): it keeps chunks, makes token shards, asks for texts"
         case Phase.SEEKING:
             return _why_seeking(work)
         case Phase.FETCHING:
