@@ -2,7 +2,8 @@
 
 A *job* is a name of its kind in the swarm's store, whose manifest says what is to be made of what (`data.jobs`). Every node
 that hears of it may take part. Nobody leads: tasks are dealt by hashing (`node.dealing`), each node tells all others
-what it has made, and comparing bitmaps brings what got lost. When all tasks are done, and every chunk of them was
+what it has made, and comparing bitmaps brings what got lost. What a node has made it says itself, if it can; others' word for it is asked
+for where there is no link with it. When all tasks are done, and every chunk of them was
 found at some node, the first of an order that all draw writes the corpus' name and removes the job's; the next does
 if it does not. It is the same manifest whoever writes it.
 
@@ -39,6 +40,9 @@ RESULTS_TOLD, SHARDS_TOLD = 64, 4096
 
 TAKEN_TOLD = 1024
 """Tasks that a node is at."""
+
+UNHEARD_ASKED = 4
+"""Makers, for a message, that are asked for results which another told of them."""
 
 COMPARE_S = 30.0
 ANSWER_S = 2.0
@@ -394,13 +398,19 @@ class Jobs:
         job.others[peer] = (news.is_making, printable(news.trouble))
         job.deal.claim(peer, news.taken, now)
         counts = self._counts(now)
+        unheard: dict[PeerId, int] = {}
         for result in news.results:
-            if result.maker != self._me:
+            maker = PeerId(result.maker)
+            if maker in self._live and maker != peer:  # or anybody could say what it has made
+                if result.task in job.deal.open:
+                    unheard.setdefault(maker, result.task // PAGE_TASKS * PAGE_TASKS)
+            elif maker != self._me:
                 job.deal.add(result, counts)
             elif result.shards:  # that there is no text where there is some, anybody could say
                 self._made_before(job.deal.job, result, now)
         self._look_complete(job, now)
-        return []
+        asked = list(unheard.items())[:UNHEARD_ASKED]
+        return [Send(maker, self._page(job, low, reply=True)) for maker, low in asked]
 
     def _asked(self, peer: PeerId, job: _Job, ask: JobAsk, now: Instant) -> list[Effect]:
         key = (peer, job.deal.job, ask.low, ask.reply)

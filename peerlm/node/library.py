@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,7 @@ class Library:
             now,
         )
         register = self.storing.register
+        register.wall = self._wall
         self.checkpoints = Checkpoints(
             me,
             settings,
@@ -88,6 +90,7 @@ class Library:
             self.storing.held_by,
             rng,
             now,
+            lambda: work().plan.run.checkpoint_optimizer,
         )
         self.jobs = Jobs(
             me,
@@ -137,7 +140,12 @@ class Library:
         return self.storing.handle(event, now)
 
     def received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
+        self.storing.register.wall = self._wall
         match message:
+            case NamesAsk(is_current=True) | NamesGive(is_current=True):
+                if not self._company.allows(peer, Role.STORE):  # nobody's names go by its word
+                    message = replace(message, is_current=False)
+                return self.storing.received(peer, message, now)
             case PartAsk():
                 if not self._company.allows(peer, Role.STORE):
                     return []
@@ -152,6 +160,7 @@ class Library:
         return self.storing.is_taken(transfer)
 
     def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
+        self.storing.register.wall = self._wall
         if self._is_idle:
             return []
         effects = self.storing.wake(linked, now)

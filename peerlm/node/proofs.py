@@ -2,6 +2,8 @@
 
 Who asks has the chunk too, if it can choose, so it can tell a right answer from a wrong one: the hash of a number that nobody
 could know before, and of the chunk's bytes. (Ateniese et al., "Provable data possession", 2007, do this without the bytes.)
+The number is drawn for who is asked, from a seed that is shown to it, and a node answers no other: one that lacks the chunk has nobody to
+pass the question on to (`drawn_for`). It may still fetch the chunk when it is asked; then it has it.
 All nodes come in turn. Two kinds of chunk are asked for: such as the other should keep, and such as it has said to keep when it was
 asked (`survey`), of which some are remembered.
 
@@ -14,6 +16,7 @@ comes before the last patience is over, it counts.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
@@ -42,20 +45,32 @@ CLAIMS, CLAIMS_A_PAGE = 64, 8
 PEERS_TRIED, CHUNKS_TRIED = 8, 32
 """Nodes, and chunks of each, that are looked at for one that can be asked for."""
 
+SEED_BYTES = 16
+
 FAILURES = 3
 """So often one that goes on saying that it keeps a chunk may fail to show it, or chunks may be refused to us by it."""
+
+
+def drawn_for(peer: PeerId, seed: bytes) -> bytes:
+    """The number of a question to `peer`. Nobody finds a seed that gives another node the same one."""
+    return hashlib.blake2b(peer, key=seed, digest_size=16).digest()
 
 
 @dataclass(slots=True)
 class _Asked:
     peer: PeerId
     chunk: ObjectHash
-    nonce: bytes
+    seed: bytes
+    """Empty: nothing was asked yet."""
     until: Instant
     failures: int
     """Before this one."""
     is_silent: bool = False
     """Nothing was heard of it in time: the answer may be under way."""
+
+    @property
+    def nonce(self) -> bytes:
+        return drawn_for(self.peer, self.seed)
 
 
 class Proofs:
@@ -66,8 +81,9 @@ class Proofs:
     """
 
     def __init__(
-        self, catalog: Catalog, surveys: Surveys, rng: random.Random, now: Instant
+        self, me: PeerId, catalog: Catalog, surveys: Surveys, rng: random.Random, now: Instant
     ) -> None:
+        self._me = me
         self._catalog, self._surveys, self._rng = catalog, surveys, rng
         self._asked: _Asked | None = None
         self._doubted: tuple[Survey, _Asked] | None = None
@@ -138,8 +154,8 @@ class Proofs:
         if max(failures, self._refusals[peer]) >= FAILURES:
             self.gone(peer)
             return [], (peer, chunk)
-        nonce = asked.nonce if asked.is_silent else b""
-        return self._ask(peer, chunk, failures, now, nonce), None
+        seed = asked.seed if asked.is_silent else b""
+        return self._ask(peer, chunk, failures, now, seed), None
 
     def _disclaim(self, peer: PeerId, chunk: ObjectHash) -> None:
         left = [claim for claim in self._claims.get(peer, ()) if claim != chunk]
@@ -186,11 +202,11 @@ class Proofs:
         return self._rng.choice(chunks) if chunks else None
 
     def _ask(
-        self, peer: PeerId, chunk: ObjectHash, failures: int, now: Instant, nonce: bytes = b""
+        self, peer: PeerId, chunk: ObjectHash, failures: int, now: Instant, seed: bytes = b""
     ) -> list[Effect]:
-        nonce, self._turns[peer] = nonce or self._rng.randbytes(16), now
-        self._asked = _Asked(peer, chunk, nonce, after(now, SILENT_S * 2**failures), failures)
-        return [Send(peer, ProofAsk(chunk, nonce))]
+        seed, self._turns[peer] = seed or self._rng.randbytes(SEED_BYTES), now
+        self._asked = _Asked(peer, chunk, seed, after(now, SILENT_S * 2**failures), failures)
+        return [Send(peer, ProofAsk(chunk, self._asked.nonce, seed))]
 
     def came(self, peer: PeerId, give: ProofGive, now: Instant) -> list[Effect]:
         asked = next((one for one in self._open() if one.nonce == give.nonce), None)
@@ -213,14 +229,15 @@ class Proofs:
     def _open(self) -> list[_Asked]:
         """What would still be taken for an answer."""
         asked = (self._asked, self._doubted[1] if self._doubted is not None else None)
-        return [one for one in asked if one is not None and one.nonce]
+        return [one for one in asked if one is not None and one.seed]
 
     # -------------------------------------------------------------------------------- showing
 
     def asked(
         self, peer: PeerId, ask: ProofAsk, here: Collection[ObjectHash], now: Instant
     ) -> list[Effect]:
-        if self._is_ours(ask.nonce):  # or one that keeps nothing could have the answer from us
+        is_for_us = len(ask.seed) == SEED_BYTES and drawn_for(self._me, ask.seed) == ask.nonce
+        if not is_for_us:  # another is asked, which keeps nothing and would have the answer from us
             return []
         shown_at = self._shown_at.get(peer)
         if peer in self._proving or (shown_at is not None and now - shown_at < SHOWN_S):
@@ -231,11 +248,6 @@ class Proofs:
         self._proving.add(peer)
         self._shown_at[peer] = now
         return [MakeProof(peer, object_hash, ask.nonce)]
-
-    def _is_ours(self, nonce: bytes) -> bool:
-        """We ask others with it, or have just done so."""
-        ours = [*(one.nonce for one in self._open()), *(known for known, _ in self._claimed)]
-        return nonce in ours
 
     def made(self, event: ProofMade) -> tuple[list[Effect], bool]:
         """(what to send, whether the node that had answered was wrong)."""

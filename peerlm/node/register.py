@@ -2,6 +2,7 @@
 
 What comes from a peer is believed when its writer's chain leads to the run's root, allows the writer to store, was not
 revoked, and its signature is under the record. When a chain ends does not matter later: a name outlives its writer.
+What is old is believed only if its teller is current, or this node is not (`store.current`).
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 
 from peerlm.effects import Effect, Send
 from peerlm.errors import AuthError, StateError, WireError
+from peerlm.store.current import ENDS_S, OLD_S, Current
 from peerlm.store.manifest import MANIFEST_BYTES_MAX, NAME, Kind
 from peerlm.store.names import FLOOR_NAME, Entry, Names
 from peerlm.types import Instant, ObjectHash, PeerId, WallTime, after, printable, short
@@ -82,6 +85,9 @@ class Register:
         self.refused: Counter[str] = Counter()
         self._me, self._sign, self._author, self._spread = me, sign, author, spread
         self._rng = rng
+        self.current = Current(None)
+        self.wall = WallTime(0.0)
+        """Whoever drives the node sets it anew."""
         self._compare_at = after(now, COMPARE_S)
 
     # -------------------------------------------------------------------------------- writing
@@ -112,6 +118,10 @@ class Register:
                 f"the name {name} cannot be written any more: node {short(known.record.writer if known else self._me)} has "
                 "given it the largest number that there is; choose another with --name"
             )
+        if (
+            known is not None and not manifest
+        ):  # not of before what it removes, whatever the clock says
+            wall = max(wall, WallTime(known.record.wall))
         record = NameRecord(
             name=name,
             kind=wanted.kind,
@@ -149,16 +159,25 @@ class Register:
     # -------------------------------------------------------------------------------- hearing
 
     def hear(
-        self, proof: Named, teller: PeerId | None, now: Instant
+        self, proof: Named, teller: PeerId | None, now: Instant, *, is_current: bool = False
     ) -> tuple[NameRecord | None, list[Effect]]:
-        """A record that somebody told: (it, if it is news; what to tell the others)."""
-        record = self._believed(proof)
+        """A record that somebody told: (it, if it is news; what to tell the others). `is_current`: who told it is."""
+        record = self._believed(proof, is_current=is_current)
         if record is None or not self.names.merge(record, proof):
             return None, []
-        return record, self._tell(record, proof, now, teller)
+        return record, [] if self._is_old(record) else self._tell(record, proof, now, teller)
 
-    def _believed(self, proof: Named, *, is_ours: bool = False) -> NameRecord | None:
-        """`is_ours`: it comes from our own disk, and was believed before; its writer may have been revoked since."""
+    @property
+    def is_current(self) -> bool:
+        return self.current.holds(self.wall)
+
+    def _is_old(self, record: NameRecord) -> bool:
+        return record.wall < self.wall - OLD_S
+
+    def _believed(
+        self, proof: Named, *, is_current: bool = True, is_ours: bool = False
+    ) -> NameRecord | None:
+        """`is_current`: who told it is. `is_ours`: it comes from our own disk, and was believed before; its writer may have been revoked since."""
         try:
             record = decode_as(NameRecord, proof.record)
             if not NAME.fullmatch(record.name) or record.kind not in KINDS:
@@ -169,6 +188,8 @@ class Register:
                 raise WireError("no manifest is so large")
             if not self.names.is_news(record):
                 return None
+            if self._is_old(record) and record.manifest and self.is_current and not is_current:
+                return None  # it may have been removed so long ago that nobody has the tombstone
             if not is_ours and self._author(proof) != record.writer:
                 raise AuthError("bad_signature", "signed by another than its writer")
         except WireError:
@@ -191,27 +212,45 @@ class Register:
         if not len(self.names):
             return []
         return [
-            Send(peer, NamesAsk(low, high, entries, False))
+            Send(peer, NamesAsk(low, high, entries, False, self.is_current))
             for low, high, entries in self.names.digests()
         ]
 
-    def asked(self, peer: PeerId, ask: NamesAsk) -> list[Effect]:
+    def asked(self, peer: PeerId, ask: NamesAsk, now: Instant) -> list[Effect]:
+        if ask.is_current:
+            self._learn(peer, ask, now)
         newer = self.names.newer_than(ask.low, ask.high, ask.entries)
         effects: list[Effect] = [
-            Send(peer, NamesGive(tuple(newer[at : at + GIVEN_MAX])))
+            Send(peer, NamesGive(tuple(newer[at : at + GIVEN_MAX]), self.is_current))
             for at in range(0, len(newer), GIVEN_MAX)
         ]
         if not ask.reply and self.names.is_behind(ask.entries):
             for low, high, entries in self.names.digests():
-                effects.append(Send(peer, NamesAsk(low, high, entries, True)))
+                effects.append(Send(peer, NamesAsk(low, high, entries, True, self.is_current)))
         return effects
+
+    def _learn(self, peer: PeerId, ask: NamesAsk, now: Instant) -> None:
+        """From one that is current."""
+        if not self.is_current:
+            old = self.wall - OLD_S
+            self.names.prune(ask.low, ask.high, ask.entries, old, self._is_believable)
+        self.current.heard(peer, ask.low, ask.high, self.wall, now)
+
+    def _is_believable(self, entry: Entry) -> bool:
+        """Others would take it; else that they have not got it says nothing."""
+        try:
+            return self._author(entry.proof) == entry.record.writer
+        except AuthError:
+            return False
 
     def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
         if self._compare_at > now:
             return []
         self._compare_at = after(now, COMPARE_S)
-        peers = linked() if len(self.names) else ()
-        return self.compare(self._rng.choice(peers)) if peers else []
+        peers = linked()
+        self.current.look(peers, self.wall, now)
+        self.names.end(self.wall - ENDS_S if self.is_current else -inf)
+        return self.compare(self._rng.choice(peers)) if peers and len(self.names) else []
 
     def deadline(self) -> Instant:
         return self._compare_at
@@ -221,8 +260,9 @@ class Register:
     def encode(self) -> list[str]:
         return [encode(entry.proof).hex() for entry in self.names]
 
-    def restore(self, proofs: Iterable[str]) -> int:
-        """What was kept; returns how many were not believed."""
+    def restore(self, proofs: Iterable[str], since: WallTime | None = None) -> int:
+        """What was kept; returns how many were not believed. `since`: when it was current."""
+        self.current = Current(since)
         refused = 0
         for text in proofs:
             try:
@@ -248,19 +288,28 @@ class Register:
         return max((record.replicas for record in self.records_of(manifest)), default=0)
 
 
-def read_kept(data: bytes) -> tuple[list[str], list[tuple[PeerId, int, str]]]:
-    """(names, nodes of the store) of a file that `as_kept` wrote. Raises `StateError`."""
+Kept = tuple[list[str], list[tuple[PeerId, int, str]], WallTime | None]
+
+
+def read_kept(data: bytes) -> Kept:
+    """(names, nodes of the store, when the names were current) of a file that `as_kept` wrote. Raises `StateError`."""
     try:
         body = json.loads(data)
         names = [str(text) for text in body["names"]]
         nodes = [
             (PeerId(bytes.fromhex(p)), int(size), str(label)) for p, size, label in body["nodes"]
         ]
+        since = body.get("current")
+        if since is not None and not isfinite(since):
+            raise ValueError("no time")
     except (KeyError, TypeError, ValueError, RecursionError):
         raise StateError("the register of names is damaged; peers give it back") from None
-    return names, nodes
+    return names, nodes, since
 
 
-def as_kept(names: list[str], nodes: Iterable[tuple[PeerId, int, str]]) -> bytes:
-    body = {"names": names, "nodes": [[peer.hex(), size, label] for peer, size, label in nodes]}
+def as_kept(
+    names: list[str], nodes: Iterable[tuple[PeerId, int, str]], since: WallTime | None
+) -> bytes:
+    told = [[peer.hex(), size, label] for peer, size, label in nodes]
+    body = {"names": names, "nodes": told, "current": since}
     return json.dumps(body).encode()

@@ -127,10 +127,10 @@ class Storing:
         )
         self._surveys = Surveys()
         self._dropping = Dropping(self.catalog, self._leftovers, self._surveys, self._is_used)
-        self._proofs = Proofs(self.catalog, self._surveys, rng, now)
+        self._proofs = Proofs(me, self.catalog, self._surveys, rng, now)
         self._surveys.claimed = self._proofs.claimed
         self._trust, self._distrusted = Trust(), NOBODY
-        self._saved, self._save_at = (0, 0), now
+        self._saved, self._save_at = (0, 0, 0), now
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
         self._used = 0
         self.makers_of: Callable[[ObjectHash], tuple[PeerId, ...]] = lambda _: ()
@@ -145,8 +145,8 @@ class Storing:
         self._restore(stored.memory, now)
 
     def _restore(self, memory: bytes, now: Instant) -> None:
-        names, nodes = read_kept(memory) if memory else ([], [])
-        self.register.restore(names)
+        names, nodes, since = read_kept(memory) if memory else ([], [], None)
+        self.register.restore(names, since)
         self._keepers = Keepers((node for node in nodes if node[0] != self._me), now)
         self._saved = self._savable()
 
@@ -205,12 +205,13 @@ class Storing:
         return [*self._save(now), *told, *self._follow_names(now), *self._look(now)]
 
     def hear(self, proof: Named, teller: PeerId | None, now: Instant) -> list[Effect]:
-        return self._hear_all(teller, (proof,), now)
+        return self._hear_all(teller, NamesGive((proof,)), now)
 
-    def _hear_all(
-        self, teller: PeerId | None, names: Iterable[Named], now: Instant
-    ) -> list[Effect]:
-        heard = [self.register.hear(proof, teller, now) for proof in names]
+    def _hear_all(self, teller: PeerId | None, give: NamesGive, now: Instant) -> list[Effect]:
+        heard = [
+            self.register.hear(proof, teller, now, is_current=give.is_current)
+            for proof in give.names
+        ]
         if all(record is None for record, _ in heard):
             return []
         told = [effect for _, effects in heard for effect in effects]
@@ -453,9 +454,13 @@ class Storing:
     def received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
         match message:
             case NamesAsk():
-                return self.register.asked(peer, message)
+                known = self.register.names.version
+                effects = self.register.asked(peer, message, now)
+                if self.register.names.version == known:
+                    return effects
+                return [*effects, *self._save(now), *self._follow_soon(now)]
             case NamesGive():
-                return self._hear_all(peer, message.names, now)
+                return self._hear_all(peer, message, now)
             case HaveAsk():
                 kept = [h for h in map(ObjectHash, message.hashes) if h in self.here]
                 if message.is_due:
@@ -528,10 +533,11 @@ class Storing:
 
     def encode(self) -> bytes:
         nodes = [(n.peer, n.capacity, n.label) for n in sorted(self._keepers.nodes())]
-        return as_kept(self.register.encode(), nodes)
+        return as_kept(self.register.encode(), nodes, self.register.current.since)
 
-    def _savable(self) -> tuple[int, int]:
-        return self.register.names.version, self._keepers.version
+    def _savable(self) -> tuple[int, int, int]:
+        register = self.register
+        return register.names.version, self._keepers.version, register.current.day
 
     # --------------------------------------------------------------------------------- for people
 

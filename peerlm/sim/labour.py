@@ -123,6 +123,8 @@ class Labour:
                 self.for_worker(effect.generation, 0.0, self._see_shards, effect)
             case fx.EvaluateSlow():
                 self.for_worker(effect.generation, EVALUATION_S, self._evaluate, effect)
+            case fx.KeepOptimizer():
+                pass  # what a simulated optimizer remembers dies with its worker
             case fx.DrainWorker():
                 self.for_worker(effect.generation, 0.0, self._drain)
             case _:

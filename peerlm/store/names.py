@@ -3,17 +3,15 @@
 A *name* stands for a manifest. Whoever writes it signs its record, hash and all, and every node keeps all records. Of two
 records of a name the one with the larger (lamport, writer) holds, so any order of hearing gives the same register
 (last-writer-wins; Shapiro et al. 2011). A writer that was set back to an older state of its disk may give one number twice:
-then a removal holds against what stands for something, and among equals a hash of the record decides. A removed name keeps its record without a manifest, its *tombstone*, or
-else whoever was away would bring it back. Records are told as rumors; what a rumor missed comes by comparing digests.
+then a removal holds against what stands for something, and among equals a hash of the record decides. A removed name keeps its record without a manifest, its *tombstone*, for
+thirty days, or else whoever was away would bring it back; who was away for longer is not believed (`store.current`). Records are told as rumors; what a rumor missed comes by comparing digests.
 
 Checkpoints come and go by the hour, and their tombstones would fill the register. They are a *series*: a name has its number, the
 swarm's tokens, and the oldest ones go. So one record says it of all of them, the *floor*, whose lamport is a number: a
 checkpoint below it that was written once and never pinned is gone, and is taken from nobody. The floor only rises, it is
 a record like any other, and no clock is in it: who comes back after two months hears of it and drops what it covers,
 and until then nobody takes from it what is covered. What was pinned or written again is not covered, and goes with a
-tombstone of its own: its (lamport, writer) tells it from what the floor may take. (A tombstone with an age could not do this. A newcomer
-cannot tell a name of last year that is alive from one whose tombstone has expired, unless somebody signs all
-living names anew all the time, and then who comes back must not.)
+tombstone of its own: its (lamport, writer) tells it from what the floor may take.
 
 Whose signature stands under a record, and whether it may, is checked before it comes here.
 """
@@ -22,7 +20,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -78,6 +76,8 @@ class Names:
         """Digests, sorted."""
         self.version = 0
         """Grows with every change."""
+        self._ended = -inf
+        """Tombstones of before are dropped."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -95,7 +95,10 @@ class Names:
         if is_covered(record, self.floor):
             return False
         if known is None:
-            return len(self._entries) < NAMES_MAX or record.name == FLOOR_NAME
+            has_room = len(self._entries) < NAMES_MAX or record.name == FLOOR_NAME
+            return has_room and not self._has_ended(record)
+        if self._has_ended(record) and known.record.wall > record.wall:
+            return False  # the name was written anew, and counts from one again
         return (record.lamport, record.writer, tie_of(record)) > known.rank
 
     def merge(self, record: NameRecord, proof: Named) -> bool:
@@ -111,6 +114,36 @@ class Names:
             self._drop_covered()
         return True
 
+    def end(self, before: float) -> None:
+        """Drop tombstones that were written before, and from now on take none that removes nothing older."""
+        self._ended = before
+        self._drop([d for d, entry in self._entries.items() if self._has_ended(entry.record)])
+
+    def _has_ended(self, record: NameRecord) -> bool:
+        is_tombstone = not record.manifest and record.name != FLOOR_NAME
+        return is_tombstone and record.wall < self._ended
+
+    def prune(
+        self,
+        low: bytes,
+        high: bytes,
+        theirs: Sequence[NameDigest],
+        before: float,
+        may_go: Callable[[Entry], bool],
+    ) -> None:
+        """Drop records that were written before, which another that is current does not know, as it knows just `theirs` of the
+        digests from `low` to `high`, or knows by an older record: they, or what it has, were removed long ago."""
+        old = (self._entries[digest] for digest in self._ahead_of(low, high, theirs))
+        doomed = [e.record.name for e in old if e.record.wall < before and may_go(e)]
+        self._drop([digest_of(name) for name in doomed if name != FLOOR_NAME])
+
+    def _drop(self, digests: Sequence[bytes]) -> None:
+        for digest in digests:
+            del self._entries[digest]
+        if digests:
+            self._order = sorted(self._entries)
+            self.version += 1
+
     @property
     def floor(self) -> int:
         """Checkpoints of the series with smaller numbers are gone, but for those that were pinned or written again."""
@@ -119,11 +152,7 @@ class Names:
 
     def _drop_covered(self) -> None:
         floor = self.floor
-        covered = [d for d, entry in self._entries.items() if is_covered(entry.record, floor)]
-        for digest in covered:
-            del self._entries[digest]
-        if covered:
-            self._order = sorted(self._entries)
+        self._drop([d for d, entry in self._entries.items() if is_covered(entry.record, floor)])
 
     def next_lamport(self, name: str) -> int:
         """Larger than any that is known of this name. Those of others do not count: one that somebody has set to the largest
@@ -146,15 +175,18 @@ class Names:
             is_last = start == starts[-1]
             high = HIGHEST if is_last else page[-1]
             pages.append((low, high, tuple(self._digest(digest) for digest in page)))
-            low = (int.from_bytes(high, "big") + 1).to_bytes(8, "big") if not is_last else low
+            low = following(high) if not is_last else low
         return pages
 
     def newer_than(self, low: bytes, high: bytes, theirs: Sequence[NameDigest]) -> list[Named]:
         """What another lacks who knows just `theirs` of the digests from `low` to `high`."""
+        return [self._entries[digest].proof for digest in self._ahead_of(low, high, theirs)]
+
+    def _ahead_of(self, low: bytes, high: bytes, theirs: Sequence[NameDigest]) -> list[bytes]:
         known = {entry.name: entry for entry in theirs}
         mine = self._order[bisect_left(self._order, low) : bisect_right(self._order, high)]
         return [
-            self._entries[digest].proof
+            digest
             for digest in mine
             if digest not in known or _is_older(known[digest], self._entries[digest].rank)
         ]
@@ -176,6 +208,11 @@ class Names:
         assert len(self._entries) <= NAMES_MAX + 1, "too many names"
         floor = self.floor
         assert not any(is_covered(entry.record, floor) for entry in self), "a name below the floor"
+
+
+def following(digest: bytes) -> bytes:
+    """The next one that there could be."""
+    return (int.from_bytes(digest, "big") + 1).to_bytes(8, "big")
 
 
 def tie_of(record: NameRecord) -> bytes:

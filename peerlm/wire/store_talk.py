@@ -39,6 +39,8 @@ class NamesAsk(Message):
     high: Exactly8
     entries: Annotated[tuple[NameDigest, ...], Most(4096)]
     reply: bool
+    is_current: bool = False
+    """What I know is of late (`store.current`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class NamesGive(Message):
 
     code: ClassVar[int] = 92
     names: Annotated[tuple[Named, ...], Most(64)]
+    is_current: bool = False
+    """As in `NamesAsk`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class ProofAsk(Message):
     code: ClassVar[int] = 95
     object_hash: Hash32
     nonce: Id16
+    """The BLAKE2b (16 bytes) of your id under the key `seed`; any other you do not answer."""
+    seed: Annotated[bytes, Most(16)] = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,7 @@ class ProofGive(Message):
 
 @dataclass(frozen=True, slots=True)
 class PartAsk(Message):
-    """I gather a checkpoint: cut these fragments as they are now, keep the chunks, and tell me their hashes."""
+    """I gather a checkpoint: cut these fragments (from 500,000 on: their moments), keep the chunks, and tell me their hashes."""
 
     code: ClassVar[int] = 97
     slot: Id16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from blake3 import blake3
 
@@ -63,6 +63,10 @@ class Node:
     """It says of everything that it keeps it, and shows nothing."""
     is_silent: bool = False
     """Then it does not even say that it has no proof."""
+    passes_on: Callable[[ProofAsk], tuple[PeerId, ProofAsk]] | None = None
+    """Or it has another answer in its stead: whom it asks what, for what it was asked."""
+    askers: dict[bytes, tuple[PeerId, bytes]] = field(default_factory=dict)
+    """By the number that was passed on: who waits for the answer, and to which number."""
     surveyed: list[int] = field(default_factory=list)
     told: list[ObjectHash] = field(default_factory=list)
     logs: list[str] = field(default_factory=list)
@@ -98,7 +102,7 @@ class Store:
                 self._tell(other, lambda s, p=proof: s.hear(p, peer, self.now))  # type: ignore[misc]
             return []
 
-        return Storing(
+        storing = Storing(
             peer,
             self.settings,
             stored,
@@ -109,6 +113,12 @@ class Store:
             random.Random(self.rng.random()),
             self.now,
         )
+        storing.register.wall = self.wall
+        return storing
+
+    @property
+    def wall(self) -> WallTime:
+        return WallTime(1.0 + self.now)
 
     def start(self, peer: PeerId) -> None:
         self._perform(peer, self.nodes[peer].storing.start(self.now))
@@ -163,6 +173,7 @@ class Store:
         while self.now < until:
             self.now = Instant(self.now + step_s)
             for peer, node in self.nodes.items():
+                node.storing.register.wall = self.wall
                 if node.is_up:
                     linked = [
                         p
@@ -209,10 +220,14 @@ class Store:
         wanted = Writing(
             name, kind, manifest_hash(encoded), size, replicas, **options,  # type: ignore[arg-type]
         )  # fmt: skip
-        effects = storing.write(wanted, WallTime(1.0), self.now)
+        effects = storing.write(wanted, self.wall, self.now)
         self._perform(peer, effects)
         self.settle()
         return manifest
+
+    def remove(self, peer: PeerId, name: str) -> None:
+        gone = Writing(name, Kind.FILES, replaces=True)
+        self.perform(peer, self.nodes[peer].storing.write(gone, self.wall, self.now))
 
     def perform(self, peer: PeerId, effects: list[Effect]) -> None:
         self._perform(peer, effects)
@@ -261,6 +276,14 @@ class Store:
         elif isinstance(message, HaveAsk) and self.nodes[to].claims_all:
             give = HaveGive(message.number, b"\xff" * 128)
             self._tell(sender, lambda s: s.received(to, give, self.now))
+        elif isinstance(message, ProofAsk) and (passes_on := self.nodes[to].passes_on):
+            holder, ask = passes_on(message)
+            self.nodes[to].askers[ask.nonce] = (sender, message.nonce)
+            self._tell(holder, lambda s: s.received(to, ask, self.now))
+        elif isinstance(message, ProofGive) and message.nonce in self.nodes[to].askers:
+            asker, nonce = self.nodes[to].askers[message.nonce]
+            mine = replace(message, nonce=nonce)
+            self._tell(asker, lambda s: s.received(to, mine, self.now))
         elif isinstance(message, ProofAsk) and self.nodes[to].claims_all:
             shown = ProofGive(message.object_hash, message.nonce, b"")
             if not self.nodes[to].is_silent:

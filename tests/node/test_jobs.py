@@ -544,6 +544,25 @@ def test_a_message_of_a_stranger_or_beyond_the_job_changes_nothing() -> None:
     assert jobs.received(peer_of(2), odd, swarm.now) == []
 
 
+def test_what_a_node_has_made_that_can_be_asked_it_says_itself() -> None:
+    """Else one that means harm could say that another made what it did not, and what it says itself would come too late."""
+    swarm = Swarm(3)
+    swarm.add_job()
+    me, liar, honest = peer_of(1), peer_of(2), peer_of(3)
+    jobs = swarm.nodes[me].jobs
+    forged = [JobResult(task, honest, 1, shards_of(7)) for task in (3, 4)]
+    told = jobs.received(liar, JobNews(JOB, True, "", (), tuple(forged)), swarm.now)
+    (asked,) = [effect for effect in told if isinstance(effect, fx.Send)]
+    assert (asked.peer, type(asked.message)) == (honest, JobAsk)
+    assert jobs.standing()[0]["done"] == 0
+    true = result(3, honest)
+    jobs.received(honest, JobNews(JOB, True, "", (), (true,)), swarm.now)
+    assert jobs.rows(JOB) == [true]
+    swarm.kill(honest)
+    jobs.received(liar, JobNews(JOB, True, "", (), (result(4, honest),)), swarm.now)
+    assert jobs.rows(JOB) == [true, result(4, honest)], "it cannot be asked, and was there just now"
+
+
 def test_what_another_says_that_this_node_made_is_written_down_only_if_it_may_be_so() -> None:
     swarm = Swarm(2)
     swarm.add_job()

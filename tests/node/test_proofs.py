@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+import msgpack
 import pytest
+import version_2.codec
+import version_2.message
 from blake3 import blake3
 from store_scene import peer_of
 
 from peerlm.effects import Effect, MakeProof, Send
+from peerlm.errors import UnknownMessage
 from peerlm.events import ProofMade
-from peerlm.node.proofs import PROOF_S, SILENT_S, Proofs
+from peerlm.node.proofs import PROOF_S, SILENT_S, Proofs, drawn_for
 from peerlm.node.survey import Surveys
 from peerlm.store.catalog import Catalog
 from peerlm.types import Instant, ObjectHash, PeerId
+from peerlm.wire.codec import encode
 from peerlm.wire.message import HaveAsk, HaveGive, ProofAsk, ProofGive
 
 ME, PEER, OTHER = (peer_of(number) for number in (1, 2, 3))
@@ -27,7 +33,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.surveys, self.now = Surveys(), Instant(0.0)
-        self.proofs = Proofs(Catalog(ME), self.surveys, random.Random(1), self.now)
+        self.proofs = Proofs(ME, Catalog(ME), self.surveys, random.Random(1), self.now)
         self.surveys.claimed = self.proofs.claimed
         self.proofs.claimed(PEER, [CHUNK])
 
@@ -111,19 +117,41 @@ def test_who_says_that_it_lacks_it_and_that_it_keeps_it_is_asked_with_another_nu
 
 
 @pytest.mark.parametrize("asker", [PEER, OTHER])
-def test_nobody_has_the_answer_to_our_question_from_us(asker: PeerId) -> None:
+def test_nobody_has_the_answer_to_a_question_to_another_from_us(asker: PeerId) -> None:
     scene = Scene()
     ask = scene.ask()
 
-    def reflected(chunk: ObjectHash) -> list[Effect]:
-        return scene.proofs.asked(asker, ProofAsk(chunk, ask.nonce), {CHUNK, ELSE}, scene.now)
+    def reflected(**changes: object) -> list[Effect]:
+        return scene.proofs.asked(asker, replace(ask, **changes), {CHUNK, ELSE}, scene.now)
 
-    assert reflected(CHUNK) == []
-    scene.doubt()
-    assert reflected(CHUNK) == []
-    scene.shown(ask, b"something else")
-    assert reflected(CHUNK) == reflected(ELSE) == [], "while ours is being worked out"
+    seeds = (ask.seed, b"", ask.seed[:15], b"t" * 16, ask.seed + PEER, ask.seed + ME)
+    assert [reflected(seed=seed) for seed in seeds] == [[]] * 6
+    assert reflected(object_hash=ELSE) == []
+    mine = drawn_for(ME, ask.seed)
+    assert reflected(nonce=mine) == [MakeProof(asker, CHUNK, mine)]
+
+
+def test_who_knows_nothing_of_seeds_shows_what_it_keeps_all_the_same() -> None:
+    """It reads the number alone, and answers as it always did."""
+    scene = Scene()
+    ask = scene.ask()
+    (number, *fields) = msgpack.unpackb(encode(ask))
+    assert (number, fields[:2]) == (ProofAsk.code, [CHUNK, ask.nonce])
+    assert scene.shown(ask) == [MakeProof(PEER, CHUNK, ask.nonce)]
     digest = blake3(ask.nonce).update(DATA).digest()
-    assert scene.proofs.made(ProofMade(asker, ELSE, ask.nonce, digest))[1] is False
+    assert scene.proofs.made(ProofMade(PEER, CHUNK, ask.nonce, digest)) == ([], False)
+
+
+def test_who_answers_wrongly_is_not_believed() -> None:
+    scene = Scene()
+    ask = scene.ask()
+    scene.shown(ask, b"something else")
+    digest = blake3(ask.nonce).update(DATA).digest()
     assert scene.proofs.made(ProofMade(PEER, CHUNK, ask.nonce, digest)) == ([], True)
-    assert reflected(CHUNK) == [MakeProof(asker, CHUNK, ask.nonce)], "it is nobody's any more"
+
+
+def test_a_node_of_the_version_before_passes_over_the_question() -> None:
+    """It offers no room, so it is not even asked."""
+    with pytest.raises(UnknownMessage):
+        version_2.codec.decode(encode(Scene().ask()))
+    assert not hasattr(version_2.message.Vitals, "store_bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from store_scene import Store, peer_of, sign
@@ -11,6 +12,7 @@ from peerlm.effects import MakeProof, Send
 from peerlm.errors import StateError
 from peerlm.events import ObjectLost
 from peerlm.node import intake
+from peerlm.node.proofs import drawn_for
 from peerlm.node.register import Writing
 from peerlm.node.trust import FALSE_CLAIM_S, FORGOTTEN_S, WRONG_BYTES_S, Trust
 from peerlm.store.manifest import Chunk, Kind, Manifest, of_files, read_manifest
@@ -160,7 +162,7 @@ def test_who_asks_for_proofs_all_the_time_is_not_answered() -> None:
     made = []
     for _ in range(50):
         store.now = Instant(store.now + 0.1)
-        ask = ProofAsk(chunk, b"n" * 16)
+        ask = asked_of(A, chunk)
         effects = store.nodes[A].storing.received(B, ask, store.now)
         made += [effect for effect in effects if isinstance(effect, MakeProof)]
         store.perform(A, effects)
@@ -203,6 +205,37 @@ def test_who_claims_everything_and_shows_nothing_is_not_believed(is_silent: bool
     liar.disk.clear()
     assert surveyed(store, A, hashes) == store.copies(store_manifest(store)) <= before
     assert B not in storing.standing().distrusted
+
+
+def asked_of(peer: PeerId, chunk: bytes, seed: bytes = b"s" * 16) -> ProofAsk:
+    return ProofAsk(chunk, drawn_for(peer, seed), seed)
+
+
+PASSED_ON = {
+    "as it came": (lambda ask: ask, "does not show it"),
+    "as from an older node": (lambda ask: replace(ask, seed=b""), "does not show it"),
+    "with another seed": (lambda ask: replace(ask, seed=b"t" * 16), "does not show it"),
+    "as a question to the other": (
+        lambda ask: asked_of(B, ask.object_hash, ask.seed),
+        "could not show",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", PASSED_ON)
+def test_who_has_another_show_what_it_claims_is_not_believed(how: str) -> None:
+    store = Store(4)
+    liar, (changed, why) = store.nodes[D], PASSED_ON[how]
+    liar.claims_all = liar.refuses = True
+    liar.passes_on = lambda ask: (B, changed(ask))
+    hashes = [c.hash for c in store.publish(A, "plays", contents(10), replicas=4).chunks]
+    store.run(5)
+    surveyed(store, A, hashes)
+    store.run(600)
+    distrusted = store.nodes[A].storing.standing().distrusted
+    assert why in distrusted[D].why
+    assert liar.askers, "it has tried"
+    assert {B, C}.isdisjoint(distrusted)
 
 
 def store_manifest(store: Store) -> Manifest:

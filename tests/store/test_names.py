@@ -103,6 +103,51 @@ def test_an_older_release_which_tells_no_ties_is_not_given_the_same_again_and_ag
         assert not other.is_behind(told)
 
 
+# ----------------------------------------------------------------------------- tombstones that end
+
+
+def merged(names: Names, one: NameRecord) -> bool:
+    return names.merge(one, proof_of(one))
+
+
+def test_tombstones_from_before_end_and_the_floor_does_not() -> None:
+    stay = [record(wall=1.0), record("young", b"", wall=5.0), floor(7)]
+    names = register([*stay, record("gone", b"", 2, wall=4.0)])
+    version = names.version
+    names.end(5.0)
+    names.check()
+    assert {r.name for r in held(names)} == {r.name for r in stay}
+    assert names.version > version
+    assert not merged(names, record("gone", b"", 9, wall=4.0))
+    assert merged(names, record("gone", lamport=1, wall=6.0)), "it counts from one again"
+
+
+def test_a_tombstone_that_has_ended_removes_only_what_is_older() -> None:
+    names = register([record("anew", wall=6.0), record("old", wall=2.0)])
+    names.end(5.0)
+    assert not merged(names, record("anew", b"", 9, wall=4.0))
+    assert merged(names, record("old", b"", 9, wall=4.0))
+
+
+def test_what_one_that_is_current_has_not_or_has_anew_is_dropped_where_it_is_old() -> None:
+    current = register([record("both"), record("anew", lamport=1, wall=9.0)])
+    stay = [record("both"), record("young", wall=8.0), record("revoked"), floor(7)]
+    went = [record("gone"), record("anew", lamport=5), record("tombstone", b"", 2)]
+    names = register([*stay, *went])
+    for low, high, digests in current.digests():
+        names.prune(low, high, digests, 5.0, lambda entry: entry.record.name != "revoked")
+    names.check()
+    assert {r.name for r in held(names)} == {r.name for r in stay}
+
+
+def test_what_a_page_does_not_cover_stays() -> None:
+    names = register([record(f"name-{number}") for number in range(50)])
+    (digests,) = [page for _, _, page in names.digests()]
+    names.prune(digests[10].name, digests[19].name, digests[12:14], 5.0, lambda entry: True)
+    (left,) = [page for _, _, page in names.digests()]
+    assert left == (*digests[:10], *digests[12:14], *digests[20:])
+
+
 # ------------------------------------------------------------------------------------- the floor
 
 
