@@ -146,7 +146,8 @@ class StageTrouble(Trouble):
     def recover(self) -> float:
         if self.has_losses:
             able = sorted(set(self.world.machines) - self.revoked)
-            self.gone = set(self.rng.sample(able, min(len(able) - 3, self.rng.randint(1, 2))))
+            count = max(0, min(len(able) - 3, self.rng.randint(1, 2)))
+            self.gone = set(self.rng.sample(able, count))
         return super().recover()
 
     def what_is_well(self) -> Callable[[], bool]:
