@@ -30,7 +30,7 @@ from peerlm.bench.founding import LOCAL, options
 from peerlm.cli.leash import die_with_parent
 from peerlm.daemon.control import ask
 from peerlm.errors import PeerlmError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 TRAINING, TEXTS = "8a401ae", "41022c4"
 """The commits before a model could lie on several nodes, and before texts went through them."""

@@ -294,7 +294,7 @@ def _number(value: float) -> str:
 mixing_figures = _figures(
     ("partners asked for one exchange", "", "mix.exchange", "TRIES"),
     ("wait for an answer to a request", "s", "mix.exchange", "ASK_TIMEOUT_S"),
-    ("longest silence of a transfer", "s", "mix.exchange", "PROGRESS_TIMEOUT_S"),
+    ("longest silence of a transfer", "s", "mix.terms", "PROGRESS_TIMEOUT_S"),
     ("slowest link an exchange is finished on", "bytes/s", "mix.terms", "FLOOR_BYTES_S"),
     ("pause before the only partner is asked again", "s × tries", "mix.exchange", "RETRY_PAUSE_S"),
     ("how long an answered transfer is remembered", "s", "mix.exchange", "REPLY_MEMORY_S"),

@@ -24,7 +24,7 @@ from peerlm.cli.state import ORIGIN, has_node, read_run, state_option
 from peerlm.config.mixture import STORED
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.types import Role, WallTime, short
 
 if TYPE_CHECKING:

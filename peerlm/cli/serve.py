@@ -16,7 +16,7 @@ import click
 
 from peerlm.cli.state import require_node, state_option
 from peerlm.errors import ConfigError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import Instant
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from peerlm.config import NodeSettings, read_toml, to_dict, with_changes
 from peerlm.daemon.writers import require_packages
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 NODE_TOML_BYTES_MAX = 1 << 20
 

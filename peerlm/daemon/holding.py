@@ -33,7 +33,7 @@ from peerlm.model.stages import first_held, held_fragments, held_stages, stages
 from peerlm.node.placing import EMPTY, Offered
 from peerlm.node.snapshots import Restored
 from peerlm.store import disk
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.store.placed import BYTES_MAX, Placed, read_placed
 from peerlm.swarm.hosting import Hosting

@@ -18,16 +18,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from peerlm import events as ev
-from peerlm.effects import Effect, Log, PrepareCorpus, Rehost, Send, WriteSnapshot
+from peerlm.effects import Effect, Log, PrepareCorpus, Send, WriteSnapshot
 from peerlm.events import Event
 from peerlm.membership.member import Member
 from peerlm.node.birth import Birth
 from peerlm.node.company import TALK, Company
 from peerlm.node.coverage import Coverage
-from peerlm.node.leaving import LEAVE_S_MAX, Leaving
+from peerlm.node.leaving import Leaving
 from peerlm.node.library import TALK as STORE_TALK
 from peerlm.node.library import Library
 from peerlm.node.lifecycle import Phase
+from peerlm.node.moving import Moving
 from peerlm.node.placing import Placing, look_around
 from peerlm.node.publishing import Publishing, own_vitals
 from peerlm.node.rate import Rate
@@ -104,9 +105,7 @@ class Node:
         self.placing = self._make_placing(now)
         self.library = self._make_library(now)
         self.storing = self.library.storing
-        self._moving_since: Instant | None = None
-        self._is_handed_over = False
-        """The daemon is about to begin the work with other stages."""
+        self._moving = Moving()
         # Who knocks at a node that begins a run is nobody it would have to wait for.
         self._expects_others = bool(birth.seeds) or len(birth.book) > 0
         self._look_due = now
@@ -494,7 +493,7 @@ class Node:
     def _place(self, now: Instant) -> list[Effect]:
         """Decide which stages to hold, and get there."""
         placing = self.placing
-        if placing is None or self.is_leaving or self._is_handed_over:
+        if placing is None or self.is_leaving or self._moving.is_handed_over:
             return []
         effects = placing.stock.wake(now)
         if placing.is_due(now):
@@ -503,7 +502,11 @@ class Node:
             self.work.snapshots.copies = placing.stock.shown(placing.orphans(around))
             if placing.target != before:
                 self._publishing.due = now
-        return [*effects, *self._move(now)] if placing.move is not None else effects
+        if placing.move is None:
+            return effects
+        if self._moving.since is None:
+            self._publishing.due = now
+        return [*effects, *self._moving.wind_up(placing, self.work, self._snapshot, now)]
 
     def _stocked(self, event: ev.PullProgressed | ev.PullEnded, now: Instant) -> list[Effect]:
         if self.placing is None:
@@ -512,31 +515,6 @@ class Node:
         if isinstance(event, ev.PullEnded):
             return stock.ended(event, now)
         return stock.progressed(event, now)
-
-    def _move(self, now: Instant) -> list[Effect]:
-        """Wind up the work with the old stages; then the daemon begins it with the new ones, and calls `rehost`."""
-        placing, effects = self.placing, list[Effect]()
-        assert placing is not None, "nothing is placed"
-        assert placing.move is not None, "no move is under way"
-        if self._moving_since is None:
-            self._moving_since = self._publishing.due = now
-            effects += self.work.leave(now) if self.work.installed else []
-        if self.work.installed:
-            overdue = now - self._moving_since > LEAVE_S_MAX / 2
-            effects += self.work.wind_up(now, overdue=overdue, keeps=False)
-            if not self.work.has_wound_up:
-                return effects
-        self._is_handed_over = True
-        run, objects = placing.move, placing.objects()
-        tokens = self._ledger.total()
-        rehost = Rehost(
-            first=run.start,
-            stop=run.stop,
-            objects=tuple((f, c.version, c.object_hash, c.sketch) for f, c in objects.items()),
-            is_installed=self.work.installed,
-            snapshot=self._filled(WriteSnapshot(tokens, 0, False, ())),
-        )
-        return [*effects, rehost]
 
     def rehost(
         self,
@@ -554,7 +532,8 @@ class Node:
         )
         old, self.work = self.work, self._make_work(now)
         self.work.go_on_from(old)
-        self._moving_since, self._is_handed_over, self._seen_at = None, False, None
+        self._moving.end()
+        self._seen_at = None
         self._publishing.due = now
         if failure:
             effects: list[Effect] = [Log("error", "placement_failed", (("why", failure),))]
@@ -603,6 +582,9 @@ class Node:
         effects = [self._filled(e) if isinstance(e, WriteSnapshot) else e for e in effects]
         number = self.work.reading.number
         return [number(e) if isinstance(e, PrepareCorpus) else e for e in effects]
+
+    def _snapshot(self) -> WriteSnapshot:
+        return self._filled(WriteSnapshot(self._ledger.total(), 0, False, ()))
 
     def _filled(self, effect: WriteSnapshot) -> WriteSnapshot:
         """What only this file knows: the token count."""

@@ -18,7 +18,7 @@ from peerlm.cli.plan import current_plan
 from peerlm.cli.state import read_run
 from peerlm.identity import files
 from peerlm.identity.root import verify_plan
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 
 # ------------------------------------------------------------------------------------- in all
 

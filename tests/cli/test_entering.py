@@ -13,7 +13,7 @@ from peerlm.identity import files
 from peerlm.identity.invite import enrol, make_invite, parse_token, root_inviter
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.revocation import verify_revocation
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import Role, WallTime
 
 JOIN_LINE = re.compile(r"peerlm join tcp://(\S+) --token (peerlm1-[A-Za-z0-9_-]+)\n")

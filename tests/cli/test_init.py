@@ -18,7 +18,7 @@ from peerlm.identity import chain, files
 from peerlm.model.export import write_model
 from peerlm.model.plan import fragments
 from peerlm.store import snapshot
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.types import Role, WallTime
 
 TEXT = "To be, or not to be, that is the question.\n" * 500

@@ -16,7 +16,7 @@ from peerlm.cli.state import read_run
 from peerlm.data.shards import corpus_manifest, shard_bytes, shard_fact
 from peerlm.errors import ConfigError
 from peerlm.identity.root import verify_plan
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import Manifest
 
 
