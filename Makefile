@@ -111,6 +111,7 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.placement $(FLAGS)
 	$(BIN)/python -m bench.store_sim $(FLAGS)
 	$(BIN)/python -m bench.faults --seeds 10000 $(FLAGS)
+	$(BIN)/python -m bench.faults_stages $(FLAGS)
 	$(BIN)/python -m bench.fuzz --inputs 1000000 $(FLAGS)
 	$(BIN)/python -m bench.chaos $(FLAGS)
 	$(BIN)/python -m bench.stages $(FLAGS)

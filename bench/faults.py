@@ -3,7 +3,7 @@
 What `peerlm sim faults` plays (peerlm/sim/menus.py says what befalls a swarm). Ten thousand seeds take hours, so
 they are played in *batches*, and each batch that is done is a line in docs/faults.jsonl with the commit that
 it was played at. A batch that is there is not played again; `--again` forgets them all. What was found is summed up
-over all of them. With `--jobs 1` one processor is left to others.
+over all of them. With `--jobs 1` one processor is left to others. A model in stages is bench/faults_stages.py's.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench import report
-from bench.report import PLAYED, Missed, Row, say
+from bench.report import PLAYED, PLAYED_STAGES, Missed, Row, say
 from peerlm.cli.sim_pool import all_runs
 from peerlm.data.processes import processors
-from peerlm.sim.menus import FAULTS, NODES, RECOVERY_S, Lived, live_through
+from peerlm.sim import stage_menus
+from peerlm.sim.menus import FAULTS, NODES, RECOVERY_S, Lived
+from peerlm.sim.stage_menus import OF_STAGES, live
 
 BATCH = 250
 
@@ -29,7 +31,7 @@ BATCH = 250
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Seeds `first` to `last`. failed: which broke a promise. faults: how many came. kinds: of which kinds.
-    recovery_p50_s, recovery_max_s: until all was well again, of those that broke none."""
+    recovery_p50_s, recovery_max_s: until all was well again, of those that broke none. stages: of the model."""
 
     first: int
     last: int
@@ -40,18 +42,20 @@ class Batch:
     recovery_max_s: float
     commit: str
     date: str
+    stages: int = 1
 
 
 def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
     if args.seeds < BATCH or args.seeds % BATCH:
         raise Missed(f"--seeds {args.seeds}: must be a multiple of {BATCH}")
-    path = PLAYED if args.record else folder / PLAYED.name
+    file = PLAYED if args.stages == 1 else PLAYED_STAGES
+    path = file if args.record else folder / file.name
     if args.again:
         path.unlink(missing_ok=True)
-    played = {batch.first: batch for batch in read(path)}
+    played = {batch.first: batch for batch in read(path) if batch.stages == args.stages}
     for first in range(1, args.seeds + 1, BATCH):
         if first not in played:
-            batch = played[first] = play(first, args.jobs or processors())
+            batch = played[first] = play(first, args.jobs or processors(), args.stages)
             append(path, batch)
             say(f"{batch.last} of {args.seeds} seeds; {len(batch.failed)} of these broke a promise")
         if len(played) * BATCH >= args.most:
@@ -59,15 +63,17 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
     return rows(sorted(played.values(), key=lambda batch: batch.first), args.seeds)
 
 
-def play(first: int, jobs: int) -> Batch:
+def play(first: int, jobs: int, stages: int = 1) -> Batch:
     """One batch. Raises `Missed` if the checkout has changed meanwhile: nobody knows what was played."""
     commit = report.commit_line()
-    calls = [(seed, NODES) for seed in range(first, first + BATCH)]
+    options = f" --set model.stages={stages}" * (stages > 1)
+    calls = [(seed, NODES, stages) for seed in range(first, first + BATCH)]
     lives: list[Lived] = []
-    for lived in all_runs(live_through, calls, jobs, f"seeds from {first}"):
+    for lived in all_runs(live, calls, jobs, f"seeds from {first}"):
         lives.append(lived)
         if lived.story:
-            say(f"seed {lived.seed} broke a promise: peerlm sim replay {lived.seed}\n{lived.story}")
+            again = f"peerlm sim replay {lived.seed}{options}"
+            say(f"seed {lived.seed} broke a promise: {again}\n{lived.story}")
     if report.commit_line() != commit:
         raise Missed(f"the checkout was {commit} and is {report.commit_line()}: use a worktree")
     well = sorted(lived.recovery_s for lived in lives if not lived.story)
@@ -77,11 +83,16 @@ def play(first: int, jobs: int) -> Batch:
         failed=tuple(lived.seed for lived in lives if lived.story),
         faults=sum(lived.faults for lived in lives),
         kinds=tuple(sorted({kind for lived in lives for kind in lived.menu})),
-        recovery_p50_s=well[len(well) // 2] if well else RECOVERY_S,
-        recovery_max_s=well[-1] if well else RECOVERY_S,
+        recovery_p50_s=well[len(well) // 2] if well else bound_s(stages),
+        recovery_max_s=well[-1] if well else bound_s(stages),
         commit=commit,
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        stages=stages,
     )
+
+
+def bound_s(stages: int) -> float:
+    return RECOVERY_S if stages == 1 else stage_menus.RECOVERY_S
 
 
 def read(path: Path) -> Iterator[Batch]:
@@ -107,14 +118,19 @@ def append(path: Path, batch: Batch) -> None:
 def rows(batches: Sequence[Batch], wanted: int) -> list[Row]:
     failed = [seed for batch in batches for seed in batch.failed]
     kinds = {kind for batch in batches for kind in batch.kinds}
+    stages = batches[0].stages
     commits = dict.fromkeys(f"{batch.commit} ({batch.date})" for batch in batches)
     return [
         Row(
-            f"seeds, {NODES} nodes, a minute of trouble each",
+            f"seeds, {NODES} nodes, a minute of trouble each{f', {stages} stages' * (stages > 1)}",
             BATCH * len(batches),
             at_least=wanted,
         ),
-        Row("kinds of fault that came", len(kinds), at_least=len(FAULTS)),
+        Row(
+            "kinds of fault that came",
+            len(kinds),
+            at_least=len(FAULTS) + len(OF_STAGES) * (stages > 1),
+        ),
         Row("faults", sum(batch.faults for batch in batches)),
         Row("seeds that broke a promise", len(failed), at_most=0),
         Row("which", ", ".join(map(str, failed[:20])) or "none"),
@@ -123,17 +139,29 @@ def rows(batches: Sequence[Batch], wanted: int) -> list[Row]:
             sorted(batch.recovery_p50_s for batch in batches)[len(batches) // 2],
             "s",
         ),
-        Row("the slowest", max(batch.recovery_max_s for batch in batches), "s", at_most=RECOVERY_S),
+        Row(
+            "the slowest",
+            max(batch.recovery_max_s for batch in batches),
+            "s",
+            at_most=bound_s(stages),
+        ),
         Row("played at", ", ".join(commits)),
     ]
 
 
-def main() -> int:
-    flags = report.parser(__doc__)
+def flags_of(doc: str | None) -> argparse.ArgumentParser:
+    """`stages` is to be set besides."""
+    flags = report.parser(doc)
     flags.add_argument("--seeds", type=int, default=1000, help="how many, from 1 [1000]")
     flags.add_argument("--most", type=int, default=10**9, help="stop when so many are played")
     flags.add_argument("--jobs", type=int, default=0, help="processes [all processors]")
     flags.add_argument("--again", action="store_true", help="play all of them again")
+    return flags
+
+
+def main() -> int:
+    flags = flags_of(__doc__)
+    flags.set_defaults(stages=1)
     return report.perform("faults", flags, measure)
 
 

@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "results.md"
 PLAYED = ROOT / "docs" / "faults.jsonl"
 """What `bench.faults` has played so far."""
+PLAYED_STAGES = ROOT / "docs" / "faults-stages.jsonl"
+"""And `bench.faults_stages`."""
 CASES = ROOT / "docs" / "membership.jsonl"
 """The same of `bench.membership`."""
 
@@ -302,7 +304,7 @@ def _processor() -> str:
 def commit_line() -> str:
     """The checkout's commit, and whether files differ from it; those that are recorded to do not count."""
     commit = _git("rev-parse", "--short=10", "HEAD")
-    recorded = tuple(str(path.relative_to(ROOT)) for path in (PAGE, PLAYED, CASES))
+    recorded = tuple(str(path.relative_to(ROOT)) for path in (PAGE, PLAYED, PLAYED_STAGES, CASES))
     lines = _git("status", "--porcelain").splitlines()
     changed = [line for line in lines if not line.endswith(recorded)]
     return f"{commit}, with changes" if changed else commit

@@ -274,9 +274,14 @@ class TellSurveyed(Effect):
     number: int
 
 
+MOMENTS = 500_000
+"""From this number on, of what checkpoints are gathered from: what the optimizer remembers of fragment n − MOMENTS. A release
+that does not know it says that it has no such fragment."""
+
+
 @dataclass(frozen=True, slots=True)
 class CutFragments(Effect):
-    """φ of these fragments as it is now, as chunks that are kept → `FragmentCut` for each."""
+    """φ of these fragments as it is now, or what is kept of their moments, as chunks → `FragmentCut` for each."""
 
     slot: bytes
     fragments: tuple[FragmentId, ...]
@@ -292,6 +297,8 @@ class WriteCheckpoint(Effect):
     """In the order of fragments."""
     before: bytes
     """Manifest of the checkpoint before it; empty: there is none."""
+    moments: tuple[CheckpointPart, ...] = ()
+    """The same of the optimizer's state; none: it goes without."""
 
 
 # ------------------------------------------------------------------------------ slow weights, disk
@@ -368,6 +375,8 @@ class PrepareCorpus(Effect):
     """From here on all of it is kept for others, though this node reads none."""
     number: int = 0
     """Of two checks under way only the answer to the later is of use."""
+    anew: bool = False
+    """Hash also what was hashed before, by this daemon, and lies there untouched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,6 +416,8 @@ class StartWorker(Effect):
     """What of the text is read (`data.passes`), and what the worker before was in the midst of."""
     absent: tuple[int, ...] = ()
     """Shards of the plan's text that are not here yet, by their places in it."""
+    cold: bool = False
+    """It is to begin without what is kept of the optimizer's state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -416,6 +427,13 @@ class TellShards(Effect):
     generation: int
     absent: tuple[int, ...]
     """As in `StartWorker`; all others are here."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepOptimizer(Effect):
+    """Have the worker write its optimizer's state to the disk → `OptimizerKept`."""
+
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)

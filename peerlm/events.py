@@ -246,6 +246,8 @@ class CheckpointWritten(Event):
     size: int
     """Bytes of the manifest."""
     reason: str = ""
+    lacks: str = ""
+    """Why the optimizer's state is not in it, though it should be."""
 
 
 # ------------------------------------------------------------------------------ slow weights, disk
@@ -361,6 +363,17 @@ class WorkerReady(Event):
     generation: int
     device: str
     threads: int
+    optimizer: str = ""
+    """What its optimizer begins with, in a line; empty: nothing was kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerKept(Event):
+    """The optimizer's state is on the disk, or `error` says why it is not. `seconds`: what that took of worker and disk."""
+
+    generation: int
+    seconds: float
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +411,8 @@ class WorkerProgressed(Event):
     """Text, pass, range and windows read, of each that it is in the midst of."""
     order: bytes = b""
     """How far the drawing from `texts` is (`data.records`)."""
+    lacks_text: bool = False
+    """It has read what it can of the shards that are here, and waits for more."""
 
 
 @dataclass(frozen=True, slots=True)

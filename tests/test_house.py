@@ -56,7 +56,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     ),
     "sim": (
         {"wire", "events", "effects", "identity", "membership", "swarm", "mix", "store", "node"}
-        | {"model.stages", "train.cadence", "train.schedule"},
+        | {"model.stages", "train.batch_round", "train.cadence", "train.routes", "train.schedule"},
         {"numpy"},
     ),
 }

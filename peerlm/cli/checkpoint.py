@@ -118,15 +118,19 @@ def _row(desk: Client, record: dict[str, Any]) -> dict[str, Any]:
     try:
         manifest = desk.manifest(record["name"], MANIFEST_S)
     except StateError:
-        nothing = dict.fromkeys(("tokens", "bytes", "files", "chunks", "before", "replicas_least"))
+        unknown = ("tokens", "bytes", "files", "chunks", "before", "optimizer", "replicas_least")
+        nothing = dict.fromkeys(unknown)
         return {**record, **nothing}
     counts = desk.survey(sample_of(manifest)).counts
     facts = {key: value for key, value in facts_of(manifest).items() if key != "documents"}
     before = str(manifest.meta.get("before", ""))
-    return {**record, **facts, "before": before, "replicas_least": min(counts, default=None)}
+    optimizer = str(manifest.meta.get("optimizer", ""))
+    about = {"before": before, "optimizer": optimizer}
+    return {**record, **facts, **about, "replicas_least": min(counts, default=None)}
 
 
 def _cells(one: dict[str, Any], now: float) -> list[str]:
+    about = {"pinned": one["is_pinned"], "with optimizer": one["optimizer"]}
     least = words.ABSENT if one["replicas_least"] is None else str(one["replicas_least"])
     return [
         one["name"],
@@ -134,7 +138,7 @@ def _cells(one: dict[str, Any], now: float) -> list[str]:
         words.ABSENT if one["bytes"] is None else words.size(one["bytes"]),
         f"{least} of {one['replicas']}",
         f"{words.ago(max(0.0, now - one['written_at']))} ago",
-        "pinned" if one["is_pinned"] else "",
+        ", ".join(said for said, is_so in about.items() if is_so),
     ]
 
 

@@ -25,7 +25,7 @@ from peerlm.config.mixture import STORED
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
 from peerlm.store.layout import Layout, StateDirectory
-from peerlm.types import Role, WallTime, short
+from peerlm.types import Role, WallTime, printable, short
 
 if TYPE_CHECKING:
     from peerlm.cli.init_from import StartingModel
@@ -299,6 +299,8 @@ def _found(state: StateDirectory, plan: config.Plan, start: StartingModel | None
     disk.write_atomic(state.root / ORIGIN, b"")
     if start is not None:
         start.write_snapshot(state, root.run_id, signed, wall)
+        if line := start.keep_optimizer(state, plan):
+            click.echo(printable(line), err=True)
     files.write_keys(state.root, keys)
     return root.run_id
 

@@ -18,6 +18,7 @@ from peerlm.identity.root import SignedPlan
 from peerlm.mix.sketch import sketch
 from peerlm.model.export import TOKENIZER, open_model
 from peerlm.model.hf import open_hf
+from peerlm.model.moments import adopted, remembered
 from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.model.tensors import Tensors, Values, fragment_values
 from peerlm.store import disk, snapshot
@@ -48,6 +49,8 @@ class StartingModel:
     vocab: int
     tensors: Tensors
     codec: tokenizers.Tokenizer
+    checkpoint: Path | None = None
+    """The folder, if it is one of ours: it may have the optimizer's state."""
 
     @classmethod
     def read(cls, source: str, tokenizer: str | None, changes: Mapping[str, str]) -> StartingModel:
@@ -87,7 +90,7 @@ class StartingModel:
         else:
             codec = _tokenizer(folder, tokenizer)
         model = replace(plan.model, stages=1)  # how a run is cut is its own
-        return cls(str(folder), model, plan.data.vocab, tensors, codec)
+        return cls(str(folder), model, plan.data.vocab, tensors, codec, folder)
 
     @classmethod
     def _read_hf(cls, folder: Path, tokenizer: str | None) -> StartingModel:
@@ -137,6 +140,12 @@ class StartingModel:
         )
         states = (self._state(spec, plan.run.rng_seed) for spec in specs)
         snapshot.write(state, contents, specs, states)
+
+    def keep_optimizer(self, state: StateDirectory, plan: Plan) -> str:
+        """Of the checkpoint, for the new run's first node; what came of it, in a line, if there is anything to say."""
+        if self.checkpoint is None or not any(remembered(plan).values()):
+            return ""
+        return adopted(self.checkpoint, state.moments, plan)
 
     def _state(self, spec: FragmentSpec, rng_seed: int) -> snapshot.FragmentState:
         values: Values = fragment_values(spec, self.tensors)

@@ -21,7 +21,7 @@ from peerlm.cli.state import has_node, read_run, state_option
 from peerlm.daemon.control import ask, is_served
 from peerlm.errors import ConfigError, StateError
 from peerlm.store.layout import Layout, require_own
-from peerlm.types import short
+from peerlm.types import printable, short
 
 TOKEN_CHARS_MAX = 16_384
 
@@ -42,6 +42,14 @@ WAIT_S = 86_400.0
     "--wait", is_flag=True, help="Keep trying, with longer and longer pauses, until a peer answers."
 )
 @click.option("--enrol-only", is_flag=True, help="Enrol and end; `peerlm up` trains later.")
+@click.option(
+    "--optimizer",
+    "checkpoint",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Begin with the optimizer's state of this checkpoint, a folder of `peerlm checkpoint get`: the one that the run "
+    "began with.",
+)
 @click.option(
     "--set-node",
     "node_pairs",
@@ -67,6 +75,7 @@ def join(
     token_file: str | None,
     wait: bool,
     enrol_only: bool,
+    checkpoint: Path | None,
     node_pairs: tuple[str, ...],
     port: int | None,
     hosted: dict[str, str],
@@ -89,12 +98,17 @@ def join(
       ssh ada peerlm invite | awk '{print $5}' | peerlm join ada --token-file -
       peerlm join ada --token T --enrol-only && systemctl start peerlm
       peerlm join ada --token T --host 1-2
+      peerlm join ada --token T --optimizer model/
       peerlm join ada --token T --set-node train.device=cuda:1 --set-node limits.threads=4
     """
     changes = parse_changes(node_pairs, "--set-node") | hosted | advertised
     node_settings(changes, "--set-node")
     secret = _token(token, token_file, ctx)
     if _is_service_that_waits(layout):
+        if checkpoint is not None:
+            raise click.UsageError(
+                "--optimizer: the service runs here, and its folder is its own; leave it out, or stop the service"
+            )
         if enrol_only:
             raise click.UsageError(
                 "--enrol-only: the service runs here and trains once it is enrolled; leave it out, or stop the service"
@@ -111,6 +125,8 @@ def join(
     if not enrol_only:
         require_own(layout.root)
     _enrol(layout, address, secret, wait, changes)
+    if checkpoint is not None:
+        _adopt(layout, checkpoint)
     if enrol_only:
         click.echo(f"enrolled: node in {layout.root}; `peerlm up` trains")
         return
@@ -158,6 +174,15 @@ def _enrol(
         if is_new and not has_node(layout):
             shutil.rmtree(layout.root, ignore_errors=True)
         raise
+
+
+def _adopt(layout: Layout, checkpoint: Path) -> None:
+    """Without it the node trains all the same, so nothing of this ends the command."""
+    from peerlm.cli.plan import current_plan
+    from peerlm.model.moments import adopted
+
+    plan = current_plan(layout).plan
+    click.echo(printable(adopted(checkpoint, layout.moments, plan)), err=True)
 
 
 def _token(token: str | None, token_file: str | None, ctx: click.Context) -> str:

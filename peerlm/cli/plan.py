@@ -18,7 +18,10 @@ from peerlm.identity.root import RunRoot, SignedPlan
 from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.manifest import Kind, Manifest
 
-CHANGEABLE = ("run.token_budget", "data.source", "data.val_fraction", "train", "mix", "swarm")
+CHANGEABLE = (
+    *("run.token_budget", "run.checkpoint_optimizer", "data.source", "data.val_fraction"),
+    *("train", "mix", "swarm"),
+)
 """Sections and fields that a living run can change; another model is another run."""
 
 FOLLOW = dict.fromkeys(("data.shards", "data.shard_tokens", "data.parts"), "data.source")

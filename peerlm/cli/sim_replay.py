@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from peerlm.cli.sim_faults import check_menu_nodes
+from peerlm.cli.sim_faults import check_menu_nodes, stages_of, stages_option
 from peerlm.cli.sim_membership import setting_of
 from peerlm.cli.sim_options import SEED_MAX, check_between, how
 from peerlm.errors import ConfigError, PeerlmError
-from peerlm.sim.menus import NODES, live_through
+from peerlm.sim.menus import NODES
 from peerlm.sim.params import NODES_MAX
 from peerlm.sim.scenarios import play
+from peerlm.sim.stage_menus import live
 from peerlm.sim.trace import Trace
 from peerlm.types import Instant
 
@@ -21,6 +22,7 @@ from peerlm.types import Instant
 @click.option(
     "--scenario", default="", help="A scenario of `sim membership` instead of random faults."
 )
+@stages_option
 @click.option("--profile", default="lan", show_default=True, help="Timers of a scenario's nodes.")
 @click.option("--link", default=None, help="Lines between the machines of a scenario.")
 @click.option(
@@ -34,6 +36,7 @@ def replay(
     seed: int,
     nodes: int,
     scenario: str,
+    changes: tuple[str, ...],
     profile: str,
     link: str | None,
     given: tuple[str, ...],
@@ -48,6 +51,7 @@ def replay(
     Examples:
       peerlm sim replay 17
       peerlm sim replay 17 --story 3
+      peerlm sim replay 17 --set model.stages=3 --nodes 8
       peerlm sim replay 1 --scenario crash --nodes 64 --digest
     """
     check_between("SEED", seed, 0, SEED_MAX)
@@ -62,7 +66,10 @@ def replay(
             click.echo(f"{now:10.4f} {number:4d} {direction} {what}")
 
     trace = Trace(None if only_digest else tell)
+    count = stages_of(changes)
     if scenario:
+        if changes:
+            raise ConfigError("--set is for random faults; a --scenario has --param")
         params, wire = setting_of(scenario, nodes, seed, given, profile, link)
         try:
             digest = play(
@@ -74,7 +81,7 @@ def replay(
         if given or link is not None or profile != "lan":
             raise ConfigError("--param, --link and --profile belong to a --scenario")
         check_menu_nodes(nodes)
-        lived = live_through(seed, nodes, trace)
+        lived = live(seed, nodes, count, trace)
         digest = lived.digest
         if lived.story:
             raise PeerlmError(f"seed {seed} ({', '.join(lived.menu)}): {lived.story}")

@@ -42,6 +42,7 @@ from peerlm.config.reading import (
     preset,
     read_toml,
     to_dict,
+    told,
     with_changes,
 )
 
@@ -72,5 +73,6 @@ __all__ = [
     "preset",
     "read_toml",
     "to_dict",
+    "told",
     "with_changes",
 ]

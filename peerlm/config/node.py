@@ -83,6 +83,11 @@ class LocalTrainSection:
     )
     compile: bool = option(False, "Run the model through torch.compile.")
     enabled: bool = option(True, "False: be a member that stores and donates, but never trains.")
+    keep_optimizer: bool = option(
+        True,
+        "Keep the inner optimizer's state on the disk beside the snapshots, as often as those are written, and go on with "
+        "it after a restart: 4 bytes a parameter that Muon moves, 8 one of AdamW's, and as much again while it is written.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,11 @@ class RunSection:
         "raise it with `peerlm plan set` to go on.",
         unit="tokens",
     )
+    checkpoint_optimizer: bool = option(
+        False,
+        "Checkpoints in the swarm's store have the inner optimizer's state too, of one host of each stage: 4 bytes more a "
+        "parameter that Muon moves, 8 one of AdamW's.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +256,10 @@ class Plan:
     train: TrainSection = TrainSection()
     mix: MixSection = MixSection()
     swarm: SwarmSection = SwarmSection()
+
+
+ADDED = {"data": ("parts", "shard_tokens"), "run": ("checkpoint_optimizer",)}
+"""Fields that an earlier release does not know and refuses."""
 
 
 PRESETS: dict[str, dict[str, Scalar | tuple[str, ...]]] = {

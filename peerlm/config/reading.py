@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from peerlm.config import mixture
 from peerlm.config.node import NodeSettings
-from peerlm.config.plan import PRESETS, Plan
+from peerlm.config.plan import ADDED, PRESETS, Plan
 from peerlm.errors import ConfigError
 
 T = TypeVar("T")
@@ -40,6 +40,19 @@ def to_dict(settings: Plan | NodeSettings) -> dict[str, dict[str, Any]]:
             for f in fields(getattr(settings, section.name))
         }
         for section in fields(settings)
+    }
+
+
+def told(plan: Plan) -> dict[str, dict[str, Any]]:
+    """As `to_dict`, for others: fields that earlier releases do not know are there only where they say something, so that
+    those can read any other plan."""
+    return {
+        section: {
+            name: value
+            for name, value in values.items()
+            if value or name not in ADDED.get(section, ())
+        }
+        for section, values in to_dict(plan).items()
     }
 
 

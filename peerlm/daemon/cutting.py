@@ -2,19 +2,23 @@
 
 The files of a checkpoint are those that `peerlm export` writes, so whoever reads the one reads the other. The weights'
 file is a header, and then the fragments' values in the plan's order, each cut into chunks by itself: what did not
-change since the last checkpoint is the same chunks.
+change since the last checkpoint is the same chunks. The optimizer's state, where the plan wants it, is a file of its own
+(`model.moments`), made likewise from what workers have kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from peerlm import events
+from peerlm.config import Plan
 from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.slow_weights import SlowWeights
-from peerlm.effects import CutFragments, WriteCheckpoint
-from peerlm.errors import PeerlmError
+from peerlm.effects import MOMENTS, CutFragments, WriteCheckpoint
+from peerlm.errors import ConfigError, PeerlmError
+from peerlm.model.plan import fragments
 from peerlm.store.manifest import CHUNK_BYTES, Chunk, Kind, Manifest, of_files
 from peerlm.store.objects import Objects
 from peerlm.types import FragmentId, ObjectHash, RunId
@@ -24,6 +28,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 NOTHING = ObjectHash(bytes(32))
+
+MOMENTS_FILE = "optimizer.safetensors"
+"""`model.moments.FILE`."""
+
+Values = Sequence[memoryview]
 
 
 class Cutting:
@@ -43,11 +52,19 @@ class Cutting:
         self._loop, self._post, self._pool = loop, post, pool
         self._objects, self._run_id = objects, run_id
 
-    def cut(self, effect: CutFragments, slow: SlowWeights) -> None:
+    def cut(self, effect: CutFragments, slow: SlowWeights, keeping: Keeping) -> None:
         """→ `FragmentCut` for each, as many at a time as there are threads."""
         held = set(slow)
         for fragment in effect.fragments:
-            self._pool.submit(self._cut, effect.slot, fragment, slow if fragment in held else None)
+            of = FragmentId(fragment % MOMENTS)
+            if of not in held:
+                self._tell(events.FragmentCut(effect.slot, fragment, 0, ()))
+            elif fragment == of:
+                self._pool.submit(self._cut, effect.slot, fragment, partial(self._phi, of, slow))
+            else:
+                self._pool.submit(
+                    self._cut, effect.slot, fragment, partial(self._moments, of, keeping)
+                )
 
     def write(self, effect: WriteCheckpoint, keeping: Keeping) -> None:
         """→ `CheckpointWritten`."""
@@ -57,19 +74,23 @@ class Cutting:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._post, event)
 
-    def _cut(self, slot: bytes, fragment: FragmentId, slow: SlowWeights | None) -> None:
-        version, chunks = 0, list[Chunk]()
-        if slow is not None:
-            try:
-                version, chunks = self._chunks_of(fragment, slow)
-            except PeerlmError:
-                chunks = []  # the disk is full, say: another node is asked
+    def _cut(
+        self, slot: bytes, fragment: FragmentId, values_of: Callable[[], tuple[int, Values]]
+    ) -> None:
+        try:
+            version, values = values_of()
+            chunks = [self._put(data) for part in values for data in _pieces(part)]
+        except PeerlmError:
+            version, chunks = 0, []  # the disk is full, say: another node is asked
         named = tuple((chunk.hash, chunk.size) for chunk in chunks)
         self._tell(events.FragmentCut(slot, fragment, version, named))
 
-    def _chunks_of(self, fragment: FragmentId, slow: SlowWeights) -> tuple[int, list[Chunk]]:
+    def _phi(self, fragment: FragmentId, slow: SlowWeights) -> tuple[int, Values]:
         version, phi = slow.now(fragment, lambda f: (f.version, f.phi.copy()))
-        return version, [self._put(data) for data in _pieces(phi.data.cast("B"))]
+        return version, [phi.data.cast("B")]
+
+    def _moments(self, fragment: FragmentId, keeping: Keeping) -> tuple[int, Values]:
+        return 0, keeping.moments_of(fragment)
 
     def _put(self, data: memoryview | bytes) -> Chunk:
         chunk = Chunk(self._objects.put_chunk(data), len(data))
@@ -78,15 +99,17 @@ class Cutting:
 
     def _write(self, effect: WriteCheckpoint, keeping: Keeping) -> None:
         try:
-            encoded = self._manifest(effect, keeping).encode()
+            made, lacks = self._manifest(effect, keeping)
+            encoded = made.encode()
             manifest = self._objects.put_chunk(encoded)
         except PeerlmError as error:
             self._tell(events.CheckpointWritten(effect.slot, NOTHING, 0, str(error)))
             return
         self._tell(events.ObjectKept(manifest, len(encoded)))
-        self._tell(events.CheckpointWritten(effect.slot, manifest, len(encoded)))
+        self._tell(events.CheckpointWritten(effect.slot, manifest, len(encoded), "", lacks))
 
-    def _manifest(self, effect: WriteCheckpoint, keeping: Keeping) -> Manifest:
+    def _manifest(self, effect: WriteCheckpoint, keeping: Keeping) -> tuple[Manifest, str]:
+        """And why it is without the optimizer's state, if it should not be."""
         from peerlm.model.export import PLAN, TOKENIZER, WEIGHTS, render_plan, weights_header
 
         plan = keeping.plan.plan
@@ -100,6 +123,12 @@ class Cutting:
         if (tokenizer := keeping.tokenizer_file()) is not None:
             pieces = _pieces(memoryview(tokenizer))
             files.append((TOKENIZER, [self._put(data) for data in pieces]))
+        lacks = ""
+        if effect.moments:
+            try:
+                files.append((MOMENTS_FILE, self._file_of_moments(effect, plan)))
+            except ConfigError as error:
+                lacks = str(error)
         meta = {
             "run": self._run_id.hex(),
             "tokens": effect.tokens,
@@ -108,7 +137,28 @@ class Cutting:
             "makers": sorted({part.peer.hex() for part in effect.parts}),
             "before": effect.before.hex(),
         }
-        return of_files(Kind.CHECKPOINT, files, meta)
+        if effect.moments and not lacks:
+            meta["optimizer"] = plan.train.optimizer
+        return of_files(Kind.CHECKPOINT, files, meta), lacks
+
+    def _file_of_moments(self, effect: WriteCheckpoint, plan: Plan) -> list[Chunk]:
+        """Raises `ConfigError`: a part is not what the plan says; who made it may go by another one."""
+        from peerlm.model.moments import moments_header, part_bytes
+
+        kinds: tuple[list[Chunk], ...] = ([], [], [])
+        specs = fragments(plan)
+        for spec, part in zip(specs, effect.moments, strict=True):
+            left = [Chunk(*chunk) for chunk in part.chunks]
+            for chunks, size in zip(kinds, part_bytes(spec, plan), strict=True):
+                count = -(-size // CHUNK_BYTES)
+                mine, left = left[:count], left[count:]
+                if sum(chunk.size for chunk in mine) != size:
+                    raise ConfigError(f"{spec.name}: another optimizer's state than the plan's")
+                chunks += mine
+            if left:
+                raise ConfigError(f"{spec.name}: more of the optimizer's state than the plan has")
+        header = [self._put(data) for data in _pieces(memoryview(moments_header(plan)))]
+        return [*header, *(chunk for chunks in kinds for chunk in chunks)]
 
 
 def _pieces(data: memoryview) -> Iterator[memoryview]:

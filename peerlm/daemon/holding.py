@@ -145,6 +145,7 @@ class Holding:
                 threads=threads_of(settings),
                 held=self.held,
                 hop=lambda peer, data: driver.transfers.hop(peer, data),
+                moments=self._state.moments if settings.train.keep_optimizer else None,
             )
         )
         driver.transfers = Transfers(

@@ -30,7 +30,7 @@ from peerlm.events import Event
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.sketch import distance, sketch
 from peerlm.model.plan import FragmentSpec, fragments
-from peerlm.store import snapshot
+from peerlm.store import disk, snapshot
 from peerlm.store.layout import StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.store.snapshot import Contents, FragmentState, Snapshot
@@ -232,9 +232,27 @@ class Keeping:
                 self._post(events.StateRejected(fragment, reason))
                 return
         await self._on_pool(self._drop_objects, [entry[2] for entry in effect.objects])
+        await self._on_pool(self._forget_moments)
         for entry in effect.objects:
             self._moved(entry[0])
         self._post(events.StateInstalled("peers"))
+
+    def moments_of(self, fragment: FragmentId) -> list[memoryview]:
+        """What the worker has kept of the optimizer's state of a fragment, as a checkpoint has it, on the calling thread.
+        Raises `ConfigError`, `StateError`: there is nothing, or it is not what the plan asks for."""
+        from peerlm.model.moments import open_moments, part_of
+
+        plan = self.plan.plan
+        parts = part_of(self._spec[fragment], plan, open_moments(self._state.moments, plan))
+        if not all(np.isfinite(part).all() for part in parts):
+            raise ConfigError(f"{self._state.moments}: holds values that are not finite")
+        return [part.data.cast("B") for part in parts if part.size]
+
+    def _forget_moments(self) -> None:
+        """They are of weights that these have replaced, unless a person has put them beside a node that had none."""
+        with suppress(StateError):  # then the next worker begins with old ones: they are no harm
+            if snapshot.newest(self._state):
+                disk.remove(self._state.moments)
 
     def _install_object(
         self,
@@ -298,15 +316,17 @@ class Keeping:
         """→ `CorpusReady`, `CorpusMissing` or `CorpusUnusable`, of the plan as it is now."""
         self._reads |= effect.is_kept
         try:
-            event = await self._on_pool(self._check_corpus, self.plan.plan, effect.number)
+            event = await self._on_pool(
+                self._check_corpus, self.plan.plan, effect.number, effect.anew
+            )
         except (PeerlmError, OSError) as error:
             event = events.CorpusUnusable(str(error), effect.number)
         self._post(event)
 
-    def _check_corpus(self, plan: Plan, number: int) -> Event:
+    def _check_corpus(self, plan: Plan, number: int, anew: bool) -> Event:
         token_shards, others = corpus_objects(plan)
         wanted = (*token_shards, *others) if self._reads else others
-        missing = tuple(h for h in wanted if not self._is_whole(h))
+        missing = tuple(h for h in wanted if not self._is_whole(h, anew))
         gone = frozenset(missing)
         here = tuple((h, self._objects.size_bytes(h)) for h in wanted if h not in gone)
         if missing:
@@ -334,11 +354,11 @@ class Keeping:
             context = plan.model.context
             shards.require_one_batch(corpus.tokens, data.val_fraction, rows, context, where)
 
-    def _is_whole(self, object_hash: ObjectHash) -> bool:
+    def _is_whole(self, object_hash: ObjectHash, anew: bool) -> bool:
         if not self._objects.has(object_hash):
             return False
         try:
-            self._objects.verify(object_hash)
+            self._objects.verify(object_hash, anew=anew)
         except (ChunkCorrupt, Vanished):
             return False
         return True

@@ -319,7 +319,13 @@ class Driver:
                 )
                 self._tasks.create_task(step)
             case fx.StartWorker():
-                self.worker.start(effect.generation, effect.fresh, effect.passes, effect.absent)
+                self.worker.start(
+                    effect.generation,
+                    effect.fresh,
+                    effect.passes,
+                    effect.absent,
+                    cold=effect.cold,
+                )
             case fx.TellShards():
                 self.worker.tell_shards(effect.generation, effect.absent)
             case fx.StopWorker():
@@ -336,6 +342,8 @@ class Driver:
                 )
             case fx.EvaluateSlow():
                 self.worker.evaluate(effect.generation, effect.tokens)
+            case fx.KeepOptimizer():
+                self.worker.keep_optimizer(effect.generation)
             case fx.DrainWorker():
                 self.worker.drain(effect.generation)
             case _:
@@ -365,7 +373,7 @@ class Driver:
             case fx.UsePlan():
                 self._use_plan(effect)
             case fx.CutFragments():
-                self.cutting.cut(effect, slow)
+                self.cutting.cut(effect, slow, keeping)
             case fx.MakeShards():
                 self.preparing.want(effect.is_wanted)
             case fx.WriteCheckpoint():

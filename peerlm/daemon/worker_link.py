@@ -50,6 +50,7 @@ class WorkerLink:
         log: Descriptor the worker's output goes to; None: this process's stderr.
         held: Stages of the model that this node holds.
         hop: Sends a hop of the worker's to a peer.
+        moments: Where the worker keeps its optimizer's state; None: it does not.
     """
 
     def __init__(
@@ -65,8 +66,10 @@ class WorkerLink:
         log: int | None = None,
         held: range = range(1),
         hop: Callable[[PeerId, bytes], None] = lambda peer, data: None,
+        moments: Path | None = None,
     ) -> None:
         self.plan = plan
+        self._moments = "" if moments is None else str(moments)
         self._held, self._hop = held, hop
         self._post, self._slow, self._settings, self._peer = post, slow, settings, peer
         self._corpus, self._threads, self._log = corpus, threads, log
@@ -88,10 +91,16 @@ class WorkerLink:
     # ------------------------------------------------------------------------------- effects
 
     def start(
-        self, generation: int, fresh: bool, passes: bytes = b"", absent: tuple[int, ...] = ()
+        self,
+        generation: int,
+        fresh: bool,
+        passes: bytes = b"",
+        absent: tuple[int, ...] = (),
+        *,
+        cold: bool = False,
     ) -> None:
         """Start a worker → `WorkerReady`, or `WorkerExited`. The one before must have exited. `absent`: shards that are
-        not here yet. Nothing once this link is left for another: the end of its worker may look like a death."""
+        not here yet; `cold`: without what is kept of the optimizer's state. Nothing once this link is left for another: the end of its worker may look like a death."""
         if self._is_over:
             return
         assert self._worker is None, f"generation {self._worker.generation} is still here"
@@ -100,7 +109,7 @@ class WorkerLink:
         except OSError as error:
             self._post(events.WorkerExited(generation, f"worker cannot start: {error}"))
         else:
-            setup = self._setup(self._worker, fresh, passes, absent)  # by the plan of now
+            setup = self._setup(self._worker, fresh, passes, absent, cold)  # by the plan of now
             self._spawn(self._live(self._worker, setup))
 
     def stop(self, generation: int) -> None:
@@ -154,6 +163,11 @@ class WorkerLink:
         if worker is not None and worker.is_ready and worker.evaluating is None:
             worker.evaluating = tokens
             self._spawn(self._hand_over_slow(worker))
+
+    def keep_optimizer(self, generation: int) -> None:
+        """→ `OptimizerKept`."""
+        if (worker := self._current(generation)) is not None:
+            worker.say(protocol.Keep())
 
     def drain(self, generation: int) -> None:
         """→ `WorkerDrained`, once every last boundary has had its outer step."""
@@ -228,7 +242,12 @@ class WorkerLink:
         return worker.last_words or _ending(exiting.result(), self._settings.limits.memory_bytes)
 
     def _setup(
-        self, worker: WorkerProcess, fresh: bool, passes: bytes, absent: tuple[int, ...]
+        self,
+        worker: WorkerProcess,
+        fresh: bool,
+        passes: bytes,
+        absent: tuple[int, ...],
+        cold: bool,
     ) -> protocol.Setup:
         return protocol.Setup(
             generation=worker.generation,
@@ -242,6 +261,8 @@ class WorkerLink:
             first_stage=self._held[0],
             last_stage=self._held[-1],
             absent=absent,
+            moments=self._moments,
+            cold=cold,
         )
 
     async def _listen(self, worker: WorkerProcess) -> None:
@@ -261,9 +282,11 @@ class WorkerLink:
             case protocol.Initialised():
                 await self._take_over_initial(worker)
                 self._post(events.StateInstalled("fresh"))
-            case protocol.Ready(device, threads):
+            case protocol.Ready(device, threads, optimizer):
                 worker.is_ready = True
-                self._post(events.WorkerReady(generation, device, threads))
+                self._post(events.WorkerReady(generation, device, threads, optimizer))
+            case protocol.Kept(seconds, error):
+                self._post(events.OptimizerKept(generation, seconds, error))
             case protocol.Boundary(fragment, seq, steps):
                 await self._slow.on(fragment, lambda slow: slow.expect_boundary(seq, generation))
                 self._post(events.BoundaryReached(generation, fragment, seq, steps))
@@ -376,4 +399,5 @@ def _progressed(generation: int, report: protocol.Progress) -> events.WorkerProg
         finished=report.finished,
         lanes=report.lanes,
         order=report.order,
+        lacks_text=report.lacks_text,
     )

@@ -81,16 +81,10 @@ class SignedPlan:
     blob: bytes = field(repr=False)
 
 
-ADDED = ("parts", "shard_tokens")
-"""Fields of `data` that a release without them refuses."""
-
-
 def encode_plan(plan: config.Plan) -> bytes:
-    """The canonical bytes of a plan: sections and fields in alphabetical order. Fields that earlier releases do not know are
-    there only where they say something, so that those can read any other plan."""
-    sections = config.to_dict(plan)
-    data = sections["data"]
-    sections["data"] = {name: value for name, value in data.items() if value or name not in ADDED}
+    """The canonical bytes of a plan: sections and fields in alphabetical order, those that say nothing left out where earlier
+    releases do not know them (`config.told`)."""
+    sections = config.told(plan)
     return canonical.encode(
         {name: dict(sorted(sections[name].items())) for name in sorted(sections)}
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import tomlkit
 
-from peerlm.config import Plan, read_toml, to_dict
+from peerlm.config import Plan, read_toml, told
 from peerlm.errors import ConfigError
 from peerlm.model.plan import Shape, fragments, parameter_shapes
 from peerlm.model.tensors import (
@@ -126,6 +126,6 @@ def render_plan(plan: Plan) -> str:
     return tomlkit.dumps(
         {
             section: {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-            for section, values in to_dict(plan).items()
+            for section, values in told(plan).items()
         }
     )

@@ -7,7 +7,8 @@ cuts into chunks it also gives to those that are to keep them. One node gathers 
 of nodes from it, and each waits a little longer than the one before, so the second sees that the first is at it,
 or dead.
 
-A node that does not deliver its share is left out and another asked. Names are kept to the newest few, pinned ones aside, and
+A node that does not deliver its share is left out and another asked. Where the plan wants the optimizer's state in it too, all of a
+stage's comes from one host, since a count of steps goes with its moments; what nobody has is left out, of all stages. Names are kept to the newest few, pinned ones aside, and
 the gatherer sees to it that the others go (`succession`).
 """
 
@@ -21,6 +22,7 @@ from math import inf
 
 from peerlm.config import StoreSection
 from peerlm.effects import (
+    MOMENTS,
     CheckpointPart,
     CutFragments,
     Effect,
@@ -66,9 +68,24 @@ class _Gathering:
     is_pinned: bool
     began: Instant
     asked: dict[FragmentId, tuple[PeerId, Instant]] = field(default_factory=dict)
+    wanted: dict[FragmentId, int] = field(default_factory=dict)
+    """Fragments, and from `MOMENTS` on their moments, with their stages."""
     failed: set[PeerId] = field(default_factory=set)
+    failed_moments: set[PeerId] = field(default_factory=set)
+    """They have none, or do not know what that is."""
+    lacks: str = ""
+    """Why it goes without the optimizer's state."""
     parts: dict[FragmentId, CheckpointPart] = field(default_factory=dict)
     is_written: bool = False
+
+    def failed_at(self, fragment: FragmentId) -> set[PeerId]:
+        return self.failed_moments if fragment >= MOMENTS else self.failed
+
+    def without_moments(self, why: str) -> None:
+        """It goes without the optimizer's state."""
+        self.lacks = why
+        self.wanted = {f: stage for f, stage in self.wanted.items() if f < MOMENTS}
+        self.parts = {f: part for f, part in self.parts.items() if f < MOMENTS}
 
 
 @dataclass(slots=True)
@@ -103,6 +120,7 @@ class Checkpoints:
     Args:
         stage_of: of every fragment of the plan.
         names: those that stand for something.
+        wants_moments: whether the plan has the optimizer's state in checkpoints.
     """
 
     def __init__(
@@ -116,9 +134,11 @@ class Checkpoints:
         held_by: HeldBy,
         rng: random.Random,
         now: Instant,
+        wants_moments: Callable[[], bool] = lambda: False,
     ) -> None:
         self._me, self._settings, self._stage_of = me, settings, dict(stage_of)
         self._names, self._write, self._rng = names, write, rng
+        self._wants_moments = wants_moments
         kept = settings.checkpoints_kept
         self.succession = Succession(kept, names, write, raise_floor, held_by)
         self._began = now
@@ -144,7 +164,9 @@ class Checkpoints:
     def progress(self) -> tuple[int, int]:
         """(fragments delivered, all)."""
         gathering = self._gathering
-        return (len(gathering.parts) if gathering else 0), len(self._stage_of)
+        if gathering is None:
+            return 0, len(self._stage_of)
+        return len(gathering.parts), len(gathering.wanted)
 
     # ------------------------------------------------------------------------------------ when
 
@@ -201,7 +223,10 @@ class Checkpoints:
     def _begin(self, name: str, around: Around, now: Instant, *, is_pinned: bool) -> list[Effect]:
         name = name or name_of(around.tokens, is_done=around.is_done)
         slot = self._rng.randbytes(16)
-        self._gathering = _Gathering(slot, name, around.tokens, is_pinned, now)
+        wanted = dict(self._stage_of)
+        if self._wants_moments():
+            wanted |= {FragmentId(MOMENTS + f): stage for f, stage in self._stage_of.items()}
+        self._gathering = _Gathering(slot, name, around.tokens, is_pinned, now, wanted=wanted)
         log = Log("info", "checkpoint_begun", (("name", name),))
         return [log, *self._go_on(around, now)]
 
@@ -213,32 +238,42 @@ class Checkpoints:
             return []
         if now - gathering.began > GIVEN_UP_S:
             return self._give_up("not all fragments were delivered in time", now)
-        shares: dict[PeerId, list[FragmentId]] = {}
-        for fragment, stage in self._stage_of.items():
-            if fragment in gathering.parts:
+        lacks_moments = any(f >= MOMENTS and f not in gathering.parts for f in gathering.wanted)
+        if lacks_moments and now - gathering.began > GIVEN_UP_S / 2:
+            gathering.without_moments("not all of it was delivered in time")
+        shares: dict[tuple[PeerId, bool], list[FragmentId]] = {}
+        for fragment, stage in tuple(gathering.wanted.items()):
+            if fragment in gathering.parts or fragment not in gathering.wanted:
                 continue
+            failed, is_moments = gathering.failed_at(fragment), fragment >= MOMENTS
             asked = gathering.asked.get(fragment)
             if asked is not None:
                 peer, since = asked
                 is_there = peer == self._me or peer in around.runs
                 if is_there and now - since < SHARE_S:
                     continue
-                gathering.failed.add(peer)
+                failed.add(peer)
             hosts = [
                 peer
                 for peer, (first, last) in around.runs.items()
-                if first <= stage <= last and peer not in gathering.failed
+                if first <= stage <= last and peer not in failed
             ]
+            if not hosts and is_moments:
+                gathering.without_moments(f"no host of stage {stage} has it")
+                continue
             if not hosts:
                 if stage_is_lost(stage, around.runs):
                     return self._give_up(f"nobody holds stage {stage}", now)
                 gathering.failed.clear()  # all have failed once: begin anew
                 continue
-            peer = min(hosts, key=lambda p: _rank(gathering.slot + fragment.to_bytes(4, "big"), p))
+            of = (MOMENTS + stage if is_moments else fragment).to_bytes(4, "big")
+            peer = min(hosts, key=lambda p: _rank(gathering.slot + of, p))
+            if is_moments and self._me in hosts:
+                peer = self._me
             gathering.asked[fragment] = (peer, now)
-            shares.setdefault(peer, []).append(fragment)
-        effects: list[Effect] = []
-        for peer, share in shares.items():
+            shares.setdefault((peer, is_moments), []).append(fragment)
+        effects: list[Effect] = self._write_if_all()
+        for (peer, _), share in shares.items():
             if peer == self._me:
                 effects += self._cut(self._me, gathering.slot, share)
             else:
@@ -263,7 +298,7 @@ class Checkpoints:
         if gathering.asked.get(fragment, (None,))[0] != peer or fragment in gathering.parts:
             return []
         if not give.chunks:
-            gathering.failed.add(peer)
+            gathering.failed_at(fragment).add(peer)
             del gathering.asked[fragment]
             return []
         chunks = tuple((ObjectHash(c.hash), c.size) for c in give.chunks)
@@ -272,14 +307,20 @@ class Checkpoints:
     def _took(self, part: CheckpointPart, now: Instant) -> list[Effect]:
         gathering = self._gathering
         assert gathering is not None, "nothing is gathered"
-        gathering.parts[part.fragment] = part
-        if len(gathering.parts) < len(self._stage_of):
+        if part.fragment in gathering.wanted:
+            gathering.parts[part.fragment] = part
+        return self._write_if_all()
+
+    def _write_if_all(self) -> list[Effect]:
+        gathering = self._gathering
+        if gathering is None or len(gathering.parts) < len(gathering.wanted):
             return []
         gathering.is_written = True
         parts = tuple(gathering.parts[fragment] for fragment in sorted(self._stage_of))
+        moments = tuple(gathering.parts[f] for f in sorted(gathering.wanted) if f >= MOMENTS)
         newest = self._newest()
         before = newest.record.manifest if newest is not None else b""
-        return [WriteCheckpoint(gathering.slot, gathering.tokens, parts, before)]
+        return [WriteCheckpoint(gathering.slot, gathering.tokens, parts, before, moments)]
 
     def written(self, event: CheckpointWritten, wall: WallTime, now: Instant) -> list[Effect]:
         gathering = self._gathering
@@ -303,7 +344,9 @@ class Checkpoints:
             return self._give_up(str(error), now)
         self._gathering, self.trouble = None, ""
         fields = (("name", gathering.name), ("manifest", short(event.manifest)))
-        told = [TellCheckpoint(gathering.name), Log("info", "checkpoint", fields)]
+        told: list[Effect] = [TellCheckpoint(gathering.name), Log("info", "checkpoint", fields)]
+        if lacks := gathering.lacks or event.lacks:
+            told.append(Log("warning", "checkpoint_without_optimizer", (("why", lacks),)))
         self.succession.wrote(gathering.name, now)
         return [*told, *effects]
 
@@ -318,7 +361,7 @@ class Checkpoints:
         """Another node gathers: cut these, keep the chunks, tell it their hashes."""
         slot, wanted = ask.slot, [FragmentId(fragment) for fragment in ask.fragments]
         first, last = around.runs.get(self._me, (1, 0))
-        mine = [f for f in wanted if first <= self._stage_of.get(f, -1) <= last]
+        mine = [f for f in wanted if first <= self._stage_of.get(_weights_of(f), -1) <= last]
         if not around.is_active or not around.may_store:
             mine = []
         mine = self._granted(peer, slot, mine, now)
@@ -363,7 +406,7 @@ class Checkpoints:
         if gathering is None or gathering.slot != event.slot:
             return []
         if not event.chunks:
-            gathering.failed.add(self._me)
+            gathering.failed_at(event.fragment).add(self._me)
             gathering.asked.pop(event.fragment, None)
             return []
         return self._took(
@@ -381,6 +424,11 @@ def name_of(tokens: int, *, is_done: bool) -> str:
 
 def stage_is_lost(stage: int, runs: Mapping[PeerId, Run]) -> bool:
     return not any(first <= stage <= last for first, last in runs.values())
+
+
+def _weights_of(fragment: FragmentId) -> FragmentId:
+    """Whose moments it is, if it is any's."""
+    return FragmentId(fragment % MOMENTS)
 
 
 def _rank(slot: bytes, peer: PeerId) -> bytes:

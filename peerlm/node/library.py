@@ -90,6 +90,7 @@ class Library:
             self.storing.held_by,
             rng,
             now,
+            lambda: work().plan.run.checkpoint_optimizer,
         )
         self.jobs = Jobs(
             me,

@@ -299,6 +299,8 @@ class Node:
                 return self.library.handle(event, now)
             case ev.WorkerReady():
                 return work.worker_ready(event, now)
+            case ev.OptimizerKept():
+                return work.worker.kept(event, now)
             case ev.WorkerProgressed():
                 if self.placing is not None:
                     self.placing.measure(event.tokens_per_s, event.busy, now)

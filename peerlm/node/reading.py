@@ -41,7 +41,7 @@ class Reading:
         snapshots: Snapshots,
         coverage: Coverage,
     ) -> None:
-        self._reads, self._is_whole = hosting.has_ends, hosting.is_whole
+        self._reads = hosting.has_ends
         self._worker, self._acquisition = worker, acquisition
         self._snapshots, self._coverage = snapshots, coverage
         self.state, self._reason = "unknown", ""
@@ -101,8 +101,7 @@ class Reading:
             return f"training on the text of before: {here} of {total} shards of the new are here"
         if not here:
             return f"waiting for the first shard of {total}"
-        # A worker that waits for other stages tells of no steps either.
-        if self._worker.is_idle and self._is_whole:
+        if self._worker.lacks_text:
             left = "1 shard" if total - here == 1 else f"{total - here} shards"
             return f"has read what is here; waiting for {left}"
         line = f"training on {here} of {total} shards, the rest is being fetched"
@@ -139,9 +138,12 @@ class Reading:
         return replace(check, number=self.asked)
 
     def check_again(self) -> list[Effect]:
-        """The worker died, maybe because a shard is not here any more. (Text of its own is nobody's to drop.)"""
+        """The worker died, maybe because a shard is not here any more, which a look at the files tells. (Text of its own is
+        nobody's to drop.) That one has rotted tells only reading all: for the second death in a row, the fourth, the eighth."""
         is_of_use = self._reads and self._names and not self._is_checking
-        return [PrepareCorpus()] if is_of_use else []
+        deaths = self._worker.supervision.failures
+        is_suspect = deaths > 1 and not deaths & (deaths - 1)
+        return [PrepareCorpus(anew=is_suspect)] if is_of_use else []
 
     def ready(self, event: CorpusReady) -> list[Effect]:
         """All of it is here."""

@@ -48,9 +48,10 @@ class Supervision:
     generation: int = 0
     restarts: int = 0
     last_error: str = ""
+    failures: int = 0
+    """Deaths in a row: none of them made progress for long."""
     device: str = ""
     threads: int = 0
-    _failures: int = 0
     _barren: int = 0
     _nonfinite_seen: int = 0
     _started: Instant = NEVER
@@ -84,7 +85,7 @@ class Supervision:
         grew, self._nonfinite_seen = nonfinite_steps > self._nonfinite_seen, nonfinite_steps
         self._barren = self._barren + 1 if grew and loss is None else 0
         if now - self._started > HEALTHY_S and not self._barren:
-            self._failures = 0
+            self.failures = 0
 
     def condemn(self, now: Instant, *, evaluating: bool = False) -> bool:
         """Whether the worker should be stopped because it is of no use. True once a generation. `evaluating`: it has
@@ -125,8 +126,8 @@ class Supervision:
             return
         delay_s = 0.0
         if error:
-            delay_s = min(BACKOFF_S * 2.0 ** min(self._failures, 10), BACKOFF_S_MAX)
-            self._failures += 1
+            delay_s = min(BACKOFF_S * 2.0 ** min(self.failures, 10), BACKOFF_S_MAX)
+            self.failures += 1
             self.restarts += 1
         self.state, self._retry_at = "backing_off", after(now, delay_s)
 

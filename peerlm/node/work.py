@@ -273,6 +273,9 @@ class Work:
             effects += [*self.steer(now), *self._watch_worker(now)]
         if self.installed and self.snapshots.due <= now:
             effects += self._snapshot_unless_held(now)
+        if is_training and self.settings.train.keep_optimizer:
+            every_s = self.settings.limits.snapshot_every_s
+            effects += self.worker.keep_if_due(every_s, now)
         can_evaluate = self.hosting.has_ends and self.reading.has_held_out
         if is_training and can_evaluate and not self.lacking():
             tokens, every_s = self.seen.swarm_tokens, self.plan.train.val_every_s
@@ -361,7 +364,11 @@ class Work:
     def worker_ready(self, event: WorkerReady, now: Instant) -> list[Effect]:
         if not self.worker.ready(event, now):
             return []
-        log = Log("info", "worker_ready", (("device", event.device), ("threads", event.threads)))
+        about: tuple[tuple[str, str | int], ...] = ()
+        about = (("device", event.device), ("threads", event.threads))
+        if event.optimizer:
+            about += (("optimizer", event.optimizer),)
+        log = Log("info", "worker_ready", about)
         if self.phase is Phase.DRAINING:
             return [log, *self.worker.drain()]
         return [log, *self.steer(now)]

@@ -17,6 +17,7 @@ from peerlm.effects import (
     DrainWorker,
     Effect,
     EvaluateSlow,
+    KeepOptimizer,
     Log,
     StartWorker,
     SteerWorker,
@@ -26,6 +27,7 @@ from peerlm.effects import (
 from peerlm.events import (
     BoundaryReached,
     Evaluated,
+    OptimizerKept,
     OuterStepped,
     WorkerExited,
     WorkerProgressed,
@@ -36,6 +38,10 @@ from peerlm.types import Instant, PeerId, after
 
 FIRST_EVALUATION_S = 8.0
 """A new worker is left to its first steps for so long."""
+
+
+KEEPING_SHARE = 20.0
+"""Keeping the optimizer's state takes at most one part in so many of the time."""
 
 
 class Worker:
@@ -54,18 +60,19 @@ class Worker:
         """Of its gradients, in tokens."""
         self.tokens_per_s = 0.0
         self.nonfinite_steps = 0
-        self.is_idle = False
-        """Its last report was of no inner step."""
+        self.lacks_text = False
+        """By its last report it waits for text."""
         self.stream_lost, self.stream_bytes = 0, (0, 0)
         """Of its present life: microbatches that came to nothing; bytes of the stream, sent and received."""
         self.drained = False
         """It has handed in its progress, and the outer steps that follow from it are taken."""
         self._rng = rng
-        self._generation_tokens = self._generation_steps = 0
+        self._generation_tokens = 0
         self._texts: tuple[bytes, ...] = ()
         """What it reads, by its last word."""
         self._evaluate_due = now
         self._evaluating = False
+        self._keep_due, self._is_keeping = now, False
         self._handed_in = False
         self._boundaries = 0
         """Whose outer steps have not been taken."""
@@ -77,8 +84,9 @@ class Worker:
     ) -> list[Effect]:
         """`fresh`: it is to make the initial weights. `passes`: what of the text is read; `absent`: shards that are not
         here."""
+        cold = self.supervision.failures > 1  # it may be what they die of
         generation = self.supervision.start(now)
-        return [StartWorker(generation, fresh=fresh, passes=passes, absent=absent)]
+        return [StartWorker(generation, fresh=fresh, passes=passes, absent=absent, cold=cold)]
 
     def stop(self) -> list[Effect]:
         """For good, until somebody starts one."""
@@ -116,6 +124,20 @@ class Worker:
         self._evaluating = True
         return [EvaluateSlow(self.supervision.generation, swarm_tokens)]
 
+    def keep_if_due(self, every_s: float, now: Instant) -> list[Effect]:
+        """Its optimizer's state goes to the disk about each `every_s`, once the last time is over."""
+        if self._keep_due > now or self._is_keeping or self.supervision.state != "running":
+            return []
+        self._is_keeping, self._keep_due = True, after(now, every_s)
+        return [KeepOptimizer(self.supervision.generation)]
+
+    def kept(self, event: OptimizerKept, now: Instant) -> list[Effect]:
+        if event.generation != self.supervision.generation:
+            return []
+        self._is_keeping = False
+        self._keep_due = max(self._keep_due, after(now, KEEPING_SHARE * event.seconds))
+        return [Log("error", "optimizer_not_kept", (("why", event.error),))] if event.error else []
+
     def drain(self) -> list[Effect]:
         """Have it hand in its progress; follow `drained`."""
         running = self.supervision.state == "running"
@@ -147,11 +169,12 @@ class Worker:
         if event.generation != self.supervision.generation:
             return False
         self.supervision.ready(event.device, event.threads)
-        self._generation_tokens = self._generation_steps = 0
-        self._evaluating = self.is_idle = False
+        self._generation_tokens = 0
+        self._evaluating = self.lacks_text = False
         self._texts = ()
         # Steps first: evaluating a large model takes as long as several of them.
         self._evaluate_due = max(self._evaluate_due, after(now, FIRST_EVALUATION_S))
+        self._is_keeping, self._keep_due = False, after(now, FIRST_EVALUATION_S)
         return True
 
     def boundary(self, event: BoundaryReached) -> list[Effect]:
@@ -172,8 +195,7 @@ class Worker:
             return False
         self.tokens += event.tokens - self._generation_tokens
         self._generation_tokens = event.tokens
-        self.is_idle = event.steps == self._generation_steps
-        self._generation_steps = event.steps
+        self.lacks_text = event.lacks_text
         if event.loss is not None:
             self.loss = event.loss
         self.tokens_per_s, self.nonfinite_steps = event.tokens_per_s, event.nonfinite_steps
@@ -217,7 +239,7 @@ class Worker:
         if event.generation != self.supervision.generation:
             return False
         self.supervision.exited(event.error, wanted, now)
-        self.tokens_per_s, self._evaluating, self.is_idle = 0.0, False, False
+        self.tokens_per_s, self._evaluating, self.lacks_text = 0.0, False, False
         self._boundaries = 0
         return True
 

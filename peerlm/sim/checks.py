@@ -32,6 +32,8 @@ class Safety:
         large swarm. Raises `AssertionError` if the swarm breaks a promise."""
         self.looks += 1
         world = self._world
+        if world.stage_of:
+            world.ring.look()
         for machine in world.up():
             assert machine.node is not None
             self._incarnation(machine.number, machine.node.company.membership.incarnation)

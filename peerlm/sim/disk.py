@@ -9,6 +9,7 @@ address book is begun anew, and a boot epoch repeats itself.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peerlm.identity.chain import Chain
@@ -21,13 +22,17 @@ Offer = tuple[FragmentId, int, ObjectHash, int, tuple[float, ...]]
 """(fragment, version, object hash, bytes, sketch), as `events.SnapshotWritten` has it."""
 
 
+State = tuple[Vector, Vector, int]
+"""φ, m and version of a fragment."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     number: int
     tallies: tuple[tuple[PeerId, int, int], ...]
     final: bool
-    fragments: tuple[tuple[Vector, Vector, int], ...]
-    """(φ, m, version) of each."""
+    fragments: Mapping[FragmentId, State]
+    """Of each that was held."""
     offers: tuple[Offer, ...]
 
     @property
@@ -45,6 +50,7 @@ class Disk:
     epoch: int = 0
     book: bytes = b""
     passes: bytes = b""
+    placement: bytes = b""
     revocations: tuple[bytes, ...] = ()
     objects: dict[ObjectHash, Vector | bytes] = field(default_factory=dict)
     """Whole and verified: a fragment's φ, or bytes of the corpus."""

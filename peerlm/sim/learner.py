@@ -95,6 +95,28 @@ class Quadratic:
         return sum(float(np.mean((values - target) ** 2)) for values, target in pairs)
 
 
+def part_of(learner: Learner, fragments: Sequence[FragmentId]) -> Learner:
+    """The task of a node that holds these fragments alone. Raises `ConfigError` where a task has no parts."""
+    if len(fragments) == len(learner.sizes):
+        return learner
+    if not isinstance(learner, Quadratic):
+        raise ConfigError("a network is learnt whole; only a quadratic task has parts")
+    return _QuadraticPart(learner, fragments)
+
+
+class _QuadraticPart(Quadratic):
+    def __init__(self, whole: Quadratic, fragments: Sequence[FragmentId]) -> None:
+        self._whole, self._fragments = whole, fragments
+        self.sizes = tuple(whole.sizes[f] for f in fragments)
+        self.pull, self.noise = whole.pull, whole.noise
+        self.target = [whole.target[f] for f in fragments]
+
+    def initial(self, seed: int) -> list[Vector]:
+        """The same as where the whole begins."""
+        values = self._whole.initial(seed)
+        return [values[f] for f in self._fragments]
+
+
 class _Pulled:
     def __init__(self, task: Quadratic, rng: np.random.Generator) -> None:
         self._task, self._rng = task, rng

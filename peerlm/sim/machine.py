@@ -28,8 +28,9 @@ from peerlm.membership.address_book import AddressBook, read_book
 from peerlm.node.birth import Birth
 from peerlm.node.dial_back import Ports
 from peerlm.node.node import Acquaintance, Node
-from peerlm.node.snapshots import Restored
+from peerlm.sim.channels import ChannelEnd, ChannelEnds
 from peerlm.sim.disk import Disk
+from peerlm.sim.holding import Holding
 from peerlm.sim.labour import Labour
 from peerlm.sim.learner import by_id
 from peerlm.types import PeerId, WallTime
@@ -91,6 +92,7 @@ class Machine:
         self.poisoned = False
         """The next inner step breaks θ."""
         self.labour: Labour
+        self.holding: Holding
         self.lines: dict[PeerId, dict[str, None]] = {}
         self.admitted: dict[PeerId, bytes] = {}
         self._admissions: dict[PeerId, bytes] = {}
@@ -125,8 +127,10 @@ class Machine:
         gate.revocations.merge(disk.revocations)
         plan = verify_plan(disk.plan, root.public_key, root.run_id)
         book = read_book(disk.book, world.now, self.wall)[0] if disk.book else AddressBook()
-        last = disk.snapshots[-1] if disk.snapshots else None
+        self.holding = holding = Holding(self)
+        last = holding.snapshot
         self.labour = Labour(self, plan.plan, rng.getrandbits(64))
+        self._seeds = random.Random(f"work {world.seed} {self.number} {self.life}")
         birth = Birth(
             keys=self.keys,
             chain=disk.chain,
@@ -135,14 +139,17 @@ class Machine:
             settings=self.settings,
             ports=Ports(self.host, self.port, self.port + 1, self.port + 2),
             epoch=disk.epoch,
-            sizes=by_id(world.sizes),
+            sizes=holding.sizes,
             seeds=self.seeds,
             book=book,
             origin=disk.origin,
-            restored=Restored(last.number, last.tokens, last.offers) if last else None,
+            restored=holding.restored,
             tallies=last.tallies if last else (),
             passes=disk.passes,
             profile=world.profile,
+            hosting=holding.hosting,
+            offered=holding.offered,
+            all_sizes=by_id(world.sizes) if holding.offered else {},
         )
         self.node = Node(birth, rng, world.now, self.wall)
         self._perform(self.node.start(world.now, self.wall))
@@ -155,6 +162,7 @@ class Machine:
         self.exchanges = self.all_exchanges()
         self.node, self._frozen = None, None
         self.life += 1
+        self.labour.channels.close(silently=silently)
         for peer, ways in self.lines.items():
             for way in ways:
                 if silently:
@@ -207,6 +215,14 @@ class Machine:
         """Go on after a beginning that was made up."""
         self._perform([])
 
+    def perform(self, effects: list[Effect]) -> None:
+        """What the node asks for when it is told something that is no event."""
+        self._perform(effects)
+
+    def channel_dialled(self, dialler: ChannelEnds, end: ChannelEnd, effect: fx.RunChannel) -> None:
+        """Somebody has connected for a channel."""
+        self.act(self.life, self.labour.channels.dialled, dialler, end, effect)
+
     def freeze(self) -> None:
         """It stands still: nothing is heard from it, what comes waits."""
         if self._frozen is None and self.is_up:
@@ -255,6 +271,14 @@ class Machine:
     def later(self, delay_s: float, action: Callable[..., None], *args: Any) -> None:
         """Do this after a while, if this process still lives; a frozen one does it when it thaws."""
         self.world.clock.at(delay_s, self._act, self.life, action, args)
+
+    def act(self, life: int, action: Callable[..., None], *args: Any) -> None:
+        """Now, if that process still lives, or when it thaws."""
+        self._act(life, action, args)
+
+    def employ(self) -> None:
+        """Its work begins anew, with the stages that are held now."""
+        self.labour = Labour(self, self.labour.plan, self._seeds.getrandbits(64))
 
     def _act(self, life: int, action: Callable[..., None], args: tuple[Any, ...]) -> None:
         if self.life != life or self.node is None:
@@ -324,6 +348,8 @@ class Machine:
             case fx.Halt(error=error):
                 self.halted.append(error)
                 self.die()
+            case fx.Rehost():
+                self.holding.move(effect)
             case fx.Log():
                 pass
             case _:

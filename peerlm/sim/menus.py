@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peerlm.config import with_changes
 from peerlm.events import Leave, NewPlan, NewRevocation, Pause, Resume
@@ -53,14 +54,19 @@ class Lived:
 
 def live_through(seed: int, nodes: int = NODES, trace: Trace | None = None) -> Lived:
     """One seed's minute of trouble and what came after."""
-    trouble = Trouble(seed, nodes, trace)
+    return survive(Trouble(seed, nodes, trace))
+
+
+def survive(trouble: Trouble) -> Lived:
+    """The trouble, and what came after."""
     recovery_s, story = 0.0, ""
     try:
         trouble.run()
         recovery_s = trouble.recover()
     except Exception as broken:
         story = f"{_what(broken)}\n{_how_all_were(trouble.world)}"
-    return Lived(seed, trouble.menu, trouble.count, recovery_s, trouble.world.digest(), story)
+    digest = trouble.world.digest()
+    return Lived(trouble.seed, trouble.menu, trouble.count, recovery_s, digest, story)
 
 
 def _knows_others(machine: Machine) -> bool:
@@ -86,7 +92,11 @@ def _how_all_were(world: World) -> str:
 class Trouble:
     """A world and what befalls it."""
 
+    sizes: tuple[int, ...] = SIZES
+    speed, recovery_s = SPEED, RECOVERY_S
+
     def __init__(self, seed: int, nodes: int, trace: Trace | None) -> None:
+        self.seed = seed
         self.rng = rng = random.Random(f"trouble {seed}")
         wire = Wire(
             loss=rng.choice([0.0, 0.0, 0.01, 0.05, 0.2]),
@@ -99,17 +109,36 @@ class Trouble:
             mix__sampler=rng.choice([*3 * ["uniform"], *SAMPLERS]),
             mix__inner_steps=rng.choice([8, 20]),
             mix__bandwidth_share=rng.choice([0.0, 0.0, 0.5]),
+            **self.model(),
         )
+        learner = Quadratic(self.sizes)
         self.world = World(
-            seed, plan=plan, learner=Quadratic(SIZES), speed=SPEED, wire=wire, trace=trace
+            seed, plan=plan, learner=learner, speed=self.speed, wire=wire, trace=trace
         )
         self.safety = Safety(self.world)
         self.nodes, self.count, self.revision = nodes, 0, 1
-        self.menu = tuple(sorted(rng.sample(list(FAULTS), rng.randint(1, MENU_MAX))))
+        self.menu = self.draw_menu()
         self.every_s = rng.choice([1.0, 3.0, 8.0])
         self.revoked: set[int] = set()
-        self.world.swarm(nodes)
+        self.gone: set[int] = set()
+        """Machines that do not come back for another reason."""
+        for number in range(nodes):
+            self.add(*([0] if number else []))
         self._look()
+
+    def model(self) -> dict[str, Any]:
+        """Of the plan."""
+        return {}
+
+    def draw_menu(self) -> tuple[str, ...]:
+        return tuple(sorted(self.rng.sample(list(FAULTS), self.rng.randint(1, MENU_MAX))))
+
+    def add(self, *seeds: int) -> None:
+        """One more machine."""
+        self.world.add(len(self.world.machines), *seeds)
+
+    def befall(self, fault: str, number: int) -> None:
+        FAULTS[fault](self, number)
 
     def run(self) -> None:
         """The minute of trouble."""
@@ -118,11 +147,36 @@ class Trouble:
             world.run(min(self.rng.expovariate(1 / self.every_s), end - world.now))
             if world.now < end:
                 self.count += 1
-                FAULTS[self.rng.choice(self.menu)](self, self.rng.randrange(len(world.machines)))
+                self.befall(self.rng.choice(self.menu), self.rng.randrange(len(world.machines)))
 
     def recover(self) -> float:
         """Mend everything, start everybody; returns how long it took until all was well."""
         world, mended = self.world, self.world.now
+        self._mend()
+        for number, machine in world.machines.items():
+            if number in self.revoked | self.gone:
+                world.kill(number)
+            elif not machine.is_up:
+                world.restart(number)
+        for number in sorted(set(world.machines) - self.revoked - self.gone):
+            self._show_the_way(number)
+        is_well = self.what_is_well()
+        world.run(self.recovery_s, is_well)
+        late = f"not well {self.recovery_s:g} s after everything was mended"
+        assert is_well(), f"{late}{self.what_is_wrong(mended)}"
+        self.safety.look()
+        return world.now - mended
+
+    def what_is_well(self) -> Callable[[], bool]:
+        """What must come true, now that everything is mended."""
+        return lambda: is_well(self.world)
+
+    def what_is_wrong(self, since: float) -> str:
+        """For who reads of it, with a colon before it; empty where there is nothing to say."""
+        return ""
+
+    def _mend(self) -> None:
+        world = self.world
         world.heal()
         world.loss = 0.0
         world.network.wire = Wire()
@@ -132,17 +186,6 @@ class Trouble:
         world.run(20, lambda: not any(m.is_frozen for m in world.up()))
         for machine in world.up():
             machine.post(Resume())
-        for number, machine in world.machines.items():
-            if number in self.revoked:
-                world.kill(number)
-            elif not machine.is_up:
-                world.restart(number)
-        for number in sorted(set(world.machines) - self.revoked):
-            self._show_the_way(number)
-        world.run(RECOVERY_S, lambda: is_well(world))
-        assert is_well(world), f"not well {RECOVERY_S:g} s after everything was mended"
-        self.safety.look()
-        return world.now - mended
 
     def _show_the_way(self, number: int) -> None:
         """Where nobody lives any more at any address that a machine ever knew, its person has to name another
@@ -151,8 +194,8 @@ class Trouble:
         book, _ = read_book(machine.disk.book, world.now, world.wall)
         known = {address_of(c.host, c.intro_port) for c in book.contacts()}
         known |= {*machine.seeds, *book.seeds}
-        gone = {world.machines[r].address for r in self.revoked} | {machine.address}
-        others = sorted(set(world.machines) - self.revoked - {number})
+        gone = {world.machines[r].address for r in self.revoked | self.gone} | {machine.address}
+        others = sorted(set(world.machines) - self.revoked - self.gone - {number})
         if others and not any(world.at_address(a) is not None for a in known - gone):
             machine.seeds = (world.machines[others[0]].address,)
             world.kill(number)
@@ -239,7 +282,7 @@ class Trouble:
         """Invited by this machine: the token names it, and some that it sees alive."""
         if len(self.world.machines) < self.nodes + 3:
             seeds = [number, *self._seen_alive(number)][:ADDRESSES_MAX]
-            self.world.add(len(self.world.machines), *seeds)
+            self.add(*seeds)
 
     def _seen_alive(self, number: int) -> list[int]:
         machine = self.world.machines[number]

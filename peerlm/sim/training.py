@@ -137,7 +137,9 @@ def _fetching_s(plan: Plan, sizes: Sequence[int], wire: Wire | None) -> float:
 def look(world: World, *, each: bool = True) -> Point:
     """The swarm as it is; `each`: see `train`."""
     up = world.up()
-    weights = [[slow.phi for slow in m.labour.slow] for m in up if _has_weights(world, m.number)]
+    weights = [
+        [slow.phi for slow in m.labour.slow.values()] for m in up if _has_weights(world, m.number)
+    ]
     sent = sum(world.network.bulk_bytes.values()) + sum(world.network.bytes.values())
     mean_loss = worst = spread = None
     if weights:

@@ -74,7 +74,7 @@ class Transfers:
         there, machine = self._world.of(effect.peer), self._machine
         self._begin(effect)
         if not there.is_up:
-            machine.later(REFUSED_S, self._lost, effect.transfer, "connect: refused")
+            self._labour.later(REFUSED_S, self._lost, effect.transfer, "connect: refused")
             return
         if there.number in self._world.guarded:
             return  # its packets are dropped without a word
@@ -86,14 +86,14 @@ class Transfers:
             took_s = network.transfer_s(there.number, machine.number, effect.size)
             for tick in range(1, int(took_s / PROGRESS_S) + 1):
                 share = tick * PROGRESS_S / took_s
-                machine.later(tick * PROGRESS_S, self._flows, effect, there, share)
+                self._labour.later(tick * PROGRESS_S, self._flows, effect, there, share)
         else:
             size = self._bytes(effect.codec_request, effect.fragment)
             took_s = network.transfer_s(machine.number, there.number, size)
         self._expect(effect.transfer, took_s)
         there.labour.transfers._expect(effect.transfer, took_s)
         if not self._world.is_lost():
-            machine.later(took_s, self._arrived, effect, there)
+            self._labour.later(took_s, self._arrived, effect, there)
 
     def serve(self, effect: Serve) -> None:
         """Be ready for what a peer was granted."""
@@ -101,6 +101,10 @@ class Transfers:
 
     def cancel(self, transfer: TransferId) -> None:
         self._running.pop(transfer, None)
+
+    def close(self) -> None:
+        """None is told of any more."""
+        self._running.clear()
 
     # ----------------------------------------------------------------------------------- private
 
@@ -115,6 +119,9 @@ class Transfers:
 
     def _begin(self, effect: Run | Serve) -> None:
         if isinstance(effect, fx.RunExchange | fx.ServeExchange):
+            assert effect.fragment in self._labour.slow, (
+                f"an exchange of fragment {effect.fragment}, which is not held here"
+            )
             for running in self._running.values():
                 other = running.effect
                 assert (
@@ -138,7 +145,7 @@ class Transfers:
             if isinstance(effect, fx.RunExchange | fx.ServeExchange):
                 wait_s = min(wait_s, effect.timeout_s)
             running.lost_at = self._world.now + wait_s
-            self._machine.later(wait_s, self._give_up, transfer, running.lost_at)
+            self._labour.later(wait_s, self._give_up, transfer, running.lost_at)
 
     def _give_up(self, transfer: TransferId, at: float) -> None:
         running = self._running.get(transfer)
@@ -194,7 +201,7 @@ class Transfers:
         if not self._world.is_lost():
             reply = bytes(response.payload)
             booked = response.flow.withheld_norm
-            self._machine.later(took_s, self._absorb, run, served, there, reply, gained, booked)
+            self._labour.later(took_s, self._absorb, run, served, there, reply, gained, booked)
 
     def _respond(
         self, serve: fx.ServeExchange, payload: memoryview

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -24,6 +24,7 @@ from peerlm.membership.member import State
 from peerlm.membership.profile import Profile
 from peerlm.membership.table import MemberChanged
 from peerlm.mix.vector import Vector
+from peerlm.model.stages import stages
 from peerlm.node.contacts import neighbours
 from peerlm.node.lifecycle import Phase
 from peerlm.node.node import Acquaintance
@@ -33,8 +34,9 @@ from peerlm.sim.disk import Disk
 from peerlm.sim.learner import Learner, Quadratic
 from peerlm.sim.machine import Machine
 from peerlm.sim.network import Network, Wire
+from peerlm.sim.ring import Ring
 from peerlm.sim.trace import Trace
-from peerlm.types import Instant, ObjectHash, PeerId, Role, WallTime
+from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, Role, WallTime
 
 START = 1_800_000_000.0
 DAY = 86_400.0
@@ -141,6 +143,13 @@ class World:
         data = {"data.shards": [name.hex() for name in self.corpus], "data.shard_tokens": tokens}
         given = with_changes(given, data, "world")
         self.plan = self.sign(given, 1)
+        self.stage_of: dict[FragmentId, int] = {}
+        """Of each fragment of a model in stages."""
+        if given.model.stages > 1:
+            cut = stages(given)
+            self.stage_of = {f: stage.index for stage in cut for f in stage.fragments}
+            assert len(self.stage_of) == len(self.sizes), "a learner of other fragments"
+        self.ring = Ring(self)
 
     # ------------------------------------------------------------------------------ what happens
 
@@ -322,28 +331,34 @@ class World:
     def all_in(self, *phases: str) -> bool:
         return all(self.summary(m.number).phase in phases for m in self.up())
 
-    def all_mixing(self) -> bool:
-        """Everybody up trains, takes part, and sees everybody up alive."""
+    def all_mixing(self, idle: Collection[int] = ()) -> bool:
+        """Everybody up trains, takes part unless it is `idle`, and sees everybody up alive."""
         up = {m.keys.peer_id: m.node for m in self.up()}
         for me, node in up.items():
             assert node is not None
-            if node.work.phase is not Phase.TRAINING or not node.work.is_participating(self.now):
+            is_excused = self.number_of(me) in idle
+            takes_part = is_excused or node.work.is_participating(self.now)
+            if node.work.phase is not Phase.TRAINING or not takes_part:
                 return False
             members = node.company.membership.members().values()
             if {me, *(m.peer for m in members if m.state is State.ALIVE)} != up.keys():
                 return False
         return True
 
-    def spread(self) -> float:
-        """Largest relative distance of any two nodes' weights."""
-        weights = [m.labour.phi() for m in self.up()]
-        sized = [(w, max(float(np.linalg.norm(w)), 1e-9)) for w in weights]
-        # |a − b| is |b − a|: two are farthest apart as the smaller of them sees it.
-        distances = (
-            float(np.linalg.norm(a - b) / min(size_a, size_b))
-            for (a, size_a), (b, size_b) in combinations(sized, 2)
-        )
-        return max(distances, default=0.0)
+    def spread(self, idle: Collection[int] = ()) -> float:
+        """Largest relative distance of any two nodes' weights, as far as both hold the same; but for those that are `idle`."""
+        if self.stage_of:
+            every = sorted(set(self.stage_of.values()))
+            return max(self._spread_of(stage, idle) for stage in every)
+        return spread_of([m.labour.phi() for m in self.up()])
+
+    def _spread_of(self, stage: int, idle: Collection[int]) -> float:
+        """Of those who hold this stage."""
+        fragments = [f for f, of in sorted(self.stage_of.items()) if of == stage]
+        hosts = [
+            m.labour.slow for m in self.up() if stage in m.holding.held and m.number not in idle
+        ]
+        return spread_of([np.concatenate([slow[f].phi for f in fragments]) for slow in hosts])
 
     def digest(self) -> str:
         return self.trace.digest()
@@ -354,8 +369,9 @@ class World:
         for machine in self.up():
             s = self.summary(machine.number)
             states = {self.number_of(m.peer): m.state for m in s.members}
+            held = f" holds {[*machine.holding.held]}" * bool(self.stage_of)
             lines.append(
-                f"{machine.number}: {s.phase} {s.phase_reason!r} tokens {s.tokens}/{s.swarm_tokens}"
+                f"{machine.number}:{held} {s.phase} {s.phase_reason!r} tokens {s.tokens}/{s.swarm_tokens}"
                 f" worker {s.worker_state} mixing {s.participating} members {states}"
                 f" exchanges {dict(s.exchanges)} {dict(s.exchange_reasons)} dial {dict(s.dial_errors)}"
             )
@@ -463,6 +479,17 @@ class World:
         assert there.keys.curve_public == key, (
             f"machine {machine.number} admits machine {there.number} under a key that is not its own"
         )
+
+
+def spread_of(weights: Sequence[Vector]) -> float:
+    """Largest relative distance of any two."""
+    sized = [(w, max(float(np.linalg.norm(w)), 1e-9)) for w in weights]
+    # |a − b| is |b − a|: two are farthest apart as the smaller of them sees it.
+    distances = (
+        float(np.linalg.norm(a - b) / min(size_a, size_b))
+        for (a, size_a), (b, size_b) in combinations(sized, 2)
+    )
+    return max(distances, default=0.0)
 
 
 def relative_distance(a: Vector, b: Vector) -> float:

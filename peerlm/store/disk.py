@@ -247,6 +247,8 @@ class ReadFile:
             if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, for ever
                 raise OSError(errno.EINVAL, "not a file")
             self.size_bytes = found.st_size
+            self.stamp = (*(found.st_dev, found.st_ino), *(found.st_mtime_ns, found.st_ctime_ns))
+            """Another one, or another size, once somebody has written to the file or put another in its place."""
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`. Raises: StateError when the file is shorter."""

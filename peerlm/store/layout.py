@@ -160,6 +160,11 @@ class Layout:
         return self.root / "passes"
 
     @property
+    def moments(self) -> Path:
+        """The inner optimizer's state, beside the snapshots: of one that swept there what its writer left goes too."""
+        return self.snapshots / "optimizer.safetensors"
+
+    @property
     def epoch(self) -> Path:
         """The boot epoch, as decimal digits."""
         return self.root / "epoch"

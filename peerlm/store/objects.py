@@ -56,6 +56,8 @@ class Objects:
         self._own, self._kept = Shelf(layout.objects), Shelf(layout.chunks)
         self._room = Room(layout.root, disk_limit_bytes, (self._own, self._kept))
         self._snapshots: dict[int, dict[ObjectHash, _Place]] = {}
+        self._verified: dict[ObjectHash, tuple[int, ...]] = {}
+        """What was hashed by `verify`, and how its file was then."""
 
     def has(self, object_hash: ObjectHash) -> bool:
         return (
@@ -226,21 +228,29 @@ class Objects:
         self._room.take(size_bytes, _WHAT)
         return Arriving(self._kept, self._room, object_hash, size_bytes)
 
-    def verify(self, object_hash: ObjectHash) -> None:
-        """Hash the object's own file again; one that has changed is removed.
+    def verify(self, object_hash: ObjectHash, *, anew: bool = True) -> None:
+        """Hash the object's own file; one that has changed is removed. Unless `anew` it is left at a look at the file
+        while that is as it was when it was last hashed, by this process.
 
         Raises:
             ChunkCorrupt: it had changed; fetch it again.
             StateError: it is not here, or cannot be read.
         """
         place = self._place(object_hash)
-        if place.file.hash(place.offset, place.size_bytes) != object_hash:
+        stamp = (place.offset, place.size_bytes, *place.file.stamp)
+        if not anew and self._verified.get(object_hash) == stamp:
+            return
+        self._verified.pop(object_hash, None)
+        if place.file.hash(place.offset, place.size_bytes) == object_hash:
+            self._verified[object_hash] = stamp
+        else:
             for shelf in (self._own, self._kept):
                 shelf.remove_damaged(object_hash, place.file)
             raise damaged(object_hash, place.file)
 
     def remove(self, object_hash: ObjectHash) -> None:
         """Remove the object's own file, if there is one; not what is kept for the store. Raises: StateError."""
+        self._verified.pop(object_hash, None)
         self._own.remove(object_hash)
 
     def drop_chunk(self, object_hash: ObjectHash) -> None:

@@ -46,12 +46,13 @@ class Kind(IntEnum):
     ADD = 1
     LOAD = 2
     LOAD_AND_FORGET = 3
+    REMEMBER = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """`kind`, and what it is about: `number` is a fragment; `rate` the share of the peak learning rate;
-    `values` the whole batch (rows, context + 1) of a step, or a fragment's."""
+    """`kind`, and what it is about: `number` is a fragment, or a parameter's place of which to remember moments; `rate` the share
+    of the peak learning rate, or their count of steps; `values` the whole batch (rows, context + 1) of a step, or a fragment's, or moments."""
 
     kind: Kind
     number: int

@@ -66,6 +66,12 @@ class Hands:
         self._tell(Order(Kind.LOAD_AND_FORGET if forget else Kind.LOAD, fragment, 0.0, values))
         self._load(fragment, values, forget)
 
+    def remember(self, name: str, steps: int, moments: Values) -> None:
+        """Give the optimizer what it knew of a parameter before."""
+        place = self._learner.optimizer.names.index(name)
+        self._tell(Order(Kind.REMEMBER, place, float(steps), moments))
+        self._learner.optimizer.remember(name, steps, moments)
+
     def follow(self) -> NoReturn:
         """Carry out orders until rank 0 ends this process."""
         assert self._group is not None
@@ -80,6 +86,9 @@ class Hands:
                 case Kind.LOAD | Kind.LOAD_AND_FORGET:
                     forget = order.kind is Kind.LOAD_AND_FORGET
                     self._load(fragment, order.values, forget)
+                case Kind.REMEMBER:
+                    name = self._learner.optimizer.names[order.number]
+                    self._learner.optimizer.remember(name, int(order.rate), order.values)
                 case _:
                     assert_never(order.kind)
 

@@ -24,6 +24,7 @@ from peerlm.data import records
 from peerlm.data.mixture import Batch, Mixture, loss_of
 from peerlm.model import weights
 from peerlm.model.model import LanguageModel
+from peerlm.model.moments import remembered
 from peerlm.model.plan import FragmentSpec
 from peerlm.train import protocol, schedule
 from peerlm.train.cadence import Cadence
@@ -32,7 +33,8 @@ from peerlm.train.crossings import Crossings
 from peerlm.train.evaluate import evaluate
 from peerlm.train.group import Group
 from peerlm.train.hands import Hands
-from peerlm.train.learner import Begun, Learner, choose_device
+from peerlm.train.learner import Begun, Learner, choose_device, device_may_fail
+from peerlm.train.moments import Keepsake, begin_with
 from peerlm.train.noise import NoiseScale
 from peerlm.train.protocol import Message, Setup
 from peerlm.train.shared import SharedMemory
@@ -41,6 +43,9 @@ from peerlm.types import FragmentId
 REPORT_EVERY_S = 1.0
 AHEAD = 1
 """Steps of a device that are asked for while one before is not known to be done."""
+
+FLUSH_LOOK_S = 0.05
+"""Between two looks whether the disk has taken what was written."""
 
 FINISHED_MAX = 1 << 16
 """Ranges that one report tells of; what is more waits for the next."""
@@ -92,6 +97,13 @@ class InnerLoop:
         self._for_noise: list[Batch] = []
         self._noise = NoiseScale(plan.train.batch * plan.model.context)
         self._drawn = 1
+        self._moments: Path | None = None
+        """Where the optimizer's state is kept, if it has any."""
+        if setup.moments and any(remembered(plan).values()):
+            self._moments = Path(setup.moments)
+        self._keepsake: Keepsake | None = None
+        self._kept_at = 0
+        """Inner steps when the optimizer's state was last kept."""
 
     _reads = True
     """It needs the text."""
@@ -121,15 +133,28 @@ class InnerLoop:
         else:
             for spec in self._fragments:
                 self._hands.load(spec.id, self._memory.slow[spec.id])
-        device = str(self._learner.device)
+        device, optimizer = str(self._learner.device), self._begin_optimizer()
         if self._ranks > 1:
             device = f"{self._ranks} × {self._learner.device.type}"
-        self._channel.send(protocol.Ready(device, self._ranks * torch.get_num_threads()))
+        threads = self._ranks * torch.get_num_threads()
+        self._channel.send(protocol.Ready(device, threads, optimizer))
+
+    def _begin_optimizer(self) -> str:
+        """With what is kept of it, if it is to; what to say of that."""
+        if self._moments is None or self._setup.fresh:
+            return ""
+        if self._setup.cold:
+            return "begins empty: workers died soon after they had begun with what is kept"
+        optimizer = self._learner.optimizer
+        is_warm, line = begin_with(self._moments, self._plan, optimizer, self._hands)
+        if is_warm:
+            self._cold_since = -self._plan.train.rewarm_steps
+        return line
 
     def run(self) -> None:
         """Until told to stop. Raises `DaemonGone`, `DeviceLost`."""
         while not self._stopped:
-            for message in self._channel.receive(self._patience_s()):
+            for message in self._channel.receive(self._keep_on(self._patience_s())):
                 self._take(message)
                 self._tell_landed()
             if not self._training:
@@ -167,6 +192,8 @@ class InnerLoop:
             case protocol.Evaluate():
                 losses = self._evaluate_slow()
                 self._tell_losses(losses, self._measure_noise())
+            case protocol.Keep():
+                self._begin_keeping()
             case protocol.Drain():
                 self._keep_still()
                 self._draining = True
@@ -222,6 +249,33 @@ class InnerLoop:
         if self._cadence.is_idle():
             self._draining = False
             self._channel.send(protocol.Drained())
+            if self._kept_at < self._tally.steps:
+                self._begin_keeping()
+                while self._keepsake is not None:
+                    self._keepsake.finish()
+                    self._keep_on(0.0)
+
+    # ------------------------------------------------------------------ the optimizer's state
+
+    def _begin_keeping(self) -> None:
+        if self._moments is not None and self._keepsake is None:
+            limit, optimizer = self._settings.limits.disk_bytes, self._learner.optimizer
+            self._keepsake = Keepsake(optimizer, self._plan, self._moments, limit)
+            self._kept_at = self._tally.steps
+
+    def _keep_on(self, patience_s: float | None) -> float | None:
+        """Keep some more of the optimizer's state, if any is to be kept; how long to wait for a message then."""
+        kept = self._keepsake
+        if kept is None:
+            return patience_s
+        with device_may_fail(str(self._learner.device)):
+            kept.go_on()
+        if kept.is_over:
+            self._keepsake = None
+            self._channel.send(protocol.Kept(kept.seconds, kept.error))
+            return patience_s
+        least_s = FLUSH_LOOK_S if kept.is_written else 0.0
+        return least_s if patience_s is None else min(patience_s, least_s)
 
     # -------------------------------------------------------------------------- inner steps
 
@@ -285,6 +339,7 @@ class InnerLoop:
             finished=read.finished,
             lanes=read.lanes,
             order=read.order,
+            lacks_text=self._training and not self._text.has_batch(),
         )
 
     # ------------------------------------------------------------------------------- φ itself

@@ -7,7 +7,7 @@ is written for. Muon's rates are scaled to AdamW's root-mean-square update ("mat
 rate means the same at every width.
 
 Weight decay is for matrices only. State belongs to one node and is never mixed; `reset` forgets it
-for parameters whose values were replaced.
+for parameters whose values were replaced, and a node that is started again goes on with it (`moments`, `remember`).
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from peerlm.config import TrainSection
+from peerlm.model.weights import Values
 from peerlm.train.muon import Muon
 
 MUON_MOMENTUM = 0.95
@@ -30,6 +32,9 @@ class InnerOptimizer:
 
     def __init__(self, parts: list[torch.optim.Optimizer], named: dict[str, nn.Parameter]) -> None:
         self.parts, self._named = parts, named
+        self._part_of = {
+            p: part for part in parts for group in part.param_groups for p in group["params"]
+        }
         for group in self._groups():
             group["peak_lr"] = group["lr"]
 
@@ -55,6 +60,48 @@ class InnerOptimizer:
         for name in tensors:
             for part in self.parts:
                 part.state.pop(self._named[name], None)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the parameters, in the model's order."""
+        return list(self._named)
+
+    def moments(self, name: str) -> tuple[int, Values]:
+        """What is remembered of a parameter: the count of steps, and its moments, flat, one after the other, as
+        `model.moments` has them; zeros where nothing is."""
+        parameter = self._named[name]
+        state, keys = self._part_of[parameter].state.get(parameter, {}), self._keys(parameter)
+        nothing = torch.zeros(parameter.numel(), dtype=torch.float32)
+        found = [
+            state[key].detach().reshape(-1).cpu().float().numpy()
+            if key in state
+            else nothing.numpy()
+            for key in keys
+        ]
+        return int(state.get("step", 0)), np.concatenate(found or [nothing[:0].numpy()])
+
+    def remember(self, name: str, steps: int, moments: Values) -> None:
+        """Go on from what `moments` gave."""
+        parameter = self._named[name]
+        keys, state = self._keys(parameter), dict[str, Tensor]()
+        assert len(moments) == len(keys) * parameter.numel(), (name, len(moments))
+        for key, values in zip(keys, np.split(moments, len(keys)), strict=True):
+            state[key] = torch.empty_like(parameter, requires_grad=False)
+            state[key].copy_(torch.from_numpy(values.copy()).view(parameter.shape))
+        part = self._part_of[parameter]
+        if len(keys) == 2:
+            where = parameter.device if part.param_groups[0]["fused"] else None  # as torch has it
+            state["step"] = torch.tensor(float(steps), dtype=torch.float32, device=where)
+        part.state[parameter] = state
+
+    def _keys(self, parameter: nn.Parameter) -> tuple[str, ...]:
+        match self._part_of[parameter]:
+            case Muon():
+                return ("momentum_buffer",)
+            case torch.optim.AdamW():
+                return ("exp_avg", "exp_avg_sq")
+            case _:
+                return ()
 
     def _groups(self) -> list[dict[str, Any]]:
         return [group for part in self.parts for group in part.param_groups]

@@ -72,6 +72,10 @@ class Setup(Message):
     """What of the model this node holds."""
     absent: tuple[int, ...] = ()
     """Of the shards, those that are not here yet, by their places in `corpus`."""
+    moments: str = ""
+    """Path of the file that the optimizer's state is kept in; empty: it is not kept."""
+    cold: bool = False
+    """Begin without what is kept there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +141,11 @@ class Evaluate(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Keep(Message):
+    """Write the optimizer's state to its file, between inner steps → `Kept`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Drain(Message):
     """Take no more inner steps, hand in what θ has moved, say `Drained`."""
 
@@ -183,6 +192,8 @@ class Initialised(Message):
 class Ready(Message):
     device: str
     threads: int
+    optimizer: str = ""
+    """What it begins with, in a line; empty: there is nothing to say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +239,8 @@ class Progress(Message):
     """Text, pass, range and windows read, of each that it is in the midst of."""
     order: bytes = b""
     """How far the drawing from `texts` is (`data.records`)."""
+    lacks_text: bool = False
+    """It should train, and waits for a shard to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,6 +251,16 @@ class Evaluated(Message):
     """Tokens; None: not known."""
     val_losses: tuple[float, ...] = ()
     """Of each text, of which `val_loss` is the mean by their shares."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Message):
+    """The optimizer's state is on the disk."""
+
+    seconds: float
+    """That it took, writing and flushing."""
+    error: str = ""
+    """It is not: why."""
 
 
 @dataclass(frozen=True, slots=True)

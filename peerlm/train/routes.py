@@ -2,8 +2,9 @@
 
 Which host a microbatch meets is drawn anew for each, so that hosts of a stage see each other's text, and mix by it
 (SWARM, arXiv 2301.11913; NoLoCo, 2506.10911). A host counts by the time that it took to send a gradient back, longer
-by what it has to do already, and by what it has lost; one that was never tried counts as the fastest, so it is tried.
-Pure.
+by what it has to do already, and by what it has lost lately; one that was never tried counts as the fastest, so it is tried.
+A loss is soon forgiven, and at once by a gradient: where a later stage is missing for a moment, hosts that are well lose all that
+they get. Pure.
 """
 
 from __future__ import annotations
@@ -25,6 +26,11 @@ PATIENCE_S_MIN, PATIENCE_S_MAX = 5.0, 30.0
 SLOWEST_S = 60.0
 """However much a host has lost, it is tried now and then."""
 
+FORGIVE_S, FORGIVE_TIMES = 5.0, 10.0
+LOSSES_MAX = 16
+"""A loss makes a host count as twice as slow. One is forgiven after each so many seconds without any, or so many times what the last
+one took to be seen, if that is longer: who says nothing costs more than who says no. No more than so many are remembered."""
+
 
 class Routes:
     """Of one node. `rng` draws the hosts."""
@@ -33,6 +39,10 @@ class Routes:
         self._rng = rng
         self._runs: Mapping[PeerId, Run] = {}
         self._took_s: dict[PeerId, float] = {}
+        self._losses: dict[PeerId, tuple[int, Instant, float]] = {}
+        """In a row, when the last one was, and how long it takes until one is forgiven."""
+        self._now = Instant(0.0)
+        """As it was last told."""
         self._sent: dict[tuple[PeerId, int], tuple[PeerId, Instant]] = {}
         """Host, and since when, of each microbatch under way."""
 
@@ -40,6 +50,7 @@ class Routes:
         """The hosts that can be sent to, and their stages. Returns the microbatches whose host is gone."""
         self._runs = dict(runs)
         self._took_s = {peer: took for peer, took in self._took_s.items() if peer in runs}
+        self._losses = {peer: lost for peer, lost in self._losses.items() if peer in runs}
         return [key for key, (host, _) in self._sent.items() if host not in runs]
 
     def knows(self, peer: PeerId) -> bool:
@@ -58,11 +69,11 @@ class Routes:
         for host, _ in self._sent.values():
             if host in load:
                 load[host] += 1
-        weights = [1.0 / (max(self._took_s.get(peer, usual), 1e-6) * load[peer]) for peer in able]
+        weights = [1.0 / (max(self._counts_s(peer, usual), 1e-6) * load[peer]) for peer in able]
         return self._rng.choices(able, weights)[0]
 
     def sent(self, key: tuple[PeerId, int], host: PeerId, now: Instant) -> None:
-        self._sent[key] = (host, now)
+        self._sent[key], self._now = (host, now), now
 
     def host_of(self, key: tuple[PeerId, int]) -> PeerId | None:
         """Who has this microbatch from us."""
@@ -71,6 +82,8 @@ class Routes:
     def came_back(self, key: tuple[PeerId, int], now: Instant) -> None:
         """Its gradient is here."""
         host, since = self._sent.pop(key)
+        self._now = now
+        self._losses.pop(host, None)
         took_s, known_s = now - since, self._took_s.get(host)
         self._took_s[host] = took_s if known_s is None else known_s + SMOOTHING * (took_s - known_s)
 
@@ -78,14 +91,16 @@ class Routes:
         self._sent.pop(key, None)
 
     def lost(self, key: tuple[PeerId, int]) -> None:
-        """It comes to nothing: its host counts as twice as slow."""
-        host, _ = self._sent.pop(key, (None, None))
+        """It comes to nothing: its host counts as twice as slow for a while."""
+        host, since = self._sent.pop(key, (None, self._now))
         if host is not None and host in self._runs:
-            took_s = self._took_s.get(host, self._usual_s(list(self._runs)))
-            self._took_s[host] = min(2 * took_s, SLOWEST_S)
+            lost = min(self._lately_lost(host) + 1, LOSSES_MAX)
+            forgive_s = max(FORGIVE_S, FORGIVE_TIMES * (self._now - since))
+            self._losses[host] = (lost, self._now, forgive_s)
 
     def overdue(self, now: Instant) -> list[tuple[PeerId, int]]:
         """What has been under way for too long."""
+        self._now = now
         patience_s = self.patience_s
         return [key for key, (_, since) in self._sent.items() if now - since > patience_s]
 
@@ -94,7 +109,21 @@ class Routes:
         """Many times what the slowest host usually takes."""
         if not self._took_s:
             return PATIENCE_S_MAX
-        return min(max(PATIENCE_TIMES * max(self._took_s.values()), PATIENCE_S_MIN), PATIENCE_S_MAX)
+        usual = self._usual_s(list(self._runs))
+        known = {*self._took_s, *self._losses}
+        slowest_s = max(self._counts_s(peer, usual) for peer in known)
+        return min(max(PATIENCE_TIMES * slowest_s, PATIENCE_S_MIN), PATIENCE_S_MAX)
+
+    def _counts_s(self, host: PeerId, usual: float) -> float:
+        """The time that a host counts with: what it took, or what is usual, and longer by what it has lost."""
+        took_s = self._took_s.get(host, usual)
+        lost = self._lately_lost(host)
+        return max(took_s, min(took_s * 2**lost, SLOWEST_S)) if lost else took_s
+
+    def _lately_lost(self, host: PeerId) -> int:
+        """Losses that are not forgiven yet."""
+        lost, at, forgive_s = self._losses.get(host, (0, self._now, FORGIVE_S))
+        return max(0, lost - int((self._now - at) / forgive_s))
 
     def _usual_s(self, hosts: Sequence[PeerId]) -> float:
         """What is taken for the time of a host that was never tried."""

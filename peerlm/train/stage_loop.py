@@ -110,7 +110,7 @@ class StageLoop(InnerLoop):
     def run(self) -> None:
         """Until told to stop. Raises `DaemonGone`, `DeviceLost`."""
         while not self._stopped:
-            for message in self._channel.receive(self._patience_s()):
+            for message in self._channel.receive(self._keep_on(self._patience_s())):
                 self._take(message)
                 self._tell_landed()
             self._turn(Instant(time.monotonic()))
@@ -469,7 +469,9 @@ class StageLoop(InnerLoop):
             "stream_received": self._bytes[1],
         }
         if self._has_ends:
-            return replace(super()._progress(now), busy=busy, **stream)
+            told = super()._progress(now)
+            is_waiting = told.lacks_text and self._round is None
+            return replace(told, busy=busy, lacks_text=is_waiting, **stream)
         passed, self._passed_then = self._passed_tokens - self._passed_then, self._passed_tokens
         return protocol.Progress(
             steps=tally.steps,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import faults, report
+from bench import faults, faults_stages, report
 from bench.faults import BATCH, append, read, rows
 from peerlm.sim.menus import FAULTS, Lived
 
@@ -17,11 +17,11 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """First seeds of the batches that are played; seed 300 breaks a promise."""
     batches: list[int] = []
 
-    def runs(call: object, calls: list[tuple[int, int]], jobs: int, what: str) -> list[Lived]:
+    def runs(call: object, calls: list[tuple[int, int, int]], jobs: int, what: str) -> list[Lived]:
         batches.append(calls[0][0])
         return [
             Lived(seed, tuple(FAULTS)[: seed % 5], 3, seed / 100, "d", "broken" * (seed == 300))
-            for seed, _ in calls
+            for seed, *_ in calls
         ]
 
     monkeypatch.setattr(faults, "all_runs", runs)
@@ -70,3 +70,14 @@ def test_a_line_cut_short_is_played_again(
 
 def test_no_batch_is_left_half_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert arguments(monkeypatch, tmp_path, "--seeds", str(BATCH + 1)) == 1
+
+
+def test_batches_of_a_model_in_stages_are_kept_by_themselves(
+    played: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "--keep", str(tmp_path), "--seeds", "250"])
+    assert faults_stages.main() == 1  # of the faults that hit all hosts of a stage none came
+    assert played == [1]
+    (batch,) = read(tmp_path / "faults-stages.jsonl")
+    assert batch.stages == 3
+    assert not (tmp_path / "faults.jsonl").exists()

@@ -398,6 +398,10 @@ def test_a_daemon_of_the_release_before_is_shown_with_what_it_says(
 def test_checkpoints_that_stay_for_want_of_copies_are_said(peerlm: Cli, desk: FakeDesk) -> None:
     desk.publish("checkpoint-000000000001", of_files(Kind.CHECKPOINT, [], {}), replaces=True)
     assert len(peerlm("checkpoint", "ls").out.splitlines()) == 2
+    assert "optimizer" not in peerlm("checkpoint", "ls").out
+    with_one = of_files(Kind.CHECKPOINT, [], {"optimizer": "muon"})
+    desk.publish("checkpoint-000000000001", with_one, replaces=True)
+    assert "with optimizer" in peerlm("checkpoint", "ls").out
     desk.said = {"checkpoints_kept_back": "1 older than store.checkpoints_kept stay: why"}
     assert peerlm("checkpoint", "ls").out.splitlines()[2] == desk.said["checkpoints_kept_back"]
     assert desk.said["checkpoints_kept_back"] in peerlm("store", "status").out

@@ -16,7 +16,8 @@ from peerlm.cli.state import read_run
 from peerlm.config import NodeSettings, Plan, read_toml, to_dict, with_changes
 from peerlm.identity import chain, files
 from peerlm.model.export import write_model
-from peerlm.model.plan import fragments
+from peerlm.model.moments import FILE, MomentsFile, remembered
+from peerlm.model.plan import fragments, parameter_shapes
 from peerlm.store import snapshot
 from peerlm.store.layout import Layout, StateDirectory
 from peerlm.types import Role, WallTime
@@ -171,6 +172,33 @@ def test_an_exported_model_is_where_a_new_run_starts(peerlm: Cli, tmp_path: Path
         found = np.empty_like(expected)
         snapshot.read_array(loaded.snapshot.open(), record.phi, found)
         assert np.array_equal(found, expected)
+    assert "optimizer.safetensors: there is none" in outcome.err
+    assert not layout.moments.exists()
+
+
+@pytest.mark.parametrize("how", ["whole", "cut", "of another optimizer"])
+def test_a_run_begins_with_a_checkpoints_optimizer_or_says_why_not(
+    peerlm: Cli, tmp_path: Path, how: str
+) -> None:
+    plan = with_changes(Plan(), {"model.dim": 16, "model.heads": 2, "model.hidden": 24}, "test")
+    write_model(tmp_path, plan, [np.zeros(f.size, np.float32) for f in fragments(plan)])
+    kept, counts = MomentsFile(tmp_path / FILE, plan, remembered(plan)), remembered(plan)
+    for name, (_, shape) in parameter_shapes(plan.model, plan.data.vocab).items():
+        kept.write(name, 3, np.ones(counts[name] * int(np.prod(shape)), np.float32))
+    kept.commit()
+    given = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(given[: -1 if how == "cut" else None])
+    sets = ("--set", "train.optimizer=adamw") if how == "of another optimizer" else ()
+    outcome = peerlm("init", "--state", tmp_path / "node", "--from", tmp_path, *sets)
+    assert outcome.code == 0, outcome
+    (line,) = [line for line in outcome.err.splitlines() if "optimizer" in line]
+    layout = Layout(tmp_path / "node")
+    if how == "whole":
+        assert "the state of 17 parameters" in line
+        assert layout.moments.read_bytes() == given
+    else:
+        assert line.startswith("the optimizer begins empty: ")
+        assert not layout.moments.exists()
 
 
 def test_a_model_and_another_shape_do_not_go_together(peerlm: Cli, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -128,6 +129,44 @@ def test_of_a_corpus_that_is_not_all_here_what_is_here_is_told(scene: Scene) -> 
     assert "shard 2 of the corpus has 400 tokens" in told.reason
 
 
+def test_text_is_hashed_once_while_its_files_stay_as_they_are(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not each time a worker dies."""
+    texts = [shards.shard_bytes(np.full(n, 7, np.uint16), 256) for n in (5000, 600)]
+    names = [scene.objects.put(text) for text in texts]
+    sizes = {"data.shards": [n.hex() for n in names], "data.shard_tokens": [5000, 600]}
+    plan = config.with_changes(scene.keeping.plan.plan, sizes, "scene")
+    scene.keeping.plan = sign_plan(create_run("scene"), plan, revision=2)
+    hashed: list[str] = []
+    hash_of = disk.ReadFile.hash
+
+    def counted(file: disk.ReadFile, offset: int, length: int) -> ObjectHash:
+        hashed.append(file.path.name)
+        return hash_of(file, offset, length)
+
+    monkeypatch.setattr(disk.ReadFile, "hash", counted)
+
+    def check(*, anew: bool = False) -> type[Event]:
+        scene.posted.clear()
+        hashed.clear()
+        asyncio.run(scene.keeping.prepare_corpus(PrepareCorpus(anew=anew)))
+        return type(scene.posted[0])
+
+    both = [name.hex() for name in names]
+    assert (check(), hashed) == (events.CorpusReady, both)
+    assert (check(), hashed) == (events.CorpusReady, [])
+    assert (check(anew=True), hashed) == (events.CorpusReady, both)
+    path = scene.objects.path(names[1])
+    times = path.stat()
+    path.write_bytes(texts[1][:-1] + b"x")  # of the same size, and as old as before
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (check(), hashed) == (events.CorpusMissing, both[1:])
+    scene.objects.put(texts[1])
+    assert (check(), hashed) == (events.CorpusReady, both[1:]), "what came is hashed, once"
+    assert (check(), hashed) == (events.CorpusReady, [])
+
+
 def test_a_check_is_of_one_plan_though_another_comes_while_it_goes_on(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,9 +177,9 @@ def test_a_check_is_of_one_plan_though_another_comes_while_it_goes_on(
     scene.keeping.plan = sign_plan(root, plan, revision=2)
     is_whole = scene.keeping._is_whole
 
-    def meanwhile(object_hash: ObjectHash) -> bool:
+    def meanwhile(object_hash: ObjectHash, anew: bool) -> bool:
         scene.keeping.plan = later
-        return is_whole(object_hash)
+        return is_whole(object_hash, anew)
 
     monkeypatch.setattr(scene.keeping, "_is_whole", meanwhile)
     asyncio.run(scene.keeping.prepare_corpus(PrepareCorpus(number=7)))
@@ -210,6 +249,23 @@ def test_weights_from_peers_reach_a_worker_that_runs(scene: Scene) -> None:
     asyncio.run(scene.keeping.install_objects(InstallObjects(tuple(entries)), scene.slow))
     every = tuple(spec.id for spec in scene.specs)
     assert told == [(events.StateInstalled("peers"), every)]
+
+
+def test_an_optimizer_is_of_the_weights_that_it_was_kept_beside(scene: Scene) -> None:
+    """Others in their place make it void, unless a person has put it beside a node that had none."""
+    scene.state.moments.write_bytes(b"of a checkpoint")
+    seed, values = scene.keeping.plan.plan.run.rng_seed, np.zeros(scene.specs[0].size, np.float32)
+    shown = tuple(float(x) for x in sketch(values, seed, scene.specs[0].id))
+
+    async def installed() -> bool:
+        entry = (scene.specs[0].id, 3, scene.objects.put(values.tobytes()), shown)
+        await scene.keeping.install_objects(InstallObjects((entry,)), scene.slow)
+        return scene.state.moments.exists()
+
+    assert asyncio.run(installed())
+    with_snapshot_of(scene, list(scene.specs))
+    assert scene.state.moments.exists()
+    assert not asyncio.run(installed())
 
 
 # ----------------------------------------------------------- a snapshot, and another holding

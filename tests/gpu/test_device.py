@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from peerlm.train import shared
 from peerlm.train.evaluate import evaluate
 from peerlm.train.hands import Hands
 from peerlm.train.learner import Learner
+from peerlm.train.moments import Keepsake, begin_with
 from peerlm.train.muon import Muon
 from peerlm.train.shared import SharedMemory
 from peerlm.train.staging import Landed, Way
@@ -165,3 +167,29 @@ def test_bench_step_tells_how_long_the_device_waits(capsys: pytest.CaptureFixtur
     for row in found["rows"]:
         assert 0 < row["mfu"] < 1
         assert 0 <= row["idle"] < 1
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_who_goes_on_with_a_kept_optimizer_learns_as_one_that_was_never_away(
+    name: str, tmp_path: Path
+) -> None:
+    plan, path = config.with_changes(PLAN, {"train.optimizer": name}, "test"), tmp_path / "kept"
+    one, two = Learner(plan, CUDA), Learner(plan, CUDA)
+    for step in range(10):
+        one.step(counting(step))
+    kept = Keepsake(one.optimizer, plan, path, 0)
+    kept.finish()
+    assert kept.error == ""
+    two.model.load_state_dict(one.model.state_dict())
+    said = begin_with(path, plan, two.optimizer, Hands(two, SPECS, None))
+    assert said == (True, "goes on from what was kept")
+    for step in range(10, 20):
+        for learner in (one, two):
+            assert learner.step(counting(step)).finite
+    assert one.optimizer.moments("embedding.weight")[0] == 20
+    assert two.optimizer.moments("embedding.weight")[0] == 20
+    for spec in SPECS:  # attention's backward pass sums in any order
+        mine, theirs = np.empty(spec.size, np.float32), np.empty(spec.size, np.float32)
+        copy_out(one.model, spec, mine)
+        copy_out(two.model, spec, theirs)
+        assert np.abs(mine - theirs).max() < 2e-3

@@ -92,6 +92,9 @@ def test_fields_that_say_nothing_are_not_told_to_releases_that_do_not_know_them(
     )
     told = with_changes(plan, {"data.shard_tokens": "7"}, "test")
     assert canonical.decode(encode_plan(told), 10_000, "")["data"]["shard_tokens"] == [7]
+    assert "checkpoint_optimizer" not in canonical.decode(encode_plan(plan), 10_000, "")["run"]
+    told = with_changes(plan, {"run.checkpoint_optimizer": True}, "test")
+    assert canonical.decode(encode_plan(told), 10_000, "")["run"]["checkpoint_optimizer"] is True
 
 
 def test_a_plan_by_an_earlier_version_keeps_its_hash_and_gets_the_default(run):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file
 
 from peerlm.daemon.worker_link import _progressed
 from peerlm.data.mixture import Mixture
@@ -98,6 +99,40 @@ def test_it_learns_from_a_mixture_and_tells_what_another_can_go_on_from(
         again.next_batch()
     first = set(zip(*[iter(before.finished)] * 3, strict=True))
     assert first.isdisjoint(zip(*[iter(again.told().finished)] * 3, strict=True)), "nothing twice"
+
+
+def test_it_goes_on_with_the_optimizer_of_the_one_before(
+    corpus: list[Path], tmp_path: Path
+) -> None:
+    """That was killed; kept while it trained, and once more when it has drained. The next is two local workers."""
+    path = tmp_path / "snapshots" / "optimizer.safetensors"
+    path.parent.mkdir()
+
+    def steps() -> float:
+        return float(load_file(path)["step.embedding.weight"])
+
+    with worker(corpus, moments=str(path)) as (daemon, process):
+        assert daemon.hear(protocol.Ready).optimizer == ""
+        daemon.train()
+        daemon.channel.send(protocol.Keep())
+        assert daemon.hear(protocol.Kept).error == ""
+        before = steps()
+        report = daemon.hear(protocol.Progress, lambda m: m.steps > before)
+        daemon.channel.send(protocol.Drain())
+        daemon.hear(protocol.Drained)
+        assert daemon.hear(protocol.Kept).error == ""
+        assert steps() >= report.steps > before > 0
+        before = steps()
+        process.kill()
+    two = {"train.local_workers": 2}
+    with worker(corpus, fresh=False, moments=str(path), **two) as (daemon, process):
+        assert daemon.hear(protocol.Ready).optimizer == "goes on from what was kept"
+        daemon.train()
+        report = daemon.hear(protocol.Progress, lambda m: m.loss is not None)
+        daemon.channel.send(protocol.Drain())
+        daemon.hear(protocol.Drained)
+        assert daemon.hear(protocol.Kept).error == ""
+        assert steps() >= before + report.steps
 
 
 def test_it_dies_with_a_daemon_that_is_killed_though_somebody_still_holds_the_socket(

@@ -56,6 +56,7 @@ class Daemon:
         fresh: bool = True,
         plan: Plan = PLAN,
         absent: tuple[int, ...] = (),
+        moments: str = "",
     ) -> None:
         self.channel.send(
             protocol.Setup(
@@ -70,6 +71,7 @@ class Daemon:
                 first_stage=self.held[0],
                 last_stage=self.held[-1],
                 absent=absent,
+                moments=moments,
             )
         )
 
@@ -99,12 +101,14 @@ def worker(
     plan: Plan = PLAN,
     daemon: Daemon | None = None,
     absent: tuple[int, ...] = (),
+    fresh: bool = True,
+    moments: str = "",
     **node: object,
 ) -> Iterator[tuple[Daemon, subprocess.Popen[bytes]]]:
     daemon = daemon or Daemon()
     process = daemon.start()
     try:
-        daemon.set_up(corpus, settings(**node), plan=plan, absent=absent)
+        daemon.set_up(corpus, settings(**node), fresh, plan, absent, moments)
         yield daemon, process
     finally:
         process.kill()

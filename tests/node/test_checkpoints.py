@@ -32,6 +32,7 @@ class Node:
     checkpoints: Checkpoints
     run: tuple[int, int]
     is_up: bool = True
+    has_moments: bool = True
     is_mute: bool = False
     """It takes what it is asked, and never delivers."""
     told: list[fx.TellCheckpoint] = field(default_factory=list)
@@ -42,7 +43,10 @@ class Node:
 class Swarm:
     """Nodes that hold the stages `runs`; each fragment is a chunk of its own. Names are heard at once."""
 
-    def __init__(self, *runs: tuple[int, int], stages: int = 1, kept: int = 3) -> None:
+    def __init__(
+        self, *runs: tuple[int, int], stages: int = 1, kept: int = 3, moments: bool = False
+    ) -> None:
+        self.wants_moments = moments
         self.now, self.tokens, self.is_done = Instant(0.0), 1000, False
         self.names = Names()
         self.stage_of = {FragmentId(i): i % stages for i in range(8)}
@@ -90,6 +94,7 @@ class Swarm:
             self.held_by,
             rng,
             self.now,
+            lambda: self.wants_moments,
         )
         return made
 
@@ -135,7 +140,8 @@ class Swarm:
                     for fragment in effect.fragments:
                         node.cut.append(fragment)
                         chunk = (ObjectHash(fragment.to_bytes(32, "big")), 100)
-                        event = FragmentCut(effect.slot, fragment, 7, (chunk,))
+                        is_there = fragment < fx.MOMENTS or node.has_moments
+                        event = FragmentCut(effect.slot, fragment, 7, (chunk,) if is_there else ())
                         self.perform(peer, node.checkpoints.cut(event, self.now))
                 case fx.WriteCheckpoint():
                     self.written.append(effect)
@@ -168,6 +174,50 @@ def test_who_holds_a_stage_delivers_it() -> None:
         assert {swarm.stage_of[f] for f in node.cut} == {node.run[0]}
         delivered = [p.fragment for p in swarm.written[0].parts if p.peer == peer]
         assert sorted(delivered) == sorted(node.cut)
+
+
+def of_moments(written: fx.WriteCheckpoint) -> list[tuple[int, PeerId]]:
+    """Of which fragments the optimizer's state is in it, from whom."""
+    return [(part.fragment - fx.MOMENTS, part.peer) for part in written.moments]
+
+
+def test_the_optimizer_of_a_stage_comes_from_one_host_of_it() -> None:
+    swarm = Swarm((0, 1), (0, 0), (1, 1), (1, 1), stages=2, moments=True)
+    swarm.nodes[peer_of(3)].checkpoints.want("now", is_pinned=False)
+    swarm.run(10)
+    (written,) = swarm.written
+    assert [part.fragment for part in written.parts] == sorted(swarm.stage_of)
+    found = of_moments(written)
+    assert [fragment for fragment, _ in found] == sorted(swarm.stage_of)
+    makers = {swarm.stage_of[FragmentId(f)]: peer for f, peer in found}
+    assert {(swarm.stage_of[FragmentId(f)], peer) for f, peer in found} == set(makers.items())
+    assert makers[1] == peer_of(3), "who gathers has its own"
+    assert makers[0] in (peer_of(1), peer_of(2))
+
+
+def test_who_has_no_optimizer_is_passed_over_and_what_nobody_has_is_left_out() -> None:
+    swarm = Swarm((0, 0), (0, 0), (1, 1), stages=2, moments=True)
+    swarm.nodes[peer_of(1)].has_moments = False
+    swarm.nodes[peer_of(1)].checkpoints.want("one", is_pinned=False)
+    swarm.run(10)
+    assert {peer for f, peer in of_moments(swarm.written[0]) if not f % 2} == {peer_of(2)}
+    swarm.nodes[peer_of(3)].has_moments = False
+    swarm.nodes[peer_of(1)].checkpoints.want("two", is_pinned=False)
+    swarm.run(10)
+    assert len(swarm.written) == 2
+    assert swarm.written[1].moments == ()
+    assert [part.fragment for part in swarm.written[1].parts] == sorted(swarm.stage_of)
+    assert swarm.nodes[peer_of(1)].logs.count("checkpoint_without_optimizer") == 1
+
+
+def test_a_release_that_knows_no_moments_refuses_them_and_gives_its_weights() -> None:
+    swarm = Swarm((0, 0), (0, 0))
+    ask = PartAsk(b"s" * 16, (FragmentId(2), FragmentId(fx.MOMENTS + 8)))
+    said = swarm.nodes[FIRST].checkpoints.asked(peer_of(2), ask, swarm.around(FIRST), swarm.now)
+    assert said == [
+        fx.Send(peer_of(2), PartGive(b"s" * 16, fx.MOMENTS + 8, 0, ())),
+        fx.CutFragments(b"s" * 16, (FragmentId(2),)),
+    ]
 
 
 def test_they_go_on_and_old_ones_go_but_pinned_ones_stay() -> None:

@@ -413,12 +413,12 @@ def test_weights_of_another_size_or_full_of_nan_do_not_spread() -> None:
     world = World(1).swarm(3)
     world.within(10, world.all_mixing, "three mix")
     world.run(5)
-    for slow in world.machines[2].labour.slow:
+    for slow in world.machines[2].labour.slow.values():
         slow.phi *= 1e4
     world.run(20)
     world.kill(2)
     assert world.spread() < 0.05
-    norm = max(float(np.abs(s.phi).max()) for s in world.machines[0].labour.slow)
+    norm = max(float(np.abs(s.phi).max()) for s in world.machines[0].labour.slow.values())
     assert norm < 10
 
 
@@ -463,6 +463,6 @@ def test_nothing_is_written_twice_at_the_end() -> None:
     world.run(60)
     for machine in world.up():
         assert len([e for _, e in machine.effects if isinstance(e, WriteModel)]) == 1
-        assert FragmentId(0) in dict(enumerate(machine.labour.slow))
+        assert FragmentId(0) in machine.labour.slow
         finals = [s for s in machine.disk.snapshots if s.final]
         assert len(finals) == 1

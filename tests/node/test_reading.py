@@ -310,6 +310,20 @@ def test_a_shard_that_a_worker_died_for_is_fetched_again() -> None:
     world.within(30, lambda: absent(joiner) == (), "and reads it")
 
 
+def test_all_text_is_read_again_for_some_of_the_deaths_in_a_row_alone() -> None:
+    """A worker that dies of something else does not keep the disk busy."""
+    world = world_of(**BUDGET)
+    joiner = joined(world, range(SHARDS))
+    before = len(of_kind(joiner, PrepareCorpus))
+    for _ in range(5):
+        world.within(70, lambda: joiner.labour.worker is not None, "another worker is started")
+        joiner.labour.worker_ends("CUDA error")
+    world.run(1)
+    checks = of_kind(joiner, PrepareCorpus)[before:]
+    anew = [e.anew for e in checks if isinstance(e, PrepareCorpus)]
+    assert anew == [False, True, False, True, False]
+
+
 def test_what_a_check_of_an_earlier_plan_finds_is_void() -> None:
     world = world_of(**BUDGET)
     joiner = joined(world, range(SHARDS))
@@ -430,12 +444,40 @@ def test_who_has_read_what_is_here_says_so() -> None:
     joiner.post(report)
     world.run(0.1)
     assert "training on 2 of 8" in world.summary(1).arriving
-    joiner.post(report)
+    joiner.post(replace(report, lacks_text=True))
     world.run(0.1)
     assert world.summary(1).arriving == "has read what is here; waiting for 6 shards"
-    joiner.post(replace(report, steps=10**6 + 1))
+    joiner.post(report)
     world.run(0.1)
     assert "training on 2 of 8" in world.summary(1).arriving
+
+
+@pytest.mark.parametrize(("held", "line"), [((0, 1), "waiting for 1 shard"), ((1, 2), "")])
+def test_the_worker_of_a_stage_that_waits_for_text_says_so(
+    held: tuple[int, int], line: str
+) -> None:
+    """If it reads any: who holds no ends knows nothing of the text."""
+    now, rng = Instant(0.0), random.Random(1)
+    shards = {"data.shards": ["aa" * 32, "bb" * 32], "data.shard_tokens": [90_000, 900]}
+    plan = with_changes(Plan(), shards, "test")
+    worker = Worker(rng, now)
+    reading = Reading(
+        plan,
+        Hosting(*held, 3),
+        worker,
+        Acquisition({}, lambda _: None, rng),
+        Snapshots(60.0, None, now),
+        Coverage(plan, b"", rng, now),
+    )
+    there, lacking = (ObjectHash(bytes.fromhex(text) * 32) for text in ("aa", "bb"))
+    asked = reading.number(PrepareCorpus())
+    reading.missing(CorpusMissing((lacking,), ((there, 180_000),), asked.number), now)
+    reading.start_worker(now, fresh=False)
+    report = WorkerProgressed(1, 0, 0, None, 0.0, 0)  # no step: others' stages may be missing
+    assert worker.progressed(report, now)
+    assert reading.arriving.startswith("training on 1 of 2 shards" if line else "")
+    worker.progressed(replace(report, lacks_text=True), now)
+    assert reading.arriving == (f"has read what is here; {line}" if line else "")
 
 
 def test_who_reads_no_text_is_not_started_again_for_other_text() -> None:

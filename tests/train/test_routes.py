@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from peerlm.train.routes import PATIENCE_S_MAX, PATIENCE_S_MIN, SLOWEST_S, Routes
+from peerlm.train.routes import FORGIVE_S, PATIENCE_S_MAX, PATIENCE_S_MIN, SLOWEST_S, Routes
 from peerlm.types import Instant, PeerId
 
 ME, ANN, BOB, EVE = (PeerId(bytes([n]) * 16) for n in range(4))
@@ -70,13 +70,52 @@ def test_one_that_loses_what_it_gets_gets_less_but_some() -> None:
         assert made.host_of((ME, number)) is None
     shares = drawn(made, 1, 4000)
     assert 6 < shares[ANN] / shares[BOB] < 11
-    for number in range(100):
-        made.sent((ME, number), BOB, Instant(0.0))
-        made.lost((ME, number))
     tell(made, ANN, SLOWEST_S, times=50)
+    for number in range(100):
+        made.sent((ME, number), BOB, Instant(SLOWEST_S))
+        made.lost((ME, number))
     assert 0.7 < drawn(made, 1)[BOB] / 300 < 1.3
     tell(made, BOB, 0.1, times=50)
     assert drawn(made, 1)[BOB] > 550
+
+
+def test_losses_are_forgiven_by_time_and_by_a_gradient() -> None:
+    """Where a later stage is missing for a second, a host that is well loses all that it gets. It was left out for a quarter
+    of an hour then."""
+    made = routes()
+    tell(made, ANN, 0.1)
+    tell(made, BOB, 0.1)
+    for number in range(12):
+        made.sent((ME, number), BOB, Instant(1.0))
+        made.lost((ME, number))
+    assert drawn(made, 1)[BOB] < 20
+    assert made.patience_s == PATIENCE_S_MAX
+    made.overdue(Instant(1.0 + 9 * FORGIVE_S))
+    assert 50 < drawn(made, 1)[BOB] < 100
+    made.overdue(Instant(1.0 + 12 * FORGIVE_S))
+    assert 250 < drawn(made, 1)[BOB] < 350
+    assert made.patience_s == PATIENCE_S_MIN
+    for number in range(12):
+        made.sent((ME, number), BOB, Instant(100.0))
+        made.lost((ME, number))
+    made.sent((ME, 20), BOB, Instant(100.0))
+    made.came_back((ME, 20), Instant(100.1))
+    assert 250 < drawn(made, 1)[BOB] < 350
+
+
+def test_who_says_nothing_is_forgiven_later_than_who_says_no() -> None:
+    made = routes()
+    tell(made, ANN, 0.1)
+    tell(made, BOB, 0.1)
+    made.sent((ME, 1), BOB, Instant(0.0))
+    made.sent((ME, 2), BOB, Instant(0.0))
+    assert made.overdue(Instant(6.0)) == [(ME, 1), (ME, 2)]
+    made.lost((ME, 1))
+    made.lost((ME, 2))
+    made.overdue(Instant(65.0))
+    assert 3 < drawn(made, 1)[ANN] / drawn(made, 1)[BOB] < 5
+    made.overdue(Instant(67.0))
+    assert 1.6 < drawn(made, 1)[ANN] / drawn(made, 1)[BOB] < 2.5
 
 
 def test_a_loss_of_what_is_not_under_way_or_of_one_that_is_gone_is_nothing() -> None:

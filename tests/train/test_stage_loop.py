@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from peerlm.config import NodeSettings, Plan, with_changes
+from peerlm.data.shards import prepare
+from peerlm.data.tokenizer import ByteTokenizer
 from peerlm.model.stages import held_fragments
 from peerlm.train import hop as hops
 from peerlm.train import protocol, shared
@@ -59,7 +62,9 @@ class Mouth:
 class Host:
     """One loop, a turn at a time, on a clock of ours. It is steered to train with all others."""
 
-    def __init__(self, me: PeerId, corpus: list[Path], plan: Plan = PLAN) -> None:
+    def __init__(
+        self, me: PeerId, corpus: list[Path], plan: Plan = PLAN, absent: tuple[int, ...] = ()
+    ) -> None:
         first, last = RUNS[me]
         held = range(first, last + 1)
         specs = held_fragments(plan, held)
@@ -69,7 +74,7 @@ class Host:
         node: NodeSettings = settings()
         paths = tuple(map(str, corpus)) if first == 0 else ()
         packed = (protocol.packed(plan), protocol.packed(node))
-        setup = protocol.Setup(1, True, me, *packed, paths, 1, 0, first, last)
+        setup = protocol.Setup(1, True, me, *packed, paths, 1, b"", first, last, absent)
         self.me, self.plan, self.mouth = me, plan, Mouth()
         self.now = 0.0
         self.loop = StageLoop(setup, plan, node, specs, memory, cast("Channel", self.mouth), held)
@@ -500,3 +505,27 @@ def test_narrow_codecs_learn_as_wide_ones_do(corpus: list[Path]) -> None:
     assert loss("fp16", "fp16") == pytest.approx(exact, rel=0.01)
     assert loss("int8", "fp16") == pytest.approx(exact, rel=0.03)
     assert loss("int8", "int8") == pytest.approx(exact, rel=0.03)
+
+
+def test_who_has_read_what_is_here_says_so_once_nothing_is_under_way(tmp_path: Path) -> None:
+    text = tmp_path / "plays.txt"
+    text.write_text("To be, or not to be, that is the question.\n" * 1000)
+    made = prepare(str(text), ByteTokenizer(), tmp_path / "shards", shard_tokens=8192)
+    sizes = [shard.tokens for shard in made]
+    named = {"data.shards": [shard.hash for shard in made], "data.shard_tokens": sizes}
+    plan = with_changes(PLAN, named, "test")
+    ends = Host(ENDS, [shard.path for shard in made], plan, tuple(range(1, len(made))))
+
+    def says() -> bool:
+        ends.loop._report(time.monotonic())
+        return ends.of(protocol.Progress)[-1].lacks_text  # type: ignore[attr-defined, no-any-return]
+
+    assert not says()
+    ends.turn()  # the first microbatch of a batch goes around
+    while ends.loop._text.has_batch():
+        ends.loop._text.next_batch()
+    assert not says(), "its batch is under way"
+    ends.loop._round = None
+    assert says()
+    ends.loop._take(protocol.Shards(()))
+    assert not says(), "the rest has come"

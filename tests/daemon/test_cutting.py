@@ -1,0 +1,122 @@
+"""A checkpoint's files, the optimizer's state among them, from what several hosts have cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from peerlm import events
+from peerlm.daemon.cutting import MOMENTS_FILE, Cutting
+from peerlm.effects import MOMENTS, CheckpointPart, CutFragments, WriteCheckpoint
+from peerlm.model.moments import FILE, MomentsFile, open_moments, read_moments, remembered
+from peerlm.model.plan import parameter_shapes
+from peerlm.store.manifest import Manifest, read_manifest
+from peerlm.types import FragmentId, PeerId
+from tests.daemon.test_keeping import Scene
+
+SLOT, ME = b"s" * 16, PeerId(b"m" * 16)
+
+
+@dataclass
+class Host:
+    scene: Scene
+    cutting: Cutting
+    loop: asyncio.AbstractEventLoop
+    posted: list[events.Event]
+
+    def done(self) -> list[events.Event]:
+        """What was posted until everything asked for is done."""
+        self.scene.pool.submit(lambda: None).result()
+        self.loop.run_until_complete(asyncio.sleep(0))
+        found, self.posted[:] = list(self.posted), []
+        return found
+
+    def parts(self) -> list[CheckpointPart]:
+        """Of all fragments, and of their moments."""
+        ids = [spec.id for spec in self.scene.specs]
+        wanted = (*ids, *(FragmentId(MOMENTS + i) for i in ids))
+        effect = CutFragments(SLOT, wanted)
+        self.cutting.cut(effect, self.scene.slow, self.scene.keeping)
+        cut = [e for e in self.done() if isinstance(e, events.FragmentCut)]
+        assert [event.fragment for event in cut] == list(wanted)
+        return [CheckpointPart(e.fragment, e.version, e.chunks, ME) for e in cut]
+
+    def written(self, parts: list[CheckpointPart]) -> tuple[Manifest, str]:
+        weights = tuple(part for part in parts if part.fragment < MOMENTS)
+        moments = tuple(part for part in parts if part.fragment >= MOMENTS)
+        self.cutting.write(WriteCheckpoint(SLOT, 7, weights, b"", moments), self.scene.keeping)
+        (made,) = [e for e in self.done() if isinstance(e, events.CheckpointWritten)]
+        assert made.reason == ""
+        return read_manifest(self.scene.objects.read_verified(made.manifest)), made.lacks
+
+    def file(self, manifest: Manifest, path: str) -> bytes:
+        file = manifest.file(path)
+        assert file is not None
+        chunks = manifest.chunks_of(file)
+        return b"".join(self.scene.objects.read_verified(chunk.hash) for chunk in chunks)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    with ThreadPoolExecutor(1) as pool:
+        scene, loop = Scene(tmp_path / "node", pool), asyncio.new_event_loop()
+        posted: list[events.Event] = []
+        cutting = Cutting(loop, posted.append, scene.objects, scene.keeping._run_id, scene.pool)
+        yield Host(scene, cutting, loop, posted)
+        loop.close()
+        scene.state.close()
+
+
+def keep(host: Host) -> None:
+    """As a worker does."""
+    plan = host.scene.keeping.plan.plan
+    counts, rng = remembered(plan), np.random.default_rng(1)
+    file = MomentsFile(host.scene.state.moments, plan, counts)
+    for name, (_, shape) in parameter_shapes(plan.model, plan.data.vocab).items():
+        values = rng.random(counts[name] * int(np.prod(shape)), np.float32)
+        file.write(name, 12, values)
+    file.commit()
+
+
+def test_what_a_worker_kept_is_a_file_of_the_checkpoint(host: Host, tmp_path: Path) -> None:
+    keep(host)
+    parts = host.parts()
+    manifest, lacks = host.written(parts)
+    assert lacks == ""
+    assert MOMENTS_FILE == FILE
+    assert host.file(manifest, FILE) == host.scene.state.moments.read_bytes()
+    assert manifest.meta["optimizer"] == "muon"
+    (tmp_path / FILE).write_bytes(host.file(manifest, FILE))
+    plan = host.scene.keeping.plan.plan
+    assert read_moments(open_moments(tmp_path / FILE, plan), "embedding.weight")[0] == 12
+
+
+def test_without_it_a_checkpoint_is_as_it_was(host: Host) -> None:
+    parts = host.parts()
+    assert all(bool(part.chunks) is (part.fragment < MOMENTS) for part in parts)
+    manifest, lacks = host.written([part for part in parts if part.fragment < MOMENTS])
+    assert (lacks, manifest.file(FILE), "optimizer" in manifest.meta) == ("", None, False)
+
+
+@pytest.mark.parametrize("how", ["short", "long", "none"])
+def test_parts_that_do_not_fit_the_plan_are_left_out_with_the_reason(host: Host, how: str) -> None:
+    keep(host)
+    *parts, last = host.parts()
+    chunks = {"short": last.chunks[1:], "long": (*last.chunks, last.chunks[0]), "none": ()}[how]
+    manifest, lacks = host.written([*parts, replace(last, chunks=chunks)])
+    assert "optimizer's state" in lacks
+    assert manifest.file(FILE) is None
+    assert manifest.file("model.safetensors") is not None
+
+
+def test_a_damaged_file_is_nothing_to_give(host: Host) -> None:
+    keep(host)
+    path = host.scene.state.moments
+    path.write_bytes(path.read_bytes()[:-3])
+    assert not any(part.chunks for part in host.parts() if part.fragment >= MOMENTS)
