@@ -1,13 +1,15 @@
-"""As few heaps of the C library as a daemon has use for, so that it is as large after a month as after an hour.
+"""Few heaps of the C library, and given back what is free in them, so that a daemon is as large after a month as after an hour.
 
 glibc gives every thread a heap of its own until there are eight a processor. What one thread has freed no other takes, and
 of a heap only the end goes back to the system; so each keeps the most that its thread ever needed at once, and as
 threads of a pool take whatever work comes, in time each of them has met the largest. A daemon's threads allocate little:
-tensors lie in vectors that are lent (`daemon.spare`), small objects in heaps of Python's own.
+tensors lie in vectors that are lent (`daemon.spare`), small objects in heaps of Python's own. What lies free amid what is
+used is given back only when asked for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 
@@ -26,3 +28,10 @@ def bound_heaps(most: int = HEAPS) -> bool:
     except AttributeError:
         return False
     return bool(set_option(M_ARENA_MAX, most))
+
+
+def give_back() -> None:
+    """To the system, what is free in all heaps: milliseconds. What is needed of it again costs a page fault each."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)

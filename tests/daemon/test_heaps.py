@@ -37,3 +37,35 @@ def test_many_threads_have_two_heaps(tmp_path) -> None:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stderr
     assert told.read_text().count("<heap nr=") <= 2
+
+
+FREE_AMID_USED = """
+import ctypes, sys
+from pathlib import Path
+from peerlm.daemon.heaps import give_back
+def resident(): return int(Path("/proc/self/statm").read_text().split()[1])
+libc = ctypes.CDLL(None)
+if not hasattr(libc, "malloc_trim"):
+    sys.exit("nothing to ask here")
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+held = [libc.malloc(20_000) for _ in range(1000)]
+for block in held:
+    libc.memset(block, 1, 20_000)
+for number, block in enumerate(held):
+    if number % 20 != 19:
+        libc.free(block)
+before = resident()
+give_back()
+assert before - resident() > 3000, (before, resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="heaps of glibc")
+def test_what_is_free_amid_what_is_used_goes_back() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FREE_AMID_USED], capture_output=True, text=True, check=False
+    )
+    if "nothing to ask" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
