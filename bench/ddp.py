@@ -28,7 +28,7 @@ from peerlm.model.export import write_model
 from peerlm.model.model import LanguageModel
 from peerlm.model.plan import fragments
 from peerlm.model.weights import copy_out
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.train import optimizer, schedule
 from peerlm.train.device import to_device
 from peerlm.types import PeerId

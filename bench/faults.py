@@ -19,7 +19,8 @@ from pathlib import Path
 
 from bench import report
 from bench.report import PLAYED, Missed, Row, say
-from peerlm.cli.sim_pool import all_runs, processors
+from peerlm.cli.sim_pool import all_runs
+from peerlm.data.processes import processors
 from peerlm.sim.menus import FAULTS, NODES, RECOVERY_S, Lived, live_through
 
 BATCH = 250

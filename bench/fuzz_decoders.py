@@ -67,7 +67,7 @@ from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.vector import Vector
 from peerlm.model.export import render_plan
 from peerlm.store import snapshot
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.snapshot import Contents, FragmentRecord, Manifest, Region
 from peerlm.train import protocol
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, Role, RunId, TransferId, WallTime

@@ -26,7 +26,7 @@ from peerlm.cli.demo_proof import relative_spread, validation_loss
 from peerlm.cli.plan import current_plan
 from peerlm.cli.settings_text import parse_changes
 from peerlm.model.plan import parameter_count
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 NODES = 4
 FP32_BYTES = 4

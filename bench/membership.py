@@ -29,7 +29,8 @@ from bench import report
 from bench.kept import Kept
 from bench.report import Row, say
 from peerlm.cli.sim_membership import Broken, one_run, replay_command, summarise
-from peerlm.cli.sim_pool import all_runs, processors
+from peerlm.cli.sim_pool import all_runs
+from peerlm.data.processes import processors
 from peerlm.sim.scenarios import read_params
 
 Bounds = dict[str, dict[str, float]]

@@ -30,6 +30,7 @@ from typing import Any
 import psutil
 
 from peerlm.bench.rows import Missed as Missed
+from peerlm.data.processes import processors
 from peerlm.errors import PeerlmError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -280,7 +281,7 @@ def _interrupt_on_terminate() -> None:
 
 def machine_line() -> str:
     """Processor, cores, memory, load before the measurement, and what it ran on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = processors()
     memory_gb = psutil.virtual_memory().total / 1e9
     load = os.getloadavg()[0]
     versions = f"Python {platform.python_version()}, torch {version('torch')}"

@@ -34,7 +34,7 @@ from bench import report
 from bench.report import Missed, Row, say
 from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.errors import ChunkCorrupt, StateError
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.manifest import CHUNK_BYTES, Chunk, Kind, of_files
 from peerlm.store.objects import PIECE_BYTES, Objects
 from peerlm.types import ObjectHash, WallTime

@@ -41,9 +41,11 @@ from peerlm.types import ObjectHash
 
 REPLICAS = 3
 REPAIRED_S = 120.0
-POLL_S = 0.2
+POLL_S = 0.1
 
-PLAN = {"run.token_budget": 10**12, "swarm.profile": "test", "train.val_every_s": 10_000}
+PLAN = {"run.token_budget": 10**12, "train.val_every_s": 10_000}
+SOON_DEAD = {"swarm.profile": "test"}
+"""Deaths are known within a second or two, for more talk among nodes."""
 SMALL = {"model.dim": 64, "model.heads": 2, "model.kv_heads": 1, "model.hidden": 128}
 LOCAL = {
     "page.enabled": False,
@@ -214,7 +216,7 @@ def _desk(node: DemoNode) -> Iterator[Client]:
 
 
 def kills(args: argparse.Namespace, folder: Path) -> list[Row]:
-    with running(Stores(folder / "kills", 4, {**PLAN, **SMALL}, LOCAL)) as swarm:
+    with running(Stores(folder / "kills", 4, {**PLAN, **SMALL, **SOON_DEAD}, LOCAL)) as swarm:
         swarm.begin()
         swarm.enter(*swarm.nodes[1:])
         say("four nodes are there")

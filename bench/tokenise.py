@@ -9,7 +9,6 @@ peerlm, repeated, or any source; the vocabulary is trained on it.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -24,12 +23,13 @@ from peerlm.bench.rows import Missed
 from peerlm.data import making, prepared
 from peerlm.data.corpus import documents
 from peerlm.data.prepared import Job, Made
+from peerlm.data.processes import processors
 from peerlm.data.shards import shard_fact
 from peerlm.data.sources import SHIPPED, listed
 from peerlm.data.vocabulary import trained
 
 RATIO_MIN = 0.9
-CORES = len(os.sched_getaffinity(0))
+CORES = processors()
 FAST = "encode_batch_fast"
 BATCH = 64
 """Pieces that the library gets at once: some megabytes of text."""

@@ -24,7 +24,7 @@ from peerlm.bench.nodes import Swarm, processes_of
 from peerlm.chaos.scenario import Act, Scenario
 from peerlm.daemon.control import ask
 from peerlm.errors import ConfigError, PeerlmError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 KINDS = frozenset({"kill", "everybody", "stop", "cut", "worker", "crash"})
 """What can be done to containers."""

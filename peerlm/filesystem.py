@@ -27,7 +27,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from peerlm.cli.nodes_here import node_of
 from peerlm.daemon.desk_client import Client
 from peerlm.errors import PeerlmError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import CHUNK_BYTES, Chunk, Manifest, read_manifest
 from peerlm.types import ObjectHash
 

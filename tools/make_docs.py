@@ -38,7 +38,7 @@ from peerlm.node.company import fixed_differences
 from peerlm.observe.curves import CURVES
 from peerlm.observe.metrics import METRICS
 from peerlm.serve.metrics import Metrics
-from peerlm.wire import frame, message
+from peerlm.wire import frame, message, rumor, store_talk
 from peerlm.wire.bounds import Exactly, Least, Most
 from peerlm.wire.message import Message, Struct
 
@@ -133,9 +133,17 @@ def _short(value: Any) -> str:
 # ------------------------------------------------------------------------------------- messages
 
 
+CATALOGUE = (message, rumor, store_talk)
+"""The modules of the message catalogue, in the order of the page."""
+
+
 def messages() -> Iterator[str]:
     """A table for each part of the catalogue, in its order."""
-    notes = _notes_below_fields(inspect.getsource(message))
+    notes = {
+        key: note
+        for part in CATALOGUE
+        for key, note in _notes_below_fields(inspect.getsource(part)).items()
+    }
     part = ""
     for heading, kind in _catalogue():
         if heading != part:
@@ -152,10 +160,9 @@ def messages() -> Iterator[str]:
 
 
 def _catalogue() -> Iterator[tuple[str, type[Struct]]]:
-    """(heading of its part of the file, class), in the order of the file."""
-    lines = inspect.getsource(message).splitlines()
+    """(heading of its part of the file, class), in the order of the files."""
     heading = ""
-    for line in lines:
+    for line in (line for part in CATALOGUE for line in inspect.getsource(part).splitlines()):
         if title := re.fullmatch(r"# -{5,} (.+)", line):
             heading = title[1]
         elif name := re.match(r"class (\w+)\(", line):
@@ -287,8 +294,8 @@ def _number(value: float) -> str:
 mixing_figures = _figures(
     ("partners asked for one exchange", "", "mix.exchange", "TRIES"),
     ("wait for an answer to a request", "s", "mix.exchange", "ASK_TIMEOUT_S"),
-    ("longest silence of a transfer", "s", "mix.exchange", "PROGRESS_TIMEOUT_S"),
-    ("slowest link an exchange is finished on", "bytes/s", "mix.exchange", "FLOOR_BYTES_S"),
+    ("longest silence of a transfer", "s", "mix.terms", "PROGRESS_TIMEOUT_S"),
+    ("slowest link an exchange is finished on", "bytes/s", "mix.terms", "FLOOR_BYTES_S"),
     ("pause before the only partner is asked again", "s × tries", "mix.exchange", "RETRY_PAUSE_S"),
     ("how long an answered transfer is remembered", "s", "mix.exchange", "REPLY_MEMORY_S"),
     ("elements that share a scale (int8, int4)", "", "mix.vector", "BLOCK"),

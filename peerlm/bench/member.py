@@ -44,7 +44,7 @@ from peerlm.daemon.main import open_daemon, read_home
 from peerlm.events import ExchangeEnded, ExchangeServed
 from peerlm.mix.codec import choose_codecs
 from peerlm.mix.fragment import SlowFragment
-from peerlm.store.disk import StateDirectory
+from peerlm.store.layout import StateDirectory
 from peerlm.types import FragmentId
 
 PAUSE_S = 0.005

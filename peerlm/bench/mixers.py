@@ -24,7 +24,7 @@ from peerlm.daemon.control import ask
 from peerlm.mix.sketch import sketch
 from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.store import snapshot
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.types import WallTime
 
 Weights = list[NDArray[np.float32]]

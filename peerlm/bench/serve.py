@@ -37,7 +37,7 @@ LOAD = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`sessions` texts of `tokens` each in every way, `pairs` times; then `requests` one after the other."""
+    """`sessions` texts of `tokens` each in every way, `pairs` times; then `requests` one after the other, on `device`."""
 
     plan: Plan
     sessions: int
@@ -45,6 +45,7 @@ class Asked:
     pairs: int
     requests: int
     threads: int
+    device: str = "cpu"
 
 
 def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -86,7 +87,8 @@ class Bench:
         for spec in fragments(plan):
             values.append(np.empty(spec.size, np.float32))
             copy_out(self.model, spec, values[-1])
-        slots = Slots(plan, asked.sessions, 1 << 40)
+        self.model.to(asked.device)
+        slots = Slots(plan, asked.sessions, 1 << 40, asked.device)
         self._version = Version("initial", 0, Whole(slots, values))
         self._rng = random.Random(1)
         self._prompts = [self._prompt(plan.model.context // 8) for _ in range(asked.sessions)]

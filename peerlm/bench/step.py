@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
@@ -24,7 +25,8 @@ from peerlm.model.plan import fragments, parameter_shapes
 from peerlm.train import shared
 from peerlm.train.cadence import Cadence
 from peerlm.train.hands import Hands
-from peerlm.train.learner import Learner, choose_device
+from peerlm.train.inner_loop import AHEAD
+from peerlm.train.learner import Begun, Learner, choose_device
 from peerlm.train.occupancy import idle_share, synchronise
 from peerlm.train.staging import Way
 
@@ -83,6 +85,7 @@ class Bench:
         self._hands = Hands(self.learner, self.specs, self._memory)
         self._corrections = [0] * len(self.specs)
         """Still to come to each fragment."""
+        self._begun: deque[Begun] = deque()
         self._rng = np.random.default_rng(1)
         self.tokens_per_step = plan.train.batch * plan.model.context
 
@@ -95,7 +98,9 @@ class Bench:
         return self._asked.steps * self.tokens_per_step / (time.perf_counter() - began)
 
     def step(self, *, mixing: bool) -> None:
-        self.learner.step(self._batch())
+        self._begun.append(self.learner.begin(self._batch()))
+        while len(self._begun) > AHEAD:
+            self._begun.popleft().result()
         if not mixing:
             return
         self._cadence.stepped()

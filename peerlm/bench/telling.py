@@ -23,7 +23,7 @@ from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver
 from peerlm.effects import Effect
 from peerlm.events import Event, LinkDown, LinkUp, Received
-from peerlm.store.disk import StateDirectory
+from peerlm.store.layout import StateDirectory
 from peerlm.types import PeerId
 from peerlm.wire.message import Ack, Ping
 

@@ -17,9 +17,10 @@ from peerlm.cli.bench import progress
 from peerlm.cli.bench_exchange import words_of
 from peerlm.cli.leash import interrupt_on_terminate
 from peerlm.cli.sim_options import check_between
-from peerlm.cli.sim_pool import all_runs, processors
+from peerlm.cli.sim_pool import all_runs
 from peerlm.cli.sim_train import read_plan, read_speeds
 from peerlm.config import Plan
+from peerlm.data.processes import processors
 from peerlm.errors import ConfigError
 
 if TYPE_CHECKING:

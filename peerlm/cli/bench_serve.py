@@ -23,6 +23,7 @@ from peerlm.cli.sim_train import read_plan
 @click.option("--pairs", default=3, show_default=True, help="Turns of each way.")
 @click.option("--requests", default=100, show_default=True, help="For the time to a first token.")
 @click.option("--threads", default=0, help="Of the processor; 0: torch decides.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def serve(
     source: str,
@@ -32,17 +33,20 @@ def serve(
     pairs: int,
     requests: int,
     threads: int,
+    device: str,
     as_json: bool,
 ) -> None:
-    """Write texts with the plan's model on this machine's processor: by the plain loop, by `peerlm serve`'s engine
-    with one session, and with all together. Then time requests to their first token under load.
+    """Write texts with the plan's model on this machine: by the plain loop, by `peerlm serve`'s engine with one session,
+    and with all together. Then time requests to their first token under load.
 
     \b
     Examples:
       peerlm bench serve
       peerlm bench serve --plan small --threads 1 --json
+      peerlm bench serve --plan gpt-124m --device cuda --sessions 32
     """
     from peerlm.bench.serve import Asked, measure
+    from peerlm.train.device import choose_device
 
     check_between("--sessions", sessions, 1, 4096)
     check_between("--tokens", tokens, 1, 100_000)
@@ -50,7 +54,8 @@ def serve(
     check_between("--requests", requests, 2, 1_000_000)
     check_between("--threads", threads, 0, 1024)
     plan = read_plan(source, changes)
-    found = measure(Asked(plan, sessions, tokens, pairs, requests, threads), progress)
+    choose_device(device, "--device")  # a wrong one is told at once
+    found = measure(Asked(plan, sessions, tokens, pairs, requests, threads, device), progress)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return

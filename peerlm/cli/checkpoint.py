@@ -15,7 +15,7 @@ from peerlm.cli.desk_here import open_desk
 from peerlm.cli.leash import interruption
 from peerlm.cli.state import state_option
 from peerlm.errors import StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import Kind
 from peerlm.types import printable
 

@@ -17,7 +17,7 @@ from peerlm.cli.leash import interruption
 from peerlm.cli.state import state_option
 from peerlm.cli.whole_files import Folder
 from peerlm.errors import ConfigError, StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import Kind
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from peerlm.cli.desk_here import READ_S, open_desk
 from peerlm.daemon.control import NoDaemon
 from peerlm.errors import StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 if TYPE_CHECKING:
     from peerlm.daemon.desk_client import Client

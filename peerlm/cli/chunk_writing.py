@@ -8,7 +8,7 @@ from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
 from peerlm.cli.desk_here import open_desk
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import Chunk
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from peerlm.cli.desk_here import open_desk
 from peerlm.cli.state import state_option
 from peerlm.errors import ConfigError, StateError
 from peerlm.observe.store import standing_of
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import NAME, Kind
 from peerlm.types import ObjectHash, printable
 

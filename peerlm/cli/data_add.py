@@ -25,7 +25,7 @@ from peerlm.cli.leash import aside, interruption
 from peerlm.cli.numbers import Finite
 from peerlm.cli.state import state_option
 from peerlm.errors import PeerlmError, StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import ObjectHash
 
 if TYPE_CHECKING:

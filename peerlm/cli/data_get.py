@@ -20,7 +20,7 @@ from peerlm.cli.leash import interruption
 from peerlm.cli.state import state_option
 from peerlm.errors import PeerlmError, StateError
 from peerlm.store import disk
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import ObjectHash, printable, short
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from peerlm.cli import words
 from peerlm.cli.desk_here import Tell, progress
 from peerlm.cli.leash import interruption
 from peerlm.errors import ConfigError, StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import JOB_PREFIX, NAME, Kind, Manifest
 from peerlm.types import ObjectHash, printable
 

@@ -21,7 +21,7 @@ import click
 from peerlm.cli.chunk_writing import Writer
 from peerlm.cli.state import state_option
 from peerlm.errors import ChunkCorrupt, ConfigError, StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import ObjectHash
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import psutil
 from peerlm.cli.leash import die_with_parent
 from peerlm.daemon.control import ask
 from peerlm.errors import PeerlmError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 COMMAND_S = 60.0
 ANSWER_S = 2.0

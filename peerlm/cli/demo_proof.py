@@ -15,7 +15,7 @@ from peerlm.cli.weights_here import from_folder
 from peerlm.data.loader import Loader
 from peerlm.data.shards import Corpus
 from peerlm.model.export import read_model
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.train.evaluate import evaluate
 from peerlm.types import PeerId
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from peerlm.cli.state import require_daemon
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 if TYPE_CHECKING:
     from peerlm.daemon.desk_client import Client

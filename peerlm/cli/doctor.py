@@ -25,7 +25,7 @@ from peerlm.cli.state import read_run, state_option
 from peerlm.config import NodeSettings, Plan
 from peerlm.daemon.control import NoDaemon, ask
 from peerlm.errors import PeerlmError, Unreachable
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import printable, short
 
 FILES_MIN = 4096

@@ -10,7 +10,7 @@ import click
 from peerlm.cli.state import require_node, state_option
 from peerlm.daemon.control import NoDaemon, ask
 from peerlm.errors import ConfigError, PeerlmError, StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 SNAPSHOT_S = 120.0
 """How long the daemon may take to write a snapshot."""

@@ -10,7 +10,7 @@ import click
 from peerlm.cli.numbers import Finite
 from peerlm.cli.state import require_node, state_option
 from peerlm.errors import ConfigError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 
 @click.command(short_help="Continue a text with this node's weights.")

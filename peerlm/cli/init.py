@@ -21,9 +21,10 @@ from peerlm.cli.settings_text import (
     parse_changes,
 )
 from peerlm.cli.state import ORIGIN, has_node, read_run, state_option
+from peerlm.config.mixture import STORED
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.types import Role, WallTime, short
 
 if TYPE_CHECKING:
@@ -129,6 +130,10 @@ def init(
         if is_cut_here:
             plan = _cut(plan, tokenizer, start, settings)
         held = held_stages(settings.host.stages, plan, "--host")
+        if settings.host.is_aside:
+            raise ConfigError(
+                "--host none: the node that begins a run makes its weights: leave it out here, and `peerlm join` others with it"
+            )
         if start is not None and (held is None or len(held) < plan.model.stages):
             raise ConfigError(
                 "--from: this node gives the others their weights, so it has to hold all stages: leave out --host"
@@ -147,6 +152,11 @@ def _plan(name: str | None, preset: str, data: str | None, changes: dict[str, st
     for field in ("data.shards", "data.shard_tokens", "data.vocab", "data.tokenizer"):
         if field in changes:
             raise ConfigError(f"--set {field}: it follows from --data and --tokenizer")
+    if STORED in (source := changes.get("data.source", data or "")):
+        raise ConfigError(
+            f"--data {source}: the swarm of a new run keeps nothing yet; begin with a text, `peerlm data add` yours, then "
+            f"`peerlm plan set 'data.source={source}'`"
+        )
     plan = config.preset(preset)
     plan = config.with_changes(config.with_changes(plan, flags, "init"), changes, "--set")
     if any(unicodedata.category(c) == "Cc" for c in plan.run.name):

@@ -21,7 +21,7 @@ from peerlm.model.hf import open_hf
 from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.model.tensors import Tensors, Values, fragment_values
 from peerlm.store import disk, snapshot
-from peerlm.store.disk import StateDirectory
+from peerlm.store.layout import StateDirectory
 from peerlm.types import RunId, WallTime
 
 HF, GGUF = "hf:", "gguf:"

@@ -9,7 +9,7 @@ import click
 
 from peerlm.cli.state import state_option
 from peerlm.errors import ConfigError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import Role, WallTime
 
 DEFAULT_ROLES = (Role.TRAIN, Role.STORE, Role.SERVE, Role.OBSERVE)

@@ -20,7 +20,7 @@ from peerlm.cli.settings_text import (
 from peerlm.cli.state import has_node, read_run, state_option
 from peerlm.daemon.control import ask, is_served
 from peerlm.errors import ConfigError, StateError
-from peerlm.store.disk import Layout, require_own
+from peerlm.store.layout import Layout, require_own
 from peerlm.types import short
 
 TOKEN_CHARS_MAX = 16_384

@@ -13,7 +13,7 @@ from peerlm.cli.commands import Commands
 from peerlm.cli.serve import keys_option
 from peerlm.cli.state import state_option
 from peerlm.errors import ConfigError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 COMMANDS = {"add": "key:add", "ls": "key:ls", "rm": "key:rm"}
 

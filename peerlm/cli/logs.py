@@ -12,7 +12,7 @@ import click
 
 from peerlm.cli.state import require_node, state_option
 from peerlm.errors import StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import printable
 
 BLOCK_BYTES = 1 << 16

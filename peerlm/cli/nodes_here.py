@@ -13,7 +13,7 @@ from pathlib import Path
 from peerlm.cli.state import default_folder
 from peerlm.daemon.control import ask, is_served
 from peerlm.errors import PeerlmError, StateError
-from peerlm.store.disk import SYSTEM_RUNTIME, SYSTEM_STATE, Layout
+from peerlm.store.layout import SYSTEM_RUNTIME, SYSTEM_STATE, Layout
 
 SOCKETS = Path("/proc/net/unix")
 

@@ -11,7 +11,7 @@ from peerlm.cli import words
 from peerlm.cli.state import require_daemon, state_option
 from peerlm.daemon.control import ask
 from peerlm.observe.placement import placement_of
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import printable
 
 

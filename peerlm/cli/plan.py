@@ -15,7 +15,7 @@ from peerlm.config import Plan
 from peerlm.config.mixture import STORED, parse, shown
 from peerlm.errors import AuthError, ConfigError, StateError
 from peerlm.identity.root import RunRoot, SignedPlan
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.manifest import Kind, Manifest
 
 CHANGEABLE = ("run.token_budget", "data.source", "data.val_fraction", "train", "mix", "swarm")

@@ -10,7 +10,8 @@ import click
 from peerlm.cli.state import has_node, read_run, require_node, state_option
 from peerlm.errors import StateError
 from peerlm.identity.files import INVITER
-from peerlm.store.disk import Layout, StateDirectory, explained
+from peerlm.store.disk import explained
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.types import short
 
 

@@ -9,7 +9,7 @@ import click
 
 from peerlm.cli.state import state_option
 from peerlm.errors import ConfigError
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.types import WallTime
 
 

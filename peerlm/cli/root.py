@@ -8,7 +8,7 @@ import click
 
 from peerlm.cli.state import read_run, state_option
 from peerlm.errors import ConfigError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import short
 
 FILE = click.Path(path_type=Path, dir_okay=False)

@@ -16,7 +16,7 @@ import click
 
 from peerlm.cli.state import require_node, state_option
 from peerlm.errors import ConfigError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import Instant
 
 if TYPE_CHECKING:
@@ -247,7 +247,7 @@ def _from_here(
     from peerlm.train.learner import choose_device
 
     use_threads(threads)
-    slots = make_slots(weights.plan, str(choose_device(device)))
+    slots = make_slots(weights.plan, str(choose_device(device, "--device")))
     version = source.as_version(weights, slots)
     return Answerer(weights.plan, codec, version, slots.count, slots.bytes, chunk, source.newer)
 

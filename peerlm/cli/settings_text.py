@@ -19,7 +19,7 @@ from peerlm.config import NodeSettings, read_toml, to_dict, with_changes
 from peerlm.daemon.writers import require_packages
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 NODE_TOML_BYTES_MAX = 1 << 20
 
@@ -60,7 +60,7 @@ host_option = click.option(
     "hosted",
     metavar="STAGES",
     callback=lambda _context, _parameter, value: {} if value is None else {"host.stages": value},
-    help="Stages of the model that this node holds: all, one (0), a run (1-2), or auto.  [default: all]",
+    help="Stages of the model that this node holds: all, one (0), a run (1-2), auto, or none.  [default: all]",
 )
 """→ changes of node.toml."""
 

@@ -7,7 +7,7 @@ from peerlm.errors import ConfigError
 from peerlm.identity import files
 from peerlm.identity.invite import Inviter, root_inviter
 from peerlm.identity.root import RunRoot
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 
 def find_signer(layout: Layout, doing: str) -> Inviter:

@@ -9,7 +9,8 @@ import re
 import click
 
 from peerlm.cli.sim_options import RUNS_MAX, SEED_MAX, check_between, check_jobs
-from peerlm.cli.sim_pool import all_runs, processors
+from peerlm.cli.sim_pool import all_runs
+from peerlm.data.processes import processors
 from peerlm.errors import ConfigError, PeerlmError
 from peerlm.sim.figures import quantiles
 from peerlm.sim.menus import NODES, RECOVERY_S, Lived, live_through

@@ -19,7 +19,8 @@ from peerlm.cli.sim_options import (
     how,
     options_text,
 )
-from peerlm.cli.sim_pool import all_runs, processors
+from peerlm.cli.sim_pool import all_runs
+from peerlm.data.processes import processors
 from peerlm.errors import ConfigError, PeerlmError
 from peerlm.membership.profile import profile_named
 from peerlm.sim.figures import Figure, quantiles

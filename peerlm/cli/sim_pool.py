@@ -15,17 +15,13 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 from peerlm.cli.leash import die_with_parent
+from peerlm.data.processes import no_interrupt
 from peerlm.errors import PeerlmError
 
 Result = TypeVar("Result")
 
 AHEAD = 4
 """Calls given to each process before the first of them is done."""
-
-
-def processors() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def all_runs(
@@ -83,16 +79,6 @@ def _term_is_an_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """SIGINT waits till after; a process begun here never gets it, not even while Python starts."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _in_order(
     pool: ProcessPoolExecutor,
     call: Callable[..., Result],
@@ -105,7 +91,7 @@ def _in_order(
     done: dict[int, Result] = {}
     while told < len(arguments):
         while given < len(arguments) and len(running) < ahead:
-            with _no_interrupt():
+            with no_interrupt():
                 running[pool.submit(call, *arguments[given])] = given
             given += 1
         finished, _ = wait(running, return_when=FIRST_COMPLETED)

@@ -17,8 +17,9 @@ from peerlm.cli.sim_options import (
     how,
     options_text,
 )
-from peerlm.cli.sim_pool import all_runs, processors
+from peerlm.cli.sim_pool import all_runs
 from peerlm.cli.sim_table import head, show
+from peerlm.data.processes import processors
 from peerlm.errors import PeerlmError
 
 if TYPE_CHECKING:

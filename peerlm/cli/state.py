@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import click
 
 from peerlm.errors import StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import PeerId, RunId
 
 F = TypeVar("F", bound=Callable[..., Any])

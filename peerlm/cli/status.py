@@ -12,7 +12,7 @@ import click
 from peerlm.cli.state import require_daemon, state_option
 from peerlm.daemon.control import ask
 from peerlm.errors import StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import printable
 
 WATCH_S = 1.0

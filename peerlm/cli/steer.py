@@ -11,7 +11,7 @@ import click
 from peerlm.cli.state import require_daemon, state_option
 from peerlm.daemon.control import ask, is_served
 from peerlm.errors import StateError, Unsaved
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 END_S = 60.0
 """How long a daemon may take to end: it writes a snapshot first."""

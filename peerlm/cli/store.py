@@ -16,7 +16,7 @@ from peerlm.cli.leash import interruption
 from peerlm.cli.state import state_option
 from peerlm.errors import PeerlmError
 from peerlm.observe.store import store_of
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import printable
 
 if TYPE_CHECKING:

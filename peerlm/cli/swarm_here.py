@@ -17,7 +17,7 @@ from peerlm.serve.scheduler import Scheduler
 from peerlm.serve.service import Job, Service
 from peerlm.serve.session import Sampling
 from peerlm.serve.swarm import Swarm
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.train.channel import Channel
 
 CHUNK = 256

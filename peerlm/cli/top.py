@@ -14,7 +14,7 @@ import click
 
 from peerlm.cli.state import require_daemon, state_option
 from peerlm.errors import PeerlmError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 
 @click.command(short_help="Watch this node and the swarm on the whole terminal.")

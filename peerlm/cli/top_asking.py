@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from peerlm.daemon import control
 from peerlm.errors import PeerlmError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 ASK_S = 1.0
 WHOLE_S = 60.0

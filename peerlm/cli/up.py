@@ -18,7 +18,7 @@ from peerlm.daemon.notify import Notifier
 from peerlm.daemon.resolve import parse_address
 from peerlm.errors import Unreachable
 from peerlm.membership.address_book import address_of
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 
 @click.command(short_help="Run this machine's node, until stopped.")

@@ -110,7 +110,7 @@ def _stages(s: Status) -> list[tuple[str, str]]:
 def run_of(first: int, last: int) -> str:
     """A first above the last: none."""
     if first > last:
-        return "none yet"
+        return "none"
     return str(first) if first == last else f"{first}-{last}"
 
 

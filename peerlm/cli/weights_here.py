@@ -20,7 +20,8 @@ from peerlm.model.hf import open_hf
 from peerlm.model.plan import fragments
 from peerlm.model.tensors import Tensors, Values, fragment_values
 from peerlm.store import disk, snapshot
-from peerlm.store.disk import Layout, ReadFile
+from peerlm.store.disk import ReadFile
+from peerlm.store.layout import Layout
 
 TOKENIZER_BYTES_MAX = 256 << 20
 

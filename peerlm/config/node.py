@@ -90,7 +90,8 @@ class HostSection:
     stages: str = option(
         "all",
         "Stages of the model that this node holds and trains: `all`, one (`0`), a run (`1-2`), or `auto`: it "
-        "decides by itself, by what it offers and what the swarm lacks. Whoever holds stage 0 reads the text.",
+        "decides by itself, by what it offers and what the swarm lacks. Whoever holds stage 0 reads the text. `none`: it "
+        "stands aside, without weights; it keeps what the swarm stores, makes token shards and may ask for texts.",
         allowed="non-empty",
         ok=bool,
     )
@@ -109,6 +110,11 @@ class HostSection:
         "The same of a device with memory of its own; 0 means four fifths of what `nvidia-smi` says is free, or none.",
         unit="bytes",
     )
+
+    @property
+    def is_aside(self) -> bool:
+        """It is to hold no stage."""
+        return self.stages == "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from peerlm.daemon.sockets import drop
 from peerlm.wire.frame import HEADER_BYTES, PREFACE_BYTES, TAG_BYTES
 
 CALLERS_MAX = 256
@@ -147,6 +148,4 @@ class Callers:
 
     def _forget(self, caller: Caller) -> None:
         self._here.pop(caller.connection, None)
-        if caller.connection in self._selector.get_map():
-            self._selector.unregister(caller.connection)
-        caller.connection.close()
+        drop(self._selector, caller.connection)

@@ -42,7 +42,8 @@ from pathlib import Path
 from typing import Any
 
 from peerlm.errors import ConfigError, PeerlmError, StateError
-from peerlm.store.disk import SYSTEM_STATE, Layout, explained
+from peerlm.store.disk import explained
+from peerlm.store.layout import SYSTEM_STATE, Layout
 
 COMMANDS = frozenset(
     (

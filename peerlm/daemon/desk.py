@@ -29,7 +29,8 @@ and, of the process that makes shards (`cli.data_work`), which counts as there f
     name      job, manifest                         nil: the corpus has its name
 
 What is put counts as long as it is in a manifest of a name; the rest is dropped after a day. This file decides nothing:
-it asks `node.storing`, and moves bytes on threads.
+it asks `node.storing`, and moves bytes on threads. Frames are in `desk_frames`, the words of the process that makes
+shards are answered in `desk_making`, and what nobody waits for at this desk is done in `desk_chores`.
 """
 
 from __future__ import annotations
@@ -42,46 +43,35 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any
 
-import msgpack
-from blake3 import blake3
-
 from peerlm import effects as fx
 from peerlm import events
-from peerlm.daemon.desk_client import LENGTH
+from peerlm.daemon.desk_chores import Chores
+from peerlm.daemon.desk_frames import as_hash, packed, read_frame
+from peerlm.daemon.desk_making import MakingDesk
 from peerlm.effects import Effect
-from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Vanished, WireError
+from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, WireError
 from peerlm.node.register import Writing
 from peerlm.store.manifest import (
     CHUNK_BYTES,
-    MANIFEST_BYTES_MAX,
     NAME,
-    TASKS_MAX,
     Kind,
     Manifest,
     manifest_hash,
     read_manifest,
 )
 from peerlm.store.objects import Objects
-from peerlm.types import Instant, ObjectHash, PeerId, Role, WallTime, short
-from peerlm.wire.message import JobShard
+from peerlm.types import Instant, ObjectHash, Role, WallTime, short
 
 if TYPE_CHECKING:
     from peerlm.daemon.scrubbing import Scrubbing
     from peerlm.node.node import Node
     from peerlm.wire.message import NameRecord
 
-FRAME_BYTES_MAX = MANIFEST_BYTES_MAX + (1 << 20)
-
 HASHES_MAX = 1_000_000
 """In one request."""
 
 LOOKED_AT = 8192
 """Chunks of a manifest, between two turns of the loop."""
-
-MAKERS_MAX = 64
-
-SHARDS_MAX = 16_384
-"""Of one task of a job."""
 
 CHECKPOINT_S = 900.0
 """A checkpoint that a person has asked for comes to something in this time, or to nothing."""
@@ -126,10 +116,8 @@ class Desk:
         self._surveys: dict[int, asyncio.Future[None]] = {}
         self._checkpoints: list[asyncio.Future[str]] = []
         """Those that wait for the next."""
-        self._reading = asyncio.Lock()
-        """One manifest after the other: a large one takes ten times its size of memory while it is read."""
-        self._makers = 0
-        """Processes that make shards."""
+        self._chores = Chores(objects, pool, post)
+        self._making = MakingDesk(node, take, saved, self._keep_manifest, now, wall)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
@@ -146,14 +134,14 @@ class Desk:
     def perform(self, effect: Effect) -> None:
         match effect:
             case fx.ReadManifest():
-                self._spawn(self._read_manifest(effect.manifest))
+                self._spawn(self._chores.read_manifest(effect.manifest))
             case fx.DropChunks():
                 self._objects.condemn_chunks(
                     effect.hashes
                 )  # at once: what is put from now on is written
-                self._spawn(self._drop(effect.hashes))
+                self._spawn(self._chores.drop(effect.hashes))
             case fx.MakeProof():
-                self._spawn(self._prove(effect))
+                self._spawn(self._chores.prove(effect))
             case fx.TellReaders():
                 for object_hash in effect.hashes:
                     for reader in self._readers.pop(object_hash, ()):
@@ -176,45 +164,6 @@ class Desk:
     async def _on_pool(self, call: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
 
-    async def _read_manifest(self, manifest: ObjectHash) -> None:
-        try:
-            async with self._reading:
-                encoded: bytes = await self._on_pool(self._objects.read_verified, manifest)
-        except (StateError, ChunkCorrupt) as error:
-            self._post(events.ManifestRead(manifest, (), str(error)))
-            return
-        try:
-            async with self._reading:
-                found: Manifest = await self._on_pool(read_manifest, encoded)
-        except ChunkCorrupt as error:
-            self._post(events.ManifestRead(manifest, (), str(error), is_wrong=True))
-            return
-        makers = tuple(_peers(found.meta.get("makers")))
-        tasks, replaces = _as_job(found)
-        read = events.ManifestRead(
-            manifest, found.chunks, makers=makers, tasks=tasks, replaces=replaces
-        )
-        self._post(read)
-
-    async def _drop(self, hashes: tuple[ObjectHash, ...]) -> None:
-        with contextlib.suppress(StateError):  # it is found, and dropped, at a later start
-            await self._on_pool(self._objects.remove_condemned, hashes)
-
-    async def _prove(self, effect: fx.MakeProof) -> None:
-        def proof() -> bytes:
-            data = self._objects.read_verified(effect.object_hash)
-            return blake3(effect.nonce).update(data).digest()
-
-        digest = b""
-        try:
-            digest = await self._on_pool(proof)
-        except (ChunkCorrupt, Vanished) as error:
-            self._post(events.ObjectLost(effect.object_hash, str(error)))
-        except StateError:
-            pass
-        made = events.ProofMade(effect.peer, effect.object_hash, effect.nonce, digest)
-        self._post(made)
-
     # ------------------------------------------------------------------------------- the socket
 
     async def talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -223,9 +172,8 @@ class Desk:
         def write(*frame: Any) -> None:
             if writer.is_closing():  # uvloop would raise an error that means nothing to us
                 raise ConnectionResetError("the asker has hung up")
-            data = msgpack.packb(list(frame))
-            writer.write(LENGTH.pack(len(data)))
-            writer.write(data)
+            for part in packed(*frame):
+                writer.write(part)
 
         async def say(*frame: Any) -> None:
             write(*frame)
@@ -244,11 +192,11 @@ class Desk:
         is_maker = False
         while True:
             try:
-                request = await _read_frame(reader)
+                request = await read_frame(reader)
                 if request[0] == "work" and not is_maker:
                     is_maker = True
-                    self._maker_is(1)
-                    leaving.callback(self._maker_is, -1)
+                    self._making.is_there(1)
+                    leaving.callback(self._making.is_there, -1)
                 result = await self._answer(request, lambda *at: write(None, list(at)))
             except (asyncio.IncompleteReadError, ConnectionError):
                 return
@@ -267,7 +215,7 @@ class Desk:
             case ["put", bytes() as data]:
                 return await self._put(data)
             case ["read", bytes() as wanted, int() as size, int() | float() as seconds]:
-                return await self._read(_hash(wanted), size, float(seconds))
+                return await self._read(as_hash(wanted), size, float(seconds))
             case ["publish", str() as name, str() as kind, bytes() as manifest, dict() as options]:
                 return await self._publish(name, kind, manifest, options)
             case ["remove", str() as name]:
@@ -278,20 +226,20 @@ class Desk:
                 return [_as_dict(e.record) for e in self._node().storing.register.living()]
             case ["manifest", str() as name, int() | float() as seconds]:
                 record = self._record(name)
-                return await self._read(_hash(record.manifest), record.size, float(seconds))
+                return await self._read(as_hash(record.manifest), record.size, float(seconds))
             case ["survey", list() as hashes] if len(hashes) <= HASHES_MAX:
-                return await self._survey([_hash(wanted) for wanted in hashes])
+                return await self._survey([as_hash(wanted) for wanted in hashes])
             case ["checkpoint", str() as name, bool() as is_pinned]:
                 return await self._checkpoint(name, is_pinned)
             case ["status"]:
                 return self._status()
             case ["jobs", str() as name]:
                 jobs = self._node().library.jobs.standing(name)
-                return [{**job, "preparing": self._preparing()} for job in jobs]
+                return [{**job, "preparing": self._making.preparing()} for job in jobs]
             case ["done", str() as name]:
                 return self._node().library.jobs.done_of(name)
             case ["work" | "next" | "made" | "failed" | "rows" | "name", *arguments]:
-                return await self._work(request[0], arguments)
+                return await self._making.answer(request[0], arguments)
             case ["repair"]:
                 self._take(lambda: self._node().storing.repair_now(self._now()))
                 return None
@@ -370,8 +318,7 @@ class Desk:
         replicas = options.get("replicas", 3)
         if type(replicas) is not int or not 1 <= replicas <= 32:
             raise StateError(f"--replicas {replicas}: must be 1 to 32")
-        manifest: Manifest = await self._on_pool(read_manifest, encoded)
-        await self._on_pool(self._objects.put_chunk, encoded)
+        manifest = await self._keep_manifest(encoded)
         here, has_chunk = self._node().storing.here, self._objects.has_chunk
         missing = []
         for at in range(0, len(manifest.chunks), LOOKED_AT):
@@ -386,6 +333,11 @@ class Desk:
         kept = events.ObjectKept(manifest_hash(encoded), len(encoded))
         await self._write(name, Kind(kind), kept, {"replicas": replicas, **options})
         return _as_dict(self._record(name))
+
+    async def _keep_manifest(self, encoded: bytes) -> Manifest:
+        manifest: Manifest = await self._on_pool(read_manifest, encoded)
+        await self._on_pool(self._objects.put_chunk, encoded)
+        return manifest
 
     async def _write(
         self, name: str, kind: Kind, kept: events.ObjectKept | None, options: dict[str, Any]
@@ -449,58 +401,6 @@ class Desk:
             return await asyncio.wait_for(ended, CHECKPOINT_S)
         except TimeoutError:
             raise StateError("no checkpoint came about; see `peerlm logs`") from None
-
-    # ------------------------------------------------------------- the process that makes shards
-
-    def _maker_is(self, more: int) -> None:
-        self._makers += more
-        jobs, is_there = self._node().library.jobs, self._makers > 0
-        if is_there != jobs.is_connected:
-            self._take(lambda: jobs.connected(self._now(), is_there=is_there))
-
-    def _preparing(self) -> int:
-        """Live nodes whose process that makes shards is there, whatever it is at."""
-        node = self._node()
-        known = [node.company.vitals_of(peer) for peer in node.company.stores()]
-        others = sum(vitals is not None and vitals.is_preprocessing for vitals in known)
-        return others + node.library.jobs.is_connected
-
-    async def _work(self, word: str, arguments: list[Any]) -> Any:
-        jobs, now = self._node().library.jobs, self._now()
-        match word, arguments:
-            case "work", []:
-                job = jobs.choose(now)
-                return None if job is None else [jobs.name_of(job), job]
-            case "next", [bytes() as job]:
-                return jobs.next(_hash(job), now)
-            case "made", [bytes() as job, int() as task, int() as documents, list() as shards]:
-                made = _shards(shards)
-                if any(shard.hash not in self._node().storing.here for shard in made):
-                    raise StateError(f"chunks of task {task} are not here any more")
-                return jobs.made(_hash(job), task, documents, made, now)
-            case "failed", [bytes() as job, str() as why]:
-                self._take(lambda: jobs.failed(_hash(job), why, now))
-                return None
-            case "rows", [bytes() as job]:
-                return [
-                    [r.task, r.documents, [[s.hash, s.size, s.tokens] for s in r.shards]]
-                    for r in jobs.rows(_hash(job))
-                ]
-            case "name", [bytes() as job, bytes() as manifest]:
-                await self._name(_hash(job), manifest)
-                return None
-        raise StateError(f"the store's desk does not know {word!r} with these arguments")
-
-    async def _name(self, job: ObjectHash, encoded: bytes) -> None:
-        """Raises `StateError`: the name is taken."""
-        await self._on_pool(read_manifest, encoded)
-        await self._on_pool(self._objects.put_chunk, encoded)
-        now, storing, jobs = self._now(), self._node().storing, self._node().library.jobs
-        kept = events.ObjectKept(manifest_hash(encoded), len(encoded))
-        came = storing.came(kept, now)
-        named = jobs.publish(job, kept.object_hash, kept.size, self._wall(), now)
-        self._take(lambda: [*came, *named])
-        await self._saved("catalog")
 
     def _status(self) -> dict[str, Any]:
         node = self._node()
@@ -580,60 +480,6 @@ def _end(future: asyncio.Future[str], name: str, why: str) -> None:
         future.set_result(name)
 
 
-def _peers(names: Any) -> list[PeerId]:
-    """Of a manifest's meta, which anybody may have written."""
-    try:
-        return [PeerId(bytes.fromhex(name)) for name in names][:MAKERS_MAX]
-    except (TypeError, ValueError):
-        return []
-
-
-def _as_job(manifest: Manifest) -> tuple[int, bool]:
-    """(tasks, whether what is made replaces what has its name); no tasks: it is no job."""
-    tasks, replaces = manifest.meta.get("tasks"), manifest.meta.get("replaces")
-    if manifest.kind is not Kind.JOB or type(tasks) is not int or not 0 < tasks <= TASKS_MAX:
-        return 0, False
-    return tasks, replaces is True
-
-
-def _shards(listed: list[Any]) -> tuple[JobShard, ...]:
-    """Raises `StateError`: they cannot be told to other nodes."""
-    if len(listed) > SHARDS_MAX:
-        raise StateError(
-            f"{len(listed)} shards of one file, and {SHARDS_MAX} can be told to other nodes: make it with --here"
-        )
-    for item in listed:
-        match item:
-            case [bytes(), int(size), int(tokens)] if 0 < size <= CHUNK_BYTES and tokens >= 0:
-                pass
-            case _:
-                raise StateError("no shard: a hash, bytes and tokens are wanted")
-    return tuple(JobShard(_hash(h), size, tokens) for h, size, tokens in listed)
-
-
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _hash(raw: Any) -> ObjectHash:
-    if not isinstance(raw, bytes) or len(raw) != 32:
-        raise StateError("a hash has 32 bytes")
-    return ObjectHash(raw)
-
-
-async def _read_frame(reader: asyncio.StreamReader) -> list[Any]:
-    (length,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-    if length > FRAME_BYTES_MAX:
-        raise WireError(f"a frame of {length} bytes; at most {FRAME_BYTES_MAX}")
-    return _unpacked(await reader.readexactly(length))
-
-
-def _unpacked(data: bytes) -> list[Any]:
-    try:
-        value = msgpack.unpackb(data, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException, RecursionError):
-        raise WireError("a frame that is no msgpack") from None
-    if not isinstance(value, list) or not value:
-        raise WireError("a frame that is no list")
-    return value

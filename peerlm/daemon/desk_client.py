@@ -15,7 +15,7 @@ import msgpack
 
 from peerlm.daemon import control
 from peerlm.errors import ChunkCorrupt, StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import Manifest, read_manifest
 from peerlm.types import ObjectHash
 

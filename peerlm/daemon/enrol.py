@@ -36,7 +36,8 @@ from peerlm.identity.invite import enrol as sign_in
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook
-from peerlm.store.disk import StateDirectory, write_atomic
+from peerlm.store.disk import write_atomic
+from peerlm.store.layout import StateDirectory
 from peerlm.wire.message import Hello, PlanAsk, PlanGive, Refusal, Welcome
 from peerlm.wire.versions import PROTOCOL_VERSION, fits, misfit
 

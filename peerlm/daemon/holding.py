@@ -24,6 +24,7 @@ from peerlm.daemon.memory import memory_of, require_memory
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.daemon.transfers import Transfers
 from peerlm.daemon.worker_link import WorkerLink
+from peerlm.data.processes import processors
 from peerlm.effects import Rehost
 from peerlm.errors import ConfigError, PeerlmError
 from peerlm.mix.fragment import SlowFragment
@@ -32,7 +33,7 @@ from peerlm.model.stages import first_held, held_fragments, held_stages, stages
 from peerlm.node.placing import EMPTY, Offered
 from peerlm.node.snapshots import Restored
 from peerlm.store import disk
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.store.placed import BYTES_MAX, Placed, read_placed
 from peerlm.swarm.hosting import Hosting
@@ -227,8 +228,7 @@ def threads_of(settings: NodeSettings) -> int:
     """CPU threads of the worker: as set, else the cores shared with the workers there already."""
     if settings.limits.threads:
         return settings.limits.threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // (1 + _other_workers()))
+    return max(1, processors() // (1 + _other_workers()))
 
 
 def _other_workers() -> int:

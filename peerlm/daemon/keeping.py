@@ -31,7 +31,7 @@ from peerlm.identity.root import SignedPlan
 from peerlm.mix.sketch import distance, sketch
 from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.store import snapshot
-from peerlm.store.disk import StateDirectory
+from peerlm.store.layout import StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.store.snapshot import Contents, FragmentState, Snapshot
 from peerlm.types import FragmentId, ObjectHash, PeerId, RunId, WallTime

@@ -22,7 +22,7 @@ from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.notify import Health, Notifier
 from peerlm.errors import AuthError, ConfigError, PeerlmError, StateError, first_cause
 from peerlm.identity.invite import TOKEN_PREFIX, parse_token
-from peerlm.store.disk import StateDirectory, require_own
+from peerlm.store.layout import StateDirectory, require_own
 
 WAITING = "in no run yet: `peerlm join ADDRESS --token TOKEN` enters one; a member prints both with `peerlm invite`"
 

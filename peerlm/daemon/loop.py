@@ -41,7 +41,7 @@ from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.node.node import Node
 from peerlm.observe.history import History
 from peerlm.store import disk
-from peerlm.store.disk import StateDirectory
+from peerlm.store.layout import StateDirectory
 from peerlm.types import FragmentId, Instant, WallTime
 
 if TYPE_CHECKING:

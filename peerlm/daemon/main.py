@@ -67,7 +67,8 @@ from peerlm.node.register import read_kept
 from peerlm.node.stock import hashes
 from peerlm.node.stored import Stored
 from peerlm.observe.curves import Origin
-from peerlm.store.disk import StateDirectory, free_bytes, read_file, require_own, write_atomic
+from peerlm.store.disk import free_bytes, read_file, write_atomic
+from peerlm.store.layout import StateDirectory, require_own
 from peerlm.store.objects import Objects
 from peerlm.train import protocol
 from peerlm.types import ObjectHash, short

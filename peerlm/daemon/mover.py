@@ -1,9 +1,9 @@
 """The bulk thread: TCP connections on one side, transfers on the other, nothing but moving in between.
 
 The bulk port is open to everybody. A connection says first which transfer it is for and proves that it
-has that transfer's key; until then it is a *caller*, of whom few are kept and not for long. Each transfer
-has one connection, from its initiator to its responder; when it is over, the connection is kept for the next one
-between them (`daemon.kept`).
+has that transfer's key; until then it is a *caller*, of whom few are kept and not for long (`daemon.callers`). Each
+transfer has one connection, from its initiator to its responder; how fast it may go is said by `daemon.rates`, and when it
+is over, the connection is kept for the next one between them (`daemon.parting`).
 
 The thread asks every stream in turn to read one frame and to write one; when none moves it
 waits until a socket is ready, a pause of the throttle is over, or somebody calls. Arithmetic of an
@@ -23,23 +23,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
+from peerlm.daemon.buffers import Buffers
 from peerlm.daemon.callers import Caller, Callers
-from peerlm.daemon.kept import Kept, Target
-from peerlm.daemon.pacing import Paces
-from peerlm.daemon.sockets import line_of, listen_tcp, pace
+from peerlm.daemon.kept import Target
+from peerlm.daemon.parting import Parting
+from peerlm.daemon.rates import Rates
+from peerlm.daemon.sockets import drop, listen_tcp
 from peerlm.daemon.stopwatch import Stopwatch
-from peerlm.daemon.stream import Rest, Stream, Talk
+from peerlm.daemon.stream import Stream, Talk, watch
 from peerlm.daemon.talks import Fetch, Give
-from peerlm.daemon.throttle import TokenBucket
 from peerlm.errors import ChunkCorrupt, Unreachable, WireError
 from peerlm.types import Instant, TransferId
 from peerlm.wire.frame import (
     ATTEMPTS_MAX,
-    CHUNK_BYTES,
     DOWN,
-    FRAME_BYTES_MAX,
     PREFACE_BYTES,
     UP,
     Cipher,
@@ -55,17 +52,9 @@ TRANSFERS_MAX = 256
 REDIAL_S = 0.25
 """A pull whose connection broke is dialled anew after so long, and then twice as long each time."""
 
-GOODBYE_S = 1.0
-"""To get the last frame out."""
-
 TICK_S = 0.05
 PROGRESS_EVERY_S = 0.2
 POLL_S_MAX = 60.0
-SLICE_BYTES = 16 * 1024
-"""What is moved at a time under a ceiling, so that a low one never looks like silence."""
-
-BUFFERS_KEPT = 16
-"""Frames' buffers that wait for their next stream: fresh memory costs more than what it is for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,15 +95,6 @@ class Entry:
         return f"{self.target[0]} bulk port {self.target[1]}" if self.target else "the peer"
 
 
-@dataclass(frozen=True, slots=True)
-class Parting:
-    """What a stream whose transfer is over may still need."""
-
-    until: float
-    target: Target | None
-    """Where it was dialled."""
-
-
 class Mover:
     """Owns the thread and the sockets. Raises `ConfigError` when the port cannot be had."""
 
@@ -133,25 +113,22 @@ class Mover:
         self._spent = Stopwatch(self.counters)
         now = Instant(time.monotonic())
         self._security = security
-        self._upload = TokenBucket(upload_bytes_s, CHUNK_BYTES, now)
-        self._download = TokenBucket(download_bytes_s, CHUNK_BYTES, now)
+        self._rates = Rates(upload_bytes_s, download_bytes_s, self.counters, now)
         self._on_crash = on_crash
         self._entries: dict[TransferId, Entry] = {}
-        self._parting: dict[Stream, Parting] = {}
-        """Streams whose transfer is over, until their last frame is out."""
-        self._kept = Kept()
-        self._paces = Paces()
         self._active: dict[Entry, None] = {}
         """Entries that may have something to move."""
-        self._buffers: list[memoryview] = []
+        self._buffers = Buffers()
         self._held_bytes = 0
         self._tick_at = 0.0
-        self._resume_at = float("inf")
         self._commands: deque[Callable[[], None]] = deque()
         self._wake_in, self._wake_out = socket.socketpair()
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         self._selector = selectors.DefaultSelector()
+        self._parting = Parting(
+            self._selector, self._buffers, lambda caller: self._callers.again(caller)
+        )
         self._stopping = False
         try:
             self._listener = listen_tcp(host, port, or_free=or_free)
@@ -239,8 +216,8 @@ class Mover:
     def _turn(self) -> None:
         tick_at, wait_s = self._tick_at, 0.0
         if not self._active and not self._commands:
-            tick_at = min(tick_at, self._callers.next_at, self._kept.next_at)
-            wait_s = min(tick_at, self._resume_at) - time.monotonic()
+            tick_at = min(tick_at, self._callers.next_at, self._parting.kept.next_at)
+            wait_s = min(tick_at, self._rates.resume_at) - time.monotonic()
         with self._spent("wait"):
             ready = self._selector.select(max(0.0, min(wait_s, POLL_S_MAX)))
         for key, mask in ready:
@@ -248,8 +225,7 @@ class Mover:
         while self._commands:
             self._commands.popleft()()
         now = time.monotonic()
-        if now >= self._resume_at:
-            self._resume_at = float("inf")
+        if self._rates.may_resume(now):
             self._active.update(dict.fromkeys(self._entries.values()))
         if now >= tick_at:
             self._tick(now)
@@ -267,48 +243,19 @@ class Mover:
             elif not self._move_one(entry, entry.stream):
                 self._active.pop(entry, None)
                 if entry.stream is not None:
-                    self._watch(entry.stream, entry)
+                    ready = partial(self._on_ready, entry.stream, entry)
+                    watch(self._selector, entry.stream, ready)
 
     def _move_one(self, entry: Entry, stream: Stream) -> bool:
         before, began = sum(stream.wire_bytes), time.thread_time()
-        moved = self._read(stream)
+        moved = self._rates.read(stream)
         stream.look()
-        moved |= self._write(stream)
+        moved |= self._rates.write(stream)
         entry.work_s += time.thread_time() - began
         if sum(stream.wire_bytes) != before:
             entry.moved_at = time.monotonic()
         self._after(entry, stream)
         return moved
-
-    def _read(self, stream: Stream) -> bool:
-        limited = self._download.is_limited
-        if limited and not (stream.wants_to_read and self._may_move(self._download)):
-            return False
-        before = stream.wire_bytes[0]
-        moved = stream.read(SLICE_BYTES if limited else None)
-        self.counters["bytes_received"] += stream.wire_bytes[0] - before
-        if limited:
-            self._download.take(stream.wire_bytes[0] - before, Instant(time.monotonic()))
-        return moved
-
-    def _write(self, stream: Stream) -> bool:
-        limited = self._upload.is_limited
-        if limited and not (stream.wants_to_write and self._may_move(self._upload)):
-            return False
-        before = stream.wire_bytes[1]
-        moved = stream.write(SLICE_BYTES if limited else None)
-        self.counters["bytes_sent"] += stream.wire_bytes[1] - before
-        if limited:
-            self._upload.take(stream.wire_bytes[1] - before, Instant(time.monotonic()))
-        return moved
-
-    def _may_move(self, bucket: TokenBucket) -> bool:
-        """Whether a ceiling leaves room; if not, all streams are looked at again when it does."""
-        now = Instant(time.monotonic())
-        delay_s = bucket.delay_s(now)
-        if delay_s > 0:
-            self._resume_at = min(self._resume_at, now + delay_s)
-        return delay_s <= 0
 
     def _after(self, entry: Entry, stream: Stream) -> None:
         """Tell who waits what has become of a transfer."""
@@ -334,9 +281,7 @@ class Mover:
         if not entry.is_taken:
             entry.is_taken = True
             if entry.stream is not None:
-                entry.line_bytes_s = self._upload.least(
-                    line_of(entry.stream.connection).delivered_bytes_s
-                )
+                entry.line_bytes_s = self._rates.line_bytes_s(entry.stream)
             entry.taken(None)
 
     def _broke(self, entry: Entry, stream: Stream) -> None:
@@ -350,7 +295,7 @@ class Mover:
             self._remove(entry)
             return
         if stream.is_stale and entry.target is not None:
-            self._forget_kept(entry.target)
+            self._parting.forget_kept(entry.target)
             entry.talk.rewind()
             self._dial(entry)
             return
@@ -373,24 +318,21 @@ class Mover:
     # ---------------------------------------------------------------------------------- time
 
     def _tick(self, now: float) -> None:
-        for connection in self._kept.overdue(now):
-            self._forget(connection)
         self._callers.tick(now)
         self._tick_at = now + TICK_S if self._entries or self._parting else float("inf")
         for entry in list(self._entries.values()):
             if entry.stream is not None:
-                self._look_at_line(entry.stream, Instant(now))
+                self._rates.look(entry.stream, Instant(now))
             if now >= entry.began_at + entry.timeout_s:
                 line = f"{entry.peer_name}: not done in {entry.timeout_s:g} s"
                 self._fail(entry, Unreachable("transfer", line))
             elif now >= entry.moved_at + entry.progress_timeout_s:
                 if entry.target is not None:  # others that were kept may lead nowhere as well
-                    self._forget_kept(entry.target)
+                    self._parting.forget_kept(entry.target)
                 self._fail(entry, self._why_silent(entry))
             elif now >= entry.redial_at:
                 self._dial(entry)
-        for stream in [s for s, parting in self._parting.items() if now >= parting.until]:
-            self._part(stream)
+        self._parting.tick(now)
 
     def _why_silent(self, entry: Entry) -> Unreachable:
         stream, talk = entry.stream, entry.talk
@@ -413,7 +355,7 @@ class Mover:
         if entry.attempt >= ATTEMPTS_MAX:
             self._fail(entry, Unreachable("connect", f"{entry.peer_name}: too many attempts"))
             return
-        if (kept := self._kept.take(entry.target)) is not None:
+        if (kept := self._parting.kept.take(entry.target)) is not None:
             self._begin(entry, kept, was_kept=True)
             return
         family = socket.AF_INET6 if ":" in entry.target[0] else socket.AF_INET
@@ -449,12 +391,12 @@ class Mover:
             entry.talk,
             seal,
             opens,
-            self._lend(),
+            self._buffers.lend(),
             dials=True,
             spent=self._spent,
             was_kept=was_kept,
         )
-        self._set_pace(entry.stream)
+        self._rates.set_pace(entry.stream)
         first = entry.talk.first if isinstance(entry.talk, Fetch) else 0
         entry.stream.begin(Preface(entry.id, entry.attempt).pack(), first)
         self._active[entry] = None
@@ -462,17 +404,6 @@ class Mover:
     def _not_dialled(self, entry: Entry, error: OSError) -> None:
         line = f"{entry.peer_name}: {error.strerror or error}"
         self._fail(entry, Unreachable("connect", line))
-
-    def _on_kept(self, connection: socket.socket, target: Target | None, mask: int) -> None:
-        """A kept connection of a caller begins again, or ends. One that was dialled can only have ended."""
-        if connection not in self._kept:
-            return  # closed for another, in this very turn
-        self._kept.drop(connection)
-        self._selector.unregister(connection)
-        if target is None:
-            self._callers.again(connection)
-        else:
-            connection.close()
 
     def _look_at(self, caller: Caller) -> None:
         """Whether a caller who has said its first words may come in."""
@@ -507,53 +438,19 @@ class Mover:
                 entry.talk,
                 seal,
                 opens,
-                self._lend(),
+                self._buffers.lend(),
                 dials=False,
                 spent=self._spent,
             ),
         )
-        self._set_pace(entry.stream)
+        self._rates.set_pace(entry.stream)
         entry.moved_at = time.monotonic()
         self._active[entry] = None
 
-    def _set_pace(self, stream: Stream) -> None:
-        """As was found on this and other connections with that host."""
-        rate = self._paces.of(stream.host, Instant(time.monotonic())).rate_bytes_s
-        if rate != stream.paced_bytes_s:
-            stream.paced_bytes_s = rate
-            pace(stream.connection, rate)
-
-    def _look_at_line(self, stream: Stream, now: Instant) -> None:
-        line = line_of(stream.connection)
-        if line.acked_bytes != stream.acked_bytes:
-            stream.acked_bytes = line.acked_bytes
-            self._paces.of(stream.host, now).look(line, now)
-            self._set_pace(stream)
-
-    def _watch(self, stream: Stream, entry: Entry | None) -> None:
-        """Be woken when the socket takes or gives more of what is wanted."""
-        mask = 0
-        if (stream.wants_to_read or entry is None) and not stream.is_readable:
-            mask |= selectors.EVENT_READ
-        if stream.wants_to_write and not stream.is_writable:
-            mask |= selectors.EVENT_WRITE
-        known = stream.connection in self._selector.get_map()
-        ready = partial(self._on_ready, stream, entry)
-        if not mask:
-            if known:
-                self._selector.unregister(stream.connection)
-        elif known:
-            self._selector.modify(stream.connection, mask, ready)
-        else:
-            self._selector.register(stream.connection, mask, ready)
-
-    def _on_ready(self, stream: Stream, entry: Entry | None, mask: int) -> None:
-        stream.is_readable |= bool(mask & selectors.EVENT_READ)
-        stream.is_writable |= bool(mask & selectors.EVENT_WRITE)
-        if entry is not None and entry.stream is stream:
+    def _on_ready(self, stream: Stream, entry: Entry, mask: int) -> None:
+        stream.note_ready(mask)
+        if entry.stream is stream:
             self._active[entry] = None
-        elif stream in self._parting:
-            self._part(stream)
 
     # ---------------------------------------------------------------------------------- ends
 
@@ -579,73 +476,20 @@ class Mover:
         self._active.pop(entry, None)
         if (stream := entry.stream) is not None:
             entry.stream = None
-            self._parting[stream] = Parting(time.monotonic() + GOODBYE_S, entry.target)
-            self._part(stream)
-        self._hang_up(entry)
-
-    def _part(self, stream: Stream) -> None:
-        """Get the last frame out, then close. Closing on what the other side still sends would make
-        the kernel take our last words back, so they are let run out for a moment."""
-        while stream.wants_to_write and stream.write():
-            pass
-        rest = Rest.OPEN if stream.wants_to_write else stream.rest()
-        parting = self._parting[stream]
-        if rest is Rest.OPEN and time.monotonic() < parting.until:
-            self._watch(stream, None)
             self._tick_at = 0.0
-            return
-        del self._parting[stream]
-        if rest is Rest.KEPT:
-            self._keep(stream, parting.target)
-        else:
-            self._close(stream)
-
-    def _keep(self, stream: Stream, target: Target | None) -> None:
-        connection = stream.connection
-        self._take_back(stream)
-        if connection in self._selector.get_map():
-            self._selector.unregister(connection)
-        ready = partial(self._on_kept, connection, target)
-        self._selector.register(connection, selectors.EVENT_READ, ready)
-        for late in self._kept.add(connection, target, time.monotonic()):
-            self._forget(late)
-
-    def _forget_kept(self, target: Target) -> None:
-        for connection in self._kept.take_all(target):
-            self._forget(connection)
+            self._parting.add(stream, entry.target)
+        self._hang_up(entry)
 
     def _hang_up(self, entry: Entry) -> None:
         if entry.dialling is not None:
-            self._forget(entry.dialling)
+            drop(self._selector, entry.dialling)
             entry.dialling = None
         if entry.stream is not None:
-            self._close(entry.stream)
+            self._parting.close(entry.stream)
             entry.stream = None
 
-    def _close(self, stream: Stream) -> None:
-        self._forget(stream.connection)
-        self._take_back(stream)
-
-    def _take_back(self, stream: Stream) -> None:
-        self._buffers += stream.buffers
-        del self._buffers[BUFFERS_KEPT:]
-
-    def _lend(self) -> tuple[memoryview, memoryview]:
-        while len(self._buffers) < 2:
-            self._buffers.append(np.empty(FRAME_BYTES_MAX, np.uint8).data)
-        return self._buffers.pop(), self._buffers.pop()
-
-    def _forget(self, connection: socket.socket) -> None:
-        if connection in self._selector.get_map():
-            self._selector.unregister(connection)
-        connection.close()
-
     def _close_all(self) -> None:
-        for stream in list(self._parting):
-            self._parting[stream] = Parting(0.0, None)
-            self._part(stream)
-        for connection in self._kept.clear():
-            self._forget(connection)
+        self._parting.close_all()
         if hasattr(self, "_callers"):
             self._callers.turn_all_away()
             self._listener.close()

@@ -36,7 +36,7 @@ from peerlm.errors import ConfigError, StateError
 from peerlm.observe.history import History
 from peerlm.observe.host import is_ours
 from peerlm.store import disk
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 CONNECTIONS_MAX = 48
 LIFE_S = 20.0

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from peerlm.daemon.sockets import ports_from
 from peerlm.errors import StateError
 from peerlm.store import disk
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 Three = tuple[int, int, int]
 """Introduction, control and bulk port."""

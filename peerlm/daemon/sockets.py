@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import math
 import resource
+import selectors
 import socket as tcp
 import struct
 import sys
@@ -108,6 +109,13 @@ def pace(connection: tcp.socket, rate_bytes_s: float) -> None:
     if sys.platform == "linux":
         with suppress(OSError):
             connection.setsockopt(tcp.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("=Q", rate))
+
+
+def drop(selector: selectors.BaseSelector, connection: tcp.socket) -> None:
+    """Close it, watched or not."""
+    if connection in selector.get_map():
+        selector.unregister(connection)
+    connection.close()
 
 
 # ------------------------------------------------------------------------------------ addresses

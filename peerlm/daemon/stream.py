@@ -13,7 +13,9 @@ END, the listener says KEEP: it leaves the connection open for another transfer 
 
 from __future__ import annotations
 
+import selectors
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from typing import Protocol
@@ -147,6 +149,11 @@ class Stream:
             and not self.wire_bytes[0]
             and isinstance(self.failure, Unreachable)
         )
+
+    def note_ready(self, mask: int) -> None:
+        """A selector says what the socket takes and gives."""
+        self.is_readable |= bool(mask & selectors.EVENT_READ)
+        self.is_writable |= bool(mask & selectors.EVENT_WRITE)
 
     def begin(self, preface: bytes, first: int) -> None:
         """The dialler's first words: the preface in the clear, and BEGIN."""
@@ -349,6 +356,30 @@ class Stream:
             return True
         self.is_readable = False  # in a moment more
         return False
+
+
+def watch(
+    selector: selectors.BaseSelector,
+    stream: Stream,
+    ready: Callable[[int], None],
+    *,
+    listens: bool = False,
+) -> None:
+    """Have `ready` called when the socket takes or gives more of what is wanted; of what comes in any case, if it
+    `listens`."""
+    mask = 0
+    if (stream.wants_to_read or listens) and not stream.is_readable:
+        mask |= selectors.EVENT_READ
+    if stream.wants_to_write and not stream.is_writable:
+        mask |= selectors.EVENT_WRITE
+    known = stream.connection in selector.get_map()
+    if not mask:
+        if known:
+            selector.unregister(stream.connection)
+    elif known:
+        selector.modify(stream.connection, mask, ready)
+    else:
+        selector.register(stream.connection, mask, ready)
 
 
 def _host_of(connection: socket.socket) -> str:

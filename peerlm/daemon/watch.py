@@ -16,7 +16,7 @@ from peerlm.daemon.writing import Writing
 from peerlm.errors import StateError
 from peerlm.observe.history import History, read_history
 from peerlm.store import disk
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 SAVE_S = 30.0
 

@@ -11,11 +11,10 @@ What cannot be reached from another process (`memory://`), and a single task, is
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -25,6 +24,7 @@ from typing import Any, Generic, TypeVar
 from peerlm.data import prepared
 from peerlm.data.clean import duplicates
 from peerlm.data.prepared import Done, Job, Made, Prints
+from peerlm.data.processes import no_interrupt, processors
 from peerlm.data.sources import Pause, kind_of
 from peerlm.errors import ConfigError
 
@@ -89,7 +89,7 @@ def without_duplicates(job: Job, found: Iterable[Prints]) -> Job:
 def _all_of(
     step: Step[T], job: Job, numbers: Iterable[int] | None, processes: int | None
 ) -> Iterator[T]:
-    count = _cores() if processes is None else processes
+    count = processors() if processes is None else processes
     if numbers is None:
         numbers = range(len(job.tasks))
         count = min(count, len(job.tasks)) if processes or len(job.tasks) > 1 else 0
@@ -171,7 +171,7 @@ class _Makers(Generic[T]):
             target=_serve, args=(theirs, self._step, self._job), name="peerlm tokens", daemon=True
         )
         resource_tracker.ensure_running()  # by itself it would let signals through again
-        with _no_interrupt():
+        with no_interrupt():
             process.start()
         theirs.close()
         maker = _Maker[T](process, ours)
@@ -202,27 +202,11 @@ class _Makers(Generic[T]):
         maker.process.join()
 
 
-def _cores() -> int:
-    """Cores that this process may use."""
-    allowed = getattr(os, "sched_getaffinity", None)  # only Linux has it
-    return len(allowed(0)) if allowed else os.cpu_count() or 1
-
-
 def _ending(code: int | None) -> str:
     """How a process ended."""
     if code is not None and code < 0:
         return signal.Signals(-code).name
     return f"exit status {code}"
-
-
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """SIGINT waits till after; a process begun here never gets it, not even while Python starts."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: Connection, step: Step[Any], job: Job) -> None:

@@ -27,7 +27,7 @@ from peerlm.daemon.control import ask, is_served
 from peerlm.daemon.lobby import read_invite
 from peerlm.errors import PeerlmError, StateError
 from peerlm.identity.invite import parse_token
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import short
 
 PEERLM = ("-P", "-m", "peerlm")

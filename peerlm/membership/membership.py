@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import bisect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple, assert_never
@@ -23,8 +22,10 @@ from peerlm.effects import Effect, Introduce, Log, Send, SendFresh
 from peerlm.membership import sync
 from peerlm.membership.address_book import AddressBook, address_of
 from peerlm.membership.beliefs import Beliefs, alive_subject
+from peerlm.membership.comparing import Comparing
 from peerlm.membership.detector import Answer, Ask, Detector, Failed, Step, Way
 from peerlm.membership.heal import Healer
+from peerlm.membership.links import Links
 from peerlm.membership.member import Member, State
 from peerlm.membership.profile import Profile
 from peerlm.membership.rumors import RumorQueue, sends_limit
@@ -34,7 +35,6 @@ from peerlm.wire.message import (
     Ack,
     Alive,
     Dead,
-    DigestEntry,
     Gossip,
     Message,
     Nack,
@@ -91,23 +91,15 @@ class Membership:
         self.book.add_seeds(seeds)
         self._rng = rng
         self._curve_of = curve_of
-        self._mesh_max, self._lasts = mesh_max, lasts
-        self._vitals = sync.NoVitals() if vitals is None else vitals
         self._rumors = RumorQueue()
         self._detector = Detector(profile, rng, now)
         self._beliefs = Beliefs(record, profile, sign, self._rumors, self._detector, self.book, now)
         self._table = self._beliefs.table
         self._healer = Healer(profile, rng, now)
-        self._links: dict[PeerId, None] = {}
-        self._links_version = 0
-        self._linked: tuple[object, tuple[PeerId, ...]] = (None, ())
-        self._heard_by: tuple[object, tuple[PeerId, ...]] = (None, ())
-        self._digested: tuple[object, tuple[DigestEntry, ...]] = (None, ())
-        self._synced: dict[PeerId, Instant] = {}
-        self._last_sync = Instant(-math.inf)
+        self._links = Links(self.me, self._table, curve_of, lasts, mesh_max)
+        shelf = sync.NoVitals() if vitals is None else vitals
+        self._comparing = Comparing(profile, rng, self._beliefs, shelf, now)
         self._next_round = Instant(-math.inf)
-        self._sync_due = after(now, sync.interval_s(profile, 1, rng))
-        self._newcomer_wait_s = profile.probe_interval_s
         self._awake_until = now
         self._wanted = Instant(math.inf)
         self._now = now
@@ -145,7 +137,7 @@ class Membership:
     @property
     def goodbye_spread(self) -> bool:
         """We have left, and told it as often as a rumor is told, or nobody listens any more."""
-        told = alive_subject(self.me) not in self._rumors or not self._listeners()
+        told = alive_subject(self.me) not in self._rumors or not self._links.listeners()
         return self._leaving and told
 
     def member(self, peer: PeerId) -> Member | None:
@@ -158,7 +150,23 @@ class Membership:
     @property
     def version(self) -> int:
         """Grows with every change of `members` or of who is linked."""
-        return self._table.version + self._links_version
+        return self._links.version
+
+    def live_peers(self) -> tuple[PeerId, ...]:
+        """Other members alive or suspect, sorted."""
+        return self._table.live()
+
+    @property
+    def n_live(self) -> int:
+        """How many those are."""
+        return self._table.n_live
+
+    def linked_peers(self) -> tuple[PeerId, ...]:
+        """Those of them we have a link with, sorted."""
+        return self._links.linked_peers()
+
+    def is_live(self, peer: PeerId) -> bool:
+        return self._links.is_live(peer)
 
     def changes(self) -> list[MemberChanged]:
         """Changes of other members since the last call, in order. Simulations read them: the node
@@ -181,8 +189,7 @@ class Membership:
         nobody. For simulations: entries may be shared between nodes. Before anything else."""
         self._enter(now)
         self._beliefs.remember(members, now)
-        self._newcomer_wait_s = math.inf
-        self._sync_due = after(now, self._sync_wait_s() * self._rng.random())
+        self._comparing.remember(now)
         self._due = self._next_due()
 
     # ------------------------------------------------------------------------------- what came
@@ -217,21 +224,13 @@ class Membership:
         return self._outcome()
 
     def on_link_up(self, peer: PeerId, now: Instant) -> list[Effect]:
-        """Exchange tables with whoever is new on the line, unless both just did. A member that we
-        hold alive brings little news (in a large swarm it probes us over a connection of its own,
-        every few seconds another one): with those only now and then."""
+        """Exchange tables with whoever is new on the line, unless both just did."""
         self._enter(now)
-        if not self._links and math.isfinite(self._newcomer_wait_s):
-            self._sync_due = min(self._sync_due, after(now, self._sync_wait_s()))
-        self._links[peer] = None
-        self._links_version += 1
-        if self._is_alive(peer):
-            rest_s = self.profile.heal_interval_s * sync.stretch(self._table.n_live + 1)
-            is_due = now - self._last_sync > rest_s
-        else:
-            is_due = now - self._synced.get(peer, -math.inf) > self.profile.probe_interval_s
-        if is_due:
-            self._send(peer, self._digest(reply=False))
+        if not self._links:
+            self._comparing.begin(now)
+        self._links.up(peer)
+        if self._comparing.is_due_with(peer, now, is_alive=self._links.is_alive(peer)):
+            self._send(peer, self._comparing.digest(now, reply=False))
         return self._outcome()
 
     def on_link_down(self, peer: PeerId, now: Instant, *, is_hint: bool = True) -> list[Effect]:
@@ -239,8 +238,8 @@ class Membership:
         connection for one probe, and ended as those do."""
         self._enter(now)
         self._unlink(peer)
-        if is_hint and self.is_live(peer) and not self._leaving:
-            self._do(self._detector.begin(peer, now, self), now)
+        if is_hint and self._links.is_live(peer) and not self._leaving:
+            self._do(self._detector.begin(peer, now, self._links), now)
         return self._outcome()
 
     def introduced(self, address: str, peer: PeerId) -> None:
@@ -321,13 +320,13 @@ class Membership:
         if beliefs.is_leaving:
             return round_due
         probe_due, heal_due = self._detector.deadline(), self._healer.deadline()
-        return Instant(min(round_due, probe_due, heal_due, self._sync_due, beliefs.deadline()))
+        return Instant(min(round_due, probe_due, heal_due, self._comparing.due, beliefs.deadline()))
 
     def wake(self, now: Instant) -> list[Effect]:
         """Do what is due."""
         self._enter(now)
         if not self._leaving:
-            self._do(self._detector.wake(now, self), now)
+            self._do(self._detector.wake(now, self._links), now)
             self._beliefs.end_suspicions(now)
             self._pull(now)
             self._heal(now)
@@ -345,7 +344,7 @@ class Membership:
             return
         self._beliefs.check()
         for target in self._detector.targets():
-            assert self.is_live(target), "a probe of a member that is not live"
+            assert self._links.is_live(target), "a probe of a member that is not live"
         self._checked = state
 
     def audit(self) -> None:
@@ -356,62 +355,7 @@ class Membership:
         self._rumors.check()
         self._detector.check()
         assert self._due == self._next_due(), "the deadline is stale"
-        assert self._digested[0] != self._digest_state() or self._digested[1] == self._entries()
-
-    # ------------------------------------------------------------- what the detector asks (Reach)
-
-    def live_peers(self) -> tuple[PeerId, ...]:
-        """Other members alive or suspect, sorted."""
-        return self._table.live()
-
-    @property
-    def n_live(self) -> int:
-        """How many those are."""
-        return self._table.n_live
-
-    def linked_peers(self) -> tuple[PeerId, ...]:
-        """Those of them we have a link with, sorted."""
-        if self._linked[0] != self.version:
-            linked = tuple(peer for peer in sorted(self._links) if self.is_live(peer))
-            self._linked = (self.version, linked)
-        return self._linked[1]
-
-    def is_live(self, peer: PeerId) -> bool:
-        member = self._table.get(peer)
-        return member is not None and member.is_live
-
-    def is_linked(self, peer: PeerId) -> bool:
-        return peer in self._links
-
-    def successor(self) -> PeerId | None:
-        """The next member after us in the order of ids (the first one follows the last) whom nobody
-        doubts: of several dead neighbours one after the other is found."""
-        live = self._table.live()
-        start = bisect(live, self.me)
-        following = (live[(start + i) % len(live)] for i in range(len(live)))
-        able = (peer for peer in following if self._is_alive(peer) and self.can_ask(peer))
-        return next(able, None)
-
-    def helpers(self) -> list[PeerId]:
-        """Linked members whom nobody doubts, sorted."""
-        return [peer for peer in self.linked_peers() if self._is_alive(peer)]
-
-    def _is_alive(self, peer: PeerId) -> bool:
-        member = self._table.get(peer)
-        return member is not None and member.state is State.ALIVE
-
-    def can_dial(self, peer: PeerId) -> bool:
-        member = self._table.get(peer)
-        dialable = member is not None and member.record.host and member.record.control_port
-        return bool(dialable) and self._curve_of(peer) is not None
-
-    def can_ask(self, peer: PeerId) -> bool:
-        """Whether its silence would mean anything. A node that cannot be dialled answers over links that it
-        has dialled itself: in a small swarm to everybody whom we could ask for help, in a large one
-        to a few. There only those watch it."""
-        if self._table.n_live < self._mesh_max or self.can_dial(peer):
-            return True
-        return self.is_linked(peer) and self._lasts(peer)
+        self._comparing.audit()
 
     # -------------------------------------------------------------------------- private: messages
 
@@ -420,22 +364,21 @@ class Membership:
         if target == self.me:
             self._send(asker, Ack(message.seq, self.me, self._ride(asker)))
             return
-        self._do(self._detector.on_request(asker, message.seq, target, now, self), now)
+        self._do(self._detector.on_request(asker, message.seq, target, now, self._links), now)
 
     def _on_sync(self, peer: PeerId, message: Sync, now: Instant) -> None:
         """Answer with our digest, take doubts from theirs, hand over what they lack."""
-        self._synced[peer] = now
-        ours = self._digest(reply=True)
+        self._comparing.heard(peer, now)
+        ours = self._comparing.digest(now, reply=True)
         if not message.reply:
             self._send(peer, ours)
         if message.entries == ours.entries:
             return
-        theirs = {PeerId(entry.peer): entry for entry in message.entries}
-        lacking = sync.newer_than(theirs, self._beliefs.everyone(), self._vitals, self.me)
+        lacking = self._comparing.lacking(message.entries, self.me)
         for entry in message.entries:
             if entry.state in (State.SUSPECT, State.DEAD):
                 self._beliefs.doubt(entry, peer, now)
-        for batch in sync.in_batches(lacking):
+        for batch in lacking:
             self._send(peer, batch)
 
     def _do(self, steps: list[Step], now: Instant) -> None:
@@ -476,52 +419,26 @@ class Membership:
     def _gossip(self, now: Instant) -> None:
         """One round: rumors to a few linked members, the dead among them too (they may not be)."""
         self._next_round = after(now, self.profile.gossip_interval_s)
-        targets = self._listeners()
+        targets = self._links.listeners()
         limit = self._sends_limit()
         for peer in self._rng.sample(targets, min(self.profile.fan_out, len(targets))):
             if rumors := self._rumors.take(peer, self.profile.gossip_bytes_max, limit):
                 self._send(peer, Gossip(rumors))
         self._rumors.end_round(limit)
 
-    def _listeners(self) -> tuple[PeerId, ...]:
-        """Linked members but those who left, in the order of their links."""
-        if self._heard_by[0] != self.version:
-            known = self._table.all()
-            able = tuple(p for p in self._links if p in known and known[p].state is not State.LEFT)
-            self._heard_by = (self.version, able)
-        return self._heard_by[1]
-
     def _round_due(self) -> Instant:
         """Rumors wait until someone can hear them."""
-        if not self._rumors or not self._listeners():
+        if not self._rumors or not self._links.listeners():
             return NEVER
         return self._next_round
 
     def _pull(self, now: Instant) -> None:
         """Push-pull with a random linked member."""
-        if now < self._sync_due:
+        if not self._comparing.take_turn(now, has_links=bool(self._links)):
             return
-        if self._links:
-            self._sync_due = after(now, self._sync_wait_s())
-        else:
-            self._sync_due = after(now, self._usual_sync_wait_s())
         self._table.expire(now)
-        if listeners := self._listeners():
-            self._send(self._rng.choice(listeners), self._digest(reply=False))
-
-    def _usual_sync_wait_s(self) -> float:
-        return sync.interval_s(self.profile, self._table.n_live + 1, self._rng)
-
-    def _sync_wait_s(self) -> float:
-        """A newcomer compares tables soon, then twice as late each time, until it is as late as
-        usual: rumors of those who came with it passed while it knew nobody."""
-        usual_s = self._usual_sync_wait_s()
-        if self._newcomer_wait_s >= usual_s:
-            self._newcomer_wait_s = math.inf
-            return usual_s
-        wait_s = self._newcomer_wait_s * self._rng.uniform(1.0, 2.0)
-        self._newcomer_wait_s *= 2
-        return min(wait_s, usual_s)
+        if listeners := self._links.listeners():
+            self._send(self._rng.choice(listeners), self._comparing.digest(now, reply=False))
 
     def _heal(self, now: Instant) -> None:
         if now < self._healer.deadline():
@@ -578,14 +495,16 @@ class Membership:
         for suspect in self._beliefs.drain_hearsay():
             share = self.profile.askers / max(1, self._table.n_live)
             is_asker = bool(self.profile.early_accusers) and self._rng.random() < share
-            is_asker &= not self._leaving and self.is_live(suspect) and self.can_ask(suspect)
+            is_asker &= (
+                not self._leaving and self._links.is_live(suspect) and self._links.can_ask(suspect)
+            )
             if is_asker:
-                self._do(self._detector.begin(suspect, self._now, self), self._now)
+                self._do(self._detector.begin(suspect, self._now, self._links), self._now)
 
     def _tell(self, peer: PeerId) -> None:
         """Our record, by whatever way there is: who holds us dead has closed its link with us."""
         message = Gossip((self.myself,))
-        if self.is_linked(peer) or not self.can_dial(peer):
+        if self._links.is_linked(peer) or not self._links.can_dial(peer):
             self._send(peer, message)
         else:
             self._send_fresh(peer, message)
@@ -604,20 +523,6 @@ class Membership:
         n = self._table.n_live + 1
         return sends_limit(self.profile.retransmit_mult, n, self.profile.sends_min)
 
-    def _digest(self, *, reply: bool) -> Sync:
-        state = self._digest_state()
-        if self._digested[0] != state:
-            self._digested = (state, self._entries())
-        self._last_sync = self._now
-        return Sync(self._digested[1], reply)
-
-    def _digest_state(self) -> tuple[object, ...]:
-        return self._table.version, self._beliefs.us, self._vitals.version
-
-    def _entries(self) -> tuple[DigestEntry, ...]:
-        return sync.digest(self._beliefs.everyone(), self._vitals)
-
     def _unlink(self, peer: PeerId) -> None:
-        self._links.pop(peer, None)
-        self._synced.pop(peer, None)
-        self._links_version += 1
+        self._links.down(peer)
+        self._comparing.forget(peer)

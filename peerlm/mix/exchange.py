@@ -3,7 +3,7 @@
 One exchange moves one fragment between one pair, in flow form: both sides use the same decoded
 difference, so the sum of all slow weights is conserved whatever the codec, delay or order
 (docs/mixing.md). This file holds the protocol around that arithmetic; what exchanges teach is in
-outcomes.py.
+outcomes.py, whom to ask in partners.py, and codecs, weights and times in terms.py.
 
     initiator   ASKING ──accept──▶ MOVING ──▶ applied | lost | refused
                    └─busy, refuse, silence──▶ another partner, three tries in all
@@ -25,18 +25,15 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 
 from peerlm.config import Plan
 from peerlm.effects import CancelTransfer, Effect, RunExchange, Send, ServeExchange
 from peerlm.events import ExchangeEnded, ExchangeServed
-from peerlm.mix import algorithms
-from peerlm.mix.chunks import stream_bytes
-from peerlm.mix.codec import CODECS, WEIGHT_CODECS, choose_codecs
 from peerlm.mix.exchange_records import Initiated, Phase, Served, Standing, Wish
 from peerlm.mix.outcomes import EXCLUDED, Outcomes
-from peerlm.swarm.sampler import Choice, Sampler
-from peerlm.swarm.samplers.drawn import Uniform
+from peerlm.mix.partners import Partners
+from peerlm.mix.terms import PROGRESS_TIMEOUT_S, Terms
+from peerlm.swarm.sampler import Sampler
 from peerlm.types import FragmentId, Instant, PeerId, TransferId, after
 from peerlm.wire.message import ExchangeAnswer, ExchangeDone, ExchangeRequest
 
@@ -50,16 +47,8 @@ keep colliding part."""
 ASK_TIMEOUT_S = 3.0
 """An answer to a request is one small message: silence this long means try somebody else."""
 
-PROGRESS_TIMEOUT_S = 5.0
-"""Longest time a transfer may go without a byte."""
-
-FLOOR_BYTES_S = 50_000.0
-"""Slowest link an exchange is still finished on: bytes ÷ this is its time in all."""
-
 WATCHDOG_S = 10.0
 """Beyond the driver's own time limits; reaching it means the driver lost an exchange."""
-
-ANYBODY = Uniform()
 
 AT_ONCE = 2
 """Exchanges of its own that a node has under way: each keeps a difference of a fragment's size, and a
@@ -98,10 +87,8 @@ class Exchanges:
         self.standing = Standing()
         self.outcomes = Outcomes(sizes, plan.mix.clip_factor)
         self._me = me
-        self._plan = plan
-        self._algorithm = algorithms.get(plan.mix.algorithm)
-        self._sizes = dict(sizes)
-        self._sampler = sampler
+        self._terms = Terms(plan, sizes, self.standing, self.outcomes)
+        self._partners = Partners(me, sampler, endpoint, self.outcomes, rng)
         self._endpoint = endpoint
         self._rng = rng
         self._initiated: dict[TransferId, Initiated] = {}
@@ -120,7 +107,7 @@ class Exchanges:
         being mixed by somebody else is as good."""
         if self.is_busy(fragment) or count < 1 or self.standing.frozen:
             return []
-        if not self._algorithm.mixes:
+        if not self._terms.mixes:
             return []
         wish = Wish(fragment, tuple(partners), count - 1)
         if self._has_enough:
@@ -129,14 +116,14 @@ class Exchanges:
         return self._ask(wish, now)
 
     @property
+    def mixes(self) -> bool:
+        """Whether the plan's algorithm exchanges at all."""
+        return self._terms.mixes
+
+    @property
     def _has_enough(self) -> bool:
         under_way = [e for e in self._initiated.values() if e.phase is not Phase.WAITING]
         return len(under_way) >= AT_ONCE
-
-    @property
-    def mixes(self) -> bool:
-        """Whether the plan's algorithm exchanges at all."""
-        return self._algorithm.mixes
 
     def is_taken(self, transfer: TransferId) -> bool:
         """Some exchange has this id. Ids are drawn at random: who uses one twice means harm."""
@@ -169,7 +156,7 @@ class Exchanges:
     def _ask(self, wish: Wish, now: Instant) -> list[Effect]:
         if wish.tries == 0:
             self.outcomes.fragments[wish.fragment].rounds += 1
-        choice = self._choose(wish, now)
+        choice = self._partners.choose(wish, now, settling=self.standing.settling)
         if choice is None:
             return []
         peer = choice.peer
@@ -181,48 +168,12 @@ class Exchanges:
             transfer=TransferId(self._rng.randbytes(16)),
             peer=peer,
             share=choice.share,
-            codecs=self._codecs(wish.fragment),
+            codecs=self._terms.codecs(wish.fragment),
             keys=(self._rng.randbytes(32), self._rng.randbytes(32)),
         )
         self._initiated[exchange.transfer] = exchange
         self._busy[wish.fragment] = exchange.transfer
         return [Send(peer, self._request(exchange))]
-
-    def _choose(self, wish: Wish, now: Instant) -> Choice | None:
-        """Somebody new and in good standing if there is one, else somebody asked before."""
-        never = [p for p in wish.partners if not self._is_able(p, wish, now)]
-        tried = [p for p in wish.partners if p in wish.tried]
-        avoided = [p for p in wish.partners if self.outcomes.scores.avoided(p, now)]
-        rounds = self.outcomes.fragments[wish.fragment].rounds
-        # While settling, partners are chosen by need: a schedule over a few of them has no meaning.
-        sampler = ANYBODY if self.standing.settling else self._sampler
-        samplers = [sampler]
-        if any(self._is_closed(p, now) for p in wish.partners):
-            samplers.append(ANYBODY)  # whom a schedule names may be closed to us for long
-        for sampler, spared in product(samplers, (tried + avoided, tried, avoided, [])):
-            exclude = (*never, *spared)
-            choice = sampler.choose(
-                wish.partners, self._me, wish.fragment, rounds, self._rng, exclude
-            )
-            if choice is not None:
-                return choice
-        return None
-
-    def _is_able(self, peer: PeerId, wish: Wish, now: Instant) -> bool:
-        return peer not in wish.met and not self._is_closed(peer, now)
-
-    def _is_closed(self, peer: PeerId, now: Instant) -> bool:
-        """Whether it is of no use to ask: we cannot dial it, or one of us has excluded the other."""
-        return self._endpoint(peer) is None or self.outcomes.scores.at_odds(peer, now)
-
-    def _codecs(self, fragment: FragmentId) -> tuple[str, str]:
-        mix, state = self._plan.mix, self.outcomes.fragments[fragment]
-        if self.standing.settling and state.last:  # mixed once already: what is left is rounding
-            return "fp32", "fp32"
-        distance = state.distance
-        if distance is None:
-            return mix.codec_request, mix.codec_reply
-        return choose_codecs(mix.codec_request, mix.codec_reply, distance)
 
     def _request(self, exchange: Initiated) -> ExchangeRequest:
         state = self.outcomes.fragments[exchange.fragment]
@@ -233,7 +184,7 @@ class Exchanges:
             version=state.version,
             codec_request=exchange.codecs[0],
             codec_reply=exchange.codecs[1],
-            request_bytes=stream_bytes(exchange.codecs[0], self._sizes[exchange.fragment]),
+            request_bytes=self._terms.request_bytes(exchange.fragment, exchange.codecs[0]),
             ramp=self.standing.ramp * exchange.share,
             key_up=exchange.keys[0],
             key_down=exchange.keys[1],
@@ -251,7 +202,7 @@ class Exchanges:
             return []
         is_asking = exchange.phase is Phase.ASKING
         if is_asking:
-            self._sampler.answered(peer, now - exchange.asked)
+            self._partners.answered(peer, now - exchange.asked)
         if answer.verdict == "accept":
             return self._move(exchange, answer.ramp, now) if is_asking else []
         cancel: list[Effect] = [] if is_asking else [CancelTransfer(exchange.transfer)]
@@ -265,7 +216,7 @@ class Exchanges:
         endpoint = self._endpoint(exchange.peer)
         if endpoint is None:
             return [self._give_up(exchange), *self._next_try(exchange, now)]
-        timeout_s = self._timeout_s(exchange.fragment, exchange.codecs)
+        timeout_s = self._terms.timeout_s(exchange.fragment, exchange.codecs)
         exchange.phase = Phase.MOVING
         exchange.deadline = after(now, timeout_s + WATCHDOG_S)
         return [
@@ -279,11 +230,11 @@ class Exchanges:
                 codec_reply=exchange.codecs[1],
                 key_up=exchange.keys[0],
                 key_down=exchange.keys[1],
-                weight=self._weight(ramp * exchange.share),
+                weight=self._terms.weight(ramp * exchange.share),
                 clip_norm=self.outcomes.clip_norm(exchange.fragment),
                 progress_timeout_s=PROGRESS_TIMEOUT_S,
                 timeout_s=timeout_s,
-                through_momentum=self._through_momentum(),
+                through_momentum=self._terms.through_momentum,
             )
         ]
 
@@ -324,7 +275,7 @@ class Exchanges:
         self._release(exchange.transfer, exchange.fragment)
         if wish.tries >= TRIES or self.standing.frozen:
             return []
-        if any(p not in wish.tried and self._is_able(p, wish, now) for p in wish.partners):
+        if self._partners.has_untried(wish, now):
             return self._ask(wish, now)
         # Without the lock while waiting: the partner may be asking us meanwhile.
         exchange.phase = Phase.WAITING
@@ -352,19 +303,8 @@ class Exchanges:
     def _judge(self, peer: PeerId, request: ExchangeRequest, now: Instant) -> tuple[str, str]:
         """Gates in order: what is wrong with the request, then whether it can be served now."""
         standing = self.standing
-        if request.plan_hash != standing.plan_hash:
-            return "refuse", "plan"
-        if request.fragment not in self._sizes:
-            return "refuse", "no such fragment"
-        codecs = (request.codec_request, request.codec_reply)
-        if codecs[0] not in WEIGHT_CODECS or codecs[1] not in CODECS:
-            return "refuse", "codec"
-        if request.request_bytes != stream_bytes(
-            codecs[0], self._sizes[FragmentId(request.fragment)]
-        ):
-            return "refuse", "size"
-        if not self._algorithm.mixes:
-            return "refuse", "the plan mixes nothing"
+        if objection := self._terms.objection(request):
+            return "refuse", objection
         if self.outcomes.scores.excluded(peer, now):
             return "refuse", EXCLUDED
         if not self.outcomes.scores.allow_request(peer, request.fragment, now):
@@ -398,7 +338,7 @@ class Exchanges:
     def _serve(self, peer: PeerId, request: ExchangeRequest, now: Instant) -> list[Effect]:
         transfer, fragment = TransferId(request.transfer), FragmentId(request.fragment)
         codecs = (request.codec_request, request.codec_reply)
-        timeout_s = self._timeout_s(fragment, codecs)
+        timeout_s = self._terms.timeout_s(fragment, codecs)
         deadline, ramp = after(now, timeout_s + WATCHDOG_S), self.standing.ramp
         self._served[transfer] = Served(fragment, peer, request.version, deadline, ramp)
         self._busy[fragment] = transfer
@@ -411,11 +351,11 @@ class Exchanges:
             request_bytes=request.request_bytes,
             key_up=request.key_up,
             key_down=request.key_down,
-            weight=self._weight(request.ramp),
+            weight=self._terms.weight(request.ramp),
             clip_norm=self.outcomes.clip_norm(fragment),
             progress_timeout_s=PROGRESS_TIMEOUT_S,
             timeout_s=timeout_s,
-            through_momentum=self._through_momentum(),
+            through_momentum=self._terms.through_momentum,
         )
         return [serve, self._answer(peer, transfer, "accept", "")]
 
@@ -482,8 +422,7 @@ class Exchanges:
 
     def use_plan(self, plan: Plan) -> None:
         """A newer revision of the plan holds for exchanges started or accepted from now on."""
-        self._plan = plan
-        self._algorithm = algorithms.get(plan.mix.algorithm)
+        self._terms.use_plan(plan)
 
     def peer_gone(self, peer: PeerId, now: Instant) -> list[Effect]:
         """Membership declared the peer dead or left: nothing more will come of its exchanges."""
@@ -588,21 +527,6 @@ class Exchanges:
             )
         for transfer, served in self._served.items():
             assert self._busy.get(served.fragment) == transfer, "served without the lock"
-
-    def _weight(self, ramp: float) -> float:
-        mix = self._plan.mix
-        return (
-            mix.weight * ramp if self.standing.settling else self._algorithm.coefficient(mix, ramp)
-        )
-
-    def _through_momentum(self) -> bool:
-        """Not while settling: no outer step comes any more that would move φ."""
-        return self._algorithm.through_momentum and not self.standing.settling
-
-    def _timeout_s(self, fragment: FragmentId, codecs: tuple[str, str]) -> float:
-        size = self._sizes[fragment]
-        moved = stream_bytes(codecs[0], size) + stream_bytes(codecs[1], size)
-        return PROGRESS_TIMEOUT_S + moved / FLOOR_BYTES_S
 
     def _release(self, transfer: TransferId, fragment: FragmentId) -> None:
         self._initiated.pop(transfer, None)

@@ -105,9 +105,11 @@ AUTO = "auto"
 
 
 def held_stages(wish: str, plan: Plan, where: str = "host.stages") -> range | None:
-    """Stages that a node is to hold: `all`, one number, or two with a dash. None: with `auto` it decides by itself;
-    of a model in one piece it has no choice. Raises `ConfigError`."""
+    """Stages that a node is to hold: `all`, `none`, one number, or two with a dash. None: with `auto` it decides by
+    itself; of a model in one piece it has no choice. Raises `ConfigError`."""
     count = plan.model.stages
+    if wish == "none":
+        return range(0)
     if wish == "all" or (wish == AUTO and count == 1):
         return range(count)
     if wish == AUTO:
@@ -116,7 +118,7 @@ def held_stages(wish: str, plan: Plan, where: str = "host.stages") -> range | No
     numbers = [first, last] if dash else [first, first]
     if not all(n.isdecimal() and len(n) < 5 for n in numbers):
         raise ConfigError(
-            f"{where} = {wish!r}: must be all, auto, one stage (1) or a run of them (1-2)"
+            f"{where} = {wish!r}: must be all, none, auto, one stage (1) or a run of them (1-2)"
         )
     low, high = map(int, numbers)
     if not low <= high < count:

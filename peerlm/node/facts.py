@@ -47,7 +47,7 @@ class Facts:
     @property
     def tokens_per_round(self) -> float:
         """What the whole swarm trains on in one outer step of everybody."""
-        return self._work.tokens_per_round() * (1 + len(self._work.seen.trainers))
+        return self._work.steering.tokens_per_round() * (1 + len(self._work.seen.trainers))
 
     @property
     def swarm_tokens(self) -> int:
@@ -56,6 +56,11 @@ class Facts:
     @property
     def budget(self) -> int:
         return self._work.plan.run.token_budget
+
+    @property
+    def is_aside(self) -> bool:
+        """It is to hold no stage."""
+        return self._work.settings.host.is_aside
 
     @property
     def is_placed(self) -> bool:

@@ -4,7 +4,8 @@
                   └── own snapshot, or (origin) fresh weights ──▶┘      │ budget reached
                                      done ◀─ settling ◀─ draining ◀─────┘
 
-*Starting*: a node that decides by itself which stages it holds has not decided yet. *Seeking*: no weights yet; find out whether somebody has newer ones than our own snapshot.
+*Starting*: a node that decides by itself which stages it holds has not decided yet. *Aside*: it is to hold none, and stays a
+member without weights. *Seeking*: no weights yet; find out whether somebody has newer ones than our own snapshot.
 *Ready*: has weights and mixes, but takes no inner steps (paused, not a trainer, text unusable).
 *Draining*: the worker hands in its last progress. *Settling*: mix only, until the spread is
 small; nobody decides for the others, everybody sees from gossip when all are settled. *Done*: the
@@ -38,6 +39,7 @@ mixing."""
 
 class Phase(StrEnum):
     STARTING = "starting"
+    ASIDE = "aside"
     SEEKING = "seeking"
     FETCHING = "fetching"
     INSTALLING = "installing"
@@ -50,7 +52,8 @@ class Phase(StrEnum):
 
 
 NEXT: dict[Phase, tuple[Phase, ...]] = {
-    Phase.STARTING: (Phase.SEEKING,),
+    Phase.STARTING: (Phase.SEEKING, Phase.ASIDE),
+    Phase.ASIDE: (),
     Phase.SEEKING: (Phase.FETCHING, Phase.INSTALLING, Phase.READY),
     Phase.FETCHING: (Phase.SEEKING, Phase.INSTALLING),
     Phase.INSTALLING: (Phase.SEEKING, Phase.READY),
@@ -70,6 +73,8 @@ def decide(phase: Phase, f: Facts) -> Phase:
         case Phase.READY | Phase.TRAINING:
             return _while_running(f)
         case Phase.STARTING:
+            if f.is_aside:
+                return Phase.ASIDE
             return Phase.SEEKING if f.is_placed else phase
         case Phase.SEEKING:
             return _after_seeking(f)
@@ -89,7 +94,7 @@ def decide(phase: Phase, f: Facts) -> Phase:
             if f.swarm_tokens < f.budget:
                 return Phase.READY
             return Phase.FETCHING if f.is_outdone and f.donors_done else phase
-        case Phase.LEAVING:
+        case Phase.ASIDE | Phase.LEAVING:
             return phase
 
 

@@ -18,17 +18,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from peerlm import events as ev
-from peerlm.effects import Effect, Halt, Log, PrepareCorpus, Rehost, Send, WriteSnapshot
+from peerlm.effects import Effect, Log, PrepareCorpus, Send, WriteSnapshot
 from peerlm.events import Event
 from peerlm.membership.member import Member
 from peerlm.node.birth import Birth
 from peerlm.node.company import TALK, Company
 from peerlm.node.coverage import Coverage
-from peerlm.node.handing_over import HandingOver, held_alone
+from peerlm.node.leaving import Leaving
 from peerlm.node.library import TALK as STORE_TALK
 from peerlm.node.library import Library
 from peerlm.node.lifecycle import Phase
+from peerlm.node.moving import Moving
 from peerlm.node.placing import Placing, look_around
+from peerlm.node.publishing import Publishing, own_vitals
+from peerlm.node.rate import Rate
 from peerlm.node.seen import Seen, read_swarm
 from peerlm.node.snapshots import Restored
 from peerlm.node.status import Summary
@@ -64,24 +67,6 @@ OF_STORE = (
 
 LOOK_S = 0.25
 """How often work is shown the swarm at least."""
-
-PUBLISH_S = 1.0
-PUBLISH_MEMBERS = 8
-"""A node says how it is doing each second, in a swarm above eight each N ÷ 8 seconds: what all say
-together stays the same for each listener."""
-
-SAY_AGAIN = 3
-QUIET_FACTOR = 10
-"""What a node has said so often and is still so, it says this much rarer. Newcomers get it by
-push-pull."""
-
-RATE_WINDOW_S = 10.0
-
-LEAVE_S_MAX = 8.0
-"""Longest time from `Leave` to `Halt`: worker's progress, snapshot and goodbye."""
-
-GOODBYE_S = 1.0
-"""A goodbye is given at least this long to reach somebody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,27 +105,18 @@ class Node:
         self.placing = self._make_placing(now)
         self.library = self._make_library(now)
         self.storing = self.library.storing
-        self._moving_since: Instant | None = None
-        self._is_handed_over = False
-        """The daemon is about to begin the work with other stages."""
+        self._moving = Moving()
         # Who knocks at a node that begins a run is nobody it would have to wait for.
         self._expects_others = bool(birth.seeds) or len(birth.book) > 0
         self._look_due = now
         self._seen_at: object = None
-        self._publish_due = now
-        self._published: Vitals | None = None
-        self._said = 0
-        self._said_at = now
-        self._version = 0
-        self._rate = 0.0
-        self._rate_seen = (now, self._watched())
+        self._publishing = Publishing(now)
+        self._rate = Rate(self._ledger, now)
         self._talked, self._acted = False, True
         """Since the last check: whether people were talked about, whether anything else happened."""
         self._work_due: Instant | None = None
         """When work is to be woken; None until it is asked."""
-        self._leaving_since: Instant | None = None
-        self._handing_over = HandingOver()
-        self._goodbye_at: Instant | None = None
+        self._leaving = Leaving(self.company, self.coverage)
 
     def _make_work(self, now: Instant) -> Work:
         birth, plan = self._birth, self.company.plan
@@ -188,7 +164,7 @@ class Node:
 
     def acquaintance(self, now: Instant) -> Acquaintance:
         """What those who have met this node know of it, as it stands now."""
-        vitals = dataclasses.replace(self._vitals(now), version=self._version)
+        vitals = dataclasses.replace(self._vitals(now), version=self._publishing.version)
         return Acquaintance(
             self.company.membership.us, self.company.certificates.sign_vitals(vitals)
         )
@@ -199,7 +175,7 @@ class Node:
         between the nodes, which is what lets a process hold a thousand."""
         members = {peer: known.member for peer, known in swarm.items()}
         pulses = {peer: known.pulse for peer, known in swarm.items()}
-        self._published, self._said = self._vitals(now), SAY_AGAIN
+        self._publishing.is_known(self._vitals(now))
         return self.company.remember(members, pulses, now)
 
     def handle(self, event: Event, now: Instant, wall: WallTime) -> list[Effect]:
@@ -223,11 +199,11 @@ class Node:
         effects += self._place(now)
         effects += self.library.wake(self.company.linked, now)
         effects += self.coverage.wake(self.work.seen.trainers, now)
-        if self._publish_due <= now and self._goodbye_at is None:
+        if self._publishing.due <= now and not self._leaving.has_said_goodbye:
             effects += self._publish(now)
-        if self._leaving_since is not None:
-            effects += self._wind_up(now)
-        elif self._handing_over.since is not None:
+        if self.is_leaving:
+            effects += self._leaving.wind_up(self.work, now)
+        elif self._leaving.is_handing_over:
             effects += self._leave(now, hands_over=True)
         return self._outcome(effects, now)
 
@@ -439,7 +415,7 @@ class Node:
     ) -> list[Effect]:
         if event.outcome == "ok":
             self.work.last_exchange = now
-            self.work.tempo.exchanged(event.bytes_sent, event.work_s, event.line_bytes_s)
+            self.work.steering.tempo.exchanged(event.bytes_sent, event.work_s, event.line_bytes_s)
         if self.work.phase is Phase.SETTLING:
             return [*effects, *self.work.step(now)]
         return effects
@@ -468,7 +444,7 @@ class Node:
         plan = self.company.plan
         if plan.plan_hash == self.work.plan_hash:
             return []
-        self._publish_due = now
+        self._publishing.due = now
         fields = (("revision", plan.revision),)
         return [Log("info", "plan_taken", fields), *self.work.use_plan(plan, now)]
 
@@ -477,7 +453,7 @@ class Node:
     def _look(self, now: Instant) -> list[Effect]:
         """Show work the swarm as it is now."""
         self._look_due = after(now, LOOK_S)
-        self._measure_rate(now)
+        self._rate.look(now)
         return [*self.work.see(self._seen(), now), *self.library.look(now)]
 
     def _seen(self) -> Seen:
@@ -495,18 +471,6 @@ class Node:
         hosting = self._birth.hosting
         return read_swarm(self.company, hosting, expects_others=self._expects_others)
 
-    def _measure_rate(self, now: Instant) -> None:
-        seen_at, seen = self._rate_seen
-        if now - seen_at >= 1.0:
-            rate = (self._watched() - seen) / (now - seen_at)
-            share = min(1.0, (now - seen_at) / RATE_WINDOW_S)
-            self._rate += share * (rate - self._rate) if self._rate else rate
-            self._rate_seen = (now, self._watched())
-
-    def _watched(self) -> int:
-        """Tokens of the swarm that this node has seen being added: what it missed was not learnt in a moment."""
-        return self._ledger.total() - self._ledger.hearsay
-
     def _count_tokens(self, now: Instant) -> list[Effect]:
         """Our own tokens count at once; the others hear of them with the next vitals."""
         epoch, _ = self.company.membership.incarnation
@@ -514,54 +478,22 @@ class Node:
         return self._look(now)
 
     def _publish(self, now: Instant) -> list[Effect]:
-        """Say how we are. What we have said `SAY_AGAIN` times already is said ten times rarer."""
+        """Say how we are."""
         members = 1 + self.company.membership.n_live
-        interval_s = max(PUBLISH_S, members / PUBLISH_MEMBERS)
-        self._publish_due = after(now, interval_s)
-        vitals = self._vitals(now)
-        if vitals == self._published:
-            if self._said >= SAY_AGAIN and now - self._said_at < QUIET_FACTOR * interval_s:
-                return []
-        else:
-            self._said = 0
-        self._published = vitals
-        self._said, self._said_at = self._said + 1, now
-        self._version += 1
-        return self.company.publish(dataclasses.replace(vitals, version=self._version), now)
+        said = self._publishing.say(self._vitals(now), members, now)
+        return self.company.publish(said, now) if said else []
 
     def _vitals(self, now: Instant) -> Vitals:
-        work, worker, placing = self.work, self.work.worker, self.placing
-        vitals = Vitals(
-            peer=self.me,
-            epoch=self.company.membership.incarnation[0],
-            version=0,
-            tokens=worker.tokens,
-            phase=work.phase,
-            active=work.exchanges.standing.active,
-            participating=work.is_participating(now),
-            settled=work.settled,
-            plan_revision=self.company.plan.revision,
-            loss=worker.loss,
-            val_loss=worker.val_loss,
-            distance=work.exchanges.outcomes.distance(),
-            tokens_per_s=worker.tokens_per_s,
-            first_stage=self._birth.hosting.first,
-            last_stage=self._birth.hosting.last,
-            is_draining=self.is_leaving or self._handing_over.since is not None,
-            store_bytes=self.storing.capacity,
-            store_used=self.storing.used,
-            store_label=self._birth.settings.store.label,
-            store_lacking=self.storing.lacking,
-            is_preprocessing=self.library.jobs.is_connected,
-        )
-        return placing.say(vitals, work.tempo.line_bytes_s) if placing else vitals
+        is_draining = self.is_leaving or self._leaving.is_handing_over
+        parts = (self.company, self.work, self.placing, self.library)
+        return own_vitals(*parts, now, is_draining=is_draining)
 
     # ------------------------------------------------------------------------------------ placing
 
     def _place(self, now: Instant) -> list[Effect]:
         """Decide which stages to hold, and get there."""
         placing = self.placing
-        if placing is None or self.is_leaving or self._is_handed_over:
+        if placing is None or self.is_leaving or self._moving.is_handed_over:
             return []
         effects = placing.stock.wake(now)
         if placing.is_due(now):
@@ -569,8 +501,12 @@ class Node:
             effects += placing.look(around, now)
             self.work.snapshots.copies = placing.stock.shown(placing.orphans(around))
             if placing.target != before:
-                self._publish_due = now
-        return [*effects, *self._move(now)] if placing.move is not None else effects
+                self._publishing.due = now
+        if placing.move is None:
+            return effects
+        if self._moving.since is None:
+            self._publishing.due = now
+        return [*effects, *self._moving.wind_up(placing, self.work, self._snapshot, now)]
 
     def _stocked(self, event: ev.PullProgressed | ev.PullEnded, now: Instant) -> list[Effect]:
         if self.placing is None:
@@ -579,31 +515,6 @@ class Node:
         if isinstance(event, ev.PullEnded):
             return stock.ended(event, now)
         return stock.progressed(event, now)
-
-    def _move(self, now: Instant) -> list[Effect]:
-        """Wind up the work with the old stages; then the daemon begins it with the new ones, and calls `rehost`."""
-        placing, effects = self.placing, list[Effect]()
-        assert placing is not None, "nothing is placed"
-        assert placing.move is not None, "no move is under way"
-        if self._moving_since is None:
-            self._moving_since = self._publish_due = now
-            effects += self.work.leave(now) if self.work.installed else []
-        if self.work.installed:
-            overdue = now - self._moving_since > LEAVE_S_MAX / 2
-            effects += self.work.wind_up(now, overdue=overdue, keeps=False)
-            if not self.work.has_wound_up:
-                return effects
-        self._is_handed_over = True
-        run, objects = placing.move, placing.objects()
-        tokens = self._ledger.total()
-        rehost = Rehost(
-            first=run.start,
-            stop=run.stop,
-            objects=tuple((f, c.version, c.object_hash, c.sketch) for f, c in objects.items()),
-            is_installed=self.work.installed,
-            snapshot=self._filled(WriteSnapshot(tokens, 0, False, ())),
-        )
-        return [*effects, rehost]
 
     def rehost(
         self,
@@ -621,8 +532,9 @@ class Node:
         )
         old, self.work = self.work, self._make_work(now)
         self.work.go_on_from(old)
-        self._moving_since, self._is_handed_over, self._seen_at = None, False, None
-        self._publish_due = now
+        self._moving.end()
+        self._seen_at = None
+        self._publishing.due = now
         if failure:
             effects: list[Effect] = [Log("error", "placement_failed", (("why", failure),))]
         else:
@@ -638,59 +550,41 @@ class Node:
 
     @property
     def is_leaving(self) -> bool:
-        return self._leaving_since is not None
+        return self._leaving.since is not None
 
     def _leave(self, now: Instant, *, hands_over: bool = False) -> list[Effect]:
         """Wind up: the worker's progress, a snapshot, a goodbye, then `Halt`; before that, if it `hands_over`, wait until
         others hold what only this node holds."""
-        if self._leaving_since is not None:
+        if self.is_leaving:
             return []
-        if hands_over and self.work.installed:
-            self._handing_over.begin(now)
-            alone, others = self._held_alone()
-            if not self._handing_over.is_over(alone, others, now):
-                return []
-        self._leaving_since = now
-        return [*self.work.leave(now), *self._publish(now), *self._wind_up(now)]
-
-    def _held_alone(self) -> tuple[list[int], dict[PeerId, Vitals]]:
-        """Stages that nobody else holds; the vitals of live members."""
-        seen = {p: self.company.vitals_of(p) for p in self.company.linked()}
-        others = {peer: vitals for peer, vitals in seen.items() if vitals is not None}
-        active = {peer: others[peer] for peer in self.work.seen.donors if peer in others}
-        return held_alone(self._birth.hosting, active), others
-
-    def _wind_up(self, now: Instant) -> list[Effect]:
-        assert self._leaving_since is not None
-        took_s = now - self._leaving_since
-        overdue = took_s > LEAVE_S_MAX
-        if self._goodbye_at is None:
-            if not (self.work.has_wound_up or overdue):
-                return self.work.wind_up(now, overdue=took_s > LEAVE_S_MAX / 2)
-            self._goodbye_at = now
-            return self.coverage.leave(self.work.seen.trainers) + self.company.leave(now)
-        alone = not self.company.membership.n_live
-        told = self.company.membership.goodbye_spread and now - self._goodbye_at > GOODBYE_S
-        return [Halt("")] if alone or told or overdue else []
+        waits = hands_over and self.work.installed
+        if waits and not self._leaving.has_handed_over(self.work, now):
+            return []
+        self._leaving.since = now
+        wound_up = self.work.leave(now)
+        return [*wound_up, *self._publish(now), *self._leaving.wind_up(self.work, now)]
 
     # --------------------------------------------------------------------------------- for people
 
     def summary(self, now: Instant) -> Summary:
         """What `status` shows, frozen."""
         parameters = sum(self._birth.sizes.values())
-        own, rate = self._vitals(now), self._rate
+        own, rate = self._vitals(now), self._rate.tokens_per_s
         parts = (self.company, self.work, self.placing, self.storing)
         return summarise(*parts, self.library.jobs.standing(), own, rate, parameters, now)
 
     def _outcome(self, effects: list[Effect], now: Instant) -> list[Effect]:
         """Every exit but that of talk: work may be other than it was."""
         self._acted, self._work_due = True, None
-        self.work.tempo.note(now, moving=self.work.exchanges.are_moving)
+        self.work.steering.tempo.note(now, moving=self.work.exchanges.are_moving)
         if not effects:
             return effects
         effects = [self._filled(e) if isinstance(e, WriteSnapshot) else e for e in effects]
         number = self.work.reading.number
         return [number(e) if isinstance(e, PrepareCorpus) else e for e in effects]
+
+    def _snapshot(self) -> WriteSnapshot:
+        return self._filled(WriteSnapshot(self._ledger.total(), 0, False, ()))
 
     def _filled(self, effect: WriteSnapshot) -> WriteSnapshot:
         """What only this file knows: the token count."""

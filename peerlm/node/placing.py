@@ -138,7 +138,7 @@ def look_around(company: Company, work: Work) -> Around:
         is_busy=work.phase in ENDING,
         is_blank=plan.run.initial == "drawn" and not company.ledger.total(),
         may_train=work.may_train,
-        line_bytes_s=work.tempo.line_bytes_s,
+        line_bytes_s=work.steering.tempo.line_bytes_s,
         donors=work.seen.donors,
     )
 

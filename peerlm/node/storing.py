@@ -2,7 +2,7 @@
 
 Every node knows all names (`register`). Who offers room also knows the chunks behind them, works out with all others, by
 the same hashing, which of them are its own to keep (`store.catalog`), and pulls what it lacks from those that have it
-(`pulls`). So nobody assigns and nobody has to be told: a chunk whose keeper died is due to the next node as soon as
+(`manifests`, `repair`, `pulls`). So nobody assigns and nobody has to be told: a chunk whose keeper died is due to the next node as soon as
 the keeper was away for long enough, or at once where few replicas are left.
 
 Nothing is given up on a guess: what is not due here any more is dropped only after as many others as should keep it
@@ -21,7 +21,6 @@ from peerlm.effects import (
     DropChunks,
     Effect,
     Log,
-    ReadManifest,
     Save,
     Send,
     TellReaders,
@@ -37,15 +36,15 @@ from peerlm.events import (
     PullProgressed,
 )
 from peerlm.node.awaited import Awaited
-from peerlm.node.ceiling import Ceiling
 from peerlm.node.dropping import Dropping
-from peerlm.node.intake import Intake, Outcome
 from peerlm.node.keepers import Keepers
 from peerlm.node.leftovers import Leftovers
 from peerlm.node.makers import Makers
+from peerlm.node.manifests import Manifests
 from peerlm.node.proofs import Proofs
 from peerlm.node.pulls import Pulls
 from peerlm.node.register import Author, Register, Spread, Writing, as_kept, read_kept
+from peerlm.node.repair import Repair
 from peerlm.node.shortage import Shortage
 from peerlm.node.stored import Offer, Standing, Stored
 from peerlm.node.survey import Survey, Surveys, bits_of
@@ -68,20 +67,8 @@ from peerlm.wire.message import (
 LOOK_S = 1.0
 """How often it is looked what is lacking."""
 
-UNDER_WAY = 32
-"""Chunks of repair that are being pulled or looked for at once."""
-
-UNFOUND = 32
-"""Of what nobody has, so much is asked for again and again; what is beyond it waits until all else had its turn."""
-
-AGAIN_S = 60.0
-"""Then it has its own, no more often."""
-
 FEW_NAMES, FOLLOW_S = 256, 1.0
 """With more names than these, what follows from those heard of is seen to no more often: it takes a look at all."""
-
-MANIFESTS_BYTES = 256 << 20
-"""Manifests may take so much more than is offered: a node that could not read them would not know what may go."""
 
 SAVE_S = 1.0
 """Names and nodes are saved no more often: many may come at once."""
@@ -124,31 +111,25 @@ class Storing:
         """Live nodes of the store but this one."""
         self._keepers = Keepers((), now)
         self._pulls = Pulls(self._sources, endpoint, rng, now)
-        self._replicas: dict[ObjectHash, int] = {}
-        """Of each manifest whose chunks the catalog knows, in how many replicas."""
         self.awaited = Awaited()
-        self._reading: set[ObjectHash] = set()
-        """Manifests that are being read from the disk, and taken in."""
-        self._lacked: dict[ObjectHash, int] = {}
-        """Manifests that are being looked for, and their bytes."""
-        self._nowhere: dict[ObjectHash, None] = {}
-        """What nobody has, but for what is asked for again and again."""
-        self._again_at = now
-        self._passed_over: set[ObjectHash] = set()
-        """Manifests that list more chunks than can be known."""
         self._followed_at, self._follow_at = now, NEVER
-        self._named = 0
-        """Manifests that living names stand for."""
         self._fresh = Makers(me, self.catalog.lists)
-        self._intake = Intake(self.catalog, self.register.replicas_of)
         self._leftovers = Leftovers(settings.keep_s)
+        self._manifests = Manifests(self.catalog, self.register, self._fresh, self._leftovers)
+        self._repair = Repair(
+            settings,
+            self.catalog,
+            self._pulls,
+            self.awaited,
+            self._manifests,
+            self._fresh,
+            now,
+        )
         self._surveys = Surveys()
         self._dropping = Dropping(self.catalog, self._leftovers, self._surveys, self._is_used)
         self._proofs = Proofs(self.catalog, self._surveys, rng, now)
         self._surveys.claimed = self._proofs.claimed
         self._trust, self._distrusted = Trust(), NOBODY
-        self._ceiling = Ceiling(settings.repair_bytes_s, now)
-        self._is_full = self._hurry = False
         self._saved, self._save_at = (0, 0), now
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
         self._used = 0
@@ -180,7 +161,7 @@ class Storing:
                 self._surveys.gone(peer)
                 self._proofs.gone(peer)
         if not live.keys() <= set(self._live):
-            self._nowhere.clear()  # who came may have it
+            self._repair.somebody_came()
         self._keepers.are(live, now)
         self._live = tuple(sorted(live))
         self._tell_catalog(now)
@@ -245,80 +226,33 @@ class Storing:
     def _follow_names(self, now: Instant) -> list[Effect]:
         """Know what living names stand for, and nothing else."""
         self._followed_at, self._follow_at = now, NEVER
-        living: dict[ObjectHash, NameRecord] = {}
-        for entry in self.register.living():
-            manifest, record = ObjectHash(entry.record.manifest), entry.record
-            known = living.setdefault(manifest, record)
-            if record.replicas > known.replicas:
-                living[manifest] = record
-        self._named = len(living)
-        for manifest in self.catalog.manifests - living.keys():
-            self._forget(manifest)
+        living = self._manifests.living()
+        if self._manifests.forget_but(living):
             self._sweep_at = now
-        self._passed_over &= living.keys()
-        self._lacked = {h: size for h, size in self._lacked.items() if h in living}
         effects = self._pulls.forget([h for h in self._pulls.wanted if not self._is_needed(h)])
-        for manifest, record in living.items():
-            if self._replicas.get(manifest) == record.replicas or manifest in self._reading:
-                continue
-            if manifest in self._passed_over:
-                continue
-            if manifest in self.here:
-                self._reading.add(manifest)
-                effects.append(ReadManifest(manifest))
-            elif self.capacity and manifest not in self._lacked:
-                self._lacked[manifest] = record.size
-                self._fresh.heard(manifest, (PeerId(record.writer),), now)
-        return [*effects, *self._look(now)] if self._lacked else effects
+        effects += self._manifests.seek(living, self.here, now, pulls=bool(self.capacity))
+        return [*effects, *self._look(now)] if self._manifests.lacked else effects
 
     def _is_needed(self, object_hash: ObjectHash) -> bool:
         """Somebody reads it, or a name leads to it."""
-        is_named = object_hash in self._lacked or self.catalog.replicas(object_hash) > 0
+        is_named = object_hash in self._manifests.lacked or self.catalog.replicas(object_hash) > 0
         return is_named or object_hash in self.awaited
 
-    def _forget(self, manifest: ObjectHash) -> None:
-        """No name stands for it any more: what is in no other manifest may go at once."""
-        self.catalog.let_go(manifest)
-        self._passed_over.clear()  # there is room for others
-        del self._replicas[manifest]
-        self._fresh.forget(manifest)
-        self._leftovers.nameless((manifest,))
-        self._tidy()
-
-    def _tidy(self) -> None:
-        if self.catalog.is_untidy:
-            gone = self.catalog.tidy()
-            self._leftovers.nameless(gone, is_all=not self.catalog.is_untidy)
-
     def manifest_read(self, event: ManifestRead, now: Instant) -> list[Effect]:
-        self._reading.discard(event.manifest)
         told: list[Effect] = []
         if event.reason:
             told = [Log("warning", "manifest_unusable", (("why", event.reason),))]
             if not event.is_wrong:  # what is wrong is known from here on, and has no chunks
+                self._manifests.unreadable(event.manifest)
                 return [*told, *self.lost(ObjectLost(event.manifest, event.reason), now)]
-        self._reading.add(event.manifest)
-        self._intake.add(event)
+        self._manifests.read(event)
         return [*told, *self._take_in(now)]
 
     def _take_in(self, now: Instant) -> list[Effect]:
-        taken = self._intake.step()
-        if taken is None:
-            return []
-        read, replicas, outcome = taken
-        self._reading.discard(read.manifest)
-        match outcome:
-            case Outcome.NAMELESS:
-                return []
-            case Outcome.TOO_MANY:
-                fields = (("manifest", short(read.manifest)), ("chunks", len(read.chunks)))
-                self._passed_over.add(read.manifest)
-                return [Log("warning", "too_many_chunks", fields)]
-        if read.manifest not in self._replicas:
-            writer = PeerId(self.register.records_of(read.manifest)[0].writer)
-            self._fresh.heard(read.manifest, (writer, *read.makers), now)
-        self._replicas[read.manifest] = replicas
-        is_so = self.register.replicas_of(read.manifest) == replicas  # as when it was begun
+        manifest, told = self._manifests.take_in(now)
+        if manifest is None:
+            return told
+        is_so = self._manifests.is_as_wanted(manifest)  # as when it was begun
         return [*([] if is_so else self._follow_names(now)), *self._look(now)]
 
     # ----------------------------------------------------------------------------------- objects
@@ -342,7 +276,7 @@ class Storing:
         self._leftovers.put(event.object_hash, is_amid_removal=self.catalog.is_untidy)
         effects = self._pulls.forget((event.object_hash,))
         effects += self.awaited.came([event.object_hash])
-        if self._lacked.pop(event.object_hash, None) is not None:
+        if self._manifests.came(event.object_hash):
             effects += self._follow_names(now)
         return effects
 
@@ -350,9 +284,7 @@ class Storing:
         """It was damaged; it is due again, if it was due."""
         self.lost_here += 1
         self._lose(event.object_hash)
-        if event.object_hash in self._replicas:  # a manifest: its chunks stay known
-            for record in self.register.records_of(event.object_hash):
-                self._lacked[event.object_hash] = record.size
+        if self._manifests.lost(event.object_hash):
             return [*self._say_lost(event), *self._look(now)]
         return [*self._say_lost(event), *self._follow_names(now), *self._look(now)]
 
@@ -369,7 +301,7 @@ class Storing:
 
     def read_no_more(self, object_hash: ObjectHash) -> list[Effect]:
         self.awaited.discard(object_hash)
-        is_needed = object_hash in self._lacked or self.catalog.is_due(object_hash)
+        is_needed = object_hash in self._manifests.lacked or self.catalog.is_due(object_hash)
         return [] if is_needed else self._pulls.forget((object_hash,))
 
     # ------------------------------------------------------------------------------------ repair
@@ -377,7 +309,7 @@ class Storing:
     def repair_now(self, now: Instant) -> list[Effect]:
         """A person does not want to wait: who is away counts as gone, and what repair fetches has no ceiling, until
         nothing is lacking."""
-        self._hurry = True
+        self._repair.hurry()
         self._keepers.forget(0.0, now)
         self._tell_catalog(now)
         return self._look(now)
@@ -393,52 +325,7 @@ class Storing:
         """Pull what is due here and lacking."""
         self._look_at = after(now, LOOK_S)
         self.shortage.see(self.lacking, now)
-        self._ceiling.accrue(now)
-        effects = self._set_aside(now)
-        coming = set(self._pulls.wanted).difference(self._pulls.unfound())
-        room = self.capacity - self._used - sum(map(self._pulls.size_of, coming))
-        wants = self._lacked_manifests(room, UNDER_WAY - len(coming))
-        room -= sum(size for _, size in wants)
-        self._is_full = False
-        for want in self.catalog.wanted(4 * UNDER_WAY, {*self._pulls.wanted, *self._nowhere}):
-            if len(coming) + len(wants) >= UNDER_WAY:
-                break
-            if want.size > room:
-                self._is_full = True
-                continue
-            if not want.is_urgent and not self._may_spend(want.size):
-                break
-            room -= want.size
-            wants.append((want.hash, want.size))
-        if self._hurry and not self.catalog.lacking:
-            self._hurry = False
-        if not wants and now >= self._again_at:
-            self._nowhere.clear()
-            self._again_at = after(now, AGAIN_S)
-        return [*effects, *(self._pulls.want(wants, now) if wants else [])]
-
-    def _lacked_manifests(self, room: int, count: int) -> list[tuple[ObjectHash, int]]:
-        """Of those that are not asked for yet, what there is room for; who reads only has no room to mind."""
-        wants: list[tuple[ObjectHash, int]] = []
-        room += MANIFESTS_BYTES
-        for manifest, size in self._lacked.items():
-            is_asked = manifest in self._pulls.wanted or manifest in self._nowhere
-            if len(wants) < count and not is_asked and (size <= room or not self.capacity):
-                room -= size
-                wants.append((manifest, size))
-        return wants
-
-    def _set_aside(self, now: Instant) -> list[Effect]:
-        """What nobody has must not keep back what somebody has."""
-        unfound = [h for h in self._pulls.unfound() if h not in self.awaited]
-        aside = unfound[UNFOUND:]
-        self._nowhere |= dict.fromkeys(aside)
-        self._ceiling.give_back(sum(map(self._pulls.size_of, aside)))
-        return self._pulls.forget(aside)
-
-    def _may_spend(self, size: int) -> bool:
-        """Whether repair's ceiling leaves room. What a name that was just written needs is no repair."""
-        return self._hurry or bool(self._fresh) or self._ceiling.take(size)
+        return self._repair.look(self.capacity - self._used, now, keeps=bool(self.capacity))
 
     def _take_arrived(self, now: Instant) -> list[Effect]:
         came = self._pulls.take_arrived()
@@ -456,7 +343,7 @@ class Storing:
             return effects
         hashes = [object_hash for object_hash, _ in came]
         effects += self.awaited.came(hashes)
-        if [wanted for wanted in hashes if self._lacked.pop(wanted, None) is not None]:
+        if [wanted for wanted in hashes if self._manifests.came(wanted)]:
             effects += self._follow_names(now)
         return [*effects, *self._look(now)]
 
@@ -468,7 +355,7 @@ class Storing:
         self._fresh.expire(now)
         manifests = {ObjectHash(entry.record.manifest) for entry in self.register.living()}
         effects = self._drop(self._dropping.loose(manifests, now))
-        asked = self._dropping.ask(self._live, self._trusted(), now, is_full=self._is_full)
+        asked = self._dropping.ask(self._live, self._trusted(), now, is_full=self._repair.is_full)
         return [*effects, *asked]
 
     def _is_used(self, object_hash: ObjectHash) -> bool:
@@ -610,8 +497,8 @@ class Storing:
         effects = [*self._pulls.wake(now), *self.register.wake(linked, now)]
         self._surveys.wake(now)
         effects += self._surveyed(now)
-        self._tidy()
-        if self._intake.is_busy:
+        self._manifests.tidy()
+        if self._manifests.is_busy:
             effects += self._take_in(now)
         if self._follow_at <= now:
             effects += self._follow_names(now)
@@ -634,7 +521,7 @@ class Storing:
 
     def deadline(self) -> Instant:
         others = (self._pulls.deadline(), self.register.deadline())
-        if self._intake.is_busy or self.catalog.is_untidy:
+        if self._manifests.is_busy or self.catalog.is_untidy:
             return SOON
         own = (self._look_at, self._sweep_at, self._proofs.due, self._follow_at)
         return min(*own, *others, self._surveys.deadline())
@@ -655,7 +542,7 @@ class Storing:
     @property
     def unread(self) -> int:
         """Manifests of names that this node should know and does not yet: what is lacking of them, nobody can say."""
-        return self._named - len(self._replicas) if self.capacity else 0
+        return self._manifests.unread if self.capacity else 0
 
     @property
     def lacking(self) -> int:
@@ -670,8 +557,8 @@ class Storing:
             catalog=self.catalog.summary(),
             unread=self.unread,
             pulling=len(self._pulls.wanted),
-            unfound=len(self._pulls.unfound()) + len(self._nowhere),
-            full=self._is_full,
+            unfound=self._repair.unfound,
+            full=self._repair.is_full,
             trouble=self.awaited.trouble,
             distrusted=dict(sorted(self._distrusted.items())),
             nodes=tuple(self._stores()),

@@ -13,6 +13,7 @@ from peerlm.membership.member import State
 from peerlm.node.company import Company
 from peerlm.node.coverage import LOCAL
 from peerlm.node.placing import Placing, said_of
+from peerlm.node.reasons import reason_of
 from peerlm.node.shortage import jobs_stuck, wrong
 from peerlm.node.status import (
     MemberSummary,
@@ -51,7 +52,7 @@ def summarise(
         run_id=company.gate.run_id,
         run_name=company.plan.plan.run.name,
         phase=work.phase,
-        phase_reason=work.reason,
+        phase_reason=reason_of(work),
         address=address_of(record.host, company.ports.introduction),
         reached=company.dial_back.reached,
         epoch=company.membership.incarnation[0],
@@ -80,9 +81,9 @@ def summarise(
         lacking=tuple(work.lacking()),
         stream_lost=worker.stream_lost,
         stream_bytes=worker.stream_bytes,
-        inner_steps=work.tempo.inner_steps,
-        line_use=work.tempo.use,
-        line_bytes_s=work.tempo.line_bytes_s,
+        inner_steps=work.steering.tempo.inner_steps,
+        line_use=work.steering.tempo.use,
+        line_bytes_s=work.steering.tempo.line_bytes_s,
         worker_state=worker.supervision.state,
         worker_device=worker.supervision.device,
         worker_threads=worker.supervision.threads,
@@ -91,7 +92,7 @@ def summarise(
         worker_silent_s=worker.supervision.silent_s(now),
         tokens_per_s=worker.tokens_per_s,
         nonfinite_steps=worker.nonfinite_steps,
-        batch_tokens=work.tokens_per_step(),
+        batch_tokens=work.steering.tokens_per_step(),
         noise_scale=worker.noise_scale,
         data_pass=work.coverage.number,
         data_position=work.coverage.position,
@@ -243,5 +244,5 @@ def _summarise(
 def _bytes_allreduce(work: Work, parameters: int) -> int:
     """Ring all-reduce moves 2 (n−1)/n · 4 bytes a parameter each step, out of every node."""
     members = 1 + len(work.seen.trainers)
-    steps = work.worker.tokens // work.tokens_per_step()
+    steps = work.worker.tokens // work.steering.tokens_per_step()
     return int(steps * parameters * 8 * (members - 1) / members)

@@ -5,9 +5,8 @@ tokens the swarm has seen, and it never asks a peer anything but through exchang
 Tensors are elsewhere; here a fragment is a number and a boundary an event.
 
 When there is work for a worker (worker.py) is decided here too: it runs while there are inner steps to
-take or an evaluation to make, is started again from the slow weights when it dies, and is told twice
-a second what the swarm's token count is and who else is training, so that the learning rate and the
-share of the text follow without a coordinator.
+take or an evaluation to make, and is started again from the slow weights when it dies. What it is told
+meanwhile is said in steering.py, and in reasons.py what a person is told of all this.
 """
 
 from __future__ import annotations
@@ -29,9 +28,8 @@ from peerlm.events import (
     WorkerReady,
 )
 from peerlm.identity.root import SignedPlan
-from peerlm.mix.algorithms import RAMP_STEPS, ramp
+from peerlm.mix.algorithms import RAMP_STEPS
 from peerlm.mix.exchange import Exchanges
-from peerlm.mix.tempo import Tempo
 from peerlm.node.acquire import Acquisition
 from peerlm.node.channels import Channels
 from peerlm.node.coverage import Coverage
@@ -42,18 +40,14 @@ from peerlm.node.reading import Reading
 from peerlm.node.seen import Seen
 from peerlm.node.settling import Settling
 from peerlm.node.snapshots import Restored, Snapshots
+from peerlm.node.steering import STEER_S, Steering
 from peerlm.node.straying import Straying
 from peerlm.node.texts import Texts
 from peerlm.node.worker import Worker
-from peerlm.swarm.hosting import Hosting, holders
+from peerlm.swarm.hosting import Hosting
 from peerlm.swarm.sampler import sampler_named
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
 from peerlm.wire.message import PullRequest, StateGive
-
-STEER_S = 0.5
-
-SLOWEST_SHARE = 0.1
-"""Of the usual weight, with `mix.by_tokens`: whatever the fastest says of itself, exchanges go on."""
 
 MODEL_AGAIN_S = 30.0
 """A finished model that could not be written is tried again after so long."""
@@ -119,21 +113,28 @@ class Work:
         sampler = sampler_named(plan.mix.sampler, plan.run.rng_seed)
         self.exchanges = Exchanges(me, plan, sizes, sampler, endpoint, rng)
         self.exchanges.standing.plan_hash = plan_hash
-        self.tempo = Tempo(plan.mix, now)
         self.acquisition = Acquisition(sizes, endpoint, rng)
         self.channels = Channels(me, endpoint, rng)
         self.texts = Texts(me, endpoint, rng)
         self.finals = Finals()
         self.coverage = coverage
         self.straying = Straying()
-        self._rate_of = rate_of
-        self._rng = rng
+        self.steering = Steering(
+            me,
+            plan,
+            settings,
+            hosting,
+            self.worker,
+            self.exchanges,
+            self.channels,
+            coverage,
+            rate_of,
+            now,
+        )
         self.started = now
         self.reading = Reading(
             plan, hosting, self.worker, self.acquisition, self.snapshots, coverage
         )
-        self._outer_steps = 0
-        self._steer_due = now
         self._model_due: Instant | None = None
         self._last_snapshot = ""
 
@@ -186,15 +187,8 @@ class Work:
     def _is_outrun(self) -> bool:
         """The others have trained on far more than this node."""
         others_tokens = self.seen.swarm_tokens - self.worker.tokens
-        far = BEHIND_STEPS * self.tokens_per_round() * (1 + len(self.seen.trainers))
+        far = BEHIND_STEPS * self.steering.tokens_per_round() * (1 + len(self.seen.trainers))
         return others_tokens > far
-
-    def tokens_per_round(self) -> int:
-        return self.tempo.inner_steps * self.tokens_per_step()
-
-    def tokens_per_step(self) -> int:
-        batch = self.plan.train.batch * self.settings.train.local_workers
-        return batch * self.plan.model.context
 
     def _enter(self, phase: Phase, now: Instant) -> list[Effect]:
         assert phase in NEXT[self.phase] or phase is Phase.LEAVING, f"{self.phase} to {phase}"
@@ -275,7 +269,7 @@ class Work:
             effects += self._settle_on(now)
         elif self.phase is Phase.DONE:
             effects += self._stay_done(now)
-        if self._steer_due <= now:
+        if self.steering.due <= now:
             effects += [*self.steer(now), *self._watch_worker(now)]
         if self.installed and self.snapshots.due <= now:
             effects += self._snapshot_unless_held(now)
@@ -297,34 +291,22 @@ class Work:
 
     def _comparable(self) -> Sequence[PeerId]:
         """Who is done and holds something that this node holds too."""
-        mine, runs = self.hosting, self.seen.runs
-        return [p for p in self.seen.done if runs[p][0] <= mine.last and mine.first <= runs[p][1]]
+        return self.hosting.overlapping(self.seen.runs, self.seen.done)
 
     def donors(self) -> int:
         """How many could give weights; 0 unless together they have all that this node holds."""
         donors = self.seen.donors
-        return len(donors) if self._have_ours(donors) else 0
+        return len(donors) if self.hosting.is_held_by(donors, self.seen.runs) else 0
 
     def donors_done(self) -> bool:
         """Nodes that are done have, together, all that this node holds."""
-        return bool(self.seen.done) and self._have_ours(self.seen.done)
-
-    def _have_ours(self, peers: Sequence[PeerId]) -> bool:
-        mine, runs = self.hosting, self.seen.runs
-        if mine.count == 1:
-            return bool(peers)
-        return all(holders(stage, runs, peers) for stage in range(mine.first, mine.last + 1))
+        done = self.seen.done
+        return bool(done) and self.hosting.is_held_by(done, self.seen.runs)
 
     def lacking(self) -> list[int]:
         """Stages that nobody here trains for others, as who holds everything does not: without them nothing can be
         learnt."""
-        mine = self.hosting
-        if mine.is_whole:
-            return []
-        runs, whole = self.seen.runs, (0, mine.count - 1)
-        parts = [peer for peer in self.seen.trainers if runs[peer] != whole]
-        elsewhere = [s for s in range(mine.count) if not mine.first <= s <= mine.last]
-        return [stage for stage in elsewhere if not holders(stage, runs, parts)]
+        return self.hosting.untrained(self.seen.runs, self.seen.trainers)
 
     def _serves(self) -> tuple[PeerId, int, int] | None:
         """The stages that texts of others go through here."""
@@ -338,37 +320,10 @@ class Work:
             map(self.partners_of, self.exchanges.outcomes.fragments)
         )
 
-    def _weigh(self) -> None:
-        """What weight others should give to this node: less while it is new, and, with `mix.by_tokens`, as much
-        less as it is slower than the fastest. Pairs then conserve the sum weighted by tokens a second."""
-        share, own = 1.0, self.worker.tokens_per_s
-        if self.plan.mix.by_tokens and own and not self.exchanges.standing.settling:
-            fastest = max(map(self._rate_of, self.seen.trainers), default=own)
-            share = max(SLOWEST_SHARE, own / max(own, fastest))
-        self.exchanges.standing.ramp = ramp(self._outer_steps) * share
-
     def steer(self, now: Instant) -> list[Effect]:
         """Tell the worker what to go by."""
-        self._steer_due = after(now, STEER_S)
-        self._weigh()
-        members = self._readers()
         training = self.phase is Phase.TRAINING and not self.lacking()
-        if not training or not self.worker.tokens_per_s:
-            self.tempo.begin(now)
-        else:
-            step_s = self.tokens_per_step() / self.worker.tokens_per_s
-            on_cpu = self.worker.supervision.device.endswith("cpu")
-            self.tempo.look(step_s, now, trains_on_cpu=on_cpu)
-        tokens, inner_steps = self.seen.swarm_tokens, self.tempo.inner_steps
-        hosts = tuple((peer, *self.seen.runs[peer]) for peer in self.channels.open())
-        passes = self.coverage.for_steering()
-        return self.worker.steer(training, tokens, members, inner_steps, hosts, passes)
-
-    def _readers(self) -> tuple[PeerId, ...]:
-        """Who shares the text, sorted."""
-        runs = self.seen.runs
-        readers = [peer for peer in self.seen.trainers if not runs[peer][0]]
-        return tuple(sorted((*readers, self.me) if self.hosting.has_ends else readers))
+        return self.steering.steer(self.seen, now, training=training)
 
     def _settle_on(self, now: Instant) -> list[Effect]:
         spread = self.plan.mix.settle_spread
@@ -377,10 +332,7 @@ class Work:
 
     def partners_of(self, fragment: FragmentId) -> Sequence[PeerId]:
         """Whom an exchange of this fragment may be started with: who holds it too."""
-        if self.hosting.count == 1:
-            return self.seen.partners
-        stage = self.hosting.stage_of[fragment]
-        return holders(stage, self.seen.runs, self.seen.partners)
+        return self.hosting.holders_of(fragment, self.seen.runs, self.seen.partners)
 
     # ----------------------------------------------------------------------- weights and worker
 
@@ -398,8 +350,8 @@ class Work:
         self.origin = False
         self.straying.installed(fresh=origin == "fresh")
         self.exchanges.outcomes.installed(ours=origin == "snapshot" or not self.may_train)
-        self._outer_steps = RAMP_STEPS if origin == "fresh" else 0
-        self._weigh()
+        self.steering.outer_steps = RAMP_STEPS if origin == "fresh" else 0
+        self.steering.weigh(self.seen)
         return [Log("info", "state_installed", (("origin", origin),)), *self.step(now)]
 
     def state_rejected(self, fragment: FragmentId, reason: str, now: Instant) -> list[Effect]:
@@ -424,8 +376,8 @@ class Work:
             return self._after_drain(now)
         self.exchanges.outcomes.stepped(event.fragment, event.version, event.phi_norm)
         if event.fragment == 0:
-            self._outer_steps += 1
-            self._weigh()
+            self.steering.outer_steps += 1
+            self.steering.weigh(self.seen)
         effects = self._after_drain(now)
         if self.phase in (Phase.TRAINING, Phase.READY):
             partners = self.partners_of(event.fragment)
@@ -540,34 +492,8 @@ class Work:
         if self.last_exchange is None:
             return False
         tokens_per_s = self.worker.tokens_per_s
-        pace_s = self.tokens_per_round() / tokens_per_s if tokens_per_s else 0.0
+        pace_s = self.steering.tokens_per_round() / tokens_per_s if tokens_per_s else 0.0
         return now - self.last_exchange < max(PARTICIPATING_S, 3 * pace_s)
-
-    @property
-    def reason(self) -> str:
-        """Why it is in this phase and no further; empty if that needs no words."""
-        if self.phase is Phase.STARTING:
-            return "looking which stages of the model it should hold"
-        if self.phase is Phase.SEEKING:
-            if self.origin and not self.reading.can_train:
-                return self.reading.line
-            if not self.hosting.is_whole and self.seen.swarm_tokens and self.seen.donors:
-                return (
-                    "waiting for a member that has the weights of the stages this node is to hold"
-                )
-            return "looking for a member that has weights"
-        if self.phase is Phase.FETCHING:
-            return "fetching weights from peers"
-        if self.phase is Phase.TRAINING and (lacking := self.lacking()):
-            names = ", ".join(map(str, lacking))
-            return f"nobody trains stage {names} of the model: `peerlm join` a node with --host {lacking[0]}"
-        if self.phase is Phase.READY:
-            if self.paused:
-                return "paused: `peerlm resume` goes on"
-            if not self.may_train:
-                return "this node does not train (its role or node.toml train.enabled)"
-            return self.reading.line
-        return ""
 
     def pause(self, paused: bool, now: Instant) -> list[Effect]:
         self.paused = paused
@@ -579,7 +505,7 @@ class Work:
         self.plan, self.plan_hash = plan.plan, plan.plan_hash
         self.exchanges.use_plan(plan.plan)
         self.exchanges.standing.plan_hash = plan.plan_hash
-        self.tempo.follow(self.plan.mix, now)
+        self.steering.use_plan(plan.plan, now)
         self.coverage.use_plan(plan.plan)
         return [*self.reading.use_plan(old, self.plan), *self.step(now)]
 
@@ -628,7 +554,7 @@ class Work:
         return self._last_snapshot != "" and not self.snapshots.is_writing
 
     def deadline(self, now: Instant) -> Instant:
-        due = self._steer_due
+        due = self.steering.due
         if self.installed and self.snapshots.due < due:
             due = self.snapshots.due
         own = None

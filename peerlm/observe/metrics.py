@@ -22,7 +22,7 @@ PARTNER_S = 300.0
 """Who was exchanged with in so many seconds counts as a partner."""
 
 PHASES = (
-    *("starting", "seeking", "fetching", "installing", "ready"),
+    *("starting", "aside", "seeking", "fetching", "installing", "ready"),
     *("training", "draining", "settling", "done", "leaving"),
 )
 MEMBER_STATES = ("alive", "suspect", "dead", "left")

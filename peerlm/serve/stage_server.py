@@ -33,7 +33,7 @@ from peerlm.serve.guests import Forgotten, Guests, Way
 from peerlm.serve.lap import Kind, Lap, Numbers
 from peerlm.serve.route import Turn, name_of
 from peerlm.store import snapshot
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.train.channel import Channel, DaemonGone, tell
 from peerlm.train.limits import die_with
 from peerlm.train.protocol import Hop, Nonsense, ServeSetup, unpacked

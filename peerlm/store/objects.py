@@ -26,7 +26,8 @@ import numpy as np
 from blake3 import blake3
 
 from peerlm.errors import ChunkCorrupt, StateError, Vanished, WireError
-from peerlm.store.disk import AtomicFile, Bytes, Layout, ReadFile
+from peerlm.store.disk import AtomicFile, Bytes, ReadFile
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import MANIFEST_BYTES_MAX
 from peerlm.store.room import Room
 from peerlm.store.shelf import Shelf, damaged

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from peerlm.errors import ChunkCorrupt, StateError
 from peerlm.store import disk
-from peerlm.store.disk import AtomicFile, Bytes, Layout, ReadFile
+from peerlm.store.disk import AtomicFile, Bytes, ReadFile
+from peerlm.store.layout import Layout
 from peerlm.types import FragmentId, ObjectHash, PeerId, RunId, WallTime, printable
 
 Array = NDArray[np.float32]

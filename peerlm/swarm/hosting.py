@@ -51,6 +51,32 @@ class Hosting:
             )
         )
 
+    def is_held_by(self, peers: Sequence[PeerId], runs: Mapping[PeerId, Run]) -> bool:
+        """Whether `peers` hold, together, all that this node holds."""
+        if self.count == 1:
+            return bool(peers)
+        return all(holders(stage, runs, peers) for stage in range(self.first, self.last + 1))
+
+    def overlapping(self, runs: Mapping[PeerId, Run], among: Sequence[PeerId]) -> list[PeerId]:
+        """Those of `among` that hold something that this node holds too."""
+        return [p for p in among if runs[p][0] <= self.last and self.first <= runs[p][1]]
+
+    def holders_of(
+        self, fragment: FragmentId, runs: Mapping[PeerId, Run], among: Sequence[PeerId]
+    ) -> Sequence[PeerId]:
+        """Those of `among` that hold this fragment, which this node holds."""
+        if self.count == 1:
+            return among
+        return holders(self.stage_of[fragment], runs, among)
+
+    def untrained(self, runs: Mapping[PeerId, Run], trainers: Sequence[PeerId]) -> list[int]:
+        """Stages that this node needs and none of `trainers` trains for others, as who holds everything does not."""
+        if self.is_whole:
+            return []
+        parts = [peer for peer in trainers if runs[peer] != (0, self.count - 1)]
+        elsewhere = [s for s in range(self.count) if not self.first <= s <= self.last]
+        return [stage for stage in elsewhere if not holders(stage, runs, parts)]
+
 
 def follows(run: Run, after: Run, count: int) -> bool:
     """Whether `run` holds the stage behind the last one of `after`. Behind the last comes the first."""

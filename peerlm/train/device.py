@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from peerlm.errors import DeviceLost
 
 
-def choose_device(setting: str) -> torch.device:
-    """The device that `train.device` in node.toml asks for; `auto` takes cuda, then mps, then cpu.
+def choose_device(setting: str, name: str = "train.device") -> torch.device:
+    """The device that `train.device` in node.toml asks for, or what else is called `name`; `auto` takes cuda, then mps,
+    then cpu.
 
     Raises:
         DeviceLost: the device asked for by name is not there.
@@ -26,19 +27,17 @@ def choose_device(setting: str) -> torch.device:
         device = torch.device(setting)
     except RuntimeError:
         raise DeviceLost(
-            f"train.device = {setting!r}: no such device; use auto, cpu, cuda, cuda:N or mps"
+            f"{name} = {setting!r}: no such device; use auto, cpu, cuda, cuda:N or mps"
         ) from None
     if device.type == "cuda":
         found = torch.cuda.device_count()
         if found <= (device.index or 0):
             raise DeviceLost(
-                f"train.device = {setting!r}: torch {torch.__version__} sees "
+                f"{name} = {setting!r}: torch {torch.__version__} sees "
                 f"{found or 'no'} CUDA device{'' if found == 1 else 's'}; use auto or cpu"
             )
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceLost(
-            f"train.device = {setting!r}: this machine has no Metal device; use auto or cpu"
-        )
+        raise DeviceLost(f"{name} = {setting!r}: this machine has no Metal device; use auto or cpu")
     return device
 
 
@@ -69,7 +68,11 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def to_device(tokens: NDArray[np.int64], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(tokens)).to(device)
+    """On CUDA without waiting for what the device does already."""
+    there = torch.from_numpy(np.ascontiguousarray(tokens))
+    if device.type == "cuda":
+        return there.pin_memory().to(device, non_blocking=True)
+    return there.to(device)
 
 
 def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -16,7 +16,7 @@ from peerlm.model import weights
 from peerlm.model.plan import FragmentSpec
 from peerlm.model.weights import Values
 from peerlm.train.group import Group, Kind, Order
-from peerlm.train.learner import Learner, StepResult
+from peerlm.train.learner import Begun, Learner
 from peerlm.train.shared import SharedMemory
 from peerlm.train.staging import Direct, Landed, Staging, Streamed
 from peerlm.types import FragmentId
@@ -43,10 +43,10 @@ class Hands:
         else:
             self._staging = Streamed(learner.model, fragments, memory)
 
-    def step(self, batch_BT1: NDArray[np.int64], rate: float) -> StepResult:
-        """One inner step on the batch of all ranks. Raises `DeviceLost`."""
+    def begin(self, batch_BT1: NDArray[np.int64], rate: float) -> Begun:
+        """Ask for one inner step on the batch of all ranks. Raises `DeviceLost`."""
         self._tell(Order(Kind.STEP, 0, rate, batch_BT1))
-        return self._step(batch_BT1, rate)
+        return self._begin(batch_BT1, rate)
 
     def take_out(self, fragment: FragmentId, out: Values) -> None:
         """Write θ as it is now to `out`, which is done when it is among `landed`."""
@@ -74,7 +74,7 @@ class Hands:
             fragment = FragmentId(order.number)
             match order.kind:
                 case Kind.STEP:
-                    self._step(order.values, order.rate)
+                    self._begin(order.values, order.rate)
                 case Kind.ADD:
                     weights.add_in(self._learner.model, self._fragments[fragment], order.values)
                 case Kind.LOAD | Kind.LOAD_AND_FORGET:
@@ -87,9 +87,9 @@ class Hands:
         if self._group is not None:
             self._group.give(order)
 
-    def _step(self, batch_BT1: NDArray[np.int64], rate: float) -> StepResult:
+    def _begin(self, batch_BT1: NDArray[np.int64], rate: float) -> Begun:
         mine = batch_BT1 if self._group is None else self._group.rows_of(batch_BT1)
-        return self._learner.step(mine, rate)
+        return self._learner.begin(mine, rate)
 
     def _load(self, fragment: FragmentId, values: Values, forget: bool) -> None:
         spec = self._fragments[fragment]

@@ -13,6 +13,7 @@ which resets it.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,13 +32,15 @@ from peerlm.train.crossings import Crossings
 from peerlm.train.evaluate import evaluate
 from peerlm.train.group import Group
 from peerlm.train.hands import Hands
-from peerlm.train.learner import Learner, choose_device
+from peerlm.train.learner import Begun, Learner, choose_device
 from peerlm.train.noise import NoiseScale
 from peerlm.train.protocol import Message, Setup
 from peerlm.train.shared import SharedMemory
 from peerlm.types import FragmentId
 
 REPORT_EVERY_S = 1.0
+AHEAD = 1
+"""Steps of a device that are asked for while one before is not known to be done."""
 
 FINISHED_MAX = 1 << 16
 """Ranges that one report tells of; what is more waits for the next."""
@@ -77,6 +80,8 @@ class InnerLoop:
         self._crossings = Crossings()
         self._pace = Pace(settings.train.pace_tokens_s)
         self._tally = Tally()
+        self._begun: deque[tuple[int, Begun]] = deque()
+        """Steps that are not counted yet, each with its tokens."""
         self._training = self._draining = self._stopped = False
         self._swarm_tokens, self._token_budget = 0, self._plan.run.token_budget
         self._tokens_when_steered = 0
@@ -224,11 +229,20 @@ class InnerLoop:
         batch_BT1 = self._text.next_batch()
         tokens = batch_BT1[:, 1:].size
         self._pace.began(time.monotonic(), tokens)
-        result = self._hands.step(batch_BT1, self._asked_rate() * self._rewarm())
-        self._tally.add(tokens, result.loss, result.finite)
+        begun = self._hands.begin(batch_BT1, self._asked_rate() * self._rewarm())
+        self._tally.began()
+        self._begun.append((tokens, begun))
+        self._count(AHEAD)
         self._cadence.stepped()
         self._hand_in()
         self._report_if_due()
+
+    def _count(self, ahead: int = 0) -> None:
+        """What has become of the steps that were begun, but for so many of the last that are still under way."""
+        while self._begun and (len(self._begun) > ahead or self._begun[0][1].is_done):
+            tokens, begun = self._begun.popleft()
+            result = begun.result()
+            self._tally.ended(tokens, result.loss, result.finite)
 
     def _asked_rate(self) -> float:
         """Share of the peak rate that the schedule has come to."""
@@ -254,6 +268,7 @@ class InnerLoop:
             self._report(now)
 
     def _report(self, now: float) -> None:
+        self._count()
         self._channel.send(self._progress(now))
         self._tally.begin_report(now)
 
@@ -319,10 +334,17 @@ class Tally:
         self._tokens_then = self.tokens
         self._losses: list[float] = []
 
-    def add(self, tokens: int, loss: float | None, finite: bool) -> None:
-        """A step is done. One that was not finite taught nothing, so its tokens do not count. `loss`: None if another
-        node knows it."""
+    def began(self) -> None:
+        """A step was asked for."""
         self.steps += 1
+
+    def add(self, tokens: int, loss: float | None, finite: bool) -> None:
+        """A step was asked for, and is done."""
+        self.began()
+        self.ended(tokens, loss, finite)
+
+    def ended(self, tokens: int, loss: float | None, finite: bool) -> None:
+        """One that was not finite taught nothing, so its tokens do not count. `loss`: None if another node knows it."""
         if finite:
             self.tokens += tokens
             if loss is not None:

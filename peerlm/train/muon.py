@@ -16,6 +16,9 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Muon):
+    found_inf: Tensor | None = None
+    """As torch's own fused optimizers have it: 1.0 on the device if nothing is to be moved. None: it is known to be 0."""
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One update of every parameter that has a gradient."""
@@ -29,26 +32,51 @@ class Muon(torch.optim.Muon):
 
     def _move(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """torch's rule for matrices of one shape, decay and scale included (match_rms_adamw)."""
-        lr, updates = group["lr"], [self._update(p, group) for p in parameters]
         how = group["ns_coefficients"], group["ns_steps"], group["eps"]
-        if updates[0].device.type == "cpu":
+        if parameters[0].device.type == "cpu":
+            updates = [self._update(p, group) for p in parameters]
             directions = [orthogonalised(update, *how) for update in updates]
         else:
-            stack = torch.stack([update.bfloat16() for update in updates])
-            directions = list(orthogonalised(stack, *how))
-        for parameter, direction in zip(parameters, directions, strict=True):
-            parameter.mul_(1 - lr * group["weight_decay"])
-            parameter.add_(direction, alpha=-lr * 0.2 * max(parameter.shape) ** 0.5)
+            updates_stack = self._updates(parameters, group).bfloat16()
+            directions = list(orthogonalised(updates_stack, *how).float())
+        lr: Tensor | float = group["lr"]
+        if self.found_inf is not None:
+            lr = lr * (1.0 - self.found_inf)
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_mul_(directions, lr * -0.2 * max(parameters[0].shape) ** 0.5)
+        torch._foreach_add_(parameters, directions)
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         """Its gradient, smoothed."""
-        gradient, momentum = parameter.grad, group["momentum"]
-        assert gradient is not None
+        gradient, momentum = _gradient(parameter), group["momentum"]
+        buffer = self._buffer(parameter)
+        if self.found_inf is not None:
+            gradient = torch.where(self.found_inf > 0, buffer, gradient)
+        buffer.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(buffer, momentum) if group["nesterov"] else buffer
+
+    def _updates(self, parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """The same of many, as one stack: a few kernels instead of a few for each."""
+        buffers, momentum = [self._buffer(p) for p in parameters], group["momentum"]
+        gradients = torch.stack([_gradient(p) for p in parameters])
+        smooth = torch.stack(buffers)
+        if self.found_inf is not None:
+            gradients = torch.where(self.found_inf > 0, smooth, gradients)
+        smooth.lerp_(gradients, 1 - momentum)
+        torch._foreach_copy_(buffers, list(smooth))
+        return gradients.lerp(smooth, momentum) if group["nesterov"] else smooth
+
+    def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        buffer: Tensor = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
-        return gradient.lerp(buffer, momentum) if group["nesterov"] else buffer
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def orthogonalised(

@@ -13,10 +13,10 @@ for parameters whose values were replaced.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from peerlm.config import TrainSection
 from peerlm.train.muon import Muon
@@ -38,8 +38,12 @@ class InnerOptimizer:
         for group in self._groups():
             group["lr"] = group["peak_lr"] * scale
 
-    def step(self) -> None:
+    def step(self, is_finite: Tensor | None = None) -> None:
+        """Move the parameters; with `is_finite`, a truth on their device that the processor does not wait for, only if
+        it is. That needs what `build` makes for one that `runs_ahead`."""
+        found_inf = None if is_finite is None else 1.0 - is_finite.float()
         for part in self.parts:
+            cast("Any", part).found_inf = found_inf  # as torch's GradScaler tells them
             part.step()
 
     def zero_grad(self) -> None:
@@ -56,15 +60,19 @@ class InnerOptimizer:
         return [group for part in self.parts for group in part.param_groups]
 
 
-def build(model: nn.Module, settings: TrainSection) -> InnerOptimizer:
-    """The optimizer `settings.optimizer` names, at its peak rates."""
-    named = dict(model.named_parameters())
+def build(model: nn.Module, settings: TrainSection, *, runs_ahead: bool = False) -> InnerOptimizer:
+    """The optimizer `settings.optimizer` names, at its peak rates. `runs_ahead`: its steps may be told on the device
+    whether they are to move anything, which torch's rules can where all is in one kernel."""
+    named, fused = dict(model.named_parameters()), True if runs_ahead else None
     match settings.optimizer:
         case "muon":
             inside = {n: p for n, p in named.items() if n.startswith("blocks.") and p.ndim == 2}
             beside = {n: p for n, p in named.items() if n not in inside}
             adamw = torch.optim.AdamW(
-                _groups(beside, settings.weight_decay), lr=settings.adamw_lr, betas=ADAMW_BETAS
+                _groups(beside, settings.weight_decay),
+                lr=settings.adamw_lr,
+                betas=ADAMW_BETAS,
+                fused=fused,
             )
             if not inside:  # a first stage may hold the model's ends alone
                 return InnerOptimizer([adamw], named)
@@ -79,11 +87,12 @@ def build(model: nn.Module, settings: TrainSection) -> InnerOptimizer:
         case "adamw":
             everything = _groups(named, settings.weight_decay)
             return InnerOptimizer(
-                [torch.optim.AdamW(everything, lr=settings.lr, betas=ADAMW_BETAS)], named
+                [torch.optim.AdamW(everything, lr=settings.lr, betas=ADAMW_BETAS, fused=fused)],
+                named,
             )
         case "sgd":
             everything = _groups(named, settings.weight_decay)
-            return InnerOptimizer([torch.optim.SGD(everything, lr=settings.lr)], named)
+            return InnerOptimizer([torch.optim.SGD(everything, lr=settings.lr, fused=fused)], named)
         case _:
             raise AssertionError(f"no optimizer {settings.optimizer!r}")
 

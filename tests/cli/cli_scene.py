@@ -11,7 +11,7 @@ from typing import Any
 from peerlm.daemon import control
 from peerlm.node.dial_back import Reached
 from peerlm.node.status import MemberSummary, Summary, TextSummary, as_json
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import PeerId, RunId
 
 SMALL = ("--set", "model.dim=16", "--set", "model.heads=2", "--set", "model.hidden=16")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from peerlm.cli.main import main
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 sys.path.append(str(Path(__file__).parent))
 

@@ -17,7 +17,7 @@ from cli_scene import serving
 from peerlm.daemon import control
 from peerlm.daemon.control import LINE_BYTES_MAX, NoDaemon, ask
 from peerlm.errors import ConfigError, PeerlmError, StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 
 async def echo(command: str, args: dict[str, Any]) -> dict[str, Any]:

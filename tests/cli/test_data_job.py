@@ -16,7 +16,7 @@ from peerlm.cli.data_work import read_job
 from peerlm.data.prepared import Job
 from peerlm.data.sources import Source, SourceFile
 from peerlm.errors import ConfigError, StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import Kind, of_files
 from peerlm.types import ObjectHash
 

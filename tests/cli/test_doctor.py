@@ -14,7 +14,7 @@ from cli_scene import Cli, FakeDaemon, answer_of, sample_summary
 from peerlm.cli import doctor
 from peerlm.cli.doctor import MARKS, Finding
 from peerlm.config import NodeSettings, with_changes
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ import peerlm
 from peerlm.cli import nodes_here
 from peerlm.errors import PeerlmError, StateError
 from peerlm.filesystem import CHUNKS_KEPT, PeerlmFileSystem
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import CHUNK_BYTES
 
 TABLE = b"play,words\nHamlet,30557\nOthello,26450\n"

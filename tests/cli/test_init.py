@@ -18,7 +18,7 @@ from peerlm.identity import chain, files
 from peerlm.model.export import write_model
 from peerlm.model.plan import fragments
 from peerlm.store import snapshot
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.types import Role, WallTime
 
 TEXT = "To be, or not to be, that is the question.\n" * 500
@@ -106,6 +106,9 @@ def test_a_tokenizer_becomes_an_object_and_sets_the_vocabulary(peerlm: Cli, tmp_
         (("--data", "empty.txt"), 2, ("empty.txt",)),
         (("--data", "latin.txt"), 2, ("latin.txt", "UTF-8")),
         (("--data", "short.txt"), 2, ("short.txt", "shorter than one batch", "needed")),
+        (("--data", "swarm:plays*3+news"), 2, ("keeps nothing yet", "peerlm plan set")),
+        (("--set", "data.source=swarm:plays"), 2, ("keeps nothing yet", "swarm:plays")),
+        (("--host", "none"), 2, ("--host none", "makes its weights")),
         (("--data", "local"), 2, ("data.local",)),
         (("--data", "local", "--set-node", "data.local=nowhere.txt"), 2, ("nowhere.txt",)),
         (("--tokenizer", "short.txt"), 2, ("short.txt", "not a `tokenizers` JSON file")),

@@ -24,7 +24,7 @@ from peerlm.cli.whole_files import Folder
 from peerlm.daemon.control import NoDaemon
 from peerlm.daemon.desk_client import Client
 from peerlm.errors import StateError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import Chunk, Kind, of_files
 from peerlm.types import ObjectHash
 

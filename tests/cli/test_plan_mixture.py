@@ -12,7 +12,7 @@ from desk_scene import FakeDesk, desk
 from peerlm.cli.plan import current_plan
 from peerlm.config.mixture import CORPORA_MAX
 from peerlm.data.shards import corpus_manifest, shard_bytes, shard_fact
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.manifest import Kind, of_files
 
 __all__ = ["desk"]

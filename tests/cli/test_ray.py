@@ -16,7 +16,7 @@ from cli_scene import Cli, assert_one_line
 from peerlm.cli.invite import DEFAULT_ROLES
 from peerlm.cli.signer import find_signer
 from peerlm.identity.invite import make_invite
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import WallTime
 
 HERE, THERE = "node:10.0.0.1", "node:10.0.0.2"

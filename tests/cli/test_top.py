@@ -23,7 +23,7 @@ from peerlm.cli.top_members import MembersTable
 from peerlm.cli.top_screen import Help, Top
 from peerlm.daemon.control import NoDaemon
 from peerlm.errors import PeerlmError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.types import PeerId
 
 LAYOUT = Layout(Path("/nowhere"))

@@ -16,7 +16,7 @@ from peerlm.cli.plan import current_plan
 from peerlm.config import with_changes
 from peerlm.model.export import write_model
 from peerlm.model.hf import open_hf
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 BYTES = with_changes(PLAN, {"data.vocab": 300}, "test")
 """A model with ids to spare: its tokenizer is `bytes`."""

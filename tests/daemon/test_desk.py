@@ -20,7 +20,7 @@ from peerlm.daemon.desk import Desk
 from peerlm.daemon.desk_client import LENGTH
 from peerlm.errors import StateError
 from peerlm.node.awaited import Awaited
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.types import Instant, ObjectHash, WallTime
 

@@ -18,7 +18,7 @@ from peerlm.mix.sketch import sketch
 from peerlm.model.plan import fragments
 from peerlm.model.stages import stages
 from peerlm.store import snapshot
-from peerlm.store.disk import StateDirectory
+from peerlm.store.layout import StateDirectory
 from peerlm.store.placed import read_placed
 from peerlm.types import FragmentId, ObjectHash
 

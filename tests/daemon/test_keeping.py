@@ -25,7 +25,7 @@ from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.sketch import sketch
 from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.store import disk, snapshot
-from peerlm.store.disk import StateDirectory
+from peerlm.store.layout import StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.store.snapshot import Contents, FragmentState, Snapshot
 from peerlm.types import FragmentId, ObjectHash, PeerId, WallTime

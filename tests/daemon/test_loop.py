@@ -20,7 +20,7 @@ from peerlm.daemon.worker_process import torch_environment
 from peerlm.errors import StateError, Unreachable
 from peerlm.events import Event, SaveFailed
 from peerlm.store import disk
-from peerlm.store.disk import StateDirectory
+from peerlm.store.layout import StateDirectory
 
 
 @pytest.fixture

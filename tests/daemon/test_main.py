@@ -13,7 +13,7 @@ from peerlm.cli.main import main
 from peerlm.daemon.answers import _health
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.main import open_daemon, read_home
-from peerlm.store.disk import StateDirectory
+from peerlm.store.layout import StateDirectory
 
 SMALL = ("--set", "model.dim=16", "--set", "model.heads=2", "--set", "model.hidden=16")
 HERE = ("--set-node", "network.host=127.0.0.1", "--set-node", "network.port=0")

@@ -11,7 +11,7 @@ import pytest
 
 from peerlm.daemon.page import CONNECTIONS_MAX, Page
 from peerlm.daemon.sockets import listen_tcp
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 LIFE_S = 3.0
 REQUEST = b"GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n"

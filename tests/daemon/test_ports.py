@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from peerlm.daemon.ports import PORTS, preferred, remember
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 PICKED = (45_001, 45_002, 45_003)
 

@@ -15,7 +15,7 @@ import pytest
 
 from peerlm.daemon.scrubbing import LOOK_S, Found, Scrubbing
 from peerlm.errors import StateError
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.store.scrub import DAY_S
 from peerlm.types import ObjectHash, WallTime

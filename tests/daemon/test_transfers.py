@@ -19,7 +19,7 @@ from peerlm.effects import RunPull, ServePull
 from peerlm.errors import ChunkCorrupt, StateError
 from peerlm.events import ObjectLost, PullEnded, PullServed
 from peerlm.mix.fragment import SlowFragment
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.objects import PIECE_BYTES, Arriving, Objects
 from peerlm.types import FragmentId, ObjectHash, PeerId, TransferId
 

@@ -264,7 +264,7 @@ class AmongEnemies(RuleBasedStateMachine):
         assert len(set(detector._round)) == len(detector._round) <= PEERS
         assert 0 <= detector.awareness.score < node.profile.awareness_max
         assert len(node._links) <= PEERS
-        assert len(node._synced) <= PEERS
+        assert len(node._comparing._synced) <= PEERS
         for suspicion in beliefs._suspicions.values():
             assert 1 <= len(suspicion.accusers) <= PEERS + 1, "invented accusers count"
         assert len(node.book) <= PEERS

@@ -55,6 +55,33 @@ def test_it_learns_in_bf16_what_a_processor_learns_in_fp32() -> None:
     assert losses[0] == pytest.approx(losses[1], abs=0.3)
 
 
+def test_a_step_that_is_not_finite_moves_nothing_though_nobody_waits_for_it() -> None:
+    learner = Learner(PLAN, CUDA)
+    norm = learner.model.output.norm.weight
+    learner.step(counting(1))
+    clean = norm.detach().clone()
+    with torch.no_grad():
+        norm[0] = float("nan")
+    before = [p.detach().clone() for p in learner.model.parameters()]
+    poisoned = [learner.begin(counting(2)), learner.begin(counting(3))]
+    assert not any(begun.result().finite for begun in poisoned)
+    for mine, was in zip(learner.model.parameters(), before, strict=True):
+        assert torch.equal(mine.nan_to_num(7.0), was.nan_to_num(7.0))
+    with torch.no_grad():
+        norm.copy_(clean)
+    assert learner.step(counting(4)).finite
+
+
+def test_the_processor_is_ahead_of_the_device() -> None:
+    learner = Learner(PLAN, CUDA)
+    learner.step(counting(1))
+    torch.cuda._sleep(1 << 30)  # half a second or so
+    begun = learner.begin(counting(2))
+    assert not begun.is_done
+    assert begun.result().finite
+    assert begun.is_done
+
+
 def settled(hands: Hands, count: int) -> list[Landed]:
     landed = hands.landed(wait=True)
     assert len(landed) == count

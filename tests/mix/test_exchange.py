@@ -169,7 +169,7 @@ def test_noloco_pulls_through_the_momentum_until_nodes_settle(settling: bool) ->
 def test_any_answer_tells_how_near_a_peer_is() -> None:
     pool = Pool(2, **{"mix.sampler": "latency_biased"})
     heard: list[tuple[bytes, float]] = []
-    pool.site(1).machine._sampler.answered = lambda peer, s: heard.append((peer, s))  # type: ignore[method-assign]
+    pool.site(1).machine._partners.answered = lambda peer, s: heard.append((peer, s))  # type: ignore[method-assign]
     pool.site(2).machine.standing.active = False
     pool.start(1)
     pool.deliver()

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from peerlm.daemon.control import ask
 from peerlm.errors import PeerlmError
 from peerlm.store import snapshot
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 T = TypeVar("T")
 

@@ -129,7 +129,9 @@ async def test_many_exchanges_at_once_and_nothing_is_left_of_them(make, monkeypa
     assert not ann._mover._callers
     for each in (ann, bob):
         await until(lambda mover=each._mover: len(mover._selector.get_map()) == 2)
-        assert not each._mover._kept, "the listener and the way to wake it are all that is left"
+        assert not each._mover._parting.kept, (
+            "the listener and the way to wake it are all that is left"
+        )
     assert ann.counters["bytes_sent"] >= 10 * stream_bytes("fp32", 3 * CHUNK + 7)
 
 

@@ -123,14 +123,14 @@ async def test_a_server_that_dies_midway_is_noticed(make) -> None:
     served = asyncio.ensure_future(bob.serve(a.id, read, size, a.keys, PROGRESS_S))
     pulling = asyncio.ensure_future(ann.pull(a.id, HERE, bob.port, size, a.keys, sink, int, 0.5))
     await first_chunk.wait()
-    part = bob._mover._part
+    part = bob._mover._parting.part
 
     def hang_up(stream) -> None:  # as a kill does, which says no goodbye
         stream.connection.close()
         stream.connection = socket.socket()
         part(stream)
 
-    bob._mover._part = hang_up
+    bob._mover._parting.part = hang_up
     die.set()
     await bob.close()
     with pytest.raises(Unreachable) as caught:

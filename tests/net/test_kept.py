@@ -18,6 +18,7 @@ from test_bulk_pulls import pulled
 
 from peerlm.daemon import kept, mover
 from peerlm.daemon.bulk import Bulk
+from peerlm.daemon.sockets import drop
 from peerlm.daemon.stream import Rest, Stream
 from peerlm.errors import PeerlmError
 from peerlm.mix.chunks import CHUNK
@@ -32,7 +33,7 @@ def begun(bulk: Bulk) -> tuple[int, int]:
 
 
 async def both_keep(ann: Bulk, bob: Bulk, count: int = 1) -> None:
-    await until(lambda: len(ann._mover._kept) == len(bob._mover._kept) == count)
+    await until(lambda: len(ann._mover._parting.kept) == len(bob._mover._parting.kept) == count)
 
 
 @pytest.mark.parametrize("security", ["aead", "plain"])
@@ -75,16 +76,16 @@ async def test_a_kept_connection_gives_no_right(make) -> None:
 
 async def test_one_that_the_other_end_has_closed_meanwhile_costs_nothing(make) -> None:
     ann, bob = make(), make()
-    ann._mover._on_kept = lambda *words: None  # it has not heard of it yet
+    ann._mover._parting._on_kept = lambda *words: None  # it has not heard of it yet
     await assert_exchange_works(ann, bob)
     await both_keep(ann, bob)
 
     def close_all() -> None:
-        for connection in bob._mover._kept.clear():
-            bob._mover._forget(connection)
+        for connection in bob._mover._parting.kept.clear():
+            drop(bob._mover._selector, connection)
 
     bob._mover.call(close_all)
-    await until(lambda: not bob._mover._kept)
+    await until(lambda: not bob._mover._parting.kept)
     await assert_exchange_works(ann, bob)
     assert begun(ann) == (2, 1)
 
@@ -94,7 +95,7 @@ async def test_one_that_was_closed_is_forgotten(make) -> None:
     await assert_exchange_works(ann, bob)
     await both_keep(ann, bob)
     await bob.close()
-    await until(lambda: not ann._mover._kept)
+    await until(lambda: not ann._mover._parting.kept)
 
 
 async def test_they_end_when_they_have_waited_long_enough(make, monkeypatch) -> None:
@@ -102,7 +103,7 @@ async def test_they_end_when_they_have_waited_long_enough(make, monkeypatch) -> 
     ann, bob = make(), make()
     await assert_exchange_works(ann, bob)
     await both_keep(ann, bob)
-    await until(lambda: not ann._mover._kept and not bob._mover._kept)
+    await until(lambda: not ann._mover._parting.kept and not bob._mover._parting.kept)
     assert not bob._mover._callers
     assert "callers_denied" not in bob.counters
     await assert_exchange_works(ann, bob)
@@ -134,7 +135,7 @@ async def test_who_does_not_know_of_keeping_is_understood(make, monkeypatch, old
     ann, bob = make(), make()
     for turn in range(3):
         await assert_exchange_works(ann, bob)
-        await until(lambda: not ann._mover._kept and not bob._mover._kept)
+        await until(lambda: not ann._mover._parting.kept and not bob._mover._parting.kept)
         assert begun(ann) == (turn + 1, 0)
     assert (await pulled(ann, bob, b"words"))[0] == b"words"
 
@@ -152,5 +153,5 @@ async def test_an_exchange_that_breaks_off_leaves_nothing_kept(make) -> None:
         each.cancel(a.id, "no time")
     assert all(isinstance(each, PeerlmError) for each in await outcomes)
     await until(lambda: not ann._mover._parting and not bob._mover._parting)
-    assert not ann._mover._kept
-    assert not bob._mover._kept
+    assert not ann._mover._parting.kept
+    assert not bob._mover._parting.kept

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from swarm import Node, Swarm, exchanged_more, wait_for
 
-from peerlm.store.disk import StateDirectory
+from peerlm.store.layout import StateDirectory
 
 pytestmark = pytest.mark.timeout(180)
 

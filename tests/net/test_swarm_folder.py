@@ -26,7 +26,7 @@ from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.mix.sketch import sketch
 from peerlm.model.plan import fragments
 from peerlm.store import snapshot
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.snapshot import Contents, FragmentState
 from peerlm.types import RunId, WallTime
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,6 @@ STAGES = {"model.stages": "2"}
 CUT = stages(with_changes(preset("tiny"), PLAN | STAGES, "test"))
 ROOM = max(memory_of(CUT, range(stage, stage + 1)).total() for stage in range(2))
 AUTO = {"host.stages": "auto", "host.memory_bytes": str(ROOM)}
-
-
-@pytest.fixture
-def swarm(tmp_path: Path) -> Iterator[Swarm]:
-    swarm = Swarm(tmp_path)
-    yield swarm
-    swarm.close()
 
 
 def held(status: dict[str, Any]) -> range:
@@ -73,3 +65,22 @@ def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behin
     mover.kill()
     mover.up()
     mover.wait(lambda s: held(s) == range(stage, stage + 1), "it goes on with the same stage")
+
+
+def test_who_stands_aside_has_no_weights_and_feeds_the_others(swarm: Swarm, tmp_path: Path) -> None:
+    ada = swarm.found("--set", "model.stages=2")
+    aside = swarm.join(ada, swarm.invite("--role", "store"), **{"host.stages": "none"})
+    aside.wait(lambda s: s["state"] == "aside", "it is a member")
+    text = tmp_path / "letters.txt"
+    text.write_text("Dear Ada, the engine weaves patterns.\n" * 3000)
+    succeed("data", "add", text, "--name", "letters", "--state", aside.folder)
+    succeed("plan", "set", "data.source=swarm:letters", "--state", ada.folder)
+    aside.wait(lambda s: s["plan_revision"] == 2, "it has heard of the new plan")
+    ada.wait(lambda s: s["plan_revision"] == 2 and s["state"] == "training", "it trains on that")
+    learns(ada)
+    status = aside.wait(lambda s: s["swarm_tokens"] > 0, "it sees them learn")
+    assert status["state"] == "aside"
+    assert status["stages"]["first"] > status["stages"]["last"]
+    assert status["snapshot"]["number"] == 0
+    assert any("host.stages = none" in line for line in status["why"])
+    assert "–" in succeed("placement", "--state", aside.folder)

@@ -7,7 +7,8 @@ from node_scene import World
 
 from peerlm.effects import Admit, Introduce, Save, Send, SendFresh
 from peerlm.events import LinkDown, LinkUp, Received
-from peerlm.node.node import PUBLISH_S, QUIET_FACTOR, SAY_AGAIN, Node
+from peerlm.node.node import Node
+from peerlm.node.publishing import PUBLISH_S, QUIET_FACTOR, SAY_AGAIN
 from peerlm.types import Role
 from peerlm.wire.message import Gossip, Ping, Sync
 

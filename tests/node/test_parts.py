@@ -14,6 +14,7 @@ from peerlm.node.coverage import Coverage
 from peerlm.node.facts import Facts
 from peerlm.node.finals import Finals, agree
 from peerlm.node.lifecycle import FRESH_GRACE_S, Phase
+from peerlm.node.reasons import reason_of
 from peerlm.node.seen import Seen
 from peerlm.node.work import Work
 from peerlm.swarm.hosting import Hosting, Run
@@ -123,8 +124,8 @@ def test_the_text_is_shared_by_those_that_hold_the_ends() -> None:
     ends, middle = work(0, 1, 4), work(1, 2, 4)
     facts(ends, runs)
     facts(middle, runs)
-    assert ends._readers() == (ME, ANN, EVE)
-    assert middle._readers() == (ANN, EVE)
+    assert ends.steering.readers(ends.seen) == (ME, ANN, EVE)
+    assert middle.steering.readers(middle.seen) == (ANN, EVE)
 
 
 # ------------------------------------------------------------------------------------- placing
@@ -134,7 +135,7 @@ def test_a_node_without_a_stage_waits_and_goes_on_with_one_from_what_it_had() ->
     none = work(1, 0, 2)
     none.start(Seen(donors=(ANN,), runs={ANN: (0, 1)}), Instant(0.0))
     assert none.phase is Phase.STARTING
-    assert none.reason
+    assert reason_of(none)
     none.worker.tokens, none.paused, none.worker.supervision.generation = 77, True, 4
     leaving = none.leave(Instant(1.0)) + none.wind_up(Instant(1.0), overdue=False, keeps=False)
     assert none.has_wound_up

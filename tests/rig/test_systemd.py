@@ -18,7 +18,7 @@ from machine import Machine, machine
 from peerlm.bench.namespaces import entered
 from peerlm.daemon.control import ask
 from peerlm.errors import PeerlmError
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 
 PEERLM = (sys.executable, "-m", "peerlm.__main__")
 ADDRESS, GATEWAY = "10.77.0.2", "10.77.0.1"

@@ -53,9 +53,15 @@ def version_of(slots: Slots, model: LanguageModel, name: str = "v1") -> Version:
 
 
 def service_of(
-    plan: Plan, model: LanguageModel, *, slots: int = 8, queue: int = 64, chunk: int = 32
+    plan: Plan,
+    model: LanguageModel,
+    *,
+    slots: int = 8,
+    queue: int = 64,
+    chunk: int = 32,
+    device: str = "cpu",
 ) -> Service:
-    room = Slots(plan, slots, 1 << 30)
+    room = Slots(plan, slots, 1 << 30, device)
     scheduler = Scheduler(room.count, queue, chunk)
     return Service(scheduler, TorchSampler(), ByteTokenizer(), version_of(room, model))
 

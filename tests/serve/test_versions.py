@@ -14,7 +14,7 @@ from peerlm.errors import ConfigError, StateError
 from peerlm.model.plan import fragments
 from peerlm.serve.engine import Slots
 from peerlm.store import snapshot
-from peerlm.store.disk import Layout
+from peerlm.store.layout import Layout
 from peerlm.store.snapshot import Contents, FragmentState
 from peerlm.types import PeerId, RunId, WallTime
 

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from peerlm.cli.sim_pool import all_runs, processors
+from peerlm.cli.sim_pool import all_runs
+from peerlm.data.processes import processors
 from peerlm.mix.algorithms import ALGORITHMS
 from peerlm.sim.menus import FAULTS, NODES, Trouble, live_through
 from peerlm.sim.world import World

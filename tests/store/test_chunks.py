@@ -18,7 +18,7 @@ from blake3 import blake3
 
 from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Vanished
 from peerlm.store import disk, room
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.manifest import MANIFEST_BYTES_MAX
 from peerlm.store.objects import PIECE_BYTES, Objects
 from peerlm.types import ObjectHash

@@ -20,17 +20,8 @@ from peerlm.daemon.ports import PORTS
 from peerlm.errors import StateError
 from peerlm.identity import files
 from peerlm.store import disk
-from peerlm.store.disk import (
-    NAMES,
-    AtomicFile,
-    Layout,
-    ReadFile,
-    StateDirectory,
-    read_file,
-    require_own,
-    sweep,
-    write_atomic,
-)
+from peerlm.store.disk import AtomicFile, ReadFile, read_file, sweep, write_atomic
+from peerlm.store.layout import NAMES, Layout, StateDirectory, require_own
 from peerlm.types import WallTime
 
 
@@ -239,6 +230,7 @@ def test_a_killed_owner_leaves_no_lock_and_no_litter(tmp_path: Path) -> None:
             sys.executable,
             "-c",
             "import sys; from pathlib import Path; from peerlm.store.disk import *\n"
+            "from peerlm.store.layout import StateDirectory\n"
             "state = StateDirectory(Path(sys.argv[1])); AtomicFile(state.plan).write(b'half')\n"
             "file = AtomicFile(state.snapshots / 'x'); print('held', flush=True); input()",
             str(tmp_path),

@@ -14,7 +14,7 @@ from blake3 import blake3
 from peerlm.errors import ChunkCorrupt, StateError, WireError
 from peerlm.model.plan import FragmentSpec
 from peerlm.store import snapshot
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.objects import PIECE_BYTES, Objects
 from peerlm.store.snapshot import Contents, FragmentState, Snapshot
 from peerlm.types import FragmentId, ObjectHash, RunId, WallTime

@@ -20,7 +20,7 @@ from sudden_death import kill_after
 
 from peerlm.errors import ChunkCorrupt, StateError
 from peerlm.store import disk, snapshot
-from peerlm.store.disk import Layout, StateDirectory
+from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.snapshot import Contents, FragmentState, LoadResult, Snapshot
 from peerlm.types import FragmentId, PeerId, RunId, WallTime
 

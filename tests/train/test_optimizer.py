@@ -55,6 +55,41 @@ def test_a_part_without_blocks_has_nothing_for_muon() -> None:
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw", "sgd"])
+def test_a_step_that_the_device_finds_not_finite_has_not_been(name: str) -> None:
+    """Neither parameters nor what the optimizer remembers: the next is as if it had never been asked for."""
+    settings, moved = replace(TRAIN, optimizer=name), []
+    for spoilt in (False, True):
+        model = model_with_gradients()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        inner = optimizer.build(model, settings, runs_ahead=True)
+        inner.step(torch.tensor(True))
+        if spoilt:
+            before = [p.detach().clone() for p in model.parameters()]
+            for parameter in model.parameters():
+                parameter.grad.fill_(float("nan"))
+            inner.step(torch.tensor(False))
+            assert all(map(torch.equal, model.parameters(), before))
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter.grad.copy_(gradient)
+        inner.step(torch.tensor(True))
+        moved.append(list(model.parameters()))
+    assert all(map(torch.equal, *moved))
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw", "sgd"])
+def test_a_step_that_is_told_on_the_device_is_the_same_step(name: str) -> None:
+    settings, moved = replace(TRAIN, optimizer=name), []
+    for told in ((), (torch.tensor(True),)):
+        model = model_with_gradients()
+        inner = optimizer.build(model, settings, runs_ahead=bool(told))
+        for _ in range(3):
+            inner.step(*told)
+        moved.append(list(model.parameters()))
+    for ours, theirs in zip(*moved, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw", "sgd"])
 def test_each_optimizer_moves_every_parameter(name: str) -> None:
     model = model_with_gradients()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
@@ -31,14 +32,14 @@ def shape(kind: type) -> list[tuple[str, str]]:
     """Its fields in order, with what each may hold."""
     hints = get_type_hints(kind, include_extras=True)
     text = [(f.name, str(hints[f.name])) for f in dataclasses.fields(kind)]
-    return [(n, without_news(t.replace("version_2.", "peerlm.wire."))) for n, t in text]
+    return [(n, without_news(re.sub(r"(\w+\.)+(\w+)", r"\2", t))) for n, t in text]
 
 
 def without_news(hint: str) -> str:
     """Rumors of kinds that were not there may come behind those that were."""
     new = [k.__name__ for k in get_args(message.Rumor) if k.__name__ not in OLD]
     for name in reversed(new):
-        hint = hint.replace(f" | peerlm.wire.message.{name}, ...", ", ...")
+        hint = hint.replace(f" | {name}, ...", ", ...")
     return hint
 
 

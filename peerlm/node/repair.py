@@ -1,0 +1,117 @@
+"""What to pull next of all that is lacking here.
+
+Manifests come first, since without them nobody knows what else is. Then what is urgent, as the catalog says, and the rest
+under a ceiling, as far as there is room. What nobody has is set aside after a while, so that it does not keep back what
+somebody has, and is asked for again when all else had its turn, or when somebody new came.
+"""
+
+from __future__ import annotations
+
+from peerlm.config import StoreSection
+from peerlm.effects import Effect
+from peerlm.node.awaited import Awaited
+from peerlm.node.ceiling import Ceiling
+from peerlm.node.makers import Makers
+from peerlm.node.manifests import Manifests
+from peerlm.node.pulls import Pulls
+from peerlm.store.catalog import Catalog
+from peerlm.types import Instant, ObjectHash, after
+
+UNDER_WAY = 32
+"""Chunks of repair that are being pulled or looked for at once."""
+
+UNFOUND = 32
+"""Of what nobody has, so much is asked for again and again; what is beyond it waits until all else had its turn."""
+
+AGAIN_S = 60.0
+"""Then it has its own, no more often."""
+
+MANIFESTS_BYTES = 256 << 20
+"""Manifests may take so much more than is offered: a node that could not read them would not know what may go."""
+
+
+class Repair:
+    """`is_full`: something was lacking for which there was no room, when it was looked last."""
+
+    def __init__(
+        self,
+        settings: StoreSection,
+        catalog: Catalog,
+        pulls: Pulls,
+        awaited: Awaited,
+        manifests: Manifests,
+        fresh: Makers,
+        now: Instant,
+    ) -> None:
+        self._catalog, self._pulls, self._awaited = catalog, pulls, awaited
+        self._manifests, self._fresh = manifests, fresh
+        self._ceiling = Ceiling(settings.repair_bytes_s, now)
+        self._nowhere: dict[ObjectHash, None] = {}
+        """What nobody has, but for what is asked for again and again."""
+        self._again_at = now
+        self._hurry = False
+        self.is_full = False
+
+    @property
+    def unfound(self) -> int:
+        """What nobody has."""
+        return len(self._pulls.unfound()) + len(self._nowhere)
+
+    def hurry(self) -> None:
+        """There is no ceiling until nothing is lacking."""
+        self._hurry = True
+
+    def somebody_came(self) -> None:
+        """Who may have what nobody had."""
+        self._nowhere.clear()
+
+    def look(self, free: int, now: Instant, *, keeps: bool) -> list[Effect]:
+        """Pull what is due here and lacking. `free`: bytes of what this node offers; `keeps`: it offers anything."""
+        self._ceiling.accrue(now)
+        effects = self._set_aside()
+        coming = set(self._pulls.wanted).difference(self._pulls.unfound())
+        room = free - sum(map(self._pulls.size_of, coming))
+        wants = self._lacked_manifests(room, UNDER_WAY - len(coming), keeps=keeps)
+        room -= sum(size for _, size in wants)
+        self.is_full = False
+        for want in self._catalog.wanted(4 * UNDER_WAY, {*self._pulls.wanted, *self._nowhere}):
+            if len(coming) + len(wants) >= UNDER_WAY:
+                break
+            if want.size > room:
+                self.is_full = True
+                continue
+            if not want.is_urgent and not self._may_spend(want.size):
+                break
+            room -= want.size
+            wants.append((want.hash, want.size))
+        if self._hurry and not self._catalog.lacking:
+            self._hurry = False
+        if not wants and now >= self._again_at:
+            self._nowhere.clear()
+            self._again_at = after(now, AGAIN_S)
+        return [*effects, *(self._pulls.want(wants, now) if wants else [])]
+
+    def _lacked_manifests(
+        self, room: int, count: int, *, keeps: bool
+    ) -> list[tuple[ObjectHash, int]]:
+        """Of those that are not asked for yet, what there is room for; who reads only has no room to mind."""
+        wants: list[tuple[ObjectHash, int]] = []
+        room += MANIFESTS_BYTES
+        for manifest, size in self._manifests.lacked.items():
+            is_asked = manifest in self._pulls.wanted or manifest in self._nowhere
+            if len(wants) < count and not is_asked and (size <= room or not keeps):
+                room -= size
+                wants.append((manifest, size))
+        return wants
+
+    def _set_aside(self) -> list[Effect]:
+        """What nobody has must not keep back what somebody has."""
+        unfound = [h for h in self._pulls.unfound() if h not in self._awaited]
+        aside = unfound[UNFOUND:]
+        self._nowhere |= dict.fromkeys(aside)
+        self._ceiling.give_back(sum(map(self._pulls.size_of, aside)))
+        return self._pulls.forget(aside)
+
+    def _may_spend(self, size: int) -> bool:
+        """Whether the ceiling leaves room. What a name that was just written needs is no repair."""
+        return self._hurry or bool(self._fresh) or self._ceiling.take(size)
