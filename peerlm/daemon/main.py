@@ -31,6 +31,7 @@ from peerlm.daemon.answers import handler, look
 from peerlm.daemon.bulk import Bulk
 from peerlm.daemon.cutting import Cutting
 from peerlm.daemon.desk import Desk
+from peerlm.daemon.heaps import bound_heaps
 from peerlm.daemon.holding import Holding, all_sizes, threads_of
 from peerlm.daemon.introduction import Introduction
 from peerlm.daemon.keeping import Keeping, tallies_of
@@ -130,6 +131,7 @@ def run(
         Unsaved: it has ended, and its last snapshot failed.
     """
     os.umask(0o077)  # whatever is written from here on is the owner's alone
+    bound_heaps()
     require_own(root)
     with StateDirectory(root) as state:
         home = read_home(state)

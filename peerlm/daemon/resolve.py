@@ -9,6 +9,7 @@ there" are different errands for the person who reads it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import socket
@@ -129,12 +130,27 @@ async def reach(addresses: tuple[str, ...], port: int) -> str:
 
 
 async def _connect(ip: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
-    connection = socket.socket(family, socket.SOCK_STREAM)
+    """Not the loop's `sock_connect`: uvloop's looks addresses up in four threads more, which it keeps. Raises `OSError`."""
+    connection = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
     try:
         connection.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(connection, (ip, port))
+        error = connection.connect_ex((ip, port))
+        if error == errno.EINPROGRESS:
+            await _until_writable(connection)
+            error = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, os.strerror(error))
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+async def _until_writable(connection: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    is_writable = asyncio.Event()
+    loop.add_writer(connection, is_writable.set)
+    try:
+        await is_writable.wait()
+    finally:
+        loop.remove_writer(connection)

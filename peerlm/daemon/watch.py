@@ -9,6 +9,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
 
+from peerlm.daemon.heaps import give_back
 from peerlm.daemon.loop import now, wall
 from peerlm.daemon.notify import Health, Notifier
 from peerlm.daemon.writing import Writing
@@ -45,16 +46,21 @@ async def keep_watch(
     threads: Executor,
 ) -> None:
     """Runs until cancelled; then the node is looked at and the history saved once more. Saving waits for the
-    disk, telling never does: a service manager would take a slow disk for a loop that is stuck."""
+    disk, telling never does: a service manager would take a slow disk for a loop that is stuck. With it, memory that has
+    come free is given back to the system."""
     began, save_at = now(), now() + SAVE_S
     saving: asyncio.Task[None] | None = None
+
+    def write(text: str) -> None:
+        try:
+            disk.write_atomic(layout.history, text.encode())
+        finally:
+            give_back()
 
     async def save() -> None:
         text, loop = history.to_text(), asyncio.get_running_loop()
         with contextlib.suppress(StateError):  # a full disk is told of by the snapshots
-            await loop.run_in_executor(
-                threads, lambda: disk.write_atomic(layout.history, text.encode())
-            )
+            await loop.run_in_executor(threads, write, text)
 
     try:
         while True:

@@ -353,7 +353,7 @@ class Work:
         self.origin = False
         self.straying.installed(fresh=origin == "fresh")
         self.exchanges.outcomes.installed(ours=origin == "snapshot" or not self.may_train)
-        self.steering.outer_steps = 0 if origin == "peers" else RAMP_STEPS
+        self.steering.outer_steps = RAMP_STEPS if origin == "fresh" else 0
         self.steering.weigh(self.seen)
         return [Log("info", "state_installed", (("origin", origin),)), *self.step(now)]
 

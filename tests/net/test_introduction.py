@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 
@@ -281,3 +283,25 @@ async def test_a_taken_base_port_is_a_line_or_another_port(door, box) -> None:
 )
 def test_forms_of_addresses(text: str, expected: tuple[str, int]) -> None:
     assert resolve.parse_address(text) == expected
+
+
+THREADS_OF_A_DIAL = """
+import asyncio, socket, sys
+from pathlib import Path
+import uvloop
+from peerlm.daemon.resolve import connect_first
+async def dial():
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        before = set(Path("/proc/self/task").iterdir())
+        ip, connection = await connect_first(("127.0.0.1",), door.getsockname()[1])
+        connection.close()
+        sys.exit(len(set(Path("/proc/self/task").iterdir()) - before))
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    runner.run(dial())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted as Linux shows them")
+def test_dialling_takes_no_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", THREADS_OF_A_DIAL], check=False)
+    assert done.returncode == 0, f"{done.returncode} threads more"

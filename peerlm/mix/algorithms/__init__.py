@@ -70,9 +70,9 @@ def get(name: str) -> Algorithm:
 
 
 def ramp(outer_steps: int) -> float:
-    """Share of the usual weight for a node that has taken so many outer steps since it joined.
+    """Share of the usual weight for a node that has taken so many outer steps since it joined, or came back.
 
-    A newcomer brings no progress of its own: it should be pulled towards the swarm, not the swarm
-    towards it. What the ramp withholds bends the swarm's sum, and that is intended.
+    A newcomer brings no progress of its own, and who comes back with a snapshot brings an old one: it should be
+    pulled towards the swarm, not the swarm towards it. What the ramp withholds bends the swarm's sum, and that is intended.
     """
     return min(1.0, max(1, outer_steps) / RAMP_STEPS)
