@@ -116,6 +116,7 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.chaos $(FLAGS)
 	$(BIN)/python -m bench.stages $(FLAGS)
 	$(BIN)/python -m bench.stage_speed $(FLAGS)
+	$(BIN)/python -m bench.before $(FLAGS)
 	$(BIN)/python -m bench.stream $(FLAGS)
 	$(BIN)/python -m bench.texts --preset gpt-124m $(FLAGS)
 	$(BIN)/python -m bench.store_swarm $(FLAGS)
