@@ -136,6 +136,55 @@ def test_what_all_nodes_together_have_no_room_for(peerlm: Cli, desk: FakeDesk, t
     assert_one_line(peerlm("data", "add", texts), 3, "no live node offers room", "store.enabled")
 
 
+def test_what_does_not_fit_beside_what_is_there(peerlm: Cli, desk: FakeDesk, texts: Path) -> None:
+    """The source has 13 060 bytes: one node has room for them, one for 4 kB, one is full."""
+    desk.nodes = [node(ME, capacity_bytes=14_000, used_bytes=13_000)]
+    desk.nodes += [node(OTHER, capacity_bytes=10_000, used_bytes=6_000)]
+    desk.nodes += [node("cc" * 16, capacity_bytes=10_000, used_bytes=12_000)]
+    add = ("data", "add", texts, "--as", "files")
+    needs = "3 replicas of 13.1 kB need 39.2 kB, and 17.1 kB are free for it"
+    done = peerlm(*add)
+    assert_one_line(done, 3, needs, "0 B at cccccccc, 4 kB at bbbbbbbb", "--replicas", "--wait 0")
+    assert_one_line(peerlm(*add, "--replicas", "2"), 3, "2 replicas of 13.1 kB need 26.1 kB")
+    assert desk.put_bytes == 0, "it is said before anything is put"
+    assert peerlm(*add, "--replicas", "1").code == 0
+    assert peerlm(*add, "--wait", "0", "--name", "later").code == 0
+
+
+def test_what_is_on_other_nodes_already_needs_no_room_there(
+    peerlm: Cli, desk: FakeDesk, texts: Path
+) -> None:
+    desk.has("texts", [("old", [b"something else"])])
+    desk.nodes = [node(ME), node(OTHER, capacity_bytes=20_000, used_bytes=19_000)]
+    replace = ("data", "add", texts, "--as", "files", "--replace")
+    desk.copies = lambda wanted: 1
+    done = peerlm(*replace)
+    assert_one_line(done, 3, "1 replica on other nodes of 13.1 kB need", "1 kB at bbbbbbbb")
+    assert [file.path for file in desk.manifest("texts").files] == ["old"]
+    desk.copies = lambda wanted: 2
+    assert peerlm(*replace).code == 0
+
+
+def test_text_is_measured_by_its_tokens(peerlm: Cli, desk: FakeDesk, texts: Path) -> None:
+    desk.nodes = [node(ME), node(OTHER, capacity_bytes=20_000, used_bytes=16_000)]
+    done = peerlm("data", "add", texts / "a.txt", "--tokenizer", "bytes")
+    assert_one_line(done, 3, "2 replicas of 5.25 kB need 10.5 kB")
+
+
+def test_who_is_full_is_said_when_copies_do_not_come(
+    peerlm: Cli, desk: FakeDesk, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peerlm.cli.copies.STANDSTILL_S", 0.0)
+    monkeypatch.setattr("peerlm.cli.copies.LOOK_S", 0.001)
+    desk.copies = lambda wanted: 1
+    add = ("data", "add", texts, "--as", "files")
+    done = peerlm(*add)
+    assert done.code == 1
+    assert "nothing is copied any more: see `peerlm store status`" in done.err
+    desk.nodes = [node(ME), node(OTHER, capacity_bytes=1_100_000, lacking=2)]
+    assert "no room is left at bbbbbbbb; raise store.bytes" in peerlm(*add).err
+
+
 def test_who_may_write_no_names_reads_nothing_in_vain(
     peerlm: Cli, desk: FakeDesk, texts: Path
 ) -> None:
