@@ -122,7 +122,8 @@ def _row(desk: Client, record: dict[str, Any]) -> dict[str, Any]:
         nothing = dict.fromkeys(unknown)
         return {**record, **nothing}
     counts = desk.survey(sample_of(manifest)).counts
-    facts = {key: value for key, value in facts_of(manifest).items() if key != "documents"}
+    of_texts = ("documents", "shards")
+    facts = {key: value for key, value in facts_of(manifest).items() if key not in of_texts}
     before = str(manifest.meta.get("before", ""))
     optimizer = str(manifest.meta.get("optimizer", ""))
     about = {"before": before, "optimizer": optimizer}

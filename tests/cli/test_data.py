@@ -65,12 +65,14 @@ def test_text_becomes_a_corpus(peerlm: Cli, desk: FakeDesk, texts: Path) -> None
     assert (told["kind"], told["tokens"], told["files"]) == ("corpus", 10500, 1)
     shown = json.loads(peerlm("data", "show", "hamlet", "--json").out)
     assert shown["meta"]["vocab"] == 256
-    assert (shown["tokens"], shown["documents"]) == (10500, 1)
+    assert (shown["tokens"], shown["documents"], shown["shards"]) == (10500, 1, 1)
+    assert peerlm("data", "ls").out.splitlines()[1].split()[4:7] == ["1", "1", "10.5"]
 
 
 def test_a_vocabulary_of_its_own_is_in_the_corpus(peerlm: Cli, desk: FakeDesk, texts: Path) -> None:
-    add = ("data", "add", texts / "a.txt", "--tokenizer", "train:300")
-    assert peerlm(*add).code == 0
+    add = ("data", "add", texts / "a.txt", "--tokenizer", "train:300", "--json")
+    told = json.loads(peerlm(*add).out)
+    assert (told["shards"], told["files"]) == (1, 2)
     assert [file.path for file in desk.manifest("a").files][-1] == "tokenizer.json"
 
 
@@ -268,15 +270,17 @@ def test_ls_shows_the_fewest_replicas_of_each(peerlm: Cli, desk: FakeDesk) -> No
         "kind",
         "size",
         "files",
+        "documents",
         "tokens",
         "replicas",
         "writer",
         "age",
     ]
-    assert lines[1].split()[:9] == ["other", "files", "1", "B", "1", "–", "3", "of", "3"]
-    assert lines[2].split()[:9] == ["plays*", "files", "3", "B", "2", "–", "1", "of", "3"]
+    assert lines[1].split()[:10] == ["other", "files", "1", "B", "1", "–", "–", "3", "of", "3"]
+    assert lines[2].split()[:10] == ["plays*", "files", "3", "B", "2", "–", "–", "1", "of", "3"]
     rows = json.loads(peerlm("data", "ls", "--json").out)
     assert [row["replicas_least"] for row in rows] == [3, 1]
+    assert [row["shards"] for row in rows] == [None, None]
     assert "there is nothing in the store" in peerlm_of_none(peerlm, desk)
 
 
@@ -334,6 +338,17 @@ def test_rm_asks_and_spares_what_is_pinned(
     assert peerlm("data", "rm", "plays").code == 130
     assert "plays" in desk.records
     assert peerlm("data", "rm", "plays", "--yes").out == "removed plays\n"
+    assert not desk.records
+
+
+@pytest.mark.parametrize("of", ["data", "checkpoint"])
+def test_rm_and_pin_say_what_it_was_to_programs(peerlm: Cli, desk: FakeDesk, of: str) -> None:
+    desk.has("plays", [("a", [b"1"])])
+    record = desk.records["plays"]
+    assert json.loads(peerlm(of, "pin", "plays", "--json").out) == {**record, "is_pinned": True}
+    off = peerlm(of, "pin", "plays", "--off", "--json")
+    assert json.loads(off.out) == {**record, "is_pinned": False}
+    assert json.loads(peerlm(of, "rm", "plays", "--yes", "--json").out) == record
     assert not desk.records
 
 
