@@ -247,6 +247,10 @@ def _found(desk: Client, name: str) -> dict[str, Any]:
     hashes = distinct(manifest)
     surveyed = desk.survey(hashes)
     found = standing_of(hashes, surveyed.counts, record["replicas"], surveyed.silent, surveyed.kept)
+    try:
+        checked = desk.checked(hashes)
+    except StateError:  # the release before cannot say
+        checked = None
     paths = [
         {
             "path": file.path,
@@ -260,6 +264,7 @@ def _found(desk: Client, name: str) -> dict[str, Any]:
         **facts_of(manifest),
         "meta": _short(dict(manifest.meta)),
         FOUND: found,
+        "checked_here": checked,
         "paths": paths,
     }
 
@@ -305,12 +310,24 @@ def _lines(s: dict[str, Any], now: float) -> list[str]:
         ("on", f"{node['id'][:8]}  {words.some(node['chunks'], 'chunk')}")
         for node in found["nodes"]
     ]
+    if (checked := s["checked_here"]) and checked["here"]:
+        facts.append(("checked", checked_line(checked, now)))
     facts += [("silent", f"{node[:8]} did not answer") for node in found["silent"]]
     facts += [
         ("file", f"{file['path']}  {words.size(file['bytes'])}") for file in s.get("paths", ())
     ]
     width = max(len(key) for key, _ in facts)
     return [f"{key.ljust(width)}  {line}" for key, line in facts]
+
+
+def checked_line(checked: dict[str, Any], now: float) -> str:
+    """When chunks that are here were last read from the disk and found right."""
+    here = words.some(checked["here"], "chunk")
+    if checked["oldest"] is None:
+        return f"{here} here, when they came; not since"
+    ago = words.ago(max(0.0, now - checked["oldest"]))
+    later = f"; {checked['unknown']} not since they came" if checked["unknown"] else ""
+    return f"{here} here, within the last {ago}{later}"
 
 
 def _histogram(found: dict[str, Any]) -> str:

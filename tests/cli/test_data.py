@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from desk_scene import ME, OTHER, FakeDesk, chunk_of, desk, node
 from peerlm.cli import copies
 from peerlm.cli.copies import Copies, wait_copies
 from peerlm.cli.desk_here import progress
+from peerlm.errors import StateError
 from peerlm.store.manifest import CHUNK_BYTES, Kind, of_files
 
 __all__ = ["desk"]
@@ -325,6 +327,23 @@ def test_show_tells_where_chunks_are_and_which_have_too_few(peerlm: Cli, desk: F
     assert_one_line(
         peerlm("data", "show", "poems"), 3, "nothing of the name poems", "peerlm data ls"
     )
+
+
+def test_show_says_when_chunks_here_were_last_read(peerlm: Cli, desk: FakeDesk) -> None:
+    desk.has("plays", [("a", [b"1", b"2", b"3"])])
+    assert "3 chunks here, when they came; not since" in peerlm("data", "show", "plays").out
+    at = time.time() - 3 * 86_400
+    desk.checks = lambda here: {"here": here, "unknown": 1, "oldest": at}
+    shown = peerlm("data", "show", "plays").out
+    assert "3 chunks here, within the last 3 d; 1 not since they came" in shown
+    said = json.loads(peerlm("data", "show", "plays", "--json").out)["checked_here"]
+    assert said == {"here": 3, "unknown": 1, "oldest": at}
+
+    def is_old(_: int) -> dict[str, Any]:
+        raise StateError("the store's desk does not know 'checked' with these arguments")
+
+    desk.checks = is_old
+    assert json.loads(peerlm("data", "show", "plays", "--json").out)["checked_here"] is None
 
 
 def test_rm_asks_and_spares_what_is_pinned(
