@@ -136,7 +136,8 @@ def _row(desk: Client, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _facts(manifest: Manifest) -> dict[str, Any]:
-    facts = {key: value for key, value in facts_of(manifest).items() if key != "documents"}
+    of_texts = ("documents", "shards")
+    facts = {key: value for key, value in facts_of(manifest).items() if key not in of_texts}
     return facts | {key: str(manifest.meta.get(key, "")) for key in ("before", "optimizer")}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from peerlm.cli import room
 from peerlm.cli.desk_here import Tell, progress
 from peerlm.errors import PeerlmError
 from peerlm.types import ObjectHash
@@ -36,6 +37,8 @@ class Copies:
     """Live nodes that could."""
     waiting: int
     """Chunks that fewer nodes have than was waited for, when waiting was given up."""
+    full: str = ""
+    """Then, nodes that have no room left."""
 
     @property
     def is_durable(self) -> bool:
@@ -83,11 +86,15 @@ def line(record: dict[str, Any], copies: Copies | None) -> str:
 
 def require_enough(record: dict[str, Any], copies: Copies | None, wait: int) -> None:
     """Raises `PeerlmError`: waiting was given up."""
-    if copies is not None and copies.waiting:
-        raise PeerlmError(
-            f"{record['name']} is in the store, but {copies.waiting} chunks have not come to "
-            f"{min(wait, copies.possible)} nodes and nothing is copied any more: see `peerlm store status`"
-        )
+    if copies is None or not copies.waiting:
+        return
+    why = "see `peerlm store status`"
+    if copies.full:
+        why = f"no room is left at {copies.full}; raise store.bytes in node.toml there, or bring another node"
+    raise PeerlmError(
+        f"{record['name']} is in the store, but {copies.waiting} chunks have not come to "
+        f"{min(wait, copies.possible)} nodes and nothing is copied any more: {why}"
+    )
 
 
 def wait_copies(
@@ -112,7 +119,8 @@ def wait_copies(
             since, before = clock(), len(pending)
         if not pending or clock() - since > STANDSTILL_S:
             counts = desk.survey(hashes).counts
-            return Copies(min(counts, default=0), possible, len(pending))
+            full = room.full_nodes(desk.status()) if pending else ""
+            return Copies(min(counts, default=0), possible, len(pending), full)
         sleep(max(LOOK_S, EASE * (clock() - began)))
 
 

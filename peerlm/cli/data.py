@@ -43,6 +43,8 @@ MANIFEST_S = 5.0
 
 Names = list[dict[str, Any]]
 
+FACTS = ("bytes", "files", "chunks", "shards", "documents", "tokens")
+
 FOUND = "found"
 
 
@@ -88,19 +90,29 @@ def _listed(desk: Client, record: dict[str, Any]) -> dict[str, Any]:
         manifest: Manifest | None = desk.manifest(record["name"], MANIFEST_S)
     except StateError:
         manifest = None
-    sizes = facts_of(manifest) if manifest else dict.fromkeys(("bytes", "files", "chunks"))
-    return {**record, "documents": None, "tokens": None, **sizes, "sample": sample_of(manifest)}
+    facts = facts_of(manifest) if manifest else dict.fromkeys(FACTS)
+    return {**record, **facts, "sample": sample_of(manifest)}
 
 
 def facts_of(manifest: Manifest) -> dict[str, Any]:
-    """How much it is. `chunks`: equal ones count once."""
+    """How much it is: `FACTS`. `chunks`: equal ones count once."""
     counted = {"documents": manifest.meta.get("documents"), "tokens": manifest.meta.get("tokens")}
     return {
         "bytes": manifest.size_bytes,
         "files": len(manifest.files),
         "chunks": len(distinct(manifest)),
+        "shards": _shards(manifest),
         **{name: value if _is_count(value) else None for name, value in counted.items()},
     }
+
+
+def _shards(manifest: Manifest) -> int | None:
+    """Of a corpus; its tokenizer's file is none. None: it is no corpus."""
+    from peerlm.data.shards import TOKENIZER_FILE
+
+    if manifest.kind != Kind.CORPUS:
+        return None
+    return sum(file.path != TOKENIZER_FILE for file in manifest.files)
 
 
 def require_name(name: str) -> None:
@@ -149,13 +161,14 @@ def _without_sample(one: dict[str, Any]) -> dict[str, Any]:
 def _table(found: Names, now: float) -> list[str]:
     if not found:
         return ["there is nothing in the store; `peerlm data add` puts something in"]
-    rows = [["name", "kind", "size", "files", "tokens", "replicas", "writer", "age"]]
+    rows = [["name", "kind", "size", "files", "documents", "tokens", "replicas", "writer", "age"]]
     rows += [
         [
             one["name"] + ("*" if one["is_pinned"] else ""),
             one["kind"],
             _or_absent(one["bytes"], words.size),
             _or_absent(one["files"], str),
+            _or_absent(one["documents"], words.count),
             _or_absent(one["tokens"], words.count),
             f"{_or_absent(one['replicas_least'], str)} of {one['replicas']}",
             one["writer"][:8],
@@ -234,6 +247,10 @@ def _found(desk: Client, name: str) -> dict[str, Any]:
     hashes = distinct(manifest)
     surveyed = desk.survey(hashes)
     found = standing_of(hashes, surveyed.counts, record["replicas"], surveyed.silent, surveyed.kept)
+    try:
+        checked = desk.checked(hashes)
+    except StateError:  # the release before cannot say
+        checked = None
     paths = [
         {
             "path": file.path,
@@ -247,6 +264,7 @@ def _found(desk: Client, name: str) -> dict[str, Any]:
         **facts_of(manifest),
         "meta": _short(dict(manifest.meta)),
         FOUND: found,
+        "checked_here": checked,
         "paths": paths,
     }
 
@@ -292,12 +310,24 @@ def _lines(s: dict[str, Any], now: float) -> list[str]:
         ("on", f"{node['id'][:8]}  {words.some(node['chunks'], 'chunk')}")
         for node in found["nodes"]
     ]
+    if (checked := s["checked_here"]) and checked["here"]:
+        facts.append(("checked", checked_line(checked, now)))
     facts += [("silent", f"{node[:8]} did not answer") for node in found["silent"]]
     facts += [
         ("file", f"{file['path']}  {words.size(file['bytes'])}") for file in s.get("paths", ())
     ]
     width = max(len(key) for key, _ in facts)
     return [f"{key.ljust(width)}  {line}" for key, line in facts]
+
+
+def checked_line(checked: dict[str, Any], now: float) -> str:
+    """When chunks that are here were last read from the disk and found right."""
+    here = words.some(checked["here"], "chunk")
+    if checked["oldest"] is None:
+        return f"{here} here, when they came; not since"
+    ago = words.ago(max(0.0, now - checked["oldest"]))
+    later = f"; {checked['unknown']} not since they came" if checked["unknown"] else ""
+    return f"{here} here, within the last {ago}{later}"
 
 
 def _histogram(found: dict[str, Any]) -> str:
@@ -311,8 +341,11 @@ def _histogram(found: dict[str, Any]) -> str:
 @click.command(short_help="Remove a name; what no other name needs goes with it.")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object: what `ls` said of the name."
+)
 @state_option
-def rm(layout: Layout, name: str, yes: bool) -> None:
+def rm(layout: Layout, name: str, yes: bool, as_json: bool) -> None:
     """Remove NAME from the store, for the whole swarm. Chunks that are in nothing else are dropped by all nodes soon
     after, by those that are away when they come back.
 
@@ -331,21 +364,29 @@ def rm(layout: Layout, name: str, yes: bool) -> None:
             )
             click.confirm(question, abort=True, err=True)
         desk.remove(name)
-    click.echo(f"removed {name}")
+    click.echo(json.dumps(record, indent=2) if as_json else f"removed {name}")
 
 
 @click.command(short_help="Keep a name from being removed.")
 @click.argument("name")
 @click.option("--off", is_flag=True, help="It may be removed again.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object: what `ls` says of the name."
+)
 @state_option
-def pin(layout: Layout, name: str, off: bool) -> None:
+def pin(layout: Layout, name: str, off: bool, as_json: bool) -> None:
     """Pin NAME: `peerlm data rm` refuses to remove it, and a checkpoint is not removed when there are newer ones.
 
     \b
     Examples:
       peerlm data pin plays
       peerlm data pin plays --off
+      peerlm data pin plays --json | jq .is_pinned
     """
     with open_desk(layout) as desk:
         desk.pin(name, not off)
+        record = record_of(desk, name) if as_json else {}
+    if as_json:
+        click.echo(json.dumps(record, indent=2))
+        return
     click.echo(f"{name} is {'not pinned any more' if off else 'pinned'}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerlm.cli import copies, data_job, words
+from peerlm.cli import copies, data_job, room, words
 from peerlm.cli.chunk_writing import Writer
 from peerlm.cli.data import distinct, facts_of, require_name
 from peerlm.cli.desk_here import Tell, open_desk, progress
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 WHERE = "URL"
 
 OF_RUN = "run"
+
+TOKENS_SHARE = 0.5
+"""Of text is what its tokens take, or more: two bytes for each, which stands for some four."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +143,7 @@ def add(
     require_name(name)
     making = Making(tokenizer, encoding, field, form, dedup, near or 0.0)
     with open_desk(layout) as desk:
-        adding = Adding(desk, layout, url, name, replaces)
+        adding = Adding(desk, layout, url, name, replaces, replicas if wait else 0)
         shared = None if here or kind == "files" else data_job.shared(desk, layout, url, name)
         if shared is not None:
             record, manifest = adding.together(shared, making, replicas)
@@ -153,12 +156,14 @@ def add(
 
 
 class Adding:
-    """One URL on its way into the store."""
+    """One URL on its way into the store. `copies`: replicas that there must be room for; 0: nobody waits for them."""
 
-    def __init__(self, desk: Client, layout: Layout, url: str, name: str, replaces: bool) -> None:
+    def __init__(
+        self, desk: Client, layout: Layout, url: str, name: str, replaces: bool, copies: int
+    ) -> None:
         from peerlm.data import files
 
-        self._desk, self._layout, self._url = desk, layout, url
+        self._desk, self._layout, self._url, self._copies = desk, layout, url, copies
         self._name, self._replaces = name, replaces
         self._about = files.about(url)
 
@@ -172,7 +177,7 @@ class Adding:
         source = sources.listed(self._url, WHERE, with_empty=True)
         placed = files.placed(source)
         self._require_free("files", {path: file.size for path, file in placed})
-        self._require_room(source)
+        self._require_room(source, source.size_bytes)
         made: list[tuple[str, list[Future[Chunk]]]] = []
         with progress("putting", in_bytes=True) as tell, Writer(self._layout) as writer:
             done = 0
@@ -217,7 +222,7 @@ class Adding:
         clean = Clean(unicode=making.form, exact=making.dedup, near=making.near)
         recipe = Recipe(making.encoding, making.field, clean)
         job = Job(sources.listed(self._url, WHERE), recipe)
-        self._require_room(job.source)
+        self._require_room(job.source, int(job.source.size_bytes * TOKENS_SHARE))
         if making.encoding == AUTO:
             job = self._with_encodings(job)
         job = self._with_tokenizer(job, making.tokenizer)
@@ -296,8 +301,9 @@ class Adding:
                 f"--name, replace it with --replace, or remove it first: peerlm data rm {self._name}"
             )
 
-    def _require_room(self, source: Source) -> None:
-        """Raises `StateError`: all nodes together do not offer so much, or this one may add nothing."""
+    def _require_room(self, source: Source, least_bytes: int) -> None:
+        """Raises `StateError`: all nodes together do not offer so much, or have not so much free, or this one may add nothing.
+        `least_bytes`: what becomes of it takes about so much."""
         said = self._desk.status()
         if not said["may_write"]:
             raise StateError(
@@ -314,12 +320,17 @@ class Adding:
                 f"{words.size(source.size_bytes)} do not fit: the store's nodes offer {words.size(offered)} together; "
                 "raise store.bytes in their node.toml"
             )
+        is_known = any(one["name"] == self._name for one in self._desk.names())
+        if self._copies and not is_known:  # else much of it may be there
+            room.require_free(said, least_bytes, self._copies)
 
     def publish(self, manifest: Manifest, replicas: int) -> dict[str, Any]:
-        """Raises: StateError, the name is taken."""
+        """Raises: StateError, the name is taken, or there is no room for copies."""
         known = next((one for one in self._desk.names() if one["name"] == self._name), None)
         options = {"replicas": replicas, "about": self._about, "replaces": self._replaces}
         is_pinned = known is not None and known["is_pinned"]
+        if self._copies:
+            room.require_copies_fit(self._desk, manifest, self._copies)
         return self._desk.publish(self._name, manifest, is_pinned=is_pinned, **options)
 
 

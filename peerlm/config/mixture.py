@@ -59,8 +59,8 @@ def parse(source: str, where: str) -> tuple[Weighted, ...]:
     listed = source.removeprefix(STORED).split("+")
     if len(listed) > CORPORA_MAX:
         raise ConfigError(
-            f"{where}: {len(listed)} corpora; at most {CORPORA_MAX} can be mixed, so add some of them as one: "
-            "peerlm data add URL URL --name NAME"
+            f"{where}: {len(listed)} corpora; at most {CORPORA_MAX} can be mixed, so add some of them as one: put their "
+            "texts into one folder, and peerlm data add FOLDER --name NAME"
         )
     found: dict[str, Fraction] = {}
     for part in listed:

@@ -12,6 +12,7 @@ request is a word and its arguments; the answer [true, result], [false, a line f
     names     -                                     a list of {name, kind, manifest, bytes, replicas, …}
     manifest  name, seconds                         its bytes
     survey    hashes                                [[replicas of each], nodes that did not answer, {node: how many}]
+    checked   hashes                                {here, unknown, oldest}: when those that are here were last read by scrubbing
     checkpoint  name, whether to pin                the name, once it is in the store; an empty name: the usual one
     status    -                                     {…}: docs/store.md explains it
     repair    -                                     nil: without waiting, and without a ceiling
@@ -229,6 +230,9 @@ class Desk:
                 return await self._read(as_hash(record.manifest), record.size, float(seconds))
             case ["survey", list() as hashes] if len(hashes) <= HASHES_MAX:
                 return await self._survey([as_hash(wanted) for wanted in hashes])
+            case ["checked", list() as hashes] if len(hashes) <= HASHES_MAX:
+                found = await self._scrubbing.checked([as_hash(one) for one in hashes])
+                return dataclasses.asdict(found)
             case ["checkpoint", str() as name, bool() as is_pinned]:
                 return await self._checkpoint(name, is_pinned)
             case ["status"]:

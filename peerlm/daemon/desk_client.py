@@ -132,6 +132,12 @@ class Client:
         """Who keeps these now, of live nodes."""
         return Surveyed(*self.ask("survey", list(hashes)))
 
+    def checked(self, hashes: Sequence[ObjectHash]) -> dict[str, Any]:
+        """When those of them that are here were last read by scrubbing: here, unknown, oldest. Raises: StateError, the daemon is
+        of a release that cannot say."""
+        found: dict[str, Any] = self.ask("checked", list(hashes))
+        return found
+
     def replicas(self, hashes: list[ObjectHash]) -> list[int]:
         """How many live nodes keep each."""
         return self.survey(hashes).counts

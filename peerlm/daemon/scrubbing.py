@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,6 +54,18 @@ class Found:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """When chunks that are here were last read by scrubbing."""
+
+    here: int
+    """Of those that were asked for."""
+    unknown: int
+    """Of these, not read since they came, as far as is known."""
+    oldest: float | None
+    """Wall time of the reading that is longest ago, of the others."""
+
+
 class Scrubbing:
     """Args:
     pool: where files are read; one thread of it is in use at a time, one more during `scrub_now`.
@@ -81,6 +93,8 @@ class Scrubbing:
         self._objects, self._pool, self._lost = objects, pool, lost
         self._wall, self._save, self._sleep = wall, save, sleep
         self._plan = Scrub(days * DAY_S, bytes_s, rng, wall(), state) if days > 0 else None
+        self._whole_at: float | None = None
+        """When the last full pass began."""
 
     async def run(self) -> None:
         """Until it is cancelled; returns at once where nothing is to be scrubbed."""
@@ -94,14 +108,30 @@ class Scrubbing:
     ) -> Found:
         """Read everything now, as fast as one thread does. `progress`: called on the loop with how many of how many
         have been read."""
-        began = time.monotonic()
+        began, began_at = time.monotonic(), self._wall()
         chunks = self._objects.chunks
         found: Counter[Verdict] = Counter()
         for done, (object_hash, _) in enumerate(chunks, 1):
             found[await self._check(object_hash)] += 1
             progress(done, len(chunks))
+        self._whole_at = began_at
         checked = found[Verdict.SOUND] + found[Verdict.LOST]
         return Found(checked, found[Verdict.LOST], time.monotonic() - began)
+
+    async def checked(self, hashes: Sequence[ObjectHash]) -> Checked:
+        """When those of them that are here were last read; each was when it came, too."""
+        found: Checked = await self._on_pool(self._checked, hashes)
+        return found
+
+    def _checked(self, hashes: Sequence[ObjectHash]) -> Checked:
+        here = [one for one in hashes if self._objects.has_chunk(one)]
+        read = [at for one in here if (at := self._read_at(one)) is not None]
+        return Checked(len(here), len(here) - len(read), min(read, default=None))
+
+    def _read_at(self, object_hash: ObjectHash) -> float | None:
+        turn = self._plan.last(object_hash) if self._plan is not None else None
+        known = [at for at in (turn, self._whole_at) if at is not None]
+        return max(known, default=None)
 
     async def _look(self, plan: Scrub) -> None:
         """The turns of the next while."""

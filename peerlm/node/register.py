@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
-from peerlm.effects import Effect, Send
+from peerlm.effects import Effect, Log, Send
 from peerlm.errors import AuthError, StateError, WireError
 from peerlm.store.current import ENDS_S, OLD_S, Current
 from peerlm.store.manifest import MANIFEST_BYTES_MAX, NAME, Kind
@@ -30,6 +30,9 @@ GIVEN_MAX = 64
 """Names in one message."""
 
 KINDS = frozenset(Kind)
+
+COMPLAIN_S = 60.0
+"""That names are refused is logged no more often."""
 
 LAMPORT_MAX = 2**62
 """Of `NameRecord`: who hears of a larger one takes it for nonsense."""
@@ -83,6 +86,8 @@ class Register:
     ) -> None:
         self.names = Names()
         self.refused: Counter[str] = Counter()
+        """Records that were not believed, by why not."""
+        self._complained, self._complain_at, self._refused_of = 0, now, ""
         self._me, self._sign, self._author, self._spread = me, sign, author, spread
         self._rng = rng
         self.current = Current(None)
@@ -162,7 +167,10 @@ class Register:
         self, proof: Named, teller: PeerId | None, now: Instant, *, is_current: bool = False
     ) -> tuple[NameRecord | None, list[Effect]]:
         """A record that somebody told: (it, if it is news; what to tell the others). `is_current`: who told it is."""
+        refused = self.refused.total()
         record = self._believed(proof, is_current=is_current)
+        if self.refused.total() > refused:
+            self._refused_of = short(teller) if teller else ""
         if record is None or not self.names.merge(record, proof):
             return None, []
         return record, [] if self._is_old(record) else self._tell(record, proof, now, teller)
@@ -244,6 +252,19 @@ class Register:
             return False
 
     def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
+        return [*self._complain(now), *self._compare(linked, now)]
+
+    def _complain(self, now: Instant) -> list[Effect]:
+        """Say now and then that names were refused. Who told the last need not have made it up."""
+        count = self.refused.total() - self._complained
+        if not count or now < self._complain_at:
+            return []
+        self._complained, self._complain_at = self.refused.total(), after(now, COMPLAIN_S)
+        why = ", ".join(f"{of} ({times})" for of, times in sorted(self.refused.items()))
+        fields = (("count", str(count)), ("since_start", why), ("last_told_by", self._refused_of))
+        return [Log("warning", "names_refused", fields)]
+
+    def _compare(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
         if self._compare_at > now:
             return []
         self._compare_at = after(now, COMPARE_S)

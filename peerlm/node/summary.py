@@ -152,6 +152,7 @@ def _store(
         pulling=standing.pulling,
         unfound=standing.unfound,
         lost=storing.lost_here,
+        names_refused=storing.register.refused.total(),
         trouble=standing.trouble,
         nodes=sum(is_live for *_, is_live in standing.nodes),
         replicas_wanted=max((name.record.replicas for name in names), default=0),

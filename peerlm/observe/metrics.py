@@ -224,6 +224,12 @@ METRICS: tuple[Figure, ...] = (
         lambda s: s["store"]["lost"],
     ),
     Figure(
+        "peerlm_store_names_refused",
+        "Records of names that were not believed: malformed, or not signed by who may write them.",
+        "counter",
+        lambda s: s["store"]["names_refused"],
+    ),
+    Figure(
         "peerlm_store_nodes",
         "Live nodes that offer room to the store, this one among them.",
         "gauge",

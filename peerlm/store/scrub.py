@@ -30,8 +30,10 @@ ROUND = 1 + 2 * JITTER
 
 DAY_S = 86_400.0
 
-_STATE = struct.Struct("<4sQd")
-_MAGIC = b"scr1"
+_STATE = struct.Struct("<4sQdd")
+_MAGIC = b"scr2"
+_FIRST_STATE, _FIRST_MAGIC = struct.Struct("<4sQd"), b"scr1"
+"""As it was before it said since when no turn was missed."""
 _MASK = (1 << 64) - 1
 
 
@@ -57,15 +59,17 @@ class Scrub:
         assert bytes_s > 0, "nothing can be read"
         self.period_s, self.bytes_s = period_s, bytes_s
         self._own, self._until = rng.getrandbits(64), float(now)
-        if len(state) == _STATE.size:
-            magic, own, until = _STATE.unpack(state)
-            if magic == _MAGIC and until == until:  # else not a number
-                self._own, self._until = own, max(until, now - ROUND * period_s)
+        self._since = self._until
+        """No turn was missed from here to `_until`."""
+        known = _read(state)
+        if known is not None:
+            self._own, self._until, self._since = known
+            self._skip_to(now - ROUND * period_s)
 
     @property
     def state(self) -> bytes:
         """To be kept, now and then: what is lost of it is read twice."""
-        return _STATE.pack(_MAGIC, self._own, self._until)
+        return _STATE.pack(_MAGIC, self._own, self._until, self._since)
 
     def is_enough(self, total_bytes: int) -> bool:
         """Whether the budget does for so much in every period."""
@@ -103,11 +107,23 @@ class Scrub:
                 return at
             number += 1
 
+    def last(self, object_hash: ObjectHash) -> float | None:
+        """Wall time of the chunk's last turn that was taken; it may have come only after it. None: that is not known."""
+        round_s, before = ROUND * self.period_s, None
+        at = self.due(object_hash, self._until - round_s)
+        while at <= self._until:
+            before, at = at, self.due(object_hash, at)
+        return before if before is not None and before > self._since else None
+
     def _mind(self, now: WallTime, total_bytes: int) -> None:
         """The clock was put back, or the machine slept for rounds."""
         self._until = min(self._until, now)
         if self.is_enough(total_bytes):
-            self._until = max(self._until, now - ROUND * self.period_s)
+            self._skip_to(now - ROUND * self.period_s)
+
+    def _skip_to(self, at: float) -> None:
+        if at > self._until:
+            self._until = self._since = at
 
     def _drawn(self, part: bytes, number: int) -> float:
         """In [0, 1): of a hash and the node's own number, the same each time (splitmix64)."""
@@ -115,3 +131,16 @@ class Scrub:
         x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
         x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
         return float((x ^ x >> 31) >> 11) / (1 << 53)
+
+
+def _read(state: bytes) -> tuple[int, float, float] | None:
+    """(own number, until, since) of what `Scrub.state` was."""
+    if len(state) == _STATE.size:
+        magic, own, until, since = _STATE.unpack(state)
+        is_known = magic == _MAGIC
+    elif len(state) == _FIRST_STATE.size:
+        magic, own, until = _FIRST_STATE.unpack(state)
+        is_known, since = magic == _FIRST_MAGIC, until
+    else:
+        return None
+    return (own, until, since) if is_known and since <= until else None  # else not a number

@@ -40,6 +40,11 @@ class FakeDesk:
     scrubs: dict[str, Any] = field(
         default_factory=lambda: {"checked": 3, "damaged": 1, "seconds": 2.0, "at": 5.0}
     )
+    checks: Callable[[int], dict[str, Any]] = lambda here: {
+        "here": here,
+        "unknown": here,
+        "oldest": None,
+    }
     put_bytes: int = 0
     reads: list[ObjectHash] = field(default_factory=list)
     connections: int = 0
@@ -117,6 +122,9 @@ class FakeDesk:
     def survey(self, hashes: Sequence[ObjectHash]) -> Surveyed:
         counts = [0 if wanted in self.lost else self.copies(wanted) for wanted in hashes]
         return Surveyed(counts, self.silent, {ME: sum(n > 0 for n in counts)})
+
+    def checked(self, hashes: Sequence[ObjectHash]) -> dict[str, Any]:
+        return self.checks(len(hashes))
 
     def remove(self, name: str) -> None:
         del self.records[name]

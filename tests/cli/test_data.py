@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from desk_scene import ME, OTHER, FakeDesk, chunk_of, desk, node
 from peerlm.cli import copies
 from peerlm.cli.copies import Copies, wait_copies
 from peerlm.cli.desk_here import progress
+from peerlm.errors import StateError
 from peerlm.store.manifest import CHUNK_BYTES, Kind, of_files
 
 __all__ = ["desk"]
@@ -65,12 +67,14 @@ def test_text_becomes_a_corpus(peerlm: Cli, desk: FakeDesk, texts: Path) -> None
     assert (told["kind"], told["tokens"], told["files"]) == ("corpus", 10500, 1)
     shown = json.loads(peerlm("data", "show", "hamlet", "--json").out)
     assert shown["meta"]["vocab"] == 256
-    assert (shown["tokens"], shown["documents"]) == (10500, 1)
+    assert (shown["tokens"], shown["documents"], shown["shards"]) == (10500, 1, 1)
+    assert peerlm("data", "ls").out.splitlines()[1].split()[4:7] == ["1", "1", "10.5"]
 
 
 def test_a_vocabulary_of_its_own_is_in_the_corpus(peerlm: Cli, desk: FakeDesk, texts: Path) -> None:
-    add = ("data", "add", texts / "a.txt", "--tokenizer", "train:300")
-    assert peerlm(*add).code == 0
+    add = ("data", "add", texts / "a.txt", "--tokenizer", "train:300", "--json")
+    told = json.loads(peerlm(*add).out)
+    assert (told["shards"], told["files"]) == (1, 2)
     assert [file.path for file in desk.manifest("a").files][-1] == "tokenizer.json"
 
 
@@ -134,6 +138,55 @@ def test_what_all_nodes_together_have_no_room_for(peerlm: Cli, desk: FakeDesk, t
     assert_one_line(done, 3, "do not fit", "offer 10 kB together", "store.bytes")
     desk.nodes = []
     assert_one_line(peerlm("data", "add", texts), 3, "no live node offers room", "store.enabled")
+
+
+def test_what_does_not_fit_beside_what_is_there(peerlm: Cli, desk: FakeDesk, texts: Path) -> None:
+    """The source has 13 060 bytes: one node has room for them, one for 4 kB, one is full."""
+    desk.nodes = [node(ME, capacity_bytes=14_000, used_bytes=13_000)]
+    desk.nodes += [node(OTHER, capacity_bytes=10_000, used_bytes=6_000)]
+    desk.nodes += [node("cc" * 16, capacity_bytes=10_000, used_bytes=12_000)]
+    add = ("data", "add", texts, "--as", "files")
+    needs = "3 replicas of 13.1 kB need 39.2 kB, and 17.1 kB are free for it"
+    done = peerlm(*add)
+    assert_one_line(done, 3, needs, "0 B at cccccccc, 4 kB at bbbbbbbb", "--replicas", "--wait 0")
+    assert_one_line(peerlm(*add, "--replicas", "2"), 3, "2 replicas of 13.1 kB need 26.1 kB")
+    assert desk.put_bytes == 0, "it is said before anything is put"
+    assert peerlm(*add, "--replicas", "1").code == 0
+    assert peerlm(*add, "--wait", "0", "--name", "later").code == 0
+
+
+def test_what_is_on_other_nodes_already_needs_no_room_there(
+    peerlm: Cli, desk: FakeDesk, texts: Path
+) -> None:
+    desk.has("texts", [("old", [b"something else"])])
+    desk.nodes = [node(ME), node(OTHER, capacity_bytes=20_000, used_bytes=19_000)]
+    replace = ("data", "add", texts, "--as", "files", "--replace")
+    desk.copies = lambda wanted: 1
+    done = peerlm(*replace)
+    assert_one_line(done, 3, "1 replica on other nodes of 13.1 kB need", "1 kB at bbbbbbbb")
+    assert [file.path for file in desk.manifest("texts").files] == ["old"]
+    desk.copies = lambda wanted: 2
+    assert peerlm(*replace).code == 0
+
+
+def test_text_is_measured_by_its_tokens(peerlm: Cli, desk: FakeDesk, texts: Path) -> None:
+    desk.nodes = [node(ME), node(OTHER, capacity_bytes=20_000, used_bytes=16_000)]
+    done = peerlm("data", "add", texts / "a.txt", "--tokenizer", "bytes")
+    assert_one_line(done, 3, "2 replicas of 5.25 kB need 10.5 kB")
+
+
+def test_who_is_full_is_said_when_copies_do_not_come(
+    peerlm: Cli, desk: FakeDesk, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peerlm.cli.copies.STANDSTILL_S", 0.0)
+    monkeypatch.setattr("peerlm.cli.copies.LOOK_S", 0.001)
+    desk.copies = lambda wanted: 1
+    add = ("data", "add", texts, "--as", "files")
+    done = peerlm(*add)
+    assert done.code == 1
+    assert "nothing is copied any more: see `peerlm store status`" in done.err
+    desk.nodes = [node(ME), node(OTHER, capacity_bytes=1_100_000, lacking=2)]
+    assert "no room is left at bbbbbbbb; raise store.bytes" in peerlm(*add).err
 
 
 def test_who_may_write_no_names_reads_nothing_in_vain(
@@ -219,15 +272,17 @@ def test_ls_shows_the_fewest_replicas_of_each(peerlm: Cli, desk: FakeDesk) -> No
         "kind",
         "size",
         "files",
+        "documents",
         "tokens",
         "replicas",
         "writer",
         "age",
     ]
-    assert lines[1].split()[:9] == ["other", "files", "1", "B", "1", "–", "3", "of", "3"]
-    assert lines[2].split()[:9] == ["plays*", "files", "3", "B", "2", "–", "1", "of", "3"]
+    assert lines[1].split()[:10] == ["other", "files", "1", "B", "1", "–", "–", "3", "of", "3"]
+    assert lines[2].split()[:10] == ["plays*", "files", "3", "B", "2", "–", "–", "1", "of", "3"]
     rows = json.loads(peerlm("data", "ls", "--json").out)
     assert [row["replicas_least"] for row in rows] == [3, 1]
+    assert [row["shards"] for row in rows] == [None, None]
     assert "there is nothing in the store" in peerlm_of_none(peerlm, desk)
 
 
@@ -274,6 +329,23 @@ def test_show_tells_where_chunks_are_and_which_have_too_few(peerlm: Cli, desk: F
     )
 
 
+def test_show_says_when_chunks_here_were_last_read(peerlm: Cli, desk: FakeDesk) -> None:
+    desk.has("plays", [("a", [b"1", b"2", b"3"])])
+    assert "3 chunks here, when they came; not since" in peerlm("data", "show", "plays").out
+    at = time.time() - 3 * 86_400
+    desk.checks = lambda here: {"here": here, "unknown": 1, "oldest": at}
+    shown = peerlm("data", "show", "plays").out
+    assert "3 chunks here, within the last 3 d; 1 not since they came" in shown
+    said = json.loads(peerlm("data", "show", "plays", "--json").out)["checked_here"]
+    assert said == {"here": 3, "unknown": 1, "oldest": at}
+
+    def is_old(_: int) -> dict[str, Any]:
+        raise StateError("the store's desk does not know 'checked' with these arguments")
+
+    desk.checks = is_old
+    assert json.loads(peerlm("data", "show", "plays", "--json").out)["checked_here"] is None
+
+
 def test_rm_asks_and_spares_what_is_pinned(
     peerlm: Cli, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +357,17 @@ def test_rm_asks_and_spares_what_is_pinned(
     assert peerlm("data", "rm", "plays").code == 130
     assert "plays" in desk.records
     assert peerlm("data", "rm", "plays", "--yes").out == "removed plays\n"
+    assert not desk.records
+
+
+@pytest.mark.parametrize("of", ["data", "checkpoint"])
+def test_rm_and_pin_say_what_it_was_to_programs(peerlm: Cli, desk: FakeDesk, of: str) -> None:
+    desk.has("plays", [("a", [b"1"])])
+    record = desk.records["plays"]
+    assert json.loads(peerlm(of, "pin", "plays", "--json").out) == {**record, "is_pinned": True}
+    off = peerlm(of, "pin", "plays", "--off", "--json")
+    assert json.loads(off.out) == {**record, "is_pinned": False}
+    assert json.loads(peerlm(of, "rm", "plays", "--yes", "--json").out) == record
     assert not desk.records
 
 

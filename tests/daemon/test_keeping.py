@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blake3 import blake3
 
 from peerlm import config, events
 from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.data import shards
 from peerlm.data.mixture import Mixture
-from peerlm.effects import InstallObjects, PrepareCorpus, Rehost, WriteSnapshot
+from peerlm.effects import InstallObjects, PrepareCorpus, Rehost, Send, WriteSnapshot
 from peerlm.errors import ChunkCorrupt, ConfigError, StateError
 from peerlm.events import Event
 from peerlm.identity.root import create_run, sign_plan
@@ -26,11 +27,13 @@ from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.sketch import sketch
 from peerlm.model.plan import FragmentSpec
 from peerlm.model.stages import held_fragments
+from peerlm.node.snapshots import Snapshots
 from peerlm.store import disk, snapshot
 from peerlm.store.layout import StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.store.snapshot import Contents, FragmentState, Snapshot
-from peerlm.types import FragmentId, ObjectHash, PeerId, WallTime
+from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime
+from peerlm.wire.message import PullAnswer, PullRequest
 
 KEPT = b"a shard that the plan names"
 ALL = range(100)
@@ -240,6 +243,37 @@ def test_state_that_an_interrupted_fetch_left_goes_and_the_corpus_stays(scene: S
     assert not scene.objects.path(left).exists()
     assert len(scene.objects.files) == 1
     assert scene.objects.read(scene.objects.files[0], 0, len(KEPT)) == KEPT
+
+
+def test_text_of_ones_own_is_given_to_nobody_who_knows_its_hash(
+    scene: Scene, tmp_path: Path
+) -> None:
+    """Nor is it on a shelf from which something else could give it, now or after a start."""
+    text = tmp_path / "letters.txt"
+    text.write_text("Dear Sir, this is between the two of us.\n" * 4000)
+    local = {"data.source": "local", "data.shards": []}
+    plan = config.with_changes(scene.keeping.plan.plan, local, "scene")
+    scene.keeping.plan = sign_plan(create_run("scene"), plan, revision=2)
+    scene.keeping._settings = replace(
+        scene.keeping._settings, data=config.LocalDataSection(local=str(text))
+    )
+    asyncio.run(scene.keeping.prepare_corpus(PrepareCorpus(number=1)))
+    assert scene.posted == [events.CorpusReady((), 1)], "nothing of it is told"
+    (shard,) = scene.keeping.corpus_paths()
+    secret = ObjectHash(blake3(shard.read_bytes()).digest())
+    assert scene.state.local_text in shard.parents
+
+    snapshots = Snapshots(60.0, None, Instant(0.0))
+    snapshots.corpus = scene.posted[0].objects
+    asked = PullRequest(b"t" * 16, secret, b"u" * 32, b"d" * 32)
+    (refused,) = snapshots.donate(PeerId(b"p" * 16), asked, Instant(0.0), active=True, taken=False)
+    assert isinstance(refused, Send)
+    assert refused.message == PullAnswer(asked.transfer, "refuse", "no such object", 0)
+    for objects in (scene.objects, Objects(scene.state)):
+        assert not objects.has(secret)
+        assert not objects.has_chunk(secret)
+        with pytest.raises(StateError):
+            objects.read(secret, 0, 16)
 
 
 def test_weights_from_peers_reach_a_worker_that_runs(scene: Scene) -> None:

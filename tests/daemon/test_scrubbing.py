@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from peerlm.daemon.scrubbing import LOOK_S, Found, Scrubbing
+from peerlm.daemon.scrubbing import LOOK_S, Checked, Found, Scrubbing
 from peerlm.errors import StateError
 from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.objects import Objects
@@ -163,3 +163,19 @@ async def test_a_pass_can_be_given_up(scene: Scene) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(scene.read) < 5
+
+
+async def test_it_is_told_when_what_is_here_was_last_read(scene: Scene) -> None:
+    names = [scene.objects.put_chunk(random.Random(i).randbytes(500)) for i in range(12)]
+    asked = [*names, ObjectHash(bytes(32))]
+    scrubbing = scene.scrubbing()
+    assert await scrubbing.checked(asked) == Checked(12, 12, None)
+    scene.end = scene.now + 2 * 7 * DAY_S
+    with pytest.raises(Ended):
+        await scrubbing.run()
+    found = await scrubbing.checked(asked)
+    assert (found.here, found.unknown) == (12, 0)
+    assert found.oldest is not None
+    assert scene.now - 1.2 * 7 * DAY_S <= found.oldest < scene.now
+    await scrubbing.scrub_now()
+    assert await scrubbing.checked(asked) == Checked(12, 0, scene.now)

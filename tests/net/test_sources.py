@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import fsspec
@@ -211,6 +212,19 @@ def test_s3(bucket: str, expected: ObjectHash) -> None:
     assert hash_of(bucket, processes=2) == expected
     assert "not found" in complaint(f"{bucket}/absent.txt")
     assert "no files match" in complaint(f"{bucket}/*.csv")
+
+
+@LEFT_OPEN
+def test_the_same_text_from_a_file_from_http_and_from_s3_is_the_same_corpus(
+    tmp_path: Path, web: Web, bucket: str
+) -> None:
+    file = tmp_path / "plays.txt"
+    file.write_bytes(TEXT)
+    found = {url: hash_of(url) for url in (str(file), web.url, f"{bucket}/one.txt")}
+    assert len(found) == 3
+    assert len(set(found.values())) == 1, found
+    file.write_bytes(TEXT + b"!")
+    assert hash_of(str(file)) not in found.values()
 
 
 @LEFT_OPEN

@@ -7,13 +7,14 @@ import random
 import pytest
 from store_scene import Store, peer_of, sign
 
+from peerlm.effects import Log
 from peerlm.errors import StateError
 from peerlm.events import ObjectKept, ObjectLost, PullEnded
 from peerlm.node.leftovers import NAMELESS_S
-from peerlm.node.register import Writing
+from peerlm.node.register import COMPLAIN_S, Writing
 from peerlm.store.catalog import Catalog
 from peerlm.store.manifest import Kind
-from peerlm.types import ObjectHash, PeerId, TransferId, WallTime
+from peerlm.types import ObjectHash, PeerId, TransferId, WallTime, after, short
 from peerlm.wire.message import HaveAsk, HaveGive, Message, Named, NameRecord
 
 A, B, C, D, E = (peer_of(number) for number in range(1, 6))
@@ -291,6 +292,21 @@ def test_names_of_strangers_and_without_sense_are_not_heard() -> None:
         assert storing.hear(proof, B, store.now) == []
     assert len(storing.register.names) == 0
     assert storing.register.refused.total() == len(wrong)
+    wake = storing.register.wake
+    assert [effect for effect in wake(list, store.now) if isinstance(effect, Log)] == [
+        Log(
+            "warning",
+            "names_refused",
+            (
+                ("count", "6"),
+                ("since_start", "name: bad_signature (1), name: malformed (5)"),
+                ("last_told_by", short(B)),
+            ),
+        )
+    ]
+    storing.hear(wrong[0], B, store.now)
+    assert not wake(list, store.now), "once a minute"
+    assert wake(list, after(store.now, COMPLAIN_S))[0].fields[0] == ("count", "1")
 
 
 def test_damage_is_mended_from_others() -> None:

@@ -114,3 +114,26 @@ def test_what_has_just_come_waits_for_a_turn_that_is_still_to_come() -> None:
     assert len(turns) == len(CHUNKS)
     assert all(turn.at > START + PERIOD_S for turn in turns)
     assert all(math.isfinite(turn.at) for turn in turns)
+
+
+def test_it_knows_when_each_had_its_last_turn_also_after_a_start() -> None:
+    plan, end = scrub(), START + 2.5 * PERIOD_S
+    assert [plan.last(name) for name, _ in CHUNKS] == [None] * len(CHUNKS)
+    last = {name: max(times) for name, times in by_chunk(readings(plan, START, end)).items()}
+    for one in (plan, scrub(plan.state, end, seed=99)):
+        known = {name: one.last(name) for name, _ in CHUNKS}
+        assert all(at is not None and abs(at - last[name]) < 60 for name, at in known.items())
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_turns_that_were_missed_are_not_taken_for_readings(is_first: bool) -> None:
+    """It was away for rounds, or its memory is of a release that did not say since when it had missed none."""
+    plan = scrub()
+    readings(plan, START, START + 2 * PERIOD_S)
+    state, later = plan.state, START + (2 if is_first else 9) * PERIOD_S
+    first = b"scr1" + state[4:20]
+    plan = scrub(first if is_first else state, later)
+    assert plan.state[4:12] == state[4:12]
+    assert [plan.last(name) for name, _ in CHUNKS] == [None] * len(CHUNKS)
+    readings(plan, later, later + 1.5 * PERIOD_S)
+    assert None not in [plan.last(name) for name, _ in CHUNKS]
