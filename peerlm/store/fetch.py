@@ -201,7 +201,7 @@ class _Pull:
     stalls_at: Instant
     ends_at: Instant
     is_hedge: bool
-    look_at: Instant = Instant(inf)
+    look_at: Instant
     """It may be slow by then."""
 
     @property
@@ -480,8 +480,9 @@ class Fetch:
         stalls_at = after(now, self._limits.stall_timeout_s)
         size = self._sizes[key]
         ends_at = self._end_of(size, now)
-        pull = _Pull(transfer, peer, key, size, now, 0, stalls_at, ends_at, is_hedge)
-        self._pulls[transfer] = pull
+        self._pulls[transfer] = _Pull(
+            transfer, peer, key, size, now, 0, stalls_at, ends_at, is_hedge, look_at=Instant(inf)
+        )
         return StartPull(transfer, peer, key, self._donors[peer].offers[key], size)
 
     def _worth_asking(self, peer: PeerId) -> tuple[int, int, float, float]:

@@ -257,7 +257,7 @@ class Lines:
 @settings(deadline=None, max_examples=15)
 @given(
     st.integers(0, 2**32),
-    st.integers(12, 60),
+    st.integers(20, 60),
     st.sampled_from([10.0, 40.0, 300.0]),
     st.sampled_from([2, 4]),
 )
