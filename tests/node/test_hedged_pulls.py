@@ -54,7 +54,9 @@ def beside_ann(puller: Pulls | Acquisition, effects: list[Effect]) -> tuple[Aske
 
 
 def test_the_store_takes_the_first_of_two_and_hears_no_more_of_the_other() -> None:
-    pulls = Pulls(lambda _: (ANN, BOB), lambda _: ("host", 7702), random.Random(1), T0)
+    both, nobody = (ANN, BOB), None
+    place = ("host", 7702)
+    pulls = Pulls(lambda _: both, lambda _: nobody, lambda _: place, random.Random(1), T0)
     wanted = [(ObjectHash(bytes([n]) * 32), SIZE) for n in range(20)]
     ((_, slow), (_, hedge)), now = beside_ann(pulls, pulls.want(wanted, T0))
     assert slow.object_hash == hedge.object_hash
@@ -95,7 +97,6 @@ def test_a_joiner_installs_what_came_first_of_two_snapshots() -> None:
     effects = acquisition.ended(PullEnded(TransferId(hedge.transfer), "ok"), now)
     assert CancelTransfer(TransferId(slow.transfer)) in effects
     assert acquisition.ended(PullEnded(TransferId(slow.transfer), "ok"), now) == []
-    beside = [hedge.object_hash]
     while not acquisition.state_arrived:
         now = Instant(now + 1.0)
         assert now < 100.0
@@ -107,4 +108,4 @@ def test_a_joiner_installs_what_came_first_of_two_snapshots() -> None:
             acquisition.check()
     installed = {fragment: name for fragment, _, name, _ in acquisition.installation().objects}
     assert len(installed) == 9
-    assert installed[FragmentId(slow.object_hash[0])] == beside[0]
+    assert installed[FragmentId(slow.object_hash[0])] == hedge.object_hash
