@@ -139,10 +139,11 @@ def test_none_is_begun_of_what_has_come_too_far_to_come_twice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("received", "begins_s"), [(1000, 4.0), (MIB // 5, 4.0), (MIB * 3 // 4, inf), (MIB, inf)]
+    ("received", "is_hedged"),
+    [(1000, True), (MIB // 5, True), (MIB * 3 // 4, False), (MIB, False)],
 )
 def test_when_nothing_is_left_to_start_a_pull_is_slow_sooner(
-    received: int, begins_s: float
+    received: int, is_hedged: bool
 ) -> None:
     """But not if it is nearly here, or has too much that would come twice."""
     fetch = Fetch(dict.fromkeys(range(3), MIB), random.Random(3), T0, ONE_EACH)
@@ -150,9 +151,8 @@ def test_when_nothing_is_left_to_start_a_pull_is_slow_sooner(
     pull = only(fetch.donor_offers(B, offer(*range(3)), T0))
     pull = only(fetch.pulled(pull.transfer, at(2.0)))
     fetch.progress(slow.transfer, received, at(3.9))
-    assert [s.key for s in fetch.pulled(pull.transfer, at(4.0))] == (  # type: ignore[union-attr]
-        [slow.key] if begins_s == 4.0 else []
-    )
+    begun = starts(fetch.pulled(pull.transfer, at(4.0)))
+    assert [start.key for start in begun] == [slow.key] * is_hedged
 
 
 def test_no_pull_is_slow_within_a_second() -> None:
