@@ -8,7 +8,12 @@ fragment 2 from another, and the death of a donor costs only what was under way 
 Several donors are pulled from at once, few objects from each; what few donors have goes first, as
 in BitTorrent (Cohen, 2003), with ties broken by lot so that joiners do not all ask for the same. A
 pull that stalls or crawls is given up and tried elsewhere, and its donor rests for a time that
-doubles. A donor that sent wrong bytes is left out for a time that grows with each time that it does. Nothing is pulled twice at once.
+doubles. A donor that sent wrong bytes is left out for a time that grows with each time that it does.
+
+A pull that takes much longer than its like (`store.pace`) is *hedged*: a second donor is asked for the same, whichever
+brings it first wins, and the other is cancelled (Dean and Barroso, The tail at scale, 2013). So it is with the last pulls of a
+fetch, and sooner, as in BitTorrent's endgame. Once for each object, few at once, and only while little has come twice. The donor that
+was too slow is not blamed: it is asked last.
 
 Pure: it asks for pulls and is told how they went; it sees no bytes and reads no clock.
 """
@@ -21,6 +26,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import exp, inf
 
+from peerlm.store.pace import Pace
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, after, short
 
 Key = Hashable
@@ -46,12 +52,16 @@ class Fault(StrEnum):
     """Our own disk failed: nobody is to blame, rest all pulls."""
 
 
+_REFUSALS = (Fault.BUSY, Fault.MISSING)
+"""Without a byte: a hedge that ends so may be tried elsewhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     per_donor: int = 2
     """Objects in flight from one donor: two keep its link full between objects."""
     total: int = 8
-    """Objects in flight in all; bounds memory, sockets and space for partial files."""
+    """Objects in flight in all, each of which is up to two pulls (`hedges`); bounds memory, sockets and space for partial files."""
     stall_timeout_s: float = 5.0
     """A pull without a new byte for this long is given up."""
     floor_bytes_s: float = 16_384.0
@@ -64,6 +74,14 @@ class Limits:
     excluded_s: tuple[float, ...] = (60.0, 600.0, 3600.0)
     """A donor is left out for so long after it sent wrong bytes for the first time, the second, and from then on. What is wrong
     with it may be mended, as rot is by scrubbing."""
+    hedges: int = 2
+    """Objects pulled from two donors at once; 0: none ever is."""
+    hedge_after_s: float = 1.0
+    """No pull is hedged sooner: many a short one takes several times as long as its like."""
+    hedge_factor: float = 3.0
+    """A pull is slow once it has taken this many times what is usual; while a donor has nothing else to do, once as long."""
+    hedged_share: float = 0.1
+    """No hedge is begun once more than this part of all bytes that came has come twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +130,9 @@ class Status:
     """Wanted, and no usable donor offers them."""
     last_fault: str
     """The latest failure in words; empty when there was none."""
+    hedged_bytes: int
+    """Of all that came so far, what came twice, since a pull was hedged. At most `Limits.hedged_share` of it, and what
+    `Limits.hedges` objects have."""
 
 
 @dataclass(slots=True)
@@ -145,6 +166,8 @@ class _Donor:
     """Times that it sent wrong bytes."""
     excluded_until: Instant | None = None
     """Set while it is left out; cleared by the first wake at or after it."""
+    outrun: int = 0
+    """Times that a hedge was faster, since it last brought something in good time."""
 
     @property
     def excluded(self) -> bool:
@@ -155,6 +178,10 @@ class _Donor:
         steps = limits.excluded_s
         self.excluded_until = after(now, steps[min(self.faults, len(steps)) - 1])
         self.offers = {}
+
+    def ran(self, size_bytes: int, took_s: float) -> None:
+        rate = max(1, size_bytes) / max(took_s, 1e-3)
+        self.rate_bytes_s = (self.rate_bytes_s + rate) / 2 if self.rate_bytes_s else rate
 
     def wake(self, now: Instant) -> None:
         self.rest.wake(now)
@@ -173,6 +200,13 @@ class _Pull:
     received_bytes: int
     stalls_at: Instant
     ends_at: Instant
+    is_hedge: bool
+    look_at: Instant
+    """It may be slow by then."""
+
+    @property
+    def due(self) -> Instant:
+        return min(self.stalls_at, self.ends_at)
 
 
 class Fetch:
@@ -202,6 +236,12 @@ class Fetch:
         self._own_rest = _Rest()
         self._rate = _Rate(now)
         self._last_fault = ""
+        self._pace = Pace()
+        self._hedged: set[Key] = set()
+        """Of what is missing."""
+        self._came_bytes = 0
+        self._twice_bytes = 0
+        """Of hedges that are over."""
 
     # ----------------------------------------------------------------------------------- wants
 
@@ -222,12 +262,10 @@ class Fetch:
         self._missing.pop(key, None)
         self._sizes.pop(key, None)
         self._lot.pop(key, None)
+        self._hedged.discard(key)
         for donor in self._donors.values():
             donor.offers.pop(key, None)
-        doomed = [pull for pull in self._pulls.values() if pull.key == key]
-        for pull in doomed:
-            del self._pulls[pull.transfer]
-        return [CancelPull(pull.transfer, pull.peer) for pull in doomed]
+        return self._cancel([pull for pull in self._pulls.values() if pull.key == key])
 
     def is_offered(self, key: Key) -> bool:
         """Some donor may still be asked for it, or is being asked."""
@@ -252,7 +290,7 @@ class Fetch:
         """The donor left or died: its pulls go back to the queue. It may come back with offers."""
         if donor := self._donors.get(peer):
             donor.offers = {}
-        return self._cancel(peer) + self._schedule(now)
+        return self._cancel_all_of(peer) + self._schedule(now)
 
     def sized(self, transfer: TransferId, size_bytes: int, now: Instant) -> list[PullEffect]:
         """The donor accepted, and says how large the object is. Counts as a sign of life.
@@ -268,6 +306,7 @@ class Fetch:
         pull.size_bytes = size_bytes
         pull.stalls_at = after(now, self._limits.stall_timeout_s)
         pull.ends_at = self._end_of(size_bytes, pull.began)
+        pull.look_at = self._look_at(pull, now)
         return []
 
     def progress(self, transfer: TransferId, received_bytes: int, now: Instant) -> list[PullEffect]:
@@ -277,6 +316,7 @@ class Fetch:
             received_bytes = min(received_bytes, pull.size_bytes)
         if pull and received_bytes > pull.received_bytes:
             self._rate.add(received_bytes - pull.received_bytes, now)
+            self._came_bytes += received_bytes - pull.received_bytes
             pull.received_bytes = received_bytes
             pull.stalls_at = after(now, self._limits.stall_timeout_s)
         return []
@@ -289,20 +329,31 @@ class Fetch:
         size_bytes = pull.size_bytes or pull.received_bytes
         self.progress(transfer, size_bytes, now)
         self._sizes[pull.key] = size_bytes
-        del self._pulls[transfer]
+        beaten = self._other(pull)
+        self._drop(pull)
         del self._missing[pull.key]
         donor = self._donors[pull.peer]
         donor.rest.succeed()
         self._own_rest.succeed()
-        rate = size_bytes / max(now - pull.began, 1e-3)
-        donor.rate_bytes_s = (donor.rate_bytes_s + rate) / 2 if donor.rate_bytes_s else rate
-        return self._schedule(now)
+        donor.ran(size_bytes, now - pull.began)
+        self._pace.add(size_bytes, now - pull.began, now)
+        if pull.is_hedge and beaten:
+            slow = self._donors[beaten.peer]
+            slow.ran(beaten.received_bytes, now - beaten.began)
+            slow.outrun += 1
+        elif pull.key not in self._hedged:
+            donor.outrun = 0
+        self._hedged.discard(pull.key)
+        return self._cancel([beaten] if beaten else []) + self._schedule(now)
 
     def failed(self, transfer: TransferId, fault: Fault, now: Instant) -> list[PullEffect]:
         """The pull ended without its object."""
-        pull = self._pulls.pop(transfer, None)
+        pull = self._pulls.get(transfer)
         if pull is None:
             return []
+        self._drop(pull)
+        if pull.is_hedge and fault in _REFUSALS:
+            self._hedged.discard(pull.key)
         return self._blame(pull, fault, now) + self._schedule(now)
 
     def wake(self, now: Instant) -> list[PullEffect]:
@@ -311,9 +362,8 @@ class Fetch:
         if not self._donors:
             return effects
         for pull in list(self._pulls.values()):
-            if now >= min(pull.stalls_at, pull.ends_at):
-                del self._pulls[pull.transfer]
-                effects.append(CancelPull(pull.transfer, pull.peer))
+            if now >= pull.due:
+                effects += self._cancel([pull])
                 effects += self._blame(pull, Fault.STALLED, now)
         self._own_rest.wake(now)
         for donor in self._donors.values():
@@ -324,7 +374,7 @@ class Fetch:
         """When to call `wake`; infinite when only an event can change anything."""
         if not self._donors:
             return Instant(inf)
-        ends = [min(pull.stalls_at, pull.ends_at) for pull in self._pulls.values()]
+        ends = [min(pull.due, pull.look_at) for pull in self._pulls.values()]
         rests = [rest.until for rest in self._rests() if rest.until is not None]
         return Instant(min(ends + rests, default=inf)) if self._missing else Instant(inf)
 
@@ -340,7 +390,8 @@ class Fetch:
 
     def status(self, now: Instant) -> Status:
         """A frozen summary for people."""
-        busy = {pull.key: pull for pull in self._pulls.values()}
+        pulls = sorted(self._pulls.values(), key=lambda pull: pull.received_bytes)
+        busy = {pull.key: pull for pull in pulls}  # of two the one that is further
         sizes = self._sizes | {
             key: max(pull.size_bytes, pull.received_bytes) for key, pull in busy.items()
         }
@@ -357,6 +408,7 @@ class Fetch:
                 key for key in self._missing if key not in busy and not self._donors_of(key)
             ),
             last_fault=self._last_fault,
+            hedged_bytes=self._hedged_bytes(),
         )
 
     def _eta_s(self, left_bytes: int, rate_bytes_s: float) -> float:
@@ -369,8 +421,16 @@ class Fetch:
         if not self._donors and not self._pulls:
             return
         pulls = list(self._pulls.values())
-        assert len(pulls) <= self._limits.total, "too many pulls in all"
-        assert len({pull.key for pull in pulls}) == len(pulls), "a want is pulled twice at once"
+        keys = {pull.key for pull in pulls}
+        assert len(keys) <= self._limits.total, "too many objects in flight in all"
+        assert len(pulls) - len(keys) <= self._limits.hedges, "too many hedges at once"
+        ways = {(pull.key, pull.peer) for pull in pulls}
+        assert len(ways) == len(pulls), "a want is pulled twice from one donor"
+        for key in keys:
+            ways_there = [pull for pull in pulls if pull.key == key]
+            assert len(ways_there) <= 2, "a want is pulled from three donors"
+            assert len(ways_there) == 1 or key in self._hedged, "a hedge was not counted"
+        assert all(key in self._missing for key in self._hedged), "a hedge of what is here is kept"
         for peer, donor in self._donors.items():
             assert self._in_flight(peer) <= self._limits.per_donor, "too many pulls from one donor"
             assert not (donor.excluded and (donor.offers or self._in_flight(peer)))
@@ -379,32 +439,114 @@ class Fetch:
     # -------------------------------------------------------------------------------- deciding
 
     def _schedule(self, now: Instant) -> list[PullEffect]:
-        """Start what may be started, rarest first."""
+        """Hedge what is slow, start what may be started, rarest first, and hedge by whoever has nothing else to do."""
         effects: list[PullEffect] = []
-        if self._own_rest.until is not None or len(self._pulls) >= self._limits.total:
-            return effects
-        busy = {pull.key for pull in self._pulls.values()}
-        queue = [(len(self._donors_of(key)), self._lot[key], key) for key in self._missing]
-        for _, _, key in sorted(entry for entry in queue if entry[2] not in busy):
-            if len(self._pulls) >= self._limits.total:
-                break
-            if free := [peer for peer in self._donors_of(key) if self._is_free(peer)]:
-                effects.append(self._start(key, min(free, key=self._worth_asking), now))
+        self._pace.forget_old(now)
+        if self._own_rest.until is None:
+            effects += self._hedge(self._limits.hedge_factor, now)
+            effects += self._start_new(now)
+            if len(self._busy()) < self._limits.total:
+                effects += self._hedge(1.0, now)
+        for pull in self._pulls.values():
+            pull.look_at = self._look_at(pull, now)
         return effects
 
-    def _start(self, key: Key, peer: PeerId, now: Instant) -> StartPull:
+    def _start_new(self, now: Instant) -> list[PullEffect]:
+        effects: list[PullEffect] = []
+        room = self._limits.total - len(busy := self._busy())
+        if room <= 0:
+            return effects
+        queue = [(len(self._donors_of(key)), self._lot[key], key) for key in self._missing]
+        waiting = sorted(entry for entry in queue if entry[2] not in busy)
+        for _, _, key in waiting:
+            if len(effects) >= room:
+                break
+            free = [peer for peer in self._donors_of(key) if self._is_free(peer)]
+            if free:
+                peer = min(free, key=self._worth_asking)
+                if not self._is_better_late(key, peer, len(waiting) - len(effects)):
+                    effects.append(self._start(key, peer, now))
+        return effects
+
+    def _is_better_late(self, key: Key, peer: PeerId, waiting: int) -> bool:
+        """This donor was too slow, and another that has the object comes to all that waits within about one pull's time."""
+        if not self._donors[peer].outrun:
+            return False
+        good = {p for p in self._donors_of(key) if not self._donors[p].outrun}
+        return waiting <= sum(pull.peer in good for pull in self._pulls.values())
+
+    def _start(self, key: Key, peer: PeerId, now: Instant, is_hedge: bool = False) -> StartPull:
         transfer = TransferId(self._rng.randbytes(16))
         stalls_at = after(now, self._limits.stall_timeout_s)
         size = self._sizes[key]
         ends_at = self._end_of(size, now)
-        self._pulls[transfer] = _Pull(transfer, peer, key, size, now, 0, stalls_at, ends_at)
+        self._pulls[transfer] = _Pull(
+            transfer, peer, key, size, now, 0, stalls_at, ends_at, is_hedge, look_at=Instant(inf)
+        )
         return StartPull(transfer, peer, key, self._donors[peer].offers[key], size)
 
     def _worth_asking(self, peer: PeerId) -> tuple[int, int, float, float]:
         """Smaller is better: reliable, then idle, then fast; a new donor counts as fast."""
         donor = self._donors[peer]
         slowness = 1 / donor.rate_bytes_s if donor.rate_bytes_s else 0.0
-        return donor.rest.failures, self._in_flight(peer), slowness, self._rng.random()
+        failures = donor.rest.failures + donor.outrun
+        return failures, self._in_flight(peer), slowness, self._rng.random()
+
+    def _hedge(self, factor: float, now: Instant) -> list[PullEffect]:
+        """A second pull of whatever has taken `factor` times as long as is usual, the slowest first."""
+        effects: list[PullEffect] = []
+        slow = [(self._slow_at(pull, factor), pull) for pull in self._pulls.values()]
+        for slow_at, pull in sorted(slow, key=lambda entry: entry[0]):
+            if slow_at > now or len(self._pulls) - len(self._busy()) >= self._limits.hedges:
+                break
+            twice_bytes = self._hedged_bytes() + pull.received_bytes
+            if twice_bytes > self._limits.hedged_share * self._came_bytes:
+                continue
+            if helpers := [p for p in self._donors_of(pull.key) if self._may_help(p, pull)]:
+                self._hedged.add(pull.key)
+                helper = min(helpers, key=self._fastest)
+                effects.append(self._start(pull.key, helper, now, is_hedge=True))
+        return effects
+
+    def _may_help(self, peer: PeerId, slow: _Pull) -> bool:
+        return peer != slow.peer and self._is_free(peer) and not self._donors[peer].outrun
+
+    def _fastest(self, peer: PeerId) -> tuple[int, float, int, float]:
+        failures, in_flight, slowness, lot = self._worth_asking(peer)
+        return failures, slowness, in_flight, lot
+
+    def _slow_at(self, pull: _Pull, factor: float) -> Instant:
+        """When it has taken `factor` times what is usual, and by its own pace needs as long again as is usual: else
+        it is here before a hedge would be."""
+        size_bytes = pull.size_bytes or self._pace.usual_bytes()
+        left_bytes = size_bytes - pull.received_bytes
+        if pull.key in self._hedged or left_bytes <= 0:
+            return Instant(inf)
+        usual_s = self._pace.usual_s(size_bytes)
+        slow_s = usual_s * max(factor, pull.received_bytes / left_bytes)
+        return after(pull.began, max(self._limits.hedge_after_s, slow_s))
+
+    def _look_at(self, pull: _Pull, now: Instant) -> Instant:
+        """The next moment at which it may be slow, if it has not been until now."""
+        moments = [self._slow_at(pull, factor) for factor in (1.0, self._limits.hedge_factor)]
+        return min((moment for moment in moments if moment > now), default=Instant(inf))
+
+    def _hedged_bytes(self) -> int:
+        pairs = [(pull, self._other(pull)) for pull in self._pulls.values() if pull.is_hedge]
+        return self._twice_bytes + sum(_overlap(pull, other) for pull, other in pairs)
+
+    def _other(self, pull: _Pull) -> _Pull | None:
+        """The other pull of the same object."""
+        others = (p for p in self._pulls.values() if p.key == pull.key and p is not pull)
+        return next(others, None)
+
+    def _drop(self, pull: _Pull) -> None:
+        """It is under way no more."""
+        self._twice_bytes += _overlap(pull, self._other(pull))
+        del self._pulls[pull.transfer]
+
+    def _busy(self) -> set[Key]:
+        return {pull.key for pull in self._pulls.values()}
 
     def _blame(self, pull: _Pull, fault: Fault, now: Instant) -> list[PullEffect]:
         donor = self._donors[pull.peer]
@@ -416,16 +558,18 @@ class Fetch:
                 donor.offers.pop(pull.key, None)
             case Fault.CORRUPT:
                 donor.exclude(now, self._limits)
-                return self._cancel(pull.peer)
+                return self._cancel_all_of(pull.peer)
             case Fault.BUSY | Fault.LOST | Fault.STALLED:
                 donor.rest.fail(now, self._limits, self._rng)
         return []
 
-    def _cancel(self, peer: PeerId) -> list[PullEffect]:
-        cancelled = [pull for pull in self._pulls.values() if pull.peer == peer]
-        for pull in cancelled:
-            del self._pulls[pull.transfer]
-        return [CancelPull(pull.transfer, peer) for pull in cancelled]
+    def _cancel(self, doomed: list[_Pull]) -> list[PullEffect]:
+        for pull in doomed:
+            self._drop(pull)
+        return [CancelPull(pull.transfer, pull.peer) for pull in doomed]
+
+    def _cancel_all_of(self, peer: PeerId) -> list[PullEffect]:
+        return self._cancel([pull for pull in self._pulls.values() if pull.peer == peer])
 
     def _end_of(self, size_bytes: int, began: Instant) -> Instant:
         if not size_bytes:
@@ -445,6 +589,11 @@ class Fetch:
 
     def _rests(self) -> list[_Rest]:
         return [self._own_rest, *(donor.rest for donor in self._donors.values())]
+
+
+def _overlap(pull: _Pull, other: _Pull | None) -> int:
+    """Bytes that came by both."""
+    return min(pull.received_bytes, other.received_bytes) if other else 0
 
 
 class _Rate:

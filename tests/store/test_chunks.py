@@ -20,7 +20,7 @@ from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, Vanished
 from peerlm.store import disk, room
 from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.manifest import MANIFEST_BYTES_MAX
-from peerlm.store.objects import PIECE_BYTES, Objects
+from peerlm.store.objects import PIECE_BYTES, Arriving, Objects, Partial
 from peerlm.types import ObjectHash
 
 DATA = random.Random(1).randbytes(3000)
@@ -551,3 +551,31 @@ def test_what_is_pulled_again_while_it_is_being_dropped_stays(
     objects.condemn_chunks([name])
     objects.remove_condemned([name])
     assert kept(layout) == []
+
+
+@pytest.mark.parametrize("second_is", ["whole", "cancelled", "late"])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_two_pulls_of_one_object_at_once_do_not_meet(
+    objects: Objects, layout: Layout, in_memory: bool, second_is: str
+) -> None:
+    def begun() -> Arriving | Partial:
+        if in_memory:
+            arriving = objects.await_chunk(name_of(DATA), len(DATA))
+            arriving.values[:] = DATA
+            return arriving
+        partial = objects.begin(name_of(DATA), len(DATA), is_chunk=True)
+        partial.write_at(0, DATA)
+        return partial
+
+    first, second = begun(), begun()
+    if second_is == "cancelled":
+        second.discard()
+    first.finish()
+    if second_is == "late":
+        second.discard()
+    if second_is == "whole":
+        second.finish()
+    assert objects.read_verified(name_of(DATA)) == DATA
+    assert objects.chunks == ((name_of(DATA), len(DATA)),)
+    assert kept(layout) == [name_of(DATA).hex()]
+    assert objects._room._coming_bytes == 0

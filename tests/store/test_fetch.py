@@ -257,6 +257,7 @@ class World:
     pulls: dict[TransferId, StartPull] = field(default_factory=dict)
     done: list[object] = field(default_factory=list)
     convicted: set[PeerId] = field(default_factory=set)
+    came: dict[TransferId, int] = field(default_factory=dict)
     count: int = 0
 
     def later(self, delay_s: float, what: str, who: bytes, number: int = 0) -> None:
@@ -273,10 +274,13 @@ class World:
 
     def begin(self, start: StartPull) -> None:
         assert start.key not in self.done
-        assert start.key not in [pull.key for pull in self.pulls.values()]
-        assert start.peer not in self.convicted
+        others = [pull.peer for pull in self.pulls.values() if pull.key == start.key]
+        assert len(others) <= 1, "a third pull of one object"
+        assert start.peer not in [*others, *self.convicted]
         self.pulls[start.transfer] = start
-        assert len(self.pulls) <= self.limits.total
+        keys = {pull.key for pull in self.pulls.values()}
+        assert len(keys) <= self.limits.total
+        assert len(self.pulls) - len(keys) <= self.limits.hedges
         mine = [pull for pull in self.pulls.values() if pull.peer == start.peer]
         assert len(mine) <= self.limits.per_donor
         donor = self.donors[start.peer]
@@ -309,6 +313,7 @@ class World:
         elif (transfer := TransferId(who)) not in self.pulls:
             return
         elif what == "bytes":
+            self.came[transfer] = number
             self.carry_out(self.fetch.progress(transfer, number, self.now))
         else:
             pull = self.pulls.pop(transfer)
@@ -373,6 +378,9 @@ def test_it_always_finishes_while_each_object_has_one_reliable_donor(seed: int) 
     assert world.fetch.phase is Phase.DONE
     assert len(world.done) == len(set(world.done)) == world.fetch.status(world.now).objects_total
     assert not world.pulls
+    few = world.limits.hedges * 100_000
+    twice_bytes = world.fetch.status(world.now).hedged_bytes
+    assert twice_bytes <= world.limits.hedged_share * sum(world.came.values()) + few
 
 
 @settings(deadline=None, max_examples=150)
