@@ -25,6 +25,7 @@ from peerlm.daemon.worker_process import torch_environment
 from peerlm.errors import WireError
 from peerlm.events import Event
 from peerlm.serve import lap as laps
+from peerlm.serve.guests import CROWDED
 from peerlm.serve.lap import Head, Kind
 from peerlm.train import protocol
 from peerlm.train.protocol import Frames, Hop, Message, ServeSetup
@@ -150,7 +151,7 @@ class Serving:
         elif not self._knows(target):
             self._lose([(now, head)], target, "it is not known here")
         elif self._is_crowded(target, len(data)):
-            self._lose([(now, head)], target, "too much waits for a connection")
+            self._lose([(now, head)], target, CROWDED)
         else:
             if target not in self._unsent:
                 self._unsent[target] = deque()
@@ -266,7 +267,7 @@ class StageServerProcess:
                 return False
             self._life = asyncio.create_task(self._live())
         if self._bytes > WAITING_BYTES_MAX:
-            self.why = "too much waits here already"
+            self.why = CROWDED
             return False
         self._given.append((_now(), head))
         self._say(Hop(source, data))

@@ -126,6 +126,9 @@ class Whole:
     def why(self, slot: int) -> str:
         return "the model's numbers are not finite"
 
+    def is_full(self, slot: int) -> bool:
+        return False
+
 
 class Held:
     """The modules of some stages, for sessions whose other stages are elsewhere.

@@ -29,7 +29,7 @@ from peerlm.config import Plan
 from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, WireError
 from peerlm.model.stages import held_fragments, stages
 from peerlm.serve import lap as laps
-from peerlm.serve.guests import Forgotten, Guests, Way
+from peerlm.serve.guests import CROWDED, Forgotten, Guests, Way
 from peerlm.serve.lap import Kind, Lap, Numbers
 from peerlm.serve.route import Turn, name_of
 from peerlm.store import snapshot
@@ -165,7 +165,7 @@ class StageServer:
             case Kind.FORWARD if not self._is_ours(lap):
                 self._lose(lap, f"stages {self._held[0]} to {self._held[-1]} are held here")
             case Kind.FORWARD if self._is_crowded(peer):
-                self._lose(lap, "too many laps wait here already")
+                self._lose(lap, CROWDED)
             case Kind.FORWARD:
                 self._waiting.append(_Waiting(lap, now))
 

@@ -5,12 +5,17 @@ Nothing is trained, so that both hosts of a stage have the same weights.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import subprocess
+import urllib.request
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import openai
 import pytest
 from swarm import (
     PEERLM,
@@ -35,7 +40,7 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
     """The first node holds stage 0, two others stage 1."""
     swarm = Swarm(tmp_path_factory.mktemp("texts"))
     try:
-        founder = swarm.found("--set", "model.stages=2", "--host", "0")
+        founder = swarm.found("--set", "model.stages=2", "--host", "0", **{"host.sessions": "12"})
         for _ in range(2):
             swarm.join(founder, "", "--host", "1", **{"train.enabled": "false"})
         for node in swarm.nodes[1:]:
@@ -43,6 +48,99 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         yield swarm
     finally:
         swarm.close()
+
+
+@pytest.fixture(scope="module")
+def url(swarm: Swarm) -> Iterator[str]:
+    """Of `peerlm serve --swarm` on a node that holds stage 1; more texts at once than stage 0 has room for."""
+    node = swarm.nodes[1]
+    command = ["serve", "--swarm", "--port", "0", "--sessions", "16", "--queue", "8"]
+    with subprocess.Popen(
+        [*PEERLM, *command, "--state", str(node.folder)],
+        stdout=subprocess.PIPE,
+        env=environment(),
+        text=True,
+    ) as serving:
+        try:
+            assert serving.stdout is not None
+            said = serving.stdout.readline()
+            found = re.search(r"http://[\d.:]+", said)
+            assert found is not None, said
+            yield found[0]
+        finally:
+            serving.kill()
+
+
+def active(url: str) -> int:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=20) as answer:
+        figures = answer.read().decode()
+    return int(float(re.findall(r"^peerlm_serve_active_sessions (.*)$", figures, re.M)[0]))
+
+
+def as_shown(text: str) -> str:
+    """By a command, to a terminal."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_the_published_client_gets_the_texts_that_generate_writes(swarm: Swarm, url: str) -> None:
+    asked = ("generate", "ROMEO:", "--tokens", 24, "--temperature", 0, "--swarm")
+    written = succeed(*asked, "--state", swarm.nodes[2].folder)
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        (model,) = [found.id for found in client.models.list()]
+        ask = partial(client.completions.create, model=model, prompt="ROMEO:", max_tokens=24)
+        whole = ask(temperature=0, logprobs=2).choices[0]
+        assert "ROMEO:" + as_shown(whole.text) + "\n" == written
+        assert len(whole.logprobs.token_logprobs) == 24
+        streamed = [chunk.choices[0] for chunk in ask(temperature=0, stream=True)]
+        assert "".join(part.text for part in streamed) == whole.text
+        assert streamed[-1].finish_reason == "length"
+        assert ask(temperature=1, top_p=1e-6).choices[0].text == whole.text
+        stop = whole.text[9:11]
+        stopped = ask(temperature=0, stop=stop).choices[0]
+        assert (stopped.text, stopped.finish_reason) == (
+            whole.text[: whole.text.find(stop)],
+            "stop",
+        )
+        chat = partial(
+            client.chat.completions.create,
+            model=model,
+            messages=[{"role": "user", "content": "hi"}],
+            max_completion_tokens=12,
+            seed=3,
+        )
+        said = chat(logprobs=True, top_logprobs=2).choices[0]
+        assert len(said.logprobs.content) == 12
+        parts = [chunk.choices[0].delta.content or "" for chunk in chat(stream=True)]
+        assert "".join(parts) == said.message.content
+        endless = ask(max_tokens=4000, stream=True)
+        assert next(iter(endless)).choices[0].finish_reason is None
+        endless.close()
+        wait_for(lambda: active(url) == 0, "who has gone holds no slot")
+
+
+async def test_forty_clients_at_once_are_answered_or_asked_to_come_again(
+    swarm: Swarm, url: str
+) -> None:
+    """Some wait in vain for a place in the queue, and some for a slot of a host."""
+    suspicions = [node.status()["membership"]["suspicions"] for node in swarm.nodes]
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        model = (await client.models.list()).data[0].id
+
+        async def one(number: int) -> str:
+            try:
+                stream = await client.completions.create(
+                    model=model, prompt=f"{number}:", max_tokens=40, stream=True
+                )
+                ends = [chunk.choices[0].finish_reason async for chunk in stream]
+            except openai.APIError as error:
+                return str(error.code)
+            return str(ends[-1])
+
+        ends = Counter(await asyncio.gather(*map(one, range(40))))
+    assert set(ends) == {"length", "queue_full", "hosts_full"}
+    assert ends["length"] >= 12
+    assert [node.status()["membership"]["suspicions"] for node in swarm.nodes] == suspicions
+    assert active(url) == 0
 
 
 def stage_servers(node: Node) -> int:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 from http_scene import Server, events, served, until
+from ring_scene import Host, Ring, ring_service, staged
 from serve_scene import fragment_values, model_of, plan_of
 
 from peerlm.model.export import write_model
@@ -118,6 +119,26 @@ async def test_a_full_queue_says_when_to_come_again() -> None:
             (await request).close()
         await server.until_quiet()
         assert (await server.post(prompt="one more"))[0] == 200
+
+
+async def test_where_hosts_are_full_it_is_429_and_where_there_are_none_503() -> None:
+    plan = staged(plan_of("hybrid"), 2)
+    host = Host(plan, model_of(plan), "a", 0, 1, sessions=1)
+    host.fill()
+    ring = Ring(plan, [host])
+    async with served(service=ring_service(ring)) as server:
+        code, found, headers = await server.post(prompt="x")
+        assert (code, found["error"]["code"]) == (429, "hosts_full")
+        assert 1 <= int(headers["Retry-After"]) <= 60
+        body = {"model": "plays", "prompt": "x", "stream": True}
+        async with server.session.post(f"{server.url}/v1/completions", json=body) as answer:
+            (data,) = [data async for data in events(answer)]
+        assert json.loads(data)["error"]["type"] == "rate_limit_error"
+        host.forget_all()
+        assert (await server.post(prompt="x", max_tokens=2))[0] == 200
+        ring.kill(host)
+        code, found, _ = await server.post(prompt="x")
+        assert (code, found["error"]["code"]) == (503, "no_host")
 
 
 async def test_each_wrong_request_has_one_clear_error_and_disturbs_nobody() -> None:
