@@ -74,10 +74,7 @@ def generate(
         return
     from peerlm.cli.weights_here import from_folder, from_snapshot
 
-    if folder is not None:
-        weights = from_folder(folder)
-    else:
-        weights = from_snapshot(layout, _say)
+    weights = from_snapshot(layout, _say) if folder is None else from_folder(folder)
     from peerlm.cli.torch_here import text_after
 
     pieces = text_after(weights, prompt, tokens, temperature, rng_seed, _say)

@@ -25,10 +25,11 @@ STOPPING = "the server is stopping"
 
 
 class Driver:
-    """Runs from `start` to `close`; all else is for the loop that called `start`."""
+    """Runs from `start` to `close`; all else is for the loop that called `start`. `slot_bytes`: what is remembered of a
+    session takes, for the metrics."""
 
-    def __init__(self, service: Service, metrics: Metrics) -> None:
-        self._service, self._metrics = service, metrics
+    def __init__(self, service: Service, metrics: Metrics, slot_bytes: int = 0) -> None:
+        self._service, self._metrics, self._slot_bytes = service, metrics, slot_bytes
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
         self._is_closing = False
@@ -129,6 +130,7 @@ class Driver:
         self.waiting, self.active = scheduler.waiting, scheduler.active
         metrics.queue.set(self.waiting)
         metrics.active.set(self.active)
+        metrics.cache.set(self.active * self._slot_bytes)
         metrics.versions.set(len(self.versions))
         if self.versions[-1].tokens is not None:
             metrics.version_tokens.set(self.versions[-1].tokens)

@@ -409,7 +409,9 @@ class Front:
             raise _unavailable(STOPPING)
         if told.error:
             if told.is_full:
-                raise self._busy("those who hold the model have no room; try again later", "hosts_full")
+                raise self._busy(
+                    "those who hold the model have no room; try again later", "hosts_full"
+                )
             sys.stderr.write(f"peerlm: a session has failed: {told.error}\n")
             if told.may_pass:
                 raise _unavailable(told.error, "no_host")

@@ -53,7 +53,7 @@ class Metrics:
         )
         self.cache = Gauge(
             "peerlm_serve_cache_bytes",
-            "Memory set aside for what sessions remember: all slots.",
+            "Memory in use for what the model remembers of the sessions that hold a slot; with --swarm that of the hosts.",
             registry=registry,
         )
         self.versions = Gauge(

@@ -57,9 +57,6 @@ TOGETHER_TOKENS = 512
 VERSIONS_MAX, OLDER_S = 2, 600.0
 """Versions of the weights in memory at once, and for how long sessions may hold on to an older one."""
 
-CACHE_BYTES_MAX = 1 << 30
-"""Of what the model remembers of all sessions."""
-
 NICENESS = 2
 """Behind daemons, which must answer probes in time, and before training."""
 
@@ -120,7 +117,7 @@ class StageServer:
         cut = stages(self._plan)
         self._count = len(cut)
         blocks = range(cut[self._held[0]].blocks.start, cut[self._held[-1]].blocks.stop)
-        self._slots: Slots = Slots(self._plan, setup.sessions, CACHE_BYTES_MAX, blocks=blocks)
+        self._slots: Slots = Slots(self._plan, setup.sessions, setup.cache_bytes, blocks=blocks)
         self._reader = Reader(Layout(Path(setup.state)), self._plan, self._held, self._slots)
         self._guests: Guests[Weights] | None = None
         self._waiting: deque[_Waiting] = deque()

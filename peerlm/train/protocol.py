@@ -91,6 +91,8 @@ class ServeSetup(Message):
     last_stage: int
     sessions: int
     threads: int
+    cache_bytes: int
+    """At most, of what the model remembers of all sessions."""
 
 
 @dataclass(frozen=True, slots=True)

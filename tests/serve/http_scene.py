@@ -68,7 +68,7 @@ async def served(
     plan = plan_of(kind)
     service = service or service_of(plan, model_of(plan), slots=slots, queue=queue)
     metrics = Metrics()
-    driver = Driver(service, metrics)
+    driver = Driver(service, metrics, 1000)
     of = Served("plays", plan.model.context, plan.data.vocab, tokens_max, 65_536, 1)
     ring = Keyring(keys, Instant(0))
     front = Front(of, driver, ByteTokenizer(), ring, metrics, random.Random(1))

@@ -100,9 +100,12 @@ async def test_who_goes_away_frees_the_slot(stream: bool) -> None:
             (await request).close()
         else:
             request.cancel()
+        assert "peerlm_serve_cache_bytes 1000.0" in await server.figures()
         code, _, _ = await server.post(prompt="next", max_tokens=2)
         assert code == 200
         await until(lambda: b'status="499"' in server.metrics.exposition())
+        await server.until_quiet()
+        assert "peerlm_serve_cache_bytes 0.0" in await server.figures()
 
 
 async def test_a_full_queue_says_when_to_come_again() -> None:

@@ -13,7 +13,7 @@ from ring_scene import ME, Host, Ring, peer, ring_service, staged
 from serve_scene import drained, job_of, model_of, plan_of
 from test_engine import WAYS, prompts
 
-from peerlm.errors import WireError
+from peerlm.errors import ConfigError, WireError
 from peerlm.model.generate import generate
 from peerlm.model.model import LanguageModel
 from peerlm.serve import lap as laps
@@ -232,6 +232,15 @@ def test_a_text_for_which_there_is_no_room_takes_no_other_with_it() -> None:
     wrote = [job for job in jobs if all(not news.error for news in told if news.job is job)]
     assert len(wrote) == 2
     assert ring.now < 15
+
+
+def test_a_host_takes_as_many_texts_as_its_memory_does_for() -> None:
+    plan = staged(plan_of("attention"), 2)
+    model = model_of(plan)
+    one = Host(plan, model, "a", 0, 1, sessions=1).server._slots.bytes
+    assert Host(plan, model, "a", 0, 1, cache_bytes=3 * one + 1).server._slots.count == 3
+    with pytest.raises(ConfigError, match="free memory"):
+        Host(plan, model, "a", 0, 1, cache_bytes=one - 1)
 
 
 def test_a_host_that_was_full_is_asked_as_soon_as_a_text_there_has_ended() -> None:
