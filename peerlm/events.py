@@ -8,7 +8,8 @@ carries one. What a driver reports is a fact about *our own* machine; what came 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from peerlm.types import FragmentId, ObjectHash, PeerId, TransferId
 from peerlm.wire.message import Hello, Message, Refusal, Welcome
@@ -211,6 +212,8 @@ class ManifestRead(Event):
     """It is here, undamaged, and no manifest: whoever wrote its name made it so."""
     makers: tuple[PeerId, ...] = ()
     """Nodes that keep them for certain when the name is new, besides its writer."""
+    made: Mapping[ObjectHash, PeerId] = field(default_factory=dict)
+    """Which of the makers made a chunk, where it is said."""
     tasks: int = 0
     """Of a job; 0: it is none."""
     replaces: bool = False

@@ -19,7 +19,7 @@ from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.effects import MOMENTS, CutFragments, WriteCheckpoint
 from peerlm.errors import ConfigError, PeerlmError
 from peerlm.model.plan import fragments
-from peerlm.store.manifest import CHUNK_BYTES, Chunk, Kind, Manifest, of_files
+from peerlm.store.manifest import CHUNK_BYTES, NOBODY, Chunk, Kind, Manifest, of_files
 from peerlm.store.objects import Objects
 from peerlm.types import FragmentId, ObjectHash, RunId
 
@@ -129,12 +129,15 @@ class Cutting:
                 files.append((MOMENTS_FILE, self._file_of_moments(effect, plan)))
             except ConfigError as error:
                 lacks = str(error)
+        makers = sorted({part.peer.hex() for part in effect.parts})
+        made = [[makers.index(part.peer.hex()), len(part.chunks)] for part in effect.parts]
         meta = {
             "run": self._run_id.hex(),
             "tokens": effect.tokens,
             "plan_hash": keeping.plan.plan_hash.hex(),
             "versions": [part.version for part in effect.parts],
-            "makers": sorted({part.peer.hex() for part in effect.parts}),
+            "makers": makers,
+            "made": [[NOBODY, len(files[0][1]) - len(parts)], *made],
             "before": effect.before.hex(),
         }
         if effect.moments and not lacks:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -23,6 +23,9 @@ from peerlm.types import ObjectHash, PeerId
 
 MAKERS_MAX = 64
 """Of one manifest, who are believed to have what it names."""
+
+MADE_CHUNKS_MAX = 65_536
+"""Of a larger one it is not kept who made which chunk."""
 
 
 class Chores:
@@ -52,9 +55,10 @@ class Chores:
             self._post(events.ManifestRead(manifest, (), str(error), is_wrong=True))
             return
         makers = tuple(_peers(found.meta.get("makers")))
+        made = _made_by(found, makers)
         tasks, replaces = _as_job(found)
         read = events.ManifestRead(
-            manifest, found.chunks, makers=makers, tasks=tasks, replaces=replaces
+            manifest, found.chunks, makers=makers, made=made, tasks=tasks, replaces=replaces
         )
         self._post(read)
 
@@ -76,6 +80,25 @@ class Chores:
             pass
         made = events.ProofMade(effect.peer, effect.object_hash, effect.nonce, digest)
         self._post(made)
+
+
+def _made_by(found: Manifest, makers: Sequence[PeerId]) -> Mapping[ObjectHash, PeerId]:
+    """By a checkpoint's list of runs of chunks, in their order, each with its maker's number. Whoever wrote it may lie: then
+    others are asked in vain once."""
+    runs, made, at = found.meta.get("made"), dict[ObjectHash, PeerId](), 0
+    if not isinstance(runs, list) or len(found.chunks) > MADE_CHUNKS_MAX:
+        return made
+    for run in runs[:MADE_CHUNKS_MAX]:
+        match run:
+            case [int(number), int(count)] if 0 <= count <= len(found.chunks) - at:
+                if 0 <= number < len(makers):
+                    made |= dict.fromkeys(
+                        [c.hash for c in found.chunks[at : at + count]], makers[number]
+                    )
+                at += count
+            case _:
+                break
+    return made
 
 
 def _peers(names: Any) -> list[PeerId]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from peerlm.types import Instant, ObjectHash, PeerId
@@ -14,6 +14,7 @@ FRESH_S = 1800.0
 class _Made(NamedTuple):
     makers: tuple[PeerId, ...]
     since: Instant
+    each: Mapping[ObjectHash, PeerId]
 
 
 Lists = Callable[[ObjectHash, ObjectHash], bool]
@@ -30,17 +31,29 @@ class Makers:
     def __bool__(self) -> bool:
         return bool(self._made)
 
-    def heard(self, manifest: ObjectHash, makers: Iterable[PeerId], now: Instant) -> None:
-        """In place of what was heard of it before; nothing, where this node alone has made it."""
+    def heard(
+        self,
+        manifest: ObjectHash,
+        makers: Iterable[PeerId],
+        now: Instant,
+        each: Mapping[ObjectHash, PeerId] | None = None,
+    ) -> None:
+        """In place of what was heard of it before; nothing, where this node alone has made it. `each`: of chunks of which
+        it is said who made them."""
         others = tuple(peer for peer in dict.fromkeys(makers) if peer != self._me)
         if others:
-            self._made[manifest] = _Made(others, now)
+            self._made[manifest] = _Made(others, now, each or {})
 
     def forget(self, manifest: ObjectHash) -> None:
         self._made.pop(manifest, None)
 
     def expire(self, now: Instant) -> None:
         self._made = {m: made for m, made in self._made.items() if now - made.since < FRESH_S}
+
+    def maker_of(self, object_hash: ObjectHash) -> PeerId | None:
+        """Who says to have made it, another than this node; None: nobody does."""
+        found = (m.each[object_hash] for m in self._made.values() if object_hash in m.each)
+        return next((maker for maker in found if maker != self._me), None)
 
     def of(self, object_hash: ObjectHash) -> list[PeerId]:
         """Who may have it because they made it, the oldest manifest's makers first."""

@@ -145,7 +145,7 @@ class Manifests:
                 return None, [Log("warning", "too_many_chunks", fields)]
         if read.manifest not in self._replicas:
             writer = PeerId(self._register.records_of(read.manifest)[0].writer)
-            self._fresh.heard(read.manifest, (writer, *read.makers), now)
+            self._fresh.heard(read.manifest, (writer, *read.makers), now, read.made)
         self._replicas[read.manifest] = replicas
         return read.manifest, []
 

@@ -38,6 +38,10 @@ class _Want:
     """Bytes, as somebody says who may lie: its hash holds, so whatever size it has is taken, up to a chunk's."""
     tried: int = 0
     """Of the sources, how many have been named to the fetch in this round."""
+    asked_maker: bool = False
+    """If it is known; before all others."""
+    is_wide: bool = False
+    """Who was asked could not give it at once: others are asked too."""
     rounds: int = 0
     again_at: Instant | None = None
     """Set when nobody had it."""
@@ -56,17 +60,20 @@ class Pulls:
     """All pulls of one node for the store. `arrived` collects what came until it is taken.
 
     Args:
+        maker_of: who has an object for certain, if that is known: the others are asked when it cannot give it.
         endpoint: where a peer's bulk port can be dialled, or None.
     """
 
     def __init__(
         self,
         sources: Sources,
+        maker_of: Callable[[ObjectHash], PeerId | None],
         endpoint: Callable[[PeerId], tuple[str, int] | None],
         rng: random.Random,
         now: Instant,
     ) -> None:
-        self._sources, self._endpoint, self._rng = sources, endpoint, rng
+        self._sources, self._maker_of = sources, maker_of
+        self._endpoint, self._rng = endpoint, rng
         self._fetch = Fetch({}, rng, now, LIMITS)
         self._wants: dict[ObjectHash, _Want] = {}
         self._pulls: dict[TransferId, _Pull] = {}
@@ -127,12 +134,20 @@ class Pulls:
             if want.again_at is not None:
                 if want.again_at > now:
                     continue
-                want.again_at, want.tried = None, 0
-            if self._fetch.is_offered(object_hash):
+                want.again_at, want.tried, want.asked_maker = None, 0, False
+            if self._fetch.is_offered(object_hash) and not want.is_wide:
                 continue
             sources = [p for p in self._sources(object_hash) if self._endpoint(p) is not None]
-            some = sources[want.tried : want.tried + ASKED_AT_ONCE]
-            want.tried += len(some)
+            if (maker := self._maker_of(object_hash)) in sources:
+                sources.remove(maker)
+            else:
+                maker = None
+            if maker is not None and not want.asked_maker:
+                some = [maker]
+            else:
+                some = sources[want.tried : want.tried + ASKED_AT_ONCE]
+                want.tried += len(some)
+            want.asked_maker, want.is_wide = True, False
             for peer in some:
                 self._fetch.offer(peer, object_hash, object_hash)
             if not self._fetch.is_offered(object_hash) and want.tried >= len(sources):
@@ -209,6 +224,8 @@ class Pulls:
 
     def _failed(self, pull: _Pull, fault: Fault, now: Instant) -> list[Effect]:
         del self._pulls[pull.start.transfer]
+        if fault is not Fault.MISSING:
+            self._wants[ObjectHash(pull.start.object_hash)].is_wide = True
         if fault is Fault.CORRUPT:
             self._corrupt.append(pull.start.peer)
         effects = self._carry(self._fetch.failed(pull.start.transfer, fault, now))

@@ -110,7 +110,7 @@ class Storing:
         self._live: tuple[PeerId, ...] = ()
         """Live nodes of the store but this one."""
         self._keepers = Keepers((), now)
-        self._pulls = Pulls(self._sources, endpoint, rng, now)
+        self._pulls = Pulls(self._sources, self._maker_of, endpoint, rng, now)
         self.awaited = Awaited()
         self._followed_at, self._follow_at = now, NEVER
         self._fresh = Makers(me, self.catalog.lists)
@@ -314,6 +314,9 @@ class Storing:
         self._keepers.forget(0.0, now)
         self._tell_catalog(now)
         return self._look(now)
+
+    def _maker_of(self, object_hash: ObjectHash) -> PeerId | None:
+        return self._fresh.maker_of(object_hash)
 
     def _sources(self, object_hash: ObjectHash) -> tuple[PeerId, ...]:
         others = self.catalog.sources(object_hash)

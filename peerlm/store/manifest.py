@@ -69,6 +69,10 @@ class File(NamedTuple):
     length: int
 
 
+NOBODY = -1
+"""In place of a maker's number, of chunks of which it is not said who made them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Manifest:
     kind: Kind
