@@ -77,6 +77,8 @@ class Serving:
         self._unsent: dict[PeerId, deque[bytes]] = {}
         self._lately: dict[PeerId, deque[tuple[float, Head]]] = {}
         self._wanted_at: dict[PeerId, float] = {}
+        self._served, self._laps, self._lost = protocol.Served(0, 0, 0), 0, 0
+        """Of the stage server there is, and of those before."""
 
     async def close(self) -> None:
         for writer in self._gateways:
@@ -195,10 +197,21 @@ class Serving:
         match message:
             case Hop(peer, data):
                 self._pass_on(peer, data)
+            case protocol.Served():
+                self._served = message
             case protocol.Nonsense(peer, why) if peer != self._me:
                 self._post(events.Misbehaved(peer, why))
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """Sessions that are remembered here now; laps that came since the daemon's start, and those that were lost here."""
+        served = self._served
+        laps, lost = self._laps + served.laps, self._lost + served.lost
+        return {"sessions": served.sessions, "laps": laps, "lost": lost}
+
     def _server_ended(self, given: list[tuple[float, Head]]) -> None:
+        served, self._served = self._served, protocol.Served(0, 0, 0)
+        self._laps, self._lost = self._laps + served.laps, self._lost + served.lost
         self._lose(given, self._me, "its stage server ended")
 
     # -------------------------------------------------------------------------------- gateways

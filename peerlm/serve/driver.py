@@ -33,6 +33,7 @@ class Driver:
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
         self._is_closing = False
+        self._again = 0
         self._inboxes: dict[Job, asyncio.Queue[Told]] = {}
         self.idle = asyncio.Event()
         """Nobody waits for news."""
@@ -130,6 +131,9 @@ class Driver:
         self.waiting, self.active = scheduler.waiting, scheduler.active
         metrics.queue.set(self.waiting)
         metrics.active.set(self.active)
+        again = self._service.version.route.again
+        metrics.again.inc(max(0, again - self._again))
+        self._again = again
         metrics.cache.set(self.active * self._slot_bytes)
         metrics.versions.set(len(self.versions))
         if self.versions[-1].tokens is not None:

@@ -89,6 +89,7 @@ class Whole:
     """A route through all of the model, in this process."""
 
     faults_pass = False
+    again = 0
 
     def __init__(self, slots: Slots, fragment_values: Sequence[Values]) -> None:
         """Raises `ConfigError` for weights that are not finite: no text could come of them."""

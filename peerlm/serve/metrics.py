@@ -56,6 +56,11 @@ class Metrics:
             "Memory in use for what the model remembers of the sessions that hold a slot; with --swarm that of the hosts.",
             registry=registry,
         )
+        self.again = Counter(
+            "peerlm_serve_rereads",
+            "With --swarm: how often a session began again from its first token, at other hosts or the same.",
+            registry=registry,
+        )
         self.versions = Gauge(
             "peerlm_serve_versions", "Versions of the weights in memory.", registry=registry
         )

@@ -54,6 +54,10 @@ class Route(Protocol):
     def is_full(self, slot: int) -> bool:
         """They are not because others are in its way: it is not the route that fails."""
 
+    @property
+    def again(self) -> int:
+        """How often a session began again from its first token, so far."""
+
 
 class Sampler(Protocol):
     """Draws tokens. `generator` gives a session what it draws from: a seed alone decides it."""

@@ -36,7 +36,7 @@ from peerlm.store import snapshot
 from peerlm.store.layout import Layout
 from peerlm.train.channel import Channel, DaemonGone, tell
 from peerlm.train.limits import die_with
-from peerlm.train.protocol import Hop, Nonsense, ServeSetup, unpacked
+from peerlm.train.protocol import Hop, Nonsense, Served, ServeSetup, unpacked
 from peerlm.types import Instant, PeerId
 
 if TYPE_CHECKING:
@@ -121,6 +121,8 @@ class StageServer:
         self._reader = Reader(Layout(Path(setup.state)), self._plan, self._held, self._slots)
         self._guests: Guests[Weights] | None = None
         self._waiting: deque[_Waiting] = deque()
+        self._laps = self._lost = 0
+        self._told = Served(0, 0, 0)
         self._looked_at = self._busy_at = self._renewed_at = Instant(time.monotonic())
 
     def run(self) -> None:
@@ -141,6 +143,7 @@ class StageServer:
                     self._guests.forget_idle(now)
                     if now - self._renewed_at > OLDER_S:
                         self._guests.forget_older()
+                self._tell()
                 if now - self._busy_at > IDLE_S and not self._guests:
                     return
 
@@ -156,6 +159,7 @@ class StageServer:
         if peer != (lap.head.origin if lap.head.kind is Kind.OVER else lap.before):
             self._channel.send(Nonsense(peer, "lap: another node's to say"))
             return
+        self._laps += lap.head.kind is Kind.FORWARD
         match lap.head.kind:
             case Kind.OVER if self._guests is not None:
                 self._guests.over(_handed(lap), lap.rows)
@@ -165,6 +169,13 @@ class StageServer:
                 self._lose(lap, CROWDED)
             case Kind.FORWARD:
                 self._waiting.append(_Waiting(lap, now))
+
+    def _tell(self) -> None:
+        """How much there is to do, if that is news."""
+        served = Served(len(self._guests or ()), self._laps, self._lost)
+        if served != self._told:
+            self._told = served
+            self._channel.send(served)
 
     def _is_crowded(self, peer: PeerId) -> bool:
         numbers = [w.lap.numbers for w in self._waiting if w.lap.before == peer]
@@ -305,6 +316,7 @@ class StageServer:
             self._say(lap.head.origin, home)
 
     def _lose(self, lap: Lap, reason: str) -> None:
+        self._lost += 1
         answer = laps.lost(lap.head, self._me, reason)
         self._channel.send(Hop(lap.head.origin, answer))
 

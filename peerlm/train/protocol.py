@@ -279,6 +279,15 @@ class Nonsense(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Served(Message):
+    """Of a stage server: sessions that it remembers now; laps that it took since its start, and those that it lost."""
+
+    sessions: int
+    laps: int
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
 class Failed(Message):
     """The worker's last word before it exits."""
 

@@ -149,6 +149,8 @@ async def test_forty_clients_at_once_are_answered_or_asked_to_come_again(
     assert set(ends) <= {"length", "queue_full", "hosts_full"}
     assert 12 <= ends["length"] < 40
     assert active(url) == 0
+    counters = swarm.nodes[0].status()["daemon"]["counters"]
+    assert counters["texts_laps"] > 12 * 40 / 16
 
 
 def stage_servers(node: Node) -> int:

@@ -150,6 +150,10 @@ class Ring:
         self.reasons.update(why)
         return logits
 
+    @property
+    def again(self) -> int:
+        return self.gateway.again
+
     def clear(self, slot: int) -> None: ...
 
     def release(self, slot: int) -> None:

@@ -139,6 +139,7 @@ async def test_where_hosts_are_full_it_is_429_and_where_there_are_none_503() -> 
         assert json.loads(data)["error"]["type"] == "rate_limit_error"
         host.forget_all()
         assert (await server.post(prompt="x", max_tokens=2))[0] == 200
+        assert re.search(r"^peerlm_serve_rereads_total [1-9]", await server.figures(), re.M)
         ring.kill(host)
         code, found, _ = await server.post(prompt="x")
         assert (code, found["error"]["code"]) == (503, "no_host")
