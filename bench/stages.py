@@ -117,7 +117,7 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
         Row("2 × 3 hosts, all there: rate", whole_rate, "tokens/s"),
         Row("a host killed in turn, down: rate, median", rates[len(rates) // 2], "tokens/s"),
         Row("median ÷ all there", rates[len(rates) // 2] / whole_rate, at_least=SHARE_MIN),
-        Row("worst of them ÷ all there", rates[0] / whole_rate),
+        Row("worst of them ÷ all there", rates[0] / whole_rate, at_least=SHARE_MIN),
         Row("kills", kills),
         Row("loss of the finished model, in peace", peace, "nats"),
         Row("loss of the finished model, with kills", trouble, "nats"),

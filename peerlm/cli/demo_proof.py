@@ -46,5 +46,7 @@ def validation_loss(folder: Path, layout: Layout) -> float:
 def sample(folder: Path) -> str:
     """The prompt and what the model makes of it."""
     weights = from_folder(folder)
-    pieces = text_after(weights, PROMPT, SAMPLE_TOKENS, SAMPLE_TEMPERATURE, rng_seed=1)
+    pieces = text_after(
+        weights, PROMPT, SAMPLE_TOKENS, SAMPLE_TEMPERATURE, rng_seed=1, note=lambda _: None
+    )
     return PROMPT + "".join(pieces)

@@ -50,7 +50,8 @@ def generate(
     folder: Path | None,
     swarm: bool,
 ) -> None:
-    """Continue PROMPT with this node's weights, on the CPU; the prompt is printed first.
+    """Continue PROMPT with this node's weights, on the CPU; the prompt is printed first. Of a prompt longer than the
+    model's context its end is read, and a line on standard error says so.
 
     The weights are those of the newest snapshot, so this works while the node trains, and without a
     daemon. With --swarm they are those of whoever holds the stages of the model.
@@ -68,18 +69,20 @@ def generate(
         from peerlm.cli import swarm_here
 
         require_node(layout)
-        _print(prompt, swarm_here.text_after(layout, prompt, tokens, temperature, rng_seed))
+        pieces = swarm_here.text_after(layout, prompt, tokens, temperature, rng_seed, _say)
+        _print(prompt, pieces)
         return
     from peerlm.cli.weights_here import from_folder, from_snapshot
 
-    if folder is not None:
-        weights = from_folder(folder)
-    else:
-        weights = from_snapshot(layout, lambda note: click.echo(f"peerlm: {note}", err=True))
+    weights = from_snapshot(layout, _say) if folder is None else from_folder(folder)
     from peerlm.cli.torch_here import text_after
 
-    pieces = text_after(weights, prompt, tokens, temperature, rng_seed)
+    pieces = text_after(weights, prompt, tokens, temperature, rng_seed, _say)
     _print(prompt, pieces)
+
+
+def _say(note: str) -> None:
+    click.echo(f"peerlm: {note}", err=True)
 
 
 def _print(prompt: str, pieces: Iterable[str]) -> None:

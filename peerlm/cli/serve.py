@@ -282,7 +282,7 @@ def _serve(
 ) -> None:
     from peerlm.serve import http, keys
     from peerlm.serve.driver import Driver, keep_new, repeat
-    from peerlm.serve.engine import TorchSampler
+    from peerlm.serve.engine import TorchSampler, slot_bytes
     from peerlm.serve.metrics import Metrics
     from peerlm.serve.scheduler import Scheduler
     from peerlm.serve.service import Service
@@ -295,9 +295,9 @@ def _serve(
         keyring.replace(keys.read(keys_path), Instant(time.monotonic()))
 
     metrics = Metrics()
-    metrics.cache.set(answerer.bytes)
     scheduler = Scheduler(answerer.slots, queue, answerer.chunk)
-    driver = Driver(Service(scheduler, TorchSampler(), codec, version), metrics)
+    service = Service(scheduler, TorchSampler(), codec, version)
+    driver = Driver(service, metrics, slot_bytes(plan))
     served = http.Served(
         name=plan.run.name,
         context=plan.model.context,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from peerlm.cli.plan import current_plan
-from peerlm.cli.weights_here import tokenizer_of
+from peerlm.cli.weights_here import prompt_ids, tokenizer_of
 from peerlm.config import Plan
 from peerlm.daemon import control
 from peerlm.data import tokenizer as tokenizers
-from peerlm.errors import ConfigError, StateError
+from peerlm.errors import StateError
 from peerlm.serve.engine import TorchSampler
 from peerlm.serve.route import Version
 from peerlm.serve.scheduler import Scheduler
@@ -43,18 +43,21 @@ def open_swarm(layout: Layout) -> tuple[Plan, tokenizers.Tokenizer, Swarm]:
 
 
 def text_after(
-    layout: Layout, prompt: str, tokens: int, temperature: float, rng_seed: int
+    layout: Layout,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    rng_seed: int,
+    note: Callable[[str], None],
 ) -> Iterator[str]:
-    """The swarm's continuation of the prompt, piece by piece.
+    """The swarm's continuation of the prompt, piece by piece. `note` takes a line where the prompt is not read whole.
 
     Raises:
         ConfigError: the prompt cannot be used.
         StateError: there is no way through the swarm, or it was lost on the way.
     """
     plan, codec, swarm = open_swarm(layout)
-    ids = [int(i) for i in codec.encode(prompt)][-plan.model.context :]
-    if not ids:
-        raise ConfigError("the prompt is empty: give at least one token to start from")
+    ids = prompt_ids(codec, prompt, plan.model.context, note)
     scheduler = Scheduler(1, 1, min(CHUNK, swarm.turn_max))
     version = Version("swarm", None, swarm)
     service = Service(scheduler, TorchSampler(), codec, version)

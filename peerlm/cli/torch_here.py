@@ -5,11 +5,11 @@ Importing this brings torch in, which takes a second or two, so commands do it l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from peerlm.cli.weights_here import Weights
+from peerlm.cli.weights_here import Weights, prompt_ids
 from peerlm.model.generate import generate
 from peerlm.model.model import LanguageModel
 from peerlm.model.plan import fragments
@@ -26,19 +26,24 @@ def build(weights: Weights) -> LanguageModel:
 
 
 def text_after(
-    weights: Weights, prompt: str, tokens: int, temperature: float, rng_seed: int
+    weights: Weights,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    rng_seed: int,
+    note: Callable[[str], None],
 ) -> Iterator[str]:
     """The model's continuation of the prompt, piece by piece.
 
     It ends after so many tokens, or where the model ends it. A piece is given out when it is sure not to change: characters
-    may take several tokens.
+    may take several tokens. `note` takes a line where the prompt is not read whole.
     Raises `ConfigError` for a prompt that cannot be used.
     """
     codec, model = weights.codec(), build(weights)
-    prompt_ids = [int(i) for i in codec.encode(prompt)]
+    read = prompt_ids(codec, prompt, weights.plan.model.context, note)
     ids: list[int] = []
     shown = ""
-    for token in generate(model, prompt_ids, tokens, temperature, rng_seed=rng_seed):
+    for token in generate(model, read, tokens, temperature, rng_seed=rng_seed):
         if token in codec.ends:
             break
         ids.append(token)

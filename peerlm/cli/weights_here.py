@@ -124,6 +124,18 @@ def from_snapshot(layout: Layout, say: Callable[[str], None]) -> Weights:
     return Weights(plan, values, tokenizer_of(layout, plan), contents.swarm_tokens, contents.final)
 
 
+def prompt_ids(
+    codec: tokenizers.Tokenizer, prompt: str, context: int, note: Callable[[str], None]
+) -> list[int]:
+    """Its last `context` tokens; `note` takes a line where there are more. Raises `ConfigError`: there are none."""
+    ids = [int(i) for i in codec.encode(prompt)]
+    if not ids:
+        raise ConfigError("the prompt is empty: give at least one token to start from")
+    if len(ids) > context:
+        note(f"the prompt has {len(ids)} tokens; the model reads the last {context}")
+    return ids[-context:]
+
+
 def tokenizer_of(layout: Layout, plan: Plan) -> bytes | None:
     """The file of the run's tokenizer; None for bytes. Raises `StateError`."""
     if plan.data.tokenizer == tokenizers.BYTES:

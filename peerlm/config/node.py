@@ -104,7 +104,8 @@ class HostSection:
         0,
         32,
         "Texts of the swarm's members that this node advances at once through the stages it holds, if it has the "
-        "role serve; 0: none.",
+        "role serve; 0: none. Fewer where a quarter of the memory that is free when the first comes, 1 GiB at most, does not do "
+        "for so many.",
     )
     memory_bytes: int = at_least(
         0, 0, "Offered with `auto`, of the host; 0 means half of what is free.", unit="bytes"

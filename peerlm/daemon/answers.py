@@ -119,6 +119,7 @@ def _counters(driver: Driver) -> dict[str, int]:
         "links": driver.links.counters,
         "introduction": driver.introduction.counters,
         "bulk": driver.bulk.counters,
+        "texts": driver.serving.counters,
     }
     return {
         f"{part}_{name}": count

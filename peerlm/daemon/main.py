@@ -38,6 +38,7 @@ from peerlm.daemon.keeping import Keeping, tallies_of
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver, now, wall
+from peerlm.daemon.memory import cache_of_texts
 from peerlm.daemon.notify import Notifier
 from peerlm.daemon.page import Page
 from peerlm.daemon.pools import full_pool
@@ -463,6 +464,7 @@ def _serve_setup(home: Home, driver: Driver, state: StateDirectory) -> protocol.
         last_stage=held[-1],
         sessions=home.settings.host.sessions,
         threads=threads_of(home.settings),
+        cache_bytes=cache_of_texts(),
     )
 
 

@@ -24,6 +24,9 @@ and for everything else."""
 OFFERED_OF_DEVICE = 0.8
 """Of a device's memory: the rest is for activations and for what libraries take."""
 
+CACHED, CACHE_BYTES_MAX = 0.25, 1 << 30
+"""Of the host's memory that is free when a stage server starts, to what it remembers of texts; and the most."""
+
 ASK_S = 5.0
 
 
@@ -33,6 +36,11 @@ def memory_of(settings: NodeSettings) -> Memory:
     free = host.memory_bytes or int(OFFERED * psutil.virtual_memory().available)
     device = host.device_bytes or _free_of_device(settings.train.device)
     return Memory(device or None, free)
+
+
+def cache_of_texts() -> int:
+    """Bytes for what a stage server that starts now may remember of all texts."""
+    return min(CACHE_BYTES_MAX, int(CACHED * psutil.virtual_memory().available))
 
 
 def _free_of_device(device: str) -> int:

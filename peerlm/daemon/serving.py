@@ -25,6 +25,7 @@ from peerlm.daemon.worker_process import torch_environment
 from peerlm.errors import WireError
 from peerlm.events import Event
 from peerlm.serve import lap as laps
+from peerlm.serve.guests import CROWDED
 from peerlm.serve.lap import Head, Kind
 from peerlm.train import protocol
 from peerlm.train.protocol import Frames, Hop, Message, ServeSetup
@@ -76,6 +77,8 @@ class Serving:
         self._unsent: dict[PeerId, deque[bytes]] = {}
         self._lately: dict[PeerId, deque[tuple[float, Head]]] = {}
         self._wanted_at: dict[PeerId, float] = {}
+        self._served, self._laps, self._lost = protocol.Served(0, 0, 0), 0, 0
+        """Of the stage server there is, and of those before."""
 
     async def close(self) -> None:
         for writer in self._gateways:
@@ -150,7 +153,7 @@ class Serving:
         elif not self._knows(target):
             self._lose([(now, head)], target, "it is not known here")
         elif self._is_crowded(target, len(data)):
-            self._lose([(now, head)], target, "too much waits for a connection")
+            self._lose([(now, head)], target, CROWDED)
         else:
             if target not in self._unsent:
                 self._unsent[target] = deque()
@@ -194,10 +197,21 @@ class Serving:
         match message:
             case Hop(peer, data):
                 self._pass_on(peer, data)
+            case protocol.Served():
+                self._served = message
             case protocol.Nonsense(peer, why) if peer != self._me:
                 self._post(events.Misbehaved(peer, why))
 
+    @property
+    def counters(self) -> dict[str, int]:
+        """Sessions that are remembered here now; laps that came since the daemon's start, and those that were lost here."""
+        served = self._served
+        laps, lost = self._laps + served.laps, self._lost + served.lost
+        return {"sessions": served.sessions, "laps": laps, "lost": lost}
+
     def _server_ended(self, given: list[tuple[float, Head]]) -> None:
+        served, self._served = self._served, protocol.Served(0, 0, 0)
+        self._laps, self._lost = self._laps + served.laps, self._lost + served.lost
         self._lose(given, self._me, "its stage server ended")
 
     # -------------------------------------------------------------------------------- gateways
@@ -266,7 +280,7 @@ class StageServerProcess:
                 return False
             self._life = asyncio.create_task(self._live())
         if self._bytes > WAITING_BYTES_MAX:
-            self.why = "too much waits here already"
+            self.why = CROWDED
             return False
         self._given.append((_now(), head))
         self._say(Hop(source, data))

@@ -247,6 +247,24 @@ METRICS: tuple[Figure, ...] = (
         "gauge",
         lambda s: s["daemon"]["loop_lag_p99_ms"] / 1000,
     ),
+    Figure(
+        "peerlm_texts_sessions",
+        "Texts of the swarm's members that its stage server remembers now.",
+        "gauge",
+        lambda s: s["daemon"]["counters"].get("texts_sessions", 0),
+    ),
+    Figure(
+        "peerlm_texts_laps",
+        "Laps of texts that came to its stage servers.",
+        "counter",
+        lambda s: s["daemon"]["counters"].get("texts_laps", 0),
+    ),
+    Figure(
+        "peerlm_texts_laps_lost",
+        "Of them, those that its stage servers could not advance: no room, a session not known, too much that waited.",
+        "counter",
+        lambda s: s["daemon"]["counters"].get("texts_lost", 0),
+    ),
 )
 
 

@@ -25,13 +25,15 @@ STOPPING = "the server is stopping"
 
 
 class Driver:
-    """Runs from `start` to `close`; all else is for the loop that called `start`."""
+    """Runs from `start` to `close`; all else is for the loop that called `start`. `slot_bytes`: what is remembered of a
+    session takes, for the metrics."""
 
-    def __init__(self, service: Service, metrics: Metrics) -> None:
-        self._service, self._metrics = service, metrics
+    def __init__(self, service: Service, metrics: Metrics, slot_bytes: int = 0) -> None:
+        self._service, self._metrics, self._slot_bytes = service, metrics, slot_bytes
         self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="sessions", daemon=True)
         self._is_closing = False
+        self._again = 0
         self._inboxes: dict[Job, asyncio.Queue[Told]] = {}
         self.idle = asyncio.Event()
         """Nobody waits for news."""
@@ -129,6 +131,10 @@ class Driver:
         self.waiting, self.active = scheduler.waiting, scheduler.active
         metrics.queue.set(self.waiting)
         metrics.active.set(self.active)
+        again = self._service.version.route.again
+        metrics.again.inc(max(0, again - self._again))
+        self._again = again
+        metrics.cache.set(self.active * self._slot_bytes)
         metrics.versions.set(len(self.versions))
         if self.versions[-1].tokens is not None:
             metrics.version_tokens.set(self.versions[-1].tokens)

@@ -32,6 +32,8 @@ from peerlm.model.weights import Values, copy_in
 from peerlm.serve.route import Logits, Turn
 from peerlm.serve.session import Pick, Sampling
 
+META = torch.device("meta")
+
 PADDED_MAX = 1024
 """Tokens of several turns that are padded to the longest of them, where others say how long they are."""
 
@@ -40,6 +42,11 @@ def use_threads(count: int) -> None:
     """Of the processor, for what is computed here; 0 leaves it to torch."""
     if count:
         torch.set_num_threads(count)
+
+
+def slot_bytes(plan: Plan) -> int:
+    """Of one session, in all blocks of this plan's model."""
+    return _bytes_of([block.slots(1, META) for block in _shells(plan)])
 
 
 class Slots:
@@ -60,16 +67,13 @@ class Slots:
     ) -> None:
         self.plan, self.device = plan, torch.device(device)
         self.blocks = range(len(plan.model.blocks)) if blocks is None else blocks
-        meta = torch.device("meta")
-        with meta:
-            sequence = LanguageModel(plan.model, plan.data.vocab).sequence()
-        shells = sequence[self.blocks.start : self.blocks.stop]
-        one = _bytes_of([block.slots(1, meta) for block in shells])
+        shells = _shells(plan)[self.blocks.start : self.blocks.stop]
+        one = _bytes_of([block.slots(1, META) for block in shells])
         self.count = min(count, bytes_max // max(one, 1))
         if self.count < 1:
             raise ConfigError(
                 f"a session of this model needs {one / 1e6:.1f} MB and {bytes_max / 1e6:.1f} MB are allowed: "
-                "raise --cache-mb"
+                "raise --cache-mb, or free memory if it is a stage server's"
             )
         self.bytes = one * self.count
         self.parts: list[Any] = [block.slots(self.count, self.device) for block in shells]
@@ -85,6 +89,7 @@ class Whole:
     """A route through all of the model, in this process."""
 
     faults_pass = False
+    again = 0
 
     def __init__(self, slots: Slots, fragment_values: Sequence[Values]) -> None:
         """Raises `ConfigError` for weights that are not finite: no text could come of them."""
@@ -125,6 +130,9 @@ class Whole:
 
     def why(self, slot: int) -> str:
         return "the model's numbers are not finite"
+
+    def is_full(self, slot: int) -> bool:
+        return False
 
 
 class Held:
@@ -257,6 +265,12 @@ def _tensors(parts: Any) -> list[Tensor]:
             return [tensor for part in parts for tensor in _tensors(part)]
         case _:
             return [parts.keys_NKSE, parts.values_NKSE]
+
+
+def _shells(plan: Plan) -> list[Any]:
+    """Its blocks, without numbers."""
+    with META:
+        return LanguageModel(plan.model, plan.data.vocab).sequence()
 
 
 def _bytes_of(parts: Any) -> int:

@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from peerlm.errors import WireError
 from peerlm.serve import lap as laps
-from peerlm.serve.guests import FULL, UNKNOWN
+from peerlm.serve.guests import CROWDED, FULL, UNKNOWN
 from peerlm.serve.lap import Head, Kind, Lap, Leg, Numbers, Row
 from peerlm.serve.route import Turn
 from peerlm.types import Instant, PeerId, after, short
@@ -47,6 +47,15 @@ CHUNK = 256
 """Tokens read again at a time."""
 
 Run = tuple[int, int]
+
+
+class Stuck(NamedTuple):
+    """Why nobody goes on with a session. `is_full`: others are in its way."""
+
+    why: str
+    is_full: bool
+
+
 Sent = list[tuple[PeerId, bytes]]
 
 
@@ -66,6 +75,8 @@ class _Host:
     """For each token."""
     avoid_until: Instant | None = None
     avoid_s: float = AVOID_S
+    is_full: bool = False
+    """It is left alone because it had no room."""
 
 
 @dataclass(slots=True)
@@ -92,7 +103,9 @@ class _Turn:
     tries: int = 0
     why: str = ""
     is_full: bool = False
-    """Its last lap was lost because a host had no room for it."""
+    """Hosts have no room for it."""
+    is_crowded: bool = False
+    """Its last lap was lost because too much waited on its way."""
     logits: Numbers | None = None
     failed: bool = False
 
@@ -179,14 +192,15 @@ class Gateway:
     def is_done(self) -> bool:
         return all(turn.is_over for turn in self._turns.values())
 
-    def take(self, turns: Sequence[Turn]) -> tuple[Numbers, dict[int, str]]:
+    def take(self, turns: Sequence[Turn]) -> tuple[Numbers, dict[int, Stuck]]:
         """Logits (turns, vocab), and by slot why there are none; those rows are NaN."""
         logits = np.full((len(turns), self._shape.vocab), np.nan, np.float32)
-        why: dict[int, str] = {}
+        why: dict[int, Stuck] = {}
         for row, asked in enumerate(turns):
             turn = self._turns[asked.slot]
             if turn.logits is None:
-                why[asked.slot] = turn.why
+                is_full = (turn.is_full or turn.is_crowded) and self.lacking() is None
+                why[asked.slot] = Stuck(turn.why, is_full)
             else:
                 logits[row] = turn.logits
                 self._sessions[asked.slot].tokens += turn.tokens
@@ -207,6 +221,9 @@ class Gateway:
         session = self._sessions.pop(slot, None)
         if session is None:
             return []
+        for leg in session.legs:
+            if (host := self._hosts.get(leg.host)) is not None and host.is_full:
+                host.avoid_until, host.is_full = None, False
         rows = (Row(slot, 0, 0, life=session.life),)
         over = Lap(self._head(Kind.OVER, 0), session.legs, rows=rows)
         return [
@@ -228,7 +245,8 @@ class Gateway:
         if lap.head.kind is Kind.LOST:
             if lap.reason != UNKNOWN or all(row.start == 0 for row in sent.rows):
                 to_blame = any(leg.host == lap.culprit for leg in sent.legs)
-                self._avoid(lap.culprit if lap.culprit and to_blame else peer, now)
+                culprit = lap.culprit if lap.culprit and to_blame else peer
+                self._avoid(culprit, now, is_full=lap.reason == FULL)
             self._lose(lap.head.number, lap.reason, now, lap.culprit)
             return self._go(now)
         if lap.head.kind is not Kind.HOME:
@@ -274,6 +292,7 @@ class Gateway:
                 continue
             if turn.stuck_since is None:
                 turn.stuck_since = now
+            turn.is_full = self._is_full(now)
             if now - turn.stuck_since > WAIT_S or (turn.is_full and self._keeps_others()):
                 turn.failed, turn.why = True, self._why_not(turn)
         sent: Sent = []
@@ -338,7 +357,7 @@ class Gateway:
             if turn is None or session is None or turn.lap != lap.head.number:
                 continue
             turn.lap, turn.read, turn.logits = None, row.start + row.length, logits
-            turn.stuck_since, turn.is_full = None, False
+            turn.stuck_since, turn.is_full, turn.is_crowded = None, False, False
             if row.start == 0:
                 session.versions = tuple(names[index] for names in lap.versions)
 
@@ -350,13 +369,15 @@ class Gateway:
             if turn is not None and turn.lap == number:
                 turn.lap, turn.why = None, f"{short(culprit)}: {why}" if culprit else why
                 turn.tries, turn.is_full = turn.tries + 1, why == FULL
+                turn.is_crowded = why == CROWDED
                 turn.stuck_since = now if turn.stuck_since is None else turn.stuck_since
                 turn.failed = turn.tries > TRIES_MAX
                 self._sessions[row.slot].legs = ()
 
-    def _avoid(self, peer: PeerId, now: Instant) -> None:
+    def _avoid(self, peer: PeerId, now: Instant, *, is_full: bool = False) -> None:
         host = self._hosts.get(peer)
         if host is not None:
+            host.is_full = is_full
             host.avoid_until = after(now, host.avoid_s * self._rng.uniform(0.8, 1.2))
             host.avoid_s = min(2 * host.avoid_s, AVOID_S_MAX)
 
@@ -369,7 +390,7 @@ class Gateway:
                 host.took_s = _smooth(
                     host.took_s, seconds / sent.tokens / (1 + leg.last - leg.first)
                 )
-                host.avoid_until, host.avoid_s = None, AVOID_S
+                host.avoid_until, host.avoid_s, host.is_full = None, AVOID_S, False
 
     # ------------------------------------------------------------------------------------- legs
 
@@ -382,15 +403,17 @@ class Gateway:
         )
 
     def _choose(self, now: Instant) -> tuple[Leg, ...]:
-        """Hosts that hold all stages between them; none: there are none for now."""
+        """Hosts that hold all stages between them; none: there are none for now. This node alone, where it holds them all."""
+        mine = Leg(self._me, 0, self._shape.stages - 1)
+        if self._all_there((mine,)) and self._is_asked(self._hosts[self._me], now):
+            return (mine,)
         legs: list[Leg] = []
         stage = 0
         while stage < self._shape.stages:
             able = [
                 peer
                 for peer, host in sorted(self._hosts.items())
-                if host.run[0] <= stage <= host.run[1]
-                and (host.avoid_until is None or host.avoid_until <= now)
+                if host.run[0] <= stage <= host.run[1] and self._is_asked(host, now)
             ]
             if not able:
                 return ()
@@ -398,6 +421,19 @@ class Gateway:
             legs.append(Leg(host, stage, self._hosts[host].run[1]))
             stage = legs[-1].last + 1
         return tuple(legs)
+
+    @staticmethod
+    def _is_asked(host: _Host, now: Instant) -> bool:
+        """It is not left alone now."""
+        return host.avoid_until is None or host.avoid_until <= now
+
+    def _is_full(self, now: Instant) -> bool:
+        """A stage has no host that is asked now, and one only because it had no room."""
+        for stage in range(self._shape.stages):
+            able = [h for h in self._hosts.values() if h.run[0] <= stage <= h.run[1]]
+            if not any(self._is_asked(h, now) for h in able) and any(h.is_full for h in able):
+                return True
+        return False
 
     def _weight(self, peer: PeerId, stage: int) -> float:
         """Of a host for the stages from `stage` on: the quicker, the less busy and the further it leads, the more."""

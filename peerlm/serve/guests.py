@@ -27,6 +27,9 @@ UNKNOWN = "a session is not known here"
 
 FULL = "no room for another session"
 
+CROWDED = "too much waits already"
+"""Why a lap is lost, here and on its way, that others were in the way of."""
+
 Way = tuple[PeerId, PeerId, int]
 """Who hands a lap over, and its gateway: the node, and which of its processes."""
 

@@ -298,7 +298,9 @@ class Front:
             try:
                 writing.inbox = await self._driver.submit(job)
             except QueueFull:
-                raise self._busy() from None
+                raise self._busy(
+                    "too many requests wait already; try again later", "queue_full"
+                ) from None
             self._metrics.prompt_tokens.inc(prompt_tokens)
             if asked.is_stream:
                 return await self._stream(http, writing)
@@ -309,11 +311,11 @@ class Front:
                 used = prompt_tokens + writing.drawn if writing.inbox is not None else 0
                 holder.give_back(reserved - used, request=writing.inbox is None)
 
-    def _busy(self) -> Refused:
+    def _busy(self, why: str, code: str) -> Refused:
         scale = 1 + self._driver.waiting / max(self._driver.active, 1)
         return Refused(
-            "too many requests wait already; try again later",
-            code="queue_full",
+            why,
+            code=code,
             status=429,
             kind="rate_limit_error",
             retry_after_s=min(self._seconds * scale, RETRY_S_MAX),
@@ -406,6 +408,10 @@ class Front:
         if told.error == STOPPING:
             raise _unavailable(STOPPING)
         if told.error:
+            if told.is_full:
+                raise self._busy(
+                    "those who hold the model have no room; try again later", "hosts_full"
+                )
             sys.stderr.write(f"peerlm: a session has failed: {told.error}\n")
             if told.may_pass:
                 raise _unavailable(told.error, "no_host")

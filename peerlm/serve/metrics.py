@@ -53,7 +53,12 @@ class Metrics:
         )
         self.cache = Gauge(
             "peerlm_serve_cache_bytes",
-            "Memory set aside for what sessions remember: all slots.",
+            "Memory in use for what the model remembers of the sessions that hold a slot; with --swarm that of the hosts.",
+            registry=registry,
+        )
+        self.again = Counter(
+            "peerlm_serve_rereads",
+            "With --swarm: how often a session began again from its first token, at other hosts or the same.",
             registry=registry,
         )
         self.versions = Gauge(

@@ -51,6 +51,13 @@ class Route(Protocol):
     def why(self, slot: int) -> str:
         """Its last logits are not finite."""
 
+    def is_full(self, slot: int) -> bool:
+        """They are not because others are in its way: it is not the route that fails."""
+
+    @property
+    def again(self) -> int:
+        """How often a session began again from its first token, so far."""
+
 
 class Sampler(Protocol):
     """Draws tokens. `generator` gives a session what it draws from: a seed alone decides it."""

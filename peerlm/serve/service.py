@@ -44,6 +44,8 @@ class Told:
     error: str = ""
     may_pass: bool = False
     """Another try may do better a little later."""
+    is_full: bool = False
+    """Others were in its way."""
 
 
 @dataclass(slots=True)
@@ -123,10 +125,10 @@ class Service:
             logits = version.route.advance(turns)
         except Exception as error:  # whatever it is, it is the end of these sessions alone
             why = f"{type(error).__name__}: {error}"
-            return [self._fail(a.session, version, why) for a in advances]
+            return [self._fail(a.session, version, a.slot, why) for a in advances]
         last = [row for row, a in enumerate(advances) if a.is_last]
         told = [
-            self._fail(a.session, version, version.route.why(a.slot))
+            self._fail(a.session, version, a.slot)
             for row, a in enumerate(advances)
             if not a.is_last and not np.isfinite(logits[row]).all()
         ]
@@ -140,7 +142,7 @@ class Service:
             number = advances[row].session
             slot = advances[row].slot
             if pick is None:
-                told.append(self._fail(number, version, version.route.why(slot)))
+                told.append(self._fail(number, version, slot))
                 continue
             job = session.job
             job.version_name = job.version_name or version.route.version_of(slot) or version.name
@@ -153,13 +155,20 @@ class Service:
                 self.scheduler.drawn(number)
         return told
 
-    def _fail(self, number: int, version: Version, why: str) -> Told:
-        session = self._sessions[number]
-        slot = self._end(number)
-        if slot is not None:
-            version.route.clear(slot)
-        may_pass = version.route.faults_pass
-        return Told(session.job, session.index, None, error=why, may_pass=may_pass)
+    def _fail(self, number: int, version: Version, slot: int, why: str = "") -> Told:
+        """`why`: if not what the route says."""
+        session, route = self._sessions[number], version.route
+        why, is_full = why or route.why(slot), not why and route.is_full(slot)
+        self._end(number)
+        route.clear(slot)
+        return Told(
+            session.job,
+            session.index,
+            None,
+            error=why,
+            may_pass=route.faults_pass,
+            is_full=is_full,
+        )
 
     def _end(self, number: int) -> int | None:
         session = self._sessions.pop(number)

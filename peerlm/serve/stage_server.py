@@ -29,14 +29,14 @@ from peerlm.config import Plan
 from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, WireError
 from peerlm.model.stages import held_fragments, stages
 from peerlm.serve import lap as laps
-from peerlm.serve.guests import Forgotten, Guests, Way
+from peerlm.serve.guests import CROWDED, Forgotten, Guests, Way
 from peerlm.serve.lap import Kind, Lap, Numbers
 from peerlm.serve.route import Turn, name_of
 from peerlm.store import snapshot
 from peerlm.store.layout import Layout
 from peerlm.train.channel import Channel, DaemonGone, tell
 from peerlm.train.limits import die_with
-from peerlm.train.protocol import Hop, Nonsense, ServeSetup, unpacked
+from peerlm.train.protocol import Hop, Nonsense, Served, ServeSetup, unpacked
 from peerlm.types import Instant, PeerId
 
 if TYPE_CHECKING:
@@ -56,9 +56,6 @@ TOGETHER_TOKENS = 512
 
 VERSIONS_MAX, OLDER_S = 2, 600.0
 """Versions of the weights in memory at once, and for how long sessions may hold on to an older one."""
-
-CACHE_BYTES_MAX = 1 << 30
-"""Of what the model remembers of all sessions."""
 
 NICENESS = 2
 """Behind daemons, which must answer probes in time, and before training."""
@@ -120,10 +117,12 @@ class StageServer:
         cut = stages(self._plan)
         self._count = len(cut)
         blocks = range(cut[self._held[0]].blocks.start, cut[self._held[-1]].blocks.stop)
-        self._slots: Slots = Slots(self._plan, setup.sessions, CACHE_BYTES_MAX, blocks=blocks)
+        self._slots: Slots = Slots(self._plan, setup.sessions, setup.cache_bytes, blocks=blocks)
         self._reader = Reader(Layout(Path(setup.state)), self._plan, self._held, self._slots)
         self._guests: Guests[Weights] | None = None
         self._waiting: deque[_Waiting] = deque()
+        self._laps = self._lost = 0
+        self._told = Served(0, 0, 0)
         self._looked_at = self._busy_at = self._renewed_at = Instant(time.monotonic())
 
     def run(self) -> None:
@@ -144,6 +143,7 @@ class StageServer:
                     self._guests.forget_idle(now)
                     if now - self._renewed_at > OLDER_S:
                         self._guests.forget_older()
+                self._tell()
                 if now - self._busy_at > IDLE_S and not self._guests:
                     return
 
@@ -159,15 +159,23 @@ class StageServer:
         if peer != (lap.head.origin if lap.head.kind is Kind.OVER else lap.before):
             self._channel.send(Nonsense(peer, "lap: another node's to say"))
             return
+        self._laps += lap.head.kind is Kind.FORWARD
         match lap.head.kind:
             case Kind.OVER if self._guests is not None:
                 self._guests.over(_handed(lap), lap.rows)
             case Kind.FORWARD if not self._is_ours(lap):
                 self._lose(lap, f"stages {self._held[0]} to {self._held[-1]} are held here")
             case Kind.FORWARD if self._is_crowded(peer):
-                self._lose(lap, "too many laps wait here already")
+                self._lose(lap, CROWDED)
             case Kind.FORWARD:
                 self._waiting.append(_Waiting(lap, now))
+
+    def _tell(self) -> None:
+        """How much there is to do, if that is news."""
+        served = Served(len(self._guests or ()), self._laps, self._lost)
+        if served != self._told:
+            self._told = served
+            self._channel.send(served)
 
     def _is_crowded(self, peer: PeerId) -> bool:
         numbers = [w.lap.numbers for w in self._waiting if w.lap.before == peer]
@@ -308,6 +316,7 @@ class StageServer:
             self._say(lap.head.origin, home)
 
     def _lose(self, lap: Lap, reason: str) -> None:
+        self._lost += 1
         answer = laps.lost(lap.head, self._me, reason)
         self._channel.send(Hop(lap.head.origin, answer))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from peerlm.config import Plan
 from peerlm.errors import PeerlmError, WireError
 from peerlm.model.stages import stages
-from peerlm.serve.gateway import Gateway, Sent, Shape
+from peerlm.serve.gateway import Gateway, Sent, Shape, Stuck
 from peerlm.serve.route import Logits, Turn
 from peerlm.train.channel import Channel, DaemonGone
 from peerlm.train.protocol import Hop, Hosts, Message
@@ -40,7 +40,7 @@ class Swarm:
         self._dial = dial
         self._channel: Channel | None = dial()
         self._dialled_at = 0.0
-        self._why: dict[int, str] = {}
+        self._why: dict[int, Stuck] = {}
         self._me = PeerId(bytes(16))
 
     @property
@@ -75,9 +75,15 @@ class Swarm:
         return self._gateway.version_of(slot)
 
     def why(self, slot: int) -> str:
-        return self._why.get(slot, "the numbers that came back are not finite")
+        return self._stuck(slot).why
+
+    def is_full(self, slot: int) -> bool:
+        return self._stuck(slot).is_full
 
     # ------------------------------------------------------------------------------------ inside
+
+    def _stuck(self, slot: int) -> Stuck:
+        return self._why.get(slot, Stuck("the numbers that came back are not finite", False))
 
     def _heed(self, patience_s: float) -> None:
         """Whatever the daemon says within `patience_s`."""

@@ -91,6 +91,8 @@ class ServeSetup(Message):
     last_stage: int
     sessions: int
     threads: int
+    cache_bytes: int
+    """At most, of what the model remembers of all sessions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +276,15 @@ class Nonsense(Message):
 
     peer: PeerId
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Served(Message):
+    """Of a stage server: sessions that it remembers now; laps that it took since its start, and those that it lost."""
+
+    sessions: int
+    laps: int
+    lost: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,26 @@ def test_a_folder_in_use_is_refused(peerlm: Cli, tmp_path: Path) -> None:
         assert_one_line(peerlm("init", "--state", tmp_path / "node"), 3, "in use by process")
 
 
+@pytest.mark.parametrize(("offered", "stages"), [(1_000_000_000, 1), (120_000, 2)])
+def test_a_plan_is_cut_into_as_few_stages_as_fit(
+    peerlm: Cli, tmp_path: Path, offered: int, stages: int
+) -> None:
+    state = ("--state", tmp_path / "node")
+    cut = ("--set", "model.stages=auto", "--set-node", f"host.memory_bytes={offered}")
+    done = peerlm("init", *state, *SMALL, *cut)
+    assert done.code == 0, done
+    assert f"model.stages = {stages}: each fits into the" in done.err
+    assert current_plan(Layout(tmp_path / "node")).plan.model.stages == stages
+    assert 'stages = "auto"' in (tmp_path / "node" / "node.toml").read_text()
+
+
+def test_a_module_that_does_not_fit_alone_is_one_line(peerlm: Cli, tmp_path: Path) -> None:
+    cut = ("--set", "model.stages=auto", "--set-node", "host.memory_bytes=100")
+    outcome = peerlm("init", "--state", tmp_path / "node", *SMALL, *cut)
+    assert_one_line(outcome, 2, "alone takes")
+    assert not (tmp_path / "node" / "node.toml").exists()
+
+
 def test_own_text_a_name_and_changed_fields_reach_the_plan(peerlm: Cli, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(TEXT)
     outcome = peerlm(

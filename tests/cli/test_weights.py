@@ -54,7 +54,13 @@ def test_a_llama_becomes_a_run_and_is_exported_to_the_last_bit(
     found = open_hf(tmp_path / "out")
     for mine, back in zip(random_values(BYTES), values_of(found, BYTES), strict=True):
         np.testing.assert_array_equal(mine, back)
-    assert peerlm("generate", "To be", *state, "--tokens", "4").out.startswith("To be")
+    said = peerlm("generate", "To be", *state, "--tokens", "4")
+    assert (said.out[:5], said.err) == ("To be", "")
+    prompt = "x" * (plan.model.context + 3)
+    said = peerlm("generate", prompt, *state, "--tokens", "4")
+    context = plan.model.context
+    line = f"the prompt has {context + 3} tokens; the model reads the last {context}"
+    assert (said.code, said.err) == (0, f"peerlm: {line}\n")
 
 
 def test_its_tokenizer_travels_with_it(peerlm: Cli, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from peerlm.config import NodeSettings, Plan, with_changes
-from peerlm.daemon.memory import memory_of, require_memory
+from peerlm.daemon.memory import cache_of_texts, memory_of, require_memory
 from peerlm.errors import ConfigError
 
 
@@ -15,6 +17,14 @@ def test_a_model_that_cannot_fit_is_refused_with_figures() -> None:
     huge = with_changes(Plan(), {"model.dim": "1000000000"}, "--set")
     with pytest.raises(ConfigError, match=r"parameters takes [\d,.]+ GB .* has 24\.0 GB"):
         require_memory(huge, range(1), 24 * 10**9)
+
+
+@pytest.mark.parametrize(("free", "texts"), [(400, 100), (64 << 30, 1 << 30)])
+def test_texts_get_a_share_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, free: int, texts: int
+) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    assert cache_of_texts() == texts
 
 
 def test_one_that_fits_is_not() -> None:

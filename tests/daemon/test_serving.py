@@ -13,7 +13,7 @@ from peerlm.daemon.serving import Serving
 from peerlm.events import Event
 from peerlm.serve import lap as laps
 from peerlm.serve.lap import Head, Kind, Lap
-from peerlm.train.protocol import Frames, Hop, Hosts, frame
+from peerlm.train.protocol import Frames, Hop, Hosts, Served, frame
 from peerlm.types import PeerId
 
 ME, ADA, BOB = (PeerId(name * 16) for name in (b"m", b"a", b"b"))
@@ -86,6 +86,15 @@ class Writer:
         hops = [message for message in self.told if isinstance(message, Hop)]
         lost = [laps.unpack(hop.data, 2, 4, 256, 48) for hop in hops]
         return [(lap.culprit, lap.reason) for lap in lost]
+
+
+def test_what_stage_servers_count_adds_up() -> None:
+    serving = Scene().serving
+    serving._from_server(Served(3, 10, 1))
+    serving._server_ended([])
+    assert serving.counters == {"sessions": 0, "laps": 10, "lost": 1}
+    serving._from_server(Served(1, 2, 0))
+    assert serving.counters == {"sessions": 1, "laps": 12, "lost": 1}
 
 
 async def test_a_lap_waits_for_a_channel_with_a_member_and_is_lost_without(monkeypatch) -> None:

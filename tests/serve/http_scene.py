@@ -18,6 +18,7 @@ from peerlm.serve.driver import Driver
 from peerlm.serve.http import Front, Served
 from peerlm.serve.keys import Key, Keyring
 from peerlm.serve.metrics import Metrics
+from peerlm.serve.service import Service
 from peerlm.types import Instant
 
 
@@ -62,11 +63,12 @@ async def served(
     queue: int = 64,
     tokens_max: int = 100_000,
     keys: tuple[Key, ...] = (),
+    service: Service | None = None,
 ) -> AsyncIterator[Server]:
     plan = plan_of(kind)
-    service = service_of(plan, model_of(plan), slots=slots, queue=queue)
+    service = service or service_of(plan, model_of(plan), slots=slots, queue=queue)
     metrics = Metrics()
-    driver = Driver(service, metrics)
+    driver = Driver(service, metrics, 1000)
     of = Served("plays", plan.model.context, plan.data.vocab, tokens_max, 65_536, 1)
     ring = Keyring(keys, Instant(0))
     front = Front(of, driver, ByteTokenizer(), ring, metrics, random.Random(1))

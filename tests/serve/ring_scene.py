@@ -21,9 +21,9 @@ from peerlm.model.plan import fragments
 from peerlm.model.stages import held_fragments
 from peerlm.serve import lap as laps
 from peerlm.serve.engine import Held, TorchSampler
-from peerlm.serve.gateway import Gateway, Shape
+from peerlm.serve.gateway import Gateway, Shape, Stuck
 from peerlm.serve.guests import Guests
-from peerlm.serve.lap import Kind
+from peerlm.serve.lap import Kind, Row
 from peerlm.serve.route import Logits, Turn, Version
 from peerlm.serve.scheduler import Scheduler
 from peerlm.serve.service import Service
@@ -65,11 +65,12 @@ class Host:
         first: int,
         last: int,
         sessions: int = 32,
+        cache_bytes: int = 1 << 30,
     ) -> None:
         self.peer, self.run = peer(name), (first, last)
         self.plan, self.said, self.nonsense = plan, Said(), 0
         setup = protocol.ServeSetup(
-            self.peer, protocol.packed(plan), "/nowhere", first, last, sessions, 1
+            self.peer, protocol.packed(plan), "/nowhere", first, last, sessions, 1, cache_bytes
         )
         self.server = StageServer(setup, self.said)
         self.load(model, "v1")
@@ -89,6 +90,13 @@ class Host:
     def forget_all(self) -> None:
         assert self.server._guests is not None
         self.server._guests = Guests(self.server._slots.count, self.server._guests.version)
+
+    def fill(self) -> None:
+        """Another gateway's texts take every slot, and are never given up."""
+        guests = self.server._guests
+        assert guests is not None
+        for slot in range(self.server._slots.count):
+            guests.seat((peer("x"), peer("x"), 1), [Row(slot, 0, 1)], Instant(1e9))
 
     def hear(self, source: PeerId, data: bytes, now: Instant) -> list[tuple[PeerId, bytes]]:
         self.server._take(source, data, now)
@@ -116,7 +124,7 @@ class Ring:
         )
         self.hosts = {host.peer: host for host in hosts}
         self.meddle: Meddle = lambda _source, _target, data: [(LINE_S, data)]
-        self.reasons: dict[int, str] = {}
+        self.reasons: dict[int, Stuck] = {}
         self._order = itertools.count()
         self._line: list[tuple[float, int, PeerId, PeerId, bytes]] = []
         self.tell_hosts()
@@ -142,6 +150,10 @@ class Ring:
         self.reasons.update(why)
         return logits
 
+    @property
+    def again(self) -> int:
+        return self.gateway.again
+
     def clear(self, slot: int) -> None: ...
 
     def release(self, slot: int) -> None:
@@ -151,7 +163,10 @@ class Ring:
         return self.gateway.version_of(slot)
 
     def why(self, slot: int) -> str:
-        return self.reasons.get(slot, "not finite")
+        return self.reasons.get(slot, Stuck("not finite", False)).why
+
+    def is_full(self, slot: int) -> bool:
+        return slot in self.reasons and self.reasons[slot].is_full
 
     def _deliver(self, when: float, _: int, source: PeerId, target: PeerId, data: bytes) -> None:
         self.now = max(self.now, when)

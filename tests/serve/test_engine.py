@@ -21,7 +21,7 @@ from serve_scene import (
 
 from peerlm.errors import ConfigError
 from peerlm.model.generate import choose, generate
-from peerlm.serve.engine import Slots, TorchSampler, Whole, _groups
+from peerlm.serve.engine import Slots, TorchSampler, Whole, _groups, slot_bytes
 from peerlm.serve.service import Told
 from peerlm.serve.session import Sampling
 
@@ -103,6 +103,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 def test_there_are_as_many_slots_as_fit_the_memory() -> None:
     plan = plan_of("hybrid")
     one = Slots(plan, 1, 1 << 30).bytes
+    assert slot_bytes(plan) == one
     assert Slots(plan, 99, 10 * one + 1).count == 10
     assert Slots(plan, 3, 10 * one).count == 3
     with pytest.raises(ConfigError, match="--cache-mb"):

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 from http_scene import Server, events, served, until
+from ring_scene import Host, Ring, ring_service, staged
 from serve_scene import fragment_values, model_of, plan_of
 
 from peerlm.model.export import write_model
@@ -99,9 +100,12 @@ async def test_who_goes_away_frees_the_slot(stream: bool) -> None:
             (await request).close()
         else:
             request.cancel()
+        assert "peerlm_serve_cache_bytes 1000.0" in await server.figures()
         code, _, _ = await server.post(prompt="next", max_tokens=2)
         assert code == 200
         await until(lambda: b'status="499"' in server.metrics.exposition())
+        await server.until_quiet()
+        assert "peerlm_serve_cache_bytes 0.0" in await server.figures()
 
 
 async def test_a_full_queue_says_when_to_come_again() -> None:
@@ -118,6 +122,27 @@ async def test_a_full_queue_says_when_to_come_again() -> None:
             (await request).close()
         await server.until_quiet()
         assert (await server.post(prompt="one more"))[0] == 200
+
+
+async def test_where_hosts_are_full_it_is_429_and_where_there_are_none_503() -> None:
+    plan = staged(plan_of("hybrid"), 2)
+    host = Host(plan, model_of(plan), "a", 0, 1, sessions=1)
+    host.fill()
+    ring = Ring(plan, [host])
+    async with served(service=ring_service(ring)) as server:
+        code, found, headers = await server.post(prompt="x")
+        assert (code, found["error"]["code"]) == (429, "hosts_full")
+        assert 1 <= int(headers["Retry-After"]) <= 60
+        body = {"model": "plays", "prompt": "x", "stream": True}
+        async with server.session.post(f"{server.url}/v1/completions", json=body) as answer:
+            (data,) = [data async for data in events(answer)]
+        assert json.loads(data)["error"]["type"] == "rate_limit_error"
+        host.forget_all()
+        assert (await server.post(prompt="x", max_tokens=2))[0] == 200
+        assert re.search(r"^peerlm_serve_rereads_total [1-9]", await server.figures(), re.M)
+        ring.kill(host)
+        code, found, _ = await server.post(prompt="x")
+        assert (code, found["error"]["code"]) == (503, "no_host")
 
 
 async def test_each_wrong_request_has_one_clear_error_and_disturbs_nobody() -> None:

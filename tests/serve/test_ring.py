@@ -13,13 +13,15 @@ from ring_scene import ME, Host, Ring, peer, ring_service, staged
 from serve_scene import drained, job_of, model_of, plan_of
 from test_engine import WAYS, prompts
 
-from peerlm.errors import WireError
+from peerlm.errors import ConfigError, WireError
 from peerlm.model.generate import generate
 from peerlm.model.model import LanguageModel
 from peerlm.serve import lap as laps
 from peerlm.serve.engine import _tensors
-from peerlm.serve.gateway import WAIT_S
+from peerlm.serve.gateway import WAIT_S, Gateway, Shape
+from peerlm.serve.guests import FULL
 from peerlm.serve.lap import Head, Kind, Lap, Leg, Row
+from peerlm.serve.route import Turn
 from peerlm.serve.service import Job, Service
 from peerlm.types import Instant, PeerId
 
@@ -226,9 +228,45 @@ def test_a_text_for_which_there_is_no_room_takes_no_other_with_it() -> None:
     told = [news for _ in range(60) for news in service.step()]
     (error,) = [news.error for news in told if news.error]
     assert error.endswith("no room for another session")
+    assert [news.is_full for news in told if news.error] == [True]
     wrote = [job for job in jobs if all(not news.error for news in told if news.job is job)]
     assert len(wrote) == 2
     assert ring.now < 15
+
+
+def test_a_host_takes_as_many_texts_as_its_memory_does_for() -> None:
+    plan = staged(plan_of("attention"), 2)
+    model = model_of(plan)
+    one = Host(plan, model, "a", 0, 1, sessions=1).server._slots.bytes
+    assert Host(plan, model, "a", 0, 1, cache_bytes=3 * one + 1).server._slots.count == 3
+    with pytest.raises(ConfigError, match="free memory"):
+        Host(plan, model, "a", 0, 1, cache_bytes=one - 1)
+
+
+def test_a_host_that_was_full_is_asked_as_soon_as_a_text_there_has_ended() -> None:
+    plan = staged(plan_of("hybrid"), 2)
+    model = model_of(plan)
+    ring = Ring(plan, [Host(plan, model, "a", 0, 1, sessions=1)])
+    service, jobs = ring_service(ring), [job_of(PROMPT, n, rng_seed=n) for n in (1, 2)]
+    for job in jobs:
+        service.submit(job)
+    (full, told) = [news for _ in range(2) for news in service.step()]
+    assert (full.job, full.is_full, told.job) == (jobs[1], True, jobs[0])
+    service.submit(again := job_of(PROMPT, 3))
+    assert drained(service)[again] == alone(model, again)
+    assert ring.now < 1
+
+
+def test_a_node_that_has_everything_asks_nobody_while_it_can() -> None:
+    gateway = Gateway(Shape(3, 32, 256, 48), 7, random.Random(1))
+    runs = {ME: (0, 2), peer("other"): (0, 2), **{peer(f"h{i}"): (i, i) for i in range(3)}}
+    gateway.hosts_are(ME, runs, Instant(0.0))
+    asked = gateway.begin([Turn(slot, 0, PROMPT) for slot in range(8)], Instant(0.0))
+    forward = [(to, data) for to, data in asked if laps.read_head(data).kind is Kind.FORWARD]
+    assert [to for to, _ in forward] == [ME] * 8
+    lost = laps.lost(laps.read_head(forward[0][1]), ME, FULL)
+    ((to, _),) = gateway.hear(ME, lost, Instant(0.1))
+    assert to != ME
 
 
 def test_a_prompt_that_nobody_reads_to_its_end_says_so_and_others_go_on_later() -> None:
