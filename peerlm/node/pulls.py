@@ -22,6 +22,9 @@ from peerlm.wire.message import PullAnswer, PullRequest
 ASKED_AT_ONCE = 4
 """Of an object, so many of those that may have it are known to the fetch at a time."""
 
+MAKER_ALONE_S = 2.0
+"""Who made an object is asked for it alone for so long: the others have it from there."""
+
 ASK_AGAIN_S = 2.0
 """Those that may have an object are asked again after so long, then twice as long each time."""
 ASK_AGAIN_S_MAX = 60.0
@@ -40,8 +43,8 @@ class _Want:
     """Of the sources, how many have been named to the fetch in this round."""
     asked_maker: bool = False
     """If it is known; before all others."""
-    is_wide: bool = False
-    """Who was asked could not give it at once: others are asked too."""
+    widen_at: Instant | None = None
+    """Then others are known to the fetch too, if its maker alone was: that one could not give it at once, or is slow."""
     rounds: int = 0
     again_at: Instant | None = None
     """Set when nobody had it."""
@@ -135,19 +138,21 @@ class Pulls:
                 if want.again_at > now:
                     continue
                 want.again_at, want.tried, want.asked_maker = None, 0, False
-            if self._fetch.is_offered(object_hash) and not want.is_wide:
+            is_due = want.widen_at is not None and now >= want.widen_at
+            if self._fetch.is_offered(object_hash) and not is_due:
                 continue
             sources = [p for p in self._sources(object_hash) if self._endpoint(p) is not None]
             if (maker := self._maker_of(object_hash)) in sources:
                 sources.remove(maker)
             else:
                 maker = None
+            want.widen_at = None
             if maker is not None and not want.asked_maker:
-                some = [maker]
+                some, want.widen_at = [maker], after(now, MAKER_ALONE_S)
             else:
                 some = sources[want.tried : want.tried + ASKED_AT_ONCE]
                 want.tried += len(some)
-            want.asked_maker, want.is_wide = True, False
+            want.asked_maker = True
             for peer in some:
                 self._fetch.offer(peer, object_hash, object_hash)
             if not self._fetch.is_offered(object_hash) and want.tried >= len(sources):
@@ -225,7 +230,7 @@ class Pulls:
     def _failed(self, pull: _Pull, fault: Fault, now: Instant) -> list[Effect]:
         del self._pulls[pull.start.transfer]
         if fault is not Fault.MISSING:
-            self._wants[ObjectHash(pull.start.object_hash)].is_wide = True
+            self._wants[ObjectHash(pull.start.object_hash)].widen_at = now
         if fault is Fault.CORRUPT:
             self._corrupt.append(pull.start.peer)
         effects = self._carry(self._fetch.failed(pull.start.transfer, fault, now))

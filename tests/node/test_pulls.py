@@ -57,6 +57,16 @@ def test_a_maker_that_cannot_give_it_keeps_nobody_waiting(verdict: str) -> None:
     assert sorted(tried) == [ADA, BEA, CLEO], "each once, and at once"
 
 
+def test_of_a_slow_maker_others_are_known_too() -> None:
+    work = pulls(BEA)
+    ((_, request),) = asked(work.want([(CHUNK, 5)], Instant(0.0)))
+    work.on_answer(BEA, PullAnswer(request.transfer, "accept", "", 5), Instant(0.1))
+    work.wake(Instant(1.0))
+    assert work._fetch._donors_of(CHUNK) == [BEA]
+    work.wake(Instant(2.5))
+    assert set(work._fetch._donors_of(CHUNK)) == {ADA, BEA, CLEO}
+
+
 def test_makers_are_known_while_the_name_is_fresh_and_never_this_node() -> None:
     makers = Makers(ADA, lambda _manifest, _chunk: False)
     makers.heard(ObjectHash(b"m" * 32), (ADA, BEA), Instant(0.0), {CHUNK: BEA})
