@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerlm.cli import data, data_get, words
+from peerlm.cli import copies, data, data_get, words
 from peerlm.cli.commands import Commands
 from peerlm.cli.data import facts_of, sample_of
 from peerlm.cli.desk_here import open_desk
@@ -16,7 +16,7 @@ from peerlm.cli.leash import interruption
 from peerlm.cli.state import state_option
 from peerlm.errors import StateError
 from peerlm.store.layout import Layout
-from peerlm.store.manifest import Kind
+from peerlm.store.manifest import Kind, Manifest
 from peerlm.types import printable
 
 if TYPE_CHECKING:
@@ -54,15 +54,17 @@ def checkpoint() -> None:
 @click.command(short_help="Make one now.")
 @click.option("--name", help="In the store.  [default: checkpoint-TOKENS]")
 @click.option("--pin", "is_pinned", is_flag=True, help="Keep it when there are newer ones.")
+@copies.wait_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object; docs/store.md explains it.")
 @state_option
 @interruption("the checkpoint is made all the same: see `peerlm checkpoint ls`")
-def make(layout: Layout, name: str | None, is_pinned: bool) -> None:
+def make(layout: Layout, name: str | None, is_pinned: bool, wait: int, as_json: bool) -> None:
     """Have the swarm's weights put into its store now; training goes on.
 
     \b
     Examples:
       peerlm checkpoint make
-      peerlm checkpoint make --name before-the-merger --pin
+      peerlm checkpoint make --name before-the-merger --pin --wait 3
     """
     if name is not None:
         data.require_name(name)
@@ -70,8 +72,16 @@ def make(layout: Layout, name: str | None, is_pinned: bool) -> None:
         if name:
             _require_free(desk, name)
         made = desk.checkpoint(name or "", is_pinned=is_pinned)
-        size = desk.manifest(made).size_bytes
-    click.echo(f"{made}: {words.size(size)}; other nodes fetch their chunks now")
+        record, manifest = data.record_of(desk, made), desk.manifest(made)
+        found = copies.wait_named(desk, record, data.distinct(manifest), wait)
+    if as_json:
+        told = {**record, **_facts(manifest), **copies.facts(found)}
+        click.echo(json.dumps(told, indent=2))
+    else:
+        click.echo(f"{made}: {words.size(manifest.size_bytes)}")
+        if said := copies.line(record, found):
+            click.echo(said)
+    copies.require_enough(record, found, wait)
 
 
 def _require_free(desk: Client, name: str) -> None:
@@ -122,12 +132,13 @@ def _row(desk: Client, record: dict[str, Any]) -> dict[str, Any]:
         nothing = dict.fromkeys(unknown)
         return {**record, **nothing}
     counts = desk.survey(sample_of(manifest)).counts
+    return {**record, **_facts(manifest), "replicas_least": min(counts, default=None)}
+
+
+def _facts(manifest: Manifest) -> dict[str, Any]:
     of_texts = ("documents", "shards")
     facts = {key: value for key, value in facts_of(manifest).items() if key not in of_texts}
-    before = str(manifest.meta.get("before", ""))
-    optimizer = str(manifest.meta.get("optimizer", ""))
-    about = {"before": before, "optimizer": optimizer}
-    return {**record, **facts, **about, "replicas_least": min(counts, default=None)}
+    return facts | {key: str(manifest.meta.get(key, "")) for key in ("before", "optimizer")}
 
 
 def _cells(one: dict[str, Any], now: float) -> list[str]:

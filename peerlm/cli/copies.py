@@ -1,13 +1,17 @@
-"""Waiting until what was put into the store is on other nodes too."""
+"""Waiting until what was put into the store is on other nodes too, and how many these are, in words."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from peerlm.cli.desk_here import Tell
+import click
+
+from peerlm.cli import room
+from peerlm.cli.desk_here import Tell, progress
+from peerlm.errors import PeerlmError
 from peerlm.types import ObjectHash
 
 if TYPE_CHECKING:
@@ -33,10 +37,63 @@ class Copies:
     """Live nodes that could."""
     waiting: int
     """Chunks that fewer nodes have than was waited for, when waiting was given up."""
+    full: str = ""
+    """Then, nodes that have no room left."""
 
     @property
     def is_durable(self) -> bool:
         return self.least >= DURABLE
+
+
+wait_option = click.option(
+    "--wait",
+    type=click.IntRange(0, 32),
+    default=DURABLE,
+    show_default=True,
+    help="Wait until so many nodes have all of it on their disks; 0: do not wait.",
+)
+
+
+def wait_named(
+    desk: Client, record: dict[str, Any], hashes: Sequence[ObjectHash], wait: int
+) -> Copies | None:
+    """Of the name's manifest too. None: nothing was waited for."""
+    if not wait:
+        return None
+    all_of_it = [ObjectHash(bytes.fromhex(record["manifest"])), *hashes]
+    with progress(f"{record['name']}: chunks") as tell:
+        return wait_copies(desk, all_of_it, wait, tell)
+
+
+def facts(copies: Copies | None) -> dict[str, Any]:
+    """For `--json`."""
+    least, is_durable = (copies.least, copies.is_durable) if copies else (None, None)
+    return {"replicas_least": least, "is_durable": is_durable}
+
+
+def line(record: dict[str, Any], copies: Copies | None) -> str:
+    """How many nodes have what the name stands for; empty where `require_enough` has something to say."""
+    wanted = record["replicas"]
+    if copies is None:
+        return f"not waited for copies; {wanted} replicas are wanted: see `peerlm data show {record['name']}`"
+    if copies.possible == 1:
+        return "there is one copy, here: no other node that offers room is there; others get theirs when they join"
+    if copies.is_durable:
+        more = f"; {wanted} are wanted, the rest follows" if copies.least < wanted else ""
+        return f"durable: {copies.least} nodes have all of it on their disks{more}"
+    return "" if copies.waiting else f"{copies.least} of {wanted} replicas are there"
+
+
+def require_enough(record: dict[str, Any], copies: Copies | None, wait: int) -> None:
+    """Raises `PeerlmError`: waiting was given up."""
+    if copies is not None and copies.waiting:
+        why = "see `peerlm store status`"
+        if copies.full:
+            why = f"no room is left at {copies.full}; raise store.bytes in node.toml there, or bring another node"
+        raise PeerlmError(
+            f"{record['name']} is in the store, but {copies.waiting} chunks have not come to "
+            f"{min(wait, copies.possible)} nodes and nothing is copied any more: {why}"
+        )
 
 
 def wait_copies(
@@ -61,7 +118,8 @@ def wait_copies(
             since, before = clock(), len(pending)
         if not pending or clock() - since > STANDSTILL_S:
             counts = desk.survey(hashes).counts
-            return Copies(min(counts, default=0), possible, len(pending))
+            full = room.full_nodes(desk.status()) if pending else ""
+            return Copies(min(counts, default=0), possible, len(pending), full)
         sleep(max(LOOK_S, EASE * (clock() - began)))
 
 

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerlm.cli import data_job, room, words
+from peerlm.cli import copies, data_job, room, words
 from peerlm.cli.chunk_writing import Writer
-from peerlm.cli.copies import DURABLE, Copies, wait_copies
 from peerlm.cli.data import distinct, facts_of, require_name
 from peerlm.cli.desk_here import Tell, open_desk, progress
 from peerlm.cli.leash import aside, interruption
 from peerlm.cli.numbers import Finite
 from peerlm.cli.state import state_option
-from peerlm.errors import PeerlmError, StateError
+from peerlm.errors import StateError
 from peerlm.store.layout import Layout
-from peerlm.types import ObjectHash
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -105,13 +102,7 @@ class Making:
 )
 @click.option("--here", is_flag=True, help="Only this node makes tokens of it.")
 @click.option("--replace", "replaces", is_flag=True, help="The name stands for this from now on.")
-@click.option(
-    "--wait",
-    type=click.IntRange(0, 32),
-    default=DURABLE,
-    show_default=True,
-    help="Wait until so many nodes have all of it on their disks; 0: do not wait.",
-)
+@copies.wait_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; docs/store.md explains it.")
 @state_option
 @interruption("the same command goes on: what has been put is not put again")
@@ -159,9 +150,9 @@ def add(
         else:
             manifest = adding.files() if kind == "files" else adding.corpus(making)
             record = adding.publish(manifest, replicas)
-        copies = _wait(desk, name, record, manifest, wait)
-        full = room.full_nodes(desk.status()) if copies and copies.waiting else ""
-    _report(record, manifest, copies, wait, as_json, full)
+        found = copies.wait_named(desk, record, distinct(manifest), wait)
+    _report(record, manifest, found, as_json)
+    copies.require_enough(record, found, wait)
 
 
 class Adding:
@@ -368,58 +359,18 @@ def _telling(tell: Tell, job: Job) -> Any:
     return told
 
 
-# ------------------------------------------------------------------------------------ copies
-
-
-def _wait(
-    desk: Client, name: str, record: dict[str, Any], manifest: Manifest, wait: int
-) -> Copies | None:
-    if not wait:
-        return None
-    hashes = [ObjectHash(bytes.fromhex(record["manifest"])), *distinct(manifest)]
-    with progress(f"{name}: chunks") as tell:
-        return wait_copies(desk, hashes, wait, tell)
+# ------------------------------------------------------------------------------------ words
 
 
 def _report(
-    record: dict[str, Any],
-    manifest: Manifest,
-    copies: Copies | None,
-    wait: int,
-    as_json: bool,
-    full: str,
+    record: dict[str, Any], manifest: Manifest, found: copies.Copies | None, as_json: bool
 ) -> None:
-    """`full`: nodes that have no room left."""
     facts = facts_of(manifest)
     if as_json:
-        least = copies.least if copies else None
-        durable = copies.is_durable if copies else None
-        told = {**record, **facts, "replicas_least": least, "is_durable": durable}
-        click.echo(json.dumps(told, indent=2))
-    else:
-        for line in _lines(record, facts, copies):
-            click.echo(line)
-    if copies is not None and copies.waiting:
-        why = "see `peerlm store status`"
-        if full:
-            why = f"no room is left at {full}; raise store.bytes in node.toml there, or bring another node"
-        raise PeerlmError(
-            f"{record['name']} is in the store, but {copies.waiting} chunks have not come to "
-            f"{min(wait, copies.possible)} nodes and nothing is copied any more: {why}"
-        )
-
-
-def _lines(record: dict[str, Any], facts: dict[str, Any], copies: Copies | None) -> Iterator[str]:
+        click.echo(json.dumps({**record, **facts, **copies.facts(found)}, indent=2))
+        return
     tokens = "" if facts["tokens"] is None else f"{words.count(facts['tokens'])} tokens, "
     size = f"{words.size(facts['bytes'])} in {words.some(facts['chunks'], 'chunk')}"
-    yield f"{record['name']}: {tokens}{words.some(facts['files'], 'file')}, {size}"
-    wanted = record["replicas"]
-    if copies is None:
-        yield f"not waited for copies; {wanted} replicas are wanted: see `peerlm data show {record['name']}`"
-    elif copies.possible == 1:
-        yield "there is one copy, here: no other node that offers room is there; others get theirs when they join"
-    elif copies.is_durable:
-        more = f"; {wanted} are wanted, the rest follows" if copies.least < wanted else ""
-        yield f"durable: {copies.least} nodes have all of it on their disks{more}"
-    elif not copies.waiting:
-        yield f"{copies.least} of {wanted} replicas are there"
+    click.echo(f"{record['name']}: {tokens}{words.some(facts['files'], 'file')}, {size}")
+    if said := copies.line(record, found):
+        click.echo(said)

@@ -133,6 +133,15 @@ class FakeDesk:
         self.manifest(name)
         self.records[name]["is_pinned"] = is_pinned
 
+    def checkpoint(self, name: str = "", *, is_pinned: bool = False) -> str:
+        listed = [
+            ("model.safetensors", [Chunk(self.put(d), len(d)) for d in (b"w" * 50, b"v" * 50)])
+        ]
+        made = of_files(Kind.CHECKPOINT, listed, {"tokens": 7, "before": "ab" * 32})
+        name = name or "checkpoint-000000000007"
+        self.publish(name, made, is_pinned=is_pinned, replaces=True)
+        return name
+
     def status(self) -> dict[str, Any]:
         numbers = ("chunks_known", "bytes_known", "due", "due_bytes", "held_due", "lacking")
         more = ("lacking_bytes", "surplus", "urgent", "replicas_possible")

@@ -1,24 +1,27 @@
-"""A checkpoint's files, the optimizer's state among them, from what several hosts have cut."""
+"""A checkpoint's files, the weights bit by bit and the optimizer's state among them, from what several hosts have cut."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from peerlm import events
 from peerlm.daemon.cutting import MOMENTS_FILE, Cutting
 from peerlm.effects import MOMENTS, CheckpointPart, CutFragments, WriteCheckpoint
+from peerlm.model.export import read_model
 from peerlm.model.moments import FILE, MomentsFile, open_moments, read_moments, remembered
-from peerlm.model.plan import parameter_shapes
+from peerlm.model.plan import fragments, parameter_shapes
 from peerlm.store.manifest import Manifest, read_manifest
 from peerlm.types import FragmentId, PeerId
-from tests.daemon.test_keeping import Scene
+from tests.daemon.test_keeping import ALL, Scene
 
 SLOT, ME = b"s" * 16, PeerId(b"m" * 16)
 
@@ -38,7 +41,7 @@ class Host:
         return found
 
     def parts(self) -> list[CheckpointPart]:
-        """Of all fragments, and of their moments."""
+        """Of all fragments that it holds, and of their moments."""
         ids = [spec.id for spec in self.scene.specs]
         wanted = (*ids, *(FragmentId(MOMENTS + i) for i in ids))
         effect = CutFragments(SLOT, wanted)
@@ -62,15 +65,78 @@ class Host:
         return b"".join(self.scene.objects.read_verified(chunk.hash) for chunk in chunks)
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
+@contextmanager
+def hosting(folder: Path, held: range = ALL, **plan: object) -> Iterator[Host]:
     with ThreadPoolExecutor(1) as pool:
-        scene, loop = Scene(tmp_path / "node", pool), asyncio.new_event_loop()
+        scene, loop = Scene(folder, pool, held, **plan), asyncio.new_event_loop()
         posted: list[events.Event] = []
         cutting = Cutting(loop, posted.append, scene.objects, scene.keeping._run_id, scene.pool)
         yield Host(scene, cutting, loop, posted)
         loop.close()
         scene.state.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    with hosting(tmp_path / "node") as host:
+        yield host
+
+
+def learn(host: Host) -> None:
+    """Weights that no two fragments share."""
+    for spec in host.scene.specs:
+        phi = host.scene.slow.before_work(spec.id).phi
+        phi[:] = np.random.default_rng(spec.id).standard_normal(len(phi), np.float32)
+        phi[:3] = -0.0, 1e-42, np.inf
+
+
+def kept(hosts: Sequence[Host]) -> set[Path]:
+    return {path for host in hosts for path in host.scene.state.chunks.iterdir()}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_weights_that_hosts_of_stages_cut_are_one_model_bit_by_bit_and_twice_the_same_chunks(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peerlm.daemon.cutting.CHUNK_BYTES", 1024)
+    plan = {"model.blocks": ["feedforward"] * 3, "model.stages": count}
+    with ExitStack() as stack:
+        hosts = [
+            stack.enter_context(hosting(tmp_path / f"{stage}", range(stage, stage + 1), **plan))
+            for stage in range(count)
+        ]
+        for host in hosts:
+            learn(host)
+
+        def made() -> Manifest:
+            parts = (part for host in hosts for part in host.parts() if part.fragment < MOMENTS)
+            return hosts[-1].written(sorted(parts, key=lambda part: part.fragment))[0]
+
+        first, before = made(), kept(hosts)
+        assert made() == first
+        assert kept(hosts) == before, "what has not changed takes no room again"
+        bytes_of = {path.name: path.read_bytes() for path in before}
+        model = tmp_path / "model"
+        model.mkdir()
+        for file in first.files:
+            chunks = [bytes_of[chunk.hash.hex()] for chunk in first.chunks_of(file)]
+            (model / file.path).write_bytes(b"".join(chunks))
+        read, values = read_model(model)
+        assert read == hosts[0].scene.keeping.plan.plan
+        phis = {s.id: h.scene.slow.fragment(s.id).phi for h in hosts for s in h.scene.specs}
+        assert [v.tobytes() for v in values] == [phis[s.id].tobytes() for s in fragments(read)]
+        tensors = load_file(model / "model.safetensors")
+        shapes = parameter_shapes(read.model, read.data.vocab)
+        assert {n: t.shape for n, t in tensors.items()} == {n: s for n, (_, s) in shapes.items()}
+        assert first.meta["versions"] == [0] * len(phis)
+
+        changed = hosts[0].scene.specs[0]
+        hosts[0].scene.slow.before_work(changed.id).phi += 1.0
+        second = made()
+        new = {path.name for path in kept(hosts) - before}
+        most = -(-4 * changed.size // 1024)
+        assert len({c.hash for c in second.chunks} - {c.hash for c in first.chunks}) <= most
+        assert 0 < len(new) <= most + 1, "chunks of what has changed, and the manifest"
 
 
 def keep(host: Host) -> None:

@@ -25,7 +25,8 @@ from peerlm.events import Event
 from peerlm.identity.root import create_run, sign_plan
 from peerlm.mix.fragment import SlowFragment
 from peerlm.mix.sketch import sketch
-from peerlm.model.plan import FragmentSpec, fragments
+from peerlm.model.plan import FragmentSpec
+from peerlm.model.stages import held_fragments
 from peerlm.node.snapshots import Snapshots
 from peerlm.store import disk, snapshot
 from peerlm.store.layout import StateDirectory
@@ -35,12 +36,15 @@ from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime
 from peerlm.wire.message import PullAnswer, PullRequest
 
 KEPT = b"a shard that the plan names"
+ALL = range(100)
 
 
 class Scene:
-    """A `Keeping` on a folder, its posts and what it was told to have moved."""
+    """A `Keeping` on a folder, its posts and what it was told to have moved; of these stages, or of all."""
 
-    def __init__(self, folder: Path, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, folder: Path, pool: ThreadPoolExecutor, held: range = ALL, **more: object
+    ) -> None:
         self.posted: list[Event] = []
         self.moved: list[FragmentId] = []
         self.pool = pool
@@ -53,9 +57,10 @@ class Scene:
             "model.hidden": 16,
             "model.blocks": ["feedforward"],
             "data.shards": [name],
+            **more,
         }
         plan = config.with_changes(config.preset("tiny"), changes, "scene")
-        self.specs = fragments(plan)
+        self.specs = held_fragments(plan, held)
         self.slow = SlowWeights(
             {s.id: SlowFragment(np.zeros(s.size, np.float32)) for s in self.specs}, pool
         )

@@ -249,6 +249,10 @@ class Node:
     def weights(self) -> list[NDArray[np.float32]]:
         """φ of each fragment as the daemon has it now, by way of a snapshot."""
         self.ask("snapshot", timeout_s=SOON_S)
+        return self.kept_weights()
+
+    def kept_weights(self) -> list[NDArray[np.float32]]:
+        """The same of its newest snapshot."""
         found = snapshot.load(self.layout).snapshot
         assert found is not None
         values = []

@@ -1,0 +1,57 @@
+"""`peerlm checkpoint make`: it says how many nodes have what was made."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from cli_scene import Cli, assert_one_line
+from desk_scene import ME, FakeDesk, desk, node
+
+from peerlm.cli import copies
+
+__all__ = ["desk"]
+
+MAKE = ("checkpoint", "make")
+
+
+def test_it_is_waited_for_until_two_nodes_have_it(peerlm: Cli, desk: FakeDesk) -> None:
+    done = peerlm(*MAKE, "--name", "kept", "--pin")
+    assert done.out.splitlines() == [
+        "kept: 100 B",
+        "durable: 2 nodes have all of it on their disks; 3 are wanted, the rest follows",
+    ]
+    assert (done.code, desk.records["kept"]["is_pinned"], desk.connections) == (0, True, 0)
+
+
+def test_what_it_says_to_programs(peerlm: Cli, desk: FakeDesk) -> None:
+    told = json.loads(peerlm(*MAKE, "--json").out)
+    assert (told["name"], told["kind"], told["tokens"]) == ("checkpoint-000000000007", "checkpoint", 7)  # fmt: skip
+    assert (told["bytes"], told["chunks"], told["before"]) == (100, 2, "ab" * 32)
+    assert (told["replicas_least"], told["is_durable"]) == (2, True)
+    (listed,) = json.loads(peerlm("checkpoint", "ls", "--json").out)
+    assert set(told) == {*listed, "is_durable"}
+
+
+def test_nobody_need_wait(peerlm: Cli, desk: FakeDesk) -> None:
+    desk.copies = lambda wanted: 1
+    done = peerlm(*MAKE, "--wait", "0")
+    assert (done.code, "not waited for copies; 3 replicas are wanted" in done.out) == (0, True)
+    told = json.loads(peerlm(*MAKE, "--wait", "0", "--json").out)
+    assert (told["replicas_least"], told["is_durable"]) == (None, None)
+
+
+def test_a_node_alone_is_done_at_once(peerlm: Cli, desk: FakeDesk) -> None:
+    desk.nodes, desk.copies = [node(ME)], lambda wanted: 1
+    done = peerlm(*MAKE)
+    assert (done.code, "there is one copy, here" in done.out) == (0, True)
+
+
+def test_copies_that_do_not_come_are_an_error(
+    peerlm: Cli, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "STANDSTILL_S", 0.0)
+    monkeypatch.setattr(copies, "LOOK_S", 0.001)
+    manifest = desk.checkpoint("kept") and desk.records["kept"]["manifest"]
+    desk.copies = lambda wanted: 1 if wanted.hex() == manifest else 2
+    assert_one_line(peerlm(*MAKE, "--name", "kept"), 1, "kept is in the store, but 1 chunks have not come to 2 nodes")  # fmt: skip
