@@ -86,15 +86,14 @@ def line(record: dict[str, Any], copies: Copies | None) -> str:
 
 def require_enough(record: dict[str, Any], copies: Copies | None, wait: int) -> None:
     """Raises `PeerlmError`: waiting was given up."""
-    if copies is None or not copies.waiting:
-        return
-    why = "see `peerlm store status`"
-    if copies.full:
-        why = f"no room is left at {copies.full}; raise store.bytes in node.toml there, or bring another node"
-    raise PeerlmError(
-        f"{record['name']} is in the store, but {copies.waiting} chunks have not come to "
-        f"{min(wait, copies.possible)} nodes and nothing is copied any more: {why}"
-    )
+    if copies is not None and copies.waiting:
+        why = "see `peerlm store status`"
+        if copies.full:
+            why = f"no room is left at {copies.full}; raise store.bytes in node.toml there, or bring another node"
+        raise PeerlmError(
+            f"{record['name']} is in the store, but {copies.waiting} chunks have not come to "
+            f"{min(wait, copies.possible)} nodes and nothing is copied any more: {why}"
+        )
 
 
 def wait_copies(
