@@ -45,6 +45,15 @@ REPAIRED_S = 120.0
 POLL_S = 0.1
 
 PLAN = {"run.token_budget": 10**12, "train.val_every_s": 10_000}
+BRIEF = {
+    "train.batch": 1,
+    "train.accumulate": 1,
+    "train.val_batches": 1,
+    "model.context": 64,
+    "train.optimizer": "sgd",
+}
+"""The step that the first node has begun before it is told to rest ends soon: of a large model it would go on beside what is
+measured."""
 SOON_DEAD = {"swarm.profile": "test"}
 """Deaths are known within a second or two, for more talk among nodes."""
 SMALL = {"model.dim": 64, "model.heads": 2, "model.kv_heads": 1, "model.hidden": 128}
@@ -369,7 +378,7 @@ def _wait_for(is_so: Callable[[], bool], what: str) -> None:
 
 def checkpoints(args: argparse.Namespace, folder: Path) -> list[Row]:
     """Four nodes that hold all of a model put it into three replicas."""
-    plan = {**PLAN, "model.blocks": ",".join(("attention", "feedforward") * args.blocks)}
+    plan = {**PLAN, **BRIEF, "model.blocks": ",".join(("attention", "feedforward") * args.blocks)}
     swarm = Stores(folder / "checkpoint", 4, plan, LOCAL, preset="gpt-124m")
     with running(swarm):
         swarm.begin()

@@ -399,8 +399,8 @@ class Desk:
         if checkpoints.is_gathering:
             raise StateError("a checkpoint is being gathered already: try again in a moment")
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        checkpoints.want(name, is_pinned=is_pinned)
         self._checkpoints.append(ended)
+        self._take(lambda: node.library.want_checkpoint(name, is_pinned=is_pinned))
         try:
             return await asyncio.wait_for(ended, CHECKPOINT_S)
         except TimeoutError:

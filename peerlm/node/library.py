@@ -45,7 +45,7 @@ TALK = (
 )
 """Messages about the store."""
 
-NEVER = Instant(inf)
+SOON, NEVER = Instant(-inf), Instant(inf)
 
 LOOK_S = 1.0
 """How often it is looked whether a checkpoint is due."""
@@ -138,6 +138,12 @@ class Library:
             case ManifestRead():
                 return [*self.storing.handle(event, now), *self.jobs.read(event, now)]
         return self.storing.handle(event, now)
+
+    def want_checkpoint(self, name: str, *, is_pinned: bool) -> list[Effect]:
+        """A person wants one now: the next `wake`, which is due at once, begins it. → `TellCheckpoint`"""
+        self.checkpoints.want(name, is_pinned=is_pinned)
+        self._look_at = SOON
+        return []
 
     def received(self, peer: PeerId, message: Message, now: Instant) -> list[Effect]:
         self.storing.register.wall = self._wall

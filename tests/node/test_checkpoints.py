@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from unittest.mock import Mock, patch
 
 import pytest
 from store_scene import peer_of, sign
@@ -14,7 +15,9 @@ from peerlm.effects import Effect
 from peerlm.errors import StateError
 from peerlm.events import CheckpointWritten, FragmentCut
 from peerlm.node.checkpoints import GIVEN_UP_S, SHARE_S, TURN_S, Around, Checkpoints
+from peerlm.node.library import Library
 from peerlm.node.register import Writing
+from peerlm.node.stored import Stored
 from peerlm.node.succession import AGAIN_S, LATE_S
 from peerlm.node.survey import Survey
 from peerlm.store.manifest import Kind
@@ -430,3 +433,18 @@ def test_who_only_asks_does_not_fill_our_disk() -> None:
         around = swarm.around(peer_of(1))
         swarm.perform(peer_of(1), node.checkpoints.asked(peer_of(2), ask, around, swarm.now))
     assert len(node.cut) <= 4 * len(fragments)
+
+
+def test_one_that_a_person_wants_does_not_wait_for_the_next_look() -> None:
+    company = Mock(me=peer_of(1), certificates=Mock(wall=WallTime(0)))
+    now = Instant(100.0)
+    library = Library(company, Mock(), StoreSection(), Stored(1), {}, random.Random(1), now)
+    looks = Mock(return_value=[])
+    with patch.multiple(library, _around=Mock()), patch.multiple(library.checkpoints, wake=looks):
+        library.wake(tuple, now)
+        library.wake(tuple, Instant(100.5))
+        assert looks.call_count == 1
+        library.want_checkpoint("mine", is_pinned=False)
+        assert library.deadline() <= Instant(100.5)
+        library.wake(tuple, Instant(100.5))
+        assert looks.call_count == 2
