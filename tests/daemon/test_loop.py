@@ -117,6 +117,7 @@ def test_counters_are_one_flat_map_of_our_own_words() -> None:
         links=SimpleNamespace(counters=one),
         introduction=SimpleNamespace(counters=one),
         bulk=SimpleNamespace(counters=two),
+        serving=SimpleNamespace(counters=Counter()),
     )
     assert _counters(driver) == {
         "links_garbage": 2,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +227,9 @@ def test_a_signal_ends_a_long_run_and_its_processes(number: signal.Signals, code
         processes = wait_until_busy(psutil.Process(parent.pid), 2)
         parent.send_signal(number)
         for process in processes:
-            if number is signal.SIGINT and process.is_running():  # a terminal tells all of them
-                process.send_signal(number)
+            if number is signal.SIGINT:  # a terminal tells all of them
+                with suppress(psutil.NoSuchProcess):  # the first may have ended the others by now
+                    process.send_signal(number)
         out, err = parent.communicate(timeout=15)
     finally:
         parent.kill()
