@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 NOTHING = ObjectHash(bytes(32))
 
-MOMENTS_FILE = "optimizer.safetensors"
-"""`model.moments.FILE`."""
-
 Values = Sequence[memoryview]
 
 
@@ -111,6 +108,7 @@ class Cutting:
     def _manifest(self, effect: WriteCheckpoint, keeping: Keeping) -> tuple[Manifest, str]:
         """And why it is without the optimizer's state, if it should not be."""
         from peerlm.model.export import PLAN, TOKENIZER, WEIGHTS, render_plan, weights_header
+        from peerlm.model.moments import FILE as MOMENTS_FILE
 
         plan = keeping.plan.plan
         about = {"run": self._run_id.hex(), "tokens": str(effect.tokens)}

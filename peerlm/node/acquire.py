@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from peerlm.effects import CancelTransfer, Effect, InstallObjects, RunPull, Send
 from peerlm.events import PullEnded, PullProgressed
 from peerlm.node.finals import agree
-from peerlm.store.fetch import CancelPull, Fault, Fetch, Key, Phase, PullEffect, StartPull
+from peerlm.store.donor import Key
+from peerlm.store.fetch import CancelPull, Fault, Fetch, Phase, PullEffect, StartPull
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
 from peerlm.wire.message import FragmentOffer, PullAnswer, PullRequest, StateAsk, StateGive
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from peerlm.effects import CancelTransfer, Effect, RunPull, Send
 from peerlm.events import PullEnded, PullProgressed
 from peerlm.node.acquire import FAULTS, PROGRESS_TIMEOUT_S
-from peerlm.store.fetch import CancelPull, Fault, Fetch, Limits, PullEffect, StartPull, Status
+from peerlm.store.donor import Limits
+from peerlm.store.fetch import CancelPull, Fault, Fetch, PullEffect, StartPull, Status
 from peerlm.store.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, after
 from peerlm.wire.message import PullAnswer, PullRequest

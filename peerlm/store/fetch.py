@@ -21,18 +21,14 @@ Pure: it asks for pulls and is told how they went; it sees no bytes and reads no
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from math import exp, inf
+from math import inf
 
-from peerlm.store.pace import Pace
+from peerlm.store.donor import USUAL, Donor, Key, Limits, Rest
+from peerlm.store.pace import Pace, Rate
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, after, short
-
-Key = Hashable
-
-RATE_WINDOW_S = 5.0
-"""The rate shown is a mean over about this time. Longer: steadier, slower to follow."""
 
 
 class Fault(StrEnum):
@@ -54,34 +50,6 @@ class Fault(StrEnum):
 
 _REFUSALS = (Fault.BUSY, Fault.MISSING)
 """Without a byte: a hedge that ends so may be tried elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    per_donor: int = 2
-    """Objects in flight from one donor: two keep its link full between objects."""
-    total: int = 8
-    """Objects in flight in all, each of which is up to two pulls (`hedges`); bounds memory, sockets and space for partial files."""
-    stall_timeout_s: float = 5.0
-    """A pull without a new byte for this long is given up."""
-    floor_bytes_s: float = 16_384.0
-    """A pull of known size may take size ÷ this (and `stall_timeout_s`) in all."""
-    object_bytes_max: int = 1 << 30
-    """A donor that claims more for an object of unknown size is not believed."""
-    rest_s: float = 0.5
-    """Rest after a first failure; doubles with each in a row, up to `rest_s_max`."""
-    rest_s_max: float = 30.0
-    excluded_s: tuple[float, ...] = (60.0, 600.0, 3600.0)
-    """A donor is left out for so long after it sent wrong bytes for the first time, the second, and from then on. What is wrong
-    with it may be mended, as rot is by scrubbing."""
-    hedges: int = 2
-    """Objects pulled from two donors at once; 0: none ever is."""
-    hedge_after_s: float = 1.0
-    """No pull is hedged sooner: many a short one takes several times as long as its like."""
-    hedge_factor: float = 3.0
-    """A pull is slow once it has taken this many times what is usual; while a donor has nothing else to do, once as long."""
-    hedged_share: float = 0.1
-    """No hedge is begun once more than this part of all bytes that came has come twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,60 +104,6 @@ class Status:
 
 
 @dataclass(slots=True)
-class _Rest:
-    """Waiting time after failures, doubling with each in a row."""
-
-    failures: int = 0
-    until: Instant | None = None
-    """Set while resting; cleared by the first wake at or after it."""
-
-    def fail(self, now: Instant, limits: Limits, rng: random.Random) -> None:
-        pause_s = min(limits.rest_s_max, limits.rest_s * 2.0 ** min(self.failures, 20))
-        self.failures += 1
-        self.until = after(now, pause_s * rng.uniform(0.75, 1.25))
-
-    def succeed(self) -> None:
-        self.failures, self.until = 0, None
-
-    def wake(self, now: Instant) -> None:
-        if self.until is not None and now >= self.until:
-            self.until = None
-
-
-@dataclass(slots=True)
-class _Donor:
-    offers: dict[Key, ObjectHash]
-    rest: _Rest
-    rate_bytes_s: float = 0.0
-    """Of its last complete pulls; 0 until there was one."""
-    faults: int = 0
-    """Times that it sent wrong bytes."""
-    excluded_until: Instant | None = None
-    """Set while it is left out; cleared by the first wake at or after it."""
-    outrun: int = 0
-    """Times that a hedge was faster, since it last brought something in good time."""
-
-    @property
-    def excluded(self) -> bool:
-        return self.excluded_until is not None
-
-    def exclude(self, now: Instant, limits: Limits) -> None:
-        self.faults += 1
-        steps = limits.excluded_s
-        self.excluded_until = after(now, steps[min(self.faults, len(steps)) - 1])
-        self.offers = {}
-
-    def ran(self, size_bytes: int, took_s: float) -> None:
-        rate = max(1, size_bytes) / max(took_s, 1e-3)
-        self.rate_bytes_s = (self.rate_bytes_s + rate) / 2 if self.rate_bytes_s else rate
-
-    def wake(self, now: Instant) -> None:
-        self.rest.wake(now)
-        if self.excluded_until is not None and now >= self.excluded_until:
-            self.excluded_until = None
-
-
-@dataclass(slots=True)
 class _Pull:
     transfer: TransferId
     peer: PeerId
@@ -217,7 +131,7 @@ class Fetch:
         wants: Mapping[Key, int],
         rng: random.Random,
         now: Instant,
-        limits: Limits = Limits(),
+        limits: Limits = USUAL,
         last: Collection[Key] = (),
     ) -> None:
         """`wants`: key → size in bytes, 0 where only the donors know it. `last`: of those that as many donors have these
@@ -231,10 +145,10 @@ class Fetch:
         drawn = zip(wants, lots, strict=True)
         self._lot = {key: lot + len(lots) * (key in late) for key, lot in drawn}
         self._missing = dict.fromkeys(wants)
-        self._donors: dict[PeerId, _Donor] = {}
+        self._donors: dict[PeerId, Donor] = {}
         self._pulls: dict[TransferId, _Pull] = {}
-        self._own_rest = _Rest()
-        self._rate = _Rate(now)
+        self._own_rest = Rest()
+        self._rate = Rate(now)
         self._last_fault = ""
         self._pace = Pace()
         self._hedged: set[Key] = set()
@@ -253,7 +167,7 @@ class Fetch:
 
     def offer(self, peer: PeerId, key: Key, object_hash: ObjectHash) -> None:
         """This donor has it too, besides what it offered before. `wake` starts what may be started."""
-        donor = self._donors.setdefault(peer, _Donor({}, _Rest()))
+        donor = self._donors.setdefault(peer, Donor({}, Rest()))
         if not donor.excluded and key in self._missing:
             donor.offers[key] = object_hash
 
@@ -280,7 +194,7 @@ class Fetch:
 
         Pulls under way from it go on. What nobody wants, and an excluded donor, is ignored.
         """
-        donor = self._donors.setdefault(peer, _Donor({}, _Rest()))
+        donor = self._donors.setdefault(peer, Donor({}, Rest()))
         donor.wake(now)
         if not donor.excluded:
             donor.offers = {key: offers[key] for key in self._missing if key in offers}
@@ -587,29 +501,10 @@ class Fetch:
     def _in_flight(self, peer: PeerId) -> int:
         return sum(pull.peer == peer for pull in self._pulls.values())
 
-    def _rests(self) -> list[_Rest]:
+    def _rests(self) -> list[Rest]:
         return [self._own_rest, *(donor.rest for donor in self._donors.values())]
 
 
 def _overlap(pull: _Pull, other: _Pull | None) -> int:
     """Bytes that came by both."""
     return min(pull.received_bytes, other.received_bytes) if other else 0
-
-
-class _Rate:
-    """Bytes per second, older ones counting exponentially less; fair from the first second on."""
-
-    def __init__(self, now: Instant) -> None:
-        self._began = self._last = now
-        self._sum = 0.0
-
-    def add(self, count_bytes: int, now: Instant) -> None:
-        self._sum = self._decayed(now) + count_bytes
-        self._last = now
-
-    def at(self, now: Instant) -> float:
-        weight_s = RATE_WINDOW_S * (1 - exp(-(now - self._began) / RATE_WINDOW_S))
-        return self._decayed(now) / weight_s if weight_s > 0 else 0.0
-
-    def _decayed(self, now: Instant) -> float:
-        return self._sum * exp(-(now - self._last) / RATE_WINDOW_S)

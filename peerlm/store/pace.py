@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from math import inf
+from math import exp, inf
 
 from peerlm.types import Instant
+
+RATE_WINDOW_S = 5.0
+"""The rate shown is a mean over about this time. Longer: steadier, slower to follow."""
 
 PULLS_MAX = 32
 """So many of the latest count. More: steadier, slower to follow."""
@@ -51,3 +54,22 @@ class Pace:
 def _median(values: Sequence[float]) -> float:
     """Of an even number the larger of the two in the middle: in doubt a pull is not slow."""
     return sorted(values)[len(values) // 2]
+
+
+class Rate:
+    """Bytes per second, older ones counting exponentially less; fair from the first second on."""
+
+    def __init__(self, now: Instant) -> None:
+        self._began = self._last = now
+        self._sum = 0.0
+
+    def add(self, count_bytes: int, now: Instant) -> None:
+        self._sum = self._decayed(now) + count_bytes
+        self._last = now
+
+    def at(self, now: Instant) -> float:
+        weight_s = RATE_WINDOW_S * (1 - exp(-(now - self._began) / RATE_WINDOW_S))
+        return self._decayed(now) / weight_s if weight_s > 0 else 0.0
+
+    def _decayed(self, now: Instant) -> float:
+        return self._sum * exp(-(now - self._last) / RATE_WINDOW_S)

@@ -10,7 +10,8 @@ from effort import some
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from peerlm.store.fetch import CancelPull, Fault, Fetch, Limits, Phase, PullEffect, StartPull
+from peerlm.store.donor import Limits
+from peerlm.store.fetch import CancelPull, Fault, Fetch, Phase, PullEffect, StartPull
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId
 
 DONORS = [PeerId(bytes([n]) * 16) for n in range(5)]

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peerlm.store.fetch import CancelPull, Fault, Fetch, Limits, Phase, PullEffect, StartPull
+from peerlm.store.donor import Limits
+from peerlm.store.fetch import CancelPull, Fault, Fetch, Phase, PullEffect, StartPull
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId
 
 A, B, C = (PeerId(letter * 16) for letter in (b"a", b"b", b"c"))

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peerlm.store.fetch import CancelPull, Fault, Fetch, Limits, Phase, PullEffect, StartPull
+from peerlm.store.donor import Limits
+from peerlm.store.fetch import CancelPull, Fault, Fetch, Phase, PullEffect, StartPull
 from peerlm.store.pace import AGE_S, Pace
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId
 
