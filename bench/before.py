@@ -58,10 +58,8 @@ for line in sys.stdin:
 def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
     rows = []
     with ExitStack() as trees:
-        training, texts = (
-            trees.enter_context(tree(folder / f"tree-{commit}", commit))
-            for commit in (args.training, args.texts)
-        )
+        training = trees.enter_context(tree(folder / "for-training", args.training))
+        texts = trees.enter_context(tree(folder / "for-texts", args.texts))
         with trained(folder / "before", training) as early, trained(folder / "now") as late:
             ratios = turns(args.turns, partial(rate, args.seconds), early, late)
         rows += told(f"training, beside {args.training}", ratios)
