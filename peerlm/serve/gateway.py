@@ -2,14 +2,15 @@
 
 A gateway remembers the tokens of its sessions, and that is all it needs: a session whose host is gone, or has forgotten it,
 is read again from its first token by other hosts, and goes on where it was. Each session keeps to the hosts that it
-began with, drawn by how long they take and how much they have to do for this gateway already.
-Whoever loses a lap is left alone for a while, longer each time. Pure: `now` and an rng are given, laps to be sent
+began with, drawn by how long they take and how much they have to do for this gateway already, and each of these to the
+weights that it named at first. Whoever loses a lap, or answers what cannot be, is left alone for a while, longer each time. Pure: `now` and an rng are given, laps to be sent
 are returned.
 """
 
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -45,6 +46,12 @@ READY_EVERY_S = 240.0
 
 CHUNK = 256
 """Tokens read again at a time."""
+
+EARLIER_MAX = 256
+"""Names of weights that a session is remembered to have been advanced with, before it was read again."""
+
+FAULTS_MAX = 16
+"""Faults of hosts that nobody has read yet; older ones are lost."""
 
 Run = tuple[int, int]
 
@@ -89,6 +96,8 @@ class _Session:
     """All but those of the turn that is under way."""
     versions: tuple[str, ...] = ()
     """Of each leg."""
+    earlier: tuple[str, ...] = ()
+    """Of the legs it had before, where they named others."""
 
 
 @dataclass(slots=True)
@@ -142,6 +151,8 @@ class Gateway:
         """Of a lap, for each token."""
         self.again = 0
         """Sessions that were read again."""
+        self.faults: deque[str] = deque(maxlen=FAULTS_MAX)
+        """What hosts have answered that cannot be used, for a person; whoever shows a line takes it away."""
 
     # ------------------------------------------------------------------------------------ hosts
 
@@ -208,13 +219,14 @@ class Gateway:
         return logits, why
 
     def version_of(self, slot: int) -> str | None:
-        """Of the weights of all stages that the session in `slot` is advanced with."""
+        """Of the weights of all stages that the session in `slot` has been advanced with so far."""
         session = self._sessions.get(slot)
         if session is None or not session.versions:
             return None
-        if len(set(session.versions)) == 1:
-            return session.versions[0]
-        return "stages-" + blake3("\n".join(session.versions).encode()).hexdigest()[:12]
+        names = session.earlier + session.versions
+        if len(set(names)) == 1:
+            return names[0]
+        return "stages-" + blake3("\n".join(names).encode()).hexdigest()[:12]
 
     def over(self, slot: int) -> Sent:
         """The session in `slot` is over: its hosts may forget it."""
@@ -236,27 +248,67 @@ class Gateway:
 
     def hear(self, peer: PeerId, data: bytes, now: Instant) -> Sent:
         """A lap has come from this node. Raises `WireError`."""
-        sent = self._under_way.get(laps.read_head(data).number)
+        number = laps.read_head(data).number
+        sent = self._under_way.get(number)
         if sent is None:
             return []  # it was given up
         if peer != self._me and all(leg.host != peer for leg in sent.legs):
             raise WireError("lap: from a node that has no part in it")
-        lap = laps.unpack(data, *self._shape)
+        try:
+            lap = self._answer(peer, data, sent)
+        except WireError as error:
+            if peer != sent.legs[0].host:
+                raise  # it is not this host's to answer, so what it says changes nothing
+            return self._blame(number, peer, str(error), now)
         if lap.head.kind is Kind.LOST:
             if lap.reason != UNKNOWN or all(row.start == 0 for row in sent.rows):
                 to_blame = any(leg.host == lap.culprit for leg in sent.legs)
                 culprit = lap.culprit if lap.culprit and to_blame else peer
                 self._avoid(culprit, now, is_full=lap.reason == FULL)
-            self._lose(lap.head.number, lap.reason, now, lap.culprit)
+            self._lose(number, lap.reason, now, lap.culprit)
             return self._go(now)
+        if (fault := self._other_weights(number, lap)) is not None:
+            return self._blame(number, *fault, now)
+        del self._under_way[number]
+        self._measure(sent, lap, now)
+        self._come_home(lap)
+        return self._go(now)
+
+    def _answer(self, peer: PeerId, data: bytes, sent: _UnderWay) -> Lap:
+        """A lap that is lost, or home as it has to come. Raises `WireError`."""
+        lap = laps.unpack(data, *self._shape)
+        if lap.head.kind is Kind.LOST:
+            return lap
         if lap.head.kind is not Kind.HOME:
             raise WireError("lap: not for a gateway")
         is_same = lap.legs == sent.legs and lap.rows == sent.rows
         if peer != sent.legs[0].host or not is_same or len(lap.versions) != len(sent.legs):
             raise WireError("lap: did not come home as it left")
-        del self._under_way[lap.head.number]
-        self._measure(sent, lap, now)
-        self._come_home(lap)
+        return lap
+
+    def _other_weights(self, number: int, lap: Lap) -> tuple[PeerId, str] | None:
+        """A host that goes on with a session with other weights than it began it with, or does not say with which it
+        begins; and what to say of it."""
+        for index, row in enumerate(lap.rows):
+            turn, session = self._turns.get(row.slot), self._sessions.get(row.slot)
+            if turn is None or session is None or turn.lap != number:
+                continue
+            for at, leg in enumerate(lap.legs):
+                name = lap.versions[at][index]
+                if row.start == 0 and not name:
+                    return leg.host, "does not name the weights that a text begins with"
+                if row.start and name not in ("", session.versions[at]):
+                    return (
+                        leg.host,
+                        f"goes on with {name} in a text begun with {session.versions[at]}",
+                    )
+        return None
+
+    def _blame(self, number: int, culprit: PeerId, why: str, now: Instant) -> Sent:
+        """What a host has answered cannot be used."""
+        self.faults.append(f"{short(culprit)}: {why}")
+        self._avoid(culprit, now)
+        self._lose(number, why, now, culprit)
         return self._go(now)
 
     def look(self, now: Instant) -> Sent:
@@ -359,7 +411,10 @@ class Gateway:
             turn.lap, turn.read, turn.logits = None, row.start + row.length, logits
             turn.stuck_since, turn.is_full, turn.is_crowded = None, False, False
             if row.start == 0:
-                session.versions = tuple(names[index] for names in lap.versions)
+                named = tuple(names[index] for names in lap.versions)
+                if session.versions not in ((), named):
+                    session.earlier = (session.earlier + session.versions)[-EARLIER_MAX:]
+                session.versions = named
 
     def _lose(self, number: int, why: str, now: Instant, culprit: PeerId | None = None) -> None:
         """Its sessions begin again."""

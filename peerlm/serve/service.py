@@ -30,7 +30,7 @@ class Job:
     """Tokens that end a text do not."""
     version: Version | None = None
     version_name: str = ""
-    """Of the first session's weights; empty until they are known."""
+    """Of the first session's weights, all that had part in it so far; empty until they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,8 @@ class Service:
                 told.append(self._fail(number, version, slot))
                 continue
             job = session.job
-            job.version_name = job.version_name or version.route.version_of(slot) or version.name
+            if session.index == 0 or not job.version_name:
+                job.version_name = version.route.version_of(slot) or version.name
             session.ids.append(pick.token)
             piece = session.writing.add(pick)
             told.append(Told(session.job, session.index, piece, drawn=1))

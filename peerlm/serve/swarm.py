@@ -28,16 +28,17 @@ AGAIN_S = 1.0
 
 
 class Swarm:
-    """`dial` reaches the daemon, and raises `PeerlmError`, with a line for a person, where none is."""
+    """`dial` reaches the daemon, and raises `PeerlmError`, with a line for a person, where none is. `say` takes a line
+    where a host has answered what cannot be used; the same line once."""
 
     faults_pass = True
 
-    def __init__(self, plan: Plan, dial: Callable[[], Channel]) -> None:
+    def __init__(self, plan: Plan, dial: Callable[[], Channel], say: Callable[[str], None]) -> None:
         model = plan.model
         shape = Shape(len(stages(plan)), model.dim, plan.data.vocab, model.context)
         number = secrets.randbits(63)
         self._gateway = Gateway(shape, number, random.Random(number))
-        self._dial = dial
+        self._dial, self._say, self._said = dial, say, ""
         self._channel: Channel | None = dial()
         self._dialled_at = 0.0
         self._why: dict[int, Stuck] = {}
@@ -96,6 +97,14 @@ class Swarm:
                     self._take(message)
         except (DaemonGone, WireError):
             self._lost_daemon()
+        while self._gateway.faults:
+            self._tell(self._gateway.faults.popleft())
+
+    def _tell(self, fault: str) -> None:
+        line = f"an answer of a host is not used, and its texts are read again: {fault}"
+        if line != self._said:
+            self._said = line
+            self._say(line)
 
     def _take(self, message: Message) -> None:
         match message:

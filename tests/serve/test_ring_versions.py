@@ -1,0 +1,131 @@
+"""Which weights a text through several hosts is written with: those it began with at each of them, or it is read again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from ring_scene import LINE_S, ME, Host, peer
+from serve_scene import drained, job_of, model_of
+from test_ring import PROMPT, alone, ring_service, scene, steps
+
+from peerlm.serve import lap as laps
+from peerlm.serve.guests import UNKNOWN
+from peerlm.serve.lap import Kind, Lap
+from peerlm.types import PeerId, short
+
+TWO_IN_THE_MIDDLE = ((0, 0), (1, 1), (1, 1), (2, 2))
+SHAPE = (3, 32, 256, 48)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def change_under_way(host: Host, name: str) -> None:
+    """It loads other weights, and goes on with them in the texts it has, as no host should."""
+    host.load(model_of(host.plan, rng_seed=2), name)
+    guests = host.server._guests
+    for guest in guests._guests.values():
+        guest.version = guests.version
+
+
+def test_a_host_that_changes_its_weights_in_a_text_is_left_for_another() -> None:
+    model, ring, _ = scene("hybrid", TWO_IN_THE_MIDDLE)
+    service, job = ring_service(ring), job_of(PROMPT, 24)
+    service.submit(job)
+    ids = steps(service, 8)
+    middle = ring.hosts[ring.gateway._sessions[0].legs[1].host]
+    change_under_way(middle, "t9-other")
+    ids += drained(service)[job]
+    assert ids == alone(model, job), "nothing that the other weights made was taken"
+    said = f"{short(middle.peer)}: goes on with t9-other in a text begun with v1"
+    assert list(ring.gateway.faults) == [said]
+    assert ring.gateway.again == 1
+    assert job.version_name == "v1"
+
+
+def test_where_there_is_no_other_host_the_text_is_read_again_by_the_same() -> None:
+    _, ring, hosts = scene("hybrid")
+    service, job = ring_service(ring), job_of(PROMPT, 24)
+    service.submit(job)
+    steps(service, 8)
+    assert job.version_name == "v1"
+    change_under_way(hosts[1], "t9-other")
+    drained(service)
+    assert job.version_name.startswith("stages-"), "both had part in it"
+    assert len(ring.gateway.faults) == 1
+    assert ring.gateway.again == 1
+    assert ring.now < 3
+
+
+def renamed(data: bytes, name: str) -> bytes:
+    """The lap, with this name wherever the first leg has named its weights."""
+    lap = laps.unpack(data, *SHAPE)
+    first = (name,) * len(lap.rows)
+    return laps.pack(replace(lap, versions=(first, *lap.versions[1:])))
+
+
+def test_a_host_has_to_name_the_weights_that_it_begins_with() -> None:
+    model, ring, hosts = scene("hybrid", ((0, 2), (0, 2)))
+    silent = hosts[0].peer
+
+    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
+        is_home = target == ME and laps.read_head(data).kind is Kind.HOME
+        return [(LINE_S, renamed(data, "") if is_home and source == silent else data)]
+
+    ring.meddle = meddle
+    service, jobs = ring_service(ring), [job_of(PROMPT, 6, rng_seed=i) for i in range(6)]
+    for job in jobs:
+        service.submit(job)
+    found = drained(service)
+    assert [found[job] for job in jobs] == [alone(model, job) for job in jobs]
+    assert set(ring.gateway.faults) == {
+        f"{short(silent)}: does not name the weights that a text begins with"
+    }
+
+
+@pytest.mark.parametrize("end", [40, -3])
+def test_an_answer_of_a_wrong_shape_is_its_hosts_fault_at_once(end: int) -> None:
+    """Nobody waits for what will not come."""
+    model, ring, _ = scene("hybrid", ((0, 0), (0, 0), (1, 2)))
+    service, job = ring_service(ring), job_of(PROMPT, 16)
+    service.submit(job)
+    ids = steps(service, 6)
+    first = ring.gateway._sessions[0].legs[0].host
+
+    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
+        return [(LINE_S, data[:end] if (source, target) == (first, ME) else data)]
+
+    ring.meddle = meddle
+    ids += drained(service)[job]
+    assert ids == alone(model, job)
+    (fault,) = ring.gateway.faults
+    assert fault.startswith(f"{short(first)}: lap: ")
+    assert ring.now < 2
+
+
+def test_a_head_does_not_go_on_with_other_weights_than_its_first_leg() -> None:
+    """The session is forgotten here while its lap is elsewhere."""
+    model, ring, hosts = scene("hybrid")
+    service, job = ring_service(ring), job_of(PROMPT, 16)
+    service.submit(job)
+    ids = steps(service, 6)
+    lost: list[Lap] = []
+    forgets = [True]
+
+    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
+        if (source, target) == (hosts[2].peer, hosts[0].peer) and forgets:
+            forgets.clear()
+            hosts[0].forget_all()
+        if target == ME and laps.read_head(data).kind is Kind.LOST:
+            lost.append(laps.unpack(data, *SHAPE))
+        return [(LINE_S, data)]
+
+    ring.meddle = meddle
+    ids += drained(service)[job]
+    assert ids == alone(model, job)
+    assert [(lap.culprit, lap.reason) for lap in lost] == [(peer("h0"), UNKNOWN)]
+    assert ring.gateway.again == 1
