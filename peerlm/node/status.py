@@ -46,6 +46,10 @@ class MemberSummary:
     flops_s: float = 0.0
     line_bytes_s: float = 0.0
     is_draining: bool = False
+    weights_tokens: int | None = None
+    """The swarm's, when what it answers texts with was written."""
+    is_behind: bool = False
+    """That is old beside what another host of a stage of its has: no text is begun with it while that one is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +245,8 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "flops_s": m.flops_s,
                 "line_bytes_s": m.line_bytes_s,
                 "draining": m.is_draining,
+                "weights_tokens": m.weights_tokens,
+                "behind": m.is_behind,
             }
             for m in s.members
         ],

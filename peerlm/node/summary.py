@@ -189,6 +189,7 @@ def _members(company: Company, work: Work, own: Vitals, now: Instant) -> list[Me
         True,
         None,
         __version__,
+        me in work.texts.behind,
     )
     others = [
         _summarise(
@@ -200,6 +201,7 @@ def _members(company: Company, work: Work, own: Vitals, now: Instant) -> list[Me
             company.contacts.is_linked(m.peer),
             work.exchanges.outcomes.met(m.peer, now),
             company.contacts.software(m.peer),
+            m.peer in work.texts.behind,
         )
         for m in company.membership.members().values()
     ]
@@ -215,6 +217,7 @@ def _summarise(
     linked: bool,
     mixed_s_ago: float | None,
     software: str,
+    is_behind: bool,
 ) -> MemberSummary:
     return MemberSummary(
         peer=peer,
@@ -239,6 +242,8 @@ def _summarise(
         flops_s=v.flops_s if v else 0.0,
         line_bytes_s=v.line_bytes_s if v else 0.0,
         is_draining=v.is_draining if v else False,
+        weights_tokens=v.weights_tokens if v else None,
+        is_behind=is_behind,
     )
 
 

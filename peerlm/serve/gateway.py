@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -84,6 +84,11 @@ class _Host:
     avoid_s: float = AVOID_S
     is_full: bool = False
     """It is left alone because it had no room."""
+    is_behind: bool = False
+    """Its weights are old beside those of others of its stages."""
+
+    def holds(self, stage: int) -> bool:
+        return self.run[0] <= stage <= self.run[1]
 
 
 @dataclass(slots=True)
@@ -156,8 +161,11 @@ class Gateway:
 
     # ------------------------------------------------------------------------------------ hosts
 
-    def hosts_are(self, me: PeerId, runs: Mapping[PeerId, Run], now: Instant) -> Sent:
-        """Who can advance texts now, and from which stage to which, as each says. `me`: the gateway's node."""
+    def hosts_are(
+        self, me: PeerId, runs: Mapping[PeerId, Run], now: Instant, behind: Collection[PeerId] = ()
+    ) -> Sent:
+        """Who can advance texts now, and from which stage to which, as each says. `me`: the gateway's node. `behind`: whose
+        weights are far behind those of others of its stages; no text begins with them while one of these is there."""
         self._me = me
         before = self._hosts
         stages = self._shape.stages
@@ -166,6 +174,8 @@ class Gateway:
             peer: before[peer] if peer in before and before[peer].run == run else _Host(run)
             for peer, run in runs.items()
         }
+        for peer, host in self._hosts.items():
+            host.is_behind = peer in behind
         for number in [n for n, lap in self._under_way.items() if not self._all_there(lap.legs)]:
             self._lose(number, "a host is gone", now)
         new = [peer for peer, host in self._hosts.items() if host is not before.get(peer)]
@@ -178,9 +188,8 @@ class Gateway:
 
     def lacking(self) -> int | None:
         """A stage that nobody holds."""
-        runs = [host.run for host in self._hosts.values()]
-        every = range(self._shape.stages)
-        return next((s for s in every if not any(a <= s <= b for a, b in runs)), None)
+        every, hosts = range(self._shape.stages), self._hosts.values()
+        return next((s for s in every if not any(host.holds(s) for host in hosts)), None)
 
     # ------------------------------------------------------------------------------------- turns
 
@@ -459,23 +468,34 @@ class Gateway:
 
     def _choose(self, now: Instant) -> tuple[Leg, ...]:
         """Hosts that hold all stages between them; none: there are none for now. This node alone, where it holds them all."""
-        mine = Leg(self._me, 0, self._shape.stages - 1)
-        if self._all_there((mine,)) and self._is_asked(self._hosts[self._me], now):
-            return (mine,)
+        mine = self._hosts.get(self._me)
+        is_whole = mine is not None and self._last_of(mine, 0) == self._shape.stages - 1
+        if mine is not None and is_whole and self._is_asked(mine, now):
+            return (Leg(self._me, 0, self._shape.stages - 1),)
         legs: list[Leg] = []
         stage = 0
         while stage < self._shape.stages:
             able = [
                 peer
                 for peer, host in sorted(self._hosts.items())
-                if host.run[0] <= stage <= host.run[1] and self._is_asked(host, now)
+                if self._is_fit(host, stage) and self._is_asked(host, now)
             ]
             if not able:
                 return ()
             host = self._rng.choices(able, [self._weight(peer, stage) for peer in able])[0]
-            legs.append(Leg(host, stage, self._hosts[host].run[1]))
+            legs.append(Leg(host, stage, self._last_of(self._hosts[host], stage)))
             stage = legs[-1].last + 1
         return tuple(legs)
+
+    def _is_fit(self, host: _Host, stage: int) -> bool:
+        """It holds the stage, and not with old weights while somebody has newer ones."""
+        others = self._hosts.values() if host.is_behind else ()
+        return host.holds(stage) and not any(o.holds(stage) and not o.is_behind for o in others)
+
+    def _last_of(self, host: _Host, first: int) -> int:
+        """How far the host may lead from the stage `first` on; `first` − 1: not even through that."""
+        after_it = (s for s in range(first, self._shape.stages) if not self._is_fit(host, s))
+        return next(after_it, self._shape.stages) - 1
 
     @staticmethod
     def _is_asked(host: _Host, now: Instant) -> bool:
@@ -485,7 +505,7 @@ class Gateway:
     def _is_full(self, now: Instant) -> bool:
         """A stage has no host that is asked now, and one only because it had no room."""
         for stage in range(self._shape.stages):
-            able = [h for h in self._hosts.values() if h.run[0] <= stage <= h.run[1]]
+            able = [h for h in self._hosts.values() if self._is_fit(h, stage)]
             if not any(self._is_asked(h, now) for h in able) and any(h.is_full for h in able):
                 return True
         return False
@@ -496,7 +516,7 @@ class Gateway:
         host = self._hosts[peer]
         took_s = host.took_s if host.took_s is not None else min(known, default=1.0)
         busy = sum(any(leg.host == peer for leg in s.legs) for s in self._sessions.values())
-        return (1 + host.run[1] - stage) / (max(took_s, 1e-6) * (1 + busy))
+        return (1 + self._last_of(host, stage) - stage) / (max(took_s, 1e-6) * (1 + busy))
 
     def _keeps_others(self) -> bool:
         return any(turn.logits is not None for turn in self._turns.values())

@@ -108,10 +108,10 @@ class Swarm:
 
     def _take(self, message: Message) -> None:
         match message:
-            case Hosts(me, peers, firsts, lasts):
+            case Hosts(me, peers, firsts, lasts, behind):
                 self._me = me
                 runs = dict(zip(peers, zip(firsts, lasts, strict=True), strict=True))
-                self._send(self._gateway.hosts_are(me, runs, _now()))
+                self._send(self._gateway.hosts_are(me, runs, _now(), behind))
             case Hop(peer, data):
                 try:
                     self._send(self._gateway.hear(peer, data, _now()))

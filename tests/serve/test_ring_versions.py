@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,11 @@ from serve_scene import drained, job_of, model_of
 from test_ring import PROMPT, alone, ring_service, scene, steps
 
 from peerlm.serve import lap as laps
+from peerlm.serve.gateway import Gateway, Shape
 from peerlm.serve.guests import UNKNOWN
 from peerlm.serve.lap import Kind, Lap
-from peerlm.types import PeerId, short
+from peerlm.serve.route import Turn
+from peerlm.types import Instant, PeerId, short
 
 TWO_IN_THE_MIDDLE = ((0, 0), (1, 1), (1, 1), (2, 2))
 SHAPE = (3, 32, 256, 48)
@@ -129,3 +132,55 @@ def test_a_head_does_not_go_on_with_other_weights_than_its_first_leg() -> None:
     assert ids == alone(model, job)
     assert [(lap.culprit, lap.reason) for lap in lost] == [(peer("h0"), UNKNOWN)]
     assert ring.gateway.again == 1
+
+
+def ways(
+    runs: dict[PeerId, tuple[int, int]], behind: tuple[PeerId, ...], count: int = 40
+) -> set[tuple[tuple[PeerId, int, int], ...]]:
+    """The legs of so many texts."""
+    gateway = Gateway(Shape(3, 32, 256, 48), 7, random.Random(1))
+    gateway.hosts_are(ME, runs, Instant(0.0), behind)
+    gateway.begin([Turn(slot, 0, PROMPT) for slot in range(count)], Instant(0.0))
+    return {
+        tuple((leg.host, leg.first, leg.last) for leg in session.legs)
+        for session in gateway._sessions.values()
+    }
+
+
+A, B, C, D = map(peer, "abcd")
+
+
+def test_no_text_begins_with_old_weights_while_newer_ones_are_there() -> None:
+    runs = {A: (0, 0), B: (1, 1), C: (1, 1), D: (2, 2)}
+    assert len(ways(runs, ())) == 2
+    assert ways(runs, (B,)) == {((A, 0, 0), (C, 1, 1), (D, 2, 2))}
+    assert ways({A: (0, 0), B: (1, 1), D: (2, 2)}, (B,)) == {((A, 0, 0), (B, 1, 1), (D, 2, 2))}
+
+
+def test_of_several_stages_those_with_a_newer_host_are_left_to_it() -> None:
+    runs = {A: (0, 2), B: (1, 1)}
+    assert ways(runs, (A,)) == {((A, 0, 0), (B, 1, 1), (A, 2, 2))}
+    assert ways({ME: (0, 2), A: (0, 2)}, (ME,)) == {((A, 0, 2),)}
+    assert ways({ME: (0, 2), A: (0, 2)}, (A,)) == {((ME, 0, 2),)}
+
+
+def test_a_text_may_go_through_one_host_twice() -> None:
+    model, ring, (around, middle) = scene("hybrid", ((0, 2), (1, 1)))
+    runs = {host.peer: host.run for host in (around, middle)}
+    ring.gateway.hosts_are(ME, runs, Instant(0.0), (around.peer,))
+    service, jobs = ring_service(ring), [job_of(PROMPT, 20, rng_seed=i) for i in range(3)]
+    for job in jobs:
+        service.submit(job)
+    found = drained(service)
+    assert [found[job] for job in jobs] == [alone(model, job) for job in jobs]
+
+
+def test_a_text_waits_for_newer_weights_rather_than_take_old_ones() -> None:
+    """As where their host has just lost a lap, and is asked again a second later."""
+    gateway = Gateway(Shape(1, 32, 256, 48), 7, random.Random(1))
+    gateway.hosts_are(ME, {A: (0, 0), B: (0, 0)}, Instant(0.0), (A,))
+    asked = gateway.begin([Turn(0, 0, PROMPT)], Instant(0.0))
+    ((to, data),) = [s for s in asked if laps.read_head(s[1]).kind is Kind.FORWARD]
+    assert to == B
+    assert gateway.hear(B, laps.lost(laps.read_head(data), B, "it stumbled"), Instant(0.1)) == []
+    assert [to for to, _ in gateway.look(Instant(2.0))] == [B]
