@@ -3,7 +3,8 @@
 A gateway remembers the tokens of its sessions, and that is all it needs: a session whose host is gone, or has forgotten it,
 is read again from its first token by other hosts, and goes on where it was. Each session keeps to the hosts that it
 began with, drawn by how long they take and how much they have to do for this gateway already, and each of these to the
-weights that it named at first. Whoever loses a lap, or answers what cannot be, is left alone for a while, longer each time. Pure: `now` and an rng are given, laps to be sent
+weights that it named at first. Sessions that go the same way are sent on together, those of different ways know nothing of
+each other. Whoever loses a lap, or answers what cannot be, is left alone for a while, longer each time. Pure: `now` and an rng are given, laps to be sent
 are returned.
 """
 
@@ -37,6 +38,9 @@ for which hosts may have to start, after the last of these, and none later."""
 
 WAIT_S = 30.0
 """A session that nobody can advance for so long fails."""
+
+LAST_TRY_S = 2.0
+"""But not sooner than so long after its last lap was lost: by then hosts that stumbled for the first time are asked again."""
 
 TRIES_MAX = 16
 """Laps of one turn that may come to nothing."""
@@ -113,6 +117,8 @@ class _Turn:
     read: int
     stuck_since: Instant | None = None
     """Nobody has advanced it since."""
+    lost_at: Instant | None = None
+    """Its last lap."""
     lap: int | None = None
     tries: int = 0
     why: str = ""
@@ -194,9 +200,7 @@ class Gateway:
     # ------------------------------------------------------------------------------------- turns
 
     def begin(self, turns: Sequence[Turn], now: Instant) -> Sent:
-        """The next tokens of these sessions; `is_done` and `take` say what comes of it. An earlier call that was not taken
-        is given up."""
-        self._turns, self._under_way = {}, {}
+        """The next tokens of these sessions; `take` says what comes of it."""
         sent: Sent = []
         if self._ready_due <= now:
             self._ready_due = after(now, READY_EVERY_S)
@@ -209,23 +213,25 @@ class Gateway:
             self._turns[turn.slot] = _Turn(turn.tokens, turn.start)
         return sent + self._go(now)
 
-    def is_done(self) -> bool:
-        return all(turn.is_over for turn in self._turns.values())
+    @property
+    def has_ended(self) -> bool:
+        """There is something to take."""
+        return any(turn.is_over for turn in self._turns.values())
 
-    def take(self, turns: Sequence[Turn]) -> tuple[Numbers, dict[int, Stuck]]:
-        """Logits (turns, vocab), and by slot why there are none; those rows are NaN."""
-        logits = np.full((len(turns), self._shape.vocab), np.nan, np.float32)
+    def take(self) -> tuple[list[int], Numbers, dict[int, Stuck]]:
+        """Slots whose turns are over, logits (slots, vocab), and by slot why there are none; those rows are NaN."""
+        slots = [slot for slot, turn in self._turns.items() if turn.is_over]
+        logits = np.full((len(slots), self._shape.vocab), np.nan, np.float32)
         why: dict[int, Stuck] = {}
-        for row, asked in enumerate(turns):
-            turn = self._turns[asked.slot]
+        for row, slot in enumerate(slots):
+            turn = self._turns.pop(slot)
             if turn.logits is None:
                 is_full = (turn.is_full or turn.is_crowded) and self.lacking() is None
-                why[asked.slot] = Stuck(turn.why, is_full)
+                why[slot] = Stuck(turn.why, is_full)
             else:
                 logits[row] = turn.logits
-                self._sessions[asked.slot].tokens += turn.tokens
-        self._turns, self._under_way = {}, {}
-        return logits, why
+                self._sessions[slot].tokens += turn.tokens
+        return slots, logits, why
 
     def version_of(self, slot: int) -> str | None:
         """Of the weights of all stages that the session in `slot` has been advanced with so far."""
@@ -237,9 +243,15 @@ class Gateway:
             return names[0]
         return "stages-" + blake3("\n".join(names).encode()).hexdigest()[:12]
 
+    def hosts_of(self, slot: int) -> tuple[PeerId, ...]:
+        """Whom the session in `slot` goes through, stage after stage; nobody while it has to begin again."""
+        session = self._sessions.get(slot)
+        return () if session is None else tuple(leg.host for leg in session.legs)
+
     def over(self, slot: int) -> Sent:
         """The session in `slot` is over: its hosts may forget it."""
         session = self._sessions.pop(slot, None)
+        self._turns.pop(slot, None)
         if session is None:
             return []
         for leg in session.legs:
@@ -326,14 +338,18 @@ class Gateway:
             silent = self._under_way[number]
             for leg in silent.legs:
                 self._avoid(leg.host, now)
+            for slot, turn in self._turns.items():
+                if turn.lap is None and self._sessions[slot].legs == silent.legs:
+                    self._sessions[slot].legs = ()  # who waits to go the same way waits no longer
             self._lose(number, f"nothing came back for {now - silent.since:.0f} s", now)
         return self._go(now)
 
     # ------------------------------------------------------------------------------------ inside
 
     def _go(self, now: Instant) -> Sent:
-        """Send on every turn that is not under way, together those with the same legs; alone those that begin, since hosts may
-        have no room for them."""
+        """Send on every turn that is not under way, together those with the same legs: they wait for each other, and for nobody
+        else. Alone, and at once, those that begin, since hosts may have no room for them."""
+        taken = self._taken()
         together: dict[tuple[int, tuple[Leg, ...]], list[tuple[int, Row, tuple[int, ...]]]] = {}
         for slot, turn in self._turns.items():
             if turn.lap is not None or turn.is_over:
@@ -348,18 +364,28 @@ class Gateway:
                 self.again += bool(session.legs and (session.tokens or turn.tries))
             if session.legs:
                 row, tokens = self._next_of(slot)
+                if row.start and session.legs in taken:
+                    continue
                 alone = slot if row.start == 0 else -1
                 together.setdefault((alone, session.legs), []).append((slot, row, tokens))
                 continue
             if turn.stuck_since is None:
                 turn.stuck_since = now
             turn.is_full = self._is_full(now)
-            if now - turn.stuck_since > WAIT_S or (turn.is_full and self._keeps_others()):
+            has_rested = turn.lost_at is None or now - turn.lost_at > LAST_TRY_S
+            is_over_due = now - turn.stuck_since > WAIT_S and has_rested
+            if is_over_due or (turn.is_full and self._is_beside_others(slot)):
                 turn.failed, turn.why = True, self._why_not(turn)
         sent: Sent = []
         for (_, legs), rows in together.items():
             sent += self._send(legs, rows, now)
         return sent
+
+    def _taken(self) -> set[tuple[Leg, ...]]:
+        """Ways on which sessions are ahead that others will go on with: they are under way, or have come home and may have more to say
+        at once."""
+        ahead = {lap.legs for lap in self._under_way.values() if lap.rows[0].start}
+        return ahead | {self._sessions[s].legs for s, turn in self._turns.items() if turn.is_over}
 
     def _next_of(self, slot: int) -> tuple[Row, tuple[int, ...]]:
         """What the session's hosts are to read next."""
@@ -432,7 +458,7 @@ class Gateway:
             turn = self._turns.get(row.slot)
             if turn is not None and turn.lap == number:
                 turn.lap, turn.why = None, f"{short(culprit)}: {why}" if culprit else why
-                turn.tries, turn.is_full = turn.tries + 1, why == FULL
+                turn.tries, turn.is_full, turn.lost_at = turn.tries + 1, why == FULL, now
                 turn.is_crowded = why == CROWDED
                 turn.stuck_since = now if turn.stuck_since is None else turn.stuck_since
                 turn.failed = turn.tries > TRIES_MAX
@@ -518,8 +544,15 @@ class Gateway:
         busy = sum(any(leg.host == peer for leg in s.legs) for s in self._sessions.values())
         return (1 + self._last_of(host, stage) - stage) / (max(took_s, 1e-6) * (1 + busy))
 
-    def _keeps_others(self) -> bool:
-        return any(turn.logits is not None for turn in self._turns.values())
+    def _is_beside_others(self, slot: int) -> bool:
+        """Hosts go on with other sessions of this gateway, so there will hardly be room before these end."""
+        return any(
+            other != slot and session.legs and (session.tokens or self._has_logits(other))
+            for other, session in self._sessions.items()
+        )
+
+    def _has_logits(self, slot: int) -> bool:
+        return slot in self._turns and self._turns[slot].logits is not None
 
     def _why_not(self, turn: _Turn) -> str:
         stage = self.lacking()

@@ -21,7 +21,7 @@ from peerlm.train.protocol import Hop, Hosts, Message
 from peerlm.types import Instant, PeerId
 
 LOOK_S = 0.1
-"""How often what is late is looked for."""
+"""How often what is late is looked for, and new sessions are, where nothing comes back."""
 
 AGAIN_S = 1.0
 """A daemon that is gone is looked for again so often."""
@@ -54,16 +54,18 @@ class Swarm:
         """Sessions that were read again by other hosts, or by the same."""
         return self._gateway.again
 
-    def advance(self, turns: Sequence[Turn]) -> Logits:
-        """NaN where nobody could."""
+    def begin(self, turns: Sequence[Turn]) -> None:
         self._heed(0.0)
         self._send(self._gateway.begin(turns, _now()))
-        while not self._gateway.is_done():
+
+    def ended(self) -> tuple[list[int], Logits]:
+        """NaN where nobody could."""
+        self._send(self._gateway.look(_now()))
+        if not self._gateway.has_ended:
             self._heed(LOOK_S)
-            self._send(self._gateway.look(_now()))
-        logits, why = self._gateway.take(turns)
+        slots, logits, why = self._gateway.take()
         self._why.update(why)
-        return logits
+        return slots, logits
 
     def clear(self, slot: int) -> None:
         """Hosts begin each session anew."""
@@ -74,6 +76,10 @@ class Swarm:
 
     def version_of(self, slot: int) -> str | None:
         return self._gateway.version_of(slot)
+
+    def hosts_of(self, slot: int) -> tuple[PeerId, ...]:
+        """Whom the session in `slot` goes through now, stage after stage."""
+        return self._gateway.hosts_of(slot)
 
     def why(self, slot: int) -> str:
         return self._stuck(slot).why
