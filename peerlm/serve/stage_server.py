@@ -155,6 +155,7 @@ class StageServer:
             lap = laps.unpack(data, self._count, model.dim, self._plan.data.vocab, model.context)
         except WireError as error:
             self._channel.send(Nonsense(peer, str(error)))
+            self._refuse(peer, data, str(error))
             return
         if peer != (lap.head.origin if lap.head.kind is Kind.OVER else lap.before):
             self._channel.send(Nonsense(peer, "lap: another node's to say"))
@@ -169,6 +170,16 @@ class StageServer:
                 self._lose(lap, CROWDED)
             case Kind.FORWARD:
                 self._waiting.append(_Waiting(lap, now))
+
+    def _refuse(self, peer: PeerId, data: bytes, why: str) -> None:
+        """Tell the gateway of a lap that `peer` has handed over as nonsense, if its head can be read: it need not wait for it."""
+        try:
+            head = laps.read_head(data)
+        except WireError:
+            return
+        if head.kind is Kind.FORWARD:
+            self._lost += 1
+            self._channel.send(Hop(head.origin, laps.lost(head, peer, why)))
 
     def _tell(self) -> None:
         """How much there is to do, if that is news."""

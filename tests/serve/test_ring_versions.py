@@ -110,6 +110,24 @@ def test_an_answer_of_a_wrong_shape_is_its_hosts_fault_at_once(end: int) -> None
     assert ring.now < 2
 
 
+def test_who_hands_over_nonsense_is_known_to_the_gateway_at_once() -> None:
+    model, ring, hosts = scene("hybrid", ((0, 0), (0, 0), (1, 2)))
+    service, job = ring_service(ring), job_of(PROMPT, 16)
+    service.submit(job)
+    ids = steps(service, 6)
+    first = ring.gateway._sessions[0].legs[0].host
+
+    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
+        return [(LINE_S, data[:-9] if (source, target) == (first, hosts[2].peer) else data)]
+
+    ring.meddle = meddle
+    ids += drained(service)[job]
+    assert ids == alone(model, job)
+    assert hosts[2].nonsense == 1
+    assert ring.gateway._hosts[first].avoid_until is not None, "not who found it out"
+    assert ring.now < 2
+
+
 def test_a_head_does_not_go_on_with_other_weights_than_its_first_leg() -> None:
     """The session is forgotten here while its lap is elsewhere."""
     model, ring, hosts = scene("hybrid")
