@@ -571,6 +571,11 @@ class Storing:
         return self._used
 
     @property
+    def hedged_bytes(self) -> int:
+        """Of all that came since the start, what came twice, since a node was slow."""
+        return self._pulls.hedged_bytes
+
+    @property
     def unread(self) -> int:
         """Manifests of names that this node should know and does not yet: what is lacking of them, nobody can say."""
         return self._manifests.unread if self.capacity else 0
