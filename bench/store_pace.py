@@ -29,8 +29,9 @@ MODEL = {
     "train.batch": 1,
     "train.accumulate": 1,
     "train.val_batches": 1,
+    "train.optimizer": "sgd",
 }
-"""Of `small`: short steps, so that a window has many."""
+"""Of `small`: short steps that cost little, so that a window has many."""
 
 
 def training(args: argparse.Namespace, folder: Path) -> list[Row]:
