@@ -355,7 +355,7 @@ def main() -> int:
     flags.add_argument("--seed", type=int, default=1)
     flags.add_argument("--flips", type=int, default=1000, help="of bytes on disks [1000]")
     flags.add_argument(
-        "--pace", type=float, default=40.0, help="of a node that trains, tokens/s [40]"
+        "--pace", type=float, default=60.0, help="of a node that trains, tokens/s [60]"
     )
     flags.add_argument(
         "--window", type=float, default=20.0, help="seconds with checkpoints, or without [20]"
