@@ -94,6 +94,8 @@ class StoreSummary:
     """Objects that are being fetched or looked for, and of these those that no live node has."""
     lost: int = 0
     """Objects that were found damaged or gone since the start."""
+    hedged_bytes: int = 0
+    """Of all that this node has fetched since the start, what came twice."""
     names_refused: int = 0
     """Records of names that were not believed since the start: malformed, or not signed by who may write them."""
     trouble: str = ""
@@ -314,6 +316,7 @@ def as_json(s: Summary) -> dict[str, Any]:
             "urgent": s.store.urgent,
             "unfound": s.store.unfound,
             "lost": s.store.lost,
+            "hedged_bytes": s.store.hedged_bytes,
             "names_refused": s.store.names_refused,
             "nodes": s.store.nodes,
             "replicas_wanted": s.store.replicas_wanted,

@@ -110,7 +110,14 @@ def summarise(
         shut_out=company.introductions.shut_out,
         notes=(progress.trouble,) if progress.trouble else (),
         placement=_placement(placing, now) if placing else PlacementSummary(),
-        store=_store(company, storing, jobs, others, now),
+        store=_store(
+            company,
+            storing,
+            jobs,
+            others,
+            storing.hedged_bytes + work.acquisition.hedged_bytes,
+            now,
+        ),
     )
 
 
@@ -134,6 +141,7 @@ def _store(
     storing: Storing,
     jobs: Sequence[Mapping[str, Any]],
     others: int,
+    hedged_bytes: int,
     now: Instant,
 ) -> StoreSummary:
     """`others`: live members besides this one."""
@@ -141,6 +149,7 @@ def _store(
     standing, names = storing.standing(), storing.register.living()
     lacking = standing.catalog.lacking + standing.unread
     found = StoreSummary(
+        hedged_bytes=hedged_bytes,
         capacity=standing.capacity,
         used=standing.used,
         names=standing.names,
