@@ -25,11 +25,11 @@ SAMPLE = ((13, 3), (15, 2), (20, 4))
 """Seeds and stages of every run."""
 
 
-def ring_of(*held: str, **settings: Any) -> World:
+def ring_of(*held: str, plan: dict[str, Any] | None = None, **settings: Any) -> World:
     """One machine for each, of a model in three stages."""
     world = World(
         1,
-        plan=plan_of(model__stages=3, **MODEL),
+        plan=plan_of(**({"model__stages": 3} | MODEL | (plan or {}))),
         learner=Quadratic((12,) * FRAGMENTS),
         speed=2000.0,
         remembers=True,
@@ -107,6 +107,23 @@ def test_a_node_that_decides_takes_over_the_stage_of_a_sole_host_that_died() -> 
     holders = [m for m in world.up() if 2 in m.holding.held]
     assert [m.settings.host.stages for m in holders] == ["auto"]
     assert "fresh" not in [log for m in holders for log in m.installed_from()[1:]]
+
+
+@pytest.mark.parametrize(
+    ("held", "stages", "within"),
+    [(("0-1", "1", "2"), 3, 1), (("0-2", "1", "3"), 4, 1), (("0", "1-3", "2"), 4, 2)],
+)
+def test_a_host_whose_stages_others_hold_with_those_before_works_and_follows(
+    held: tuple[str, ...], stages: int, within: int
+) -> None:
+    """With noloco an exchange moves φ by way of the next outer step, so who takes no inner steps stands still."""
+    plan = {"model__stages": stages, "mix__algorithm": "noloco"}
+    world = well(ring_of(*held, plan=plan))
+    before, around = steps_of(world.machines[within]), steps_of(world.machines[0])
+    world.run(30)
+    did = steps_of(world.machines[within]) - before
+    assert 0.2 * (steps_of(world.machines[0]) - around) < did
+    assert world.spread() < 0.1
 
 
 def test_a_channel_that_is_cut_ends_at_both_ends_by_silence_and_comes_again() -> None:
