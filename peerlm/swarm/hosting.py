@@ -29,6 +29,10 @@ class Hosting:
         return self.first > self.last
 
     @property
+    def held(self) -> range:
+        return range(self.first, self.last + 1)
+
+    @property
     def is_whole(self) -> bool:
         return self.first == 0 and self.last == self.count - 1
 
