@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import report
-from bench.report import Row, say
+from bench.report import Missed, Row, say
 from peerlm.bench.founding import Values
 from peerlm.bench.nodes import Swarm, processes, running
 from peerlm.cli.demo_nodes import DemoNode
@@ -111,6 +111,8 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
             rates.append(grid.rate_over(DOWN_S))
             grid.start_again(node)
             returns.append(grid.rate_over(WHOLE_S / 3))
+            if grid.tokens >= budget:
+                raise Missed("the run was over before each node was killed: raise --tokens")
             say(f"{node.name} killed: {rates[-1]:.0f} tokens/s; coming back: {returns[-1]:.0f}")
         grid.wait("the run is done", grid.is_done, RUN_S_MAX)
         trouble = grid.finished_loss()
