@@ -74,6 +74,13 @@ class LocalTrainSection:
     pace_tokens_s: float = at_least(
         0.0, 0.0, "Never train faster than this; 0 means as fast as it goes.", unit="tokens/s"
     )
+    pace_of_all_tokens_s: float = at_least(
+        0.0,
+        0.0,
+        "Never train faster than an equal share of this with all who read text: where every node has it, the swarm keeps to this "
+        "pace, and takes over what one of them did who goes. 0 means no limit.",
+        unit="tokens/s",
+    )
     local_workers: int = between(
         1,
         64,
