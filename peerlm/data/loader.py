@@ -26,12 +26,11 @@ import numpy as np
 import numpy.typing as npt
 
 from peerlm.config import Plan
+from peerlm.config.mixture import OWN
 from peerlm.data import assign
 from peerlm.data.passes import NO_RANGE, RANGES_MAX, TEXT_BYTES, Lane, Passes, to_bytes
 from peerlm.data.shards import Corpus, require_one_batch
 from peerlm.types import PeerId
-
-LOCAL = "local"
 
 
 @dataclass(slots=True)
@@ -74,7 +73,7 @@ class Loader:
         batch, context = plan.train.batch, plan.model.context
         require_one_batch(corpus.tokens, plan.data.val_fraction, batch, context, plan.data.source)
         self._corpus, self._peer, self._seed = corpus, peer, rng_seed
-        self._alone = plan.data.source == LOCAL
+        self._alone = plan.data.source == OWN
         self._members: tuple[PeerId, ...] = (peer,)
         self._cut = assign.cut(corpus.train_tokens, context + 1)
         self._lanes = [_Lane() for _ in range(batch)]

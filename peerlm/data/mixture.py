@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from peerlm.config import Plan
-from peerlm.data.loader import LOCAL, Loader
+from peerlm.config.mixture import OWN
+from peerlm.data.loader import Loader
 from peerlm.data.passes import RANGES_MAX, Lane
 from peerlm.data.records import Part, Record, parts_of
 from peerlm.data.shards import Corpus
@@ -127,21 +128,23 @@ class Mixture:
         rows: int,
         absent: Collection[int] = (),
     ) -> Mixture:
-        """Of the shards at `paths`, all in order, as the plan cuts them into texts. `absent`: places of those that are still
-        to come.
+        """Of the shards at `paths`, all in order, as the plan cuts them into texts: those of the plan, then those of this node's
+        own text, if it has any. `absent`: places of those that are still to come.
 
         Raises:
             ConfigError: a text cannot be used.
             ChunkCorrupt: a shard is broken.
         """
         parts = parts_of(plan, [path.name for path in paths])
-        data, loaders = plan.data, []
-        sizes = () if data.source == LOCAL else data.shard_tokens
+        data, loaders, sizes = plan.data, [], plan.data.shard_tokens
         for part, at_once in zip(parts, lanes_of(parts, rows), strict=True):
             own = slice(part.places.start, part.places.stop)
             gaps = part.own(absent)
             corpus = Corpus.open(paths[own], data.vocab, data.val_fraction, sizes[own], gaps)
-            of_this = replace(plan, train=replace(plan.train, batch=at_once))
+            source = OWN if part.is_own else data.source
+            of_this = replace(
+                plan, train=replace(plan.train, batch=at_once), data=replace(data, source=source)
+            )
             loaders.append(Loader(corpus, of_this, peer, plan.run.rng_seed, text=part.text))
         return cls(parts, loaders, rows)
 
