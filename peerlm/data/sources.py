@@ -37,6 +37,7 @@ PACKAGES = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
     **dict.fromkeys(("hdfs", "viewfs"), "hdfs"),
     **dict.fromkeys(("http", "https", "webhdfs"), "http"),
+    "hf": "hub",
 }
 """Kind of URL → the extra of peerlm that reads it."""
 
@@ -291,7 +292,9 @@ class Restarted(io.RawIOBase):
 
 
 def _part(fs: Any, path: str, size: int, start: int, end: int) -> bytes:
-    if is_web(path):  # its `cat_file` takes all that a server sends, this one what was asked for
+    if (
+        is_web(path) or fs.protocol == "hf"
+    ):  # its `cat_file` takes more than was asked for, this does not
         with fs.open(path, "rb", size=size, cache_type="none") as file:
             file.seek(start)
             return bytes(file.read(end - start))
@@ -314,6 +317,8 @@ def explained(url: str, where: str, done: str = "read") -> Iterator[None]:
         if cause is not None and getattr(cause, "status", 0) != 404:
             raise ConfigError(f"{named}: cannot be {done}: {_line(cause)}") from None
         reason = _line(cause) if cause else "no such file or directory"
+        if kind_of(url) == "hf":  # it does not say that there is what one may not see
+            reason += f"; what is private or gated needs {CREDENTIALS['hf']}"
         raise ConfigError(f"{named}: not found: {reason}") from None
     except ImportError as error:
         extra = PACKAGES.get(kind_of(url))
@@ -333,9 +338,15 @@ def _unreadable(fs: Any, file: SourceFile, at: int, error: Exception, where: str
 
 def _reason(error: Exception, kind: str, done: str = "read") -> str:
     variables = CREDENTIALS.get(kind)
-    if variables and (isinstance(error, PermissionError) or "Credential" in type(error).__name__):
+    is_denied = isinstance(error, PermissionError) or "Credential" in type(error).__name__
+    if variables and (is_denied or _status(error) in (401, 403)):
         return f"access denied: {_line(error)}; set {variables}"
     return f"cannot be {done}: {_line(error)}"
+
+
+def _status(error: object) -> int:
+    """Of the answer of a server, where the error has it as most libraries for it do; 0: it has none."""
+    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
 
 
 def _line(error: object) -> str:
