@@ -13,9 +13,11 @@ Whatever is wrong with a source is for a person to mend, so every failure here i
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -55,6 +57,10 @@ CREDENTIALS = {
 
 OPTIONS = {kind: {"dfs.client.failover.max.attempts": "4"} for kind in ("hdfs", "viewfs")}
 """Kind of URL → what its file system is told. By itself hdfs-native asks a name node that is not there for minutes."""
+
+
+WEB_PORT = 9870
+"""Of a name node of HDFS, where nobody has chosen another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,13 +327,29 @@ def explained(url: str, where: str, done: str = "read") -> Iterator[None]:
             reason += f"; what is private or gated needs {CREDENTIALS['hf']}"
         raise ConfigError(f"{named}: not found: {reason}") from None
     except ImportError as error:
-        extra = PACKAGES.get(kind_of(url))
-        remedy = f"; pip install 'peerlm[{extra}]'" if extra else ""
-        raise ConfigError(
-            f"{named}: needs a package that is missing: {_line(error)}{remedy}"
-        ) from None
+        raise _lacking(named, url, error) from None
     except Exception as error:  # a file system of fsspec raises whatever its own library raises
-        raise ConfigError(f"{named}: {_reason(error, kind_of(url), done)}") from None
+        if PACKAGES.get(kind_of(url)) == "hdfs" and not find_spec("hdfs_native"):
+            raise _lacking(named, url, error) from None  # pyarrow's, which wants Hadoop beside it
+        reason = _reason(error, kind_of(url), done)
+        raise ConfigError(f"{named}: {reason}{_otherwise(url)}") from None
+
+
+def _lacking(named: str, url: str, error: Exception) -> ConfigError:
+    extra = PACKAGES.get(kind_of(url))
+    remedy = f"; pip install 'peerlm[{extra}]'" if extra else ""
+    return ConfigError(
+        f"{named}: needs a package that is missing: {_line(error)}{remedy}{_otherwise(url)}"
+    )
+
+
+def _otherwise(url: str) -> str:
+    """Another way to the same files, to be typed in place of `url`; empty: there is none."""
+    if kind_of(url) != "hdfs":
+        return ""
+    at, _, path = url.removeprefix("hdfs://").partition("/")
+    host = re.sub(r":\d*$", "", at.rpartition("@")[2]) or "HOST"
+    return f"; or by the web interface of its name node: webhdfs://{host}:{WEB_PORT}/{path}"
 
 
 def _unreadable(fs: Any, file: SourceFile, at: int, error: Exception, where: str) -> ConfigError:
