@@ -46,6 +46,8 @@ class MemberSummary:
     flops_s: float = 0.0
     line_bytes_s: float = 0.0
     is_draining: bool = False
+    preprocess: str = "no"
+    """Whether it makes token shards for all: no, able, or at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,7 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "flops_s": m.flops_s,
                 "line_bytes_s": m.line_bytes_s,
                 "draining": m.is_draining,
+                "preprocess": m.preprocess,
             }
             for m in s.members
         ],

@@ -236,7 +236,14 @@ def _summarise(
         flops_s=v.flops_s if v else 0.0,
         line_bytes_s=v.line_bytes_s if v else 0.0,
         is_draining=v.is_draining if v else False,
+        preprocess=_preprocess(v) if v else "no",
     )
+
+
+def _preprocess(v: Vitals) -> str:
+    if v.is_preprocessing:
+        return "at work"
+    return "able" if v.may_preprocess else "no"
 
 
 def _bytes_allreduce(work: Work, parameters: int) -> int:
