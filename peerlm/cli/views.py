@@ -176,7 +176,16 @@ def _snapshot(kept: Status) -> str:
 MEMBER_COLUMNS = ("node", "address", "state", "mixes", "tokens", "tok/s", "loss", "val", "dist")
 """As many as fit on eighty columns; a living member's state is what it says it is doing."""
 
-PEER_COLUMNS = ("id", "address", "state", "phase", "linked", *MEMBER_COLUMNS[3:], "preprocess", "release")
+PEER_COLUMNS = (
+    "id",
+    "address",
+    "state",
+    "phase",
+    "linked",
+    *MEMBER_COLUMNS[3:],
+    "preprocess",
+    "release",
+)
 
 
 def member_row(m: Status, own_id: str) -> tuple[str, ...]:

@@ -105,6 +105,8 @@ class Mixture:
     def __init__(self, parts: Sequence[Part], loaders: Sequence[Loader], rows: int) -> None:
         assert len(parts) == len(loaders), (parts, loaders)
         self._parts, self._loaders, self._rows = tuple(parts), tuple(loaders), rows
+        self._is_one = len(loaders) == 1 and loaders[0].has_lane_a_row
+        """A batch need not be drawn row by row."""
         self._draws = Draws([part.weight for part in parts])
         total = sum(self._draws.weights)
         self.shares = tuple(weight / total for weight in self._draws.weights)
@@ -137,6 +139,7 @@ class Mixture:
         """
         parts = parts_of(plan, [path.name for path in paths])
         data, loaders, sizes = plan.data, [], plan.data.shard_tokens
+        total = sum(part.weight for part in parts)
         for part, at_once in zip(parts, lanes_of(parts, rows), strict=True):
             own = slice(part.places.start, part.places.stop)
             gaps = part.own(absent)
@@ -145,7 +148,8 @@ class Mixture:
             of_this = replace(
                 plan, train=replace(plan.train, batch=at_once), data=replace(data, source=source)
             )
-            loaders.append(Loader(corpus, of_this, peer, plan.run.rng_seed, text=part.text))
+            seed, share = plan.run.rng_seed, part.weight / total
+            loaders.append(Loader(corpus, of_this, peer, seed, text=part.text, share=share))
         return cls(parts, loaders, rows)
 
     # ---------------------------------------------------------------------------- what is here
@@ -157,7 +161,7 @@ class Mixture:
 
     def has_batch(self) -> bool:
         """There is a batch now. Else only `absent_are` and `hear` can change that."""
-        if len(self._loaders) == 1:
+        if self._is_one:
             return self._loaders[0].has_batch()
         if not all(loader.is_whole for loader in self._loaders):
             if not self._drawn:
@@ -227,7 +231,7 @@ class Mixture:
         Raises:
             ConfigError: the shards hold ids that the plan's vocabulary does not.
         """
-        if len(self._loaders) == 1:
+        if self._is_one:
             return self._loaders[0].next_batch()
         drawn, self._drawn = self._drawn, []
         while len(drawn) < self._rows:

@@ -2,7 +2,7 @@
 
 The worker says what it has finished, and every few seconds those who share the text are told what is new of it; all that is
 known is told on a new link, and now and then to one of them, which makes good what got lost on the way. So after
-a death only what the dead had not told yet is read again, and ranges that it was in the midst of.
+a death only what the dead had not told yet is read again, and ranges that it was in the midst of: no more than a shard.
 
 Each word from a peer is taken as it is, within the few passes that are read at a time (`data.passes` says why that
 does). A node of a release that tells nothing reads its share unseen: those that are ahead of it read that too.
@@ -16,6 +16,7 @@ called only the worker knows, who has the text.
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 from collections.abc import Sequence
@@ -49,6 +50,13 @@ WHOLE_S = 10.0
 
 SAVE_S = 10.0
 
+MUCH_OF_SHARD = 8
+"""One part in so many of a text's largest shard is told of sooner than that; with what is begun (`data.assign.lanes`) and what
+the worker has not reported, a death makes others read no more than one shard again."""
+
+MUCH_S = 0.5
+"""But no more often than so."""
+
 
 @dataclass(slots=True)
 class _Known:
@@ -58,10 +66,17 @@ class _Known:
     lanes: list[Lane] = field(default_factory=list)
     new: dict[int, int] = field(default_factory=dict)
     """Finished here, and not told yet."""
+    shard_share: float = math.inf
+    """Of the text, what is in its largest shard; infinite: not known."""
 
     @property
     def is_anything(self) -> bool:
         return bool(self.passes.lowest or self.passes.numbers() or self.lanes)
+
+    @property
+    def is_much_new(self) -> bool:
+        much = max(1.0, self.passes.ranges * self.shard_share / MUCH_OF_SHARD)
+        return sum(bits.bit_count() for bits in self.new.values()) >= much
 
     def read(self, ranges: int, finished: Sequence[tuple[int, int]], lanes: list[Lane]) -> None:
         """The worker has cut it into so many ranges, and finished these."""
@@ -119,6 +134,7 @@ class Coverage:
             }
         self._is_saved = True
         self._tell_at, self._whole_at = after(now, TELL_S), after(now, WHOLE_S)
+        self._much_at = now
         self._whole_turn = 0
         self._save_at = after(now, SAVE_S)
         self.use_plan(plan)
@@ -127,7 +143,12 @@ class Coverage:
         """Texts that it did not have begin anew. The worker goes on with the old ones until the new are here: what it says of
         those that are gone is void."""
         own, self._lacks_own = self._own, False
-        self._read_about([own if part.is_own and own else part.text for part in parts_of(plan)])
+        parts, sizes = parts_of(plan), plan.data.shard_tokens
+        self._read_about([own if part.is_own and own else part.text for part in parts])
+        for part in parts if sizes else ():
+            if not part.is_own:
+                counts = [sizes[place] for place in part.places]
+                self._known[part.text].shard_share = max(counts) / sum(counts)
 
     def _read_about(self, texts: Sequence[bytes]) -> None:
         known = self._known
@@ -238,7 +259,9 @@ class Coverage:
     def wake(self, readers: Sequence[PeerId], now: Instant) -> list[Effect]:
         """Do what is due; call it a few times a second. `readers`: who shares the text with this node."""
         effects: list[Effect] = []
-        if self._tell_at <= now:
+        is_much = self._much_at <= now and any(known.is_much_new for known in self._shared)
+        if self._tell_at <= now or is_much:
+            self._much_at = after(now, MUCH_S)
             self._tell_at = after(now, TELL_S * max(1.0, len(readers) / TELL_PEERS))
             effects += self._tell(readers)
         if self._whole_at <= now:
