@@ -50,6 +50,8 @@ class MemberSummary:
     """The swarm's, when what it answers texts with was written."""
     is_behind: bool = False
     """That is old beside what another host of a stage of its has: no text is begun with it while that one is there."""
+    preprocess: str = "no"
+    """Whether it makes token shards for all: no, able, or at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,7 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "draining": m.is_draining,
                 "weights_tokens": m.weights_tokens,
                 "behind": m.is_behind,
+                "preprocess": m.preprocess,
             }
             for m in s.members
         ],

@@ -11,7 +11,6 @@ from peerlm.data.records import parts_of
 from peerlm.membership.address_book import address_of
 from peerlm.membership.member import State
 from peerlm.node.company import Company
-from peerlm.node.coverage import LOCAL
 from peerlm.node.placing import Placing, said_of
 from peerlm.node.reasons import reason_of
 from peerlm.node.shortage import jobs_stuck, wrong
@@ -123,16 +122,14 @@ def summarise(
 
 def _texts(work: Work) -> tuple[TextSummary, ...]:
     """What the plan names, with what is known of it; the worker may be at what an older plan named."""
-    parts, positions = parts_of(work.plan), work.coverage.positions()
-    if len(positions) != len(parts):
-        positions = [(0, 0.0)] * len(parts)
-    total, worker = sum(part.weight for part in parts), work.worker
-    losses = [worker.val_loss_of(part.text) for part in parts]
-    if work.plan.data.source == LOCAL:  # which text that is the worker alone knows
-        losses = [worker.val_loss]
+    texts, positions = work.coverage.texts, work.coverage.positions()
+    parts = parts_of(work.plan)
+    if len(texts) < len(parts):  # this node has no text of its own
+        parts = tuple(part for part in parts if not part.is_own)
+    total = sum(part.weight for part in parts)
     return tuple(
-        TextSummary(part.name, part.weight / total, *at, val_loss=loss)
-        for part, at, loss in zip(parts, positions, losses, strict=True)
+        TextSummary(part.name, part.weight / total, *at, val_loss=work.worker.val_loss_of(text))
+        for part, text, at in zip(parts, texts, positions, strict=True)
     )
 
 
@@ -253,7 +250,14 @@ def _summarise(
         is_draining=v.is_draining if v else False,
         weights_tokens=v.weights_tokens if v else None,
         is_behind=is_behind,
+        preprocess=_preprocess(v) if v else "no",
     )
+
+
+def _preprocess(v: Vitals) -> str:
+    if v.is_preprocessing:
+        return "at work"
+    return "able" if v.may_preprocess else "no"
 
 
 def _bytes_allreduce(work: Work, parameters: int) -> int:
