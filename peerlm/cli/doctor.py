@@ -84,6 +84,7 @@ def examine(layout: Layout, peers: tuple[str, ...]) -> Iterator[Finding]:
         yield Finding("node", False, str(error))
     status, found = _daemon(layout)
     yield found
+    yield from _tried("plan", lambda: _plan_held(layout, status))
     yield _clock()
     yield from _tried("disk", lambda: _disk(layout))
     yield _files()
@@ -142,6 +143,35 @@ def _daemon(layout: Layout) -> tuple[dict[str, Any] | None, Finding]:
         return None, Finding("daemon", None, str(error))
     text = f"{status['state']} at {status['address']}: {status['why'][0]}"
     return status, Finding("daemon", bool(status["ready"]), text)
+
+
+def _plan_held(layout: Layout, status: dict[str, Any] | None) -> Finding:
+    """Whether others have the same plan: nodes mix only where they do."""
+    from peerlm.cli.plan import current_plan
+
+    signed = current_plan(layout)
+    text = f"revision {signed.revision}, hash {signed.plan_hash.hex()[:16]}"
+    if status is None:
+        return Finding("plan", True, f"{text}; the same must stand in `peerlm plan show` elsewhere")
+    others = [m for m in status["members"] if _has_other_plan(m)]
+    if others:
+        text += f"; {_name(others[0])} has {others[0]['reason']}"
+        cure = "sign one more revision with `peerlm plan set`, and see that all get it"
+        return Finding("plan", False, text, cure)
+    linked = sum(m["linked"] and m["id"] != status["node_id"] for m in status["members"])
+    said = f"; all {linked} nodes that it is connected with have it" if linked else ""
+    return Finding("plan", True, text + said)
+
+
+def _has_other_plan(member: dict[str, Any]) -> bool:
+    """By what the daemon says; an older one says nothing of it."""
+    from peerlm.node.reasons import OTHER_PLAN
+
+    return str(member.get("reason", "")).startswith(OTHER_PLAN)
+
+
+def _name(member: dict[str, Any]) -> str:
+    return str(member["id"])[:8]
 
 
 def _clock() -> Finding:
@@ -331,11 +361,18 @@ def _linked(status: dict[str, Any], address: str) -> Finding:
     bare = address.removeprefix("tcp://").rstrip("/")
     for member in status["members"]:
         if member["address"].removeprefix("tcp://") == bare:
-            text = (
-                "the daemon has a working connection with it"
-                if member["linked"]
-                else "no connection now"
-            )
-            return Finding("link", bool(member["linked"]), text)
+            return _way_to(member)
     cure = f"whether it can dial this node: run `peerlm doctor {status['address']}` there"
     return Finding("link", None, "no member has just this address", cure)
+
+
+def _way_to(member: dict[str, Any]) -> Finding:
+    """What the daemon knows of a member at that address."""
+    reason = member.get("reason", "")  # an older daemon gives none
+    if not member["linked"]:
+        return Finding("link", False, f"no connection now{reason and f': {reason}'}")
+    if reason:
+        return Finding("link", False, f"connected, and yet: {reason}")
+    return Finding(
+        "link", True, "the daemon has a working connection with it; it has the same plan"
+    )

@@ -46,6 +46,10 @@ class MemberSummary:
     flops_s: float = 0.0
     line_bytes_s: float = 0.0
     is_draining: bool = False
+    state_s: float = 0.0
+    """It has been in this state for so long, as this node knows."""
+    reason: str = ""
+    """Why it is, or why this node does not mix with it: a line for a person, or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ class Summary:
     reached: Reached
     epoch: int
     plan_revision: int
+    plan_hash: bytes
     token_budget: int
     tokens: int
     swarm_tokens: int
@@ -210,6 +215,7 @@ def as_json(s: Summary) -> dict[str, Any]:
         },
         "epoch": s.epoch,
         "plan_revision": s.plan_revision,
+        "plan_hash": s.plan_hash.hex(),
         "token_budget": s.token_budget,
         "tokens": s.tokens,
         "swarm_tokens": s.swarm_tokens,
@@ -241,6 +247,8 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "flops_s": m.flops_s,
                 "line_bytes_s": m.line_bytes_s,
                 "draining": m.is_draining,
+                "state_s": round(m.state_s, 1),
+                "reason": m.reason,
             }
             for m in s.members
         ],
