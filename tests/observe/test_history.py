@@ -22,7 +22,13 @@ ME, ADA, BOB = "11" * 16, "aa" * 16, "bb" * 16
 
 
 def member(peer: str, state: str = "alive", val_loss: float | None = 2.0) -> dict[str, Any]:
-    return {"id": peer, "state": state, "address": f"tcp://{peer[:2]}:7700", "val_loss": val_loss, "tokens_per_s": 5.0}
+    return {
+        "id": peer,
+        "state": state,
+        "address": f"tcp://{peer[:2]}:7700",
+        "val_loss": val_loss,
+        "tokens_per_s": 5.0,
+    }
 
 
 def status(*members: dict[str, Any], **changes: Any) -> dict[str, Any]:
