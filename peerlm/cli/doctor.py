@@ -36,6 +36,8 @@ BYTES_A_PARAMETER = 8
 SOON_S = 14 * 86_400
 CONNECT_S = 5.0
 TORCH_S = 60.0
+REACH_S = 30.0
+"""Longer than members have for their answers."""
 
 MARKS = {True: "ok", False: "bad", None: "?"}
 
@@ -92,8 +94,10 @@ def examine(layout: Layout, peers: tuple[str, ...]) -> Iterator[Finding]:
     if status is None:
         yield _ports(settings)
     else:
-        yield _dialled(status["dialled"], settings)
+        said = _reach(layout)
+        yield _dialled(said.get("dialled", status["dialled"]), settings)
         yield from _store(status.get("store", {}))
+        status["answers"] = said.get("answers", {})
     for address in peers:
         yield from _peer(layout, address, status)
 
@@ -264,6 +268,14 @@ def _ports(settings: NodeSettings) -> Finding:
     return Finding("ports", True, f"{text} are free; others must reach them through any firewall")
 
 
+def _reach(layout: Layout) -> dict[str, Any]:
+    """What others find who try to dial this node now; nothing where an older daemon cannot ask them."""
+    try:
+        return ask(layout, "reach", timeout_s=REACH_S)
+    except PeerlmError:
+        return {}
+
+
 def _dialled(dialled: dict[str, Any], settings: NodeSettings) -> Finding:
     """Whether others can dial this node, by what they have told it."""
     if not dialled["not_by"]:
@@ -346,6 +358,7 @@ def _peer(layout: Layout, address: str, status: dict[str, Any] | None) -> Iterat
         yield _reached(name, host, port)
     if status is not None:
         yield _linked(status, address)
+        yield from _back(status, address)
 
 
 def _reached(name: str, host: str, port: int) -> Finding:
@@ -357,13 +370,30 @@ def _reached(name: str, host: str, port: int) -> Finding:
     return Finding(name, True, f"{host} port {port} can be reached")
 
 
-def _linked(status: dict[str, Any], address: str) -> Finding:
+def _member_at(status: dict[str, Any], address: str) -> dict[str, Any] | None:
     bare = address.removeprefix("tcp://").rstrip("/")
-    for member in status["members"]:
-        if member["address"].removeprefix("tcp://") == bare:
-            return _way_to(member)
+    at = (m for m in status["members"] if m["address"].removeprefix("tcp://") == bare)
+    return next(at, None)
+
+
+def _linked(status: dict[str, Any], address: str) -> Finding:
+    if (member := _member_at(status, address)) is not None:
+        return _way_to(member)
     cure = f"whether it can dial this node: run `peerlm doctor {status['address']}` there"
     return Finding("link", None, "no member has just this address", cure)
+
+
+def _back(status: dict[str, Any], address: str) -> Iterator[Finding]:
+    """The way from the peer to this node, where it has just tried."""
+    member = _member_at(status, address)
+    failure = status["answers"].get(member["id"]) if member else None
+    if failure is None:
+        return
+    if failure:
+        text = f"it cannot dial this node: {failure}"
+        yield Finding("back", None, text, "exchanges with it begin here; or open this node's ports")
+    else:
+        yield Finding("back", True, "it can dial this node")
 
 
 def _way_to(member: dict[str, Any]) -> Finding:

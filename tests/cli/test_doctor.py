@@ -15,6 +15,7 @@ from cli_scene import Cli, FakeDaemon, answer_of, member, sample_summary
 from peerlm.cli import doctor
 from peerlm.cli.doctor import MARKS, Finding
 from peerlm.config import NodeSettings, with_changes
+from peerlm.errors import PeerlmError
 from peerlm.store.layout import Layout
 
 PEER = "tcp://10.0.0.2:7700"
@@ -148,6 +149,29 @@ def test_whether_others_can_dial_this_node() -> None:
     assert found(guarded=True, not_by=2, failure="no answer") == (
         "?    dialled      by nobody: no answer; it mixes by dialling out – "
         f"nothing need be done; for more partners {cure}"
+    )
+
+
+def test_others_are_asked_to_dial_it_and_what_a_peer_found_is_told(
+    peerlm: Cli, daemon: FakeDaemon
+) -> None:
+    dialled = {"guarded": False, "by": 1, "not_by": 1, "failure": "no answer"}
+    daemon.answers["reach"] = {"dialled": dialled, "answers": {"02" * 16: "no answer"}}
+    line = found(peerlm("doctor", "--state", daemon.layout.root).out)["dialled"]
+    assert line[1].startswith("by some, not by 1: no answer")
+    assert "reach" in [command for command, _ in daemon.asked]
+    daemon.answers["reach"] = PeerlmError("unknown command")
+    line = found(peerlm("doctor", "--state", daemon.layout.root).out)["dialled"]
+    assert line == ("ok", "by 1 other"), "an older daemon"
+
+    def back(**answers: str) -> list[str]:
+        status = {**answer_of(sample_summary(members=(member(2),))), "answers": answers}
+        return [str(finding) for finding in doctor._back(status, PEER)]
+
+    assert back() == []
+    assert back(**{"02" * 16: ""}) == ["ok   back         it can dial this node"]
+    assert back(**{"02" * 16: "no answer"})[0].startswith(
+        "?    back         it cannot dial this node: no answer – exchanges with it begin here"
     )
 
 
