@@ -21,6 +21,9 @@ SPACING_S = 2.0
 
 EVENTS_MAX = 300
 
+KEPT_OUT = ("another plan", "left out", "it leaves this node out")
+"""What is said of a member begins so where it or this node will not mix, though both could."""
+
 MEMBERS_MAX = 64
 """Members that have curves of their own."""
 
@@ -182,9 +185,14 @@ def news(before: Status | None, now: Status, at: float) -> Sequence[Event]:
 
 def _of_members(before: Status, now: Status, at: float) -> list[Event]:
     was = {m["id"]: m["state"] for m in before["members"]}
+    said = {m["id"]: m.get("reason", "") for m in before["members"]}
     events = []
     for member in now["members"]:
         old, new = was.get(member["id"]), member["state"]
+        reason = member.get("reason", "")
+        if reason.startswith(KEPT_OUT) and not said.get(member["id"], "").startswith(KEPT_OUT):
+            name = short(member["id"])
+            events.append(Event(at, "refused", f"{name} at {member['address']}: {reason}", name))
         if old == new or member["id"] == now["node_id"]:
             continue
         name = short(member["id"])

@@ -161,6 +161,16 @@ def test_members_that_come_and_go() -> None:
     assert told(both, both) == []
 
 
+def test_a_member_that_is_kept_out_is_told_once() -> None:
+    def kept(reason: str) -> dict[str, Any]:
+        return status({**member(ADA), "reason": reason})
+
+    plan = "another plan of revision 1: train.lr"
+    assert told(kept(""), kept(plan)) == [("refused", f"aaaaaaaa at tcp://aa:7700: {plan}")]
+    assert told(kept(plan), kept(f"{plan} again")) == []
+    assert told(kept(""), kept("no connection: refused")) == []
+
+
 def test_what_becomes_of_this_node() -> None:
     before = status()
     assert told(before, status(state="settling", state_reason="budget")) == [
