@@ -469,6 +469,11 @@ class Leave(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ReachWanted(Event):
+    """Have the others try to dial this node."""
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotWanted(Event):
     """Write a snapshot now, whenever the next one is due."""
 

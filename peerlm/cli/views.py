@@ -232,8 +232,22 @@ def plain_status(s: Status) -> list[str]:
 
 
 def plain_peers(s: Status) -> list[str]:
-    """A header and a line for each member, with whole ids; * marks this node."""
-    return _columns([PEER_COLUMNS, *(peer_row(m, s["node_id"]) for m in s["members"])])
+    """A header and a line for each member, with whole ids; * marks this node. Below, what is in the way of some."""
+    rows = _columns([PEER_COLUMNS, *(peer_row(m, s["node_id"]) for m in s["members"])])
+    return [*rows, *([""] if (found := reasons(s)) else []), *found]
+
+
+def reasons(s: Status) -> list[str]:
+    """A line for each member that is suspect, dead or gone, or that this node cannot mix with; an older daemon gives none."""
+    return [
+        f"{m['id'][:8]}: {_for_so_long(m)}{printable(m['reason'])}"
+        for m in s["members"]
+        if m.get("reason")
+    ]
+
+
+def _for_so_long(m: Status) -> str:
+    return "" if m["state"] == "alive" else f"{m['state']} for {words.span(m['state_s'])}: "
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:

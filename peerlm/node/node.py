@@ -344,6 +344,8 @@ class Node:
                 return work.pause(True, now)
             case ev.Resume():
                 return work.pause(False, now)
+            case ev.ReachWanted():
+                return self.company.dial_back.ask(now)
             case ev.SnapshotWanted():
                 return work.snapshot_now(now)
             case ev.Leave():

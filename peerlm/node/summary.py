@@ -12,7 +12,7 @@ from peerlm.membership.address_book import address_of
 from peerlm.membership.member import State
 from peerlm.node.company import Company
 from peerlm.node.placing import Placing, said_of
-from peerlm.node.reasons import reason_of
+from peerlm.node.reasons import reason_of, trouble_with
 from peerlm.node.shortage import jobs_stuck, wrong
 from peerlm.node.status import (
     MemberSummary,
@@ -56,6 +56,7 @@ def summarise(
         reached=company.dial_back.reached,
         epoch=company.membership.incarnation[0],
         plan_revision=company.plan.revision,
+        plan_hash=company.plan.plan_hash,
         token_budget=company.plan.plan.run.token_budget,
         tokens=ledger.tokens_of(me),
         swarm_tokens=ledger.total(),
@@ -198,16 +199,20 @@ def _members(company: Company, work: Work, own: Vitals, now: Instant) -> list[Me
         me in work.texts.behind,
     )
     others = [
-        _summarise(
-            m.peer,
-            address_of(m.record.host, m.record.intro_port),
-            State(m.state).name.lower(),
-            company.vitals_of(m.peer) if m.is_live else None,
-            ledger.tokens_of(m.peer),
-            company.contacts.is_linked(m.peer),
-            work.exchanges.outcomes.met(m.peer, now),
-            company.contacts.software(m.peer),
-            m.peer in work.texts.behind,
+        replace(
+            _summarise(
+                m.peer,
+                address_of(m.record.host, m.record.intro_port),
+                State(m.state).name.lower(),
+                company.vitals_of(m.peer) if m.is_live else None,
+                ledger.tokens_of(m.peer),
+                company.contacts.is_linked(m.peer),
+                work.exchanges.outcomes.met(m.peer, now),
+                company.contacts.software(m.peer),
+                m.peer in work.texts.behind,
+            ),
+            state_s=max(0.0, now - m.since),
+            reason=trouble_with(company, work, m, now),
         )
         for m in company.membership.members().values()
     ]
