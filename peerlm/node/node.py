@@ -304,7 +304,8 @@ class Node:
                 return work.worker.kept(event, now)
             case ev.WorkerProgressed():
                 if self.placing is not None:
-                    self.placing.measure(event.tokens_per_s, event.busy, now)
+                    tokens_per_s = event.worked_tokens_s or event.tokens_per_s
+                    self.placing.measure(tokens_per_s, event.busy, now)
                 return [*work.worker_progressed(event, now), *self._count_tokens(now)]
             case ev.Evaluated():
                 return work.worker.evaluated(event, now)
@@ -343,6 +344,8 @@ class Node:
                 return work.pause(True, now)
             case ev.Resume():
                 return work.pause(False, now)
+            case ev.ReachWanted():
+                return self.company.dial_back.ask(now)
             case ev.SnapshotWanted():
                 return work.snapshot_now(now)
             case ev.Leave():

@@ -90,6 +90,8 @@ class Vitals(Struct):
     """It takes part in making token shards."""
     weights_tokens: Count | None = None
     """The swarm's, when its newest snapshot was written: it answers texts with that. None: it has none, or does not say."""
+    may_preprocess: bool = False
+    """It would, if there were some to make: it has room, the role `store`, and its settings let it."""
 
 
 @dataclass(frozen=True, slots=True)

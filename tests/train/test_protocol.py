@@ -68,6 +68,7 @@ ONE_OF_EACH: list[Message] = [
         (0, 7, 23, 4),
         b"order",
         True,
+        1.5e5,
     ),
     protocol.Evaluated(5.5, 3_100.0),
     protocol.Evaluated(5.5, None, (5.0, 6.0)),
