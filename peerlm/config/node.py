@@ -193,8 +193,8 @@ class StoreSection:
 class LocalDataSection:
     local: str = option(
         "",
-        "This node's own text when the plan says data.source = local: an fsspec URL, file, directory "
-        "or glob. It is read here and never leaves the machine.",
+        "This node's own text, for a plan that says data.source = local or has `local` in a mixture: an fsspec URL, file, "
+        "directory or glob. It is read here and never leaves the machine.",
     )
 
 

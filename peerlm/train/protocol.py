@@ -162,12 +162,14 @@ class Stop(Message):
 
 @dataclass(frozen=True, slots=True)
 class Hosts(Message):
-    """Who can advance texts now, this node (`me`) too if it can, and the first and last stage that each holds."""
+    """Who can advance texts now, this node (`me`) too if it can, and the first and last stage that each holds. `behind`:
+    whose weights are far behind those of others of its stages."""
 
     me: PeerId
     peers: tuple[PeerId, ...]
     first_stages: tuple[int, ...]
     last_stages: tuple[int, ...]
+    behind: tuple[PeerId, ...] = ()
 
 
 # ------------------------------------------------------------------------------- both ways
