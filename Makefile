@@ -120,6 +120,7 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.before $(FLAGS)
 	$(BIN)/python -m bench.stream $(FLAGS)
 	$(BIN)/python -m bench.texts --preset gpt-124m $(FLAGS)
+	$(BIN)/python -m bench.texts_killed $(FLAGS)
 	$(BIN)/python -m bench.store_swarm $(FLAGS)
 	$(BIN)/python -m bench.truth $(FLAGS)    # needs root: it makes networks
 

@@ -176,7 +176,16 @@ def _snapshot(kept: Status) -> str:
 MEMBER_COLUMNS = ("node", "address", "state", "mixes", "tokens", "tok/s", "loss", "val", "dist")
 """As many as fit on eighty columns; a living member's state is what it says it is doing."""
 
-PEER_COLUMNS = ("id", "address", "state", "phase", "linked", *MEMBER_COLUMNS[3:], "release")
+PEER_COLUMNS = (
+    "id",
+    "address",
+    "state",
+    "phase",
+    "linked",
+    *MEMBER_COLUMNS[3:],
+    "preprocess",
+    "release",
+)
 
 
 def member_row(m: Status, own_id: str) -> tuple[str, ...]:
@@ -189,7 +198,8 @@ def peer_row(m: Status, own_id: str) -> tuple[str, ...]:
     phase = m["phase"] or words.ABSENT
     release = printable(m.get("software", "")) or words.ABSENT
     who = m["id"] + _mark(m, own_id)
-    return (who, _address(m), m["state"], phase, linked, *_figures(m), release)
+    makes = m.get("preprocess") or words.ABSENT  # an older daemon does not say
+    return (who, _address(m), m["state"], phase, linked, *_figures(m), makes, release)
 
 
 def _mark(m: Status, own_id: str) -> str:

@@ -30,6 +30,9 @@ def reason_of(work: Work) -> str:
             return "holds no part of the model (host.stages = none): it keeps chunks, makes token shards, asks for texts"
         case Phase.SEEKING:
             return _why_seeking(work)
+        case Phase.FETCHING if (unheld := work.unheld()) and work.seen.donors:
+            names = ", ".join(map(str, unheld))
+            return f"nobody here holds stage {names} of the model: asking for a copy of its weights"
         case Phase.FETCHING:
             return "fetching weights from peers"
         case Phase.TRAINING if lacking := work.lacking():

@@ -50,6 +50,12 @@ class MemberSummary:
     """It has been in this state for so long, as this node knows."""
     reason: str = ""
     """Why it is, or why this node does not mix with it: a line for a person, or empty."""
+    weights_tokens: int | None = None
+    """The swarm's, when what it answers texts with was written."""
+    is_behind: bool = False
+    """That is old beside what another host of a stage of its has: no text is begun with it while that one is there."""
+    preprocess: str = "no"
+    """Whether it makes token shards for all: no, able, or at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,8 @@ class StoreSummary:
     """Objects that are being fetched or looked for, and of these those that no live node has."""
     lost: int = 0
     """Objects that were found damaged or gone since the start."""
+    hedged_bytes: int = 0
+    """Of all that this node has fetched since the start, what came twice."""
     names_refused: int = 0
     """Records of names that were not believed since the start: malformed, or not signed by who may write them."""
     trouble: str = ""
@@ -249,6 +257,9 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "draining": m.is_draining,
                 "state_s": round(m.state_s, 1),
                 "reason": m.reason,
+                "weights_tokens": m.weights_tokens,
+                "behind": m.is_behind,
+                "preprocess": m.preprocess,
             }
             for m in s.members
         ],
@@ -316,6 +327,7 @@ def as_json(s: Summary) -> dict[str, Any]:
             "urgent": s.store.urgent,
             "unfound": s.store.unfound,
             "lost": s.store.lost,
+            "hedged_bytes": s.store.hedged_bytes,
             "names_refused": s.store.names_refused,
             "nodes": s.store.nodes,
             "replicas_wanted": s.store.replicas_wanted,
