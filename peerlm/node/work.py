@@ -388,7 +388,7 @@ class Work:
         effects = self._after_drain(now)
         if self.phase in (Phase.TRAINING, Phase.READY):
             partners = self.partners_of(event.fragment)
-            effects += self.exchanges.start(event.fragment, partners, now, self.plan.mix.exchanges)
+            effects += self.exchanges.stepped(event.fragment, partners, now)
         return effects
 
     def worker_progressed(self, event: WorkerProgressed, now: Instant) -> list[Effect]:
