@@ -84,7 +84,7 @@ class DataSection:
         "Where the text came from: `shipped`, `local`, or an fsspec URL (file, "
         "directory, glob, http). With `local` each node trains on its own files "
         "(data.local in node.toml), which never leave it. In a living run: `swarm:NAME`, a corpus in the swarm's store, or "
-        "several with a weight each, `swarm:plays*3+news*1`.",
+        "several with a weight each, `swarm:plays*3+news*1`; `local` can be one of them.",
         allowed="non-empty",
         ok=bool,
     )
@@ -114,9 +114,9 @@ class DataSection:
     )
     parts: tuple[int, ...] = option(
         (),
-        "How many of `shards` are each corpus', where `source` names several; set with it.",
-        allowed="≥ 1 each",
-        ok=lambda v: all(n >= 1 for n in v),
+        "How many of `shards` are each corpus', where `source` names several; set with it. None are `local`'s.",
+        allowed="≥ 0 each",
+        ok=lambda v: all(n >= 0 for n in v),
     )
     val_fraction: float = between(
         0.0, 0.5, 0.05, "Share of the corpus (of each corpus), at its end, held out for validation."

@@ -72,6 +72,7 @@ class Serving:
     ) -> None:
         self._post, self._me, self._say, self._knows = post, me, say, knows
         self._hosts: Hosts = ()
+        self._behind: tuple[PeerId, ...] = ()
         self._gateways: dict[asyncio.StreamWriter, int | None] = {}
         self._server = StageServerProcess(setup, self._from_server, self._server_ended, tell)
         self._unsent: dict[PeerId, deque[bytes]] = {}
@@ -91,8 +92,9 @@ class Serving:
 
     # ---------------------------------------------------------------------------- who is there
 
-    def hosts_are(self, hosts: Hosts) -> None:
-        self._hosts = hosts
+    def hosts_are(self, hosts: Hosts, behind: tuple[PeerId, ...] = ()) -> None:
+        """`behind`: those with old weights, for where there is nobody else."""
+        self._hosts, self._behind = hosts, behind
         for writer in self._gateways:
             self._tell_hosts(writer)
 
@@ -243,7 +245,7 @@ class Serving:
 
     def _tell_hosts(self, writer: asyncio.StreamWriter) -> None:
         peers, firsts, lasts = zip(*self._hosts, strict=True) if self._hosts else ((), (), ())
-        _write(writer, protocol.Hosts(self._me, peers, firsts, lasts))
+        _write(writer, protocol.Hosts(self._me, peers, firsts, lasts, self._behind))
 
 
 class StageServerProcess:

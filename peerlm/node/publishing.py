@@ -87,5 +87,7 @@ def own_vitals(
         store_label=work.settings.store.label,
         store_lacking=storing.lacking,
         is_preprocessing=library.jobs.is_connected,
+        weights_tokens=work.snapshots.tokens if work.snapshots.number else None,
+        may_preprocess=library.jobs.may_make,
     )
     return placing.say(vitals, work.steering.tempo.line_bytes_s) if placing else vitals

@@ -31,6 +31,7 @@ from peerlm.events import (
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.algorithms import RAMP_STEPS
 from peerlm.mix.exchange import Exchanges
+from peerlm.model.stages import AUTO
 from peerlm.node.acquire import Acquisition
 from peerlm.node.advice import Advice
 from peerlm.node.channels import Channels
@@ -46,7 +47,7 @@ from peerlm.node.steering import STEER_S, Steering
 from peerlm.node.straying import Straying
 from peerlm.node.texts import Texts
 from peerlm.node.worker import Worker
-from peerlm.swarm.hosting import Hosting
+from peerlm.swarm.hosting import Hosting, holders
 from peerlm.swarm.sampler import sampler_named
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
 from peerlm.wire.message import PullRequest, StateGive
@@ -303,6 +304,19 @@ class Work:
         """How many could give weights; 0 unless together they have all that this node holds."""
         donors = self.seen.donors
         return len(donors) if self.hosting.is_held_by(donors, self.seen.runs) else 0
+
+    def keepers(self) -> int:
+        """How many may have copies, where this node can have its weights from nobody else: it has none itself, and some stage of
+        it nobody holds. A node that decides by itself looks for copies before it takes a stage."""
+        is_decided = self.settings.host.stages != AUTO
+        is_learnt = self.plan.run.initial != "drawn" or self.seen.swarm_tokens > 0
+        may_look = is_decided and is_learnt and self.restored is None and not self.origin
+        return len(self.seen.donors) if may_look and self.hosting.count > 1 else 0
+
+    def unheld(self) -> list[int]:
+        """Stages of this node that no donor holds."""
+        runs, donors = self.seen.runs, self.seen.donors
+        return [s for s in self.hosting.held if not holders(s, runs, donors)]
 
     def donors_done(self) -> bool:
         """Nodes that are done have, together, all that this node holds."""

@@ -162,12 +162,14 @@ class Stop(Message):
 
 @dataclass(frozen=True, slots=True)
 class Hosts(Message):
-    """Who can advance texts now, this node (`me`) too if it can, and the first and last stage that each holds."""
+    """Who can advance texts now, this node (`me`) too if it can, and the first and last stage that each holds. `behind`:
+    whose weights are far behind those of others of its stages."""
 
     me: PeerId
     peers: tuple[PeerId, ...]
     first_stages: tuple[int, ...]
     last_stages: tuple[int, ...]
+    behind: tuple[PeerId, ...] = ()
 
 
 # ------------------------------------------------------------------------------- both ways
@@ -243,6 +245,9 @@ class Progress(Message):
     """How far the drawing from `texts` is (`data.records`)."""
     lacks_text: bool = False
     """It should train, and waits for a shard to read."""
+    worked_tokens_s: float = 0.0
+    """Since the last report: tokens a second, of anybody's text, each as the share of the held stages' FLOPs that it took here.
+    0: as many as `tokens_per_s`."""
 
 
 @dataclass(frozen=True, slots=True)

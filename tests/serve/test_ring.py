@@ -74,7 +74,7 @@ def test_twenty_prompts_through_stages_are_as_one_at_a_time(
     found = drained(service)
     for i, job in enumerate(jobs):
         assert found[job] == alone(model, job, **WAYS[i % len(WAYS)]), f"prompt {i}"
-    ring.advance([])
+    ring.begin([])
     while ring._line:
         ring._deliver(*ring._line.pop(0))
     assert all(not host.server._guests for host in hosts), "who is told forgets"
