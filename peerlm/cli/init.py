@@ -314,5 +314,9 @@ def _report(layout: Layout, plan: config.Plan, run: str) -> None:
         f"run {plan.run.name} ({run}): {parameters / 1e6:,.2f} M parameters, to train on "
         f"{plan.run.token_budget / 1e6:,.1f} M tokens"
     )
+    click.echo(
+        f"an inner step of a node: {plan.train.batch * plan.model.context:,} tokens; when it has trained for a little, its log and "
+        "`peerlm status` say whether a larger train.batch would do"
+    )
     click.echo(f"node in {layout.root}")
     click.echo("next: `peerlm up` here, then `peerlm invite` for the other machines")

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peerlm.cli import words
+from peerlm.node import advice
 from peerlm.types import printable
 
 Status = dict[str, Any]
@@ -136,18 +137,14 @@ def _worker(worker: Status) -> str:
     return line
 
 
-NOISY = 4.0
-"""A noise scale of more than so many batches: larger ones would cost little."""
-
-
 def _batch(batch: Status) -> str:
     tokens, scale = batch["tokens"], batch["noise_scale"]
     line = f"{words.count(tokens)} tokens a step"
     if scale is None:
         return line
     line += f"; half noise at {words.count(scale)}"
-    if scale > NOISY * tokens:
-        line += ": a larger train.batch would learn nearly as much from each token, and nodes differ less"
+    if advice.is_small(tokens, scale):
+        line += f": {advice.LARGER}"
     return line
 
 

@@ -308,7 +308,7 @@ class Node:
                     self.placing.measure(tokens_per_s, event.busy, now)
                 return [*work.worker_progressed(event, now), *self._count_tokens(now)]
             case ev.Evaluated():
-                return work.worker.evaluated(event, now)
+                return work.evaluated(event, now)
             case ev.WorkerDrained():
                 return work.worker_drained(now)
             case ev.WorkerExited():

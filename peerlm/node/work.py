@@ -21,6 +21,7 @@ from peerlm.events import (
     CorpusMissing,
     CorpusReady,
     CorpusUnusable,
+    Evaluated,
     OuterStepped,
     SnapshotWritten,
     WorkerExited,
@@ -32,6 +33,7 @@ from peerlm.mix.algorithms import RAMP_STEPS
 from peerlm.mix.exchange import Exchanges
 from peerlm.model.stages import AUTO
 from peerlm.node.acquire import Acquisition
+from peerlm.node.advice import Advice
 from peerlm.node.channels import Channels
 from peerlm.node.coverage import Coverage
 from peerlm.node.facts import Facts
@@ -136,6 +138,7 @@ class Work:
         self.reading = Reading(
             plan, hosting, self.worker, self.acquisition, self.snapshots, coverage
         )
+        self._advice = Advice()
         self._model_due: Instant | None = None
         self._last_snapshot = ""
 
@@ -402,7 +405,7 @@ class Work:
         effects = self._after_drain(now)
         if self.phase in (Phase.TRAINING, Phase.READY):
             partners = self.partners_of(event.fragment)
-            effects += self.exchanges.start(event.fragment, partners, now, self.plan.mix.exchanges)
+            effects += self.exchanges.stepped(event.fragment, partners, now)
         return effects
 
     def worker_progressed(self, event: WorkerProgressed, now: Instant) -> list[Effect]:
@@ -412,6 +415,11 @@ class Work:
     def _watch_worker(self, now: Instant) -> list[Effect]:
         expected = self.phase in (Phase.TRAINING, Phase.DRAINING) and not self.lacking()
         return self.worker.watch(now, expected=expected)
+
+    def evaluated(self, event: Evaluated, now: Instant) -> list[Effect]:
+        effects = self.worker.evaluated(event, now)
+        tokens = self.steering.tokens_per_step()
+        return effects + self._advice.look(tokens, self.worker.noise_scale)
 
     def worker_drained(self, now: Instant) -> list[Effect]:
         if self.phase not in (Phase.DRAINING, Phase.LEAVING):
