@@ -32,6 +32,9 @@ SMOOTHING = 0.2
 AVOID_S, AVOID_S_MAX = 1.0, 10.0
 """Whoever loses a lap is left alone for so long, then for twice as long each time."""
 
+FAILS_MAX = 2
+"""Nobody waits for the newer weights of a host that has lost so many laps in a row, other than for want of room."""
+
 PATIENCE_S, PATIENCE_TIMES, FIRST_PATIENCE_S = 5.0, 8.0, 60.0
 """A lap is taken for lost after so many seconds, and so many times what its tokens usually take; the first ones,
 for which hosts may have to start, after the last of these, and none later."""
@@ -88,6 +91,8 @@ class _Host:
     avoid_s: float = AVOID_S
     is_full: bool = False
     """It is left alone because it had no room."""
+    fails: int = 0
+    """Laps lost in a row, other than for want of room."""
     is_behind: bool = False
     """Its weights are old beside those of others of its stages."""
 
@@ -171,7 +176,8 @@ class Gateway:
         self, me: PeerId, runs: Mapping[PeerId, Run], now: Instant, behind: Collection[PeerId] = ()
     ) -> Sent:
         """Who can advance texts now, and from which stage to which, as each says. `me`: the gateway's node. `behind`: whose
-        weights are far behind those of others of its stages; no text begins with them while one of these is there."""
+        weights are far behind those of others of its stages; no text begins with them while one of these is there and
+        does not fail."""
         self._me = me
         before = self._hosts
         stages = self._shape.stages
@@ -285,7 +291,7 @@ class Gateway:
             if lap.reason != UNKNOWN or all(row.start == 0 for row in sent.rows):
                 to_blame = any(leg.host == lap.culprit for leg in sent.legs)
                 culprit = lap.culprit if lap.culprit and to_blame else peer
-                self._avoid(culprit, now, is_full=lap.reason == FULL)
+                self._avoid(culprit, now, lap.reason)
             self._lose(number, lap.reason, now, lap.culprit)
             return self._go(now)
         if (fault := self._other_weights(number, lap)) is not None:
@@ -464,10 +470,11 @@ class Gateway:
                 turn.failed = turn.tries > TRIES_MAX
                 self._sessions[row.slot].legs = ()
 
-    def _avoid(self, peer: PeerId, now: Instant, *, is_full: bool = False) -> None:
+    def _avoid(self, peer: PeerId, now: Instant, why: str = "") -> None:
         host = self._hosts.get(peer)
         if host is not None:
-            host.is_full = is_full
+            host.is_full = why == FULL
+            host.fails += why not in (FULL, CROWDED)
             host.avoid_until = after(now, host.avoid_s * self._rng.uniform(0.8, 1.2))
             host.avoid_s = min(2 * host.avoid_s, AVOID_S_MAX)
 
@@ -481,6 +488,7 @@ class Gateway:
                     host.took_s, seconds / sent.tokens / (1 + leg.last - leg.first)
                 )
                 host.avoid_until, host.avoid_s, host.is_full = None, AVOID_S, False
+                host.fails = 0
 
     # ------------------------------------------------------------------------------------- legs
 
@@ -514,9 +522,11 @@ class Gateway:
         return tuple(legs)
 
     def _is_fit(self, host: _Host, stage: int) -> bool:
-        """It holds the stage, and not with old weights while somebody has newer ones."""
+        """It holds the stage, and not with old weights while somebody has newer ones, and advances texts with them: by its own
+        word alone nobody is preferred."""
         others = self._hosts.values() if host.is_behind else ()
-        return host.holds(stage) and not any(o.holds(stage) and not o.is_behind for o in others)
+        newer = (o for o in others if not o.is_behind and o.fails < FAILS_MAX)
+        return host.holds(stage) and not any(o.holds(stage) for o in newer)
 
     def _last_of(self, host: _Host, first: int) -> int:
         """How far the host may lead from the stage `first` on; `first` − 1: not even through that."""

@@ -13,7 +13,7 @@ from test_ring import PROMPT, alone, ring_service, scene, steps
 
 from peerlm.serve import lap as laps
 from peerlm.serve.gateway import Gateway, Shape
-from peerlm.serve.guests import UNKNOWN
+from peerlm.serve.guests import FULL, UNKNOWN
 from peerlm.serve.lap import Kind, Lap
 from peerlm.serve.route import Turn
 from peerlm.types import Instant, PeerId, short
@@ -202,3 +202,19 @@ def test_a_text_waits_for_newer_weights_rather_than_take_old_ones() -> None:
     assert to == B
     assert gateway.hear(B, laps.lost(laps.read_head(data), B, "it stumbled"), Instant(0.1)) == []
     assert [to for to, _ in gateway.look(Instant(2.0))] == [B]
+
+
+@pytest.mark.parametrize(("why", "asked"), [("it stumbled", A), (FULL, B)])
+def test_nobody_waits_for_newer_weights_with_which_nothing_comes_back(
+    why: str, asked: PeerId
+) -> None:
+    """Hosts say of themselves how new theirs are. Who has no room for a text has advanced others."""
+    gateway = Gateway(Shape(1, 32, 256, 48), 7, random.Random(1))
+    gateway.hosts_are(ME, {A: (0, 0), B: (0, 0)}, Instant(0.0), (A,))
+    sent = gateway.begin([Turn(0, 0, PROMPT)], Instant(0.0))
+    for at in (0.0, 5.0):  # left alone for a second or two
+        ((to, data),) = [s for s in sent if laps.read_head(s[1]).kind is Kind.FORWARD]
+        assert to == B
+        sent = gateway.hear(B, laps.lost(laps.read_head(data), B, why), Instant(at))
+        sent = sent or gateway.look(Instant(at + 4.0))
+    assert [to for to, _ in sent] == [asked]
