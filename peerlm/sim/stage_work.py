@@ -229,8 +229,8 @@ class StageWork:
             self._round is None or self._round.part_of(hop.number) is None
         ):
             return True
-        found = [done for key, done in self._passes.items() if key[:2] == (hop.origin, hop.number)]
-        return any(hop.stage in done.stages for done in found)
+        found = [key for key in self._passes if key[:2] == (hop.origin, hop.number)]
+        return any(hop.stage < (key[2] or self._count) for key in found)
 
     def _has_room(self, peer: PeerId) -> bool:
         passes = sum(source == peer for source, _ in self._upstream.values())

@@ -283,7 +283,7 @@ class StageLoop(InnerLoop):
         ):
             return True
         return any(
-            self._first_of(key) <= hop.stage < (key[2] or len(self._cut))
+            hop.stage < (key[2] or len(self._cut))
             for key in self._part.passes()
             if key[:2] == (hop.origin, hop.number)
         )

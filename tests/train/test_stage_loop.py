@@ -239,6 +239,16 @@ def test_garbage_is_told_and_nothing_else(middle: Host) -> None:
     assert [m.peer for m in middle.of(protocol.Nonsense)] == [TWO]  # type: ignore[attr-defined]
 
 
+def test_what_is_past_a_stage_does_not_come_for_an_earlier_one(corpus: list[Path]) -> None:
+    """It would take the place of the later pass, which is sent on to the same stage."""
+    longer = Host(ALSO, corpus, FOUR, runs={ENDS: (0, 0), ALSO: (1, 2), TWO: (3, 3)})
+    norms = (-1.0,) * 4
+    ((to, _),) = longer.hear(ENDS, forward(1, stage=2, norms=norms))
+    assert to == TWO
+    assert longer.hear(ENDS, forward(1, stage=1, norms=norms)) == [(ENDS, lost(1, stage=1))]
+    assert longer.under_way() == (1, 1, 1)
+
+
 def test_what_does_not_come_back_is_forgotten_with_word_to_where_it_came_from(middle: Host) -> None:
     middle.hear(ENDS, forward(7))
     assert middle.turn(PATIENCE_S_MAX - 1) == []
