@@ -141,7 +141,7 @@ class StartingModel:
         mine = {spec.id for spec in specs}
         others = [spec for spec in fragments(plan) if spec.id not in mine]
         copies = {spec.id: self._copied(state, spec, plan.run.rng_seed) for spec in others}
-        if copies:
+        if plan.model.stages > 1:  # with less memory free, it would begin with less than it has
             disk.write_atomic(state.placement, Placed(held, copies).encode())
         contents = snapshot.Contents(
             run_id=run_id,

@@ -32,9 +32,6 @@ SMOOTHING = 0.2
 AVOID_S, AVOID_S_MAX = 1.0, 10.0
 """Whoever loses a lap is left alone for so long, then for twice as long each time."""
 
-FAILS_MAX = 2
-"""Nobody waits for the newer weights of a host that has lost so many laps in a row, other than for want of room."""
-
 PATIENCE_S, PATIENCE_TIMES, FIRST_PATIENCE_S = 5.0, 8.0, 60.0
 """A lap is taken for lost after so many seconds, and so many times what its tokens usually take; the first ones,
 for which hosts may have to start, after the last of these, and none later."""
@@ -53,6 +50,9 @@ READY_EVERY_S = 240.0
 
 CHUNK = 256
 """Tokens read again at a time."""
+
+FAILS_MAX = 2
+"""Nobody waits for the newer weights of a host that has lost so many laps in a row, other than for want of room."""
 
 EARLIER_MAX = 256
 """Names of weights that a session is remembered to have been advanced with, before it was read again."""
