@@ -100,8 +100,8 @@ def test_old_weights_of_which_no_more_is_known_and_a_daemon_that_says_nothing_of
         "; no texts: its weights were old beside another host's"
     )
     earlier = answer_of(summary(auto(1, (0, 0))))
-    for member in earlier["members"]:
-        del member["behind"], member["weights_tokens"]
+    for said in earlier["members"]:
+        del said["behind"], said["weights_tokens"]
     assert placement_of(earlier)["nodes"][0]["why"] == "stages 0 lack hosts"
 
 
