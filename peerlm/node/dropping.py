@@ -40,6 +40,8 @@ class Dropping:
         self._catalog, self._leftovers, self._surveys = catalog, leftovers, surveys
         self._witnesses, self._is_used = witnesses, is_used
         self._survey: Survey | None = None
+        self._tried: set[ObjectHash] = set()
+        """Of what could go: asked about already, and still here. All others come first, lest what nobody shows be in the way of the rest."""
 
     def loose(self, manifests: AbstractSet[ObjectHash], now: Instant) -> list[ObjectHash]:
         """What goes at once: it is in no manifest that a living name stands for, and is none of these, which are all such."""
@@ -57,7 +59,15 @@ class Dropping:
         self._leftovers.settle(self._catalog.is_due)
         surplus = self._unused(self._catalog.surplus())
         going = self._unused(self._leftovers.surplus_to_go(surplus, now, is_full=is_full))
-        return self.ask_about(going[:DROPPED_AT_ONCE], trusted, now) if going else []
+        return self.ask_about(self._in_turn(going), trusted, now) if going else []
+
+    def _in_turn(self, going: Sequence[ObjectHash]) -> list[ObjectHash]:
+        self._tried.intersection_update(going)
+        if len(self._tried) == len(going):
+            self._tried.clear()
+        asked = [wanted for wanted in going if wanted not in self._tried][:DROPPED_AT_ONCE]
+        self._tried.update(asked)
+        return asked
 
     def ask_about(
         self, hashes: Sequence[ObjectHash], trusted: Sequence[PeerId], now: Instant

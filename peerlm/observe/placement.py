@@ -81,8 +81,10 @@ def _why(m: Status, held: list[int], target: list[int], own: str | None) -> str:
 
 def _old(m: Status) -> str:
     """Why no text begins with what it holds, if so."""
-    if not m["behind"]:
+    if not m.get("behind"):  # an older daemon does not say
         return ""
+    if m["weights_tokens"] is None:  # it has begun anew since they were compared
+        return "; no texts: its weights were old beside another host's"
     return (
         f"; no texts: its weights are of {m['weights_tokens']:,} tokens, old beside another host's"
     )

@@ -94,6 +94,17 @@ def test_whose_weights_are_old_is_said() -> None:
     ]
 
 
+def test_old_weights_of_which_no_more_is_known_and_a_daemon_that_says_nothing_of_them() -> None:
+    told = found(auto(1, (0, 0)), auto(2, (0, 0), weights_tokens=None, is_behind=True))
+    assert told["nodes"][1]["why"].endswith(
+        "; no texts: its weights were old beside another host's"
+    )
+    earlier = answer_of(summary(auto(1, (0, 0))))
+    for said in earlier["members"]:
+        del said["behind"], said["weights_tokens"]
+    assert placement_of(earlier)["nodes"][0]["why"] == "stages 0 lack hosts"
+
+
 @pytest.mark.parametrize("more", [(), ("--set-node", "host.device_bytes=5")])
 def test_a_first_node_has_to_have_room_for_the_first_stage(
     peerlm: Cli, tmp_path: Path, more: tuple[str, ...]

@@ -78,6 +78,29 @@ def test_a_true_keeper_beside_a_liar_is_not_enough_for_two() -> None:
     assert min(store.copies(manifest)) == 2
 
 
+def test_what_nobody_shows_is_not_in_the_way_of_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D keeps what it should and shows nothing for long; what is others' alone goes all the same."""
+    monkeypatch.setattr("peerlm.node.dropping.DROPPED_AT_ONCE", 2)
+    store = Store(5, keep_s=0.0)
+    send, silent = store._send, True
+
+    def sent(peer: PeerId, other: PeerId, message: Message) -> None:
+        if not (silent and other == D and isinstance(message, ProofAsk)):
+            send(peer, other, message)
+
+    monkeypatch.setattr(store, "_send", sent)
+    monkeypatch.setattr(Proofs, "wake", lambda *_: [])  # else it would not be believed any more
+    store.publish(A, "plays", contents(40), replicas=1)
+    catalog = store.nodes[A].storing.catalog
+    store.run(40 * (PROVEN_S + 30.0))
+    stuck = catalog.surplus()
+    assert len(stuck) > 2
+    assert all(catalog.owners(chunk)[:1] == (D,) for chunk in stuck)
+    silent = False
+    store.run(40 * 30.0)
+    assert catalog.surplus() == []
+
+
 def test_to_let_a_chunk_go_costs_one_question_to_each_that_is_to_keep_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
