@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from peerlm.types import FragmentId, ObjectHash, PeerId, TransferId
+from peerlm.types import FragmentId, Memory, ObjectHash, PeerId, TransferId
 from peerlm.wire.message import Hello, Message, Refusal, Welcome
 
 
@@ -354,6 +354,13 @@ class CorpusUnusable(Event):
 
     reason: str
     number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRead(Event):
+    """What this machine could offer for stages if it held none."""
+
+    offered: Memory
 
 
 # -------------------------------------------------------------------------------------- worker

@@ -297,6 +297,10 @@ class Node:
                 return []
             case _ if isinstance(event, OF_STORE):
                 return self.library.handle(event, now)
+            case ev.MemoryRead():
+                if self.placing is not None:
+                    self.placing.offers(event.offered, now)
+                return []
             case ev.WorkerReady():
                 return work.worker_ready(event, now)
             case ev.OptimizerKept():

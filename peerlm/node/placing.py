@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING
 
 from peerlm.config import Plan
 from peerlm.effects import Effect, Log, PrepareCorpus, Save
-from peerlm.model.stages import BACKWARD, stages
+from peerlm.model.stages import BACKWARD, NOTHING, stages
 from peerlm.node.lifecycle import Phase
 from peerlm.node.stock import Stock
 from peerlm.store.placed import Copy, Placed
+from peerlm.swarm.offering import Offering
 from peerlm.swarm.placement import Decision, Mind, Verb, decide
 from peerlm.swarm.worth import LOAD_S_MAX, NONE, Capability, Demand, Host, View, overlap
 from peerlm.types import FragmentId, Instant, Memory, PeerId, Role, after
@@ -160,7 +161,7 @@ class Placing:
         """`sizes`: of every fragment of the plan, in elements."""
         self.cut = cut = stages(plan)
         self.me, self.held, self.target = me, held, held
-        self.is_auto, self.memory = offered.is_auto, offered.memory
+        self.is_auto, self._offering = offered.is_auto, Offering(offered.memory)
         self.demand, self.count = Demand.of(cut), len(cut)
         self.flops = [stage.flops * (1 + BACKWARD) for stage in cut]
         self.move: range | None = None
@@ -199,6 +200,18 @@ class Placing:
             flops_s=self.flops_s,
             line_bytes_s=line_bytes_s or 0.0,
         )
+
+    @property
+    def memory(self) -> Memory:
+        """What it says it offers."""
+        return self._offering.said
+
+    def offers(self, memory: Memory, now: Instant) -> None:
+        """A reading of what the machine could offer. More room is a reason to look at once."""
+        held = self.demand.memory[self.held] if self.held else NOTHING
+        if self._offering.read(memory, held):
+            self._mind = replace(self._mind, hosts_seen=())
+            self._look_at = now
 
     def capability(self, around: Around) -> Capability:
         roles = frozenset({Role.TRAIN}) if around.may_train else frozenset[Role]()

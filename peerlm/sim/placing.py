@@ -4,7 +4,7 @@ Each node is a `decide` with a view, a mind and an rng of its own. What it annou
 to `NEWS_S`, or, where that is lost, with the next sync. Who dies without a word stays in the others' views until the
 failure detector has had its time: a ghost. Stages load as fast as the line of the node that loads; a switch is
 at once. Weights of a stage can always be had from somebody, which holds for as long as a stage is never without
-host. Speeds are measured with noise, again and again.
+host. Speeds are measured with noise, again and again, and so is what memory is free.
 
 What the truth is (who hosts what, who lives) is looked at every `SAMPLE_S`, and no node ever sees it.
 """
@@ -19,9 +19,10 @@ from dataclasses import dataclass, field, fields, replace
 from random import Random
 
 from peerlm.config import Plan, preset, with_changes
-from peerlm.model.stages import stage_count, stages
+from peerlm.model.stages import NOTHING, stage_count, stages
 from peerlm.sim.clock import Clock
 from peerlm.sim.figures import Figure, quantiles
+from peerlm.swarm.offering import Offering
 from peerlm.swarm.placement import REPLICAS, Decision, Mind, Verb, decide, handed_over, next_stage
 from peerlm.swarm.worth import NOBODY, NONE, Capability, Demand, Host, Hostings, overlap
 from peerlm.types import Instant, Memory, PeerId, Role
@@ -43,6 +44,9 @@ DRAIN_S = 300.0
 MEASURE_S = 600.0
 SPEED_NOISE = 0.03
 """Speeds are measured this often, with this standard deviation (of the logarithm)."""
+
+MEMORY_NOISE = 0.03
+"""The same of free memory: what else a machine does."""
 
 SAMPLE_S = 10.0
 JOIN_S = 600.0
@@ -118,6 +122,11 @@ def draw_small(rng: Random, demand: Demand) -> Capability:
     )
 
 
+def _wavering(memory: Memory, by: float) -> Memory:
+    device, part = memory.device, math.exp(by)
+    return Memory(None if device is None else int(device * part), int(memory.host * part))
+
+
 def _between(rng: Random, bounds: tuple[float, float]) -> float:
     return math.exp(rng.uniform(math.log(bounds[0]), math.log(bounds[1])))
 
@@ -131,12 +140,14 @@ class Node:
 
     peer: PeerId
     true_speed: float
+    true_memory: Memory
     rng: Random
     said: Host
     """What it last announced; its own entry in its view is always this."""
     view: dict[PeerId, Host] = field(default_factory=dict)
     heard: dict[PeerId, int] = field(default_factory=dict)
     """Number of the last news of each peer, also of those gone."""
+    offering: Offering = field(init=False)
     mind: Mind = field(default_factory=Mind)
     loaded: range = NONE
     """What is here of its target."""
@@ -149,6 +160,9 @@ class Node:
     best_speed: float = 0.0
     """Of all runs it could host; 0: not worked out."""
     gave_up: list[tuple[float, range]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.offering = Offering(self.true_memory)
 
 
 GONE = 1 << 60
@@ -212,7 +226,8 @@ class Swarm:
         number = next(self._numbers)
         peer = PeerId(hashlib.blake2b(f"{self._seed} {number}".encode(), digest_size=16).digest())
         host = Host(capability)
-        node = Node(peer, capability.speed, Random(f"{self._seed} {number}"), host)
+        rng = Random(f"{self._seed} {number}")
+        node = Node(peer, capability.speed, capability.memory, rng, host)
         if self.nodes:
             donor = self.nodes[self.rng.choice(list(self.nodes))]
             node.view, node.heard = dict(donor.view), dict(donor.heard)
@@ -279,7 +294,11 @@ class Swarm:
     def _measure(self, node: Node) -> None:
         if node.is_alive:
             speed = node.true_speed * math.exp(self.rng.gauss(0, SPEED_NOISE))
-            capability = replace(node.said.capability, speed=speed)
+            hosts, memory = node.said.hosts, node.true_memory
+            held = self.demand.memory[hosts] if hosts else NOTHING
+            node.offering.read(_wavering(memory, self.rng.gauss(0, MEMORY_NOISE)), held)
+            memory = node.offering.said
+            capability = replace(node.said.capability, speed=speed, memory=memory)
             self._say(node, replace(node.said, capability=capability), is_worth_a_look=False)
             self.clock.at(MEASURE_S, self._measure, node)
 

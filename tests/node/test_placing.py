@@ -32,6 +32,7 @@ from peerlm.node.placing import (
 )
 from peerlm.node.stock import COPY_S_MAX
 from peerlm.store.placed import Copy, Placed
+from peerlm.swarm.offering import READINGS
 from peerlm.swarm.worth import NONE, Capability, Host
 from peerlm.types import FragmentId, Instant, Memory, ObjectHash, PeerId, Role, after
 from peerlm.wire.message import (
@@ -321,6 +322,21 @@ def test_a_node_without_text_of_its_own_does_not_go_where_it_is_needed() -> None
     life = Life(others={ANN: host(range(1, 2))}, is_blank=True, plan=plan)
     life.until(lambda: life.node.move is not None)
     assert life.node.move == range(1, 2)
+
+
+def test_a_node_takes_more_when_its_machine_has_more_room() -> None:
+    life = Life(range(1), others={ANN: host(range(1))} | {p: host(range(1, 2)) for p in (BOB, EVE)})
+    assert life.rests(20)
+    for _ in range(READINGS):
+        life.node.offers(Memory(None, 2 * ROOM), life.now)
+    said = life.node.say(vitals(), None)
+    assert said.memory_host == 2 * ROOM
+    life.until(lambda: life.node.move == range(2))
+    life.carry(life.node.moved(range(2), "", life.now))
+    for _ in range(READINGS):
+        life.node.offers(Memory(None, 1), life.now)
+    assert life.node.memory == Memory(None, memory_of(CUT, range(2)).total())
+    assert life.rests(30), "what is held is kept"
 
 
 # --------------------------------------------------------------------------------- a host is gone
