@@ -175,6 +175,8 @@ class TellHosts(Effect):
     """Who can advance texts has changed: each with the first and last stage that it holds."""
 
     hosts: tuple[tuple[PeerId, int, int], ...]
+    ways_s: tuple[tuple[float, float], ...] = ()
+    """Of each, seconds that a token takes from here to there, and between there and a third; 0: not known. Empty: of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -460,6 +462,8 @@ class SteerWorker(Effect):
     """With whom there is a channel, and the first and last stage that each holds."""
     passes: bytes = b""
     """What of the text is read by now; empty: nothing is known."""
+    ways_s: tuple[float, ...] = ()
+    """Of each of `hosts`, seconds that a microbatch takes there and its gradient back; 0: not known. Empty: of none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ FAILED_S, FAILED_S_MAX = 2.0, 60.0
 RECEIVE_BYTES = 1 << 18
 
 Hosts = tuple[tuple[PeerId, int, int], ...]
+WaysS = tuple[tuple[float, float], ...]
 
 
 class Serving:
@@ -72,6 +73,7 @@ class Serving:
     ) -> None:
         self._post, self._me, self._say, self._knows = post, me, say, knows
         self._hosts: Hosts = ()
+        self._ways_s: WaysS = ()
         self._gateways: dict[asyncio.StreamWriter, int | None] = {}
         self._server = StageServerProcess(setup, self._from_server, self._server_ended, tell)
         self._unsent: dict[PeerId, deque[bytes]] = {}
@@ -91,8 +93,8 @@ class Serving:
 
     # ---------------------------------------------------------------------------- who is there
 
-    def hosts_are(self, hosts: Hosts) -> None:
-        self._hosts = hosts
+    def hosts_are(self, hosts: Hosts, ways_s: WaysS = ()) -> None:
+        self._hosts, self._ways_s = hosts, ways_s
         for writer in self._gateways:
             self._tell_hosts(writer)
 
@@ -243,7 +245,8 @@ class Serving:
 
     def _tell_hosts(self, writer: asyncio.StreamWriter) -> None:
         peers, firsts, lasts = zip(*self._hosts, strict=True) if self._hosts else ((), (), ())
-        _write(writer, protocol.Hosts(self._me, peers, firsts, lasts))
+        here, onward = zip(*self._ways_s, strict=True) if self._ways_s else ((), ())
+        _write(writer, protocol.Hosts(self._me, peers, firsts, lasts, here, onward))
 
 
 class StageServerProcess:

@@ -24,6 +24,9 @@ FP32_BYTES = 4
 STREAM_BYTES = 2
 """A number of the stream on its way between stages: fp16, or one of int8 with its scale and the word about it."""
 
+WINDOW = 4
+"""Microbatches that one node's text has under way at once: each stage keeps a pass of each."""
+
 BACKWARD = 2
 """The backward pass costs this many forward passes."""
 
@@ -71,6 +74,22 @@ def stages(plan: Plan, count: int | None = None) -> tuple[Stage, ...]:
         )
         for index, run in enumerate(runs)
     )
+
+
+def microbatch_tokens(plan: Plan) -> int:
+    """Of one microbatch, of those that the largest has."""
+    rows = -(-plan.train.batch // plan.train.accumulate)
+    return rows * plan.model.context
+
+
+def stream_bytes(plan: Plan) -> int:
+    """Of a microbatch between two stages, one way."""
+    return microbatch_tokens(plan) * plan.model.dim * STREAM_BYTES
+
+
+def window_tokens(plan: Plan) -> int:
+    """Of one node's text, what is under way at once."""
+    return min(WINDOW, plan.train.accumulate) * microbatch_tokens(plan)
 
 
 def stage_count(plan: Plan, memories: Iterable[Memory]) -> int:

@@ -39,6 +39,7 @@ from peerlm.node.summary import summarise
 from peerlm.node.work import Work
 from peerlm.swarm.hosting import Hosting
 from peerlm.swarm.vitals import Ledger
+from peerlm.swarm.ways import Way
 from peerlm.types import FragmentId, Instant, PeerId, Role, TransferId, WallTime, after, short
 from peerlm.wire.message import (
     ChannelAnswer,
@@ -129,6 +130,7 @@ class Node:
             birth.settings,
             self.company.endpoint,
             self.company.rate_of,
+            self._way_to,
             self._rng,
             now,
             coverage=self.coverage,
@@ -137,6 +139,9 @@ class Node:
             may_train=birth.settings.train.enabled and self.company.allows(self.me, Role.TRAIN),
             may_serve=self.company.allows(self.me, Role.SERVE),
         )
+
+    def _way_to(self, peer: PeerId) -> Way:
+        return self.company.way_to(peer, self.work.steering.tempo.line_bytes_s)
 
     def _make_placing(self, now: Instant) -> Placing | None:
         birth = self._birth

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING
 
 from peerlm.config import Plan
 from peerlm.effects import Effect, Log, PrepareCorpus, Save
-from peerlm.model.stages import BACKWARD, NOTHING, stages
+from peerlm.model.stages import BACKWARD, NOTHING, stages, window_tokens
 from peerlm.node.lifecycle import Phase
 from peerlm.node.stock import Stock
 from peerlm.store.placed import Copy, Placed
 from peerlm.swarm.offering import Offering
 from peerlm.swarm.placement import Decision, Mind, Verb, decide
+from peerlm.swarm.ways import HOP_S_MAX
 from peerlm.swarm.worth import LOAD_S_MAX, NONE, Capability, Demand, Host, View, overlap
 from peerlm.types import FragmentId, Instant, Memory, PeerId, Role, after
 from peerlm.wire.message import Vitals
@@ -123,6 +124,7 @@ class Around:
     may_train: bool
     line_bytes_s: float | None
     donors: tuple[PeerId, ...]
+    delay_s: float = 0.0
 
 
 def look_around(company: Company, work: Work) -> Around:
@@ -141,6 +143,7 @@ def look_around(company: Company, work: Work) -> Around:
         may_train=work.may_train,
         line_bytes_s=work.steering.tempo.line_bytes_s,
         donors=work.seen.donors,
+        delay_s=company.membership.usual_delay() or 0.0,
     )
 
 
@@ -162,7 +165,7 @@ class Placing:
         self.cut = cut = stages(plan)
         self.me, self.held, self.target = me, held, held
         self.is_auto, self._offering = offered.is_auto, Offering(offered.memory)
-        self.demand, self.count = Demand.of(cut), len(cut)
+        self.demand, self.count = Demand.of(cut, window=window_tokens(plan)), len(cut)
         self.flops = [stage.flops * (1 + BACKWARD) for stage in cut]
         self.move: range | None = None
         self.why = self._reason = "its stages are fixed"
@@ -216,7 +219,7 @@ class Placing:
     def capability(self, around: Around) -> Capability:
         roles = frozenset({Role.TRAIN}) if around.may_train else frozenset[Role]()
         line = around.line_bytes_s or math.inf
-        return Capability(self.memory, self.flops_s, line, roles, self._wish)
+        return Capability(self.memory, self.flops_s, line, roles, self._wish, around.delay_s)
 
     def measure(self, tokens_per_s: float, busy: float, now: Instant) -> None:
         """A report of the worker: tokens a second that it passed, and the share of the time in which it worked."""
@@ -466,6 +469,7 @@ def host_said(vitals: Vitals, roles: frozenset[Role], count: int) -> Host | None
         link_bytes_s=vitals.line_bytes_s if vitals.line_bytes_s > 0.0 else math.inf,
         roles=roles,
         wish=None if vitals.is_auto else held,
+        delay_s=min(vitals.delay_us / 1e6, HOP_S_MAX),
     )
     hosts = held if vitals.active else NONE
     # Who is ready but does not train has weights to give, and trains for nobody.

@@ -88,4 +88,8 @@ def own_vitals(
         store_lacking=storing.lacking,
         is_preprocessing=library.jobs.is_connected,
     )
-    return placing.say(vitals, work.steering.tempo.line_bytes_s) if placing else vitals
+    if placing is None:
+        return vitals
+    delay_s = company.membership.usual_delay() or 0.0
+    vitals = replace(vitals, delay_us=round(delay_s * 1e6))
+    return placing.say(vitals, work.steering.tempo.line_bytes_s)

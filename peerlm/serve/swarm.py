@@ -99,10 +99,11 @@ class Swarm:
 
     def _take(self, message: Message) -> None:
         match message:
-            case Hosts(me, peers, firsts, lasts):
+            case Hosts(me, peers, firsts, lasts, ways_s, onward_s):
                 self._me = me
+                ways = dict(zip(peers, zip(ways_s, onward_s, strict=True), strict=False))
                 runs = dict(zip(peers, zip(firsts, lasts, strict=True), strict=True))
-                self._send(self._gateway.hosts_are(me, runs, _now()))
+                self._send(self._gateway.hosts_are(me, runs, _now(), ways))
             case Hop(peer, data):
                 try:
                     self._send(self._gateway.hear(peer, data, _now()))

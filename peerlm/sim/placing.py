@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from random import Random
 
 from peerlm.config import Plan, preset, with_changes
-from peerlm.model.stages import NOTHING, stage_count, stages
+from peerlm.model.stages import NOTHING, stage_count, stages, window_tokens
 from peerlm.sim.clock import Clock
 from peerlm.sim.figures import Figure, quantiles
 from peerlm.swarm.offering import Offering
@@ -78,7 +78,7 @@ def plan_of(layers: int = 32) -> Plan:
 class Kind:
     """A kind of machine: how common it is, and from what its memory, speed and line are drawn (log-uniform).
 
-    device_gb: None where it computes in the host's memory. speed: TFLOP/s reached in training.
+    device_gb: None where it computes in the host's memory. speed: TFLOP/s reached in training. delay_ms: one way to others.
     """
 
     share: float
@@ -86,13 +86,14 @@ class Kind:
     host_gb: tuple[float, float]
     speed_tflops: tuple[float, float]
     link_mbit_s: tuple[float, float]
+    delay_ms: tuple[float, float]
 
 
 KINDS = (
-    Kind(0.25, None, (16, 32), (0.3, 3), (10, 100)),  # laptops
-    Kind(0.35, (8, 16), (16, 64), (4, 15), (20, 300)),  # desktops with a graphics card
-    Kind(0.25, (24, 48), (32, 128), (20, 60), (50, 1000)),  # workstations
-    Kind(0.15, (40, 80), (128, 512), (60, 200), (200, 1000)),  # servers
+    Kind(0.25, None, (16, 32), (0.3, 3), (10, 100), (5, 80)),  # laptops
+    Kind(0.35, (8, 16), (16, 64), (4, 15), (20, 300), (5, 60)),  # desktops with a graphics card
+    Kind(0.25, (24, 48), (32, 128), (20, 60), (50, 1000), (2, 60)),  # workstations
+    Kind(0.15, (40, 80), (128, 512), (60, 200), (200, 1000), (1, 40)),  # servers
 )
 
 FREE = 0.8
@@ -107,6 +108,7 @@ def draw_capability(rng: Random) -> Capability:
         speed=_between(rng, kind.speed_tflops) * TFLOPS,
         link_bytes_s=_between(rng, kind.link_mbit_s) * MBIT_S,
         roles=frozenset({Role.TRAIN}),
+        delay_s=_between(rng, kind.delay_ms) / 1e3,
     )
 
 
@@ -119,6 +121,7 @@ def draw_small(rng: Random, demand: Demand) -> Capability:
         speed=_between(rng, (1, 100)) * TFLOPS,
         link_bytes_s=_between(rng, (10, 1000)) * MBIT_S,
         roles=frozenset({Role.TRAIN}),
+        delay_s=_between(rng, (1, 80)) / 1e3,
     )
 
 
@@ -453,7 +456,7 @@ def demand_of(count: int, layers: int = 32) -> Demand:
             for kind in KINDS
         ]
         count = stage_count(plan, least)
-    return Demand.of(stages(plan, count))
+    return Demand.of(stages(plan, count), window=window_tokens(plan))
 
 
 def play(setting: Setting) -> Outcome:

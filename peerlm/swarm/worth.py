@@ -9,7 +9,8 @@ stages lack to `replicas`; then the rates of the stages (see `fluid`), slowest f
 
 A node far away computes no faster than its line carries activations: with a run of stages its speed counts as at
 most link · FLOPs(run) / bytes that cross the two ends of the run, so whoever has a thin line is worth more with a
-long run, and a node with all stages needs no line at all.
+long run, and a node with all stages needs no line at all. A long way holds it up too: of each text no more than a window
+is under way at once, so with a run it passes at most its part of a window while that goes there and back.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Capability:
 
     memory: bytes free for hosting, what it hosts already not taken off, room for activations taken off.
     speed: FLOPs a second, measured: tokens a second times FLOPs a token of what it hosts.
-    link_bytes_s: what its line carries one way.
+    link_bytes_s: what its line carries one way. delay_s: one way between it and its neighbours; 0 if not known.
     wish: the stages it is restricted to by its owner; None: any.
     """
 
@@ -51,6 +52,7 @@ class Capability:
     link_bytes_s: float
     roles: frozenset[Role]
     wish: range | None = None
+    delay_s: float = 0.0
 
 
 NOBODY = Capability(Memory(0, 0), 0.0, 0.0, frozenset())
@@ -84,7 +86,8 @@ class Demand:
 
     costs: FLOPs of a token at each stage. memory: what each run of stages takes. fetch: bytes to load of each stage.
     crossing: activation bytes of a token over each boundary and back: `crossing[s]` is that before stage s (the
-    first follows the last). roles: members with one of these count.
+    first follows the last). roles: members with one of these count. window: tokens of one text that are under way at once; 0: any
+    number.
     """
 
     costs: tuple[float, ...]
@@ -92,6 +95,7 @@ class Demand:
     fetch: tuple[int, ...]
     crossing: tuple[int, ...]
     roles: frozenset[Role]
+    window: int = 0
     _cost_to: tuple[float, ...] = field(init=False)
     _fetch_to: tuple[int, ...] = field(init=False)
     """Sums of the stages before each."""
@@ -101,7 +105,7 @@ class Demand:
         object.__setattr__(self, "_fetch_to", (0, *accumulate(self.fetch)))
 
     @classmethod
-    def of(cls, cut: Sequence[Stage], is_training: bool = True) -> Demand:
+    def of(cls, cut: Sequence[Stage], is_training: bool = True, window: int = 0) -> Demand:
         """For training: nodes that train. For inference: nodes that serve, and those that train count with what
         they host anyway."""
         runs = [range(a, b) for a in range(len(cut)) for b in range(a + 1, len(cut) + 1)]
@@ -112,6 +116,7 @@ class Demand:
             fetch=tuple(s.training.host if is_training else s.inference.total() for s in cut),
             crossing=tuple(s.boundary_bytes * both_ways for s in (cut[-1], *cut)),
             roles=frozenset({Role.TRAIN} if is_training else {Role.TRAIN, Role.SERVE}),
+            window=window,
         )
 
     def counts(self, capability: Capability) -> bool:
@@ -130,12 +135,17 @@ class Demand:
         )
 
     def speed(self, capability: Capability, run: range) -> float:
-        """FLOPs a second that a host of `run` has for it."""
+        """FLOPs a second that a host of `run` has for it: what it computes, what its line carries, or what a window allows
+        that goes there and back, whichever is least. As many nodes read text as host a stage, about, so a host has one window."""
         crossing = self.crossing[run.start] + self.crossing[run.stop]
         if not crossing or len(run) == len(self.costs):
             return capability.speed
         flops = self._cost_to[run.stop] - self._cost_to[run.start]
-        return min(capability.speed, capability.link_bytes_s * flops / crossing)
+        speed = min(capability.speed, capability.link_bytes_s * flops / crossing)
+        if not self.window or not capability.delay_s:
+            return speed
+        part = self.window * len(run) / len(self.costs)
+        return min(speed, flops * part / (2 * capability.delay_s))
 
     def load_s(self, capability: Capability, run: range, hosted: range) -> float:
         """Seconds to load what `run` has beyond `hosted`."""

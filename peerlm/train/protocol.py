@@ -34,7 +34,7 @@ MESSAGE_BYTES_MAX = 16 << 20
 ITEMS_MAX = 1 << 18
 """Of one list: so many shards fit a message."""
 
-TUPLES_MAX = 5
+TUPLES_MAX = 6
 """In one message: itself, and those of its fields."""
 
 ADD, RESET = "add", "reset"
@@ -110,6 +110,8 @@ class Steer(Message):
     last_stages: tuple[int, ...] = ()
     passes: bytes = b""
     """What of the text is read by now; empty: nothing is known."""
+    ways_s: tuple[float, ...] = ()
+    """Of each of `hosts`, seconds that a microbatch takes there and its gradient back; 0: not known. Empty: of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +170,10 @@ class Hosts(Message):
     peers: tuple[PeerId, ...]
     first_stages: tuple[int, ...]
     last_stages: tuple[int, ...]
+    ways_s: tuple[float, ...] = ()
+    """Seconds that a token takes from here to each; 0: not known. Empty: of none."""
+    onward_s: tuple[float, ...] = ()
+    """The same between it and a third."""
 
 
 # ------------------------------------------------------------------------------- both ways

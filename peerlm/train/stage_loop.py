@@ -201,7 +201,8 @@ class StageLoop(InnerLoop):
         runs = dict(
             zip(told.hosts, zip(told.first_stages, told.last_stages, strict=True), strict=True)
         )
-        for key in self._routes.hosts_are(runs):
+        ways_s = dict(zip(told.hosts, told.ways_s, strict=False))
+        for key in self._routes.hosts_are(runs, ways_s):
             self._lose(key)
         for key in [key for key, peer in self._upstream.items() if peer not in runs]:
             self._drop(key)

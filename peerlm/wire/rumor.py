@@ -88,6 +88,8 @@ class Vitals(Struct):
     """Chunks that it should keep and does not have yet."""
     is_preprocessing: bool = False
     """It takes part in making token shards."""
+    delay_us: Count = 0
+    """One way between it and its neighbours, the middle one, in microseconds; 0: not known yet."""
 
 
 @dataclass(frozen=True, slots=True)

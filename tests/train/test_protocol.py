@@ -23,7 +23,16 @@ ONE_OF_EACH: list[Message] = [
     ),
     protocol.Steer(True, 1 << 40, 1 << 41, (PeerId(b"a" * 16), PeerId(b"b" * 16)), 20),
     protocol.Steer(
-        True, 1 << 40, 1 << 41, (PeerId(b"a" * 16),), 20, (PeerId(b"b" * 16),), (1,), (2,), b"read"
+        True,
+        1 << 40,
+        1 << 41,
+        (PeerId(b"a" * 16),),
+        20,
+        (PeerId(b"b" * 16),),
+        (1,),
+        (2,),
+        b"read",
+        (0.05,),
     ),
     protocol.Setup(
         3, False, PeerId(b"p" * 16), b"plan", b"settings", ("/a", "/b"), 2, b"", 0, 1, (1,)
@@ -32,6 +41,7 @@ ONE_OF_EACH: list[Message] = [
     protocol.Shards(()),
     protocol.ServeSetup(PeerId(b"p" * 16), b"plan", "/var/lib/peerlm", 1, 2, 32, 4, 1 << 30),
     protocol.Hosts(PeerId(b"p" * 16), (PeerId(b"a" * 16), PeerId(b"b" * 16)), (0, 1), (0, 2)),
+    protocol.Hosts(PeerId(b"p" * 16), (PeerId(b"a" * 16),), (0,), (2,), (0.02,), (0.1,)),
     protocol.Hop(PeerId(b"a" * 16), b"stream"),
     protocol.Served(3, 1 << 40, 2),
     protocol.Nonsense(PeerId(b"a" * 16), "hop: kind is not what it can be"),
@@ -116,8 +126,8 @@ def test_a_loss_that_is_no_number_is_still_reported() -> None:
         (body("Evaluated", None, None, ()), "Evaluated.val_loss"),
         (body("Evaluated", 1.5, "many", ()), "Evaluated.noise_scale"),
         (body("Evaluated", 1.5, None, (1,)), "Evaluated.val_losses"),
-        (body("Steer", 1, 0, 1, (), 20, (), (), (), b""), "Steer.training"),
-        (body("Steer", True, 0, 1, ("text",), 20, (), (), (), b""), "Steer.members"),
+        (body("Steer", 1, 0, 1, (), 20, (), (), (), b"", ()), "Steer.training"),
+        (body("Steer", True, 0, 1, ("text",), 20, (), (), (), b"", ()), "Steer.members"),
     ],
 )
 def test_what_is_no_message_is_refused(foreign: bytes, complaint: str) -> None:
