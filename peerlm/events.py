@@ -375,6 +375,8 @@ class WorkerReady(Event):
     threads: int
     optimizer: str = ""
     """What its optimizer begins with, in a line; empty: nothing was kept."""
+    paces: tuple[float, ...] = ()
+    """Tokens a second of one module of each kind; empty: not tried."""
 
 
 @dataclass(frozen=True, slots=True)

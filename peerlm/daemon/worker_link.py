@@ -284,9 +284,9 @@ class WorkerLink:
             case protocol.Initialised():
                 await self._take_over_initial(worker)
                 self._post(events.StateInstalled("fresh"))
-            case protocol.Ready(device, threads, optimizer):
+            case protocol.Ready(device, threads, optimizer, paces):
                 worker.is_ready = True
-                self._post(events.WorkerReady(generation, device, threads, optimizer))
+                self._post(events.WorkerReady(generation, device, threads, optimizer, paces))
             case protocol.Kept(seconds, error):
                 self._post(events.OptimizerKept(generation, seconds, error))
             case protocol.Boundary(fragment, seq, steps):

@@ -307,6 +307,8 @@ class Node:
                     self.placing.offers(event.offered, now)
                 return []
             case ev.WorkerReady():
+                if self.placing is not None:
+                    self.placing.tried(event.paces)
                 return work.worker_ready(event, now)
             case ev.OptimizerKept():
                 return work.worker.kept(event, now)

@@ -11,6 +11,7 @@ What the truth is (who hosts what, who lives) is looked at every `SAMPLE_S`, and
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -19,7 +20,14 @@ from dataclasses import dataclass, field, fields, replace
 from random import Random
 
 from peerlm.config import Plan, preset, with_changes
-from peerlm.model.stages import NOTHING, stage_count, stages, window_tokens
+from peerlm.model.stages import (
+    BACKWARD,
+    NOTHING,
+    kind_flops,
+    stage_count,
+    stages,
+    window_tokens,
+)
 from peerlm.sim.clock import Clock
 from peerlm.sim.figures import Figure, quantiles
 from peerlm.swarm.offering import Offering
@@ -96,6 +104,9 @@ KINDS = (
     Kind(0.15, (40, 80), (128, 512), (60, 200), (200, 1000), (1, 40)),  # servers
 )
 
+UNEVEN = (0.7, 1.4)
+"""A machine's speed at one kind of module, of that which is drawn for it."""
+
 FREE = 0.8
 """Part of the memory that is free for hosting; activations and everything else have the rest."""
 
@@ -103,12 +114,26 @@ FREE = 0.8
 def draw_capability(rng: Random) -> Capability:
     kind = rng.choices(KINDS, [kind.share for kind in KINDS])[0]
     device = None if kind.device_gb is None else int(_between(rng, kind.device_gb) * GB * FREE)
+    speed = _between(rng, kind.speed_tflops) * TFLOPS
     return Capability(
         memory=Memory(device, int(_between(rng, kind.host_gb) * GB * FREE)),
-        speed=_between(rng, kind.speed_tflops) * TFLOPS,
+        speed=speed,
         link_bytes_s=_between(rng, kind.link_mbit_s) * MBIT_S,
         roles=frozenset({Role.TRAIN}),
         delay_s=_between(rng, kind.delay_ms) / 1e3,
+        paces=draw_paces(rng, speed),
+    )
+
+
+@functools.cache
+def _kind_flops() -> tuple[int, ...]:
+    return kind_flops(plan_of(1))
+
+
+def draw_paces(rng: Random, speed: float) -> tuple[float, ...]:
+    """Tokens a second with one module of each kind: no machine is equally good at all of them."""
+    return tuple(
+        speed * _between(rng, UNEVEN) / (max(1, flops) * (1 + BACKWARD)) for flops in _kind_flops()
     )
 
 
@@ -116,12 +141,14 @@ def draw_small(rng: Random, demand: Demand) -> Capability:
     """For swarms small enough to try every placement: memory for any number of stages, speeds of two decades."""
     many = rng.randint(1, len(demand.costs))
     room = max(need.total() for run, need in demand.memory.items() if len(run) == many)
+    speed = _between(rng, (1, 100)) * TFLOPS
     return Capability(
         memory=Memory(None, room),
-        speed=_between(rng, (1, 100)) * TFLOPS,
+        speed=speed,
         link_bytes_s=_between(rng, (10, 1000)) * MBIT_S,
         roles=frozenset({Role.TRAIN}),
         delay_s=_between(rng, (1, 80)) / 1e3,
+        paces=draw_paces(rng, speed),
     )
 
 
@@ -142,8 +169,7 @@ class Node:
     """One machine: what it is, what it has heard, what it thinks."""
 
     peer: PeerId
-    true_speed: float
-    true_memory: Memory
+    true: Capability
     rng: Random
     said: Host
     """What it last announced; its own entry in its view is always this."""
@@ -165,7 +191,12 @@ class Node:
     gave_up: list[tuple[float, range]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.offering = Offering(self.true_memory)
+        self.offering = Offering(self.true.memory)
+
+    def really(self) -> Capability:
+        """What it offers, and how fast it is."""
+        true = self.true
+        return replace(self.said.capability, speed=true.speed, paces=true.paces)
 
 
 GONE = 1 << 60
@@ -230,7 +261,7 @@ class Swarm:
         peer = PeerId(hashlib.blake2b(f"{self._seed} {number}".encode(), digest_size=16).digest())
         host = Host(capability)
         rng = Random(f"{self._seed} {number}")
-        node = Node(peer, capability.speed, capability.memory, rng, host)
+        node = Node(peer, capability, rng, host)
         if self.nodes:
             donor = self.nodes[self.rng.choice(list(self.nodes))]
             node.view, node.heard = dict(donor.view), dict(donor.heard)
@@ -296,12 +327,16 @@ class Swarm:
 
     def _measure(self, node: Node) -> None:
         if node.is_alive:
-            speed = node.true_speed * math.exp(self.rng.gauss(0, SPEED_NOISE))
-            hosts, memory = node.said.hosts, node.true_memory
+            true, by = node.true, math.exp(self.rng.gauss(0, SPEED_NOISE))
+            hosts, memory = node.said.hosts, true.memory
             held = self.demand.memory[hosts] if hosts else NOTHING
             node.offering.read(_wavering(memory, self.rng.gauss(0, MEMORY_NOISE)), held)
-            memory = node.offering.said
-            capability = replace(node.said.capability, speed=speed, memory=memory)
+            capability = replace(
+                node.said.capability,
+                memory=node.offering.said,
+                speed=true.speed * by,
+                paces=tuple(pace * by for pace in true.paces),
+            )
             self._say(node, replace(node.said, capability=capability), is_worth_a_look=False)
             self.clock.at(MEASURE_S, self._measure, node)
 
@@ -393,10 +428,7 @@ class Swarm:
 
     def sample(self) -> Sample:
         """How it is, by what each live node really hosts now."""
-        hosted = [
-            (replace(n.said.capability, speed=n.true_speed), n.said.hosts)
-            for n in self.nodes.values()
-        ]
+        hosted = [(n.really(), n.said.hosts) for n in self.nodes.values()]
         truth = Hostings(self.demand, iter(hosted), self.replicas)
         rates = truth.rates_with(NOBODY, NONE, within=1.0)
         return Sample(
@@ -412,7 +444,7 @@ class Swarm:
 
     def _best_speed(self, node: Node) -> float:
         if not node.best_speed:
-            capability = replace(node.said.capability, speed=node.true_speed)
+            capability = node.really()
             runs = self.demand.options(capability, NONE, math.inf)
             node.best_speed = max((self.demand.speed(capability, run) for run in runs), default=0.0)
         return node.best_speed
@@ -553,7 +585,7 @@ def compare(nodes: int, count: int, seed: int, replicas: int = REPLICAS) -> Comp
     swarm.clock.run(REST_AFTER_S)
     sample = swarm.sample()
     reached = sample.unhosted, sample.lacking, sample.rate
-    machines = [replace(n.said.capability, speed=n.true_speed) for n in swarm.nodes.values()]
+    machines = [n.really() for n in swarm.nodes.values()]
     switches = swarm.tally.takes + swarm.tally.moves
     return Compared(seed, reached, optimum(demand, machines, replicas), switches, swarm.digest())
 

@@ -44,6 +44,8 @@ class Capability:
     memory: bytes free for hosting, what it hosts already not taken off, room for activations taken off.
     speed: FLOPs a second, measured: tokens a second times FLOPs a token of what it hosts.
     link_bytes_s: what its line carries one way. delay_s: one way between it and its neighbours; 0 if not known.
+    paces: tokens a second with one module of each of `KINDS`, 0 for a kind that the plan has not; empty: not known, and then
+        it is equally fast with all.
     wish: the stages it is restricted to by its owner; None: any.
     """
 
@@ -53,6 +55,7 @@ class Capability:
     roles: frozenset[Role]
     wish: range | None = None
     delay_s: float = 0.0
+    paces: tuple[float, ...] = ()
 
 
 NOBODY = Capability(Memory(0, 0), 0.0, 0.0, frozenset())
@@ -87,7 +90,7 @@ class Demand:
     costs: FLOPs of a token at each stage. memory: what each run of stages takes. fetch: bytes to load of each stage.
     crossing: activation bytes of a token over each boundary and back: `crossing[s]` is that before stage s (the
     first follows the last). roles: members with one of these count. window: tokens of one text that are under way at once; 0: any
-    number.
+    number. kinds: of each stage, how many modules of each kind it has; may be empty.
     """
 
     costs: tuple[float, ...]
@@ -96,6 +99,7 @@ class Demand:
     crossing: tuple[int, ...]
     roles: frozenset[Role]
     window: int = 0
+    kinds: tuple[tuple[int, ...], ...] = ()
     _cost_to: tuple[float, ...] = field(init=False)
     _fetch_to: tuple[int, ...] = field(init=False)
     """Sums of the stages before each."""
@@ -117,6 +121,7 @@ class Demand:
             crossing=tuple(s.boundary_bytes * both_ways for s in (cut[-1], *cut)),
             roles=frozenset({Role.TRAIN} if is_training else {Role.TRAIN, Role.SERVE}),
             window=window,
+            kinds=tuple(s.kinds for s in cut),
         )
 
     def counts(self, capability: Capability) -> bool:
@@ -134,14 +139,27 @@ class Demand:
             and capability.memory.holds(self.memory[run])
         )
 
+    def computes(self, capability: Capability, run: range) -> float:
+        """FLOPs a second with `run`, by what it is made of where that is known."""
+        if not (self.kinds and capability.paces and run):
+            return capability.speed
+        seconds = 0.0
+        for kind, pace in enumerate(capability.paces):
+            if count := sum(self.kinds[stage][kind] for stage in run):
+                if pace <= 0.0:
+                    return capability.speed
+                seconds += count / pace
+        return (self._cost_to[run.stop] - self._cost_to[run.start]) / seconds
+
     def speed(self, capability: Capability, run: range) -> float:
         """FLOPs a second that a host of `run` has for it: what it computes, what its line carries, or what a window allows
         that goes there and back, whichever is least. As many nodes read text as host a stage, about, so a host has one window."""
         crossing = self.crossing[run.start] + self.crossing[run.stop]
+        computes = self.computes(capability, run)
         if not crossing or len(run) == len(self.costs):
-            return capability.speed
+            return computes
         flops = self._cost_to[run.stop] - self._cost_to[run.start]
-        speed = min(capability.speed, capability.link_bytes_s * flops / crossing)
+        speed = min(computes, capability.link_bytes_s * flops / crossing)
         if not self.window or not capability.delay_s:
             return speed
         part = self.window * len(run) / len(self.costs)

@@ -202,6 +202,8 @@ class Ready(Message):
     threads: int
     optimizer: str = ""
     """What it begins with, in a line; empty: there is nothing to say."""
+    paces: tuple[float, ...] = ()
+    """Tokens a second of one module of each kind (`model.stages.KINDS`), forward and back; 0: the plan has none. Empty: not tried."""
 
 
 @dataclass(frozen=True, slots=True)

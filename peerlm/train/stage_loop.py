@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from peerlm.config import NodeSettings, Plan
 from peerlm.errors import ConfigError, WireError
 from peerlm.model.plan import FragmentSpec
-from peerlm.model.stages import stages
+from peerlm.model.stages import AUTO, stages
 from peerlm.train import hop as hops
-from peerlm.train import protocol
+from peerlm.train import paces, protocol
 from peerlm.train.batch_round import WINDOW, BatchRound
 from peerlm.train.channel import Channel
 from peerlm.train.hop import Hop, Kind, Stream
@@ -96,6 +96,11 @@ class StageLoop(InnerLoop):
         blocks = [stage.blocks for stage in self._cut]
         self._part = StageLearner(self._plan, device, held, blocks)
         return cast("Learner", self._part)  # model and optimizer are all that corrections need
+
+    def _paces(self) -> tuple[float, ...]:
+        """Only who decides by itself may come to hold other stages."""
+        is_auto = self._settings.host.stages == AUTO
+        return paces.tried(self._plan, self._part.device) if is_auto else ()
 
     @property
     def _has_ends(self) -> bool:

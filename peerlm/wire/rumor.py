@@ -90,6 +90,8 @@ class Vitals(Struct):
     """It takes part in making token shards."""
     delay_us: Count = 0
     """One way between it and its neighbours, the middle one, in microseconds; 0: not known yet."""
+    paces: Annotated[tuple[Count, ...], Most(8)] = ()
+    """Tokens a second that it would train on with one module of each kind (`model.stages.KINDS`); empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)

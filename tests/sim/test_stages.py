@@ -99,7 +99,9 @@ def test_a_node_that_decides_takes_over_the_stage_of_a_sole_host_that_died() -> 
         world.add(number, 0, **room)
     well(world)
     for machine in [m for m in world.up() if 2 in m.holding.held]:
-        world.run(60)  # copies are made of what one node holds, so of two that do the last is missed
+        world.run(
+            60
+        )  # copies are made of what one node holds, so of two that do the last is missed
         world.kill(machine.number)
     world.run(120, lambda: 2 in world.ring.hosted())
     well(world)
