@@ -9,7 +9,7 @@ most a few lines, the most important first, each saying what is so and what to d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from peerlm.node.dial_back import Reached
@@ -46,6 +46,12 @@ class MemberSummary:
     flops_s: float = 0.0
     line_bytes_s: float = 0.0
     is_draining: bool = False
+    delay_s: float = 0.0
+    """One way between it and its neighbours, the middle one; 0: not known."""
+    away_s: float | None = None
+    """One way from this node; None: not known."""
+    paces: Mapping[str, int] = field(default_factory=dict)
+    """Tokens a second with one module of each kind; empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +247,9 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "flops_s": m.flops_s,
                 "line_bytes_s": m.line_bytes_s,
                 "draining": m.is_draining,
+                "delay_s": m.delay_s,
+                "away_s": m.away_s,
+                "paces": dict(m.paces),
             }
             for m in s.members
         ],

@@ -10,6 +10,7 @@ from peerlm import __version__
 from peerlm.data.records import parts_of
 from peerlm.membership.address_book import address_of
 from peerlm.membership.member import State
+from peerlm.model.stages import KINDS
 from peerlm.node.company import Company
 from peerlm.node.coverage import LOCAL
 from peerlm.node.placing import Placing, said_of
@@ -189,6 +190,7 @@ def _members(company: Company, work: Work, own: Vitals, now: Instant) -> list[Me
         True,
         None,
         __version__,
+        None,
     )
     others = [
         _summarise(
@@ -200,6 +202,7 @@ def _members(company: Company, work: Work, own: Vitals, now: Instant) -> list[Me
             company.contacts.is_linked(m.peer),
             work.exchanges.outcomes.met(m.peer, now),
             company.contacts.software(m.peer),
+            company.membership.delay_to(m.peer),
         )
         for m in company.membership.members().values()
     ]
@@ -215,6 +218,7 @@ def _summarise(
     linked: bool,
     mixed_s_ago: float | None,
     software: str,
+    away_s: float | None,
 ) -> MemberSummary:
     return MemberSummary(
         peer=peer,
@@ -239,7 +243,16 @@ def _summarise(
         flops_s=v.flops_s if v else 0.0,
         line_bytes_s=v.line_bytes_s if v else 0.0,
         is_draining=v.is_draining if v else False,
+        delay_s=v.delay_us / 1e6 if v else 0.0,
+        away_s=away_s,
+        paces=_paces(v) if v else {},
     )
+
+
+def _paces(v: Vitals) -> dict[str, int]:
+    if len(v.paces) != len(KINDS):
+        return {}
+    return {kind: pace for kind, pace in zip(KINDS, v.paces, strict=True) if pace}
 
 
 def _bytes_allreduce(work: Work, parameters: int) -> int:
