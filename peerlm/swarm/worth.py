@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import add
 
 from peerlm.model.stages import BACKWARD, Stage, memory_of
 from peerlm.swarm.fluid import rates
@@ -102,11 +103,15 @@ class Demand:
     kinds: tuple[tuple[int, ...], ...] = ()
     _cost_to: tuple[float, ...] = field(init=False)
     _fetch_to: tuple[int, ...] = field(init=False)
+    _kinds_to: tuple[tuple[int, ...], ...] = field(init=False)
     """Sums of the stages before each."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_cost_to", (0.0, *accumulate(self.costs)))
         object.__setattr__(self, "_fetch_to", (0, *accumulate(self.fetch)))
+        none = (0,) * len(self.kinds[0]) if self.kinds else ()
+        sums = accumulate(self.kinds, lambda a, b: tuple(map(add, a, b)), initial=none)
+        object.__setattr__(self, "_kinds_to", tuple(sums))
 
     @classmethod
     def of(cls, cut: Sequence[Stage], is_training: bool = True, window: int = 0) -> Demand:
@@ -143,12 +148,12 @@ class Demand:
         """FLOPs a second with `run`, by what it is made of where that is known."""
         if not (self.kinds and capability.paces and run):
             return capability.speed
-        seconds = 0.0
-        for kind, pace in enumerate(capability.paces):
-            if count := sum(self.kinds[stage][kind] for stage in run):
+        before, behind, seconds = self._kinds_to[run.start], self._kinds_to[run.stop], 0.0
+        for pace, since, count in zip(capability.paces, before, behind, strict=True):
+            if count > since:
                 if pace <= 0.0:
                     return capability.speed
-                seconds += count / pace
+                seconds += (count - since) / pace
         return (self._cost_to[run.stop] - self._cost_to[run.start]) / seconds
 
     def speed(self, capability: Capability, run: range) -> float:
