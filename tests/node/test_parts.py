@@ -18,6 +18,7 @@ from peerlm.node.reasons import reason_of
 from peerlm.node.seen import Seen
 from peerlm.node.work import Work
 from peerlm.swarm.hosting import Hosting, Run
+from peerlm.swarm.ways import Way
 from peerlm.types import FragmentId, Instant, PeerId
 from peerlm.wire.message import FragmentOffer, StateGive
 
@@ -38,6 +39,7 @@ def work(
         NodeSettings(),
         lambda peer: ("host", 7703),
         lambda peer: 0.0,
+        lambda peer: Way(),
         random.Random(1),
         Instant(0.0),
         coverage=Coverage(plan or Plan(), b"", random.Random(1), Instant(0.0)),
