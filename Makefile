@@ -21,7 +21,7 @@ help:
 	@echo "make figures | figures-long    measure what docs/results.md promises; FLAGS=--record writes it there"
 	@echo "make sim | net | slow | gpu    one kind of test"
 	@echo "make rig          five nodes in containers, killed, frozen, cut off: from the image to a report; SCENARIO=FILE"
-	@echo "make rig-netns    tests on machines made of namespaces: lines, chaos, systemd; needs root and ip"
+	@echo "make rig-netns    the same on machines made of namespaces, then tests there: lines, chaos, systemd; needs root and ip"
 	@echo "make rig-ray      nodes on a Ray cluster of this machine, in an environment of its own: .venv-ray"
 	@echo "make rig-hdfs    a corpus from a real HDFS: its servers in an environment of their own, .venv-hdfs; needs Java"
 	@echo "make other-python OTHER=python3.13    one seed, one run: on another interpreter too"
@@ -67,6 +67,7 @@ rig: $(STAMP)
 	SCENARIO='$(SCENARIO)' $(BIN)/python deploy/rig.py
 
 rig-netns: $(STAMP)
+	$(BIN)/peerlm chaos run $(or $(SCENARIO),deploy/scenarios/containers.toml)
 	$(BIN)/python -m pytest -m rig
 
 rig-ray:
@@ -119,6 +120,7 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.before $(FLAGS)
 	$(BIN)/python -m bench.stream $(FLAGS)
 	$(BIN)/python -m bench.texts --preset gpt-124m $(FLAGS)
+	$(BIN)/python -m bench.texts_killed $(FLAGS)
 	$(BIN)/python -m bench.store_swarm $(FLAGS)
 	$(BIN)/python -m bench.truth $(FLAGS)    # needs root: it makes networks
 

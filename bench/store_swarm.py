@@ -9,6 +9,9 @@ chunk is held beside its hash, and a file beside what was added; of a checkpoint
 fsync and a download over plain HTTP of the same bytes, in turns. Then a checkpoint of a model is made by four nodes. All
 nodes share this machine's disk and processors, so a checkpoint in three replicas is held beside three copies by `cp`.
 
+*Flips* are `bench.store_flips`: a byte is flipped in each of a thousand chunks on running nodes' disks. *Training* is `bench.store_pace`: how fast
+a swarm trains while checkpoints are made.
+
     python -m bench.store_swarm
     python -m bench.store_swarm --rounds 20 --mb 512
 """
@@ -23,88 +26,37 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from blake3 import blake3
 
 from bench import report
 from bench.report import Missed, Row, say
-from peerlm.bench.nodes import Swarm, running
+from bench.store_flips import flips
+from bench.store_nodes import (
+    BRIEF,
+    LOCAL,
+    PLAN,
+    POLL_S,
+    REPAIRED_S,
+    REPLICAS,
+    SMALL,
+    SOON_DEAD,
+    Stores,
+    begun,
+    is_settled,
+    replicas,
+    wait_for,
+)
+from bench.store_nodes import desk_of as _desk
+from bench.store_pace import training
+from peerlm.bench.nodes import running
 from peerlm.cli.chunk_reading import Reader
 from peerlm.cli.demo_nodes import DemoNode
-from peerlm.daemon.control import NoDaemon
-from peerlm.daemon.desk_client import Client
 from peerlm.errors import PeerlmError, StateError
 from peerlm.store.manifest import Manifest
 from peerlm.types import ObjectHash
-
-REPLICAS = 3
-REPAIRED_S = 120.0
-POLL_S = 0.1
-
-PLAN = {"run.token_budget": 10**12, "train.val_every_s": 10_000}
-BRIEF = {
-    "train.batch": 1,
-    "train.accumulate": 1,
-    "train.val_batches": 1,
-    "model.context": 64,
-    "train.optimizer": "sgd",
-}
-"""The step that the first node has begun before it is told to rest ends soon: of a large model it would go on beside what is
-measured."""
-SOON_DEAD = {"swarm.profile": "test"}
-"""Deaths are known within a second or two, for more talk among nodes."""
-SMALL = {"model.dim": 64, "model.heads": 2, "model.kv_heads": 1, "model.hidden": 128}
-LOCAL = {
-    "page.enabled": False,
-    "store.repair_after_s": 20,
-    "store.repair_bytes_s": 0,
-    "store.checkpoint_every_s": 0,
-    "limits.snapshot_every_s": 600,
-}
-NO_ROOM = {"store.enabled": False}
-
-
-class Stores(Swarm):
-    """Nodes that hold weights, and take no step. `roomless`: numbers of those that keep nothing for others."""
-
-    roomless: tuple[int, ...] = ()
-
-    def _local_of(self, node: DemoNode) -> dict[str, object]:
-        return {**super()._local_of(node), **(NO_ROOM if node.number in self.roomless else {})}
-
-    def begin(self) -> None:
-        """The first alone, until it has weights; it is paused from then on."""
-        self.found()
-        self.nodes[0].start("up")
-        self.hold(self.nodes[0])
-        self._draw(self.nodes[0])
-
-    def _draw(self, node: DemoNode) -> None:
-        """The first weights come from a worker's first start."""
-        from peerlm.daemon.control import ask
-
-        ask(node.layout, "resume")
-        self.wait("there are weights", lambda: _has_weights(node), poll_s=0.1)
-        ask(node.layout, "pause")
-
-    def enter(self, *nodes: DemoNode) -> None:
-        for node in nodes:
-            self.join(node)
-        for node in nodes:
-            self.hold(node)
-        self.wait("they have weights", lambda: all(_has_weights(n) for n in nodes))
-
-
-def _has_weights(node: DemoNode) -> bool:
-    return bool(node.status and node.status["state"] in ("ready", "training"))
-
-
-def _is_settled(node: DemoNode) -> bool:
-    return bool(node.status and node.status["snapshot"]["number"])
-
 
 # --------------------------------------------------------------------------------------- kills
 
@@ -151,19 +103,19 @@ class Kills:
         if kind == "checkpoint":
             name = f"kept-{number}"
             words = ["checkpoint", "make", "--name", name, "--pin", *state]
-            return name, None, _peerlm(words)
+            return name, None, begun(words)
         name, path = f"file-{number}", self._folder / f"file-{number}"
         data = self._rng.randbytes(size)
         path.write_bytes(data)
         words = ["data", "add", str(path), "--as", "files", "--name", name, "--json", *state]
-        return name, ObjectHash(blake3(data).digest()), _peerlm(words)
+        return name, ObjectHash(blake3(data).digest()), begun(words)
 
     def _repaired(self) -> float:
         """Seconds until everything that was acknowledged is in three replicas."""
         began = time.monotonic()
         while True:
             with _desk(self._swarm.nodes[0]) as desk:
-                counts = [n for name in self.acknowledged for n in _replicas(desk, name)]
+                counts = [n for name in self.acknowledged for n in replicas(desk, name)]
             if all(n >= REPLICAS for n in counts):
                 return time.monotonic() - began
             if time.monotonic() - began > REPAIRED_S:
@@ -190,20 +142,6 @@ class Kills:
         return files, len(self.acknowledged) - files
 
 
-def _peerlm(words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "peerlm", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def _replicas(desk: Client, name: str) -> list[int]:
-    manifest = desk.manifest(name)
-    return list(desk.survey([chunk.hash for chunk in manifest.chunks]).counts)
-
-
 def _read_all(node: DemoNode, name: str) -> ObjectHash:
     """The hash of it all. Raises `StateError`: a chunk is not to be had, or is not what its own hash says."""
     digest = blake3()
@@ -215,23 +153,6 @@ def _read_all(node: DemoNode, name: str) -> ObjectHash:
                 raise StateError(f"chunk {chunk.hash.hex()[:8]} is not what its hash says")
             digest.update(data)
     return ObjectHash(digest.digest())
-
-
-@contextmanager
-def _desk(node: DemoNode) -> Iterator[Client]:
-    deadline = time.monotonic() + 30.0
-    while True:
-        try:
-            desk = Client(node.layout)
-            break
-        except NoDaemon:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(POLL_S)
-    try:
-        yield desk
-    finally:
-        desk.close()
 
 
 def kills(args: argparse.Namespace, folder: Path) -> list[Row]:
@@ -314,7 +235,7 @@ def added(node: DemoNode, path: Path, name: str, wait: int) -> float:
     """MB/s of `peerlm data add --as files`, until so many nodes have it."""
     began = time.monotonic()
     words = ["data", "add", str(path), "--as", "files", "--name", name]
-    work = _peerlm([*words, "--wait", str(wait), "--state", str(node.layout.root)])
+    work = begun([*words, "--wait", str(wait), "--state", str(node.layout.root)])
     _, error = work.communicate(timeout=600)
     if work.returncode:
         raise Missed(f"data add: {error.strip()}")
@@ -340,7 +261,7 @@ def speed(args: argparse.Namespace, folder: Path) -> list[Row]:
         say("read from one donor")
         swarm.enter(two, three, second)
         with _desk(one) as desk:
-            _wait_for(lambda: min(_replicas(desk, "bytes")) >= REPLICAS, "three replicas")
+            wait_for(lambda: min(replicas(desk, "bytes")) >= REPLICAS, "three replicas")
         triple = fetched(second, "bytes")
         cp, web = (cp + copied(path, spare)) / 2, (web + downloaded(path, spare)) / 2
         whole = added(one, _other(path, rng), "others", wait=REPLICAS)
@@ -368,14 +289,6 @@ def _other(path: Path, rng: random.Random) -> Path:
     return other
 
 
-def _wait_for(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + REPAIRED_S
-    while not is_so():
-        if time.monotonic() > deadline:
-            raise Missed(f"{what}: not within {REPAIRED_S:.0f} s")
-        time.sleep(POLL_S)
-
-
 def checkpoints(args: argparse.Namespace, folder: Path) -> list[Row]:
     """Four nodes that hold all of a model put it into three replicas."""
     plan = {**PLAN, **BRIEF, "model.blocks": ",".join(("attention", "feedforward") * args.blocks)}
@@ -383,7 +296,7 @@ def checkpoints(args: argparse.Namespace, folder: Path) -> list[Row]:
     with running(swarm):
         swarm.begin()
         swarm.enter(*swarm.nodes[1:])
-        swarm.wait("they have written snapshots", lambda: all(map(_is_settled, swarm.nodes)))
+        swarm.wait("they have written snapshots", lambda: all(map(is_settled, swarm.nodes)))
         os.sync()
         say("four nodes hold the model")
         node = swarm.nodes[0]
@@ -391,7 +304,7 @@ def checkpoints(args: argparse.Namespace, folder: Path) -> list[Row]:
             began = time.monotonic()
             name = desk.checkpoint()
             gathered_s = time.monotonic() - began
-            _wait_for(lambda: min(_replicas(desk, name)) >= REPLICAS, "three replicas")
+            wait_for(lambda: min(replicas(desk, name)) >= REPLICAS, "three replicas")
             took_s = time.monotonic() - began
             manifest = desk.manifest(name)
         whole = folder / "whole"
@@ -416,9 +329,18 @@ def _save(node: DemoNode, manifest: Manifest, path: Path) -> None:
             out.write(data)
 
 
+PARTS = {
+    "kills": kills,
+    "flips": flips,
+    "speed": speed,
+    "checkpoint": checkpoints,
+    "training": training,
+}
+
+
 def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
     rows: list[Row] = []
-    for part, call in (("kills", kills), ("speed", speed), ("checkpoint", checkpoints)):
+    for part, call in PARTS.items():
         if part in args.parts:
             rows += call(args, folder)
     return rows
@@ -431,8 +353,16 @@ def main() -> int:
     flags.add_argument("--mb", type=int, default=512, help="of the file that is timed [512]")
     flags.add_argument("--blocks", type=int, default=12, help="of the model that is kept [12]")
     flags.add_argument("--seed", type=int, default=1)
+    flags.add_argument("--flips", type=int, default=1000, help="of bytes on disks [1000]")
     flags.add_argument(
-        "--parts", nargs="+", default=["kills", "speed", "checkpoint"], help="of them [all]"
+        "--pace", type=float, default=60.0, help="of a node that trains, tokens/s [60]"
+    )
+    flags.add_argument(
+        "--window", type=float, default=20.0, help="seconds with checkpoints, or without [20]"
+    )
+    flags.add_argument("--windows", type=int, default=4, help="of each [4]")
+    flags.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="of them [all]"
     )
     return report.perform("store_swarm", flags, measure)
 

@@ -54,7 +54,7 @@ class Ring:
 
     def step(self, batch_BT1: np.ndarray, rate: float) -> None:
         for number, part in enumerate(np.array_split(batch_BT1, self._plan.train.accumulate)):
-            key = (ME, number)
+            key = (ME, number, 0)
             stream = self._hosts[0].enter(key, part[:, :-1], 0)
             for stage, host in enumerate(self._hosts[1:], 1):
                 arrived = self._over_the_line(stream, self._forward)

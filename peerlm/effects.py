@@ -172,9 +172,11 @@ class ServeChannel(Effect):
 
 @dataclass(frozen=True, slots=True)
 class TellHosts(Effect):
-    """Who can advance texts has changed: each with the first and last stage that it holds."""
+    """Who can advance texts has changed: each with the first and last stage that it holds. `behind`: those of them
+    that should not, where another holds the stage."""
 
     hosts: tuple[tuple[PeerId, int, int], ...]
+    behind: tuple[PeerId, ...] = ()
     ways_s: tuple[tuple[float, float], ...] = ()
     """Of each, seconds that a token takes from here to there, and between there and a third; 0: not known. Empty: of none."""
 

@@ -425,6 +425,8 @@ class WorkerProgressed(Event):
     """How far the drawing from `texts` is (`data.records`)."""
     lacks_text: bool = False
     """It has read what it can of the shards that are here, and waits for more."""
+    worked_tokens_s: float = 0.0
+    """Tokens a second, each as the share of the held stages' FLOPs that it took here; 0: as many as `tokens_per_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,6 +475,11 @@ class Leave(Event):
     only this node holds, if there are any who could."""
 
     hands_over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReachWanted(Event):
+    """Have the others try to dial this node."""
 
 
 @dataclass(frozen=True, slots=True)

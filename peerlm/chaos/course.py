@@ -7,6 +7,7 @@ seconds to come up. Nothing is asked of a node that others could not ask.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -21,7 +22,7 @@ import psutil
 from peerlm.bench.nodes import Swarm, processes_of
 from peerlm.bench.rows import Missed
 from peerlm.chaos.scenario import Act, Scenario, acts_of, token_budget
-from peerlm.chaos.verdict import RETURN_S_MAX, Losses, Size, Split, growth, is_whole
+from peerlm.chaos.verdict import RETURN_S_MAX, Losses, Size, Split, Usage, growth, is_whole
 from peerlm.chaos.world import world_of
 from peerlm.cli.demo_nodes import DemoNode
 from peerlm.sim.figures import quantiles
@@ -98,6 +99,7 @@ class Course:
         self._lives = {number: Lives() for number in range(1, scenario.nodes + 1)}
         self._curve: list[dict[str, Any]] = []
         self._splits: list[Split] = []
+        self._usage = Usage()
 
     def run(self) -> dict[str, Any]:
         """Raises `Missed` where the swarm cannot even be started, or does not become well again."""
@@ -119,6 +121,7 @@ class Course:
                 self._sample(now, began)
             time.sleep(max(0.0, LOOK_S - (time.monotonic() - now)))
         tokens, seconds = swarm.tokens - first_tokens, time.monotonic() - began
+        self._usage.see(self._used())
         self._world.mend_all()
         finals = None
         if self._scenario.finish:
@@ -195,6 +198,7 @@ class Course:
 
     def _sample(self, now: float, began: float) -> None:
         swarm = self._world.swarm
+        self._usage.see(self._used())
         losses = self._losses()
         self._curve.append(
             {
@@ -220,6 +224,16 @@ class Course:
                 except psutil.Error:
                     continue
                 lives.sizes.setdefault(process.pid, []).append(size)
+
+    def _used(self) -> dict[tuple[int, float], float]:
+        """Processor time of all that the nodes run."""
+        used = {}
+        for number in self._lives:
+            for process in processes_of(self._world.node(number)):
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    used[process.pid, process.create_time()] = times.user + times.system
+        return used
 
     def _is_calm(self) -> bool:
         is_held_up = any(map(self._world.is_held_up, self._lives))
@@ -275,6 +289,7 @@ class Course:
             "return_s": quantiles(returns),
             "not_returned": sum(life.coming_s is not None for life in lives),
             "well_s": well_s,
+            "cores_share": self._usage.seconds / (seconds * (psutil.cpu_count() or 1)),
             "breadth_min": min(breadth, default=0),
             "val_loss": statistics.median(losses) if losses else None,
             "swarm_tokens": swarm.tokens,

@@ -47,6 +47,7 @@ def page_of(report: dict[str, Any]) -> str:
                 "loss_beside",
                 "splits",
                 "growth",
+                "cores_share",
                 "tracebacks",
                 "tokens_that_fell",
             ),

@@ -47,7 +47,7 @@ KINDS: dict[str, str] = {
     "corrupt": "of all frames, `rate` arrive with a bit of their load flipped and a checksum that fits",
     "full": "no room on the disk of the node's folder",
     "clock": "the wall clock of the machine is wrong by `rate` seconds, forward or, where negative, back",
-    "guests": "clients on every port of the node that say nothing, or nonsense, again and again",
+    "guests": "clients on every port of the node, the page's too, that say nothing, nonsense, or a byte a second, again and again",
 }
 """Kind of fault → what it is."""
 

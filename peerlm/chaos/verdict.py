@@ -66,6 +66,25 @@ def growth(lives: Iterable[Sequence[Size]]) -> dict[str, float | None]:
     return found
 
 
+Process = tuple[int, float]
+"""Process id and when it began: ids are used again."""
+
+
+@dataclass(slots=True)
+class Usage:
+    """Processor time of processes that come and go, from the first look on. What one uses after the last look at it is not
+    counted."""
+
+    seconds: float = 0.0
+    _last: Mapping[Process, float] | None = None
+
+    def see(self, used: Mapping[Process, float]) -> None:
+        """`used`: seconds of processor time that each has taken in its life."""
+        if self._last is not None:
+            self.seconds += sum(now - self._last.get(who, 0.0) for who, now in used.items())
+        self._last = dict(used)
+
+
 @dataclass(slots=True)
 class Split:
     """A swarm that was in two halves, from the moment at which they reach each other again."""

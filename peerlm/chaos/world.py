@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -182,12 +183,13 @@ class World:
         if number in self.down or status is None:
             return ""
         port = int(status["address"].rsplit(":", 1)[1])
+        page = urlsplit(status["page"]).port
         host = number % len(self.swarm.nodes) + 1
         with self._lines.at(host):
             self._guests[act] = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "peerlm.chaos.guests", self._lines.address(number)),
-                    *map(str, (port, port + 1, port + 2)),
+                    *map(str, (port, port + 1, port + 2, page)),
                 ],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -296,7 +298,14 @@ def plan_of(scenario: Scenario) -> dict[str, Any]:
 
 
 def _swarm(scenario: Scenario, folder: Path, lines: Lines) -> Swarm:
-    local = {"train.pace_tokens_s": scenario.pace, "network.port": 7700, "page.enabled": False}
+    has_guests = any(fault.kind == "guests" for fault in scenario.faults)
+    local = {
+        "train.pace_tokens_s": scenario.pace,
+        "network.port": 7700,
+        "page.enabled": has_guests,
+        "page.host": "",
+        "page.port": 7703,
+    }
     swarm = Swarm(folder, scenario.nodes, plan_of(scenario), local, scenario.preset, place=lines)
     for node in swarm.nodes:
         node.layout = type(node.layout)(folder / f"disk-{node.number}" / "node")

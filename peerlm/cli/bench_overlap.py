@@ -10,22 +10,26 @@ from typing import Any
 import click
 
 from peerlm import config
-from peerlm.bench.overlap import Asked, measure
+from peerlm.bench.overlap import PLAN, Asked, measure
 from peerlm.cli.bench import progress
 from peerlm.cli.leash import interrupt_on_terminate
 from peerlm.cli.settings_text import parse_changes
 from peerlm.cli.sim_options import check_between
+from peerlm.cli.sim_train import read_plan
+from peerlm.config import Plan, to_dict
 from peerlm.sim.network import read_wire
+
+NOT_ITS = ("run.name", "run.initial", *PLAN)
+"""Fields that belong to the run that the plan was of, or to this figure."""
 
 
 @click.command(short_help="Time training beside mixing on slow, long or lossy lines.")
 @click.option(
     "--plan",
-    "preset",
+    "source",
     default="tiny",
     show_default=True,
-    type=click.Choice(list(config.PRESETS)),
-    help="Whose model is trained.",
+    help="A plan.toml or a preset. Its text is not asked for: nodes read the one that ships.",
 )
 @click.option(
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a field of the plan."
@@ -44,7 +48,7 @@ from peerlm.sim.network import read_wire
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def overlap(
-    preset: str,
+    source: str,
     changes: tuple[str, ...],
     link: str,
     nodes: int,
@@ -70,8 +74,9 @@ def overlap(
     check_between("--pace", pace, 0, 1e9)
     if link:
         read_wire(link)
-    plan = parse_changes(changes, "--set")
-    config.with_changes(config.preset(preset), plan, "--set")
+    read_plan(source, changes)  # what is wrong with it is said before anything is started
+    preset, plan = as_changes(read_plan(source, ()), source)
+    plan |= parse_changes(changes, "--set")
     interrupt_on_terminate()
     asked = Asked(preset, plan, link, nodes, pairs, seconds, pace)
     with tempfile.TemporaryDirectory(prefix="peerlm-bench-", ignore_cleanup_errors=True) as folder:
@@ -80,6 +85,30 @@ def overlap(
         click.echo(json.dumps(found, indent=2))
     else:
         _show(found)
+
+
+def as_changes(plan: Plan, source: str) -> tuple[str, dict[str, str]]:
+    """A preset and what makes it `plan`, as `peerlm init` takes them, but for its text and `NOT_ITS`."""
+    preset = source if source in config.PRESETS else "tiny"
+    ours, theirs = to_dict(plan), to_dict(config.preset(preset))
+    return preset, {
+        f"{section}.{name}": _as_typed(value)
+        for section, values in ours.items()
+        for name, value in values.items()
+        if section != "data"
+        and f"{section}.{name}" not in NOT_ITS
+        and value != theirs[section][name]
+    }
+
+
+def _as_typed(value: object) -> str:
+    """As a person gives it after the sign of equality."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return ",".join(map(str, value))
+    return str(value)
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -228,6 +228,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             else []
         ),
         ("grown", growth or "no life was long enough to say"),
+        ("processors", f"{100 * report['cores_share']:.0f} % of all, by all nodes together"),
         ("tracebacks", str(report["tracebacks"])),
     ]
     width = max(len(name) for name, _ in rows)

@@ -36,6 +36,8 @@ BYTES_A_PARAMETER = 8
 SOON_S = 14 * 86_400
 CONNECT_S = 5.0
 TORCH_S = 60.0
+REACH_S = 30.0
+"""Longer than members have for their answers."""
 
 MARKS = {True: "ok", False: "bad", None: "?"}
 
@@ -84,6 +86,7 @@ def examine(layout: Layout, peers: tuple[str, ...]) -> Iterator[Finding]:
         yield Finding("node", False, str(error))
     status, found = _daemon(layout)
     yield found
+    yield from _tried("plan", lambda: _plan_held(layout, status))
     yield _clock()
     yield from _tried("disk", lambda: _disk(layout))
     yield _files()
@@ -91,8 +94,10 @@ def examine(layout: Layout, peers: tuple[str, ...]) -> Iterator[Finding]:
     if status is None:
         yield _ports(settings)
     else:
-        yield _dialled(status["dialled"], settings)
+        said = _reach(layout)
+        yield _dialled(said.get("dialled", status["dialled"]), settings)
         yield from _store(status.get("store", {}))
+        status["answers"] = said.get("answers", {})
     for address in peers:
         yield from _peer(layout, address, status)
 
@@ -142,6 +147,35 @@ def _daemon(layout: Layout) -> tuple[dict[str, Any] | None, Finding]:
         return None, Finding("daemon", None, str(error))
     text = f"{status['state']} at {status['address']}: {status['why'][0]}"
     return status, Finding("daemon", bool(status["ready"]), text)
+
+
+def _plan_held(layout: Layout, status: dict[str, Any] | None) -> Finding:
+    """Whether others have the same plan: nodes mix only where they do."""
+    from peerlm.cli.plan import current_plan
+
+    signed = current_plan(layout)
+    text = f"revision {signed.revision}, hash {signed.plan_hash.hex()[:16]}"
+    if status is None:
+        return Finding("plan", True, f"{text}; the same must stand in `peerlm plan show` elsewhere")
+    others = [m for m in status["members"] if _has_other_plan(m)]
+    if others:
+        text += f"; {_name(others[0])} has {others[0]['reason']}"
+        cure = "sign one more revision with `peerlm plan set`, and see that all get it"
+        return Finding("plan", False, text, cure)
+    linked = sum(m["linked"] and m["id"] != status["node_id"] for m in status["members"])
+    said = f"; all {linked} nodes that it is connected with have it" if linked else ""
+    return Finding("plan", True, text + said)
+
+
+def _has_other_plan(member: dict[str, Any]) -> bool:
+    """By what the daemon says; an older one says nothing of it."""
+    from peerlm.node.reasons import OTHER_PLAN
+
+    return str(member.get("reason", "")).startswith(OTHER_PLAN)
+
+
+def _name(member: dict[str, Any]) -> str:
+    return str(member["id"])[:8]
 
 
 def _clock() -> Finding:
@@ -234,6 +268,14 @@ def _ports(settings: NodeSettings) -> Finding:
     return Finding("ports", True, f"{text} are free; others must reach them through any firewall")
 
 
+def _reach(layout: Layout) -> dict[str, Any]:
+    """What others find who try to dial this node now; nothing where an older daemon cannot ask them."""
+    try:
+        return ask(layout, "reach", timeout_s=REACH_S)
+    except PeerlmError:
+        return {}
+
+
 def _dialled(dialled: dict[str, Any], settings: NodeSettings) -> Finding:
     """Whether others can dial this node, by what they have told it."""
     if not dialled["not_by"]:
@@ -316,6 +358,7 @@ def _peer(layout: Layout, address: str, status: dict[str, Any] | None) -> Iterat
         yield _reached(name, host, port)
     if status is not None:
         yield _linked(status, address)
+        yield from _back(status, address)
 
 
 def _reached(name: str, host: str, port: int) -> Finding:
@@ -327,15 +370,39 @@ def _reached(name: str, host: str, port: int) -> Finding:
     return Finding(name, True, f"{host} port {port} can be reached")
 
 
-def _linked(status: dict[str, Any], address: str) -> Finding:
+def _member_at(status: dict[str, Any], address: str) -> dict[str, Any] | None:
     bare = address.removeprefix("tcp://").rstrip("/")
-    for member in status["members"]:
-        if member["address"].removeprefix("tcp://") == bare:
-            text = (
-                "the daemon has a working connection with it"
-                if member["linked"]
-                else "no connection now"
-            )
-            return Finding("link", bool(member["linked"]), text)
+    at = (m for m in status["members"] if m["address"].removeprefix("tcp://") == bare)
+    return next(at, None)
+
+
+def _linked(status: dict[str, Any], address: str) -> Finding:
+    if (member := _member_at(status, address)) is not None:
+        return _way_to(member)
     cure = f"whether it can dial this node: run `peerlm doctor {status['address']}` there"
     return Finding("link", None, "no member has just this address", cure)
+
+
+def _back(status: dict[str, Any], address: str) -> Iterator[Finding]:
+    """The way from the peer to this node, where it has just tried."""
+    member = _member_at(status, address)
+    failure = status["answers"].get(member["id"]) if member else None
+    if failure is None:
+        return
+    if failure:
+        text = f"it cannot dial this node: {failure}"
+        yield Finding("back", None, text, "exchanges with it begin here; or open this node's ports")
+    else:
+        yield Finding("back", True, "it can dial this node")
+
+
+def _way_to(member: dict[str, Any]) -> Finding:
+    """What the daemon knows of a member at that address."""
+    reason = member.get("reason", "")  # an older daemon gives none
+    if not member["linked"]:
+        return Finding("link", False, f"no connection now{reason and f': {reason}'}")
+    if reason:
+        return Finding("link", False, f"connected, and yet: {reason}")
+    return Finding(
+        "link", True, "the daemon has a working connection with it; it has the same plan"
+    )

@@ -103,6 +103,7 @@ def init(
       peerlm init --data https://example.org/book.txt --set mix.inner_steps=50
       peerlm init --from finished-model/ --set run.token_budget=5_000_000
       peerlm init --from hf:SmolLM2-135M/ --set model.context=512 --set train.optimizer=adamw
+      peerlm init --from hf:SmolLM2-135M/ --set model.stages=3 --host 0
       peerlm init --data local --set-node data.local=/srv/letters
       peerlm init --set model.stages=3 --host 0
       peerlm init --preset gpt-124m --set model.stages=auto --set-node host.memory_bytes=2_000_000_000
@@ -134,14 +135,12 @@ def init(
             raise ConfigError(
                 "--host none: the node that begins a run makes its weights: leave it out here, and `peerlm join` others with it"
             )
-        if start is not None and (held is None or len(held) < plan.model.stages):
-            raise ConfigError(
-                "--from: this node gives the others their weights, so it has to hold all stages: leave out --host"
-            )
-        require_memory(plan, held or first_held(plan, memory_of(settings), "--host auto"))
+        if held is None:
+            held = first_held(plan, memory_of(settings), "--host auto")
+        require_memory(plan, held)
         plan = _with_corpus(state, plan, tokenizer, start, settings)
         change_node_settings(state, node_changes, "--set-node")
-        run_id = _found(state, plan, start)
+        run_id = _found(state, plan, start, held)
     _report(layout, plan, short(run_id))
 
 
@@ -280,7 +279,9 @@ def _progress() -> Iterator[Callable[[int], None]]:
 # ---------------------------------------------------------------------------------- the run
 
 
-def _found(state: StateDirectory, plan: config.Plan, start: StartingModel | None) -> bytes:
+def _found(
+    state: StateDirectory, plan: config.Plan, start: StartingModel | None, held: range
+) -> bytes:
     """Root key, signed plan, keys and chain; the identity last, for it makes the folder a node's."""
     from peerlm.identity import files
     from peerlm.identity.invite import enrol, make_invite, root_inviter
@@ -298,7 +299,7 @@ def _found(state: StateDirectory, plan: config.Plan, start: StartingModel | None
     files.write_inviter(state.root, token.inviter)
     disk.write_atomic(state.root / ORIGIN, b"")
     if start is not None:
-        start.write_snapshot(state, root.run_id, signed, wall)
+        start.write_snapshot(state, root.run_id, signed, held, wall)
         if line := start.keep_optimizer(state, plan):
             click.echo(printable(line), err=True)
     files.write_keys(state.root, keys)
@@ -312,6 +313,10 @@ def _report(layout: Layout, plan: config.Plan, run: str) -> None:
     click.echo(
         f"run {plan.run.name} ({run}): {parameters / 1e6:,.2f} M parameters, to train on "
         f"{plan.run.token_budget / 1e6:,.1f} M tokens"
+    )
+    click.echo(
+        f"an inner step of a node: {plan.train.batch * plan.model.context:,} tokens; when it has trained for a little, its log and "
+        "`peerlm status` say whether a larger train.batch would do"
     )
     click.echo(f"node in {layout.root}")
     click.echo("next: `peerlm up` here, then `peerlm invite` for the other machines")

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from blake3 import blake3
 
 from peerlm import config
 from peerlm.config import ModelSection, Plan
@@ -20,10 +21,12 @@ from peerlm.model.export import TOKENIZER, open_model
 from peerlm.model.hf import open_hf
 from peerlm.model.moments import adopted, remembered
 from peerlm.model.plan import FragmentSpec, fragments
+from peerlm.model.stages import held_fragments
 from peerlm.model.tensors import Tensors, Values, fragment_values
 from peerlm.store import disk, snapshot
 from peerlm.store.layout import StateDirectory
-from peerlm.types import RunId, WallTime
+from peerlm.store.placed import Copy, Placed
+from peerlm.types import ObjectHash, RunId, WallTime
 
 HF, GGUF = "hf:", "gguf:"
 
@@ -119,16 +122,27 @@ class StartingModel:
         return replace(plan, run=run, model=self.model, data=replace(plan.data, vocab=self.vocab))
 
     def write_snapshot(
-        self, state: StateDirectory, run_id: RunId, signed: SignedPlan, wall: WallTime
+        self,
+        state: StateDirectory,
+        run_id: RunId,
+        signed: SignedPlan,
+        held: range,
+        wall: WallTime,
     ) -> None:
-        """The weights as the new run's first snapshot, from which its first node goes on.
+        """The weights of the stages `held` as the new run's first snapshot, from which its first node goes on; of all others as
+        copies, which it shows as long as nobody holds them (`node.stock`).
 
         Raises:
             ConfigError: a weight is not a finite number.
             StateError: the disk refuses.
         """
         plan = signed.plan
-        specs = fragments(plan)
+        specs = held_fragments(plan, held)
+        mine = {spec.id for spec in specs}
+        others = [spec for spec in fragments(plan) if spec.id not in mine]
+        copies = {spec.id: self._copied(state, spec, plan.run.rng_seed) for spec in others}
+        if copies:
+            disk.write_atomic(state.placement, Placed(held, copies).encode())
         contents = snapshot.Contents(
             run_id=run_id,
             plan_hash=signed.plan_hash,
@@ -146,6 +160,13 @@ class StartingModel:
         if self.checkpoint is None or not any(remembered(plan).values()):
             return ""
         return adopted(self.checkpoint, state.moments, plan)
+
+    def _copied(self, state: StateDirectory, spec: FragmentSpec, rng_seed: int) -> Copy:
+        found = self._state(spec, rng_seed)
+        data = found.phi.tobytes()
+        name = ObjectHash(blake3(data).digest())
+        disk.write_atomic(state.objects / name.hex(), data)
+        return Copy(found.version, name, len(data), found.sketch)
 
     def _state(self, spec: FragmentSpec, rng_seed: int) -> snapshot.FragmentState:
         values: Values = fragment_values(spec, self.tensors)

@@ -12,7 +12,7 @@ from peerlm import config
 from peerlm.cli.settings_text import explanation, parse_changes, toml_value
 from peerlm.cli.state import read_run, state_option
 from peerlm.config import Plan
-from peerlm.config.mixture import STORED, parse, shown
+from peerlm.config.mixture import OWN, STORED, has_own, parse, shown
 from peerlm.errors import AuthError, ConfigError, StateError
 from peerlm.identity.root import RunRoot, SignedPlan
 from peerlm.store.layout import Layout, StateDirectory
@@ -98,6 +98,7 @@ def set_(layout: Layout, pairs: tuple[str, ...]) -> None:
       peerlm plan set train.lr=0.01 mix.outer_momentum=0.3
       peerlm plan set data.source=swarm:laws
       peerlm plan set 'data.source=swarm:laws*3+plays'     # three windows of laws for one of plays
+      peerlm plan set 'data.source=swarm:laws*3+local'     # one of each node's own text (data.local in node.toml)
     """
     from peerlm.cli.signer import require_root
 
@@ -148,7 +149,8 @@ def _next_revision(layout: Layout, root: RunRoot, changes: Mapping[str, str]) ->
             )
     old = current_plan(layout)
     if "data.source" in changes:
-        stored = _stored_shards(layout, changes["data.source"], old.plan)
+        source = changes["data.source"]
+        stored = _stored_shards(layout, source, old.plan)
         shards = [shard for of_one in stored for shard in of_one]
         counts = [len(of_one) for of_one in stored] if len(stored) > 1 else []
         changes["data.shards"] = ",".join(name for name, _ in shards)
@@ -168,6 +170,8 @@ def _require_text(plan: Plan) -> None:
 
     data = plan.data
     for part in parts_of(plan) if data.shard_tokens else ():
+        if part.is_own:
+            continue  # each node looks at its own
         tokens = sum(data.shard_tokens[place] for place in part.places)
         where = f"plan set: the text {shown(part.name)}"
         require_one_batch(tokens, data.val_fraction, plan.train.batch, plan.model.context, where)
@@ -175,7 +179,7 @@ def _require_text(plan: Plan) -> None:
 
 def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[tuple[str, int]]]:
     """Hash and tokens of each shard of each corpus in the swarm's store that `source` names, if the run's model can learn
-    from it.
+    from it; none of `local`.
 
     Raises:
         ConfigError: one is no corpus, of another tokenizer, or twice there; or they are too large for a plan.
@@ -190,9 +194,13 @@ def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[tuple[s
             f"then data.source={STORED}NAME"
         )
     named = [corpus.name for corpus in parse(source, where)]
+    own = OWN if has_own(source) else None
     found: dict[tuple[tuple[str, int], ...], str] = {}
     with open_desk(layout) as desk:
         for name in named:
+            if name == own:  # each node has its own, or none
+                found[()] = name
+                continue
             about = where if len(named) == 1 else f"{where}: {name}"
             shards = tuple(_shards_of(desk.manifest(name), plan, about))
             if shards in found:

@@ -263,7 +263,7 @@ def _through_the_swarm(layout: Layout, sessions: int, chunk: int) -> Answerer:
     from peerlm.cli.swarm_here import open_swarm
     from peerlm.serve.route import Version
 
-    plan, codec, swarm = open_swarm(layout)
+    plan, codec, swarm = open_swarm(layout, say)
     chunk = min(chunk, swarm.turn_max)
     return Answerer(plan, codec, Version("swarm", None, swarm), sessions, 0, chunk, None)
 

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Part of the nodes that dies for good in an hour; a new and empty one comes for each.",
 )
+@click.option(
+    "--liars",
+    default=0,
+    show_default=True,
+    help="So many come after an hour with much room, keep nothing and say that they keep it all.",
+)
 @click.option("--runs", default=1, show_default=True, help="Independent runs; run i has seed + i.")
 @click.option("--seed", default=1, show_default=True, help="The same seed, the same figures.")
 @click.option("--jobs", default=0, help="Processes at once; 0: as many as processors.")
@@ -47,6 +53,7 @@ def store(
     replicas: int,
     days: float,
     deaths: float,
+    liars: int,
     runs: int,
     seed: int,
     jobs: int,
@@ -62,17 +69,20 @@ def store(
     Examples:
       peerlm sim store
       peerlm sim store --nodes 20 --chunks 500 --days 1 --deaths 0.05 --runs 100
+      peerlm sim store --nodes 20 --chunks 500 --days 3 --deaths 0 --liars 10
     """
     check_between("--nodes", nodes, 1, 1000)
     check_between("--chunks", chunks, 1, 1_000_000)
     check_between("--replicas", replicas, 1, 64)
     check_between("--days", days, 0.01, 10_000)
     check_between("--deaths", deaths, 0, 1)
+    check_between("--liars", liars, 0, 1000)
     check_between("--runs", runs, 1, RUNS_MAX)
     check_seed(seed)
     check_jobs(jobs)
     options = options_text(nodes=nodes, chunks=chunks, replicas=replicas, days=days, deaths=deaths)
-    calls = [(nodes, chunks, replicas, days, deaths, seed + i) for i in range(runs)]
+    options += options_text(liars=liars) if liars else ""
+    calls = [(nodes, chunks, replicas, days, deaths, seed + i, liars) for i in range(runs)]
     ended, failed = [], []
     for run in all_runs(one_run, calls, jobs or processors(), f"store, {nodes} nodes"):
         if story := told(run):
@@ -96,13 +106,19 @@ def store(
 
 
 def one_run(
-    nodes: int, chunks: int, replicas: int, days: float, deaths: float, seed: int
+    nodes: int,
+    chunks: int,
+    replicas: int,
+    days: float,
+    deaths: float,
+    seed: int,
+    liars: int = 0,
 ) -> Outcome | Broken:
     """`play`; whatever goes wrong in one run must not cost the others."""
     from peerlm.sim.storing import Setting, play
 
     try:
-        return play(Setting(nodes, chunks, replicas, days, deaths, seed))
+        return play(Setting(nodes, chunks, replicas, days, deaths, seed, liars))
     except Exception as broken:
         return Broken(seed, how(broken))
 

@@ -108,6 +108,8 @@ def _facts(found: dict[str, Any], now: float) -> list[tuple[str, str]]:
         facts.append(("checkpoints", kept_back))
     if found["lost"]:
         facts.append(("lost", f"{found['lost']} found damaged or gone since the start"))
+    if twice := found.get("hedged_bytes", 0):  # the release before did not count
+        facts.append(("hedged", f"{words.size(twice)} came twice, for a node was slow"))
     facts.append(("scrubbed", _scrubbed(found["scrubbed"], now)))
     return facts
 

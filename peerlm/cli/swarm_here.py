@@ -24,8 +24,10 @@ CHUNK = 256
 """Tokens of the prompt in one lap."""
 
 
-def open_swarm(layout: Layout) -> tuple[Plan, tokenizers.Tokenizer, Swarm]:
-    """The run's plan and tokenizer, and the way through its hosts.
+def open_swarm(
+    layout: Layout, say: Callable[[str], None] = lambda _: None
+) -> tuple[Plan, tokenizers.Tokenizer, Swarm]:
+    """The run's plan and tokenizer, and the way through its hosts. `say` takes a line where one of them talks nonsense.
 
     Raises:
         NoDaemon, StateError: this node's daemon does not run, or has not got the tokenizer yet.
@@ -36,7 +38,7 @@ def open_swarm(layout: Layout) -> tuple[Plan, tokenizers.Tokenizer, Swarm]:
         connection: socket.socket = control.dial(layout, "gateway")
         return Channel(connection)
 
-    swarm = Swarm(plan, dial)
+    swarm = Swarm(plan, dial, say)
     data = tokenizer_of(layout, plan)
     codec = tokenizers.ByteTokenizer() if data is None else tokenizers.JsonTokenizer(data)
     return plan, codec, swarm
@@ -50,13 +52,14 @@ def text_after(
     rng_seed: int,
     note: Callable[[str], None],
 ) -> Iterator[str]:
-    """The swarm's continuation of the prompt, piece by piece. `note` takes a line where the prompt is not read whole.
+    """The swarm's continuation of the prompt, piece by piece. `note` takes a line where the prompt is not read whole,
+    or a host's answer cannot be used.
 
     Raises:
         ConfigError: the prompt cannot be used.
         StateError: there is no way through the swarm, or it was lost on the way.
     """
-    plan, codec, swarm = open_swarm(layout)
+    plan, codec, swarm = open_swarm(layout, note)
     ids = prompt_ids(codec, prompt, plan.model.context, note)
     scheduler = Scheduler(1, 1, min(CHUNK, swarm.turn_max))
     version = Version("swarm", None, swarm)

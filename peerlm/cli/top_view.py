@@ -185,7 +185,8 @@ def _row(m: Status, own_id: str) -> Row:
     )
     ties = "this node" if m["id"] == own_id else "linked" if m["linked"] else "not linked"
     mixes = "mixes" if m["participating"] else "does not mix"
-    note = f"{m['id']}, {ties}, {mixes}"
+    reason = printable(m.get("reason", ""))  # an older daemon gives none
+    note = f"{m['id']}: {reason}" if reason else f"{m['id']}, {ties}, {mixes}"
     return Row(m["id"], cells, STATE_TONES.get(m["state"], ""), note)
 
 

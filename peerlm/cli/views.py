@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peerlm.cli import words
+from peerlm.node import advice
 from peerlm.types import printable
 
 Status = dict[str, Any]
@@ -136,18 +137,14 @@ def _worker(worker: Status) -> str:
     return line
 
 
-NOISY = 4.0
-"""A noise scale of more than so many batches: larger ones would cost little."""
-
-
 def _batch(batch: Status) -> str:
     tokens, scale = batch["tokens"], batch["noise_scale"]
     line = f"{words.count(tokens)} tokens a step"
     if scale is None:
         return line
     line += f"; half noise at {words.count(scale)}"
-    if scale > NOISY * tokens:
-        line += ": a larger train.batch would learn nearly as much from each token, and nodes differ less"
+    if advice.is_small(tokens, scale):
+        line += f": {advice.LARGER}"
     return line
 
 
@@ -176,7 +173,16 @@ def _snapshot(kept: Status) -> str:
 MEMBER_COLUMNS = ("node", "address", "state", "mixes", "tokens", "tok/s", "loss", "val", "dist")
 """As many as fit on eighty columns; a living member's state is what it says it is doing."""
 
-PEER_COLUMNS = ("id", "address", "state", "phase", "linked", *MEMBER_COLUMNS[3:], "release")
+PEER_COLUMNS = (
+    "id",
+    "address",
+    "state",
+    "phase",
+    "linked",
+    *MEMBER_COLUMNS[3:],
+    "preprocess",
+    "release",
+)
 
 
 def member_row(m: Status, own_id: str) -> tuple[str, ...]:
@@ -189,7 +195,8 @@ def peer_row(m: Status, own_id: str) -> tuple[str, ...]:
     phase = m["phase"] or words.ABSENT
     release = printable(m.get("software", "")) or words.ABSENT
     who = m["id"] + _mark(m, own_id)
-    return (who, _address(m), m["state"], phase, linked, *_figures(m), release)
+    makes = m.get("preprocess") or words.ABSENT  # an older daemon does not say
+    return (who, _address(m), m["state"], phase, linked, *_figures(m), makes, release)
 
 
 def _mark(m: Status, own_id: str) -> str:
@@ -222,8 +229,22 @@ def plain_status(s: Status) -> list[str]:
 
 
 def plain_peers(s: Status) -> list[str]:
-    """A header and a line for each member, with whole ids; * marks this node."""
-    return _columns([PEER_COLUMNS, *(peer_row(m, s["node_id"]) for m in s["members"])])
+    """A header and a line for each member, with whole ids; * marks this node. Below, what is in the way of some."""
+    rows = _columns([PEER_COLUMNS, *(peer_row(m, s["node_id"]) for m in s["members"])])
+    return [*rows, *([""] if (found := reasons(s)) else []), *found]
+
+
+def reasons(s: Status) -> list[str]:
+    """A line for each member that is suspect, dead or gone, or that this node cannot mix with; an older daemon gives none."""
+    return [
+        f"{m['id'][:8]}: {_for_so_long(m)}{printable(m['reason'])}"
+        for m in s["members"]
+        if m.get("reason")
+    ]
+
+
+def _for_so_long(m: Status) -> str:
+    return "" if m["state"] == "alive" else f"{m['state']} for {words.span(m['state_s'])}: "
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:

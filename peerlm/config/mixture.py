@@ -3,6 +3,10 @@
     swarm:plays                 one corpus
     swarm:plays*3+news          three windows of plays for one of news
     swarm:plays*0.7+news*0.3    the same kind of thing, said in shares
+    swarm:plays*0.7+local*0.3   three rows of ten from each node's own text, which never leaves it
+
+`local` is no corpus of the store but what each node has for itself (`data.local` in its node.toml); a node that has none draws
+its rows from the others, by their weights.
 
 A weight is a decimal number, 1 where none is given; only how weights relate counts, so they need no sum. It is read as the
 fraction that it is, not as a float: every node draws the same order from it, however long the run.
@@ -28,9 +32,11 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,95}")
 
 _WEIGHT = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
 
-_OWN = ("local", "shipped")
-"""Words for text that is not in the store."""
+OWN = "local"
+"""Each node's own text: alone, or one of several."""
 
+_SHIPPED = "shipped"
+"""Text that is not in the store."""
 
 _SHOWN_CHARS_MAX = 100
 
@@ -75,7 +81,7 @@ def parse(source: str, where: str) -> tuple[Weighted, ...]:
             raise ConfigError(
                 f"{where}: {shown(name)} is no name in the store; see `peerlm data ls`"
             )
-        if name in _OWN and len(listed) > 1:
+        if name == _SHIPPED and len(listed) > 1:
             raise ConfigError(
                 f"{where}: {name} is no corpus that can be mixed with others; put the text into the store, "
                 "peerlm data add URL --name NAME, and name it"
@@ -89,6 +95,15 @@ def parse(source: str, where: str) -> tuple[Weighted, ...]:
             )
         found[name] = Fraction(weight) if star else Fraction(1)
     return _whole(found)
+
+
+def has_own(source: str) -> bool:
+    """Each node reads its own text, alone or with others. (A corpus of the store that is called `local`, and read alone, is the
+    store's.) Raises as `parse`."""
+    if not source.startswith(STORED):
+        return source == OWN
+    named = parse(source, "data.source")
+    return len(named) > 1 and any(corpus.name == OWN for corpus in named)
 
 
 def _whole(weights: dict[str, Fraction]) -> tuple[Weighted, ...]:
@@ -111,7 +126,8 @@ def check_parts(source: str, shards: int, parts: tuple[int, ...], where: str) ->
     )
     if not parts and len(named) < 2:
         return
-    if len(parts) != len(named) or min(parts) < 1 or sum(parts) != shards:
+    owed = [0 if corpus.name == OWN and len(named) > 1 else 1 for corpus in named]
+    if [min(count, 1) for count in parts] != owed or sum(parts) != shards:
         raise ConfigError(
             f"{where}: data.parts = {shown(str(list(parts)))} does not cut {shards} shards into those of data.source = {shown(source)}; "
             "`peerlm plan set data.source=…` sets both"

@@ -74,6 +74,13 @@ class LocalTrainSection:
     pace_tokens_s: float = at_least(
         0.0, 0.0, "Never train faster than this; 0 means as fast as it goes.", unit="tokens/s"
     )
+    pace_of_all_tokens_s: float = at_least(
+        0.0,
+        0.0,
+        "Never train faster than an equal share of this with all who read text: where every node has it, the swarm keeps to this "
+        "pace, and takes over what one of them did who goes. 0 means no limit.",
+        unit="tokens/s",
+    )
     local_workers: int = between(
         1,
         64,
@@ -186,8 +193,8 @@ class StoreSection:
 class LocalDataSection:
     local: str = option(
         "",
-        "This node's own text when the plan says data.source = local: an fsspec URL, file, directory "
-        "or glob. It is read here and never leaves the machine.",
+        "This node's own text, for a plan that says data.source = local or has `local` in a mixture: an fsspec URL, file, "
+        "directory or glob. It is read here and never leaves the machine.",
     )
 
 

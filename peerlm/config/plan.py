@@ -84,7 +84,7 @@ class DataSection:
         "Where the text came from: `shipped`, `local`, or an fsspec URL (file, "
         "directory, glob, http). With `local` each node trains on its own files "
         "(data.local in node.toml), which never leave it. In a living run: `swarm:NAME`, a corpus in the swarm's store, or "
-        "several with a weight each, `swarm:plays*3+news*1`.",
+        "several with a weight each, `swarm:plays*3+news*1`; `local` can be one of them.",
         allowed="non-empty",
         ok=bool,
     )
@@ -114,9 +114,9 @@ class DataSection:
     )
     parts: tuple[int, ...] = option(
         (),
-        "How many of `shards` are each corpus', where `source` names several; set with it.",
-        allowed="≥ 1 each",
-        ok=lambda v: all(n >= 1 for n in v),
+        "How many of `shards` are each corpus', where `source` names several; set with it. None are `local`'s.",
+        allowed="≥ 0 each",
+        ok=lambda v: all(n >= 0 for n in v),
     )
     val_fraction: float = between(
         0.0, 0.5, 0.05, "Share of the corpus (of each corpus), at its end, held out for validation."
@@ -203,11 +203,30 @@ class MixSection:
         "Exchanges started after each outer step of a fragment. log2 n of them "
         "come close to an exact average.",
     )
+    spread_target: float = between(
+        0.0,
+        1.0,
+        0.0,
+        "While a fragment is farther from its partners than this, relatively, an outer step is followed by an exchange more "
+        "for each factor of two. 0: never.",
+    )
+    settle_every: int = at_least(
+        0,
+        0,
+        "Every so many outer steps of a fragment are followed by as many exchanges as come close to an average. 0: none.",
+        unit="outer steps",
+    )
     outer_momentum: float = between(
         0.0,
         0.99,
         0.0,
         "Outer momentum α. It multiplies what a step moves by 1/(1 − α); noloco is published with 0.5.",
+    )
+    momentum_warmup: int = at_least(
+        0,
+        0,
+        "Outer steps of a fragment over which α rises from 0 to what it is to be.",
+        unit="outer steps",
     )
     outer_lr: float = between(0.0, 2.0, 1.0, "Outer step size ν.")
     gamma: float = between(
@@ -258,7 +277,11 @@ class Plan:
     swarm: SwarmSection = SwarmSection()
 
 
-ADDED = {"data": ("parts", "shard_tokens"), "run": ("checkpoint_optimizer",)}
+ADDED = {
+    "data": ("parts", "shard_tokens"),
+    "mix": ("momentum_warmup", "settle_every", "spread_target"),
+    "run": ("checkpoint_optimizer",),
+}
 """Fields that an earlier release does not know and refuses."""
 
 

@@ -19,6 +19,9 @@ from peerlm.daemon.notify import Health
 from peerlm.errors import ConfigError, StateError
 from peerlm.identity.root import verify_plan
 from peerlm.node import status
+from peerlm.node.dial_back import ROUND_S
+
+LOOK_S = 0.1
 
 SECONDS_MAX = 1e12
 """Of wall time: some thirty thousand years."""
@@ -53,6 +56,8 @@ def handler(driver: Driver) -> control.Handler:
                 driver.post(events.Leave(hands_over=command == "leave"))
                 await asyncio.shield(driver.halted)
                 return {"unsaved": driver.unsaved()}
+            case "reach":
+                return await _reach(driver)
             case "snapshot":
                 return await _snapshot(driver)
             case "new_plan":
@@ -85,6 +90,19 @@ def _seconds(arguments: dict[str, Any], name: str) -> float:
         case int() | float() as value if abs(value) < SECONDS_MAX:
             return float(value)
     raise ConfigError(f"control: {name} must be a number of seconds")
+
+
+async def _reach(driver: Driver) -> dict[str, Any]:
+    """Have the others try to dial this node, and wait for what they find."""
+    driver.post(events.ReachWanted())
+    await driver.next_of(events.ReachWanted)
+    back = driver.node.company.dial_back
+    for _ in range(int(2 * ROUND_S / LOOK_S)):  # a round ends by itself, whoever answers
+        if not back.is_asking:
+            break
+        await asyncio.sleep(LOOK_S)
+    dialled = status.as_json(driver.node.summary(now()))["dialled"]
+    return {"dialled": dialled, "answers": {peer.hex(): why for peer, why in back.answers.items()}}
 
 
 async def _snapshot(driver: Driver) -> dict[str, Any]:

@@ -8,6 +8,7 @@ A Unix socket in the state directory (of a system service: in its runtime folder
     command    arguments                           result
     status     -                                   `node.status.as_json`
     history    since: seconds of wall time         `History.since`: points and events that came after
+    reach      -                                   {"dialled": …, "answers": {id: why not}}, once others have tried to dial it
     pause      -                                   {}      take no inner steps until `resume`
     resume     -                                   {}
     stop       -                                   {"unsaved": why}, once it has ended; empty: a snapshot is kept
@@ -47,7 +48,7 @@ from peerlm.store.layout import SYSTEM_STATE, Layout
 
 COMMANDS = frozenset(
     (
-        *("status", "history", "pause", "resume", "stop", "leave", "snapshot"),
+        *("status", "history", "reach", "pause", "resume", "stop", "leave", "snapshot"),
         *("new_plan", "revoke", "join", "gateway", "store"),
     )
 )

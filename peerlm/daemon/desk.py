@@ -445,6 +445,7 @@ class Desk:
                 for peer, capacity, label, is_live in standing.nodes
             ],
             "lost": node.storing.lost_here,
+            "hedged_bytes": node.storing.hedged_bytes + node.work.acquisition.hedged_bytes,
             "scrubbed": self._scrubbed,
         }
 

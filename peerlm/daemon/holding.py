@@ -210,7 +210,7 @@ def offered_by(home: Home, state: Layout) -> Offered | None:
         return None
     is_auto = held_stages(settings.host.stages, plan, WHERE) is None
     placed = Placed()
-    if is_auto and state.placement.exists():
+    if state.placement.exists():
         data = disk.read_file(state.placement, BYTES_MAX)
         placed = read_placed(data, state.placement, plan.model.stages)
     every_s, has_text = settings.limits.snapshot_every_s, bool(settings.data.local)

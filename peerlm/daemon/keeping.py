@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from peerlm import events
 from peerlm.config import NodeSettings, Plan
+from peerlm.config.mixture import OWN, has_own
 from peerlm.daemon.slow_weights import SlowWeights
 from peerlm.data import shards, tokenizer
 from peerlm.data.mixture import lanes_of
@@ -43,6 +44,9 @@ SKETCH_TOLERANCE = 1e-3
 
 SNAPSHOTS_DONATED = 2
 """Snapshots whose objects can still be pulled: the newest, and the one a joiner may be half through."""
+
+
+_OWN_TEXT = "node.toml: data.local"
 
 
 class Keeping:
@@ -304,13 +308,12 @@ class Keeping:
     # ----------------------------------------------------------------------------------- corpus
 
     def corpus_paths(self) -> tuple[Path, ...]:
-        """Token shards in order, for the worker."""
+        """Token shards in order, for the worker: those of the plan, then those of this node's own text."""
         return self._paths(self.plan.plan)
 
     def _paths(self, plan: Plan) -> tuple[Path, ...]:
-        if plan.data.source == "local":
-            return self._local_shards
-        return tuple(self._objects.path(h) for h in corpus_objects(plan)[0])
+        shared = tuple(self._objects.path(h) for h in corpus_objects(plan)[0])
+        return (*shared, *self._local_shards) if has_own(plan.data.source) else shared
 
     async def prepare_corpus(self, effect: PrepareCorpus) -> None:
         """→ `CorpusReady`, `CorpusMissing` or `CorpusUnusable`, of the plan as it is now."""
@@ -329,14 +332,15 @@ class Keeping:
         missing = tuple(h for h in wanted if not self._is_whole(h, anew))
         gone = frozenset(missing)
         here = tuple((h, self._objects.size_bytes(h)) for h in wanted if h not in gone)
+        if self._reads and gone.isdisjoint(others):
+            self._prepare_local(plan)
         if missing:
             absent = [place for place, h in enumerate(token_shards) if h in gone]
-            if self._reads and plan.data.shard_tokens and len(absent) < len(token_shards):
+            is_any = self._local_shards or len(absent) < len(token_shards)
+            if self._reads and plan.data.shard_tokens and is_any:
                 self._require_text(plan, absent)
             return events.CorpusMissing(missing, here, number)
         if self._reads:
-            if plan.data.source == "local":
-                self._prepare_local(plan)
             self._require_text(plan)
         return events.CorpusReady(here, number)
 
@@ -344,13 +348,15 @@ class Keeping:
         """Each text is long enough for what a worker draws of it at once. Raises `ConfigError`, `ChunkCorrupt`: it is not, or
         what is here is not what the plan says."""
         data, paths = plan.data, self._paths(plan)
-        sizes = () if data.source == "local" else data.shard_tokens
+        sizes = data.shard_tokens
         parts = parts_of(plan, [path.name for path in paths])
         lanes = lanes_of(parts, plan.train.batch * self._settings.train.local_workers)
         for part, rows in zip(parts, lanes, strict=True):
             own, gaps = slice(part.places.start, part.places.stop), part.own(absent)
             corpus = shards.Corpus.open(paths[own], data.vocab, data.val_fraction, sizes[own], gaps)
             where = part.name if len(parts) > 1 else "corpus"
+            if part.is_own:
+                where = _OWN_TEXT
             context = plan.model.context
             shards.require_one_batch(corpus.tokens, data.val_fraction, rows, context, where)
 
@@ -364,17 +370,21 @@ class Keeping:
         return True
 
     def _prepare_local(self, plan: Plan) -> None:
-        """This node's own text, cut into shards that are in no list of objects and never leave."""
+        """This node's own text, if the plan names it, cut into shards that are in no list of objects and never leave. Who has
+        none does without where there is other text."""
         source = self._settings.data.local
+        if not has_own(plan.data.source) or (not source and plan.data.source != OWN):
+            return
         if not source:
             raise ConfigError(
-                "node.toml: data.local is empty, but the plan says data.source = local: name this "
+                f"{_OWN_TEXT} is empty, but the plan says data.source = local: name this "
                 "node's own text there"
             )
+        if self._local_shards and all(path.is_file() for path in self._local_shards):
+            return
         directory = self._state.local_text
-        where = "node.toml: data.local"
         made = shards.prepare(
-            source, self.tokenizer(), directory, vocab=plan.data.vocab, where=where
+            source, self.tokenizer(), directory, vocab=plan.data.vocab, where=_OWN_TEXT
         )
         self._local_shards = tuple(shard.path for shard in made)
 

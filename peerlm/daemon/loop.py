@@ -310,7 +310,7 @@ class Driver:
             case fx.ServeChannel():
                 self.transfers.serve_channel(effect)
             case fx.TellHosts():
-                self.serving.hosts_are(effect.hosts, effect.ways_s)
+                self.serving.hosts_are(effect.hosts, effect.behind, effect.ways_s)
             case fx.CancelTransfer():
                 self.transfers.cancel(effect.transfer)
             case fx.StepOuter():

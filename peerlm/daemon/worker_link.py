@@ -402,4 +402,5 @@ def _progressed(generation: int, report: protocol.Progress) -> events.WorkerProg
         lanes=report.lanes,
         order=report.order,
         lacks_text=report.lacks_text,
+        worked_tokens_s=report.worked_tokens_s,
     )

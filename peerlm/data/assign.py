@@ -69,6 +69,14 @@ def cut(train_tokens: int, window: int) -> Cut:
     return Cut(window, windows, range_windows=-(-windows // RANGES_MAX))
 
 
+def lanes(cut: Cut, rows: int, shard_tokens: int) -> int:
+    """Ranges that one worker reads beside each other: one for each of the `rows` of a batch, unless what is read of so many
+    that are not finished could come to more than half a shard. That is what others read again after its death; the other
+    half is for what it has finished and not told (`node.coverage`)."""
+    begun = (cut.range_windows - 1) * cut.window
+    return max(1, min(rows, shard_tokens // 2 // begun)) if begun else rows
+
+
 @lru_cache(maxsize=16)
 def offset(seed: int, pass_number: int, window: int) -> int:
     """Tokens by which all windows of a pass are shifted: from 0 to `window` - 1, the same for every peer."""

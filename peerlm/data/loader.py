@@ -2,7 +2,8 @@
 
 Rows of a batch come from different ranges: each row is a lane that reads one range to its end and
 then opens the next of this peer's. Neighbouring windows therefore meet in consecutive batches, not in
-one, and a batch stays a fair sample even where ranges are long.
+one, and a batch stays a fair sample even where ranges are long. Of a very long text there are fewer lanes than rows, and
+some rows are neighbours: what is begun is read again when this peer dies, and that must not be more than half a shard.
 
 What comes next is a range that is this peer's by the present view, is not finished by anybody (`passes`) and not begun
 here, of the lowest pass that has one: whose own ranges are all opened goes on with the next pass, and nobody waits for the
@@ -26,12 +27,11 @@ import numpy as np
 import numpy.typing as npt
 
 from peerlm.config import Plan
+from peerlm.config.mixture import OWN
 from peerlm.data import assign
 from peerlm.data.passes import NO_RANGE, RANGES_MAX, TEXT_BYTES, Lane, Passes, to_bytes
 from peerlm.data.shards import Corpus, require_one_batch
 from peerlm.types import PeerId
-
-LOCAL = "local"
 
 
 @dataclass(slots=True)
@@ -57,6 +57,7 @@ class Loader:
         rng_seed: The plan's `run.rng_seed`.
         first_pass: All passes before it count as read.
         text: What the corpus is called in a record (`passes.text_of`).
+        share: Of all windows that are drawn, where there are other texts: its part of what may be begun.
 
     Raises:
         ConfigError: the corpus is shorter than one batch.
@@ -70,14 +71,16 @@ class Loader:
         rng_seed: int,
         first_pass: int = 0,
         text: bytes = bytes(TEXT_BYTES),
+        share: float = 1.0,
     ) -> None:
         batch, context = plan.train.batch, plan.model.context
         require_one_batch(corpus.tokens, plan.data.val_fraction, batch, context, plan.data.source)
         self._corpus, self._peer, self._seed = corpus, peer, rng_seed
-        self._alone = plan.data.source == LOCAL
+        self._alone = plan.data.source == OWN
         self._members: tuple[PeerId, ...] = (peer,)
         self._cut = assign.cut(corpus.train_tokens, context + 1)
-        self._lanes = [_Lane() for _ in range(batch)]
+        beside = assign.lanes(self._cut, batch, int(corpus.shard_tokens_most * share))
+        self._rows, self._lanes = batch, [_Lane() for _ in range(beside)]
         self._turn = 0
         """The lane that the next window comes from."""
         self._begun: set[tuple[int, int]] = set()
@@ -116,8 +119,14 @@ class Loader:
             if lane.windows and not self._is_here(lane.at, lane.windows):
                 self._leave(lane)
 
+    @property
+    def has_lane_a_row(self) -> bool:
+        """Else a batch is to be drawn row by row, while shards are still to come."""
+        return len(self._lanes) == self._rows
+
     def has_batch(self) -> bool:
         """There is a batch now. Else only `absent_are` and `hear` can change that."""
+        assert self._corpus.is_whole or self.has_lane_a_row
         if self._corpus.is_whole:
             return True
         return all(lane.windows or self._open_range(lane) for lane in self._lanes)
@@ -156,7 +165,7 @@ class Loader:
         Raises:
             ConfigError: the shards hold ids that the plan's vocabulary does not.
         """
-        return np.stack([self.next_window() for _ in self._lanes])
+        return np.stack([self.next_window() for _ in range(self._rows)])
 
     def has_window(self) -> bool:
         """There is a row now, if not for each lane."""

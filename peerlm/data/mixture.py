@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from peerlm.config import Plan
-from peerlm.data.loader import LOCAL, Loader
+from peerlm.config.mixture import OWN
+from peerlm.data.loader import Loader
 from peerlm.data.passes import RANGES_MAX, Lane
 from peerlm.data.records import Part, Record, parts_of
 from peerlm.data.shards import Corpus
@@ -104,6 +105,8 @@ class Mixture:
     def __init__(self, parts: Sequence[Part], loaders: Sequence[Loader], rows: int) -> None:
         assert len(parts) == len(loaders), (parts, loaders)
         self._parts, self._loaders, self._rows = tuple(parts), tuple(loaders), rows
+        self._is_one = len(loaders) == 1 and loaders[0].has_lane_a_row
+        """A batch need not be drawn row by row."""
         self._draws = Draws([part.weight for part in parts])
         total = sum(self._draws.weights)
         self.shares = tuple(weight / total for weight in self._draws.weights)
@@ -127,22 +130,26 @@ class Mixture:
         rows: int,
         absent: Collection[int] = (),
     ) -> Mixture:
-        """Of the shards at `paths`, all in order, as the plan cuts them into texts. `absent`: places of those that are still
-        to come.
+        """Of the shards at `paths`, all in order, as the plan cuts them into texts: those of the plan, then those of this node's
+        own text, if it has any. `absent`: places of those that are still to come.
 
         Raises:
             ConfigError: a text cannot be used.
             ChunkCorrupt: a shard is broken.
         """
         parts = parts_of(plan, [path.name for path in paths])
-        data, loaders = plan.data, []
-        sizes = () if data.source == LOCAL else data.shard_tokens
+        data, loaders, sizes = plan.data, [], plan.data.shard_tokens
+        total = sum(part.weight for part in parts)
         for part, at_once in zip(parts, lanes_of(parts, rows), strict=True):
             own = slice(part.places.start, part.places.stop)
             gaps = part.own(absent)
             corpus = Corpus.open(paths[own], data.vocab, data.val_fraction, sizes[own], gaps)
-            of_this = replace(plan, train=replace(plan.train, batch=at_once))
-            loaders.append(Loader(corpus, of_this, peer, plan.run.rng_seed, text=part.text))
+            source = OWN if part.is_own else data.source
+            of_this = replace(
+                plan, train=replace(plan.train, batch=at_once), data=replace(data, source=source)
+            )
+            seed, share = plan.run.rng_seed, part.weight / total
+            loaders.append(Loader(corpus, of_this, peer, seed, text=part.text, share=share))
         return cls(parts, loaders, rows)
 
     # ---------------------------------------------------------------------------- what is here
@@ -154,7 +161,7 @@ class Mixture:
 
     def has_batch(self) -> bool:
         """There is a batch now. Else only `absent_are` and `hear` can change that."""
-        if len(self._loaders) == 1:
+        if self._is_one:
             return self._loaders[0].has_batch()
         if not all(loader.is_whole for loader in self._loaders):
             if not self._drawn:
@@ -224,7 +231,7 @@ class Mixture:
         Raises:
             ConfigError: the shards hold ids that the plan's vocabulary does not.
         """
-        if len(self._loaders) == 1:
+        if self._is_one:
             return self._loaders[0].next_batch()
         drawn, self._drawn = self._drawn, []
         while len(drawn) < self._rows:

@@ -36,6 +36,7 @@ NO_RANGE = (1 << 32) - 1
 """The place of a lane that is in the midst of nothing: it keeps the order of the others."""
 
 TEXT_BYTES = 32
+_OWN_MARK = b"own text"
 _HEAD = struct.Struct("<32sIQHI")
 """Text, ranges, lowest pass, passes, lanes."""
 _LENGTH = struct.Struct("<I")
@@ -63,6 +64,21 @@ def text_of(names: Sequence[str], plan: Plan) -> bytes:
     """
     about = (*names, plan.data.val_fraction, plan.model.context, plan.run.rng_seed)
     return hashlib.blake2b(repr(about).encode(), digest_size=TEXT_BYTES).digest()
+
+
+def own_text_of(names: Sequence[str], plan: Plan) -> bytes:
+    """As `text_of`, of text that is a node's own."""
+    return as_own(text_of(names, plan))
+
+
+def as_own(text: bytes) -> bytes:
+    """Marked as a node's own, which all can tell from any other, so that nobody tells of it."""
+    return _OWN_MARK + text[len(_OWN_MARK) :]
+
+
+def is_own(text: bytes) -> bool:
+    """It is a node's own: nobody else's business."""
+    return text.startswith(_OWN_MARK)
 
 
 class Passes:

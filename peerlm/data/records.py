@@ -1,7 +1,7 @@
 """What of each text is read, where a run has several; and which texts those are.
 
 A run reads one text, or a mixture of several (`data.mixture`). Each has a record of its own (`data.passes`), by which it goes
-through its passes at its own pace; a text that is in another mixture, or alone, is the same text with the same record. With
+through its passes at its own pace. A node's own text has one too, which stays there; a text that is in another mixture, or alone, is the same text with the same record. With
 them goes the *order*, a few bytes that say how far the drawing of rows from texts is: the worker's alone to read.
 
 Of one text the bytes are those of its record, as they were before there were mixtures.
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from peerlm.config import Plan, mixture
 from peerlm.data import passes
-from peerlm.data.passes import TEXT_BYTES, Lane, Passes, text_of
+from peerlm.data.passes import TEXT_BYTES, Lane, Passes, is_own, own_text_of, text_of
 
 ORDER_BYTES_MAX = 32 + 8 * mixture.CORPORA_MAX
 
@@ -39,20 +39,36 @@ class Part(NamedTuple):
     text: bytes
     """As records and messages have it."""
 
+    @property
+    def is_own(self) -> bool:
+        """It is this node's own, and nobody else's."""
+        return is_own(self.text)
+
     def own(self, shards: Iterable[int]) -> list[int]:
         """Which of these, by their places among all, are its own, by their places in it."""
         return [place - self.places.start for place in shards if place in self.places]
 
 
 def parts_of(plan: Plan, shards: Sequence[str] | None = None) -> tuple[Part, ...]:
-    """What is to be read, one text or several. `shards`: names of all shards, in order, if they are not the plan's."""
+    """What is to be read, one text or several.
+
+    Args:
+        shards: Names of all shards, in order: those of the plan, then those of the node's own text, if it has any and the plan
+            mixes it in. Without them the node's own text is there, by a name that says nothing, and with no shards.
+    """
     names = tuple(plan.data.shards if shards is None else shards)
     source = plan.data.source
     if not source.startswith(mixture.STORED):
-        return (Part(source, 1, range(len(names)), text_of(names, plan)),)
-    named = mixture.parse(source, "data.source")
-    at, found = 0, []
-    for (name, weight), count in zip(named, plan.data.parts or (len(names),), strict=True):
+        named_as = own_text_of if source == mixture.OWN else text_of
+        return (Part(source, 1, range(len(names)), named_as(names, plan)),)
+    named, counts = mixture.parse(source, "data.source"), plan.data.parts or (len(names),)
+    at, stored, found = 0, sum(counts), []
+    for (name, weight), count in zip(named, counts, strict=True):
+        if name == mixture.OWN and len(named) > 1:
+            if shards is None or len(names) > stored:
+                own = range(stored, len(names))
+                found.append(Part(name, weight, own, own_text_of(names[stored:], plan)))
+            continue
         of_this = names[at : at + count]
         found.append(Part(name, weight, range(at, at + count), text_of(of_this, plan)))
         at += count

@@ -219,6 +219,8 @@ class Corpus:
         self._ends = np.cumsum(self._counts)
         self.vocab = vocab
         self.tokens = int(self._ends[-1])
+        self.shard_tokens_most = max(self._counts)
+        """Of the largest of them."""
         self.val_tokens = held_out(self.tokens, val_fraction)
         self.train_tokens = self.tokens - self.val_tokens
         self._shards: list[TokenIds | None] = [None] * len(self._counts)

@@ -13,9 +13,11 @@ Whatever is wrong with a source is for a person to mend, so every failure here i
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -37,6 +39,7 @@ PACKAGES = {
     **dict.fromkeys(("s3", "s3a"), "s3"),
     **dict.fromkeys(("hdfs", "viewfs"), "hdfs"),
     **dict.fromkeys(("http", "https", "webhdfs"), "http"),
+    "hf": "hub",
 }
 """Kind of URL → the extra of peerlm that reads it."""
 
@@ -54,6 +57,10 @@ CREDENTIALS = {
 
 OPTIONS = {kind: {"dfs.client.failover.max.attempts": "4"} for kind in ("hdfs", "viewfs")}
 """Kind of URL → what its file system is told. By itself hdfs-native asks a name node that is not there for minutes."""
+
+
+WEB_PORT = 9870
+"""Of a name node of HDFS, where nobody has chosen another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +298,9 @@ class Restarted(io.RawIOBase):
 
 
 def _part(fs: Any, path: str, size: int, start: int, end: int) -> bytes:
-    if is_web(path):  # its `cat_file` takes all that a server sends, this one what was asked for
+    if (
+        is_web(path) or fs.protocol == "hf"
+    ):  # its `cat_file` takes more than was asked for, this does not
         with fs.open(path, "rb", size=size, cache_type="none") as file:
             file.seek(start)
             return bytes(file.read(end - start))
@@ -314,15 +323,33 @@ def explained(url: str, where: str, done: str = "read") -> Iterator[None]:
         if cause is not None and getattr(cause, "status", 0) != 404:
             raise ConfigError(f"{named}: cannot be {done}: {_line(cause)}") from None
         reason = _line(cause) if cause else "no such file or directory"
+        if kind_of(url) == "hf":  # it does not say that there is what one may not see
+            reason += f"; what is private or gated needs {CREDENTIALS['hf']}"
         raise ConfigError(f"{named}: not found: {reason}") from None
     except ImportError as error:
-        extra = PACKAGES.get(kind_of(url))
-        remedy = f"; pip install 'peerlm[{extra}]'" if extra else ""
-        raise ConfigError(
-            f"{named}: needs a package that is missing: {_line(error)}{remedy}"
-        ) from None
+        raise _lacking(named, url, error) from None
     except Exception as error:  # a file system of fsspec raises whatever its own library raises
-        raise ConfigError(f"{named}: {_reason(error, kind_of(url), done)}") from None
+        if PACKAGES.get(kind_of(url)) == "hdfs" and not find_spec("hdfs_native"):
+            raise _lacking(named, url, error) from None  # pyarrow's, which wants Hadoop beside it
+        reason = _reason(error, kind_of(url), done)
+        raise ConfigError(f"{named}: {reason}{_otherwise(url)}") from None
+
+
+def _lacking(named: str, url: str, error: Exception) -> ConfigError:
+    extra = PACKAGES.get(kind_of(url))
+    remedy = f"; pip install 'peerlm[{extra}]'" if extra else ""
+    return ConfigError(
+        f"{named}: needs a package that is missing: {_line(error)}{remedy}{_otherwise(url)}"
+    )
+
+
+def _otherwise(url: str) -> str:
+    """Another way to the same files, to be typed in place of `url`; empty: there is none."""
+    if kind_of(url) != "hdfs":
+        return ""
+    at, _, path = url.removeprefix("hdfs://").partition("/")
+    host = re.sub(r":\d*$", "", at.rpartition("@")[2]) or "HOST"
+    return f"; or by the web interface of its name node: webhdfs://{host}:{WEB_PORT}/{path}"
 
 
 def _unreadable(fs: Any, file: SourceFile, at: int, error: Exception, where: str) -> ConfigError:
@@ -333,9 +360,15 @@ def _unreadable(fs: Any, file: SourceFile, at: int, error: Exception, where: str
 
 def _reason(error: Exception, kind: str, done: str = "read") -> str:
     variables = CREDENTIALS.get(kind)
-    if variables and (isinstance(error, PermissionError) or "Credential" in type(error).__name__):
+    is_denied = isinstance(error, PermissionError) or "Credential" in type(error).__name__
+    if variables and (is_denied or _status(error) in (401, 403)):
         return f"access denied: {_line(error)}; set {variables}"
     return f"cannot be {done}: {_line(error)}"
+
+
+def _status(error: object) -> int:
+    """Of the answer of a server, where the error has it as most libraries for it do; 0: it has none."""
+    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
 
 
 def _line(error: object) -> str:

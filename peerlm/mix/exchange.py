@@ -115,6 +115,12 @@ class Exchanges:
             return []
         return self._ask(wish, now)
 
+    def stepped(
+        self, fragment: FragmentId, partners: Sequence[PeerId], now: Instant
+    ) -> list[Effect]:
+        """`fragment` has taken an outer step, which `outcomes` know of: start what is to follow it."""
+        return self.start(fragment, partners, now, self._terms.exchanges(fragment, len(partners)))
+
     @property
     def mixes(self) -> bool:
         """Whether the plan's algorithm exchanges at all."""

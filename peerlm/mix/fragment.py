@@ -29,6 +29,7 @@ import numpy as np
 from peerlm.config import MixSection
 from peerlm.mix.algorithms import Algorithm
 from peerlm.mix.loops import add, norm, squares
+from peerlm.mix.rounds import warmed
 from peerlm.mix.vector import Vector, pieces
 
 
@@ -205,7 +206,7 @@ class SlowFragment:
             self.resets += 1
             self._queue_reset()
             return self._not_stepped(Outcome.RESET)
-        phi_squares = 0.0
+        phi_squares, mix = 0.0, warmed(mix, self.version)
         for piece in pieces(self.size):
             phi = self.phi[piece]
             algorithm.outer(phi, self.momentum[piece], completed[piece] - phi, mix)

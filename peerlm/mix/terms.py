@@ -14,6 +14,7 @@ from peerlm.mix.chunks import stream_bytes
 from peerlm.mix.codec import CODECS, WEIGHT_CODECS, choose_codecs
 from peerlm.mix.exchange_records import Standing
 from peerlm.mix.outcomes import Outcomes
+from peerlm.mix.rounds import exchanges_after
 from peerlm.types import FragmentId
 from peerlm.wire.message import ExchangeRequest
 
@@ -47,6 +48,12 @@ class Terms:
     def mixes(self) -> bool:
         """Whether the plan's algorithm exchanges at all."""
         return self._algorithm.mixes
+
+    def exchanges(self, fragment: FragmentId, partners: int) -> int:
+        """How many to start after an outer step that `fragment` has just taken."""
+        state = self._outcomes.fragments[fragment]
+        waits = self._algorithm.through_momentum
+        return exchanges_after(self._mix, state.version, state.distance, partners, waits=waits)
 
     def codecs(self, fragment: FragmentId) -> tuple[str, str]:
         """Of request and reply, for an exchange of our own."""

@@ -101,6 +101,8 @@ class Acquisition:
         self._endpoint = endpoint
         self._rng = rng
         self._pulls: dict[TransferId, _Pull] = {}
+        self._hedged_bytes = 0
+        """Of fetches that are over."""
         self._corpus: Fetch | None = None
         self._corpus_hashes: tuple[ObjectHash, ...] = ()
         self._corpus_came: list[tuple[ObjectHash, int]] = []
@@ -122,6 +124,12 @@ class Acquisition:
         self.is_final = False
         """What is being fetched are the finished weights."""
 
+    @property
+    def hedged_bytes(self) -> int:
+        """That came twice, since the start."""
+        fetches = [fetch for fetch in (self._corpus, self._state) if fetch is not None]
+        return self._hedged_bytes + sum(fetch.hedged_bytes for fetch in fetches)
+
     # --------------------------------------------------------------------------------- wishes
 
     def want_corpus(
@@ -130,6 +138,7 @@ class Acquisition:
         """Fetch these corpus objects from whoever is a donor, in place of those that were wanted before, and `last` the last.
         `take_corpus` gives them as they come, and `corpus_arrived` tells the end."""
         effects = [] if self._corpus is None else self._cancel(self._corpus)
+        self._is_over(self._corpus)
         self._corpus_hashes = tuple(missing)
         self._corpus = Fetch(dict.fromkeys(missing, 0), self._rng, now, last=last)
         self._corpus_came = []
@@ -346,6 +355,7 @@ class Acquisition:
         self._ask_at = None
         self.is_final = self._gives[agreeing[0]].final
         wants: dict[Key, int] = {fragment: BYTES * size for fragment, size in self._sizes.items()}
+        self._is_over(self._state)
         self._state, self._chosen = Fetch(wants, self._rng, now), {}
         self._givers, self._barren_at = {}, after(now, BARREN_S)
         self._pulled_from = agreeing
@@ -388,6 +398,7 @@ class Acquisition:
 
     def _note_arrivals(self) -> None:
         if self._corpus is not None and self._corpus.phase is Phase.DONE:
+            self._is_over(self._corpus)
             self._corpus, self.corpus_arrived = None, True
         if self._state is not None and self._state.phase is Phase.DONE:
             self.state_arrived = True
@@ -413,7 +424,11 @@ class Acquisition:
             del self._pulls[transfer]
         return [CancelTransfer(transfer) for transfer in doomed]
 
+    def _is_over(self, fetch: Fetch | None) -> None:
+        self._hedged_bytes += fetch.hedged_bytes if fetch is not None else 0
+
     def _drop_state(self) -> None:
+        self._is_over(self._state)
         self._state = None
         self._gives, self._chosen = {}, {}
         self._ask_at = self._compare_until = self._barren_at = None

@@ -126,6 +126,11 @@ class Contacts:
         """Addresses that do not answer as they should, with what they said."""
         return {a: attempt for a, attempt in sorted(self._attempts.items()) if attempt.last_error}
 
+    def error_at(self, address: str) -> str:
+        """What dialling it said last; empty while nothing has gone wrong there."""
+        attempt = self._attempts.get(address)
+        return attempt.last_error if attempt else ""
+
     def keep_only(self, addresses: Collection[str]) -> None:
         """Forget how dialling went at addresses that nobody lives at any more."""
         for address in [a for a in self._attempts if a not in addresses]:

@@ -2,7 +2,7 @@
 
 The worker says what it has finished, and every few seconds those who share the text are told what is new of it; all that is
 known is told on a new link, and now and then to one of them, which makes good what got lost on the way. So after
-a death only what the dead had not told yet is read again, and ranges that it was in the midst of.
+a death only what the dead had not told yet is read again, and ranges that it was in the midst of: no more than a shard.
 
 Each word from a peer is taken as it is, within the few passes that are read at a time (`data.passes` says why that
 does). A node of a release that tells nothing reads its share unseen: those that are ahead of it read that too.
@@ -10,24 +10,29 @@ does). A node of a release that tells nothing reads its share unseen: those that
 Of a mixture each text has a record of its own, and a message is about one text. A new plan keeps the records of the texts
 that it names too.
 
-With `data.source = local` the record is this node's alone: kept, and never told or heard.
+The record of a node's own text (`local`, alone or in a mixture) is this node's alone: kept, and never told or heard. What it is
+called only the worker knows, who has the text.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from peerlm.config import Plan
+from peerlm.config.mixture import OWN
 from peerlm.data.passes import (
     NUMBER_MAX,
     RANGES_MAX,
     Lane,
     Passes,
+    as_own,
     from_bytes,
     indices,
+    is_own,
     to_bytes,
 )
 from peerlm.data.records import Record, decode, encode, parts_of
@@ -45,7 +50,12 @@ WHOLE_S = 10.0
 
 SAVE_S = 10.0
 
-LOCAL = "local"
+MUCH_OF_SHARD = 8
+"""One part in so many of a text's largest shard is told of sooner than that; with what is begun (`data.assign.lanes`) and what
+the worker has not reported, a death makes others read no more than one shard again."""
+
+MUCH_S = 0.5
+"""But no more often than so."""
 
 
 @dataclass(slots=True)
@@ -56,10 +66,17 @@ class _Known:
     lanes: list[Lane] = field(default_factory=list)
     new: dict[int, int] = field(default_factory=dict)
     """Finished here, and not told yet."""
+    shard_share: float = math.inf
+    """Of the text, what is in its largest shard; infinite: not known."""
 
     @property
     def is_anything(self) -> bool:
         return bool(self.passes.lowest or self.passes.numbers() or self.lanes)
+
+    @property
+    def is_much_new(self) -> bool:
+        much = max(1.0, self.passes.ranges * self.shard_share / MUCH_OF_SHARD)
+        return sum(bits.bit_count() for bits in self.new.values()) >= much
 
     def read(self, ranges: int, finished: Sequence[tuple[int, int]], lanes: list[Lane]) -> None:
         """The worker has cut it into so many ranges, and finished these."""
@@ -102,17 +119,22 @@ class Coverage:
 
     def __init__(self, plan: Plan, kept: bytes, rng: random.Random, now: Instant) -> None:
         self._rng = rng
-        self._is_alone = plan.data.source == LOCAL
         self._known: dict[bytes, _Known] = {}
-        """By text, in the plan's order; with a text of its own, that which the worker has named."""
+        """By text, in the plan's order; its own as the worker has named it, if it has."""
+        self._lacks_own = False
+        """The worker has said that there is no own text."""
         self._order = b""
         if kept:
             found, self._order = decode(kept)
+            if plan.data.source == OWN:  # earlier releases did not mark it
+                for record in found:
+                    record.passes.text = as_own(record.passes.text)
             self._known = {
                 record.passes.text: _Known(record.passes, list(record.lanes)) for record in found
             }
         self._is_saved = True
         self._tell_at, self._whole_at = after(now, TELL_S), after(now, WHOLE_S)
+        self._much_at = now
         self._whole_turn = 0
         self._save_at = after(now, SAVE_S)
         self.use_plan(plan)
@@ -120,20 +142,38 @@ class Coverage:
     def use_plan(self, plan: Plan) -> None:
         """Texts that it did not have begin anew. The worker goes on with the old ones until the new are here: what it says of
         those that are gone is void."""
-        self._is_alone = plan.data.source == LOCAL
-        if not self._is_alone:
-            self._read_about([part.text for part in parts_of(plan)])
+        own, self._lacks_own = self._own, False
+        parts, sizes = parts_of(plan), plan.data.shard_tokens
+        self._read_about([own if part.is_own and own else part.text for part in parts])
+        for part in parts if sizes else ():
+            if not part.is_own:
+                counts = [sizes[place] for place in part.places]
+                self._known[part.text].shard_share = max(counts) / sum(counts)
 
     def _read_about(self, texts: Sequence[bytes]) -> None:
         known = self._known
         self._known = {text: known.get(text) or _Known(Passes(text)) for text in texts}
 
+    @property
+    def _own(self) -> bytes | None:
+        return next(filter(is_own, self._known), None)
+
+    @property
+    def _shared(self) -> list[_Known]:
+        """What others may hear, and be heard about."""
+        return [known for text, known in self._known.items() if not is_own(text)]
+
     # -------------------------------------------------------------------------------- for a person
 
+    @property
+    def texts(self) -> list[bytes]:
+        """What is read here, in the plan's order."""
+        return [text for text in self._known if not (is_own(text) and self._lacks_own)]
+
     def positions(self) -> list[tuple[int, float]]:
-        """Of each text, in the plan's order: the lowest pass that is not over, and the share of its ranges that are
-        finished."""
-        return [(k.passes.lowest, k.passes.position) for k in self._known.values()]
+        """Of each of `texts`: the lowest pass that is not over, and the share of its ranges that are finished."""
+        found = [self._known[text].passes for text in self.texts]
+        return [(passes.lowest, passes.position) for passes in found]
 
     @property
     def number(self) -> int:
@@ -153,9 +193,10 @@ class Coverage:
 
     def for_steering(self) -> bytes:
         """What the worker should know of the others."""
-        if self._is_alone or not self._is_anything:
+        shared = self._shared
+        if not any(known.is_anything for known in shared):
             return b""
-        return encode([Record(known.passes) for known in self._known.values()])
+        return encode([Record(known.passes) for known in shared])
 
     def _encoded(self) -> bytes:
         found = [Record(known.passes, known.lanes) for known in self._known.values()]
@@ -169,8 +210,7 @@ class Coverage:
         """The worker has finished ranges, and is in the midst of others."""
         if not event.texts:
             return
-        if self._is_alone:
-            self._read_about(event.texts)
+        is_of_plan = self._takes_names(event.texts)
         flat, finished = iter(event.finished), [list[tuple[int, int]]() for _ in event.texts]
         for which, number, index in zip(flat, flat, flat, strict=True):
             finished[which].append((number, index))
@@ -181,15 +221,26 @@ class Coverage:
             if (known := self._known.get(text)) is not None:
                 known.read(event.ranges[at], finished[at], lanes[at])
                 self._is_saved = False
-        if event.texts == tuple(self._known):
+        if is_of_plan:
             self._order = event.order
+
+    def _takes_names(self, texts: Sequence[bytes]) -> bool:
+        """The worker reads what the plan names, so it is known what this node's own text is, or that there is none."""
+        shared = [text for text in texts if not is_own(text)]
+        if shared != [text for text in self._known if not is_own(text)]:
+            return False
+        named = next(filter(is_own, texts), None)
+        if (own := self._own) is not None:
+            self._lacks_own = named is None
+            self._read_about([named or own if text == own else text for text in self._known])
+        return own is not None or named is None
 
     # --------------------------------------------------------------------------------- the others
 
     def heard(self, message: RangesDone) -> None:
         """A member that may train says what is finished."""
-        known = None if self._is_alone else self._known.get(message.text)
-        if known is None:
+        known = self._known.get(message.text)
+        if known is None or is_own(message.text):
             return
         before = known.passes.lowest
         known.passes.reach(message.lowest)
@@ -203,12 +254,14 @@ class Coverage:
 
     def link_up(self, peer: PeerId) -> list[Effect]:
         """Somebody who may share the text is there: tell all that is known."""
-        return [Send(peer, word) for known in self._told() for word in known.all()]
+        return [Send(peer, word) for known in self._shared for word in known.all()]
 
     def wake(self, readers: Sequence[PeerId], now: Instant) -> list[Effect]:
         """Do what is due; call it a few times a second. `readers`: who shares the text with this node."""
         effects: list[Effect] = []
-        if self._tell_at <= now:
+        is_much = self._much_at <= now and any(known.is_much_new for known in self._shared)
+        if self._tell_at <= now or is_much:
+            self._much_at = after(now, MUCH_S)
             self._tell_at = after(now, TELL_S * max(1.0, len(readers) / TELL_PEERS))
             effects += self._tell(readers)
         if self._whole_at <= now:
@@ -224,21 +277,17 @@ class Coverage:
         """The last word before this node goes."""
         return [*self._tell(readers), *self._save()]
 
-    def _told(self) -> list[_Known]:
-        """What others may hear."""
-        return [] if self._is_alone else list(self._known.values())
-
     def _tell(self, readers: Sequence[PeerId]) -> list[Effect]:
-        words = [word for known in self._told() for word in known.take_new()]
+        words = [word for known in self._shared for word in known.take_new()]
         return [Send(peer, word) for peer in readers for word in words]
 
     def _tell_all_of_one(self, peer: PeerId) -> list[Effect]:
         """Of one text after the other, lest what is told at once grow with the mixture."""
-        told = self._told()
-        if not told:
+        shared = self._shared
+        if not shared:
             return []
-        self._whole_turn = (self._whole_turn + 1) % len(told)
-        return [Send(peer, word) for word in told[self._whole_turn].all()]
+        self._whole_turn = (self._whole_turn + 1) % len(shared)
+        return [Send(peer, word) for word in shared[self._whole_turn].all()]
 
     def _save(self) -> list[Effect]:
         if self._is_saved:

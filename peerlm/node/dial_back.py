@@ -130,6 +130,16 @@ class DialBack:
         failures = [failure for failure in self._answers.values() if failure]
         return Reached(self.guarded, len(by), len(failures), failures[-1] if failures else "")
 
+    @property
+    def is_asking(self) -> bool:
+        """Members are asked, and not all have answered."""
+        return self._round_ends is not None
+
+    @property
+    def answers(self) -> dict[PeerId, str]:
+        """Of members that tried last: why they could not dial this node; empty where they could."""
+        return dict(self._answers)
+
     # ------------------------------------------------------------------------- dialling others
 
     def can_dial(self, peer: PeerId) -> bool:
@@ -239,6 +249,12 @@ class DialBack:
             return []
         self._ask_at = max(now, self._quiet_until)
         return self.wake(now)
+
+    def ask(self, now: Instant) -> list[Effect]:
+        """A person wants to know: ask now, unless that is under way, or nobody could say."""
+        if self.is_asking or not self._ports.host or not self._membership.linked_peers():
+            return []
+        return self._ask(now)
 
     def _ask(self, now: Instant) -> list[Effect]:
         """Begin a round of questions; what was said in the last moment belongs to it."""

@@ -40,6 +40,11 @@ class Facts:
         return self._work.donors()
 
     @property
+    def keepers(self) -> int:
+        """Live members that may have copies of what nobody holds, where this node needs them."""
+        return self._work.keepers()
+
+    @property
     def donors_done(self) -> bool:
         """Some of them say the run is done, and have what this node holds."""
         return self._work.donors_done()

@@ -129,7 +129,7 @@ class Jobs:
         now: Instant,
         kept: bytes = b"",
     ) -> None:
-        self._me, self._may_make, self._names, self._has = me, may_make, names, has
+        self._me, self.may_make, self._names, self._has = me, may_make, names, has
         self._survey, self._write, self._rng = survey, write, rng
         self._jobs: dict[ObjectHash, _Job] = {}
         self._facts: dict[ObjectHash, tuple[int, bool]] = {}
@@ -261,12 +261,12 @@ class Jobs:
         return bool(job.deal.open) or job.stage == READY
 
     def _is_able(self, job: _Job, now: Instant) -> bool:
-        return self._may_make and (job.again_at is None or now >= job.again_at)
+        return self.may_make and (job.again_at is None or now >= job.again_at)
 
     def next(self, job_hash: ObjectHash, now: Instant) -> int | str:
         """A task to begin, or a word: `wait`, `finish` (build the manifest: `rows`), `over`."""
         job = self._jobs.get(job_hash)
-        if job is None or not self._may_make:
+        if job is None or not self.may_make:
             return "over"
         if not job.is_making:
             job.is_making, job.trouble, job.again_at, job.is_news = True, "", None, True

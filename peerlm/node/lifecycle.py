@@ -81,7 +81,7 @@ def decide(phase: Phase, f: Facts) -> Phase:
         case Phase.FETCHING:
             if f.state_arrived:
                 return Phase.INSTALLING
-            return Phase.SEEKING if not f.donors else phase
+            return phase if f.donors or f.keepers else Phase.SEEKING
         case Phase.INSTALLING:
             return Phase.READY if f.installed else phase
         case Phase.DRAINING:
@@ -104,7 +104,7 @@ def _after_seeking(f: Facts) -> Phase:
     grace_s = FRESH_GRACE_S if f.snapshot_tokens is None else GRACE_S
     alone = not f.donors and (f.waited_s >= grace_s or not f.addresses_known)
     if f.snapshot_tokens is None:
-        if f.donors:
+        if f.donors or f.keepers:
             return Phase.FETCHING
         return Phase.INSTALLING if f.origin and alone and f.corpus_ready else Phase.SEEKING
     if f.donors and (f.donors_done or is_behind(f)):

@@ -36,6 +36,7 @@ from peerlm.node.seen import Seen, read_swarm
 from peerlm.node.snapshots import Restored
 from peerlm.node.status import Summary
 from peerlm.node.summary import summarise
+from peerlm.node.texts import Weights
 from peerlm.node.work import Work
 from peerlm.swarm.hosting import Hosting
 from peerlm.swarm.vitals import Ledger
@@ -314,10 +315,11 @@ class Node:
                 return work.worker.kept(event, now)
             case ev.WorkerProgressed():
                 if self.placing is not None:
-                    self.placing.measure(event.tokens_per_s, event.busy, now)
+                    tokens_per_s = event.worked_tokens_s or event.tokens_per_s
+                    self.placing.measure(tokens_per_s, event.busy, now)
                 return [*work.worker_progressed(event, now), *self._count_tokens(now)]
             case ev.Evaluated():
-                return work.worker.evaluated(event, now)
+                return work.evaluated(event, now)
             case ev.WorkerDrained():
                 return work.worker_drained(now)
             case ev.WorkerExited():
@@ -353,6 +355,8 @@ class Node:
                 return work.pause(True, now)
             case ev.Resume():
                 return work.pause(False, now)
+            case ev.ReachWanted():
+                return self.company.dial_back.ask(now)
             case ev.SnapshotWanted():
                 return work.snapshot_now(now)
             case ev.Leave():
@@ -467,7 +471,19 @@ class Node:
         """Show work the swarm as it is now."""
         self._look_due = after(now, LOOK_S)
         self._rate.look(now)
-        return [*self.work.see(self._seen(), now), *self.library.look(now)]
+        effects = self.work.see(self._seen(), now)
+        effects += self.work.texts.compare(self._weights_of, now)
+        return [*effects, *self.library.look(now)]
+
+    def _weights_of(self, peer: PeerId) -> Weights | None:
+        """What a host answers texts with, by its own word; never newer than what this node has heard of."""
+        if peer == self.me:
+            own = self.work.snapshots
+            return Weights(own.tokens if own.number else None, self.work.worker.tokens_per_s)
+        vitals = self.company.vitals_of(peer)
+        if vitals is None or vitals.weights_tokens is None:
+            return None
+        return Weights(min(vitals.weights_tokens, self._ledger.total()), vitals.tokens_per_s)
 
     def _seen(self) -> Seen:
         """The swarm as work sees it; read anew only where it changed."""

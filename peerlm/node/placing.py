@@ -119,6 +119,7 @@ class Around:
     heard, unheard: live members that have said something of themselves, and that have not. is_seeking: it waits for somebody who has the weights
     of its stages. is_busy: the run's phase leaves no time for moves.
     is_blank: nothing was learnt yet, and whoever holds a stage may draw its weights. donors: who has weights.
+    has_learnt: the swarm has. given: stages of which a donor holds the weights, be it one that holds everything.
     """
 
     others: Mapping[PeerId, Host]
@@ -132,6 +133,8 @@ class Around:
     may_train: bool
     line_bytes_s: float | None
     donors: tuple[PeerId, ...]
+    has_learnt: bool = True
+    given: frozenset[int] = frozenset()
     delay_s: float = 0.0
 
 
@@ -139,6 +142,7 @@ def look_around(company: Company, work: Work) -> Around:
     """As it is now."""
     plan = company.plan.plan
     others, autos, heard, unheard = hosts_said(company, plan.model.stages)
+    runs = [work.seen.runs[peer] for peer in work.seen.donors]
     return Around(
         others=others,
         autos=autos,
@@ -151,6 +155,8 @@ def look_around(company: Company, work: Work) -> Around:
         may_train=work.may_train,
         line_bytes_s=work.steering.tempo.line_bytes_s,
         donors=work.seen.donors,
+        has_learnt=company.ledger.total() > 0,
+        given=frozenset(s for first, last in runs for s in range(first, last + 1)),
         delay_s=company.membership.usual_delay() or 0.0,
     )
 
@@ -267,11 +273,18 @@ class Placing:
     # ------------------------------------------------------------------------------------- looking
 
     def is_due(self, now: Instant) -> bool:
-        return self.is_auto and self._due <= now
+        return self._looks and self._due <= now
+
+    @property
+    def _looks(self) -> bool:
+        """Who has stages that are fixed has nothing to decide, but may have been given copies at the beginning of the run."""
+        return self.is_auto or bool(self.stock.copies)
 
     def look(self, around: Around, now: Instant) -> list[Effect]:
         """See whether others are there to load from, decide if it is time to, and keep copies."""
         self._due = after(now, LOOK_S / self._pace * self._rng.uniform(0.75, 1.25))
+        if not self.is_auto:
+            return self._shed(around)
         is_still = self.move is not None or around.is_busy or now < self._not_before
         if is_still:
             return []
@@ -418,6 +431,15 @@ class Placing:
             self._ask(view, self._hosted(view), around, now) if not self.lacking else []
         )
 
+    def _shed(self, around: Around) -> list[Effect]:
+        """Forget the copies with which the run began, of stages that have learnt since. Nobody else has them before that, and a node with fixed stages
+        gets no newer ones."""
+        orphans = self.orphans(around)
+        old = [s for s in range(self.count) if s in self.held or s not in orphans]
+        if not around.has_learnt:
+            return []
+        return [*self.stock.forget(loaded=False, copies=old), *self._keep()]
+
     def _is_keeper(self, stage: int, view: View, around: Around) -> bool:
         """By rendezvous: of those that decide by themselves and have it not, the first by a hash of both."""
         able = [
@@ -430,7 +452,8 @@ class Placing:
 
     def orphans(self, around: Around) -> tuple[int, ...]:
         """Stages without any host, of which others may have our copies."""
-        hosted = {s for host in around.others.values() for s in host.hosts} | {*self.held}
+        hosted = {s for host in around.others.values() for s in host.hosts}
+        hosted |= around.given | {*self.held}
         return tuple(stage for stage in range(self.count) if stage not in hosted)
 
     # -------------------------------------------------------------------------------------- moving
@@ -453,13 +476,13 @@ class Placing:
 
     def _keep(self) -> list[Effect]:
         placed = Placed(self.held, dict(self.stock.copies))
-        if not self.is_auto or placed == self._kept:
+        if placed == self._kept:
             return []
         self._kept = placed
         return [Save("placement", placed.encode())]
 
     def deadline(self) -> Instant | None:
-        if not self.is_auto:
+        if not self._looks:
             return None
         due = self.stock.deadline()
         return self._due if due is None else min(self._due, due)

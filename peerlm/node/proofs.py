@@ -36,8 +36,9 @@ PROOF_S = 60.0
 SILENT_S = 30.0
 """No answer by then is none, the first time."""
 
-SHOWN_S = 10.0
-"""Who asks for proofs faster is not answered: each is the reading of a chunk."""
+SHOWN_S, SHOWN_MAX, SHOWN_AT_ONCE = 10.0, 200, 2
+"""To each node a chunk is shown once in so long, so many different ones meanwhile, and so many at once; who asks faster is not answered: each is the reading
+of a chunk. It takes as many for what it lets go, and one of them now and then (`witnesses`)."""
 
 CLAIMS, CLAIMS_A_PAGE = 64, 8
 """Chunks that a node has said to keep: so many of the latest are remembered, so many of each answer."""
@@ -94,9 +95,10 @@ class Proofs:
         """Chunks that it would not send, and says that it keeps."""
         self._claimed: dict[tuple[bytes, bytes], bytes] = {}
         """By number and chunk, what was answered, while our own answer is being worked out."""
-        self._proving: set[PeerId] = set()
-        """Whom a proof is being made for: one at a time for each."""
-        self._shown_at: dict[PeerId, Instant] = {}
+        self._proving: Counter[PeerId] = Counter()
+        """Proofs that are being made for it."""
+        self._shown: dict[PeerId, dict[ObjectHash, Instant]] = {}
+        """What, and when, of late."""
         self._turns: dict[PeerId, Instant] = {}
         """When each was asked last."""
         self._due = after(now, PROOF_S)
@@ -123,7 +125,7 @@ class Proofs:
             self._doubt_no_more()
 
     def refused(self, peer: PeerId, chunk: ObjectHash, now: Instant) -> list[Effect]:
-        """It would not give it to us."""
+        """It would not give it to us, or show it."""
         return self._doubt(_Asked(peer, chunk, b"", now, 0), now)
 
     def _doubt(self, asked: _Asked, now: Instant) -> list[Effect]:
@@ -175,6 +177,7 @@ class Proofs:
         if self._due > now:
             return effects
         self._due = after(now, PROOF_S * self._rng.uniform(0.8, 1.2))
+        self._shown = {peer: shown for peer in self._shown if (shown := self._shown_to(peer, now))}
         if self._asked is not None or self._doubted is not None or not live:
             return effects
         for peer in self._in_turn(live):
@@ -208,6 +211,11 @@ class Proofs:
         self._asked = _Asked(peer, chunk, seed, after(now, SILENT_S * 2**failures), failures)
         return [Send(peer, ProofAsk(chunk, self._asked.nonce, seed))]
 
+    def is_asking(self, peer: PeerId) -> bool:
+        """It is asked to show something, or is in doubt."""
+        doubted = self._doubted[1].peer if self._doubted is not None else None
+        return peer in (doubted, self._asked.peer if self._asked is not None else None)
+
     def came(self, peer: PeerId, give: ProofGive, now: Instant) -> list[Effect]:
         asked = next((one for one in self._open() if one.nonce == give.nonce), None)
         if asked is None or (asked.peer, asked.chunk) != (peer, give.object_hash):
@@ -239,21 +247,27 @@ class Proofs:
         is_for_us = len(ask.seed) == SEED_BYTES and drawn_for(self._me, ask.seed) == ask.nonce
         if not is_for_us:  # another is asked, which keeps nothing and would have the answer from us
             return []
-        shown_at = self._shown_at.get(peer)
-        if peer in self._proving or (shown_at is not None and now - shown_at < SHOWN_S):
+        object_hash, shown = ObjectHash(ask.object_hash), self._shown_to(peer, now)
+        is_enough = object_hash in shown or len(shown) >= SHOWN_MAX
+        if is_enough or self._proving[peer] >= SHOWN_AT_ONCE:
             return []
-        object_hash = ObjectHash(ask.object_hash)
         if object_hash not in here:
             return [Send(peer, ProofGive(object_hash, ask.nonce, b""))]
-        self._proving.add(peer)
-        self._shown_at[peer] = now
+        self._proving[peer] += 1
+        self._shown[peer] = {**shown, object_hash: now}
         return [MakeProof(peer, object_hash, ask.nonce)]
+
+    def _shown_to(self, peer: PeerId, now: Instant) -> dict[ObjectHash, Instant]:
+        """Of late."""
+        shown = self._shown.get(peer, {})
+        return {chunk: at for chunk, at in shown.items() if now - at < SHOWN_S}
 
     def made(self, event: ProofMade) -> tuple[list[Effect], bool]:
         """(what to send, whether the node that had answered was wrong)."""
         claimed = self._claimed.pop((event.nonce, event.object_hash), None)
         if claimed is not None:
             return [], bool(event.digest) and claimed != event.digest
-        self._proving.discard(event.peer)
+        self._proving[event.peer] -= 1
+        self._proving += Counter()  # none at zero
         answer = ProofGive(event.object_hash, event.nonce, event.digest)
         return [Send(event.peer, answer)], False

@@ -87,6 +87,8 @@ def own_vitals(
         store_label=work.settings.store.label,
         store_lacking=storing.lacking,
         is_preprocessing=library.jobs.is_connected,
+        weights_tokens=work.snapshots.tokens if work.snapshots.number else None,
+        may_preprocess=library.jobs.may_make,
     )
     if placing is None:
         return vitals

@@ -221,6 +221,11 @@ class Pulls:
         due = [want.again_at for want in self._wants.values() if want.again_at is not None]
         return min([*due, self._fetch.deadline()])
 
+    @property
+    def hedged_bytes(self) -> int:
+        """That came twice, since the start."""
+        return self._fetch.hedged_bytes
+
     def status(self, now: Instant) -> Status:
         return self._fetch.status(now)
 

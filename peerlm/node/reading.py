@@ -3,7 +3,7 @@
 A worker need not wait for all of it. Where the plan says how many tokens each shard has, the worker starts as soon as one shard
 is here with text to train on, reads what lies in those that are here, and is told of each that comes. Held-out text may come
 later: until it is here nothing is evaluated. A node whose plan names other text than its worker reads has it go on with the
-old until then.
+old until then. So has one whose plan begins to name text of the node's own, until that has been looked at.
 
 Shards are fetched in an order that each node draws by lot, those that are only held out last. What this node is to read next
 would not tell one shard from another: the order of ranges in a pass is drawn from all of the text, so each shard has as many of them.
@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from peerlm.config import Plan
+from peerlm.config.mixture import has_own
 from peerlm.data.extents import Extents
 from peerlm.effects import Effect, Log, PrepareCorpus, TellShards
 from peerlm.events import CorpusMissing, CorpusReady, CorpusUnusable
@@ -47,6 +48,8 @@ class Reading:
         self.state, self._reason = "unknown", ""
         self._is_other = False
         """The plan names other text than the worker reads."""
+        self._awaits_own = has_own(plan.data.source)
+        """The plan names text of this node's own, which was not looked at yet: that takes the tokenizer."""
         self._others: frozenset[ObjectHash] = frozenset()
         """Of which this is then."""
         self.objects: frozenset[ObjectHash] = frozenset()
@@ -110,7 +113,10 @@ class Reading:
     # ------------------------------------------------------------------------------------- events
 
     def use_plan(self, old: Plan, new: Plan) -> list[Effect]:
-        is_other, is_changed = old.data.shards != new.data.shards, old.train != new.train
+        begins_own = has_own(new.data.source) and not has_own(old.data.source)
+        is_other = begins_own or old.data.shards != new.data.shards
+        is_changed = old.train != new.train
+        self._awaits_own = has_own(new.data.source) and (self._awaits_own or begins_own)
         if is_other and self._reads and not self._is_other:
             self._is_other, self._others = True, self.objects
             self._had_held_out = self._has_held_out
@@ -126,7 +132,7 @@ class Reading:
         is_changed |= old.data != new.data  # other weights of the same corpora, say
         if is_changed and not self._is_other:  # else a new worker comes anyway
             effects += self._worker.restart()
-        if self._may_begin and self.state == "missing":
+        if self._may_begin and self.state == "missing" and not self._awaits_own:
             effects += self._begin()
         if is_changed and (self.state == "unusable" or self._is_checking):
             effects.append(PrepareCorpus())
@@ -150,6 +156,7 @@ class Reading:
         if not self._is_answer(event):
             return []
         self._snapshots.corpus = event.objects
+        self._awaits_own = False
         self._lack(frozenset())
         effects = self._leave_other()
         self.state = "ready"
@@ -165,12 +172,13 @@ class Reading:
             return [PrepareCorpus()]
         late = tuple((name, came[name]) for name in event.missing if name in came)
         self._snapshots.corpus = (*event.here, *late)
+        self._awaits_own &= not self._tokenizer.isdisjoint(event.missing)
         self._lack(frozenset(lacking))
         effects = self._acquisition.want_corpus(lacking, self._only_held_out(), now)
         self._reason = f"fetching {len(lacking)} corpus objects"
         if not self._reads:
             self.state = "ready"
-        elif self._may_begin:
+        elif self._may_begin and not self._awaits_own:
             effects += self._begin()
         elif self._is_other and self.can_train:
             effects.append(Log("info", "fetching_other_text", (("objects", len(lacking)),)))
@@ -187,14 +195,16 @@ class Reading:
 
     def look(self) -> list[Effect]:
         """Take what has been fetched since the last look."""
-        effects: list[Effect] = []
+        effects, is_asking = list[Effect](), False
         if came := self._acquisition.take_corpus():
             self._snapshots.corpus += came
             self._since += came
             self._lack(self._missing - {name for name, _ in came})
-            if self._may_begin and self.state != "unusable":
+            if self._may_begin and self._awaits_own:
+                is_asking = not self._is_checking and self._tokenizer.isdisjoint(self._missing)
+            elif self._may_begin and self.state != "unusable":
                 effects += self._begin()
-        if self._acquisition.corpus_arrived:
+        if self._acquisition.corpus_arrived or is_asking:
             self._acquisition.corpus_arrived = False
             effects.append(PrepareCorpus())
         return effects
@@ -204,7 +214,7 @@ class Reading:
         passes, absent = self._coverage.for_start(), self.absent
         effects = self._worker.start(passes, absent, now, fresh=fresh)
         self._reader, self._told = self._worker.supervision.generation, absent
-        if self._extents is not None:
+        if self._extents is not None and not self._awaits_own:
             self._forget_other()
         return effects
 
@@ -229,7 +239,8 @@ class Reading:
         missing = self._missing if names == self._names else frozenset(names)
         self._names = names
         tokenizer = () if data.tokenizer == "bytes" else (bytes.fromhex(data.tokenizer),)
-        self._of_plan = frozenset((*names, *map(ObjectHash, tokenizer)))
+        self._tokenizer = frozenset(map(ObjectHash, tokenizer))
+        self._of_plan = self._tokenizer.union(names)
         self.objects = self._of_plan | self._others
         self._lack(missing)
 

@@ -46,6 +46,16 @@ class MemberSummary:
     flops_s: float = 0.0
     line_bytes_s: float = 0.0
     is_draining: bool = False
+    weights_tokens: int | None = None
+    """The swarm's, when what it answers texts with was written."""
+    is_behind: bool = False
+    """That is old beside what another host of a stage of its has: no text is begun with it while that one is there."""
+    preprocess: str = "no"
+    """Whether it makes token shards for all: no, able, or at work."""
+    state_s: float = 0.0
+    """It has been in this state for so long, as this node knows."""
+    reason: str = ""
+    """Why it is, or why this node does not mix with it: a line for a person, or empty."""
     delay_s: float = 0.0
     """One way between it and its neighbours, the middle one; 0: not known."""
     away_s: float | None = None
@@ -96,6 +106,8 @@ class StoreSummary:
     """Objects that are being fetched or looked for, and of these those that no live node has."""
     lost: int = 0
     """Objects that were found damaged or gone since the start."""
+    hedged_bytes: int = 0
+    """Of all that this node has fetched since the start, what came twice."""
     names_refused: int = 0
     """Records of names that were not believed since the start: malformed, or not signed by who may write them."""
     trouble: str = ""
@@ -133,6 +145,7 @@ class Summary:
     reached: Reached
     epoch: int
     plan_revision: int
+    plan_hash: bytes
     token_budget: int
     tokens: int
     swarm_tokens: int
@@ -216,6 +229,7 @@ def as_json(s: Summary) -> dict[str, Any]:
         },
         "epoch": s.epoch,
         "plan_revision": s.plan_revision,
+        "plan_hash": s.plan_hash.hex(),
         "token_budget": s.token_budget,
         "tokens": s.tokens,
         "swarm_tokens": s.swarm_tokens,
@@ -247,6 +261,11 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "flops_s": m.flops_s,
                 "line_bytes_s": m.line_bytes_s,
                 "draining": m.is_draining,
+                "weights_tokens": m.weights_tokens,
+                "behind": m.is_behind,
+                "preprocess": m.preprocess,
+                "state_s": round(m.state_s, 1),
+                "reason": m.reason,
                 "delay_s": m.delay_s,
                 "away_s": m.away_s,
                 "paces": dict(m.paces),
@@ -317,6 +336,7 @@ def as_json(s: Summary) -> dict[str, Any]:
             "urgent": s.store.urgent,
             "unfound": s.store.unfound,
             "lost": s.store.lost,
+            "hedged_bytes": s.store.hedged_bytes,
             "names_refused": s.store.names_refused,
             "nodes": s.store.nodes,
             "replicas_wanted": s.store.replicas_wanted,

@@ -3,7 +3,8 @@
 Two kinds, got in the same way from those that hold the stage. What is *loaded* will be held in a moment, while the node
 goes on with what it holds now. A *copy* is kept for the case that the only host of a stage dies: a stage with one host
 is copied by a few others again and again, so that whoever takes it over need not wait for the dead. Copies are shown to
-others only when the stage has no host any more; they are older than a host's weights, and would only be in the way.
+others only when the stage has no host any more; they are older than a host's weights, and would only be in the way. The first node of
+a run that begins with given weights has copies of the stages that it does not hold.
 
 At most one fetch is under way, and loading comes first.
 """

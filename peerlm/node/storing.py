@@ -6,8 +6,8 @@ the same hashing, which of them are its own to keep (`store.catalog`), and pulls
 the keeper was away for long enough, or at once where few replicas are left.
 
 Nothing is given up on a guess: what is not due here any more is dropped only after as many others as should keep it
-have said that they do (`survey`). And what others say is tried now and then: a node that cannot show the bytes it claims
-does not count as a keeper.
+have said that they do (`survey`), and have shown it (`witnesses`). What others say is tried now and then besides: a node that cannot
+show the bytes it claims does not count as a keeper.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from peerlm.node.shortage import Shortage
 from peerlm.node.stored import Offer, Standing, Stored
 from peerlm.node.survey import Survey, Surveys, bits_of
 from peerlm.node.trust import FALSE_CLAIM_S, NOBODY, WRONG_BYTES_S, Trust
+from peerlm.node.witnesses import Witnesses
 from peerlm.store.catalog import Catalog, StoreNode
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, WallTime, after, short
 from peerlm.wire.message import (
@@ -126,9 +127,12 @@ class Storing:
             now,
         )
         self._surveys = Surveys()
-        self._dropping = Dropping(self.catalog, self._leftovers, self._surveys, self._is_used)
         self._proofs = Proofs(me, self.catalog, self._surveys, rng, now)
         self._surveys.claimed = self._proofs.claimed
+        self._witnesses = Witnesses(self._proofs.is_asking, rng)
+        self._dropping = Dropping(
+            self.catalog, self._leftovers, self._surveys, self._witnesses, self._is_used
+        )
         self._trust, self._distrusted = Trust(), NOBODY
         self._saved, self._save_at = (0, 0, 0), now
         self._look_at, self._sweep_at = now, after(now, SWEEP_S)
@@ -158,8 +162,7 @@ class Storing:
         for peer in self._live:
             if peer not in live:
                 effects += self._pulls.peer_gone(peer, now)
-                self._surveys.gone(peer)
-                self._proofs.gone(peer)
+                self._asked_no_more(peer)
         if not live.keys() <= set(self._live):
             self._repair.somebody_came()
         self._keepers.are(live, now)
@@ -399,7 +402,7 @@ class Storing:
         effects: list[Effect] = []
         for survey in self._surveys.take_done():
             if self._dropping.is_about(survey):
-                effects += self._drop(self._dropping.surveyed(survey))
+                effects += self._dropping.surveyed(survey, now)
             elif self._proofs.is_about(survey):
                 effects += self._doubted(now)
             else:
@@ -409,10 +412,23 @@ class Storing:
     # -------------------------------------------------------------------------------------- trust
 
     def _proof_made(self, event: ProofMade, now: Instant) -> list[Effect]:
-        effects, is_wrong = self._proofs.made(event)
+        if self._witnesses.is_made_for_us(event):
+            shown = self._witnesses.made(event)
+            is_wrong, effects = shown.liar is not None, self._drop(self._dropping.may_go(shown))
+        else:
+            effects, is_wrong = self._proofs.made(event)
         if is_wrong:
             why = f"could not show chunk {short(event.object_hash)}"
             effects += self._distrust(event.peer, why, FALSE_CLAIM_S, now)
+        return [*effects, *self._witnesses.wake(now)]
+
+    def _proof_came(self, peer: PeerId, give: ProofGive, now: Instant) -> list[Effect]:
+        if not self._witnesses.is_about(peer, give):
+            return self._proofs.came(peer, give, now)
+        effects = self._witnesses.came(peer, give, now)
+        for liar, chunk in self._witnesses.take_lacking():
+            self._proofs.claimed(liar, [chunk])
+            effects += self._proofs.refused(liar, chunk, now)
         return effects
 
     def _doubted(self, now: Instant) -> list[Effect]:
@@ -426,11 +442,15 @@ class Storing:
         self, peer: PeerId, why: str, steps: tuple[float, ...], now: Instant
     ) -> list[Effect]:
         self._trust.distrust(peer, why, steps, now)
-        self._proofs.gone(peer)
-        self._surveys.gone(peer)
+        self._asked_no_more(peer)
         self._tell_catalog(now)
         fields = (("peer", short(peer)), ("why", why))
         return [Log("warning", "store_node_distrusted", fields), *self._look(now)]
+
+    def _asked_no_more(self, peer: PeerId) -> None:
+        self._surveys.gone(peer)
+        self._proofs.gone(peer)
+        self._witnesses.gone(peer)
 
     # ------------------------------------------------------------------------------ being driven
 
@@ -476,7 +496,7 @@ class Storing:
             case ProofAsk():
                 return self._proofs.asked(peer, message, self.here, now)
             case ProofGive():
-                return self._proofs.came(peer, message, now)
+                return self._proof_came(peer, message, now)
             case PullAnswer():
                 effects = self._pulls.on_answer(peer, message, now)
                 for donor, refused in self._pulls.take_refused():
@@ -515,6 +535,8 @@ class Storing:
             effects += self._look(now)
         if self._sweep_at <= now:
             effects += self._sweep(now)
+        if self._witnesses.are_called:
+            effects += self._witnesses.wake(now)
         if self._proofs.due <= now:
             effects += self._proofs.wake(self.here, self._trusted(), now)
         return [*effects, *self._save(now)]
@@ -547,6 +569,11 @@ class Storing:
     @property
     def used(self) -> int:
         return self._used
+
+    @property
+    def hedged_bytes(self) -> int:
+        """Of all that came since the start, what came twice, since a node was slow."""
+        return self._pulls.hedged_bytes
 
     @property
     def unread(self) -> int:

@@ -12,9 +12,8 @@ from peerlm.membership.address_book import address_of
 from peerlm.membership.member import State
 from peerlm.model.stages import KINDS
 from peerlm.node.company import Company
-from peerlm.node.coverage import LOCAL
 from peerlm.node.placing import Placing, said_of
-from peerlm.node.reasons import reason_of
+from peerlm.node.reasons import reason_of, trouble_with
 from peerlm.node.shortage import jobs_stuck, wrong
 from peerlm.node.status import (
     MemberSummary,
@@ -58,6 +57,7 @@ def summarise(
         reached=company.dial_back.reached,
         epoch=company.membership.incarnation[0],
         plan_revision=company.plan.revision,
+        plan_hash=company.plan.plan_hash,
         token_budget=company.plan.plan.run.token_budget,
         tokens=ledger.tokens_of(me),
         swarm_tokens=ledger.total(),
@@ -111,22 +111,27 @@ def summarise(
         shut_out=company.introductions.shut_out,
         notes=(progress.trouble,) if progress.trouble else (),
         placement=_placement(placing, now) if placing else PlacementSummary(),
-        store=_store(company, storing, jobs, others, now),
+        store=_store(
+            company,
+            storing,
+            jobs,
+            others,
+            storing.hedged_bytes + work.acquisition.hedged_bytes,
+            now,
+        ),
     )
 
 
 def _texts(work: Work) -> tuple[TextSummary, ...]:
     """What the plan names, with what is known of it; the worker may be at what an older plan named."""
-    parts, positions = parts_of(work.plan), work.coverage.positions()
-    if len(positions) != len(parts):
-        positions = [(0, 0.0)] * len(parts)
-    total, worker = sum(part.weight for part in parts), work.worker
-    losses = [worker.val_loss_of(part.text) for part in parts]
-    if work.plan.data.source == LOCAL:  # which text that is the worker alone knows
-        losses = [worker.val_loss]
+    texts, positions = work.coverage.texts, work.coverage.positions()
+    parts = parts_of(work.plan)
+    if len(texts) < len(parts):  # this node has no text of its own
+        parts = tuple(part for part in parts if not part.is_own)
+    total = sum(part.weight for part in parts)
     return tuple(
-        TextSummary(part.name, part.weight / total, *at, val_loss=loss)
-        for part, at, loss in zip(parts, positions, losses, strict=True)
+        TextSummary(part.name, part.weight / total, *at, val_loss=work.worker.val_loss_of(text))
+        for part, text, at in zip(parts, texts, positions, strict=True)
     )
 
 
@@ -135,6 +140,7 @@ def _store(
     storing: Storing,
     jobs: Sequence[Mapping[str, Any]],
     others: int,
+    hedged_bytes: int,
     now: Instant,
 ) -> StoreSummary:
     """`others`: live members besides this one."""
@@ -142,6 +148,7 @@ def _store(
     standing, names = storing.standing(), storing.register.living()
     lacking = standing.catalog.lacking + standing.unread
     found = StoreSummary(
+        hedged_bytes=hedged_bytes,
         capacity=standing.capacity,
         used=standing.used,
         names=standing.names,
@@ -190,19 +197,25 @@ def _members(company: Company, work: Work, own: Vitals, now: Instant) -> list[Me
         True,
         None,
         __version__,
+        me in work.texts.behind,
         None,
     )
     others = [
-        _summarise(
-            m.peer,
-            address_of(m.record.host, m.record.intro_port),
-            State(m.state).name.lower(),
-            company.vitals_of(m.peer) if m.is_live else None,
-            ledger.tokens_of(m.peer),
-            company.contacts.is_linked(m.peer),
-            work.exchanges.outcomes.met(m.peer, now),
-            company.contacts.software(m.peer),
-            company.membership.delay_to(m.peer),
+        replace(
+            _summarise(
+                m.peer,
+                address_of(m.record.host, m.record.intro_port),
+                State(m.state).name.lower(),
+                company.vitals_of(m.peer) if m.is_live else None,
+                ledger.tokens_of(m.peer),
+                company.contacts.is_linked(m.peer),
+                work.exchanges.outcomes.met(m.peer, now),
+                company.contacts.software(m.peer),
+                m.peer in work.texts.behind,
+                company.membership.delay_to(m.peer),
+            ),
+            state_s=max(0.0, now - m.since),
+            reason=trouble_with(company, work, m, now),
         )
         for m in company.membership.members().values()
     ]
@@ -218,6 +231,7 @@ def _summarise(
     linked: bool,
     mixed_s_ago: float | None,
     software: str,
+    is_behind: bool,
     away_s: float | None,
 ) -> MemberSummary:
     return MemberSummary(
@@ -243,10 +257,19 @@ def _summarise(
         flops_s=v.flops_s if v else 0.0,
         line_bytes_s=v.line_bytes_s if v else 0.0,
         is_draining=v.is_draining if v else False,
+        weights_tokens=v.weights_tokens if v else None,
+        is_behind=is_behind,
+        preprocess=_preprocess(v) if v else "no",
         delay_s=v.delay_us / 1e6 if v else 0.0,
         away_s=away_s,
         paces=_paces(v) if v else {},
     )
+
+
+def _preprocess(v: Vitals) -> str:
+    if v.is_preprocessing:
+        return "at work"
+    return "able" if v.may_preprocess else "no"
 
 
 def _paces(v: Vitals) -> dict[str, int]:

@@ -51,6 +51,8 @@ class Survey:
         """Told of each answer."""
         self.kept = Counter[PeerId]()
         """By each of the others, of these."""
+        self.keepers: dict[ObjectHash, list[PeerId]] = {}
+        """Where only what is a node's own counts: who of the others says so."""
         self._at = dict.fromkeys(peers, 0)
         """The page that each is at."""
         self._until: dict[PeerId, Instant] = {}
@@ -81,6 +83,8 @@ class Survey:
             if byte >> (7 - i % 8) & 1:
                 self.counts[page * PAGE + i] += 1
                 claimed.append(wanted)
+                if self._is_due:
+                    self.keepers.setdefault(wanted, []).append(peer)
         self.kept[peer] += len(claimed)
         self.claimed(peer, claimed)
         self._at[peer] = page + 1

@@ -21,6 +21,7 @@ from peerlm.events import (
     CorpusMissing,
     CorpusReady,
     CorpusUnusable,
+    Evaluated,
     OuterStepped,
     SnapshotWritten,
     WorkerExited,
@@ -30,8 +31,9 @@ from peerlm.events import (
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.algorithms import RAMP_STEPS
 from peerlm.mix.exchange import Exchanges
-from peerlm.model.stages import STREAM_BYTES
+from peerlm.model.stages import AUTO, STREAM_BYTES
 from peerlm.node.acquire import Acquisition
+from peerlm.node.advice import Advice
 from peerlm.node.channels import Channels
 from peerlm.node.coverage import Coverage
 from peerlm.node.facts import Facts
@@ -45,7 +47,7 @@ from peerlm.node.steering import STEER_S, Steering
 from peerlm.node.straying import Straying
 from peerlm.node.texts import Texts
 from peerlm.node.worker import Worker
-from peerlm.swarm.hosting import Hosting
+from peerlm.swarm.hosting import Hosting, holders
 from peerlm.swarm.sampler import sampler_named
 from peerlm.swarm.ways import Way
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
@@ -140,6 +142,7 @@ class Work:
         self.reading = Reading(
             plan, hosting, self.worker, self.acquisition, self.snapshots, coverage
         )
+        self._advice = Advice()
         self._model_due: Instant | None = None
         self._last_snapshot = ""
 
@@ -306,6 +309,19 @@ class Work:
         donors = self.seen.donors
         return len(donors) if self.hosting.is_held_by(donors, self.seen.runs) else 0
 
+    def keepers(self) -> int:
+        """How many may have copies, where this node can have its weights from nobody else: it has none itself, and some stage of
+        it nobody holds. A node that decides by itself looks for copies before it takes a stage."""
+        is_decided = self.settings.host.stages != AUTO
+        is_learnt = self.plan.run.initial != "drawn" or self.seen.swarm_tokens > 0
+        may_look = is_decided and is_learnt and self.restored is None and not self.origin
+        return len(self.seen.donors) if may_look and self.hosting.count > 1 else 0
+
+    def unheld(self) -> list[int]:
+        """Stages of this node that no donor holds."""
+        runs, donors = self.seen.runs, self.seen.donors
+        return [s for s in self.hosting.held if not holders(s, runs, donors)]
+
     def donors_done(self) -> bool:
         """Nodes that are done have, together, all that this node holds."""
         done = self.seen.done
@@ -393,7 +409,7 @@ class Work:
         effects = self._after_drain(now)
         if self.phase in (Phase.TRAINING, Phase.READY):
             partners = self.partners_of(event.fragment)
-            effects += self.exchanges.start(event.fragment, partners, now, self.plan.mix.exchanges)
+            effects += self.exchanges.stepped(event.fragment, partners, now)
         return effects
 
     def worker_progressed(self, event: WorkerProgressed, now: Instant) -> list[Effect]:
@@ -403,6 +419,11 @@ class Work:
     def _watch_worker(self, now: Instant) -> list[Effect]:
         expected = self.phase in (Phase.TRAINING, Phase.DRAINING) and not self.lacking()
         return self.worker.watch(now, expected=expected)
+
+    def evaluated(self, event: Evaluated, now: Instant) -> list[Effect]:
+        effects = self.worker.evaluated(event, now)
+        tokens = self.steering.tokens_per_step()
+        return effects + self._advice.look(tokens, self.worker.noise_scale)
 
     def worker_drained(self, now: Instant) -> list[Effect]:
         if self.phase not in (Phase.DRAINING, Phase.LEAVING):

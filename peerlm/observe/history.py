@@ -21,6 +21,9 @@ SPACING_S = 2.0
 
 EVENTS_MAX = 300
 
+KEPT_OUT = ("another plan", "left out", "it leaves this node out")
+"""What is said of a member begins so where it or this node will not mix, though both could."""
+
 MEMBERS_MAX = 64
 """Members that have curves of their own."""
 
@@ -43,9 +46,13 @@ class Point:
     bytes_allreduce: int
     members: dict[str, float | None] = field(default_factory=dict)
     """Validation loss by a member's short id."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """Tokens/s by a member's short id."""
 
 
 POINT_FIELDS = tuple(f.name for f in fields(Point))
+OF_MEMBERS = ("members", "rates")
+SHARED_FIELDS = tuple(name for name in POINT_FIELDS if name not in OF_MEMBERS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +115,7 @@ class History:
             bytes_sent=self._sent_before + status["bytes_sent"],
             bytes_allreduce=self._allreduce_before + status["bytes_allreduce"],
             members={short(m["id"]): m["val_loss"] for m in members if m["state"] == "alive"},
+            rates={short(m["id"]): m["tokens_per_s"] for m in members if m["state"] == "alive"},
         )
 
     # ------------------------------------------------------------------------------ as JSON
@@ -122,7 +130,7 @@ class History:
         one asks."""
         return {
             "points": [
-                {name: getattr(point, name) for name in POINT_FIELDS[:-1]}
+                {name: getattr(point, name) for name in SHARED_FIELDS}
                 for point in self.points
                 if point.at > at
             ],
@@ -150,12 +158,13 @@ def read_history(data: bytes) -> History:
 def _point_of(said: dict[str, Any]) -> Point:
     """Raises `TypeError`, `KeyError` or `ValueError` if it is none."""
     point = Point(**said)
-    for name in POINT_FIELDS[:-1]:
+    for name in SHARED_FIELDS:
         value = said[name]
         if not isinstance(value, int | float) and (value is not None or name == "at"):
             raise ValueError(name)
-    if not isinstance(point.members, dict):
-        raise TypeError("members")
+    for name in OF_MEMBERS:  # an earlier release kept no rates
+        if not isinstance(getattr(point, name), dict):
+            raise TypeError(name)
     return point
 
 
@@ -176,9 +185,14 @@ def news(before: Status | None, now: Status, at: float) -> Sequence[Event]:
 
 def _of_members(before: Status, now: Status, at: float) -> list[Event]:
     was = {m["id"]: m["state"] for m in before["members"]}
+    said = {m["id"]: m.get("reason", "") for m in before["members"]}
     events = []
     for member in now["members"]:
         old, new = was.get(member["id"]), member["state"]
+        reason = member.get("reason", "")
+        if reason.startswith(KEPT_OUT) and not said.get(member["id"], "").startswith(KEPT_OUT):
+            name = short(member["id"])
+            events.append(Event(at, "refused", f"{name} at {member['address']}: {reason}", name))
         if old == new or member["id"] == now["node_id"]:
             continue
         name = short(member["id"])

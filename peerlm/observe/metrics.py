@@ -224,6 +224,12 @@ METRICS: tuple[Figure, ...] = (
         lambda s: s["store"]["lost"],
     ),
     Figure(
+        "peerlm_store_hedged_bytes",
+        "Of all that this node has fetched, what came twice: a donor was slow, so another was asked too.",
+        "counter",
+        lambda s: s["store"]["hedged_bytes"],
+    ),
+    Figure(
         "peerlm_store_names_refused",
         "Records of names that were not believed: malformed, or not signed by who may write them.",
         "counter",

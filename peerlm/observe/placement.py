@@ -50,7 +50,7 @@ def _node(m: Status, s: Status) -> dict[str, Any]:
         "away_s": m["away_s"],
         "paces": m["paces"],
         "offers": m["offers"],
-        "why": _why(m, held, target, s["placement"]["why"] if is_own else None),
+        "why": _why(m, held, target, s["placement"]["why"] if is_own else None) + _old(m),
     }
 
 
@@ -81,6 +81,15 @@ def _why(m: Status, held: list[int], target: list[int], own: str | None) -> str:
     if held != target:
         return f"loads what it is going to hold: {_shown(target)}"
     return "decided by itself" if held else "has not decided yet"
+
+
+def _old(m: Status) -> str:
+    """Why no text begins with what it holds, if so."""
+    if not m["behind"]:
+        return ""
+    return (
+        f"; no texts: its weights are of {m['weights_tokens']:,} tokens, old beside another host's"
+    )
 
 
 def _stage(number: int, nodes: list[dict[str, Any]], s: Status) -> dict[str, Any]:

@@ -99,8 +99,18 @@ class Whole:
         for spec, values in zip(fragments(plan), fragment_values, strict=True):
             _copy_in(self.model, spec, values)
         self.model.to(slots.device).eval()
+        self._begun: list[Turn] = []
+
+    def begin(self, turns: Sequence[Turn]) -> None:
+        self._begun += turns
+
+    def ended(self) -> tuple[list[int], Logits]:
+        """All that were begun, together."""
+        turns, self._begun = self._begun, []
+        return [turn.slot for turn in turns], self.advance(turns)
 
     def advance(self, turns: Sequence[Turn]) -> Logits:
+        """Logits (turns, vocab)."""
         singles = [i for i, turn in enumerate(turns) if len(turn.tokens) == 1]
         longer = [i for i, turn in enumerate(turns) if len(turn.tokens) > 1]
         logits = np.empty((len(turns), self.model.vocab), np.float32)
@@ -124,6 +134,7 @@ class Whole:
 
     def release(self, slot: int) -> None:
         """Whoever has it next begins anew."""
+        self._begun = [turn for turn in self._begun if turn.slot != slot]
 
     def version_of(self, slot: int) -> str | None:
         return None

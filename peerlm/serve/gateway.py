@@ -2,15 +2,17 @@
 
 A gateway remembers the tokens of its sessions, and that is all it needs: a session whose host is gone, or has forgotten it,
 is read again from its first token by other hosts, and goes on where it was. Each session keeps to the hosts that it
-began with, drawn by how long they take, how much they have to do for this gateway already, and how far they are.
-Whoever loses a lap is left alone for a while, longer each time. Pure: `now` and an rng are given, laps to be sent
+began with, drawn by how long they take, how much they have to do for this gateway already and how far they are, and each of these to the
+weights that it named at first. Sessions that go the same way are sent on together, those of different ways know nothing of
+each other. Whoever loses a lap, or answers what cannot be, is left alone for a while, longer each time. Pure: `now` and an rng are given, laps to be sent
 are returned.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import NamedTuple
@@ -41,6 +43,9 @@ for which hosts may have to start, after the last of these, and none later."""
 WAIT_S = 30.0
 """A session that nobody can advance for so long fails."""
 
+LAST_TRY_S = 2.0
+"""But not sooner than so long after its last lap was lost: by then hosts that stumbled for the first time are asked again."""
+
 TRIES_MAX = 16
 """Laps of one turn that may come to nothing."""
 
@@ -49,6 +54,12 @@ READY_EVERY_S = 240.0
 
 CHUNK = 256
 """Tokens read again at a time."""
+
+EARLIER_MAX = 256
+"""Names of weights that a session is remembered to have been advanced with, before it was read again."""
+
+FAULTS_MAX = 16
+"""Faults of hosts that nobody has read yet; older ones are lost."""
 
 Run = tuple[int, int]
 
@@ -84,6 +95,11 @@ class _Host:
     avoid_s: float = AVOID_S
     is_full: bool = False
     """It is left alone because it had no room."""
+    is_behind: bool = False
+    """Its weights are old beside those of others of its stages."""
+
+    def holds(self, stage: int) -> bool:
+        return self.run[0] <= stage <= self.run[1]
 
 
 @dataclass(slots=True)
@@ -96,6 +112,8 @@ class _Session:
     """All but those of the turn that is under way."""
     versions: tuple[str, ...] = ()
     """Of each leg."""
+    earlier: tuple[str, ...] = ()
+    """Of the legs it had before, where they named others."""
 
 
 @dataclass(slots=True)
@@ -106,6 +124,8 @@ class _Turn:
     read: int
     stuck_since: Instant | None = None
     """Nobody has advanced it since."""
+    lost_at: Instant | None = None
+    """Its last lap."""
     lap: int | None = None
     tries: int = 0
     why: str = ""
@@ -150,14 +170,22 @@ class Gateway:
         """Of a lap, for each token."""
         self.again = 0
         """Sessions that were read again."""
+        self.faults: deque[str] = deque(maxlen=FAULTS_MAX)
+        """What hosts have answered that cannot be used, for a person; whoever shows a line takes it away."""
 
     # ------------------------------------------------------------------------------------ hosts
 
     def hosts_are(
-        self, me: PeerId, runs: Mapping[PeerId, Run], now: Instant, ways: Ways = NO_WAYS
+        self,
+        me: PeerId,
+        runs: Mapping[PeerId, Run],
+        now: Instant,
+        behind: Collection[PeerId] = (),
+        ways: Ways = NO_WAYS,
     ) -> Sent:
-        """Who can advance texts now, and from which stage to which, as each says. `me`: the gateway's node. `ways`: seconds of a
-        token from here to a host, and between it and a third, where they are known."""
+        """Who can advance texts now, and from which stage to which, as each says. `me`: the gateway's node. `behind`: whose
+        weights are far behind those of others of its stages; no text begins with them while one of these is there. `ways`:
+        seconds of a token from here to a host, and between it and a third, where they are known."""
         self._me, self._ways = me, ways
         before = self._hosts
         stages = self._shape.stages
@@ -166,6 +194,8 @@ class Gateway:
             peer: before[peer] if peer in before and before[peer].run == run else _Host(run)
             for peer, run in runs.items()
         }
+        for peer, host in self._hosts.items():
+            host.is_behind = peer in behind
         for number in [n for n, lap in self._under_way.items() if not self._all_there(lap.legs)]:
             self._lose(number, "a host is gone", now)
         new = [peer for peer, host in self._hosts.items() if host is not before.get(peer)]
@@ -178,16 +208,13 @@ class Gateway:
 
     def lacking(self) -> int | None:
         """A stage that nobody holds."""
-        runs = [host.run for host in self._hosts.values()]
-        every = range(self._shape.stages)
-        return next((s for s in every if not any(a <= s <= b for a, b in runs)), None)
+        every, hosts = range(self._shape.stages), self._hosts.values()
+        return next((s for s in every if not any(host.holds(s) for host in hosts)), None)
 
     # ------------------------------------------------------------------------------------- turns
 
     def begin(self, turns: Sequence[Turn], now: Instant) -> Sent:
-        """The next tokens of these sessions; `is_done` and `take` say what comes of it. An earlier call that was not taken
-        is given up."""
-        self._turns, self._under_way = {}, {}
+        """The next tokens of these sessions; `take` says what comes of it."""
         sent: Sent = []
         if self._ready_due <= now:
             self._ready_due = after(now, READY_EVERY_S)
@@ -200,36 +227,45 @@ class Gateway:
             self._turns[turn.slot] = _Turn(turn.tokens, turn.start)
         return sent + self._go(now)
 
-    def is_done(self) -> bool:
-        return all(turn.is_over for turn in self._turns.values())
+    @property
+    def has_ended(self) -> bool:
+        """There is something to take."""
+        return any(turn.is_over for turn in self._turns.values())
 
-    def take(self, turns: Sequence[Turn]) -> tuple[Numbers, dict[int, Stuck]]:
-        """Logits (turns, vocab), and by slot why there are none; those rows are NaN."""
-        logits = np.full((len(turns), self._shape.vocab), np.nan, np.float32)
+    def take(self) -> tuple[list[int], Numbers, dict[int, Stuck]]:
+        """Slots whose turns are over, logits (slots, vocab), and by slot why there are none; those rows are NaN."""
+        slots = [slot for slot, turn in self._turns.items() if turn.is_over]
+        logits = np.full((len(slots), self._shape.vocab), np.nan, np.float32)
         why: dict[int, Stuck] = {}
-        for row, asked in enumerate(turns):
-            turn = self._turns[asked.slot]
+        for row, slot in enumerate(slots):
+            turn = self._turns.pop(slot)
             if turn.logits is None:
                 is_full = (turn.is_full or turn.is_crowded) and self.lacking() is None
-                why[asked.slot] = Stuck(turn.why, is_full)
+                why[slot] = Stuck(turn.why, is_full)
             else:
                 logits[row] = turn.logits
-                self._sessions[asked.slot].tokens += turn.tokens
-        self._turns, self._under_way = {}, {}
-        return logits, why
+                self._sessions[slot].tokens += turn.tokens
+        return slots, logits, why
 
     def version_of(self, slot: int) -> str | None:
-        """Of the weights of all stages that the session in `slot` is advanced with."""
+        """Of the weights of all stages that the session in `slot` has been advanced with so far."""
         session = self._sessions.get(slot)
         if session is None or not session.versions:
             return None
-        if len(set(session.versions)) == 1:
-            return session.versions[0]
-        return "stages-" + blake3("\n".join(session.versions).encode()).hexdigest()[:12]
+        names = session.earlier + session.versions
+        if len(set(names)) == 1:
+            return names[0]
+        return "stages-" + blake3("\n".join(names).encode()).hexdigest()[:12]
+
+    def hosts_of(self, slot: int) -> tuple[PeerId, ...]:
+        """Whom the session in `slot` goes through, stage after stage; nobody while it has to begin again."""
+        session = self._sessions.get(slot)
+        return () if session is None else tuple(leg.host for leg in session.legs)
 
     def over(self, slot: int) -> Sent:
         """The session in `slot` is over: its hosts may forget it."""
         session = self._sessions.pop(slot, None)
+        self._turns.pop(slot, None)
         if session is None:
             return []
         for leg in session.legs:
@@ -247,27 +283,67 @@ class Gateway:
 
     def hear(self, peer: PeerId, data: bytes, now: Instant) -> Sent:
         """A lap has come from this node. Raises `WireError`."""
-        sent = self._under_way.get(laps.read_head(data).number)
+        number = laps.read_head(data).number
+        sent = self._under_way.get(number)
         if sent is None:
             return []  # it was given up
         if peer != self._me and all(leg.host != peer for leg in sent.legs):
             raise WireError("lap: from a node that has no part in it")
-        lap = laps.unpack(data, *self._shape)
+        try:
+            lap = self._answer(peer, data, sent)
+        except WireError as error:
+            if peer != sent.legs[0].host:
+                raise  # it is not this host's to answer, so what it says changes nothing
+            return self._blame(number, peer, str(error), now)
         if lap.head.kind is Kind.LOST:
             if lap.reason != UNKNOWN or all(row.start == 0 for row in sent.rows):
                 to_blame = any(leg.host == lap.culprit for leg in sent.legs)
                 culprit = lap.culprit if lap.culprit and to_blame else peer
                 self._avoid(culprit, now, is_full=lap.reason == FULL)
-            self._lose(lap.head.number, lap.reason, now, lap.culprit)
+            self._lose(number, lap.reason, now, lap.culprit)
             return self._go(now)
+        if (fault := self._other_weights(number, lap)) is not None:
+            return self._blame(number, *fault, now)
+        del self._under_way[number]
+        self._measure(sent, lap, now)
+        self._come_home(lap)
+        return self._go(now)
+
+    def _answer(self, peer: PeerId, data: bytes, sent: _UnderWay) -> Lap:
+        """A lap that is lost, or home as it has to come. Raises `WireError`."""
+        lap = laps.unpack(data, *self._shape)
+        if lap.head.kind is Kind.LOST:
+            return lap
         if lap.head.kind is not Kind.HOME:
             raise WireError("lap: not for a gateway")
         is_same = lap.legs == sent.legs and lap.rows == sent.rows
         if peer != sent.legs[0].host or not is_same or len(lap.versions) != len(sent.legs):
             raise WireError("lap: did not come home as it left")
-        del self._under_way[lap.head.number]
-        self._measure(sent, lap, now)
-        self._come_home(lap)
+        return lap
+
+    def _other_weights(self, number: int, lap: Lap) -> tuple[PeerId, str] | None:
+        """A host that goes on with a session with other weights than it began it with, or does not say with which it
+        begins; and what to say of it."""
+        for index, row in enumerate(lap.rows):
+            turn, session = self._turns.get(row.slot), self._sessions.get(row.slot)
+            if turn is None or session is None or turn.lap != number:
+                continue
+            for at, leg in enumerate(lap.legs):
+                name = lap.versions[at][index]
+                if row.start == 0 and not name:
+                    return leg.host, "does not name the weights that a text begins with"
+                if row.start and name not in ("", session.versions[at]):
+                    return (
+                        leg.host,
+                        f"goes on with {name} in a text begun with {session.versions[at]}",
+                    )
+        return None
+
+    def _blame(self, number: int, culprit: PeerId, why: str, now: Instant) -> Sent:
+        """What a host has answered cannot be used."""
+        self.faults.append(f"{short(culprit)}: {why}")
+        self._avoid(culprit, now)
+        self._lose(number, why, now, culprit)
         return self._go(now)
 
     def look(self, now: Instant) -> Sent:
@@ -276,14 +352,18 @@ class Gateway:
             silent = self._under_way[number]
             for leg in silent.legs:
                 self._avoid(leg.host, now)
+            for slot, turn in self._turns.items():
+                if turn.lap is None and self._sessions[slot].legs == silent.legs:
+                    self._sessions[slot].legs = ()  # who waits to go the same way waits no longer
             self._lose(number, f"nothing came back for {now - silent.since:.0f} s", now)
         return self._go(now)
 
     # ------------------------------------------------------------------------------------ inside
 
     def _go(self, now: Instant) -> Sent:
-        """Send on every turn that is not under way, together those with the same legs; alone those that begin, since hosts may
-        have no room for them."""
+        """Send on every turn that is not under way, together those with the same legs: they wait for each other, and for nobody
+        else. Alone, and at once, those that begin, since hosts may have no room for them."""
+        taken = self._taken()
         together: dict[tuple[int, tuple[Leg, ...]], list[tuple[int, Row, tuple[int, ...]]]] = {}
         for slot, turn in self._turns.items():
             if turn.lap is not None or turn.is_over:
@@ -298,18 +378,28 @@ class Gateway:
                 self.again += bool(session.legs and (session.tokens or turn.tries))
             if session.legs:
                 row, tokens = self._next_of(slot)
+                if row.start and session.legs in taken:
+                    continue
                 alone = slot if row.start == 0 else -1
                 together.setdefault((alone, session.legs), []).append((slot, row, tokens))
                 continue
             if turn.stuck_since is None:
                 turn.stuck_since = now
             turn.is_full = self._is_full(now)
-            if now - turn.stuck_since > WAIT_S or (turn.is_full and self._keeps_others()):
+            has_rested = turn.lost_at is None or now - turn.lost_at > LAST_TRY_S
+            is_over_due = now - turn.stuck_since > WAIT_S and has_rested
+            if is_over_due or (turn.is_full and self._is_beside_others(slot)):
                 turn.failed, turn.why = True, self._why_not(turn)
         sent: Sent = []
         for (_, legs), rows in together.items():
             sent += self._send(legs, rows, now)
         return sent
+
+    def _taken(self) -> set[tuple[Leg, ...]]:
+        """Ways on which sessions are ahead that others will go on with: they are under way, or have come home and may have more to say
+        at once."""
+        ahead = {lap.legs for lap in self._under_way.values() if lap.rows[0].start}
+        return ahead | {self._sessions[s].legs for s, turn in self._turns.items() if turn.is_over}
 
     def _next_of(self, slot: int) -> tuple[Row, tuple[int, ...]]:
         """What the session's hosts are to read next."""
@@ -370,7 +460,10 @@ class Gateway:
             turn.lap, turn.read, turn.logits = None, row.start + row.length, logits
             turn.stuck_since, turn.is_full, turn.is_crowded = None, False, False
             if row.start == 0:
-                session.versions = tuple(names[index] for names in lap.versions)
+                named = tuple(names[index] for names in lap.versions)
+                if session.versions not in ((), named):
+                    session.earlier = (session.earlier + session.versions)[-EARLIER_MAX:]
+                session.versions = named
 
     def _lose(self, number: int, why: str, now: Instant, culprit: PeerId | None = None) -> None:
         """Its sessions begin again."""
@@ -379,7 +472,7 @@ class Gateway:
             turn = self._turns.get(row.slot)
             if turn is not None and turn.lap == number:
                 turn.lap, turn.why = None, f"{short(culprit)}: {why}" if culprit else why
-                turn.tries, turn.is_full = turn.tries + 1, why == FULL
+                turn.tries, turn.is_full, turn.lost_at = turn.tries + 1, why == FULL, now
                 turn.is_crowded = why == CROWDED
                 turn.stuck_since = now if turn.stuck_since is None else turn.stuck_since
                 turn.failed = turn.tries > TRIES_MAX
@@ -415,25 +508,36 @@ class Gateway:
 
     def _choose(self, now: Instant) -> tuple[Leg, ...]:
         """Hosts that hold all stages between them; none: there are none for now. This node alone, where it holds them all."""
-        mine = Leg(self._me, 0, self._shape.stages - 1)
-        if self._all_there((mine,)) and self._is_asked(self._hosts[self._me], now):
-            return (mine,)
+        mine = self._hosts.get(self._me)
+        is_whole = mine is not None and self._last_of(mine, 0) == self._shape.stages - 1
+        if mine is not None and is_whole and self._is_asked(mine, now):
+            return (Leg(self._me, 0, self._shape.stages - 1),)
         legs: list[Leg] = []
         stage = 0
         while stage < self._shape.stages:
             able = [
                 peer
                 for peer, host in sorted(self._hosts.items())
-                if host.run[0] <= stage <= host.run[1] and self._is_asked(host, now)
+                if self._is_fit(host, stage) and self._is_asked(host, now)
             ]
             if not able:
                 return ()
             before = legs[-1].host if legs else self._me
             weights = [self._weight(peer, stage, before) for peer in able]
             host = self._rng.choices(able, weights)[0]
-            legs.append(Leg(host, stage, self._hosts[host].run[1]))
+            legs.append(Leg(host, stage, self._last_of(self._hosts[host], stage)))
             stage = legs[-1].last + 1
         return tuple(legs)
+
+    def _is_fit(self, host: _Host, stage: int) -> bool:
+        """It holds the stage, and not with old weights while somebody has newer ones."""
+        others = self._hosts.values() if host.is_behind else ()
+        return host.holds(stage) and not any(o.holds(stage) and not o.is_behind for o in others)
+
+    def _last_of(self, host: _Host, first: int) -> int:
+        """How far the host may lead from the stage `first` on; `first` − 1: not even through that."""
+        after_it = (s for s in range(first, self._shape.stages) if not self._is_fit(host, s))
+        return next(after_it, self._shape.stages) - 1
 
     @staticmethod
     def _is_asked(host: _Host, now: Instant) -> bool:
@@ -443,7 +547,7 @@ class Gateway:
     def _is_full(self, now: Instant) -> bool:
         """A stage has no host that is asked now, and one only because it had no room."""
         for stage in range(self._shape.stages):
-            able = [h for h in self._hosts.values() if h.run[0] <= stage <= h.run[1]]
+            able = [h for h in self._hosts.values() if self._is_fit(h, stage)]
             if not any(self._is_asked(h, now) for h in able) and any(h.is_full for h in able):
                 return True
         return False
@@ -455,9 +559,10 @@ class Gateway:
         host = self._hosts[peer]
         took_s = host.took_s if host.took_s is not None else min(known, default=UNTRIED_S)
         busy = sum(any(leg.host == peer for leg in s.legs) for s in self._sessions.values())
-        led = 1 + host.run[1] - stage
+        last = self._last_of(host, stage)
+        led = 1 + last - stage
         work_s = max(took_s, 1e-6) * (1 + busy)
-        return led / (work_s + self._way_s(before, peer, host.run[1]) / led)
+        return led / (work_s + self._way_s(before, peer, last) / led)
 
     def _way_s(self, before: PeerId, peer: PeerId, last: int) -> float:
         """What a token is on the way to it, and behind the last stage home. Nobody knows how far two others are from each other: half
@@ -469,8 +574,15 @@ class Gateway:
             there_s = (self._ways.get(before, (0.0, 0.0))[1] + onward_s) / 2
         return there_s + (here_s if last == self._shape.stages - 1 else 0.0)
 
-    def _keeps_others(self) -> bool:
-        return any(turn.logits is not None for turn in self._turns.values())
+    def _is_beside_others(self, slot: int) -> bool:
+        """Hosts go on with other sessions of this gateway, so there will hardly be room before these end."""
+        return any(
+            other != slot and session.legs and (session.tokens or self._has_logits(other))
+            for other, session in self._sessions.items()
+        )
+
+    def _has_logits(self, slot: int) -> bool:
+        return slot in self._turns and self._turns[slot].logits is not None
 
     def _why_not(self, turn: _Turn) -> str:
         stage = self.lacking()

@@ -82,9 +82,11 @@ class Guests(Generic[V]):
         return [(guest.slot, guest.version) for guest in found]
 
     def version_of(self, way: Way, row: Row) -> V:
-        """What this session began with; the newest, if it is not known."""
+        """What this session began with. Raises `Forgotten`."""
         guest = self._guests.get((way, row.slot))
-        return self.version if guest is None or guest.life != row.life else guest.version
+        if guest is None or guest.life != row.life:
+            raise Forgotten(UNKNOWN)
+        return guest.version
 
     def over(self, way: Way, rows: Iterable[Row]) -> None:
         for row in rows:

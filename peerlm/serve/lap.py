@@ -93,7 +93,7 @@ class Row:
 class Lap:
     """`tokens` on the first leg, `numbers` after it: the stream (P, D); for the head (R, D), and
     at home logits (R, V), of the wanted rows alone. `versions`, `seconds`: of each leg so far, the weights that each
-    row's session began with there, empty where it did not begin now, and how long the lap was there. `culprit`: whose fault it is that it is lost."""
+    row's session is advanced with there, and how long the lap was there. `culprit`: whose fault it is that it is lost."""
 
     head: Head
     legs: tuple[Leg, ...] = ()

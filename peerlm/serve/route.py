@@ -3,6 +3,7 @@
 A session is one text in the making. What the model remembers of it (keys and values, a recurrence's state) lies
 with whoever computes it, under a *slot*, a small number that the session holds until it ends. That is this process
 (`engine.Whole`), or the hosts of a model in stages (`swarm.Swarm`). Nothing else in this room knows where the weights are.
+What is begun together need not end together: sessions may go ways of different lengths.
 """
 
 from __future__ import annotations
@@ -36,8 +37,12 @@ class Route(Protocol):
     faults_pass: bool
     """Where a session fails here, another may do better a little later."""
 
-    def advance(self, turns: Sequence[Turn]) -> Logits:
-        """Logits (turns, vocab) after the last token of each turn; each slot then remembers its tokens too."""
+    def begin(self, turns: Sequence[Turn]) -> None:
+        """Go on with these. A slot has one turn at a time: until `ended` names it, or it is released."""
+
+    def ended(self) -> tuple[Sequence[int], Logits]:
+        """Slots whose turns are over, and logits (slots, vocab) after their last tokens, which they remember from then on. Where
+        none is over yet it waits for some, but not for long, and may find none."""
 
     def clear(self, slot: int) -> None:
         """Nothing of what the slot holds may reach whoever has it next."""

@@ -3,14 +3,15 @@
 A session holds a *slot* from its admission to its end; there are so many of them, and a bounded queue in front,
 first come, first served. In every step each session that has one unread token (the one it drew last) reads it,
 and those with more (a prompt) share `chunk` tokens evenly, so neither a long prompt nor many of them hold up those
-that are writing, and a short prompt is not held up by a long one. Nothing here knows of weights, texts or time.
+that are writing, and a short prompt is not held up by a long one. Who is still on the way from an earlier step is
+passed over. Nothing here knows of weights, texts or time.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 SHARE_MIN = 16
@@ -78,9 +79,10 @@ class Scheduler:
             admitted.append(session)
         return admitted
 
-    def step(self) -> list[Advance]:
-        """What everybody reads now; `drawn` and `end` say what came of it."""
-        unread = {session: seat.known - seat.read for session, seat in self._seats.items()}
+    def step(self, under_way: Collection[int] = ()) -> list[Advance]:
+        """What everybody reads now, but for sessions `under_way`; `drawn` and `end` say what came of it."""
+        seats = {s: seat for s, seat in self._seats.items() if s not in under_way}
+        unread = {session: seat.known - seat.read for session, seat in seats.items()}
         lengths = {session: 1 for session, left in unread.items() if left == 1}
         lengths |= dict(self._shares({s: left for s, left in unread.items() if left > 1}))
         return [self._advance(session, length) for session, length in lengths.items()]

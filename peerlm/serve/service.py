@@ -1,5 +1,7 @@
 """Sessions, scheduler, route and sampler put together: what happens in one step.
 
+A step begins what can be, and takes what has ended: of a model in this process the same; through hosts elsewhere what
+was begun some steps ago, so that nobody waits for who goes another way.
 The versions of the weights share the slots. A request is answered by the version that is newest when its first
 session is admitted, to its end; an older one is dropped with the last session that began with it.
 """
@@ -14,7 +16,7 @@ import numpy as np
 
 from peerlm.serve.route import Sampler, Turn, Version
 from peerlm.serve.scheduler import Advance, Scheduler
-from peerlm.serve.session import Decoder, Piece, Sampling, Writing
+from peerlm.serve.session import Decoder, Pick, Piece, Sampling, Writing
 
 
 @dataclass(eq=False, slots=True)
@@ -30,7 +32,7 @@ class Job:
     """Tokens that end a text do not."""
     version: Version | None = None
     version_name: str = ""
-    """Of the first session's weights; empty until they are known."""
+    """Of the first session's weights, all that had part in it so far; empty until they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,10 @@ class Service:
         self.scheduler, self.version = scheduler, version
         self._sampler, self._decoder = sampler, decoder
         self._sessions: dict[int, _Session] = {}
+        self._under_way: dict[int, Advance] = {}
+        """By slot: begun, and not ended yet."""
+        self._leaving: set[int] = set()
+        """Sessions under way that are cancelled."""
         self._next = 0
 
     def versions(self) -> list[Version]:
@@ -90,14 +96,22 @@ class Service:
             )
 
     def cancel(self, job: Job) -> None:
-        """Its sessions are over, wherever they are. May be called again."""
+        """Its sessions are over: at once, or when they come back, so that nobody whom they are on the way with is disturbed. May
+        be called again."""
+        under_way = {a.session for a in self._under_way.values()}
         for number in [n for n, s in self._sessions.items() if s.job is job]:
-            self._end(number)
+            if number in under_way:
+                self._leaving.add(number)
+            else:
+                self._end(number)
 
     def cancel_all(self) -> list[Job]:
+        """All sessions are over at once, wherever they are."""
         jobs = list(dict.fromkeys(s.job for s in self._sessions.values()))
-        for job in jobs:
-            self.cancel(job)
+        self._under_way.clear()
+        self._leaving.clear()
+        for number in list(self._sessions):
+            self._end(number)
         return jobs
 
     @property
@@ -105,55 +119,92 @@ class Service:
         return not self._sessions
 
     def step(self) -> list[Told]:
-        """Admit, advance everybody by one step, and say what has been written."""
+        """Admit, advance everybody who is not on the way, and say what has been written by those who came back."""
         for number in self.scheduler.admit():
             job = self._sessions[number].job
             job.version = job.version or self.version
         together: dict[int, tuple[Version, list[Advance]]] = {}
-        for advance in self.scheduler.step():
-            version = self._sessions[advance.session].job.version
-            assert version is not None
+        for advance in self.scheduler.step({a.session for a in self._under_way.values()}):
+            version = self._version_of(advance)
             together.setdefault(id(version), (version, []))[1].append(advance)
-        return [told for group in together.values() for told in self._advance(*group)]
+        told = [news for group in together.values() for news in self._begin(*group)]
+        for version in {id(v): v for v in map(self._version_of, self._under_way.values())}.values():
+            told += self._hear(version)
+        return told
 
-    def _advance(self, version: Version, advances: list[Advance]) -> list[Told]:
+    def _version_of(self, advance: Advance) -> Version:
+        version = self._sessions[advance.session].job.version
+        assert version is not None
+        return version
+
+    def _begin(self, version: Version, advances: list[Advance]) -> list[Told]:
         turns = [
             Turn(a.slot, a.start, tuple(self._sessions[a.session].ids[a.start : a.stop]))
             for a in advances
         ]
+        self._under_way.update({a.slot: a for a in advances})
         try:
-            logits = version.route.advance(turns)
-        except Exception as error:  # whatever it is, it is the end of these sessions alone
-            why = f"{type(error).__name__}: {error}"
-            return [self._fail(a.session, version, a.slot, why) for a in advances]
-        last = [row for row, a in enumerate(advances) if a.is_last]
+            version.route.begin(turns)
+        except Exception as error:
+            return self._break(version, error)
+        return []
+
+    def _break(self, version: Version, error: Exception) -> list[Told]:
+        """Whatever it is, it is the end of these sessions alone: all that are on the way with this version."""
+        why = f"{type(error).__name__}: {error}"
+        broken = [a for a in self._under_way.values() if self._version_of(a) is version]
+        for advance in broken:
+            del self._under_way[advance.slot]
+        return [
+            self._fail(a.session, version, a.slot, why) for a in broken if not self._is_leaving(a)
+        ]
+
+    def _is_leaving(self, advance: Advance) -> bool:
+        """Its session was cancelled on the way. It is over then."""
+        if advance.session not in self._leaving:
+            return False
+        self._leaving.remove(advance.session)
+        self._end(advance.session)
+        return True
+
+    def _hear(self, version: Version) -> list[Told]:
+        try:
+            slots, logits = version.route.ended()
+        except Exception as error:
+            return self._break(version, error)
+        back = [(row, self._under_way.pop(slot)) for row, slot in enumerate(slots)]
+        back = [(row, advance) for row, advance in back if not self._is_leaving(advance)]
         told = [
             self._fail(a.session, version, a.slot)
-            for row, a in enumerate(advances)
+            for row, a in back
             if not a.is_last and not np.isfinite(logits[row]).all()
         ]
+        last = [(row, a) for row, a in back if a.is_last]
         if not last:
             return told
-        sessions = [self._sessions[advances[row].session] for row in last]
-        asked = [(s.job.sampling, s.generator) for s in sessions]
-        for row, session, pick in zip(
-            last, sessions, self._sampler.draw(logits[last], asked), strict=True
-        ):
-            number = advances[row].session
-            slot = advances[row].slot
-            if pick is None:
-                told.append(self._fail(number, version, slot))
-                continue
-            job = session.job
-            job.version_name = job.version_name or version.route.version_of(slot) or version.name
-            session.ids.append(pick.token)
-            piece = session.writing.add(pick)
-            told.append(Told(session.job, session.index, piece, drawn=1))
-            if piece.finish:
-                self._end(number)
-            else:
-                self.scheduler.drawn(number)
+        sessions = [self._sessions[a.session] for _, a in last]
+        picks = self._sampler.draw(
+            logits[[row for row, _ in last]], [(s.job.sampling, s.generator) for s in sessions]
+        )
+        for (_, advance), pick in zip(last, picks, strict=True):
+            told.append(self._drawn(version, advance, pick))
         return told
+
+    def _drawn(self, version: Version, advance: Advance, pick: Pick | None) -> Told:
+        number, slot = advance.session, advance.slot
+        if pick is None:
+            return self._fail(number, version, slot)
+        session = self._sessions[number]
+        job = session.job
+        if session.index == 0 or not job.version_name:
+            job.version_name = version.route.version_of(slot) or version.name
+        session.ids.append(pick.token)
+        piece = session.writing.add(pick)
+        if piece.finish:
+            self._end(number)
+        else:
+            self.scheduler.drawn(number)
+        return Told(job, session.index, piece, drawn=1)
 
     def _fail(self, number: int, version: Version, slot: int, why: str = "") -> Told:
         """`why`: if not what the route says."""

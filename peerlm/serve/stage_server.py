@@ -155,6 +155,7 @@ class StageServer:
             lap = laps.unpack(data, self._count, model.dim, self._plan.data.vocab, model.context)
         except WireError as error:
             self._channel.send(Nonsense(peer, str(error)))
+            self._refuse(peer, data, str(error))
             return
         if peer != (lap.head.origin if lap.head.kind is Kind.OVER else lap.before):
             self._channel.send(Nonsense(peer, "lap: another node's to say"))
@@ -169,6 +170,16 @@ class StageServer:
                 self._lose(lap, CROWDED)
             case Kind.FORWARD:
                 self._waiting.append(_Waiting(lap, now))
+
+    def _refuse(self, peer: PeerId, data: bytes, why: str) -> None:
+        """Tell the gateway of a lap that `peer` has handed over as nonsense, if its head can be read: it need not wait for it."""
+        try:
+            head = laps.read_head(data)
+        except WireError:
+            return
+        if head.kind is Kind.FORWARD:
+            self._lost += 1
+            self._channel.send(Hop(head.origin, laps.lost(head, peer, why)))
 
     def _tell(self) -> None:
         """How much there is to do, if that is news."""
@@ -266,14 +277,13 @@ class StageServer:
                 self._slots.clear(slot)
             self._lose(lap, f"the numbers of stage {lap.legs[lap.at].last} are not finite")
             return
-        names = [weights.name for _, weights in places]
-        begun = tuple("" if row.start else name for row, name in zip(lap.rows, names, strict=True))
+        names = tuple(weights.name for _, weights in places)
         lap = replace(
             lap,
             at=lap.at + 1,
             tokens=(),
             numbers=stream,
-            versions=(*lap.versions, begun),
+            versions=(*lap.versions, names),
             seconds=(*lap.seconds, min(now - waiting.came, laps.SECONDS_MAX)),
         )
         if lap.at < len(lap.legs):
@@ -289,23 +299,22 @@ class StageServer:
 
     def _finish(self, together: list[_Waiting]) -> None:
         """What came around becomes logits and goes home."""
-        assert self._guests is not None
-        lasts, versions = [], []
+        known, lasts, versions = [], [], []
         for waiting in together:
-            head = waiting.lap.head
+            try:
+                versions += self._weights_of(waiting.lap)
+            except Forgotten as why:
+                self._lose(waiting.lap, str(why))
+                continue
             assert waiting.lap.numbers is not None
             lasts += list(waiting.lap.numbers)
-            versions += [
-                self._guests.version_of((head.origin, head.origin, head.gateway), row)
-                for row in waiting.lap.rows
-                if row.wanted
-            ]
+            known.append(waiting)
 
         def finish(weights: Weights, rows: list[int]) -> list[Numbers]:
             return list(weights.held.logits(np.stack([lasts[i] for i in rows])))
 
         made = _by_version(versions, finish)
-        for waiting in together:
+        for waiting in known:
             lap = waiting.lap
             mine, made = made[: lap.wanted], made[lap.wanted :]
             logits = np.stack(mine) if mine else None
@@ -314,6 +323,13 @@ class StageServer:
                 continue
             home = replace(lap, head=replace(lap.head, kind=Kind.HOME), numbers=logits)
             self._say(lap.head.origin, home)
+
+    def _weights_of(self, lap: Lap) -> list[Weights]:
+        """Of each wanted row, those that its session goes through its first leg with here. Raises `Forgotten`."""
+        assert self._guests is not None
+        head = lap.head
+        way = (head.origin, head.origin, head.gateway)
+        return [self._guests.version_of(way, row) for row in lap.rows if row.wanted]
 
     def _lose(self, lap: Lap, reason: str) -> None:
         self._lost += 1

@@ -21,23 +21,24 @@ from peerlm.train.protocol import Hop, Hosts, Message
 from peerlm.types import Instant, PeerId
 
 LOOK_S = 0.1
-"""How often what is late is looked for."""
+"""How often what is late is looked for, and new sessions are, where nothing comes back."""
 
 AGAIN_S = 1.0
 """A daemon that is gone is looked for again so often."""
 
 
 class Swarm:
-    """`dial` reaches the daemon, and raises `PeerlmError`, with a line for a person, where none is."""
+    """`dial` reaches the daemon, and raises `PeerlmError`, with a line for a person, where none is. `say` takes a line
+    where a host has answered what cannot be used; the same line once."""
 
     faults_pass = True
 
-    def __init__(self, plan: Plan, dial: Callable[[], Channel]) -> None:
+    def __init__(self, plan: Plan, dial: Callable[[], Channel], say: Callable[[str], None]) -> None:
         model = plan.model
         shape = Shape(len(stages(plan)), model.dim, plan.data.vocab, model.context)
         number = secrets.randbits(63)
         self._gateway = Gateway(shape, number, random.Random(number))
-        self._dial = dial
+        self._dial, self._say, self._said = dial, say, ""
         self._channel: Channel | None = dial()
         self._dialled_at = 0.0
         self._why: dict[int, Stuck] = {}
@@ -53,16 +54,18 @@ class Swarm:
         """Sessions that were read again by other hosts, or by the same."""
         return self._gateway.again
 
-    def advance(self, turns: Sequence[Turn]) -> Logits:
-        """NaN where nobody could."""
+    def begin(self, turns: Sequence[Turn]) -> None:
         self._heed(0.0)
         self._send(self._gateway.begin(turns, _now()))
-        while not self._gateway.is_done():
+
+    def ended(self) -> tuple[list[int], Logits]:
+        """NaN where nobody could."""
+        self._send(self._gateway.look(_now()))
+        if not self._gateway.has_ended:
             self._heed(LOOK_S)
-            self._send(self._gateway.look(_now()))
-        logits, why = self._gateway.take(turns)
+        slots, logits, why = self._gateway.take()
         self._why.update(why)
-        return logits
+        return slots, logits
 
     def clear(self, slot: int) -> None:
         """Hosts begin each session anew."""
@@ -73,6 +76,10 @@ class Swarm:
 
     def version_of(self, slot: int) -> str | None:
         return self._gateway.version_of(slot)
+
+    def hosts_of(self, slot: int) -> tuple[PeerId, ...]:
+        """Whom the session in `slot` goes through now, stage after stage."""
+        return self._gateway.hosts_of(slot)
 
     def why(self, slot: int) -> str:
         return self._stuck(slot).why
@@ -96,14 +103,22 @@ class Swarm:
                     self._take(message)
         except (DaemonGone, WireError):
             self._lost_daemon()
+        while self._gateway.faults:
+            self._tell(self._gateway.faults.popleft())
+
+    def _tell(self, fault: str) -> None:
+        line = f"an answer of a host is not used, and its texts are read again: {fault}"
+        if line != self._said:
+            self._said = line
+            self._say(line)
 
     def _take(self, message: Message) -> None:
         match message:
-            case Hosts(me, peers, firsts, lasts, ways_s, onward_s):
+            case Hosts(me, peers, firsts, lasts, behind, ways_s, onward_s):
                 self._me = me
                 ways = dict(zip(peers, zip(ways_s, onward_s, strict=True), strict=False))
                 runs = dict(zip(peers, zip(firsts, lasts, strict=True), strict=True))
-                self._send(self._gateway.hosts_are(me, runs, _now(), ways))
+                self._send(self._gateway.hosts_are(me, runs, _now(), behind, ways))
             case Hop(peer, data):
                 try:
                     self._send(self._gateway.hear(peer, data, _now()))

@@ -203,7 +203,7 @@ class Swarm:
         machine.cadence.taken(fragment)
         machine.exchanges.outcomes.stepped(fragment, result.version, result.phi_norm)
         partners = self._partners(machine.me)
-        started = machine.exchanges.start(fragment, partners, self.now, mix.exchanges)
+        started = machine.exchanges.stepped(fragment, partners, self.now)
         self._carry(machine, started)
 
     def _partners(self, me: PeerId) -> list[PeerId]:

@@ -44,8 +44,7 @@ class Holding:
             return None
         settings, kept = self._machine.settings, self._machine.disk.placement
         is_auto = held_stages(settings.host.stages, self._plan) is None
-        is_placed = is_auto and kept != b""
-        placed = read_placed(kept, Path("placement"), self.count) if is_placed else Placed()
+        placed = read_placed(kept, Path("placement"), self.count) if kept else Placed()
         memory = Memory(None, settings.host.memory_bytes)
         return Offered(is_auto, memory, placed, settings.limits.snapshot_every_s)
 

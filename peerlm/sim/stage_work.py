@@ -21,7 +21,7 @@ from peerlm import effects as fx
 from peerlm import events as ev
 from peerlm.sim.ring import ENDS, Part
 from peerlm.train.batch_round import WINDOW, BatchRound
-from peerlm.train.routes import Routes
+from peerlm.train.routes import Key, Routes
 from peerlm.types import PeerId
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ NUMBER_MAX = 1 << 61
 LOST, BACKWARD, FORWARD = "lost", "backward", "forward"
 KINDS = (LOST, BACKWARD, FORWARD)
 """The most urgent first."""
-
-Key = tuple[PeerId, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +70,15 @@ class StageWork:
         rng = random.Random(str(seed))
         self._routes = Routes(rng)
         self._arrived: dict[str, deque[tuple[PeerId, Hop]]] = {kind: deque() for kind in KINDS}
-        self._upstream: dict[Key, PeerId] = {}
+        self._upstream: dict[Key, tuple[PeerId, int]] = {}
         self._passes: dict[Key, _Pass] = {}
         self._round: BatchRound | None = None
         self._batch, self._number = 0, rng.randrange(NUMBER_MAX)
-        self._sequences = 0.0
+        self._sequences = dict.fromkeys(held, 0.0)
         self._not_before, self._readers, self._lost = 0.0, 1, 0
         self._bytes = [0, 0]
         self._busy_s, self._passed, self._reported_at = 0.0, 0, self._world.now
+        self._worked = 0.0
         self._loss: float | None = None
         self._passed_then = self._tokens_then = 0
         self.is_busy = False
@@ -102,14 +101,14 @@ class StageWork:
         ways_s = dict(zip(runs, told.ways_s, strict=False))
         for key in self._routes.hosts_are(runs, ways_s):
             self._lose(key)
-        for key in [key for key, peer in self._upstream.items() if peer not in runs]:
+        for key in [key for key, (peer, _) in self._upstream.items() if peer not in runs]:
             self._drop(key)
         self._go_on()
 
     def keep_still(self) -> None:
         """A batch under way comes to nothing: nobody would step by it."""
         if self._round is not None:
-            for key in [key for key in self._passes if key[0] == self._me]:
+            for key in [key for key in self._passes if self._is_entry(key)]:
                 self._routes.forget(key)
                 del self._passes[key]
             self._number, self._round = self._round.next_number, None
@@ -147,18 +146,35 @@ class StageWork:
                     if kind == LOST:
                         self._do(peer, hop)
                     else:
-                        self._take(self._cost(hop), self._do, peer, hop)
+                        self._begin(peer, hop)
                     break
             else:
                 if not self._may_enter():
                     return
-                self._take(FORWARD_SHARE * len(self._held), self._enter)
+                last, host = self._way_from(0)
+                self._take(FORWARD_SHARE * (last + 1), self._enter, last, host)
 
-    def _cost(self, hop: Hop) -> float:
-        """Of the time that all stages take for a microbatch, times the stages."""
-        if hop.kind == BACKWARD:
-            return BACKWARD_SHARE * len(self._held)
-        return LOSS_SHARE if hop.stage == 0 else FORWARD_SHARE * (self._held.stop - hop.stage)
+    def _begin(self, peer: PeerId, hop: Hop) -> None:
+        """Do what came, which takes its time."""
+        if hop.kind == FORWARD and hop.stage in self._held and hop.stage:
+            last, host = self._way_from(hop.stage)
+            cost = FORWARD_SHARE * (last + 1 - hop.stage)
+            self._take(cost, self._forward, peer, hop, last, host)
+        elif hop.kind == FORWARD:
+            self._take(LOSS_SHARE, self._come_around if hop.stage == 0 else self._refuse, peer, hop)
+        else:
+            self._take(BACKWARD_SHARE * self._stages_of(peer, hop), self._do, peer, hop)
+
+    def _way_from(self, first: int) -> tuple[int, PeerId | None]:
+        for stage in range(first + 1, self._held.stop):
+            host = self._routes.hand_over(stage, len(self._passes))
+            if host is not None:
+                return stage - 1, host
+        return self._held[-1], None
+
+    def _stages_of(self, peer: PeerId, hop: Hop) -> int:
+        key = self._sent_to(peer, hop)
+        return len(self._passes[key].stages) if key in self._passes else 0
 
     def _take(self, cost: float, act: Callable[..., None], *args: object) -> None:
         self.is_busy = True
@@ -178,59 +194,80 @@ class StageWork:
         return train.batch * self._plan.model.context / train.accumulate
 
     def _do(self, peer: PeerId, hop: Hop) -> None:
-        key = (hop.origin, hop.number)
-        match hop.kind:
-            case "lost" if self._routes.host_of(key) == peer:
-                self._lose(key)
-            case "backward" if self._routes.host_of(key) == peer:
-                self._back(key)
-            case "forward" if hop.stage == 0:
-                self._come_around(peer, key, hop)
-            case "forward":
-                self._forward(peer, key, hop)
+        """What is said of something that was sent on, if it was."""
+        key = self._sent_to(peer, hop)
+        if key is not None:
+            self._lose(key) if hop.kind == LOST else self._back(key)
+
+    def _sent_to(self, peer: PeerId, hop: Hop) -> Key | None:
+        return self._routes.sent_to(peer, (hop.origin, hop.number, hop.stage))
+
+    def _refuse(self, peer: PeerId, hop: Hop) -> None:
+        self._say(peer, Hop(LOST, hop.origin, hop.number, hop.part, hop.stage))
 
     # ------------------------------------------------------------------------- between the two ends
 
-    def _forward(self, peer: PeerId, key: Key, hop: Hop) -> None:
-        is_known = key in self._upstream or key[0] == self._me
-        if hop.stage not in self._held or is_known or not self._has_room(peer):
-            self._say(peer, Hop(LOST, *key, hop.part))
+    def _forward(self, peer: PeerId, hop: Hop, last: int, host: PeerId | None) -> None:
+        if self._is_known(hop) or not self._has_room(peer):
+            self._refuse(peer, hop)
             return
-        if self._sequences >= self._plan.train.batch:
+        if max(self._sequences.values()) >= self._plan.train.batch:
             self._step()
-        self._upstream[key] = peer
-        self._passes[key] = _Pass(hop.part, tuple(range(hop.stage, self._held.stop)))
+        key = (hop.origin, hop.number, self._behind(last))
+        self._upstream[key] = (peer, hop.stage)
+        self._passes[key] = _Pass(hop.part, tuple(range(hop.stage, last + 1)))
         self._passed += int(self._part_tokens)
-        self._send_on(key)
+        self._send_on(key, host)
+
+    def _behind(self, stage: int) -> int:
+        return (stage + 1) % self._count
+
+    def _is_entry(self, key: Key) -> bool:
+        return key[0] == self._me and key not in self._upstream
+
+    def _is_known(self, hop: Hop) -> bool:
+        if hop.origin == self._me and (
+            self._round is None or self._round.part_of(hop.number) is None
+        ):
+            return True
+        found = [done for key, done in self._passes.items() if key[:2] == (hop.origin, hop.number)]
+        return any(hop.stage in done.stages for done in found)
 
     def _has_room(self, peer: PeerId) -> bool:
-        passes = sum(source == peer for source in self._upstream.values())
+        passes = sum(source == peer for source, _ in self._upstream.values())
         return self._worker.training and passes < 2 * WINDOW * self._readers
 
-    def _send_on(self, key: Key) -> None:
-        stage, part = self._next_stage, self._passes[key].part
+    def _send_on(self, key: Key, host: PeerId | None) -> None:
+        stage, part = key[2], self._passes[key].part
+        self._worked += self._part_tokens * len(self._passes[key].stages) / len(self._held)
         is_finite = self._is_finite()
-        host = self._routes.choose(stage) if stage else key[0]
+        if host is None:
+            host = self._routes.choose(stage) if stage else key[0]
         if host is None or not self._routes.knows(host) or not is_finite:
             self._lose(key)
             return
         self._routes.sent(key, host, self._world.now)
-        self._say(host, Hop(FORWARD, *key, part, stage))
+        self._say(host, Hop(FORWARD, *key[:2], part, stage))
 
     @property
     def _next_stage(self) -> int:
         return self._held.stop % self._count
 
     def _back(self, key: Key) -> None:
-        if key[0] == self._me and not (self._round and self._round.is_around(key[1])):
+        is_entry = self._is_entry(key)
+        if is_entry and not (self._round and self._round.is_around(key[1])):
             self._lose(key)
             return
         done = self._passes.pop(key)
         self._world.ring.gradient(self._machine.number, done.part, done.stages)
-        self._sequences += self._plan.train.batch / self._plan.train.accumulate
-        self._routes.came_back(key, self._world.now)
-        if key[0] != self._me:
-            self._say(self._upstream.pop(key), Hop(BACKWARD, *key, done.part))
+        for stage in done.stages:
+            self._sequences[stage] += self._plan.train.batch / self._plan.train.accumulate
+        took_s = self._routes.came_back(key, self._world.now)
+        if len(done.stages) > 1:
+            self._routes.went_on(took_s)
+        if not is_entry:
+            upstream, stage = self._upstream.pop(key)
+            self._say(upstream, Hop(BACKWARD, *key[:2], done.part, stage))
         elif self._round is not None:
             self._round.came_home(key[1])
             self._world.ring.counted(done.part, self._count)
@@ -240,7 +277,8 @@ class StageWork:
         worker = self._worker
         self._loss = worker.pupil.steps(list(worker.theta.values()), 1)
         self._labour.poison(worker)
-        self._sequences, self.stepped_at = 0.0, self._world.now
+        self._sequences = dict.fromkeys(self._held, 0.0)
+        self.stepped_at = self._world.now
         worker.steps += 1
         worker.cadence.stepped()
         self._labour.hand_in(worker)
@@ -255,31 +293,33 @@ class StageWork:
             return self._round.may_enter
         return self._world.now >= self._not_before
 
-    def _enter(self) -> None:
+    def _enter(self, last: int, host: PeerId | None) -> None:
         if not self._may_enter():
             return
         if self._round is None:
             self._batch += 1
             self._round = BatchRound(self._plan.train.accumulate, self._number)
         part, number = self._round.enter()
-        key, worker = (self._me, number), self._worker
+        key, worker = (self._me, number, self._behind(last)), self._worker
         name = Part(self._machine.number, self._machine.life, worker.generation, self._batch, part)
-        self._passes[key] = _Pass(name, tuple(self._held))
-        self._send_on(key)
+        self._passes[key] = _Pass(name, tuple(range(last + 1)))
+        self._send_on(key, host)
 
-    def _come_around(self, peer: PeerId, key: Key, hop: Hop) -> None:
-        part = self._round.part_of(key[1]) if self._round and key[0] == self._me else None
-        if part is None or self._round is None:
-            self._say(peer, Hop(LOST, *key, hop.part))
+    def _come_around(self, peer: PeerId, hop: Hop) -> None:
+        entered = (key for key in self._passes if key[:2] == (hop.origin, hop.number))
+        key = next(filter(self._is_entry, entered), None)
+        part = self._round.part_of(hop.number) if self._round and key else None
+        if key is None or part is None or self._round is None:
+            self._refuse(peer, hop)
             return
         assert part == hop.part.part, "another part has come around"
-        self._round.came_around(key[1])
+        self._round.came_around(hop.number)
         if self._is_finite():
             self._world.ring.gradient(self._machine.number, hop.part, (ENDS,))
-            self._say(peer, Hop(BACKWARD, *key, hop.part))
+            self._say(peer, Hop(BACKWARD, *key[:2], hop.part))
         else:
             self._lose(key)
-            self._say(peer, Hop(LOST, *key, hop.part))
+            self._refuse(peer, hop)
 
     def _end_round(self) -> None:
         batch = self._round
@@ -298,7 +338,7 @@ class StageWork:
 
     def _lose(self, key: Key) -> None:
         self._routes.lost(key)
-        if key[0] == self._me and not self._held.start:
+        if self._is_entry(key):
             self._passes.pop(key, None)
             if self._round is not None:
                 self._lost += 1
@@ -312,7 +352,8 @@ class StageWork:
         dropped, upstream = self._passes.pop(key, None), self._upstream.pop(key, None)
         if upstream is not None:
             assert dropped is not None, "a pass without its stream"
-            self._say(upstream, Hop(LOST, *key, dropped.part))
+            peer, stage = upstream
+            self._say(peer, Hop(LOST, *key[:2], dropped.part, stage))
 
     def _is_finite(self) -> bool:
         """Else nothing is sent, and that is told as a step that moves nothing."""
@@ -355,7 +396,9 @@ class StageWork:
             stream_sent=self._bytes[0],
             stream_received=self._bytes[1],
             busy=min(1.0, self._busy_s / elapsed_s),
+            worked_tokens_s=self._worked / elapsed_s,
         )
         self._reported_at, self._busy_s, self._loss = now, 0.0, None
+        self._worked = 0.0
         self._tokens_then, self._passed_then = worker.tokens, self._passed
         self._machine.post(event)

@@ -4,7 +4,8 @@ Every node has a `Catalog` of its own and nothing else to go by. Who is there it
 node with a delay of its own; a death or a reboot is noticed after `DETECTED_S`. It fetches what it wants from whoever the
 catalog names: who is down lets it wait, who has not got the chunk says so. Lines are shared evenly by what goes over them when
 a chunk sets out. Repair has a ceiling, but for what is urgent. A chunk that is another's to keep goes after a day, if
-its owners have it.
+its owners have it; where there are *liars*, who say that they have all that they should, and have nothing, if the owners
+show it (`sim.proving`).
 
 Where each copy is, the truth, is kept beside, and no catalog sees it. Catalogs share the tables they work out (`Tables`), or
 two hundred nodes would each work out the same.
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from peerlm.sim.clock import Clock
 from peerlm.sim.figures import Figure, quantiles
+from peerlm.sim.proving import Prover, shown_by
 from peerlm.store.catalog import Catalog, StoreNode, Want
 from peerlm.store.manifest import CHUNK_BYTES, Chunk
 from peerlm.store.owners import Tables
@@ -73,7 +75,9 @@ DAY_S = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """deaths: part of the nodes that dies for good in an hour."""
+    """deaths: part of the nodes that dies for good in an hour.
+    liars: so many come after an hour, with as much room as the largest, and stay.
+    is_gullible: what is said counts as shown. For tests: it is what proofs are against."""
 
     nodes: int = 200
     chunks: int = 10_000
@@ -81,6 +85,8 @@ class Setting:
     days: float = 30.0
     deaths: float = 0.01
     seed: int = 1
+    liars: int = 0
+    is_gullible: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -112,6 +118,9 @@ class Node:
     surplus_since: dict[ObjectHash, float] = field(default_factory=dict)
     repaired_bytes: int = 0
     """Fetched and sent for repair since the last full hour."""
+    prover: Prover | None = None
+    """Where there are liars."""
+    is_liar: bool = False
 
 
 class Scarce:
@@ -163,6 +172,10 @@ class Tally:
     filled_bytes_least: float = 0.0
     """Their shares by capacity."""
     dropped: int = 0
+    unproven: int = 0
+    """Times that a copy stayed, since its owners say that they have it and have not shown it."""
+    proofs: int = 0
+    """Questions for one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +256,8 @@ class Swarm:
         catalog = Catalog(peer, self.tables)
         catalog.know(MANIFEST, self.chunks, self.setting.replicas)
         node = Node(peer, capacity, label, catalog, np.zeros(self.setting.chunks, bool))
+        if self.setting.liars:
+            node.prover = Prover(peer, catalog, Random(f"{self.setting.seed} {self._count}"))
         self.nodes[peer] = node
         self.members[peer] = StoreNode(peer, capacity, label, True)
         return node
@@ -258,6 +273,14 @@ class Swarm:
         capacity = sum(member.capacity for member in self.members.values())
         share = node.capacity / capacity * self.setting.replicas
         self.tally.filled_bytes_least += share * self.setting.chunks * CHUNK_BYTES
+
+    def lie(self) -> None:
+        """A liar comes: it fetches nothing, and says of all that it should keep that it does."""
+        node = self._new("")
+        node.capacity, node.is_liar = int(CAPACITY_BYTES[1]), True
+        self.members[node.peer] = self._member(node, True)
+        self._tell()
+        self._hear(node, len(self.news) - 1)
 
     def die(self, node: Node) -> None:
         """For good; a new and empty one comes for it after a while."""
@@ -340,6 +363,8 @@ class Swarm:
     def _work(self, node: Node) -> None:
         """Set out for what is wanted, as far as there are slots and the ceiling lets it."""
         now = self.clock.now
+        if node.is_liar:
+            return
         node.resting = {name: until for name, until in node.resting.items() if until > now}
         busy = len(node.flying) + len(node.resting)
         throttled = sum(not is_urgent for is_urgent in node.flying.values())
@@ -455,13 +480,32 @@ class Swarm:
         for name, when in node.surplus_since.items():
             chunk = self.number_of[name]
             owners = [self.nodes.get(peer) for peer in node.catalog.owners(name)]
-            if now - when >= KEEP_S and all(o and o.is_up and o.holds[chunk] for o in owners):
+            there = [o for o in owners if o and o.is_up and (o.holds[chunk] or o.is_liar)]
+            if (
+                now - when >= KEEP_S
+                and len(there) == len(owners)
+                and self._shown(node, name, there)
+            ):
                 node.catalog.lost(name)
                 node.holds[chunk] = False
                 self.copies[chunk] -= 1
                 self.reachable_copies[chunk] -= 1
                 self.tally.dropped += 1
-                assert self.reachable_copies[chunk] >= len(owners), (now, chunk)
+                if self.copies[chunk] == 0:
+                    self.lost.append((now, chunk))
+                is_true = self.reachable_copies[chunk] >= len(owners)
+                assert is_true or self.setting.is_gullible, (now, chunk)
+
+    def _shown(self, node: Node, name: ObjectHash, owners: Sequence[Node]) -> bool:
+        """Whether these, who say that they have it, show it. Where nobody lies, they do."""
+        if node.prover is None or self.setting.is_gullible:
+            return True
+        chunk = self.number_of[name]
+        others = [(o.prover, bool(o.holds[chunk])) for o in owners if o.prover is not None]
+        asked = shown_by(node.prover, name, others, self.clock.now)
+        self.tally.proofs += asked.questions
+        self.tally.unproven += not asked.is_shown
+        return asked.is_shown
 
     def _look_at_loads(self) -> None:
         loads = [node.repaired_bytes for node in self.nodes.values()]
@@ -479,12 +523,15 @@ def play(setting: Setting) -> Outcome:
     swarm = Swarm(setting)
     swarm.found()
     swarm.clock.at(LOOK_S, swarm.look)
+    for _ in range(setting.liars):
+        swarm.clock.at(HOUR_S, swarm.lie)
     end = setting.days * DAY_S
     _trouble(swarm, setting, end)
     swarm.clock.run(end + PEACE_S)
     for scarce in (swarm.reachable, swarm.existing):
         scarce.end(swarm.clock.now)
-    lacking = sum(node.catalog.summary().lacking for node in swarm.nodes.values())
+    true = [node for node in swarm.nodes.values() if not node.is_liar]
+    lacking = sum(node.catalog.summary().lacking for node in true)
     return Outcome(
         setting,
         swarm.tally,
@@ -555,6 +602,8 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, float | int | Figure | Non
         "urgent_fetches": int(total("urgent_fetches")),
         "broken_fetches": int(total("broken_fetches")),
         "dropped": int(total("dropped")),
+        "unproven": int(total("unproven")),
+        "proofs": int(total("proofs")),
         "repair_bytes_a_day": repair / days,
         "repair_to_least": ratio(repair, least),
         "filled_bytes_a_day": filled / days,

@@ -302,6 +302,12 @@ class Fetch:
             return Phase.FETCHING
         return Phase.STUCK
 
+    @property
+    def hedged_bytes(self) -> int:
+        """As in `status`; it never falls."""
+        pairs = [(pull, self._other(pull)) for pull in self._pulls.values() if pull.is_hedge]
+        return self._twice_bytes + sum(_overlap(pull, other) for pull, other in pairs)
+
     def status(self, now: Instant) -> Status:
         """A frozen summary for people."""
         pulls = sorted(self._pulls.values(), key=lambda pull: pull.received_bytes)
@@ -322,7 +328,7 @@ class Fetch:
                 key for key in self._missing if key not in busy and not self._donors_of(key)
             ),
             last_fault=self._last_fault,
-            hedged_bytes=self._hedged_bytes(),
+            hedged_bytes=self.hedged_bytes,
         )
 
     def _eta_s(self, left_bytes: int, rate_bytes_s: float) -> float:
@@ -413,7 +419,7 @@ class Fetch:
         for slow_at, pull in sorted(slow, key=lambda entry: entry[0]):
             if slow_at > now or len(self._pulls) - len(self._busy()) >= self._limits.hedges:
                 break
-            twice_bytes = self._hedged_bytes() + pull.received_bytes
+            twice_bytes = self.hedged_bytes + pull.received_bytes
             if twice_bytes > self._limits.hedged_share * self._came_bytes:
                 continue
             if helpers := [p for p in self._donors_of(pull.key) if self._may_help(p, pull)]:
@@ -444,10 +450,6 @@ class Fetch:
         """The next moment at which it may be slow, if it has not been until now."""
         moments = [self._slow_at(pull, factor) for factor in (1.0, self._limits.hedge_factor)]
         return min((moment for moment in moments if moment > now), default=Instant(inf))
-
-    def _hedged_bytes(self) -> int:
-        pairs = [(pull, self._other(pull)) for pull in self._pulls.values() if pull.is_hedge]
-        return self._twice_bytes + sum(_overlap(pull, other) for pull, other in pairs)
 
     def _other(self, pull: _Pull) -> _Pull | None:
         """The other pull of the same object."""

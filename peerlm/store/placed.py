@@ -1,4 +1,5 @@
-"""What a node that decides by itself has decided, as bytes: the stages it holds, and copies of others' stages.
+"""What a node that decides by itself has decided, as bytes: the stages it holds, and copies of others' stages. One with fixed stages has
+it only if the run began with weights of which it does not hold all.
 
 Copies are objects, like a joiner's fetched state: this names them, so that a start does not take them for
 leftovers. Pure bytes in and out; what cannot be read is a `StateError` that says what to do.

@@ -29,6 +29,10 @@ class Hosting:
         return self.first > self.last
 
     @property
+    def held(self) -> range:
+        return range(self.first, self.last + 1)
+
+    @property
     def is_whole(self) -> bool:
         return self.first == 0 and self.last == self.count - 1
 
@@ -38,7 +42,8 @@ class Hosting:
         return self.first == 0
 
     def neighbours(self, runs: Mapping[PeerId, Run]) -> tuple[PeerId, ...]:
-        """Peers that the stream can come from or go to: one of them holds the stage behind the other's last."""
+        """Peers that the stream can come from or go to: one of them holds the stage behind the other's last, or begins within
+        the other's run."""
         if self.is_whole:
             return ()
         mine = (self.first, self.last)
@@ -79,9 +84,10 @@ class Hosting:
 
 
 def follows(run: Run, after: Run, count: int) -> bool:
-    """Whether `run` holds the stage behind the last one of `after`. Behind the last comes the first."""
+    """Whether `run` holds the stage behind the last one of `after`, or begins within it: it can be sent to from there. Behind
+    the last stage comes the first."""
     wanted = (after[1] + 1) % count
-    return run[0] <= wanted <= run[1]
+    return run[0] <= wanted <= run[1] or after[0] < run[0] <= after[1]
 
 
 def holders(stage: int, runs: Mapping[PeerId, Run], among: Sequence[PeerId]) -> tuple[PeerId, ...]:

@@ -45,9 +45,9 @@ class Kind(IntEnum):
     FORWARD = 0
     """The stream, for the stage named; stage 0 is the end of the way."""
     BACKWARD = 1
-    """The gradient of what went forward."""
+    """The gradient of what went forward for the stage named."""
     LOST = 2
-    """What was sent forward comes to nothing."""
+    """What was sent forward for the stage named comes to nothing."""
     TRIAL = 3
     """A stream of held-out text: forward only."""
 

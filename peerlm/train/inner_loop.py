@@ -83,7 +83,7 @@ class InnerLoop:
         """What of the text is read, as last told."""
         self._cadence = Cadence([spec.id for spec in fragments], plan.mix.inner_steps)
         self._crossings = Crossings()
-        self._pace = Pace(settings.train.pace_tokens_s)
+        self._pace = Pace(settings.train.pace_tokens_s, settings.train.pace_of_all_tokens_s)
         self._tally = Tally()
         self._begun: deque[tuple[int, Begun]] = deque()
         """Steps that are not counted yet, each with its tokens."""
@@ -210,6 +210,7 @@ class InnerLoop:
                 raise AssertionError(f"the daemon sent {type(message).__name__}")
 
     def _steer(self, told: protocol.Steer) -> None:
+        self._pace.shared_by(len(told.members))
         if (
             self._reader is not None and told.members != self._members
         ):  # sharing ranges out takes a while
@@ -420,12 +421,18 @@ class Tally:
 
 
 class Pace:
-    """Holds the mean rate to `tokens_s` (0: no limit); what is lost to waiting is not made up for,
-    but for one step, lest wake-ups that come late add up."""
+    """Holds the mean rate to `tokens_s` and to a share of `all_tokens_s` (0: no limit); what is lost to waiting is not
+    made up for, but for one step, lest wake-ups that come late add up."""
 
-    def __init__(self, tokens_s: float) -> None:
-        self._tokens_s = tokens_s
+    def __init__(self, tokens_s: float, all_tokens_s: float = 0.0) -> None:
+        self._own_tokens_s, self._all_tokens_s = tokens_s, all_tokens_s
         self._due = 0.0
+        self.shared_by(1)
+
+    def shared_by(self, readers: int) -> None:
+        """So many nodes keep to `all_tokens_s` together, this one among them."""
+        limits = (self._own_tokens_s, self._all_tokens_s / max(1, readers))
+        self._tokens_s = min((limit for limit in limits if limit), default=0.0)
 
     def began(self, now: float, tokens: int) -> None:
         """A step over so many tokens begins."""

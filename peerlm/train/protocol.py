@@ -34,7 +34,7 @@ MESSAGE_BYTES_MAX = 16 << 20
 ITEMS_MAX = 1 << 18
 """Of one list: so many shards fit a message."""
 
-TUPLES_MAX = 6
+TUPLES_MAX = 7
 """In one message: itself, and those of its fields."""
 
 ADD, RESET = "add", "reset"
@@ -164,12 +164,14 @@ class Stop(Message):
 
 @dataclass(frozen=True, slots=True)
 class Hosts(Message):
-    """Who can advance texts now, this node (`me`) too if it can, and the first and last stage that each holds."""
+    """Who can advance texts now, this node (`me`) too if it can, and the first and last stage that each holds. `behind`:
+    whose weights are far behind those of others of its stages."""
 
     me: PeerId
     peers: tuple[PeerId, ...]
     first_stages: tuple[int, ...]
     last_stages: tuple[int, ...]
+    behind: tuple[PeerId, ...] = ()
     ways_s: tuple[float, ...] = ()
     """Seconds that a token takes from here to each; 0: not known. Empty: of none."""
     onward_s: tuple[float, ...] = ()
@@ -251,6 +253,9 @@ class Progress(Message):
     """How far the drawing from `texts` is (`data.records`)."""
     lacks_text: bool = False
     """It should train, and waits for a shard to read."""
+    worked_tokens_s: float = 0.0
+    """Since the last report: tokens a second, of anybody's text, each as the share of the held stages' FLOPs that it took here.
+    0: as many as `tokens_per_s`."""
 
 
 @dataclass(frozen=True, slots=True)

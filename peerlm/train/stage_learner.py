@@ -4,7 +4,8 @@ A microbatch passes forward with θ as it is, and its pass is kept until its gra
 then, by an inner step or a correction: the pass is then made anew from its input, so that a gradient is always
 θ's own. Gradients add up until a batch of sequences is back; the step is then *due*, and is taken before the next
 pass forward, for only then is it known how long the gradient of the whole model was, which is what clipping
-goes by. With one host a stage all of this is, step by step, what one process does.
+goes by. Where a pass ends before the last stage held, later stages have the gradient of fewer sequences: each stage moves by the
+mean over those that it had. With one host a stage all of this is, step by step, what one process does.
 
 B sequences, T tokens, D features of the stream.
 """
@@ -28,8 +29,8 @@ from peerlm.train import optimizer
 from peerlm.train.device import mixed_precision, to_device
 from peerlm.types import PeerId
 
-Key = tuple[PeerId, int]
-"""A microbatch: who sent it around, and its number there."""
+Key = tuple[PeerId, int, int]
+"""A pass, as `routes` has it."""
 
 Stream = NDArray[np.float32]
 """(B, T, D): the stream, or its gradient."""
@@ -39,7 +40,7 @@ Stream = NDArray[np.float32]
 class _Pass:
     """What a pass forward leaves for the way back."""
 
-    blocks: range
+    stages: range
     given: Tensor
     """Tokens at the entrance, the stream elsewhere."""
     made: Tensor | None
@@ -70,18 +71,18 @@ class StageLearner:
             self._of_stage.setdefault(self._stage_of(name), []).append(parameter)
         self._batch, self._clip = plan.train.batch, plan.train.clip or math.inf
         self._passes: dict[Key, _Pass] = {}
-        self.sequences = 0.0
-        """Whose gradients have come back since the last step."""
+        self._sequences = dict.fromkeys(self._of_stage, 0.0)
+        """Of each stage: whose gradients have come back since the last step."""
 
     # ------------------------------------------------------------------------------------ passes
 
     def enter(self, key: Key, tokens_BT: NDArray[np.int64], last: int) -> Stream:
         """Tokens through the entrance and the stages 0 to `last`."""
-        return self._forward(key, to_device(tokens_BT, self.device), self._blocks(0, last))
+        return self._forward(key, to_device(tokens_BT, self.device), range(last + 1))
 
     def forward(self, key: Key, hidden_BTD: Stream, first: int, last: int) -> Stream:
         """The stream through the stages `first` to `last`."""
-        return self._forward(key, self._tensor(hidden_BTD), self._blocks(first, last))
+        return self._forward(key, self._tensor(hidden_BTD), range(first, last + 1))
 
     def loss(
         self, hidden_BTD: Stream, next_BT: NDArray[np.int64], share: float
@@ -111,9 +112,11 @@ class StageLearner:
             raise WireError(f"hop: a gradient of the shape {gradient_BTD.shape} for another stream")
         with self._device_may_fail():
             if kept.made is None or kept.moves != self._moves():
-                kept.made = self._make(kept.given, kept.blocks)
+                kept.made = self._make(kept.given, self._blocks(kept.stages[0], kept.stages[-1]))
             kept.made.backward(self._tensor(gradient_BTD))
-        self.sequences += len(gradient_BTD)
+        for stage in kept.stages:
+            if stage in self._sequences:  # what has no weights has nothing to move
+                self._sequences[stage] += len(gradient_BTD)
         return None if kept.given.grad is None else _array(kept.given.grad)
 
     def pass_by(self, hidden_BTD: Stream | NDArray[np.int64], first: int, last: int) -> Stream:
@@ -132,7 +135,7 @@ class StageLearner:
         self._passes.pop(key, None)
 
     def passes(self) -> list[Key]:
-        """Microbatches under way, oldest first."""
+        """What is under way, oldest first."""
         return list(self._passes)
 
     def is_finite(self) -> bool:
@@ -145,14 +148,18 @@ class StageLearner:
     def is_due(self) -> bool:
         return self.sequences >= self._batch
 
+    @property
+    def sequences(self) -> float:
+        """Whose gradients have come back since the last step, of the stage that has most."""
+        return max(self._sequences.values(), default=0.0)
+
     def squared_norms(self, held: Iterable[int]) -> dict[int, float]:
         """Of the gradient of each stage held, as the next step takes it: the mean over a batch of sequences."""
-        scale = self._batch / self.sequences if self.sequences else 0.0
         norms = dict.fromkeys(held, 0.0)
         for stage, parameters in self._of_stage.items():
             found = [p.grad for p in parameters if p.grad is not None]
             if found:
-                norms[stage] = float(nn.utils.get_total_norm(found)) ** 2 * scale**2
+                norms[stage] = float(nn.utils.get_total_norm(found)) ** 2 * self._mean(stage) ** 2
         return norms
 
     def step(self, rate: float, norm: float) -> bool:
@@ -160,13 +167,19 @@ class StageLearner:
         model's. False: it is not finite, and θ stays. Gradients are gone afterwards."""
         finite = math.isfinite(norm)
         if finite and self.sequences:
-            scale = self._batch / self.sequences * min(1.0, self._clip / (norm + 1e-6))
-            if scale != 1.0:
-                torch._foreach_mul_(self._gradients(), scale)
+            clipped = min(1.0, self._clip / (norm + 1e-6))
+            for stage, parameters in self._of_stage.items():
+                scale = self._mean(stage) * clipped
+                if not scale:  # of a stage that nothing has come home to, a head may have a gradient all the same
+                    for parameter in parameters:
+                        parameter.grad = None
+                gradients = [p.grad for p in parameters if p.grad is not None]
+                if scale != 1.0 and gradients:
+                    torch._foreach_mul_(gradients, scale)
             self.optimizer.set_rate(rate)
             self.optimizer.step()
         self.optimizer.zero_grad()
-        self.sequences = 0.0
+        self._sequences = dict.fromkeys(self._sequences, 0.0)
         return finite
 
     # ------------------------------------------------------------------------------------- inside
@@ -174,12 +187,17 @@ class StageLearner:
     def _blocks(self, first: int, last: int) -> range:
         return range(self._stages[first].start, self._stages[last].stop)
 
-    def _forward(self, key: Key, given: Tensor, blocks: range) -> Stream:
+    def _mean(self, stage: int) -> float:
+        """What makes of the sum of a stage's gradients, each a share of a batch, the mean over those that came back."""
+        sequences = self._sequences[stage]
+        return self._batch / sequences if sequences else 0.0
+
+    def _forward(self, key: Key, given: Tensor, stages: range) -> Stream:
         with self._device_may_fail():
             if given.is_floating_point():
                 given.requires_grad_()
-            made = self._make(given, blocks)
-        self._passes[key] = _Pass(blocks, given, made, self._moves())
+            made = self._make(given, self._blocks(stages[0], stages[-1]))
+        self._passes[key] = _Pass(stages, given, made, self._moves())
         return _array(made)
 
     def _make(self, given: Tensor, blocks: range) -> Tensor:
@@ -196,9 +214,6 @@ class StageLearner:
         if first != "blocks":
             return 0  # the ends
         return next(number for number, blocks in enumerate(self._stages) if int(index) in blocks)
-
-    def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self._parameters if p.grad is not None]
 
     def _tensor(self, values: Stream) -> Tensor:
         return torch.from_numpy(values).to(self.device)

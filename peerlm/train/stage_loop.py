@@ -2,7 +2,8 @@
 
 It does what comes: gradients first, then what came around the ring, then what goes forward, and if it holds the ends
 of the model it sends a microbatch of its own text around whenever few are under way. Nothing is waited for: what is
-late is taken for lost, sent again or given up, and counted. Corrections, boundaries and draining are the inner
+late is taken for lost, sent again or given up, and counted. At each boundary between two stages that it holds it goes on by itself,
+or hands over to a host that begins there (`routes`). Corrections, boundaries and draining are the inner
 loop's, since each stage mixes as a whole model does.
 """
 
@@ -33,7 +34,7 @@ from peerlm.train.hop import Hop, Kind, Stream
 from peerlm.train.inner_loop import REPORT_EVERY_S, InnerLoop
 from peerlm.train.learner import Learner
 from peerlm.train.protocol import Message, Setup
-from peerlm.train.routes import Routes
+from peerlm.train.routes import Key, Routes
 from peerlm.train.shared import SharedMemory
 from peerlm.train.stage_learner import StageLearner
 from peerlm.train.trial import Piece, Trial
@@ -44,8 +45,6 @@ LOOK_S = 0.25
 
 WAITING_MAX = 32
 """Hops of one peer that wait for their turn. What comes beyond is dropped, and missed by whoever sent it."""
-
-Key = tuple[PeerId, int]
 
 
 class StageLoop(InnerLoop):
@@ -66,7 +65,8 @@ class StageLoop(InnerLoop):
         self._me = setup.peer
         self._routes = Routes(random.Random(setup.peer))
         self._arrived: dict[Kind, deque[tuple[PeerId, Hop]]] = {kind: deque() for kind in Kind}
-        self._upstream: dict[Key, PeerId] = {}
+        self._upstream: dict[Key, tuple[PeerId, int]] = {}
+        """Of each pass of what others sent: from whom, and for which stage."""
         self._norms = [-1.0] * len(self._cut)
         """Squared, of each stage's gradient, as far as is known."""
         self._next_rate = 0.0
@@ -79,6 +79,7 @@ class StageLoop(InnerLoop):
         """No batch begins earlier."""
         self._readers = 1
         self._passed_tokens, self._passed_then = 0, 0
+        self._worked_tokens = 0.0
         self._looked_at = 0.0
         self._trial: Trial | None = None
         self._pieces: list[Piece] = []
@@ -209,13 +210,13 @@ class StageLoop(InnerLoop):
         ways_s = dict(zip(told.hosts, told.ways_s, strict=False))
         for key in self._routes.hosts_are(runs, ways_s):
             self._lose(key)
-        for key in [key for key, peer in self._upstream.items() if peer not in runs]:
+        for key in [key for key, (peer, _) in self._upstream.items() if peer not in runs]:
             self._drop(key)
 
     def _keep_still(self) -> None:
         """A batch under way comes to nothing: nobody would step by it."""
         if self._round is not None:
-            for key in [key for key in self._part.passes() if key[0] == self._me]:
+            for key in [key for key in self._part.passes() if self._is_entry(key)]:
                 self._routes.forget(key)
                 self._part.forget(key)
             self._number = self._round.next_number
@@ -225,49 +226,89 @@ class StageLoop(InnerLoop):
         super()._keep_still()
 
     def _do(self, peer: PeerId, hop: Hop, now: Instant) -> None:
-        key = (hop.origin, hop.number)
         match hop.kind:
             case Kind.LOST:
-                if self._routes.host_of(key) == peer:
+                if (key := self._sent_to(peer, hop)) is not None:
                     self._lose(key)
             case Kind.BACKWARD:
-                if self._routes.host_of(key) == peer:
+                if (key := self._sent_to(peer, hop)) is not None:
                     self._back(peer, key, hop, now)
             case Kind.TRIAL:
                 self._pass_by(hop)
             case Kind.FORWARD if hop.stage == 0:
-                self._come_around(peer, key, hop)
+                self._come_around(peer, hop)
             case Kind.FORWARD:
-                self._forward(peer, key, hop, now)
+                self._forward(peer, hop, now)
+
+    def _sent_to(self, peer: PeerId, hop: Hop) -> Key | None:
+        return self._routes.sent_to(peer, (hop.origin, hop.number, hop.stage))
 
     # ------------------------------------------------------------------------- between the two ends
 
-    def _forward(self, peer: PeerId, key: Key, hop: Hop, now: Instant) -> None:
-        """The stream through the stages from the one named to the last that is held here, and on."""
-        is_known = key in self._upstream or key[0] == self._me
-        if hop.stage not in self._held or is_known or not self._has_room(peer):
-            self._say(peer, Hop(Kind.LOST, *key))
+    def _forward(self, peer: PeerId, hop: Hop, now: Instant) -> None:
+        """The stream through the stages from the one named to where it is handed over, and on."""
+        if hop.stage not in self._held or self._is_known(hop) or not self._has_room(peer):
+            self._say(peer, _lost(hop))
             return
         self._learn_of(hop)
         if self._part.is_due:
             self._tally.add(0, None, self._step_on(self._next_rate))
         assert hop.stream is not None
-        self._upstream[key] = peer
-        stream = self._part.forward(key, hop.stream, hop.stage, self._held[-1])
+        last, host = self._way_from(hop.stage)
+        key = (hop.origin, hop.number, self._behind(last))
+        self._upstream[key] = (peer, hop.stage)
+        stream = self._part.forward(key, hop.stream, hop.stage, last)
         self._passed_tokens += stream.shape[0] * stream.shape[1]
-        self._send_on(key, stream, now)
+        self._worked(stream, range(hop.stage, last + 1))
+        self._send_on(key, stream, host, now)
+
+    def _way_from(self, first: int) -> tuple[int, PeerId | None]:
+        """The last of the held stages from `first` on that are done here, and who takes over if it is not the last of all."""
+        for stage in range(first + 1, self._held.stop):
+            host = self._routes.hand_over(stage, len(self._part.passes()))
+            if host is not None:
+                return stage - 1, host
+        return self._held[-1], None
+
+    def _worked(self, stream: Stream, passed: range) -> None:
+        flops, held = (sum(self._cut[s].flops for s in run) for run in (passed, self._held))
+        tokens = stream.shape[0] * stream.shape[1]
+        self._worked_tokens += tokens * (flops / held if held else 1.0)
+
+    def _behind(self, stage: int) -> int:
+        return (stage + 1) % len(self._cut)
+
+    def _is_entry(self, key: Key) -> bool:
+        """A pass of our own text, from the entrance on."""
+        return key[0] == self._me and key not in self._upstream
+
+    def _is_known(self, hop: Hop) -> bool:
+        """The microbatch is past this stage here, or is one of ours that is not under way."""
+        if hop.origin == self._me and (
+            self._round is None or self._round.part_of(hop.number) is None
+        ):
+            return True
+        return any(
+            self._first_of(key) <= hop.stage < (key[2] or len(self._cut))
+            for key in self._part.passes()
+            if key[:2] == (hop.origin, hop.number)
+        )
+
+    def _first_of(self, key: Key) -> int:
+        return self._upstream[key][1] if key in self._upstream else 0
 
     def _has_room(self, peer: PeerId) -> bool:
         """It keeps a pass for whatever `peer` may have sent: a window of each node that reads, and as much again of what
         they have lost by now."""
-        passes = sum(source == peer for source in self._upstream.values())
+        passes = sum(source == peer for source, _ in self._upstream.values())
         return self._training and passes < 2 * WINDOW * self._readers
 
-    def _send_on(self, key: Key, stream: Stream, now: Instant) -> None:
-        """To a host of the next stage; behind the last stage, to where it came from."""
-        stage = self._next_stage
+    def _send_on(self, key: Key, stream: Stream, host: PeerId | None, now: Instant) -> None:
+        """To whom it is handed over, or a host of the next stage; behind the last stage, to where it came from."""
+        stage = key[2]
         is_finite = self._is_finite(stream)
-        host = self._routes.choose(stage) if stage else key[0]
+        if host is None:
+            host = self._routes.choose(stage) if stage else key[0]
         if host is None or not self._routes.knows(host) or not is_finite:
             self._lose(key)
             return
@@ -277,7 +318,8 @@ class StageLoop(InnerLoop):
     def _back(self, peer: PeerId, key: Key, hop: Hop, now: Instant) -> None:
         """The gradient of what was sent on: through our stages, and to where that came from."""
         assert hop.stream is not None
-        if key[0] == self._me and not (self._round and self._round.is_around(key[1])):
+        is_entry, began = self._is_entry(key), time.monotonic()
+        if is_entry and not (self._round and self._round.is_around(key[1])):
             self._lose(key)
             return
         try:
@@ -286,7 +328,9 @@ class StageLoop(InnerLoop):
             self._channel.send(protocol.Nonsense(peer, str(error)))
             self._lose(key)
             return
-        self._routes.came_back(key, now)
+        took_s = self._routes.came_back(key, now)
+        if self._behind(self._first_of(key)) != key[2]:  # through several stages
+            self._routes.went_on(took_s + time.monotonic() - began)
         self._learn_of(hop)
         if self._part.is_due:
             self._note_norms()
@@ -294,8 +338,8 @@ class StageLoop(InnerLoop):
             if not np.isfinite(gradient).all():
                 self._drop(key)
                 return
-            upstream = self._upstream.pop(key)
-            self._say(upstream, self._hop(Kind.BACKWARD, key, gradient))
+            upstream, stage = self._upstream.pop(key)
+            self._say(upstream, self._hop(Kind.BACKWARD, key, gradient, stage))
         elif self._round is not None:
             self._round.came_home(key[1])
             self._end_round()
@@ -330,20 +374,23 @@ class StageLoop(InnerLoop):
             self._parts = np.array_split(batch_BT1, self._plan.train.accumulate)
             self._round, self._losses = BatchRound(len(self._parts), self._number), {}
         part, number = self._round.enter()
-        key = (self._me, number)
-        stream = self._part.enter(key, self._parts[part][:, :-1], self._held[-1])
-        self._send_on(key, stream, now)
+        last, host = self._way_from(0)
+        key = (self._me, number, self._behind(last))
+        stream = self._part.enter(key, self._parts[part][:, :-1], last)
+        self._worked(stream, range(last + 1))
+        self._send_on(key, stream, host, now)
 
-    def _come_around(self, peer: PeerId, key: Key, hop: Hop) -> None:
-        part = self._round.part_of(key[1]) if self._round and key[0] == self._me else None
-        if part is None or hop.stream is None or self._round is None:
-            self._say(peer, Hop(Kind.LOST, *key))
+    def _come_around(self, peer: PeerId, hop: Hop) -> None:
+        key = next((key for key in self._part.passes() if self._is_entry_of(key, hop)), None)
+        part = self._round.part_of(hop.number) if self._round and key else None
+        if key is None or part is None or hop.stream is None or self._round is None:
+            self._say(peer, _lost(hop))
             return
         tokens_BT1 = self._parts[part]
         if hop.stream.shape[:2] != tokens_BT1[:, 1:].shape:
             self._channel.send(protocol.Nonsense(peer, "hop: came around with another shape"))
             self._lose(key)
-            self._say(peer, Hop(Kind.LOST, *key))
+            self._say(peer, _lost(hop))
             return
         share = len(tokens_BT1) / self._plan.train.batch
         loss, gradient = self._part.loss(hop.stream, tokens_BT1[:, 1:], share)
@@ -353,7 +400,10 @@ class StageLoop(InnerLoop):
             self._say(peer, self._hop(Kind.BACKWARD, key, gradient))
         else:
             self._lose(key)
-            self._say(peer, Hop(Kind.LOST, *key))
+            self._say(peer, _lost(hop))
+
+    def _is_entry_of(self, key: Key, hop: Hop) -> bool:
+        return key[:2] == (hop.origin, hop.number) and self._is_entry(key)
 
     def _end_round(self) -> None:
         """Once nothing is under way: an inner step on what came home."""
@@ -392,20 +442,20 @@ class StageLoop(InnerLoop):
         number = secrets.randbelow(hops.NUMBER_MAX)
         tokens_BT1 = self._trial.send(number, now)
         stream = self._part.pass_by(tokens_BT1[:, :-1], 0, self._held[-1])
-        self._send_trial((self._me, number), stream)
+        self._send_trial(self._me, number, stream)
 
-    def _send_trial(self, key: Key, stream: Stream) -> None:
+    def _send_trial(self, origin: PeerId, number: int, stream: Stream) -> None:
         stage = self._next_stage
-        host = self._routes.choose(stage) if stage else key[0]
+        host = self._routes.choose(stage) if stage else origin
         if host is not None and self._routes.knows(host) and np.isfinite(stream).all():
-            self._say(host, self._hop(Kind.TRIAL, key, stream, stage))
+            self._say(host, self._hop(Kind.TRIAL, (origin, number, stage), stream, stage))
 
     def _pass_by(self, hop: Hop) -> None:
         assert hop.stream is not None
         if hop.stage:
             if hop.stage in self._held:
                 stream = self._part.pass_by(hop.stream, hop.stage, self._held[-1])
-                self._send_trial((hop.origin, hop.number), stream)
+                self._send_trial(hop.origin, hop.number, stream)
             return
         piece = self._trial.piece(hop.number) if self._trial and hop.origin == self._me else None
         if self._trial is None or piece is None or hop.stream.shape[:2] != piece[:, 1:].shape:
@@ -426,7 +476,7 @@ class StageLoop(InnerLoop):
     def _lose(self, key: Key) -> None:
         """What was sent on comes to nothing: it is sent again, or word to where it came from."""
         self._routes.lost(key)
-        if key[0] == self._me and self._has_ends:
+        if self._is_entry(key):
             self._part.forget(key)
             if self._round is not None:
                 self._lost += 1
@@ -438,9 +488,9 @@ class StageLoop(InnerLoop):
     def _drop(self, key: Key) -> None:
         self._routes.forget(key)
         self._part.forget(key)
-        upstream = self._upstream.pop(key, None)
-        if upstream is not None:
-            self._say(upstream, Hop(Kind.LOST, *key))
+        if key in self._upstream:
+            upstream, stage = self._upstream.pop(key)
+            self._say(upstream, Hop(Kind.LOST, *key[:2], stage))
 
     # ------------------------------------------------------------------------------------- inside
 
@@ -457,7 +507,7 @@ class StageLoop(InnerLoop):
         return False
 
     def _hop(self, kind: Kind, key: Key, stream: Stream, stage: int = 0) -> Hop:
-        return Hop(kind, *key, stage, self._next_rate, tuple(self._norms), stream)
+        return Hop(kind, *key[:2], stage, self._next_rate, tuple(self._norms), stream)
 
     def _say(self, peer: PeerId, hop: Hop) -> None:
         train = self._plan.train
@@ -470,10 +520,12 @@ class StageLoop(InnerLoop):
         tally = self._tally
         elapsed_s = max(now - tally.report_began, 1e-9)
         busy, self._busy_s = min(1.0, self._busy_s / elapsed_s), 0.0
+        worked, self._worked_tokens = self._worked_tokens, 0.0
         stream: dict[str, Any] = {
             "stream_lost": self._lost,
             "stream_sent": self._bytes[0],
             "stream_received": self._bytes[1],
+            "worked_tokens_s": worked / elapsed_s,
         }
         if self._has_ends:
             told = super()._progress(now)
@@ -489,3 +541,8 @@ class StageLoop(InnerLoop):
             busy=busy,
             **stream,
         )
+
+
+def _lost(hop: Hop) -> Hop:
+    """What to say of one that cannot be gone on with."""
+    return Hop(Kind.LOST, hop.origin, hop.number, hop.stage)

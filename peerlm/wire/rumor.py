@@ -88,6 +88,10 @@ class Vitals(Struct):
     """Chunks that it should keep and does not have yet."""
     is_preprocessing: bool = False
     """It takes part in making token shards."""
+    weights_tokens: Count | None = None
+    """The swarm's, when its newest snapshot was written: it answers texts with that. None: it has none, or does not say."""
+    may_preprocess: bool = False
+    """It would, if there were some to make: it has room, the role `store`, and its settings let it."""
     delay_us: Count = 0
     """One way between it and its neighbours, the middle one, in microseconds; 0: not known yet."""
     paces: Annotated[tuple[Count, ...], Most(8)] = ()

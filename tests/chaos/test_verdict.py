@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from peerlm.chaos.page import page_of
-from peerlm.chaos.verdict import Size, Split, growth, is_whole, loss_beside, missed_bars
+from peerlm.chaos.verdict import Size, Split, Usage, growth, is_whole, loss_beside, missed_bars
 from peerlm.cli.chaos import report_lines
 from peerlm.cli.main import cli
 
@@ -32,6 +32,7 @@ def a_report(**changes: Any) -> dict[str, Any]:
         "not_returned": 0,
         "well_s": 0.5,
         "breadth_min": 3,
+        "cores_share": 0.31,
         "val_loss": 1.5,
         "swarm_tokens": 1_000_000,
         "tokens_that_fell": 0,
@@ -66,6 +67,13 @@ def test_a_leak_is_seen_and_missed() -> None:
     assert missed_bars(a_report(growth=grown)) == [
         f"rss grew to {grown['rss']:.3f} times, at most 1.05"
     ]
+
+
+def test_processor_time_is_counted_over_lives_from_the_first_look_on() -> None:
+    usage, first, second = Usage(), (7, 0.0), (7, 50.0)
+    for used in ({first: 9.0}, {first: 10.0}, {}, {second: 2.0}, {second: 2.5}):
+        usage.see(used)
+    assert usage.seconds == 1.0 + 2.5
 
 
 def curve(*losses: float | None, start: int = 0) -> list[dict[str, Any]]:
@@ -175,6 +183,7 @@ def test_table_and_page_show_a_split_and_the_run_beside() -> None:
         in table
     )
     assert "× 1.0030 at equal tokens" in table
+    assert "31 % of all, by all nodes together" in table
     assert "1.003" in page_of(report)
     assert "not measured" in page_of(a_report(missed=[]))
 

@@ -120,6 +120,7 @@ def sample_summary(**changes: Any) -> Summary:
             reached=Reached(by=1),
             epoch=3,
             plan_revision=1,
+            plan_hash=b"\xab" * 32,
             token_budget=20_000_000,
             tokens=1_000_000,
             swarm_tokens=2_500_000,

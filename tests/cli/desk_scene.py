@@ -162,6 +162,7 @@ class FakeDesk:
             "distrust": {},
             "nodes": self.nodes,
             "lost": 0,
+            "hedged_bytes": 0,
             "scrubbed": {},
             **self.said,
         }

@@ -12,7 +12,9 @@ from peerlm.bench import quality as quality_bench
 from peerlm.bench import rival
 from peerlm.bench.step import flops_per_token
 from peerlm.cli import bench_exchange, bench_quality
+from peerlm.cli.bench_overlap import as_changes
 from peerlm.cli.main import main
+from peerlm.cli.sim_train import read_plan
 
 
 def test_codecs_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,6 +52,18 @@ def test_codecs_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ns/parameter" in out
 
 
+def test_overlap_takes_the_plan_of_a_file_as_init_takes_its_fields(tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    text = '[model]\nblocks = ["attention", "feedforward"]\ntied = false\n[mix]\nweight = 0.25\n'
+    file.write_text(text + '[run]\nname = "x"\ntoken_budget = 7\n')
+    plan = read_plan(str(file), ())
+    preset, changes = as_changes(plan, str(file))
+    assert sorted(changes) == ["mix.weight", "model.blocks", "model.tied"]
+    made = config.with_changes(config.preset(preset), changes, "test")
+    assert (made.model, made.mix, made.train) == (plan.model, plan.mix, plan.train)
+    assert as_changes(config.preset("small"), "small") == ("small", {})
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -73,6 +87,7 @@ def test_codecs_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
         (["overlap", "--seconds", "1"], "--seconds 1"),
         (["overlap", "--pace", "-1"], "--pace -1"),
         (["overlap", "--set", "mix.speed=1"], "mix.speed"),
+        (["overlap", "--plan", "nowhere.toml"], "--plan nowhere.toml"),
         (["step", "--pairs", "0"], "--pairs 0"),
         (["step", "--steps", "0"], "--steps 0"),
         (["step", "--plan", "nowhere.toml"], "nowhere.toml"),

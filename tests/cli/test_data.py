@@ -454,11 +454,12 @@ def test_store_status_shows_each_node(peerlm: Cli, desk: FakeDesk) -> None:
     desk.nodes = [node(ME, label="rack 1"), node(OTHER, is_live=False), node("cc" * 16)]
     known = {"why": "could not show chunk abcd", "for_s": 60.0}
     desk.said = {"distrusted": ["cc" * 16], "distrust": {"cc" * 16: known}}
-    desk.said |= {"scrubbed": desk.scrubs, "trouble": "disk full"}
+    desk.said |= {"scrubbed": desk.scrubs, "trouble": "disk full", "hedged_bytes": 3 * 10**6}
     out = peerlm("store", "status").out
     for line in (
         "room      1 MB used of 1 GB offered",
         "trouble   disk full",
+        "hedged    3 MB came twice, for a node was slow",
         "3 read in 2 s, 1 damaged or gone",
         "aaaaaaaa*  1 GB    1 MB  0        rack 1  here",
         "bbbbbbbb   1 GB    1 MB  –        –       away",
@@ -472,7 +473,7 @@ def test_a_daemon_of_the_release_before_is_shown_with_what_it_says(
 ) -> None:
     desk.nodes = [node(ME), node("cc" * 16)]
     says = desk.status()
-    del says["checkpoints_kept_back"], says["distrust"]
+    del says["checkpoints_kept_back"], says["distrust"], says["hedged_bytes"]
     desk.status = lambda: {**says, "distrusted": ["cc" * 16]}  # type: ignore[method-assign]
     assert peerlm("store", "status").out.splitlines()[-1].endswith("  distrusted")
     assert peerlm("checkpoint", "ls").code == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import socket
 import subprocess
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_scene import Cli, FakeDaemon, answer_of, sample_summary
+from cli_scene import Cli, FakeDaemon, answer_of, member, sample_summary
 
 from peerlm.cli import doctor
 from peerlm.cli.doctor import MARKS, Finding
 from peerlm.config import NodeSettings, with_changes
+from peerlm.errors import PeerlmError
 from peerlm.store.layout import Layout
+
+PEER = "tcp://10.0.0.2:7700"
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +44,7 @@ def test_a_node_that_is_well(peerlm: Cli, daemon: FakeDaemon) -> None:
     assert done.code == 0, done
     lines = found(done.out)
     assert {mark for mark, _ in lines.values()} == {"ok"}
-    assert list(lines) == ["node", "daemon", "clock", "disk", "files", "device", "dialled"]
+    assert list(lines) == ["node", "daemon", "plan", "clock", "disk", "files", "device", "dialled"]
     assert "certified until" in lines["node"][1]
     assert "mixing" in lines["daemon"][1]
 
@@ -57,6 +61,34 @@ def test_a_daemon_that_is_not_ready_and_one_that_is_not_there(
     lines = found(peerlm("doctor", "--state", founded).out)
     assert "start it with `peerlm up`" in lines["daemon"][1]
     assert lines["ports"][0] in ("ok", "bad")
+
+
+def test_another_plan_is_found_and_cured(peerlm: Cli, daemon: FakeDaemon, founded: Path) -> None:
+    well = doctor._plan_held(Layout(founded), None)
+    assert well.ok
+    assert re.search(r"revision 1, hash [0-9a-f]{16}; the same must stand", well.text)
+    other = member(3, reason="another plan of revision 1: mix.inner_steps: 20 here, 50 there")
+    daemon.answers["status"] = answer_of(sample_summary(members=(member(1), member(2), other)))
+    lines = found(peerlm("doctor", "--state", founded).out)
+    assert lines["plan"][0] == "bad"
+    assert "03030303 has another plan of revision 1: mix.inner_steps: 20 here" in lines["plan"][1]
+    assert "`peerlm plan set`" in lines["plan"][1]
+    daemon.answers["status"] = answer_of(sample_summary(members=(member(1), member(2))))
+    lines = found(peerlm("doctor", "--state", founded).out)
+    assert lines["plan"][1].endswith("all 1 nodes that it is connected with have it")
+
+
+def test_what_the_daemon_knows_of_a_peer() -> None:
+    def line(**said: Any) -> str:
+        return str(doctor._linked(answer_of(sample_summary(members=(member(2, **said),))), PEER))
+
+    assert line() == (
+        "ok   link         the daemon has a working connection with it; it has the same plan"
+    )
+    assert line(linked=False, reason="connect: refused").startswith(
+        "bad  link         no connection now: connect: refused"
+    )
+    assert "and yet: another plan" in line(reason="another plan: train.lr")
 
 
 def test_without_a_node_it_says_so_and_looks_at_the_rest(peerlm: Cli, tmp_path: Path) -> None:
@@ -117,6 +149,29 @@ def test_whether_others_can_dial_this_node() -> None:
     assert found(guarded=True, not_by=2, failure="no answer") == (
         "?    dialled      by nobody: no answer; it mixes by dialling out – "
         f"nothing need be done; for more partners {cure}"
+    )
+
+
+def test_others_are_asked_to_dial_it_and_what_a_peer_found_is_told(
+    peerlm: Cli, daemon: FakeDaemon
+) -> None:
+    dialled = {"guarded": False, "by": 1, "not_by": 1, "failure": "no answer"}
+    daemon.answers["reach"] = {"dialled": dialled, "answers": {"02" * 16: "no answer"}}
+    line = found(peerlm("doctor", "--state", daemon.layout.root).out)["dialled"]
+    assert line[1].startswith("by some, not by 1: no answer")
+    assert "reach" in [command for command, _ in daemon.asked]
+    daemon.answers["reach"] = PeerlmError("unknown command")
+    line = found(peerlm("doctor", "--state", daemon.layout.root).out)["dialled"]
+    assert line == ("ok", "by 1 other"), "an older daemon"
+
+    def back(**answers: str) -> list[str]:
+        status = {**answer_of(sample_summary(members=(member(2),))), "answers": answers}
+        return [str(finding) for finding in doctor._back(status, PEER)]
+
+    assert back() == []
+    assert back(**{"02" * 16: ""}) == ["ok   back         it can dial this node"]
+    assert back(**{"02" * 16: "no answer"})[0].startswith(
+        "?    back         it cannot dial this node: no answer – exchanges with it begin here"
     )
 
 

@@ -93,6 +93,14 @@ def test_the_command_shows_a_table_and_says_why(peerlm: Cli, daemon: FakeDaemon)
     assert told == placement_of(daemon.answers["status"])
 
 
+def test_whose_weights_are_old_is_said() -> None:
+    told = found(auto(1, (0, 0)), auto(2, (0, 0), weights_tokens=12_345, is_behind=True))
+    assert [n["why"] for n in told["nodes"]] == [
+        "stages 0 lack hosts",
+        "decided by itself; no texts: its weights are of 12,345 tokens, old beside another host's",
+    ]
+
+
 @pytest.mark.parametrize("more", [(), ("--set-node", "host.device_bytes=5")])
 def test_a_first_node_has_to_have_room_for_the_first_stage(
     peerlm: Cli, tmp_path: Path, more: tuple[str, ...]

@@ -44,6 +44,17 @@ def test_a_mixture_lists_the_shards_of_each(peerlm: Cli, founded: Path, desk: Fa
     assert (data.source, data.shards, data.parts) == ("swarm:news", tuple(news), ())
 
 
+def test_each_nodes_own_text_is_named_beside_the_others_and_has_no_shards(
+    peerlm: Cli, founded: Path, desk: FakeDesk
+) -> None:
+    plays, news = add(desk, "plays", 2), add(desk, "news")
+    source = "swarm:plays*0.5+local*0.3+news*0.2"
+    done = peerlm("plan", "set", f"data.source={source}", "--state", founded)
+    assert done.code == 0, done.err
+    data = current_plan(Layout(founded)).plan.data
+    assert (data.source, data.shards, data.parts) == (source, (*plays, *news), (2, 0, 1))
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -59,7 +70,9 @@ def test_a_mixture_lists_the_shards_of_each(peerlm: Cli, founded: Path, desk: Fa
         ("swarm:", ("no name", "swarm:NAME")),
         ("swarm:plays+Big News", ("'Big News' is no name", "peerlm data ls")),
         ("swarm:plays+swarm:news", ("'swarm:news'", "but at the beginning")),
-        ("swarm:plays+local", ("local is no corpus", "peerlm data add")),
+        ("swarm:plays+shipped", ("shipped is no corpus", "peerlm data add")),
+        ("swarm:plays+local+local", ("local is named twice", "one weight")),
+        ("local", ("only go on with text in its own store", "swarm:NAME")),
         ("local+swarm:plays", ("only go on with text in its own store", "swarm:NAME")),
         ("swarm:plays+gone", ("nothing of the name gone",)),
         ("swarm:plays+same", ("same: is the same text as plays", "the weight of both")),

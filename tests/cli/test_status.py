@@ -107,6 +107,16 @@ def test_peers_shows_whole_ids_and_marks_this_node(peerlm: Cli, daemon: FakeDaem
     assert "dead" in lines[2]
 
 
+def test_peers_says_below_what_is_in_the_way_of_whom(peerlm: Cli, daemon: FakeDaemon) -> None:
+    dead = member(2, state="dead", state_s=75.0, reason="it answered nobody in time")
+    other = member(3, reason="another plan: train.lr\x1b[2J")
+    daemon.answers["status"] = answer_of(sample_summary(members=(member(1), dead, other)))
+    lines = peerlm("peers", "--state", daemon.layout.root).out.splitlines()
+    assert lines[4:6] == ["", "02020202: dead for 1 min 15 s: it answered nobody in time"]
+    assert lines[6].startswith("03030303: another plan: train.lr")
+    assert not CONTROL_CODES.search("".join(lines))
+
+
 def test_why_prints_each_reason(peerlm: Cli, daemon: FakeDaemon) -> None:
     alone = sample_summary(participating=False, members=(member(1),), notes=("a note",))
     daemon.answers["status"] = answer_of(alone)

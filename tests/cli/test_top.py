@@ -228,6 +228,14 @@ async def test_help_closes_and_what_comes_meanwhile_is_shown_after_it() -> None:
 # ------------------------------------------------------------------------- members and their order
 
 
+def test_of_the_picked_member_is_said_what_is_in_its_way() -> None:
+    dead = member(2, state="dead", reason="it answered nobody in time\x1b")
+    well, gone = view.rows(answer_of(sample_summary(members=(member(1), dead))), view.ORDERS[0])
+    assert well.note == "01" * 16 + ", this node, mixes"
+    assert gone.note.startswith("02" * 16 + ": it answered nobody in time")
+    assert "\x1b" not in gone.note
+
+
 @pytest.mark.timeout(60)
 async def test_the_picked_member_stays_picked_among_hundreds() -> None:
     daemon = Daemon(many(500))

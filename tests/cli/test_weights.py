@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from cli_scene import Cli, assert_one_line
 from llama_scene import CONFIG, PLAN, edit, random_values, values_of, written
 
@@ -16,7 +17,12 @@ from peerlm.cli.plan import current_plan
 from peerlm.config import with_changes
 from peerlm.model.export import write_model
 from peerlm.model.hf import open_hf
+from peerlm.model.plan import fragments
+from peerlm.model.stages import held_fragments
+from peerlm.model.tensors import fragment_values
+from peerlm.store import snapshot
 from peerlm.store.layout import Layout
+from peerlm.store.placed import read_placed
 
 BYTES = with_changes(PLAN, {"data.vocab": 300}, "test")
 """A model with ids to spare: its tokenizer is `bytes`."""
@@ -100,6 +106,39 @@ def test_ids_to_spare_may_need_a_wider_type_than_the_tokenizers(
     Corpus.open([tmp_path / "n" / "objects" / shard for shard in data.shards], data.vocab)
 
 
+@pytest.mark.parametrize(("wish", "held"), [("0", range(1)), ("1", range(1, 2)), ("auto", None)])
+def test_what_the_first_node_does_not_hold_lies_beside_as_copies(
+    peerlm: Cli, tmp_path: Path, llama: Path, wish: str, held: range | None
+) -> None:
+    stages = ("--set", "model.stages=2", "--host", wish)
+    state = tmp_path / "node"
+    said = peerlm(
+        "init", "--state", state, "--from", f"hf:{llama}", "--tokenizer", "bytes", *stages
+    )
+    assert said.code == 0, said
+    layout = Layout(state)
+    plan = current_plan(layout).plan
+    found = snapshot.load(layout).snapshot
+    assert found is not None
+    mine = {record.id for record in found.manifest.fragments}
+    if held is None:  # it has room for all
+        assert mine == {spec.id for spec in fragments(plan)}
+        assert not layout.placement.exists()
+        return
+    assert mine == {spec.id for spec in held_fragments(plan, held)}
+    placed = read_placed(layout.placement.read_bytes(), layout.placement, 2)
+    assert placed.held == held
+    tensors = open_hf(llama).tensors
+    for spec in fragments(plan):
+        assert (spec.id in mine) != (spec.id in placed.copies)
+        if (copy := placed.copies.get(spec.id)) is not None:
+            data = (layout.objects / copy.object_hash.hex()).read_bytes()
+            assert blake3(data).digest() == copy.object_hash
+            np.testing.assert_array_equal(
+                np.frombuffer(data, np.float32), fragment_values(spec, tensors)
+            )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -108,9 +147,9 @@ def test_ids_to_spare_may_need_a_wider_type_than_the_tokenizers(
         (("--tokenizer", "bytes", "--set", "model.tied=false"), ("model.tied", "--from")),
         (("--tokenizer", "bytes", "--set", "model.context=2"), ("model.context = 2",)),
         (("--tokenizer", "bytes", "--set", "model.heads=2"), ("model.heads", "--from")),
-        *(
-            (("--tokenizer", "bytes", "--set", "model.stages=2", "--host", wish), ("--host",))
-            for wish in ("0", "auto")
+        (
+            ("--tokenizer", "bytes", "--set", "model.stages=2", "--host", "none"),
+            ("--host none", "weights"),
         ),
     ],
 )

@@ -276,6 +276,57 @@ def test_text_of_ones_own_is_given_to_nobody_who_knows_its_hash(
             objects.read(secret, 0, 16)
 
 
+@pytest.mark.parametrize("is_all_here", [True, False])
+def test_text_of_ones_own_comes_after_the_shards_of_the_others(
+    scene: Scene, tmp_path: Path, is_all_here: bool
+) -> None:
+    """Who has none reads the others alone, and what is too short is said, also before the others are here."""
+    letters = tmp_path / "letters.txt"
+    letters.write_text("Dear Sir, this is between the two of us.\n" * 4000)
+    before = scene.keeping.plan.plan
+    text = shards.shard_bytes(np.full(50_000, 7, np.uint16), before.data.vocab)
+    name = scene.objects.put(text)
+    if not is_all_here:
+        scene.objects.path(name).unlink()
+        scene.objects = scene.keeping._objects = Objects(scene.state)
+    changes = {
+        "data.source": "swarm:plays*7+local*3",
+        "data.shards": [name.hex()],
+        "data.shard_tokens": [50_000],
+        "data.parts": [1, 0],
+    }
+    plan = config.with_changes(before, changes, "scene")
+    scene.keeping.plan = sign_plan(create_run("scene"), plan, revision=2)
+    settings = scene.keeping._settings
+
+    def told(source: str) -> Event:
+        data = config.LocalDataSection(local=source)
+        scene.keeping._settings = replace(settings, data=data)
+        scene.posted.clear()
+        asyncio.run(scene.keeping.prepare_corpus(PrepareCorpus()))
+        (event,) = scene.posted
+        return event
+
+    here = events.CorpusReady(((name, len(text)),))
+    expected = here if is_all_here else events.CorpusMissing((name,))
+    shared = scene.objects.path(name)
+    assert told("") == expected
+    assert scene.keeping.corpus_paths() == (shared,)
+    (tmp_path / "short.txt").write_text("Dear Sir,\n")
+    short = told(str(tmp_path / "short.txt"))
+    assert isinstance(short, events.CorpusUnusable)
+    assert "node.toml: data.local is shorter than one batch" in short.reason
+    scene.keeping._local_shards = ()
+    assert told(str(letters)) == expected, "nothing of it is told"
+    first, own = scene.keeping.corpus_paths()
+    assert first == shared
+    assert own.parent == scene.state.local_text
+    mixture = Mixture.open((first, own), plan, PeerId(bytes(16)), 8, () if is_all_here else (0,))
+    assert mixture.shares == (0.7, 0.3)
+    letters.unlink()
+    assert told(str(letters)) == expected, "it is read once"
+
+
 def test_weights_from_peers_reach_a_worker_that_runs(scene: Scene) -> None:
     seed = scene.keeping.plan.plan.run.rng_seed
     entries = []

@@ -165,6 +165,28 @@ def test_http_without_its_package_says_which_is_missing(monkeypatch: pytest.Monk
     )
 
 
+@pytest.mark.parametrize(
+    ("error", "is_there", "words"),
+    [
+        (ImportError("Unable to load filesystem"), True, "pip install 'peerlm[hdfs]'"),
+        (OSError("Unable to load libjvm"), False, "missing: Unable to load libjvm; pip install"),
+        (OSError("Connection refused (os error 111)"), True, "cannot be read: Connection refused"),
+    ],
+)
+def test_what_hdfs_does_not_give_its_web_interface_may(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, is_there: bool, words: str
+) -> None:
+    def fails(url: str, **_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", fails)
+    monkeypatch.setattr("peerlm.data.sources.find_spec", lambda name: is_there)
+    for at, host in (("ada:9000", "ada"), ("me@ada", "ada"), ("", "HOST")):
+        message = complaint(f"hdfs://{at}/plays/*.txt")
+        assert words in message
+        assert f"webhdfs://{host}:9870/plays/*.txt" in message
+
+
 @given(
     text=st.text(st.sampled_from("ab é€😀\n"), max_size=200).filter(bool),
     piece=st.integers(5, 40),

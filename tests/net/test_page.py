@@ -202,6 +202,70 @@ async def test_in_a_browser(pair: tuple[Node, Node], tmp_path: Path) -> None:
         assert len(await tab.picture()) > 10_000
 
 
+CONTRAST_MIN = 4.5
+"""Of text on what it stands on, as WCAG has it."""
+
+WORST_CONTRAST = """(() => {
+  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const rgb = colour => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const light = colour => rgb(colour).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = element => {
+    for (let at = element; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (rgb(colour)[3] === 255) return colour;
+    }
+    return "white";
+  };
+  let worst = [99, ""];
+  for (const element of document.querySelectorAll("body *")) {
+    const words = [...element.childNodes].filter(n => n.nodeType === 3 && n.textContent.trim());
+    if (!words.length || !element.getClientRects().length || ["SCRIPT", "STYLE", "title"].includes(element.tagName)) continue;
+    const style = getComputedStyle(element);
+    const pair = [light(element.closest("svg") ? style.fill : style.color), light(ground(element))].sort((a, b) => b - a);
+    const contrast = (pair[0] + 0.05) / (pair[1] + 0.05);
+    if (contrast < worst[0]) worst = [contrast, words[0].textContent.trim()];
+  }
+  return worst;
+})()"""
+
+
+async def test_it_is_read_in_light_and_in_dark_and_without_eyes(
+    pair: tuple[Node, Node], tmp_path: Path
+) -> None:
+    async with opened(url_of(pair[0]), tmp_path / "browser") as tab:
+        await tab.wait("document.querySelectorAll('#rows tr').length", lambda n: n == 2)
+        await tab.wait("document.querySelectorAll('#rate path').length", lambda n: n == 3)
+        grounds = set()
+        for scheme in ("light", "dark"):
+            feature = {"name": "prefers-color-scheme", "value": scheme}
+            await tab.call("Emulation.setEmulatedMedia", features=[feature])
+            grounds.add(await tab.value("getComputedStyle(document.body).backgroundColor"))
+            contrast, text = await tab.value(WORST_CONTRAST)
+            assert contrast >= CONTRAST_MIN, (scheme, contrast, text)
+        assert len(grounds) == 2
+        nodes = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
+        told = [
+            (node["role"]["value"], node.get("name", {}).get("value", ""))
+            for node in nodes
+            if not node["ignored"]
+        ]
+        names = {role: {name for r, name in told if r == role} for role, _ in told}
+        assert {"Run", "Events", "Members", "Who mixes with this node"} <= names["heading"]
+        assert {"node", "state", "tokens/s", "why"} <= names["columnheader"]
+        assert len(names["rowheader"]) == 2
+        assert "Write a sample" in names["button"]
+        for role in ("button", "link", "image", "img", "progressbar", "region"):
+            assert "" not in names.get(role, set()), f"a nameless {role}"
+        assert any("validation loss over time; now" in name for _, name in told)
+
+
 async def test_the_page_outlives_its_node(pair: tuple[Node, Node], tmp_path: Path) -> None:
     node = pair[1]
     url, seen = url_of(node), "document.getElementById('trouble').hidden"

@@ -289,7 +289,9 @@ def test_the_doctor_and_the_way_to_peers(pair, other) -> None:
         "lets this node in",
         "control",
         "bulk",
-        "the daemon has a working connection with it",
+        "the daemon has a working connection with it; it has the same plan",
+        "it can dial this node",
+        "nodes that it is connected with have it",
         "connect: connection refused",
     ):
         assert what in found.out

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from swarm import PLAN, Node, Swarm, succeed, wait_for
+from swarm import NODE, PLAN, Node, Swarm, options, succeed, wait_for
 
 from peerlm.config import preset, with_changes
-from peerlm.model.stages import memory_of, stages
+from peerlm.model.export import write_model
+from peerlm.model.plan import fragments
+from peerlm.model.stages import held_fragments, memory_of, stages
 from peerlm.store.placed import read_placed
 
 pytestmark = pytest.mark.timeout(120)
@@ -65,6 +68,32 @@ def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behin
     mover.kill()
     mover.up()
     mover.wait(lambda s: held(s) == range(stage, stage + 1), "it goes on with the same stage")
+
+
+def test_given_weights_of_which_the_first_node_holds_a_part_reach_who_holds_the_rest(
+    swarm: Swarm, tmp_path: Path
+) -> None:
+    plan = with_changes(preset("tiny"), PLAN | STAGES, "test")
+    rng = np.random.default_rng(1)
+    values = {s.id: rng.normal(0, 0.2, s.size).astype(np.float32) for s in fragments(plan)}
+    write_model(tmp_path / "given", plan, list(values.values()))
+    ada, node = swarm.node(), {"host.stages": "0"}
+    changes = {field: value for field, value in PLAN.items() if not field.startswith("model.")}
+    settings = options("--set", changes | STAGES) + options("--set-node", NODE | node)
+    succeed("init", "--state", ada.folder, "--from", tmp_path / "given", *settings)
+    ada.up()
+    ada.wait(lambda s: s["stages"]["lacking"] == [1], "it has its own stage, and nobody the other")
+
+    bob = swarm.join(ada, **{"host.stages": "1"})
+    bob.wait(lambda s: s["state"] == "training", "it has been given its stage")
+    learns(ada)
+    bob.wait(lambda s: s["snapshot"]["number"] > 0, "it keeps it")
+    for found, spec in zip(bob.kept_weights(), held_fragments(plan, range(1, 2)), strict=True):
+        assert np.corrcoef(found, values[spec.id])[0, 1] > 0.5
+    wait_for(
+        lambda: not read_placed(ada.layout.placement.read_bytes(), ada.folder, 2).copies,
+        "the first node keeps its own stage alone",
+    )
 
 
 def test_who_stands_aside_has_no_weights_and_feeds_the_others(swarm: Swarm, tmp_path: Path) -> None:

@@ -285,12 +285,91 @@ def test_other_text_begins_anew_and_what_is_said_of_the_old_is_void() -> None:
 def test_a_text_of_its_own_is_kept_and_neither_told_nor_heard() -> None:
     plan = plan_of(**{"data.source": "local", "data.shards": []})
     node = new_coverage(plan=plan)
-    node.read(progressed((0, 3), text=b"m" * 32))
+    own = passes.as_own(b"m" * 32)
+    node.read(progressed((0, 3), text=own))
+    assert node.position == 1 / RANGES
     assert messages(node.wake([peer_of(1)], Instant(100.0))) == []
     assert node.link_up(peer_of(1)) == []
-    node.heard(RangesDone(b"m" * 32, 5, 5, b"\1", b""))
+    node.heard(RangesDone(own, 5, 5, b"\1", b""))
     assert node.number == 0
     assert new_coverage(node.for_start(), plan).for_start() == node.for_start()
+
+
+def test_a_record_of_own_text_that_an_earlier_release_kept_is_gone_on_with() -> None:
+    plan = plan_of(**{"data.source": "local", "data.shards": []})
+    old = Passes(b"m" * 32, RANGES)
+    old.finish(0, 3)
+    node = new_coverage(old.encode(), plan)
+    assert node.position == 1 / RANGES
+    node.read(progressed((0, 4), text=passes.as_own(b"m" * 32)))
+    assert node.position == 2 / RANGES
+
+
+# ------------------------------------------------------------------------------ own text with others
+
+WITH_OWN = plan_of(
+    **{"data.source": "swarm:plays+local", "data.shards": SHARDS[:1], "data.parts": [1, 0]}
+)
+PLAYS_ALONE, UNNAMED = (part.text for part in parts_of(WITH_OWN))
+LETTERS = passes.as_own(b"letters".rjust(32))
+
+
+def with_own(*finished: tuple[int, int, int], texts: tuple[bytes, ...]) -> WorkerProgressed:
+    return dataclasses.replace(
+        progressed(),
+        texts=texts,
+        ranges=(RANGES, 7)[: len(texts)],
+        finished=tuple(number for done in finished for number in done),
+        lanes=(),
+        order=b"drawn",
+    )
+
+
+def test_of_a_mixture_only_what_is_of_the_shared_texts_is_told_and_heard() -> None:
+    node = new_coverage(plan=WITH_OWN)
+    node.read(with_own((0, 0, 1), (1, 0, 2), texts=(PLAYS_ALONE, LETTERS)))
+    assert node.texts == [PLAYS_ALONE, LETTERS]
+    assert node.positions() == [(0, 1 / RANGES), (0, 1 / 7)]
+    told = [
+        message
+        for at in (10.0, 20.0, 30.0)
+        for message in messages(node.wake([peer_of(1)], Instant(at)))
+    ]
+    told += messages(node.link_up(peer_of(2))) + messages(node.leave([peer_of(1)]))
+    assert len(told) >= 4
+    assert {message.text for message in told} == {PLAYS_ALONE}
+    assert [record.passes.text for record in decode_all(node.for_steering())[0]] == [PLAYS_ALONE]
+    for text in (LETTERS, UNNAMED):
+        node.heard(RangesDone(text, 5, 5, b"\1", b""))
+    assert node.positions() == [(0, 1 / RANGES), (0, 1 / 7)]
+    again = new_coverage(node.for_start(), plan=WITH_OWN)
+    assert again.for_start() == node.for_start()
+    assert again.texts == [PLAYS_ALONE, LETTERS], "before the worker has named it"
+    assert decode_all(again.for_start())[1] == b"drawn"
+
+
+def test_who_has_no_text_of_its_own_counts_none() -> None:
+    node = new_coverage(plan=WITH_OWN)
+    assert node.texts == [PLAYS_ALONE, UNNAMED]
+    node.read(with_own(*((0, 0, index) for index in range(RANGES)), texts=(PLAYS_ALONE,)))
+    assert node.texts == [PLAYS_ALONE]
+    assert (node.number, node.position) == (1, 0.0)
+    assert decode_all(node.for_start())[1] == b"drawn"
+
+
+def test_a_worker_of_the_plan_before_does_not_name_own_text() -> None:
+    before = plan_of(**{"data.source": "swarm:news", "data.shards": SHARDS[1:2]})
+    node = new_coverage(plan=before)
+    node.use_plan(WITH_OWN)
+    node.read(with_own((0, 0, 1), texts=(parts_of(before)[0].text,)))
+    assert node.texts == [PLAYS_ALONE, UNNAMED]
+    assert node.positions() == [(0, 0.0), (0, 0.0)]
+    node.read(with_own((1, 0, 2), texts=(PLAYS_ALONE, LETTERS)))
+    other = passes.as_own(b"diaries".rjust(32))
+    node.read(with_own((0, 0, 1), texts=(PLAYS_ALONE, other)))
+    assert node.positions() == [(0, 1 / RANGES), (0, 0.0)], "other text begins anew"
+    node.use_plan(before)
+    assert node.texts == [parts_of(before)[0].text]
 
 
 def test_absurd_words_take_no_room_and_no_more_than_text_of_passes_at_hand() -> None:

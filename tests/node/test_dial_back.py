@@ -260,6 +260,28 @@ def test_a_member_that_sees_it_at_another_address_makes_it_ask() -> None:
     assert not back.guarded
 
 
+def test_a_person_has_the_others_asked_at_once_and_not_twice_at_a_time() -> None:
+    world = quiet()
+    back = node(world, 0).company.dial_back
+    for _ in range(3):
+        world.machines[0].post(ev.ReachWanted())
+    world.run(0.01)
+    assert back.is_asking
+    world.within(5, lambda: not back.is_asking, "both answer")
+    assert len(sent(world, 0, DialMe)) == 2
+    assert back.answers == {peer(world, 1): "", peer(world, 2): ""}
+    assert not back.guarded
+
+
+def test_alone_there_is_nobody_to_ask() -> None:
+    world = World(9)
+    world.add(0)
+    world.run(2)
+    world.machines[0].post(ev.ReachWanted())
+    world.run(1)
+    assert not node(world, 0).company.dial_back.is_asking
+
+
 def test_without_an_answer_nothing_is_concluded() -> None:
     world = quiet(2)
     back = node(world, 0).company.dial_back
@@ -279,7 +301,7 @@ def test_whatever_is_said_in_whatever_order_its_promises_hold(seed: int) -> None
         now = type(now)(now + rng.choice((0.0, 0.1, 5.0, 70.0)))
         who = peer(world, rng.randrange(1, 4))
         host = rng.choice(("h0", "h1", "x"))
-        match rng.randrange(7):
+        match rng.randrange(8):
             case 0:
                 back.told(who, Dialled(host, rng.random() < 0.5, "no answer"), now)
             case 1:
@@ -295,6 +317,8 @@ def test_whatever_is_said_in_whatever_order_its_promises_hold(seed: int) -> None
                 rng.choice((back.gone, back.forget))(who)
             case 6:
                 back.wake(now)
+            case 7:
+                back.ask(now)
         back.check()
         due = back.deadline()
         if due is not None and due <= now:

@@ -72,6 +72,7 @@ def test_the_store_takes_the_first_of_two_and_hears_no_more_of_the_other() -> No
     assert pulls.take_arrived() == [(slow.object_hash, SIZE)]
     assert slow.object_hash not in came
     assert pulls.take_corrupt() == []
+    assert pulls.hedged_bytes == int(10 * now), "all that came by the slow one"
     pulls.check()
 
 
@@ -97,6 +98,8 @@ def test_a_joiner_installs_what_came_first_of_two_snapshots() -> None:
     effects = acquisition.ended(PullEnded(TransferId(hedge.transfer), "ok"), now)
     assert CancelTransfer(TransferId(slow.transfer)) in effects
     assert acquisition.ended(PullEnded(TransferId(slow.transfer), "ok"), now) == []
+    twice_bytes = acquisition.hedged_bytes
+    assert twice_bytes == int(10 * now)
     while not acquisition.state_arrived:
         now = Instant(now + 1.0)
         assert now < 100.0
@@ -108,4 +111,5 @@ def test_a_joiner_installs_what_came_first_of_two_snapshots() -> None:
             acquisition.check()
     installed = {fragment: name for fragment, _, name, _ in acquisition.installation().objects}
     assert len(installed) == 9
+    assert acquisition.hedged_bytes >= twice_bytes, "of what is over too"
     assert installed[FragmentId(slow.object_hash[0])] == hedge.object_hash

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from blake3 import blake3
+from node_scene import World
 from store_scene import peer_of, sign
 
 from peerlm import effects as fx
@@ -18,6 +19,7 @@ from peerlm.node.dealing import MAKERS_MAX, PAGE_TASKS, SHARDS_MAX, STRAGGLER_S,
 from peerlm.node.jobs import GONE_S, RETRY_S, TURN_S, Jobs
 from peerlm.node.made import Made, read_made
 from peerlm.node.register import Writing
+from peerlm.node.status import as_json
 from peerlm.node.survey import Survey
 from peerlm.store.manifest import Kind
 from peerlm.store.names import Names
@@ -578,3 +580,21 @@ def test_what_another_says_that_this_node_made_is_written_down_only_if_it_may_be
     assert read_made(node.kept, me) == {JOB: {1: told[0]}}
     assert not node.jobs.holds(ObjectHash(two.hash))
     assert node.jobs.standing()[0]["made_by"] == {me.hex(): 1}
+
+
+def test_others_see_who_would_take_part_and_who_is_at_it() -> None:
+    world = World(1)
+    for number in range(3):
+        world.add(number, *range(number))
+    cores = [world.machines[number].node for number in range(3)]
+    assert all(cores)
+
+    def seen_by(number: int) -> list[str]:
+        said = as_json(world.summary(number))["members"]
+        return [member["preprocess"] for member in sorted(said, key=lambda m: m["address"])]
+
+    world.within(20, lambda: seen_by(0) == ["no", "no", "no"], "no machine has room here")
+    cores[1].library.jobs.may_make = True
+    cores[2].library.jobs.may_make = cores[2].library.jobs.is_connected = True
+    for number in range(3):
+        world.within(30, lambda n=number: seen_by(n) == ["no", "able", "at work"], "all know")

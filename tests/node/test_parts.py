@@ -16,6 +16,7 @@ from peerlm.node.finals import Finals, agree
 from peerlm.node.lifecycle import FRESH_GRACE_S, Phase
 from peerlm.node.reasons import reason_of
 from peerlm.node.seen import Seen
+from peerlm.node.snapshots import Restored
 from peerlm.node.work import Work
 from peerlm.swarm.hosting import Hosting, Run
 from peerlm.swarm.ways import Way
@@ -99,6 +100,32 @@ def test_a_stage_may_be_begun_by_whoever_is_to_hold_it_while_nothing_was_learnt(
 def test_a_stage_whose_weights_come_from_elsewhere_is_begun_by_nobody_else() -> None:
     plan = replace(Plan(), run=replace(Plan().run, initial="a" * 64))
     assert not facts(work(1, 1, 2, plan=plan), {}).origin
+
+
+@pytest.mark.parametrize(
+    ("runs", "changes", "keepers"),
+    [
+        ({ANN: (0, 0)}, {}, 0),  # nothing was learnt: it draws its weights itself
+        ({ANN: (0, 0)}, {"swarm_tokens": 1}, 1),
+        ({ANN: (0, 0), BOB: (2, 2)}, {"swarm_tokens": 1}, 2),
+        ({}, {"swarm_tokens": 1}, 0),
+    ],
+)
+def test_copies_are_looked_for_where_nobody_may_begin_the_weights_anew(
+    runs: dict[PeerId, Run], changes: dict[str, int], keepers: int
+) -> None:
+    found = facts(work(1, 1, 3), runs, **changes)
+    assert (found.donors, found.keepers) == (0, keepers)
+    given = replace(Plan(), run=replace(Plan().run, initial="given"))
+    assert facts(work(1, 1, 3, plan=given), runs).keepers == len(runs)
+    assert facts(work(1, 1, 3, origin=True), runs, **changes).keepers == 0
+    assert facts(work(0, 0, 1), runs, **changes).keepers == 0
+
+
+def test_who_has_weights_of_its_own_takes_no_copy() -> None:
+    part = work(1, 1, 3)
+    part.restored = Restored(1, 100, ())
+    assert facts(part, {ANN: (0, 0)}, swarm_tokens=200).keepers == 0
 
 
 def test_stages_that_nobody_trains_are_lacking() -> None:

@@ -88,10 +88,11 @@ class Life:
         placed: Placed | None = None,
         plan: Plan = PLAN,
         room: int = ROOM,
+        is_auto: bool = True,
         **around: Any,
     ) -> None:
         self.now, self.effects = Instant(100.0), list[Effect]()
-        offered = Offered(True, Memory(None, room), placed or Placed(held), every_s=5.0)
+        offered = Offered(is_auto, Memory(None, room), placed or Placed(held), every_s=5.0)
         sizes = {spec.id: spec.size for spec in fragments(PLAN)}
         self.node = Placing(
             ME, plan, sizes, held, offered, lambda peer: ("h", 1), random.Random(1), self.now
@@ -304,6 +305,37 @@ def test_copies_are_shown_when_a_stage_has_no_host() -> None:
     life.see({ANN: host(range(1))})
     shown = node.stock.shown(node.orphans(life.around))
     assert {offer[0] for offer in shown} == set(copies_of(1))
+
+
+def test_who_began_with_given_weights_keeps_those_it_does_not_hold_until_others_have_learnt() -> (
+    None
+):
+    placed = Placed(range(1), copies_of(1))
+    life = Life(range(1), placed, is_auto=False, has_learnt=False, others={})
+    node = life.node
+
+    def shown() -> set[FragmentId]:
+        return {offer[0] for offer in node.stock.shown(node.orphans(life.around))}
+
+    assert node.is_due(life.now)
+    life.look()
+    assert shown() == set(copies_of(1))
+    life.see({ANN: host(range(1, 2))})
+    life.look()
+    assert shown() == set()
+    assert node.stock.has_copy(1), "it is the only other one"
+    life.see({}, given=frozenset({0, 1}))
+    assert shown() == set(), "somebody holds everything, and has newer ones"
+    life.see({ANN: host(range(1, 2))}, has_learnt=True, given=frozenset())
+    life.look()
+    assert not node.stock.has_copy(1)
+    gone = [e.hashes for e in life.effects if isinstance(e, DropObjects)]
+    assert {h for names in gone for h in names} == {c.object_hash for c in copies_of(1).values()}
+    assert life.kept == [Placed(range(1)).encode()]
+    life.now = after(life.now, 60.0)
+    assert not node.is_due(life.now)
+    assert node.deadline() is None
+    assert node.target == range(1)
 
 
 def test_who_keeps_a_copy_of_stage_0_keeps_the_text_too() -> None:

@@ -480,6 +480,74 @@ def test_the_worker_of_a_stage_that_waits_for_text_says_so(
     assert reading.arriving == (f"has read what is here; {line}" if line else "")
 
 
+# ------------------------------------------------------------------------------------ text of one's own with others
+
+
+def test_a_plan_that_begins_to_name_own_text_has_it_looked_at_before_a_worker_reads_it() -> None:
+    world = world_of(**BUDGET)
+    machine = world.machines[0]
+    begun = len(machine.effects)
+    named = {"data.source": "swarm:plays+local", "data.parts": [SHARDS, 0]}
+    plan = with_changes(world.plan.plan, named, "test")
+    tell_plan(world, plan, 2, 0)
+    world.within(20, lambda: len(of_kind(machine, StartWorker)) == 2, "a worker of the new plan")
+    since = [e for _, e in machine.effects[begun:]]
+    order = [type(e) for e in since if isinstance(e, PrepareCorpus | StopWorker | StartWorker)]
+    assert order == [PrepareCorpus, StopWorker, StartWorker]
+    tell_plan(world, with_changes(plan, {"data.source": "swarm:plays+local*3"}, "test"), 3, 0)
+    world.within(20, lambda: len(of_kind(machine, StartWorker)) == 3, "other weights need no look")
+    assert len([e for _, e in machine.effects[begun:] if isinstance(e, PrepareCorpus)]) == 1
+
+
+def test_own_text_waits_for_the_tokenizer_and_the_worker_for_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, rng = Instant(0.0), random.Random(1)
+    first, second, words = (ObjectHash(bytes([n]) * 32) for n in (1, 2, 3))
+    plan = with_changes(
+        Plan(),
+        {
+            "data.source": "swarm:plays+local",
+            "data.tokenizer": words.hex(),
+            "data.shards": [first.hex(), second.hex()],
+            "data.shard_tokens": [90_000, 90_000],
+            "data.parts": [2, 0],
+        },
+        "test",
+    )
+    worker, acquisition = Worker(rng, now), Acquisition({}, lambda _: None, rng)
+    came: list[tuple[ObjectHash, int]] = []
+    monkeypatch.setattr(acquisition, "take_corpus", lambda: _taken(came))
+    reading = Reading(
+        plan,
+        Hosting(0, 1, 1),
+        worker,
+        acquisition,
+        Snapshots(60.0, None, now),
+        Coverage(plan, b"", rng, now),
+    )
+    asked = reading.number(PrepareCorpus())
+    reading.missing(CorpusMissing((first, second, words), (), asked.number), now)
+    assert reading.state == "missing"
+    came.append((first, 180_000))
+    assert reading.look() == []
+    assert not reading.can_train, "what the own text is cannot be known without the tokenizer"
+    came.append((words, 900))
+    assert reading.look() == [PrepareCorpus()]
+    asked = reading.number(PrepareCorpus())
+    here = ((first, 180_000), (words, 900))
+    reading.missing(CorpusMissing((second,), here, asked.number), now)
+    assert reading.state == "partial"
+    came.append((second, 180_000))
+    assert PrepareCorpus() not in reading.look()
+
+
+def _taken(came: list[tuple[ObjectHash, int]]) -> tuple[tuple[ObjectHash, int], ...]:
+    taken = tuple(came)
+    came.clear()
+    return taken
+
+
 def test_who_reads_no_text_is_not_started_again_for_other_text() -> None:
     now, rng = Instant(0.0), random.Random(1)
     plan = with_changes(Plan(), {"data.shards": ["aa" * 32], "data.shard_tokens": [900]}, "test")

@@ -22,7 +22,13 @@ ME, ADA, BOB = "11" * 16, "aa" * 16, "bb" * 16
 
 
 def member(peer: str, state: str = "alive", val_loss: float | None = 2.0) -> dict[str, Any]:
-    return {"id": peer, "state": state, "address": f"tcp://{peer[:2]}:7700", "val_loss": val_loss}
+    return {
+        "id": peer,
+        "state": state,
+        "address": f"tcp://{peer[:2]}:7700",
+        "val_loss": val_loss,
+        "tokens_per_s": 5.0,
+    }
 
 
 def status(*members: dict[str, Any], **changes: Any) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def test_what_came_after_a_moment_can_be_asked_for_alone() -> None:
     assert [e["kind"] for e in whole["events"]] == ["start", "joined"]
     assert [p["tokens"] for p in later["points"]] == [2, 3]
     assert [e["kind"] for e in later["events"]] == ["joined"]
-    assert "members" not in later["points"][0]
+    assert not {"members", "rates"} & set(later["points"][0])
     assert history.since(106.0) == {"points": [], "events": []}
 
 
@@ -92,6 +98,15 @@ def test_another_life_goes_on_where_the_last_ended() -> None:
     assert [p.bytes_sent for p in second.points] == [70, 75]
     assert [p.bytes_allreduce for p in second.points] == [700, 750]
     assert [e.kind for e in second.events] == ["start", "start"]
+
+
+def test_each_member_has_curves_of_its_own_also_after_a_release_that_kept_fewer() -> None:
+    history = History()
+    history.see(status(member(ADA), member(BOB, "dead")), 10.0)
+    assert history.points[0].rates == {ME[:8]: 5.0, ADA[:8]: 5.0}
+    kept = json.loads(history.to_text())
+    del kept["points"][0]["rates"]
+    assert read_history(json.dumps(kept).encode()).points[0].rates == {}
 
 
 def history_with(**changes: Any) -> str:
@@ -117,6 +132,7 @@ def history_with(**changes: Any) -> str:
         history_with(at="soon").encode(),
         history_with(at=None).encode(),
         history_with(members=[]).encode(),
+        history_with(rates=[]).encode(),
         b"[" * 100_000,
     ],
 )
@@ -143,6 +159,16 @@ def test_members_that_come_and_go() -> None:
         assert [k for k, _ in told(gone, both)] == ["back"]
     assert told(alone, status(member(ADA, "dead"))) == []  # known from old, never seen
     assert told(both, both) == []
+
+
+def test_a_member_that_is_kept_out_is_told_once() -> None:
+    def kept(reason: str) -> dict[str, Any]:
+        return status({**member(ADA), "reason": reason})
+
+    plan = "another plan of revision 1: train.lr"
+    assert told(kept(""), kept(plan)) == [("refused", f"aaaaaaaa at tcp://aa:7700: {plan}")]
+    assert told(kept(plan), kept(f"{plan} again")) == []
+    assert told(kept(""), kept("no connection: refused")) == []
 
 
 def test_what_becomes_of_this_node() -> None:

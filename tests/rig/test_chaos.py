@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SCENARIO = """
-name = "a kill, a cut and a freeze"
+name = "a kill, a cut, a freeze and guests"
 nodes = 3
 minutes = 2
 pace = 600
@@ -39,6 +39,12 @@ for_s = 10
 kind = "stop"
 at_s = 50
 for_s = 6
+
+[[fault]]
+kind = "guests"
+at_s = 60
+for_s = 18
+victims = [1]
 """
 
 
@@ -62,7 +68,7 @@ def test_a_scenario_from_the_file_to_the_report(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=380)
     assert "Traceback" not in done.stderr
     report = json.loads(done.stdout)
-    assert report["faults"] == {"kill": 1, "cut": 1, "stop": 1}, done.stderr
+    assert report["faults"] == {"kill": 1, "cut": 1, "stop": 1, "guests": 1}, done.stderr
     assert [e["text"] for e in report["events"]][:2] == ["killed node 1", "started node 1"]
     assert report["return_s"]["n"] == 1
     assert report["not_returned"] == 0
@@ -71,6 +77,7 @@ def test_a_scenario_from_the_file_to_the_report(tmp_path: Path) -> None:
     assert report["tokens_that_fell"] == 0
     assert report["breadth_min"] == 2
     assert report["efficiency"] > 0.5
+    assert 0.0 < report["cores_share"] <= 1.0
     assert (done.returncode == 0) == (report["missed"] == [])
     assert "<h2>What happened</h2>" in page.read_text()
     mounts = Path("/proc/mounts").read_text()

@@ -7,6 +7,7 @@ libjersey1-core-java, libjersey1-server-java, libjersey1-servlet-java, libjersey
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -209,6 +210,43 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         yield founder
     finally:
         swarm.close()
+
+
+def test_the_command_adds_what_is_there_to_the_store(
+    hdfs: Hdfs, node: Node, tmp_path: Path
+) -> None:
+    """By either way, by all nodes or by one, and with the manifest of a local file."""
+    state = ("--json", "--state", node.folder)
+    here = tmp_path / "one.txt"
+    here.write_bytes(TEXT)
+    added = {
+        name: json.loads(succeed("data", "add", url, "--name", name, *more, *state))
+        for name, url, *more in (
+            ("by-file", here),
+            ("by-hdfs", f"hdfs://{hdfs.address}/plays"),
+            ("by-hdfs-here", f"hdfs://{hdfs.address}/plays/*.txt", "--here"),
+            ("by-web", f"webhdfs://{hdfs.web}/plays"),
+        )
+    }
+    assert {said["kind"] for said in added.values()} == {"corpus"}
+    assert added["by-file"]["tokens"] == len(TEXT)
+    assert len({said["manifest"] for said in added.values()}) == 1, added
+    files = succeed("data", "add", f"hdfs://{hdfs.address}/plays", "--as", "files", *state)
+    assert json.loads(files)["bytes"] == len(TEXT)
+    succeed("data", "get", json.loads(files)["name"], tmp_path / "again", "--state", node.folder)
+    assert (tmp_path / "again" / "one.txt").read_bytes() == TEXT
+
+
+def test_without_its_library_the_command_says_what_to_type_instead(
+    hdfs: Hdfs, node: Node, tmp_path: Path
+) -> None:
+    (tmp_path / "hdfs_native.py").write_text("raise ImportError('not here')")
+    before = ("env", f"PYTHONPATH={tmp_path}:{ROOT}")
+    url = f"hdfs://{hdfs.address}/plays"
+    for command in (("data", "add", url, "--name", "new"), ("checkpoint", "export", "kept", url)):
+        done = peerlm(*command, "--state", node.folder, before=before)
+        words = ("pip install 'peerlm[hdfs]'", "webhdfs://127.0.0.1:9870/plays")
+        assert_refused(done, 2, "needs a package that is missing", *words)
 
 
 @pytest.mark.parametrize("kind", ["hdfs", "webhdfs"])

@@ -23,6 +23,7 @@ from peerlm.store.layout import Layout
 PEERLM = (sys.executable, "-m", "peerlm.__main__")
 ADDRESS, GATEWAY = "10.77.0.2", "10.77.0.1"
 INSTALLED = "/opt/peerlm/bin/peerlm"
+SECOND_STATE = "/var/lib/peerlm-gpu1"
 PLAN = (
     *("--set", "swarm.profile=test", "--set", "run.token_budget=1000000000"),
     *("--set", "model.dim=32", "--set", "model.heads=2", "--set", "model.kv_heads=1"),
@@ -79,6 +80,11 @@ class Founder:
         others = [m for m in status["members"] if m["id"] != status["node_id"]]
         return [m["state"] for m in others] == [state]
 
+    def others(self) -> dict[str, str]:
+        """Of other members it knows: id and state."""
+        status = self.status()
+        return {m["id"]: m["state"] for m in status["members"] if m["id"] != status.get("node_id")}
+
     def told(self) -> list[dict[str, Any]]:
         """Its log."""
         return [json.loads(line) for line in self.layout.log.read_text().splitlines()]
@@ -124,6 +130,8 @@ def test_a_machine_whose_node_is_a_service(scene: tuple[Machine, Founder]) -> No
     is_restarted_when_it_hangs(here)
     is_back_after_the_machine_was_switched_off(here)
     leaves_when_it_is_stopped(here, founder)
+    a_second_node_enters_by_an_invite_that_was_laid_down(here, founder)
+    both_are_taken_away(here, founder)
 
 
 def is_installed_and_says_what_to_do(here: Machine) -> None:
@@ -211,3 +219,45 @@ def leaves_when_it_is_stopped(here: Machine, founder: Founder) -> None:
     told = [entry["event"] for entry in founder.told()[before:]]
     assert not [event for event in told if "suspect" in event or "dead" in event], told
     assert not os.path.exists(here.root / "run/peerlm/control.sock")
+
+
+def a_second_node_enters_by_an_invite_that_was_laid_down(here: Machine, founder: Founder) -> None:
+    """Beside the first, as one of several of the machine; nobody says `join`."""
+    here.run("systemctl", "start", "peerlm.service")
+    here.wait("the first participates again", lambda: participates(here), BACK_S)
+    address, token = founder.invitation()
+    invite = here.root / "etc/peerlm/invite-gpu1"
+    invite.parent.mkdir()
+    invite.touch(mode=0o600)
+    invite.write_text(f"peerlm join {address} --token {token}\n")
+    here.run(INSTALLED, "service", "install", "--instance", "gpu1", "--now")
+    here.wait("the second participates", lambda: second(here).get("participating"), BACK_S)
+    assert second(here)["node_id"] != node_status(here)["node_id"]
+    assert sorted(founder.others().values()) == ["alive", "alive"]
+    assert participates(here)
+    assert (
+        "active (running), enabled"
+        in here.run(INSTALLED, "service", "status", "--instance", "gpu1").stdout
+    )
+
+
+def second(here: Machine) -> dict[str, Any]:
+    """What the second node says to a member of its group."""
+    done = as_ada(here, "status", "--json", "--state", SECOND_STATE)
+    return json.loads(done.stdout) if done.returncode == 0 else {}
+
+
+def both_are_taken_away(here: Machine, founder: Founder) -> None:
+    """One after the other; each leaves its swarm, and what is of use to the other stays. State is kept."""
+    said = here.run(INSTALLED, "service", "uninstall", "--instance", "gpu1").stdout
+    assert f"the node is kept in {SECOND_STATE}" in said
+    units = here.root / "etc/systemd/system"
+    assert {path.name for path in units.glob("peerlm*")} == {"peerlm.service", "peerlm.service.d"}
+    here.wait("it has left", lambda: sorted(founder.others().values()) == ["alive", "left"], 5.0)
+    assert participates(here)
+    here.run(INSTALLED, "service", "uninstall")
+    here.wait("both have left", lambda: set(founder.others().values()) == {"left"}, 5.0)
+    for unit in ("peerlm.service", "peerlm@gpu1.service"):
+        assert here.ask("systemctl", "show", unit, "-p", "ActiveState", "--value") == "inactive"
+    assert here.unit("LoadState") == "not-found"
+    assert here.ask("ls", "/var/lib/private") == "peerlm\npeerlm-gpu1"

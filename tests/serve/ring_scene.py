@@ -1,6 +1,6 @@
 """Stage servers and a gateway in one process, with a network between them that loses, delays and repeats what a test says.
 
-Time is virtual: it passes when nothing is under way any more.
+Time is virtual: it passes from one arrival to the next, in steps where that is long.
 """
 
 from __future__ import annotations
@@ -138,17 +138,23 @@ class Ring:
         if is_seen:
             self.tell_hosts()
 
-    def advance(self, turns: Sequence[Turn]) -> Logits:
+    def begin(self, turns: Sequence[Turn]) -> None:
         self._post(ME, self.gateway.begin(turns, Instant(self.now)))
-        while not self.gateway.is_done():
-            if self._line:
+
+    def ended(self) -> tuple[list[int], Logits]:
+        self._post(ME, self.gateway.look(Instant(self.now)))
+        while not self.gateway.has_ended or self._arrives_by(self.now):
+            if self._arrives_by(self.now + STEP_S):
                 self._deliver(*heapq.heappop(self._line))
             else:
                 self.now += STEP_S
             self._post(ME, self.gateway.look(Instant(self.now)))
-        logits, why = self.gateway.take(turns)
+        slots, logits, why = self.gateway.take()
         self.reasons.update(why)
-        return logits
+        return slots, logits
+
+    def _arrives_by(self, when: float) -> bool:
+        return bool(self._line) and self._line[0][0] <= when
 
     @property
     def again(self) -> int:

@@ -96,11 +96,11 @@ async def test_who_goes_away_frees_the_slot(stream: bool) -> None:
             server.session.post(f"{server.url}/v1/completions", json=body)
         )
         await until(lambda: server.driver.active)
+        assert "peerlm_serve_cache_bytes 1000.0" in await server.figures()
         if stream:
             (await request).close()
         else:
             request.cancel()
-        assert "peerlm_serve_cache_bytes 1000.0" in await server.figures()
         code, _, _ = await server.post(prompt="next", max_tokens=2)
         assert code == 200
         await until(lambda: b'status="499"' in server.metrics.exposition())

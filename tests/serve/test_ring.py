@@ -74,7 +74,7 @@ def test_twenty_prompts_through_stages_are_as_one_at_a_time(
     found = drained(service)
     for i, job in enumerate(jobs):
         assert found[job] == alone(model, job, **WAYS[i % len(WAYS)]), f"prompt {i}"
-    ring.advance([])
+    ring.begin([])
     while ring._line:
         ring._deliver(*ring._line.pop(0))
     assert all(not host.server._guests for host in hosts), "who is told forgets"
@@ -276,7 +276,7 @@ def test_sessions_go_where_the_way_is_short() -> None:
         legs = list[PeerId]()
         for seed in range(20):
             gateway = Gateway(Shape(3, 32, 256, 48), 7, random.Random(seed))
-            gateway.hosts_are(ME, runs, Instant(0.0), asked)
+            gateway.hosts_are(ME, runs, Instant(0.0), ways=asked)
             for _, data in gateway.begin([Turn(0, 0, PROMPT)], Instant(0.0)):
                 if laps.read_head(data).kind is Kind.FORWARD:
                     legs += [leg.host for leg in laps.unpack(data, 3, 32, 256, 48).legs]

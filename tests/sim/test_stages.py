@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from peerlm.sim.machine import Machine
 from peerlm.sim.ring import ENDS, Part, Ring
 from peerlm.sim.stage_menus import FRAGMENTS, MODEL, StageTrouble, live, trouble_of
 from peerlm.sim.world import World, plan_of
+from peerlm.store.placed import Copy, Placed, read_placed
 from peerlm.train.batch_round import BatchRound
 from peerlm.types import FragmentId, TransferId
 
@@ -25,11 +27,11 @@ SAMPLE = ((13, 3), (15, 2), (20, 4))
 """Seeds and stages of every run."""
 
 
-def ring_of(*held: str, **settings: Any) -> World:
+def ring_of(*held: str, plan: dict[str, Any] | None = None, **settings: Any) -> World:
     """One machine for each, of a model in three stages."""
     world = World(
         1,
-        plan=plan_of(model__stages=3, **MODEL),
+        plan=plan_of(**({"model__stages": 3} | MODEL | (plan or {}))),
         learner=Quadratic((12,) * FRAGMENTS),
         speed=2000.0,
         remembers=True,
@@ -108,6 +110,58 @@ def test_a_node_that_decides_takes_over_the_stage_of_a_sole_host_that_died() -> 
     holders = [m for m in world.up() if 2 in m.holding.held]
     assert [m.settings.host.stages for m in holders] == ["auto"]
     assert "fresh" not in [log for m in holders for log in m.installed_from()[1:]]
+
+
+def test_stages_that_the_first_node_was_given_and_does_not_hold_go_to_those_that_join() -> None:
+    world = ring_of("0", plan={"run__initial": "given"})
+    first = world.machines[0]
+    world.run(5)
+    world.kill(0)
+    given = {f: phi for f, phi in enumerate(world.learner.initial(7)) if world.stage_of[f]}
+    copies = dict[FragmentId, Copy]()
+    for fragment, phi in given.items():
+        _, version, name, size, sketch = first.labour._offer(FragmentId(fragment), phi, 0)
+        copies[FragmentId(fragment)] = Copy(version, name, size, sketch)
+        first.disk.objects[name] = phi
+    first.disk.placement = Placed(range(1), copies).encode()
+    world.restart(0)
+    world.run(20)
+    assert world.summary(0).phase == "training"
+    assert "nobody trains stage 1, 2" in world.summary(0).phase_reason
+    world.add(1, 0, **{"host.stages": "1"})
+    world.run(20)
+    assert first.disk.placement == Placed(range(1), copies).encode(), "nothing is learnt yet"
+    world.add(2, 0, **{"host.stages": "2"})
+    well(world)
+    world.run(5)
+    for number in (1, 2):
+        assert world.machines[number].installed_from() == ["peers"]
+    assert read_placed(first.disk.placement, Path("p"), 3).copies == {}
+    world.kill(2)
+    world.add(3, 0, **{"host.stages": "2"})
+    world.run(30)
+    line = "nobody here holds stage 2 of the model: asking for a copy of its weights"
+    assert world.summary(3).phase_reason == line, "what was learnt since is not begun anew"
+    world.restart(2)
+    well(world)
+    assert world.machines[3].installed_from() == ["peers"]
+
+
+@pytest.mark.parametrize(
+    ("held", "stages", "within"),
+    [(("0-1", "1", "2"), 3, 1), (("0-2", "1", "3"), 4, 1), (("0", "1-3", "2"), 4, 2)],
+)
+def test_a_host_whose_stages_others_hold_with_those_before_works_and_follows(
+    held: tuple[str, ...], stages: int, within: int
+) -> None:
+    """With noloco an exchange moves φ by way of the next outer step, so who takes no inner steps stands still."""
+    plan = {"model__stages": stages, "mix__algorithm": "noloco"}
+    world = well(ring_of(*held, plan=plan))
+    before, around = steps_of(world.machines[within]), steps_of(world.machines[0])
+    world.run(30)
+    did = steps_of(world.machines[within]) - before
+    assert 0.2 * (steps_of(world.machines[0]) - around) < did
+    assert world.spread() < 0.1
 
 
 def test_a_channel_that_is_cut_ends_at_both_ends_by_silence_and_comes_again() -> None:

@@ -45,6 +45,38 @@ def test_more_deaths_than_replicas_can_bear_are_seen() -> None:
     assert len(swarm.lost) == int((swarm.copies == 0).sum()) > 0
 
 
+def among_liars(*, is_gullible: bool) -> Swarm:
+    """Two days after as many liars came as there are nodes, each with the most room: whole sets of owners lie."""
+    setting = Setting(10, 100, 3, deaths=0.0, seed=5, liars=10, is_gullible=is_gullible)
+    swarm = Swarm(setting)
+    swarm.found()
+    for _ in range(setting.liars):
+        swarm.lie()
+    swarm.clock.at(1.0, swarm.look)
+    swarm.clock.run(2 * 86_400.0)
+    return swarm
+
+
+def test_liars_never_let_a_copy_go_that_is_one_of_the_last() -> None:
+    swarm = among_liars(is_gullible=False)
+    assert swarm.lost == []
+    assert int(swarm.copies.min()) >= 3, "as many true ones as there should be"
+    assert swarm.tally.unproven > 500
+    assert swarm.tally.proofs <= 3 * (swarm.tally.unproven + swarm.tally.dropped)
+
+
+def test_where_claims_were_believed_liars_would_lose_chunks() -> None:
+    swarm = among_liars(is_gullible=True)
+    assert len(swarm.lost) > 10
+    assert int(swarm.copies.min()) == 0
+
+
+def test_deaths_and_liars_together_lose_nothing() -> None:
+    run = play(Setting(20, 200, 3, 1.5, 0.005, 6, liars=3))
+    assert run.tally.unproven, "nobody lied where it counts"
+    assert run.lost == []
+
+
 def test_shares_follow_capacity_where_there_are_chunks_enough() -> None:
     assert deviation_of_many(Setting(120, seed=1), 60_000) < 0.2
 

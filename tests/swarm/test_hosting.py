@@ -22,6 +22,8 @@ ANN, BOB, EVE, ZOE = (PeerId(bytes([n]) * 16) for n in range(4))
         ((0, 0), (2, 2), True),  # the ring closes
         ((0, 0), (1, 1), False),
         ((0, 2), (2, 2), True),
+        ((1, 1), (0, 1), True),  # begins within
+        ((0, 1), (0, 1), False),
     ],
 )
 def test_the_stage_behind_the_last_is_the_next_and_behind_all_the_first(
@@ -34,7 +36,7 @@ def test_neighbours_are_those_that_the_stream_comes_from_or_goes_to() -> None:
     middle = Hosting(1, 1, 4)
     runs = {ZOE: (0, 0), ANN: (2, 3), BOB: (3, 3), EVE: (1, 1)}
     assert middle.neighbours(runs) == (ANN, ZOE)
-    assert Hosting(3, 3, 4).neighbours(runs) == (ZOE,)
+    assert Hosting(3, 3, 4).neighbours(runs) == tuple(sorted((ANN, ZOE)))
     assert Hosting(0, 0, 4).neighbours(runs) == tuple(sorted((ANN, BOB, EVE)))
 
 
@@ -44,8 +46,11 @@ def test_who_holds_everything_needs_nobody_and_is_needed_by_nobody() -> None:
     assert Hosting(1, 1, 3).neighbours({ANN: (0, 2), BOB: (0, 0)}) == (BOB,)
 
 
-def test_who_does_the_same_stage_itself_is_no_neighbour() -> None:
-    assert Hosting(1, 1, 3).neighbours({ANN: (0, 1), BOB: (1, 1)}) == ()
+def test_who_begins_within_anothers_run_is_its_neighbour_and_who_begins_where_it_does_is_not() -> (
+    None
+):
+    assert Hosting(1, 1, 3).neighbours({ANN: (0, 1), BOB: (1, 1)}) == (ANN,)
+    assert Hosting(1, 2, 4).neighbours({ANN: (1, 1), BOB: (2, 2), EVE: (1, 2)}) == (ANN, BOB)
 
 
 def test_both_ends_are_with_the_first_stage() -> None:

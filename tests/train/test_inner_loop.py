@@ -39,6 +39,21 @@ def test_time_lost_is_not_made_up_for() -> None:
     assert pace.wait_s(60.0) == pytest.approx(0.1)
 
 
+def test_a_pace_of_all_is_shared_by_who_reads_and_taken_over_when_one_goes() -> None:
+    for readers, tokens in ((1, 60_000), (2, 30_000), (4, 15_000)):
+        pace = Pace(0.0, 1000.0)
+        pace.shared_by(4)
+        pace.shared_by(readers)
+        assert tokens_trained(pace, 60.0, 0.01, 50) == pytest.approx(tokens, rel=0.02)
+
+
+def test_the_slower_of_two_paces_holds() -> None:
+    for readers, tokens in ((2, 18_000), (5, 12_000)):
+        pace = Pace(300.0, 1000.0)
+        pace.shared_by(readers)
+        assert tokens_trained(pace, 60.0, 0.01, 50) == pytest.approx(tokens, rel=0.02)
+
+
 def test_steps_that_were_not_finite_count_as_such_and_teach_nothing() -> None:
     tally = Tally()
     tally.begin_report(10.0)

@@ -51,7 +51,7 @@ class Ring:
     def step(self, batch_BT1: np.ndarray, rate: float = 1.0) -> float:
         total = 0.0
         for number, part in enumerate(np.array_split(batch_BT1, self.plan.train.accumulate)):
-            key = (b"me", number)
+            key = (b"me", number, 0)
             share = len(part) / len(batch_BT1)
             stream = self.hosts[0].enter(key, part[:, :-1], 0)
             for stage, host in enumerate(self.hosts[1:], 1):
@@ -120,13 +120,13 @@ def test_a_pass_is_made_anew_when_the_weights_have_moved() -> None:
 
     hidden = np.random.default_rng(1).standard_normal((2, 8, 16)).astype(np.float32)
     before, after = host(), host()
-    before.forward((b"me", 1), hidden, 1, 1)
+    before.forward((b"me", 1, 0), hidden, 1, 1)
     move(before)
     move(after)
-    after.forward((b"me", 1), hidden, 1, 1)
+    after.forward((b"me", 1, 0), hidden, 1, 1)
     ones = np.ones_like(hidden)
     np.testing.assert_array_equal(
-        before.backward((b"me", 1), ones), after.backward((b"me", 1), ones)
+        before.backward((b"me", 1, 0), ones), after.backward((b"me", 1, 0), ones)
     )
     assert before.squared_norms(()) == after.squared_norms(())
 
@@ -139,8 +139,8 @@ def test_more_sequences_than_a_batch_still_make_a_mean() -> None:
     hidden = np.random.default_rng(1).standard_normal((8, 8, 16)).astype(np.float32)
     for learner, times in ((once, 1), (twice, 2)):
         for number in range(times):
-            learner.forward((b"me", number), hidden, 1, 1)
-            learner.backward((b"me", number), np.ones_like(hidden) / 8)
+            learner.forward((b"me", number, 0), hidden, 1, 1)
+            learner.backward((b"me", number, 0), np.ones_like(hidden) / 8)
     assert twice.squared_norms(())[1] == pytest.approx(once.squared_norms(())[1], rel=1e-5)
     for learner in (once, twice):
         learner.step(1.0, 1.0)
@@ -149,13 +149,51 @@ def test_more_sequences_than_a_batch_still_make_a_mean() -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_each_stage_moves_by_the_mean_over_what_it_had() -> None:
+    """Some passes end before its last stage; another host of that one has their gradients."""
+    plan = plan_of(BLOCKS["hybrid"])
+    plan = replace(plan, train=replace(plan.train, clip=0.0))
+    blocks, names = spans(4, 2), modules(plan.model)
+    parts, all_of_it = (StageLearner(plan, CPU, names, blocks) for _ in range(2))
+    tokens, ones = counting(1)[:2, :-1], np.ones((2, 8, 16), np.float32) / 8
+    for number in range(4):
+        parts.enter((b"me", number, 1), tokens, 0)
+        parts.backward((b"me", number, 1), ones)
+        if number < 2:
+            parts.forward((b"you", number, 0), ones, 1, 1)
+            parts.backward((b"you", number, 0), ones)
+        all_of_it.enter((b"me", number, 1), tokens, 0)
+        all_of_it.backward((b"me", number, 1), ones)
+        all_of_it.forward((b"you", number, 0), ones, 1, 1)
+        all_of_it.backward((b"you", number, 0), ones)
+    assert parts.is_due
+    assert parts.squared_norms(()) == pytest.approx(all_of_it.squared_norms(()), rel=1e-5)
+    for learner in (parts, all_of_it):
+        learner.step(1.0, 1.0)
+    for mine, theirs in zip(parts.model.parameters(), all_of_it.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_stage_to_which_nothing_came_home_stays_as_it_is() -> None:
+    plan = plan_of(BLOCKS["hybrid"])
+    learner = StageLearner(plan, CPU, modules(plan.model), spans(4, 2))
+    for number in range(4):
+        learner.enter((b"me", number, 1), counting(1)[:2, :-1], 0)
+        learner.backward((b"me", number, 1), np.ones((2, 8, 16), np.float32))
+    before = {n: p.detach().clone() for n, p in learner.model.named_parameters()}
+    learner.step(1.0, 1.0)
+    moved = {n for n, p in learner.model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved
+    assert not any(name.startswith(("blocks.2", "blocks.3")) for name in moved)
+
+
 def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
     plan = plan_of(BLOCKS["hybrid"])
     learner = StageLearner(plan, CPU, modules(plan.model)[3:5], spans(4, 2))
     before = [p.detach().clone() for p in learner.model.parameters()]
     hidden = np.ones((8, 8, 16), np.float32)
-    learner.forward((b"me", 0), hidden, 1, 1)
-    learner.backward((b"me", 0), np.full_like(hidden, np.nan))
+    learner.forward((b"me", 0, 0), hidden, 1, 1)
+    learner.backward((b"me", 0, 0), np.full_like(hidden, np.nan))
     assert not learner.step(1.0, learner.squared_norms(())[1] ** 0.5)
     assert all(map(torch.equal, before, learner.model.parameters()))
     assert not learner.is_due

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -63,9 +64,15 @@ class Host:
     """One loop, a turn at a time, on a clock of ours. It is steered to train with all others."""
 
     def __init__(
-        self, me: PeerId, corpus: list[Path], plan: Plan = PLAN, absent: tuple[int, ...] = ()
+        self,
+        me: PeerId,
+        corpus: list[Path],
+        plan: Plan = PLAN,
+        absent: tuple[int, ...] = (),
+        runs: Mapping[PeerId, tuple[int, int]] = RUNS,
     ) -> None:
-        first, last = RUNS[me]
+        self.runs = runs
+        first, last = runs[me]
         held = range(first, last + 1)
         specs = held_fragments(plan, held)
         descriptor = shared.allocate(specs)
@@ -81,7 +88,7 @@ class Host:
         self.steer()
 
     def steer(self, *, training: bool = True, without: tuple[PeerId, ...] = ()) -> None:
-        runs = {p: run for p, run in RUNS.items() if p != self.me and p not in without}
+        runs = {p: run for p, run in self.runs.items() if p != self.me and p not in without}
         first, last = zip(*runs.values(), strict=True)
         budget, every = PLAN.run.token_budget, 4
         self.loop._take(
@@ -130,11 +137,12 @@ def forward(number: int, stage: int = 1, origin: PeerId = ENDS, **changes: objec
 
 
 def backward(number: int, origin: PeerId = ENDS, **changes: object) -> Hop:
+    """As a node of before says it: without a stage."""
     return replace(forward(number, 0, origin), kind=Kind.BACKWARD, **changes)  # type: ignore[arg-type]
 
 
-def lost(number: int, origin: PeerId = ENDS) -> Hop:
-    return Hop(Kind.LOST, origin, number)
+def lost(number: int, origin: PeerId = ENDS, stage: int = 1) -> Hop:
+    return Hop(Kind.LOST, origin, number, stage)
 
 
 @pytest.fixture
@@ -171,7 +179,7 @@ def test_what_comes_goes_on_and_its_gradient_goes_back_and_nothing_stays(middle:
 )
 def test_what_cannot_be_is_lost_and_harms_nothing(middle: Host, source: PeerId, hop: Hop) -> None:
     middle.hear(ENDS, forward(7))
-    assert middle.hear(source, hop) == [(source, lost(hop.number, hop.origin))]
+    assert middle.hear(source, hop) == [(source, lost(hop.number, hop.origin, hop.stage))]
     assert middle.under_way() == (1, 1, 1)
     ((to, back),) = middle.hear(TWO, backward(7))
     assert (to, back.kind) == (ENDS, Kind.BACKWARD)
@@ -254,7 +262,7 @@ def test_what_has_come_around_to_nobody_that_is_known_is_lost_at_once(corpus: li
     last = Host(TWO, corpus)
     assert last.hear(ONE, forward(7, stage=2, origin=ALSO))[0][0] == ALSO
     stranger = PeerId(b"s" * 16)
-    assert last.hear(ONE, forward(7, stage=2, origin=stranger)) == [(ONE, lost(7, stranger))]
+    assert last.hear(ONE, forward(7, stage=2, origin=stranger)) == [(ONE, lost(7, stranger, 2))]
     assert last.under_way() == (1, 1, 1)
 
 
@@ -335,7 +343,7 @@ def entered(ends: Host) -> list[Hop]:
 
 
 def go_home(ends: Host, number: int) -> None:
-    host = ends.loop._routes.host_of((ENDS, number))
+    host = ends.loop._routes.host_of((ENDS, number, 1))
     assert host is not None
     assert ends.hear(TWO, forward(number, 0))[0][1].kind is Kind.BACKWARD
     assert ends.hear(host, backward(number)) == []
@@ -360,7 +368,7 @@ def test_a_batch_that_was_broken_off_leaves_its_numbers_behind(ends: Host) -> No
     ends.steer(training=False)
     assert ends.under_way() == (0, 0, 0)
     number = min(before)
-    assert ends.hear(TWO, forward(number, 0)) == [(TWO, lost(number))]
+    assert ends.hear(TWO, forward(number, 0)) == [(TWO, lost(number, stage=0))]
     start = len(ends.mouth.said)
     ends.steer()
     ends.turn()
@@ -370,7 +378,7 @@ def test_a_batch_that_was_broken_off_leaves_its_numbers_behind(ends: Host) -> No
 def test_a_gradient_that_comes_before_its_loss_is_none(ends: Host) -> None:
     """Its host has sent it nowhere."""
     number = entered(ends)[0].number
-    host = ends.loop._routes.host_of((ENDS, number))
+    host = ends.loop._routes.host_of((ENDS, number, 1))
     assert host is not None
     assert ends.hear(host, backward(number)) == []
     ((_, again),) = ends.turn()
@@ -388,10 +396,10 @@ def test_a_node_with_the_ends_is_no_host_of_its_own_text(ends: Host) -> None:
 def test_what_comes_around_twice_or_in_another_shape_is_lost(ends: Host) -> None:
     one, two, *_ = (hop.number for hop in entered(ends))
     ends.hear(TWO, forward(one, 0))
-    assert ends.hear(TWO, forward(one, 0)) == [(TWO, lost(one))]
+    assert ends.hear(TWO, forward(one, 0)) == [(TWO, lost(one, stage=0))]
     short = forward(two, 0).stream[:1]  # type: ignore[index]
     said = ends.hear(TWO, forward(two, 0, stream=short))
-    assert (TWO, lost(two)) in said
+    assert (TWO, lost(two, stage=0)) in said
     assert len(ends.of(protocol.Nonsense)) == 1
     assert ends.under_way()[0] == WINDOW - 1
     ends.turn()
@@ -442,7 +450,7 @@ def test_a_loss_that_is_not_finite_leaves_no_gradient(ends: Host) -> None:
     numbers = [hop.number for hop in entered(ends)]
     with torch.no_grad():
         ends.loop._part.model.output.norm.weight.fill_(3e38)
-    assert (TWO, lost(numbers[0])) in ends.hear(TWO, forward(numbers[0], 0))
+    assert (TWO, lost(numbers[0], stage=0)) in ends.hear(TWO, forward(numbers[0], 0))
     with torch.no_grad():
         ends.loop._part.model.output.norm.weight.fill_(1.0)
     for number in numbers[1:]:
@@ -464,13 +472,16 @@ def test_ends_whose_weights_are_broken_say_so_with_a_boundary(ends: Host) -> Non
 # ---------------------------------------------------------------------------------- all together
 
 
-class Ring:
-    """A host a stage, in one process; nothing gets lost."""
+LINE = {ENDS: (0, 0), ONE: (1, 1), TWO: (2, 2)}
 
-    def __init__(self, corpus: list[Path], plan: Plan) -> None:
-        self.hosts = {peer: Host(peer, corpus, plan) for peer in (ENDS, ONE, TWO)}
-        for host in self.hosts.values():
-            host.steer(without=(ALSO,))
+
+class Ring:
+    """All hosts, in one process; nothing gets lost."""
+
+    def __init__(
+        self, corpus: list[Path], plan: Plan, runs: Mapping[PeerId, tuple[int, int]] = LINE
+    ) -> None:
+        self.hosts = {peer: Host(peer, corpus, plan, runs=runs) for peer in runs}
 
     def train(self, steps: int) -> list[float]:
         """The loss of each."""
@@ -507,6 +518,42 @@ def test_narrow_codecs_learn_as_wide_ones_do(corpus: list[Path]) -> None:
     assert loss("fp16", "fp16") == pytest.approx(exact, rel=0.01)
     assert loss("int8", "fp16") == pytest.approx(exact, rel=0.03)
     assert loss("int8", "int8") == pytest.approx(exact, rel=0.03)
+
+
+FOUR = with_changes(
+    PLAN, {"model.blocks": ["attention", "recurrent"] * 2, "model.stages": 4}, "test"
+)
+
+
+@pytest.mark.parametrize(
+    ("plan", "runs"),
+    [
+        (PLAN, {ENDS: (0, 1), ONE: (1, 1), TWO: (2, 2)}),
+        (FOUR, {ENDS: (0, 2), ONE: (1, 1), TWO: (3, 3)}),  # the stream comes back to who began it
+        (FOUR, {ENDS: (0, 0), ALSO: (1, 3), ONE: (2, 2), TWO: (3, 3)}),
+    ],
+)
+def test_who_begins_within_anothers_run_gets_its_share_and_all_of_it_teaches(
+    corpus: list[Path], plan: Plan, runs: dict[PeerId, tuple[int, int]]
+) -> None:
+    plain = with_changes(plan, {"train.clip": 0.0, "train.optimizer": "sgd"}, "test")
+    shared = Ring(corpus, plain, runs)
+    alone = Ring(corpus, plain, {peer: run for peer, run in runs.items() if peer != ONE})
+    assert shared.train(1) == pytest.approx(alone.train(1), rel=1e-5)
+    # Stage 0 has learnt the same, wherever the stream went behind it.
+    ends, others = (
+        dict(r.hosts[ENDS].loop._part.model.named_parameters()) for r in (shared, alone)
+    )
+    for name in ("embedding.weight", "output.norm.weight", "blocks.0.attention.norm.weight"):
+        torch.testing.assert_close(ends[name], others[name], rtol=1e-4, atol=1e-6)
+    shared.train(12)
+    steps = {peer: host.loop._tally.steps for peer, host in shared.hosts.items()}
+    assert 2 < steps[ONE] < steps[ENDS]
+    assert shared.hosts[ENDS].loop._lost == 0
+    for peer in runs:
+        shared.hosts[peer].loop._report(time.monotonic() + 1.0)
+        told = shared.hosts[peer].of(protocol.Progress)[-1]
+        assert told.worked_tokens_s > 0  # type: ignore[attr-defined]
 
 
 def test_who_has_read_what_is_here_says_so_once_nothing_is_under_way(tmp_path: Path) -> None:
