@@ -548,7 +548,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, float | int | Figure | Non
         **total,
         "switches_per_change": switches / total["changes"] if total["changes"] else None,
         "last_switch_s": quantiles(outcome.last_switch_s for outcome in outcomes),
-        "rate_lost": quantiles(1 - sample.rate / sample.bound for sample in samples),
+        "rate_lost": quantiles(1 - s.rate / s.bound if s.bound else 0.0 for s in samples),
     }
 
 
