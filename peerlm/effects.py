@@ -177,6 +177,8 @@ class TellHosts(Effect):
 
     hosts: tuple[tuple[PeerId, int, int], ...]
     behind: tuple[PeerId, ...] = ()
+    ways_s: tuple[tuple[float, float], ...] = ()
+    """Of each, seconds that a token takes from here to there, and between there and a third; 0: not known. Empty: of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,6 +464,8 @@ class SteerWorker(Effect):
     """With whom there is a channel, and the first and last stage that each holds."""
     passes: bytes = b""
     """What of the text is read by now; empty: nothing is known."""
+    ways_s: tuple[float, ...] = ()
+    """Of each of `hosts`, seconds that a microbatch takes there and its gradient back; 0: not known. Empty: of none."""
 
 
 @dataclass(frozen=True, slots=True)

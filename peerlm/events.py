@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from peerlm.types import FragmentId, ObjectHash, PeerId, TransferId
+from peerlm.types import FragmentId, Memory, ObjectHash, PeerId, TransferId
 from peerlm.wire.message import Hello, Message, Refusal, Welcome
 
 
@@ -356,6 +356,13 @@ class CorpusUnusable(Event):
     number: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryRead(Event):
+    """What this machine could offer for stages if it held none."""
+
+    offered: Memory
+
+
 # -------------------------------------------------------------------------------------- worker
 
 
@@ -368,6 +375,8 @@ class WorkerReady(Event):
     threads: int
     optimizer: str = ""
     """What its optimizer begins with, in a line; empty: nothing was kept."""
+    paces: tuple[float, ...] = ()
+    """Tokens a second of one module of each kind; empty: not tried."""
 
 
 @dataclass(frozen=True, slots=True)

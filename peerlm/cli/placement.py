@@ -63,8 +63,32 @@ def shown(found: dict[str, Any], *, explain: bool) -> list[str]:
     if found["single"]:
         lines.append(f"single points of failure: {_stages(found['single'])}")
     if explain:
-        lines += ["", *(f"{node['id'][:8]}  {node['why']}" for node in found["nodes"])]
+        lines.append("")
+        for node in found["nodes"]:
+            lines.append(f"{node['id'][:8]}  {node['why']}")
+            lines += [f"          {line}" for line in _able(node)]
     return lines
+
+
+def _able(node: dict[str, Any]) -> list[str]:
+    """What it says that it can do, and how far it is, as far as that is known."""
+    offers, facts = node["offers"], list[str]()
+    if node["auto"]:
+        room = [words.size(offers["host_bytes"])]
+        if offers["device_bytes"] is not None:
+            room.append(f"{words.size(offers['device_bytes'])} on its device")
+        facts.append(f"offers {' and '.join(room)}")
+    if node["flops_s"]:
+        facts.append(f"computes {node['flops_s'] / 1e9:,.3g} GFLOP/s")
+    if node["line_bytes_s"]:
+        facts.append(f"its line carries {words.size(node['line_bytes_s'])}/s")
+    if node["delay_s"]:
+        facts.append(f"{1e3 * node['delay_s']:.3g} ms from its neighbours")
+    if node["away_s"] is not None:
+        facts.append(f"{1e3 * node['away_s']:.3g} ms from here")
+    paces = [f"{kind} {words.count(pace)}" for kind, pace in node["paces"].items()]
+    lines = ["; ".join(facts)] if facts else []
+    return [*lines, f"tok/s of one module: {', '.join(paces)}"] if paces else lines
 
 
 def _row(node: dict[str, Any], count: int, own: str) -> list[str]:

@@ -30,6 +30,7 @@ from peerlm.errors import ConfigError, PeerlmError
 from peerlm.mix.fragment import SlowFragment
 from peerlm.model.plan import FragmentSpec, fragments
 from peerlm.model.stages import first_held, held_fragments, held_stages, stages
+from peerlm.model.stages import memory_of as stages_memory
 from peerlm.node.placing import EMPTY, Offered
 from peerlm.node.snapshots import Restored
 from peerlm.store import disk
@@ -37,7 +38,7 @@ from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.store.placed import BYTES_MAX, Placed, read_placed
 from peerlm.swarm.hosting import Hosting
-from peerlm.types import FragmentId
+from peerlm.types import FragmentId, Memory
 
 if TYPE_CHECKING:
     from peerlm.daemon.main import Home
@@ -88,6 +89,11 @@ class Holding:
     def sizes(self) -> dict[FragmentId, int]:
         """Elements of each fragment held."""
         return {spec.id: spec.size for spec in self.specs}
+
+    @property
+    def takes(self) -> Memory:
+        """What training takes with the stages held."""
+        return stages_memory(stages(self._plan), self.held)
 
     @property
     def hosting(self) -> Hosting:

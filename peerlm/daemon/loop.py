@@ -310,7 +310,7 @@ class Driver:
             case fx.ServeChannel():
                 self.transfers.serve_channel(effect)
             case fx.TellHosts():
-                self.serving.hosts_are(effect.hosts, effect.behind)
+                self.serving.hosts_are(effect.hosts, effect.behind, effect.ways_s)
             case fx.CancelTransfer():
                 self.transfers.cancel(effect.transfer)
             case fx.StepOuter():
@@ -339,6 +339,7 @@ class Driver:
                     effect.inner_steps,
                     effect.hosts,
                     effect.passes,
+                    effect.ways_s,
                 )
             case fx.EvaluateSlow():
                 self.worker.evaluate(effect.generation, effect.tokens)

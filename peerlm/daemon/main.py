@@ -38,7 +38,7 @@ from peerlm.daemon.keeping import Keeping, tallies_of
 from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.loop import Driver, now, wall
-from peerlm.daemon.memory import cache_of_texts
+from peerlm.daemon.memory import cache_of_texts, keep_reading
 from peerlm.daemon.notify import Notifier
 from peerlm.daemon.page import Page
 from peerlm.daemon.pools import full_pool
@@ -306,6 +306,9 @@ async def open_daemon(
         stack.callback(driver.end)
         scrubbing = tasks.create_task(driver.scrubbing.run())
         stack.callback(scrubbing.cancel)
+        if offered and offered.is_auto:
+            reading = keep_reading(home.settings, lambda: holding.takes, driver.post)
+            stack.callback(tasks.create_task(reading).cancel)
         yield driver
 
 

@@ -49,6 +49,7 @@ FAILED_S, FAILED_S_MAX = 2.0, 60.0
 RECEIVE_BYTES = 1 << 18
 
 Hosts = tuple[tuple[PeerId, int, int], ...]
+WaysS = tuple[tuple[float, float], ...]
 
 
 class Serving:
@@ -73,6 +74,7 @@ class Serving:
         self._post, self._me, self._say, self._knows = post, me, say, knows
         self._hosts: Hosts = ()
         self._behind: tuple[PeerId, ...] = ()
+        self._ways_s: WaysS = ()
         self._gateways: dict[asyncio.StreamWriter, int | None] = {}
         self._server = StageServerProcess(setup, self._from_server, self._server_ended, tell)
         self._unsent: dict[PeerId, deque[bytes]] = {}
@@ -92,9 +94,9 @@ class Serving:
 
     # ---------------------------------------------------------------------------- who is there
 
-    def hosts_are(self, hosts: Hosts, behind: tuple[PeerId, ...] = ()) -> None:
-        """`behind`: those with old weights, for where there is nobody else."""
-        self._hosts, self._behind = hosts, behind
+    def hosts_are(self, hosts: Hosts, behind: tuple[PeerId, ...] = (), ways_s: WaysS = ()) -> None:
+        """`behind`: those with old weights, for where there is nobody else. `ways_s`: as `effects.TellHosts` has them."""
+        self._hosts, self._behind, self._ways_s = hosts, behind, ways_s
         for writer in self._gateways:
             self._tell_hosts(writer)
 
@@ -245,7 +247,9 @@ class Serving:
 
     def _tell_hosts(self, writer: asyncio.StreamWriter) -> None:
         peers, firsts, lasts = zip(*self._hosts, strict=True) if self._hosts else ((), (), ())
-        _write(writer, protocol.Hosts(self._me, peers, firsts, lasts, self._behind))
+        here, onward = zip(*self._ways_s, strict=True) if self._ways_s else ((), ())
+        told = protocol.Hosts(self._me, peers, firsts, lasts, self._behind, here, onward)
+        _write(writer, told)
 
 
 class StageServerProcess:

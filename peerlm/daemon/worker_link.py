@@ -129,6 +129,7 @@ class WorkerLink:
         inner_steps: int,
         hosts: tuple[tuple[PeerId, int, int], ...] = (),
         passes: bytes = b"",
+        ways_s: tuple[float, ...] = (),
     ) -> None:
         """A later word takes the place of one that has not left yet."""
         if (worker := self._current(generation)) is not None:
@@ -143,6 +144,7 @@ class WorkerLink:
                 tuple(first for _, first, _ in hosts),
                 tuple(last for _, _, last in hosts),
                 passes,
+                ways_s,
             )
             worker.say(steer)
 
@@ -282,9 +284,9 @@ class WorkerLink:
             case protocol.Initialised():
                 await self._take_over_initial(worker)
                 self._post(events.StateInstalled("fresh"))
-            case protocol.Ready(device, threads, optimizer):
+            case protocol.Ready(device, threads, optimizer, paces):
                 worker.is_ready = True
-                self._post(events.WorkerReady(generation, device, threads, optimizer))
+                self._post(events.WorkerReady(generation, device, threads, optimizer, paces))
             case protocol.Kept(seconds, error):
                 self._post(events.OptimizerKept(generation, seconds, error))
             case protocol.Boundary(fragment, seq, steps):

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from peerlm.membership.delays import Delays
 from peerlm.membership.profile import Profile
 from peerlm.types import Instant, PeerId, after
 from peerlm.wire.message import Ack, Nack
@@ -84,6 +85,7 @@ Step = Ask | Answer | Failed
 @dataclass(slots=True)
 class _Probe:
     target: PeerId
+    asked: Instant
     direct_until: float
     """When others are asked; inf once they are."""
     until: Instant
@@ -122,6 +124,7 @@ class Detector:
         self._round: list[PeerId] = []
         self._near: list[PeerId] = []
         self._turn = rng.randrange(STRANGER_TURNS)
+        self.delays = Delays()
         self._probes: dict[int, _Probe] = {}
         self._relays: dict[int, _Relay] = {}
         self._seq = 0
@@ -162,6 +165,7 @@ class Detector:
     def push(self, seconds: float) -> None:
         """We slept for this long: nobody else's silence counts for that time."""
         for probe in self._probes.values():
+            probe.asked = after(probe.asked, seconds)
             probe.direct_until += seconds
             probe.until = after(probe.until, seconds)
         for relay in self._relays.values():
@@ -176,7 +180,7 @@ class Detector:
             return []
         seq = self._new_seq()
         direct_until = after(now, self._profile.probe_timeout_s)
-        probe = _Probe(target, direct_until, after(now, self._period_s()))
+        probe = _Probe(target, now, direct_until, after(now, self._period_s()))
         self._probes[seq] = probe
         if reach.is_linked(target):
             return [Ask(Way.LINK, target, target, seq)]
@@ -210,14 +214,17 @@ class Detector:
         """A later incarnation, or the end: what is in flight says nothing about it any more."""
         for seq in [seq for seq, probe in self._probes.items() if probe.target == peer]:
             del self._probes[seq]
+        self.delays.forget(peer)
 
-    def on_ack(self, peer: PeerId, ack: Ack) -> list[Step]:
+    def on_ack(self, peer: PeerId, ack: Ack, now: Instant) -> list[Step]:
         """A sign of life of `ack.target`, from itself or from a helper we asked."""
         probe = self._probes.get(ack.seq)
         if probe is not None:
             if ack.target == probe.target and (peer == probe.target or peer in probe.helpers):
                 del self._probes[ack.seq]
                 self.awareness.add(-1)
+                if not (probe.fresh_tried or probe.helpers):
+                    self.delays.answered(peer, now - probe.asked)
             return []
         relay = self._relays.get(ack.seq)
         if relay is not None and peer == relay.target == ack.target:

@@ -161,6 +161,14 @@ class Membership:
         """How many those are."""
         return self._table.n_live
 
+    def delay_to(self, peer: PeerId) -> float | None:
+        """Seconds of the way to it; None: not known yet."""
+        return self._detector.delays.to(peer)
+
+    def usual_delay(self) -> float | None:
+        """The middle one of the ways to linked members; None: none is known yet."""
+        return self._detector.delays.middle(self.linked_peers())
+
     def linked_peers(self) -> tuple[PeerId, ...]:
         """Those of them we have a link with, sorted."""
         return self._links.linked_peers()
@@ -204,7 +212,7 @@ class Membership:
                 self._send(peer, Ack(message.seq, self.me, self._ride(peer)))
             case Ack():
                 others = self._beliefs.hear(peer, message.rumors, now)
-                self._do(self._detector.on_ack(peer, message), now)
+                self._do(self._detector.on_ack(peer, message, now), now)
             case PingRequest():
                 self._on_request(peer, message, now)
             case Nack():

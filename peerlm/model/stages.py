@@ -24,10 +24,16 @@ FP32_BYTES = 4
 STREAM_BYTES = 2
 """A number of the stream on its way between stages: fp16, or one of int8 with its scale and the word about it."""
 
+WINDOW = 4
+"""Microbatches that one node's text has under way at once: each stage keeps a pass of each."""
+
 BACKWARD = 2
 """The backward pass costs this many forward passes."""
 
 NOTHING = Memory(0, 0)
+
+KINDS = ("embedding", "recurrent", "attention", "feedforward", "output")
+"""Of modules. A device is not equally good at all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +57,15 @@ class Stage:
     training: Memory
     inference: Memory
     boundary_bytes: int
+    kinds: tuple[int, ...] = ()
+    """How many modules of each of `KINDS` it has."""
 
 
 def stages(plan: Plan, count: int | None = None) -> tuple[Stage, ...]:
     """The plan's modules in `count` stages, `model.stages` where None, in order. Raises `ConfigError` if there are
     fewer modules."""
     runs, specs = _runs(plan, count), fragments(plan)
+    kind_of = dict(zip(modules(plan.model), _kinds(plan.model), strict=True))
     return tuple(
         Stage(
             index=index,
@@ -68,9 +77,34 @@ def stages(plan: Plan, count: int | None = None) -> tuple[Stage, ...]:
             training=run.training,
             inference=Memory(run.parameters * FP32_BYTES, 0),
             boundary_bytes=plan.model.dim * STREAM_BYTES if len(runs) > 1 else 0,
+            kinds=tuple(sum(kind_of[m] == kind for m in run.modules) for kind in KINDS),
         )
         for index, run in enumerate(runs)
     )
+
+
+def kind_flops(plan: Plan) -> tuple[int, ...]:
+    """Of one token forward through one module of each of `KINDS`; 0 for a kind that the plan has not."""
+    found = dict.fromkeys(KINDS, 0)
+    for kind, flops in zip(_kinds(plan.model), _module_flops(plan), strict=True):
+        found[kind] = flops
+    return tuple(found.values())
+
+
+def microbatch_tokens(plan: Plan) -> int:
+    """Of one microbatch, of those that the largest has."""
+    rows = -(-plan.train.batch // plan.train.accumulate)
+    return rows * plan.model.context
+
+
+def stream_bytes(plan: Plan) -> int:
+    """Of a microbatch between two stages, one way."""
+    return microbatch_tokens(plan) * plan.model.dim * STREAM_BYTES
+
+
+def window_tokens(plan: Plan) -> int:
+    """Of one node's text, what is under way at once."""
+    return min(WINDOW, plan.train.accumulate) * microbatch_tokens(plan)
 
 
 def stage_count(plan: Plan, memories: Iterable[Memory]) -> int:
@@ -202,16 +236,9 @@ def _runs(plan: Plan, count: int | None = None) -> list[_Run]:
 def _parts(plan: Plan) -> list[_Run]:
     """Both ends of the model as one, then its blocks."""
     model, vocab = plan.model, plan.data.vocab
-    names, shapes = modules(model), parameter_shapes(model, vocab)
-    of: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
-    for owner, shape in shapes.values():
-        of[owner].append(shape)
-    found = []
-    for index, (module, kind) in enumerate(
-        zip(names, ("embedding", *model.blocks, "output"), strict=True)
-    ):
-        size = sum(prod(shape) for shape in of[module])
-        matrices = sum(prod(shape) for shape in of[module] if len(shape) == 2)
+    names, of, found = modules(model), _shapes(plan), []
+    for index, (module, kind) in enumerate(zip(names, _kinds(model), strict=True)):
+        size, matrices = sum(map(prod, of[module])), _matrices(of[module])
         state = _state_numbers(plan.train.optimizer, kind, matrices, size)
         blocks = range(index - 1, index) if 0 < index < len(names) - 1 else range(0)
         flops = _flops(kind, model, vocab, matrices)
@@ -226,6 +253,31 @@ def _parts(plan: Plan) -> list[_Run]:
         training=entrance.training + end.training,
     )
     return [both, *inner]
+
+
+def _kinds(model: ModelSection) -> tuple[str, ...]:
+    """Of every module, in order."""
+    return ("embedding", *model.blocks, "output")
+
+
+def _shapes(plan: Plan) -> dict[str, list[tuple[int, ...]]]:
+    """Of the parameters of each module."""
+    of: dict[str, list[tuple[int, ...]]] = {name: [] for name in modules(plan.model)}
+    for owner, shape in parameter_shapes(plan.model, plan.data.vocab).values():
+        of[owner].append(shape)
+    return of
+
+
+def _matrices(shapes: list[tuple[int, ...]]) -> int:
+    return sum(prod(shape) for shape in shapes if len(shape) == 2)
+
+
+def _module_flops(plan: Plan) -> list[int]:
+    model, of = plan.model, _shapes(plan)
+    return [
+        _flops(kind, model, plan.data.vocab, _matrices(of[module]))
+        for module, kind in zip(modules(model), _kinds(model), strict=True)
+    ]
 
 
 def _state_numbers(optimizer: str, kind: str, matrices: int, size: int) -> int:

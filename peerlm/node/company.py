@@ -47,6 +47,7 @@ from peerlm.node.dial_back import DialBack, Ports
 from peerlm.node.introductions import CURES, Introductions
 from peerlm.node.seen import HOLDERS
 from peerlm.swarm.vitals import Ledger
+from peerlm.swarm.ways import HOP_S_MAX, Way
 from peerlm.types import Instant, PeerId, Role, WallTime, after, short
 from peerlm.wire.codec import decode_as
 from peerlm.wire.message import (
@@ -194,6 +195,14 @@ class Company:
         """Tokens a second that it trains on, by its own last word."""
         vitals = self.vitals_of(peer)
         return 0.0 if vitals is None else vitals.tokens_per_s
+
+    def way_to(self, peer: PeerId, own_line_bytes_s: float | None) -> Way:
+        """As far as it is known: the way as probes have measured it, the rest by the peer's word."""
+        vitals, delay_s = self.vitals_of(peer), self.membership.delay_to(peer)
+        lines = [own_line_bytes_s or 0.0, vitals.line_bytes_s if vitals else 0.0]
+        usual_s = min(vitals.delay_us / 1e6, HOP_S_MAX) if vitals else 0.0
+        line = min((rate for rate in lines if rate > 0.0), default=0.0)
+        return Way(delay_s or 0.0, usual_s, line)
 
     def endpoint(self, peer: PeerId) -> tuple[str, int] | None:
         """Where the peer's bulk port can be dialled, or None."""

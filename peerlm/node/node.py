@@ -40,6 +40,7 @@ from peerlm.node.texts import Weights
 from peerlm.node.work import Work
 from peerlm.swarm.hosting import Hosting
 from peerlm.swarm.vitals import Ledger
+from peerlm.swarm.ways import Way
 from peerlm.types import FragmentId, Instant, PeerId, Role, TransferId, WallTime, after, short
 from peerlm.wire.message import (
     ChannelAnswer,
@@ -130,6 +131,7 @@ class Node:
             birth.settings,
             self.company.endpoint,
             self.company.rate_of,
+            self._way_to,
             self._rng,
             now,
             coverage=self.coverage,
@@ -138,6 +140,9 @@ class Node:
             may_train=birth.settings.train.enabled and self.company.allows(self.me, Role.TRAIN),
             may_serve=self.company.allows(self.me, Role.SERVE),
         )
+
+    def _way_to(self, peer: PeerId) -> Way:
+        return self.company.way_to(peer, self.work.steering.tempo.line_bytes_s)
 
     def _make_placing(self, now: Instant) -> Placing | None:
         birth = self._birth
@@ -298,7 +303,13 @@ class Node:
                 return []
             case _ if isinstance(event, OF_STORE):
                 return self.library.handle(event, now)
+            case ev.MemoryRead():
+                if self.placing is not None:
+                    self.placing.offers(event.offered, now)
+                return []
             case ev.WorkerReady():
+                if self.placing is not None:
+                    self.placing.tried(event.paces)
                 return work.worker_ready(event, now)
             case ev.OptimizerKept():
                 return work.worker.kept(event, now)

@@ -7,6 +7,9 @@ vitals; the stages that are lacking are loaded as objects (`stock`) while the wo
 rule says so the node hands over (`move`), and its work begins anew with the new stages. A node that has just come holds
 nothing until it has decided.
 
+How fast a node would be with stages that it does not hold follows from how fast it is at each kind of module. Its
+worker tries that when it begins; once its speed in training is known, that sets the scale for all of them.
+
 A speed or a line that nobody has measured yet must neither drive a node away nor bring it: an unknown speed counts
 as the middle of the known ones, an unknown line as no hindrance.
 """
@@ -23,11 +26,13 @@ from typing import TYPE_CHECKING
 
 from peerlm.config import Plan
 from peerlm.effects import Effect, Log, PrepareCorpus, Save
-from peerlm.model.stages import BACKWARD, stages
+from peerlm.model.stages import BACKWARD, KINDS, NOTHING, stages, window_tokens
 from peerlm.node.lifecycle import Phase
 from peerlm.node.stock import Stock
 from peerlm.store.placed import Copy, Placed
+from peerlm.swarm.offering import Offering
 from peerlm.swarm.placement import Decision, Mind, Verb, decide
+from peerlm.swarm.ways import HOP_S_MAX
 from peerlm.swarm.worth import LOAD_S_MAX, NONE, Capability, Demand, Host, View, overlap
 from peerlm.types import FragmentId, Instant, Memory, PeerId, Role, after
 from peerlm.wire.message import Vitals
@@ -64,6 +69,11 @@ NOISE = 0.2
 said should not waver, since every change makes others think."""
 
 SMOOTHING = 0.05
+
+TRIAL_SHARE = 0.7
+"""Of what a trial of modules shows is taken for the speed in training until that is known: it takes inner steps too, and packs streams."""
+
+PACE_MAX = 1e12
 
 FLOPS_S_MAX = 1e18
 """More than any machine has: a claim beyond counts as this much."""
@@ -125,6 +135,7 @@ class Around:
     donors: tuple[PeerId, ...]
     has_learnt: bool = True
     given: frozenset[int] = frozenset()
+    delay_s: float = 0.0
 
 
 def look_around(company: Company, work: Work) -> Around:
@@ -146,6 +157,7 @@ def look_around(company: Company, work: Work) -> Around:
         donors=work.seen.donors,
         has_learnt=company.ledger.total() > 0,
         given=frozenset(s for first, last in runs for s in range(first, last + 1)),
+        delay_s=company.membership.usual_delay() or 0.0,
     )
 
 
@@ -166,8 +178,8 @@ class Placing:
         """`sizes`: of every fragment of the plan, in elements."""
         self.cut = cut = stages(plan)
         self.me, self.held, self.target = me, held, held
-        self.is_auto, self.memory = offered.is_auto, offered.memory
-        self.demand, self.count = Demand.of(cut), len(cut)
+        self.is_auto, self._offering = offered.is_auto, Offering(offered.memory)
+        self.demand, self.count = Demand.of(cut, window=window_tokens(plan)), len(cut)
         self.flops = [stage.flops * (1 + BACKWARD) for stage in cut]
         self.move: range | None = None
         self.why = self._reason = "its stages are fixed"
@@ -177,6 +189,8 @@ class Placing:
             )
             self.why = self._reason = before if held else ""
         self.flops_s = 0.0
+        self._tried: tuple[float, ...] = ()
+        self._scale = TRIAL_SHARE
         stage_of = {f: stage.index for stage in cut for f in stage.fragments}
         copies = offered.placed.copies
         self.stock = Stock(stage_of, sizes, copies, endpoint, rng, offered.every_s)
@@ -204,12 +218,36 @@ class Placing:
             memory_device=self.memory.device,
             flops_s=self.flops_s,
             line_bytes_s=line_bytes_s or 0.0,
+            paces=tuple(map(math.ceil, self.paces)),
         )
+
+    @property
+    def memory(self) -> Memory:
+        """What it says it offers."""
+        return self._offering.said
+
+    def offers(self, memory: Memory, now: Instant) -> None:
+        """A reading of what the machine could offer. More room is a reason to look at once."""
+        held = self.demand.memory[self.held] if self.held else NOTHING
+        if self._offering.read(memory, held):
+            self._mind = replace(self._mind, hosts_seen=())
+            self._look_at = now
 
     def capability(self, around: Around) -> Capability:
         roles = frozenset({Role.TRAIN}) if around.may_train else frozenset[Role]()
         line = around.line_bytes_s or math.inf
-        return Capability(self.memory, self.flops_s, line, roles, self._wish)
+        wish, paces = self._wish, self.paces
+        return Capability(self.memory, self.flops_s, line, roles, wish, around.delay_s, paces)
+
+    @property
+    def paces(self) -> tuple[float, ...]:
+        """Tokens a second with one module of each kind; empty: not tried."""
+        return tuple(pace * self._scale for pace in self._tried)
+
+    def tried(self, paces: tuple[float, ...]) -> None:
+        """What its worker can do, by the trial when it began. One worker's word is enough: another's differs by noise."""
+        if not self._tried and len(paces) == len(KINDS):
+            self._tried = tuple(min(max(0.0, pace), PACE_MAX) for pace in paces)
 
     def measure(self, tokens_per_s: float, busy: float, now: Instant) -> None:
         """A report of the worker: tokens a second that it passed, and the share of the time in which it worked."""
@@ -223,6 +261,14 @@ class Placing:
             self._measured_at = now
             if abs(self._rate - self.flops_s) > NOISE * self.flops_s:
                 self.flops_s = self._rate
+                self._set_scale()
+
+    def _set_scale(self) -> None:
+        """By what training with the stages held has shown."""
+        tried = Capability(self.memory, 0.0, math.inf, frozenset(), paces=self._tried)
+        by_trial = self.demand.computes(tried, self.held)
+        if by_trial > 0.0:
+            self._scale = self.flops_s / by_trial
 
     # ------------------------------------------------------------------------------------- looking
 
@@ -268,6 +314,7 @@ class Placing:
         hosts = self.held if around.is_installed else NONE
         ours = Host(self.capability(around), hosts, self.target)
         everybody = {**around.others, self.me: ours}
+        everybody = {peer: self._with_speed(host) for peer, host in everybody.items()}
         known = [h.capability.speed for h in everybody.values() if h.capability.speed > 0.0]
         usual = statistics.median(known) if known else 1.0
         return {
@@ -276,6 +323,14 @@ class Placing:
             else replace(host, capability=replace(host.capability, speed=usual))
             for peer, host in everybody.items()
         }
+
+    def _with_speed(self, host: Host) -> Host:
+        """Where training has shown none yet, that of the trial, with what it will hold."""
+        if host.capability.speed > 0.0:
+            return host
+        run = host.target or range(self.count)
+        speed = self.demand.computes(host.capability, run)
+        return replace(host, capability=replace(host.capability, speed=speed))
 
     def _decide(self, view: View, around: Around, now: Instant) -> list[Effect]:
         hosts = view[self.me].hosts
@@ -476,6 +531,10 @@ def host_said(vitals: Vitals, roles: frozenset[Role], count: int) -> Host | None
         link_bytes_s=vitals.line_bytes_s if vitals.line_bytes_s > 0.0 else math.inf,
         roles=roles,
         wish=None if vitals.is_auto else held,
+        delay_s=min(vitals.delay_us / 1e6, HOP_S_MAX),
+        paces=tuple(min(float(pace), PACE_MAX) for pace in vitals.paces)
+        if len(vitals.paces) == len(KINDS)
+        else (),
     )
     hosts = held if vitals.active else NONE
     # Who is ready but does not train has weights to give, and trains for nobody.

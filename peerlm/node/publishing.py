@@ -90,4 +90,8 @@ def own_vitals(
         weights_tokens=work.snapshots.tokens if work.snapshots.number else None,
         may_preprocess=library.jobs.may_make,
     )
-    return placing.say(vitals, work.steering.tempo.line_bytes_s) if placing else vitals
+    if placing is None:
+        return vitals
+    delay_s = company.membership.usual_delay() or 0.0
+    vitals = replace(vitals, delay_us=round(delay_s * 1e6))
+    return placing.say(vitals, work.steering.tempo.line_bytes_s)

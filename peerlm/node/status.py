@@ -9,7 +9,7 @@ most a few lines, the most important first, each saying what is so and what to d
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from peerlm.node.dial_back import Reached
@@ -56,6 +56,12 @@ class MemberSummary:
     """It has been in this state for so long, as this node knows."""
     reason: str = ""
     """Why it is, or why this node does not mix with it: a line for a person, or empty."""
+    delay_s: float = 0.0
+    """One way between it and its neighbours, the middle one; 0: not known."""
+    away_s: float | None = None
+    """One way from this node; None: not known."""
+    paces: Mapping[str, int] = field(default_factory=dict)
+    """Tokens a second with one module of each kind; empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +266,9 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "preprocess": m.preprocess,
                 "state_s": round(m.state_s, 1),
                 "reason": m.reason,
+                "delay_s": m.delay_s,
+                "away_s": m.away_s,
+                "paces": dict(m.paces),
             }
             for m in s.members
         ],

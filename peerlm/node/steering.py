@@ -17,11 +17,13 @@ from peerlm.effects import Effect
 from peerlm.mix.algorithms import ramp
 from peerlm.mix.exchange import Exchanges
 from peerlm.mix.tempo import Tempo
+from peerlm.model.stages import stream_bytes
 from peerlm.node.channels import Channels
 from peerlm.node.coverage import Coverage
 from peerlm.node.seen import Seen
 from peerlm.node.worker import Worker
 from peerlm.swarm.hosting import Hosting
+from peerlm.swarm.ways import Way
 from peerlm.types import Instant, PeerId, after
 
 STEER_S = 0.5
@@ -31,7 +33,7 @@ SLOWEST_SHARE = 0.1
 
 
 class Steering:
-    """Of one node's work. `rate_of`: tokens a second of a peer. `due`: when to `steer` next."""
+    """Of one node's work. `rate_of`: tokens a second of a peer; `way_to`: how far it is. `due`: when to `steer` next."""
 
     def __init__(
         self,
@@ -44,11 +46,13 @@ class Steering:
         channels: Channels,
         coverage: Coverage,
         rate_of: Callable[[PeerId], float],
+        way_to: Callable[[PeerId], Way],
         now: Instant,
     ) -> None:
         self._me, self._plan, self._settings, self._hosting = me, plan, settings, hosting
         self._worker, self._exchanges = worker, exchanges
-        self._channels, self._coverage, self._rate_of = channels, coverage, rate_of
+        self._channels, self._coverage = channels, coverage
+        self._rate_of, self._way_to = rate_of, way_to
         self.tempo = Tempo(plan.mix, now)
         self.outer_steps = 0
         """Of the fragment 0, since there are these weights."""
@@ -77,13 +81,16 @@ class Steering:
             step_s = self.tokens_per_step() / self._worker.tokens_per_s
             on_cpu = self._worker.supervision.device.endswith("cpu")
             self.tempo.look(step_s, now, trains_on_cpu=on_cpu)
+        size = stream_bytes(self._plan)
         hosts = tuple((peer, *seen.runs[peer]) for peer in self._channels.open())
+        ways_s = tuple(2 * self._way_to(peer).hop_s(size) for peer, _, _ in hosts)
         return self._worker.steer(
             training,
             seen.swarm_tokens,
             self.readers(seen),
             self.tempo.inner_steps,
             hosts,
+            ways_s,
             self._coverage.for_steering(),
         )
 

@@ -10,6 +10,7 @@ from peerlm import __version__
 from peerlm.data.records import parts_of
 from peerlm.membership.address_book import address_of
 from peerlm.membership.member import State
+from peerlm.model.stages import KINDS
 from peerlm.node.company import Company
 from peerlm.node.placing import Placing, said_of
 from peerlm.node.reasons import reason_of, trouble_with
@@ -197,6 +198,7 @@ def _members(company: Company, work: Work, own: Vitals, now: Instant) -> list[Me
         None,
         __version__,
         me in work.texts.behind,
+        None,
     )
     others = [
         replace(
@@ -210,6 +212,7 @@ def _members(company: Company, work: Work, own: Vitals, now: Instant) -> list[Me
                 work.exchanges.outcomes.met(m.peer, now),
                 company.contacts.software(m.peer),
                 m.peer in work.texts.behind,
+                company.membership.delay_to(m.peer),
             ),
             state_s=max(0.0, now - m.since),
             reason=trouble_with(company, work, m, now),
@@ -229,6 +232,7 @@ def _summarise(
     mixed_s_ago: float | None,
     software: str,
     is_behind: bool,
+    away_s: float | None,
 ) -> MemberSummary:
     return MemberSummary(
         peer=peer,
@@ -256,6 +260,9 @@ def _summarise(
         weights_tokens=v.weights_tokens if v else None,
         is_behind=is_behind,
         preprocess=_preprocess(v) if v else "no",
+        delay_s=v.delay_us / 1e6 if v else 0.0,
+        away_s=away_s,
+        paces=_paces(v) if v else {},
     )
 
 
@@ -263,6 +270,12 @@ def _preprocess(v: Vitals) -> str:
     if v.is_preprocessing:
         return "at work"
     return "able" if v.may_preprocess else "no"
+
+
+def _paces(v: Vitals) -> dict[str, int]:
+    if len(v.paces) != len(KINDS):
+        return {}
+    return {kind: pace for kind, pace in zip(KINDS, v.paces, strict=True) if pace}
 
 
 def _bytes_allreduce(work: Work, parameters: int) -> int:

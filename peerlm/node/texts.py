@@ -7,6 +7,7 @@ beside those of others of the same stage: each says how many tokens the swarm ha
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from typing import NamedTuple
 from peerlm.effects import Effect, Send, TellHosts
 from peerlm.node.channels import Channels
 from peerlm.node.seen import Seen
+from peerlm.swarm.ways import UNKNOWN, Way
 from peerlm.types import Instant, PeerId, after
 from peerlm.wire.message import ChannelAnswer, ChannelRequest
 
@@ -51,14 +53,21 @@ def far_behind(hosts: Iterable[Host], weights: Mapping[PeerId, Weights]) -> tupl
     return tuple(sorted(behind))
 
 
+LEAST_S = 1e-3
+"""Ways shorter than this are the same: no processor is as quick."""
+
+
 class Texts:
-    """Of one node. `endpoint`: where a peer's bulk port can be dialled, or None."""
+    """Of one node. `endpoint`: where a peer's bulk port can be dialled, or None. `way_to`: how far it is. `token_bytes`: of one
+    between two stages; 0 where there is one."""
 
     def __init__(
         self,
         me: PeerId,
         endpoint: Callable[[PeerId], tuple[str, int] | None],
         rng: random.Random,
+        way_to: Callable[[PeerId], Way] = lambda peer: UNKNOWN,
+        token_bytes: int = 0,
     ) -> None:
         self.channels = Channels(me, endpoint, rng, for_texts=True)
         self.hosts: tuple[Host, ...] = ()
@@ -67,18 +76,28 @@ class Texts:
         """Those of them with old weights."""
         self._compared: tuple[Host, ...] = ()
         self._compare_due = Instant(0.0)
+        self._me, self._way_to, self._token_bytes = me, way_to, token_bytes
+        self._told: tuple[object, ...] = ((), ())
+        self._ways_s: tuple[tuple[float, float], ...] = ()
 
     def see(self, seen: Seen, own: Host | None, now: Instant) -> list[Effect]:
         """`own`: this node's stages, if it has their weights and advances texts."""
         hosts = [(peer, *seen.runs[peer]) for peer in seen.servers]
         if own is not None:
             hosts.append(own)
-        before, self.hosts = self.hosts, tuple(sorted(hosts))
+        self.hosts = tuple(sorted(hosts))
+        near = self.hosts if self._token_bytes else ()
+        ways = tuple(self._way_s(peer) for peer, _, _ in near)
         effects = self.channels.keep_to(seen.runs)
         effects += self.channels.see((), now)
-        if self.hosts != before:
-            effects.append(TellHosts(self.hosts, self.behind))
+        told = (self.hosts, tuple(map(_coarse, ways)))
+        if told != self._told:
+            self._told, self._ways_s = told, ways if any(map(any, ways)) else ()
+            effects.append(self._tell())
         return effects
+
+    def _tell(self) -> TellHosts:
+        return TellHosts(self.hosts, self.behind, self._ways_s)
 
     def compare(self, weights: Callable[[PeerId], Weights | None], now: Instant) -> list[Effect]:
         """Look whose weights are old, if that was long ago or others are hosts now."""
@@ -87,7 +106,14 @@ class Texts:
         self._compared, self._compare_due = self.hosts, after(now, COMPARE_EVERY_S)
         said = {peer: found for peer, *_ in self.hosts if (found := weights(peer)) is not None}
         before, self.behind = self.behind, far_behind(self.hosts, said)
-        return [TellHosts(self.hosts, self.behind)] if self.behind != before else []
+        return [self._tell()] if self.behind != before else []
+
+    def _way_s(self, peer: PeerId) -> tuple[float, float]:
+        """Seconds of a token from here to a host, and between it and a third."""
+        if peer == self._me:
+            return 0.0, 0.0
+        way = self._way_to(peer)
+        return way.hop_s(self._token_bytes), way.onward_s(self._token_bytes)
 
     def on_request(
         self, peer: PeerId, request: ChannelRequest, seen: Seen, now: Instant
@@ -99,3 +125,9 @@ class Texts:
     def want(self, peer: PeerId, seen: Seen, now: Instant) -> list[Effect]:
         """Something is to be said to `peer`, or has been."""
         return self.channels.want(peer, now) if peer in seen.runs else []
+
+
+def _coarse(ways: tuple[float, float]) -> tuple[int, int]:
+    """What is told anew is a way that is half as long or twice."""
+    here, onward = (round(math.log2(max(s, LEAST_S))) for s in ways)
+    return here, onward

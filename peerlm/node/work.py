@@ -31,7 +31,7 @@ from peerlm.events import (
 from peerlm.identity.root import SignedPlan
 from peerlm.mix.algorithms import RAMP_STEPS
 from peerlm.mix.exchange import Exchanges
-from peerlm.model.stages import AUTO
+from peerlm.model.stages import AUTO, STREAM_BYTES
 from peerlm.node.acquire import Acquisition
 from peerlm.node.advice import Advice
 from peerlm.node.channels import Channels
@@ -49,6 +49,7 @@ from peerlm.node.texts import Texts
 from peerlm.node.worker import Worker
 from peerlm.swarm.hosting import Hosting, holders
 from peerlm.swarm.sampler import sampler_named
+from peerlm.swarm.ways import Way
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
 from peerlm.wire.message import PullRequest, StateGive
 
@@ -82,6 +83,7 @@ class Work:
         settings: NodeSettings,
         endpoint: Callable[[PeerId], tuple[str, int] | None],
         rate_of: Callable[[PeerId], float],
+        way_to: Callable[[PeerId], Way],
         rng: random.Random,
         now: Instant,
         *,
@@ -118,7 +120,8 @@ class Work:
         self.exchanges.standing.plan_hash = plan_hash
         self.acquisition = Acquisition(sizes, endpoint, rng)
         self.channels = Channels(me, endpoint, rng)
-        self.texts = Texts(me, endpoint, rng)
+        token_bytes = plan.model.dim * STREAM_BYTES if plan.model.stages > 1 else 0
+        self.texts = Texts(me, endpoint, rng, way_to, token_bytes)
         self.finals = Finals()
         self.coverage = coverage
         self.straying = Straying()
@@ -132,6 +135,7 @@ class Work:
             self.channels,
             coverage,
             rate_of,
+            way_to,
             now,
         )
         self.started = now

@@ -106,13 +106,14 @@ class Worker:
         members: tuple[PeerId, ...],
         inner_steps: int,
         hosts: tuple[tuple[PeerId, int, int], ...],
+        ways_s: tuple[float, ...],
         passes: bytes,
     ) -> list[Effect]:
         """Whether to take inner steps, how far the swarm is, who shares the text (sorted), how many inner steps
-        to take between two boundaries, who holds which of the stages that are elsewhere, and what is read."""
+        to take between two boundaries, who holds which of the stages that are elsewhere and how far each is, and what is read."""
         if self.supervision.state != "running":
             return []
-        told = (training, swarm_tokens, members, inner_steps, hosts, passes)
+        told = (training, swarm_tokens, members, inner_steps, hosts, passes, ways_s)
         return [SteerWorker(self.supervision.generation, *told)]
 
     def evaluate_if_due(self, every_s: float, swarm_tokens: int, now: Instant) -> list[Effect]:

@@ -45,6 +45,10 @@ def _node(m: Status, s: Status) -> dict[str, Any]:
         "states": _states(m, held, target, count),
         "tokens_per_s": m["tokens_per_s"],
         "flops_s": m["flops_s"],
+        "line_bytes_s": m["line_bytes_s"],
+        "delay_s": m["delay_s"],
+        "away_s": m["away_s"],
+        "paces": m["paces"],
         "offers": m["offers"],
         "why": _why(m, held, target, s["placement"]["why"] if is_own else None) + _old(m),
     }

@@ -2,7 +2,7 @@
 
 A gateway remembers the tokens of its sessions, and that is all it needs: a session whose host is gone, or has forgotten it,
 is read again from its first token by other hosts, and goes on where it was. Each session keeps to the hosts that it
-began with, drawn by how long they take and how much they have to do for this gateway already, and each of these to the
+began with, drawn by how long they take, how much they have to do for this gateway already and how far they are, and each of these to the
 weights that it named at first. Sessions that go the same way are sent on together, those of different ways know nothing of
 each other. Whoever loses a lap, or answers what cannot be, is left alone for a while, longer each time. Pure: `now` and an rng are given, laps to be sent
 are returned.
@@ -14,6 +14,7 @@ import random
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,9 @@ SMOOTHING = 0.2
 
 AVOID_S, AVOID_S_MAX = 1.0, 10.0
 """Whoever loses a lap is left alone for so long, then for twice as long each time."""
+
+UNTRIED_S = 0.01
+"""What is taken for a host's work on a token in a stage while none was tried."""
 
 PATIENCE_S, PATIENCE_TIMES, FIRST_PATIENCE_S = 5.0, 8.0, 60.0
 """A lap is taken for lost after so many seconds, and so many times what its tokens usually take; the first ones,
@@ -61,6 +65,9 @@ FAULTS_MAX = 16
 """Faults of hosts that nobody has read yet; older ones are lost."""
 
 Run = tuple[int, int]
+
+Ways = Mapping[PeerId, tuple[float, float]]
+NO_WAYS: Ways = MappingProxyType({})
 
 
 class Stuck(NamedTuple):
@@ -158,6 +165,7 @@ class Gateway:
         self._shape, self._number, self._rng = shape, number, rng
         self._me = PeerId(bytes(16))
         self._hosts: dict[PeerId, _Host] = {}
+        self._ways = NO_WAYS
         self._sessions: dict[int, _Session] = {}
         self._turns: dict[int, _Turn] = {}
         self._under_way: dict[int, _UnderWay] = {}
@@ -173,12 +181,17 @@ class Gateway:
     # ------------------------------------------------------------------------------------ hosts
 
     def hosts_are(
-        self, me: PeerId, runs: Mapping[PeerId, Run], now: Instant, behind: Collection[PeerId] = ()
+        self,
+        me: PeerId,
+        runs: Mapping[PeerId, Run],
+        now: Instant,
+        behind: Collection[PeerId] = (),
+        ways: Ways = NO_WAYS,
     ) -> Sent:
         """Who can advance texts now, and from which stage to which, as each says. `me`: the gateway's node. `behind`: whose
         weights are far behind those of others of its stages; no text begins with them while one of these is there and
-        does not fail."""
-        self._me = me
+        does not fail. `ways`: seconds of a token from here to a host, and between it and a third, where they are known."""
+        self._me, self._ways = me, ways
         before = self._hosts
         stages = self._shape.stages
         runs = {peer: run for peer, run in runs.items() if run[0] <= run[1] < stages}
@@ -516,7 +529,9 @@ class Gateway:
             ]
             if not able:
                 return ()
-            host = self._rng.choices(able, [self._weight(peer, stage) for peer in able])[0]
+            before = legs[-1].host if legs else self._me
+            weights = [self._weight(peer, stage, before) for peer in able]
+            host = self._rng.choices(able, weights)[0]
             legs.append(Leg(host, stage, self._last_of(self._hosts[host], stage)))
             stage = legs[-1].last + 1
         return tuple(legs)
@@ -546,13 +561,27 @@ class Gateway:
                 return True
         return False
 
-    def _weight(self, peer: PeerId, stage: int) -> float:
-        """Of a host for the stages from `stage` on: the quicker, the less busy and the further it leads, the more."""
+    def _weight(self, peer: PeerId, stage: int, before: PeerId) -> float:
+        """Of a host for the stages from `stage` on, behind that of `before`: the quicker, the less busy, the nearer and the
+        further it leads, the more."""
         known = [host.took_s for host in self._hosts.values() if host.took_s is not None]
         host = self._hosts[peer]
-        took_s = host.took_s if host.took_s is not None else min(known, default=1.0)
+        took_s = host.took_s if host.took_s is not None else min(known, default=UNTRIED_S)
         busy = sum(any(leg.host == peer for leg in s.legs) for s in self._sessions.values())
-        return (1 + self._last_of(host, stage) - stage) / (max(took_s, 1e-6) * (1 + busy))
+        last = self._last_of(host, stage)
+        led = 1 + last - stage
+        work_s = max(took_s, 1e-6) * (1 + busy)
+        return led / (work_s + self._way_s(before, peer, last) / led)
+
+    def _way_s(self, before: PeerId, peer: PeerId, last: int) -> float:
+        """What a token is on the way to it, and behind the last stage home. Nobody knows how far two others are from each other: half
+        of what is usual for each counts."""
+        here_s, onward_s = self._ways.get(peer, (0.0, 0.0))
+        if before == self._me or peer == self._me:
+            there_s = self._ways.get(before, (0.0, 0.0))[0] if peer == self._me else here_s
+        else:
+            there_s = (self._ways.get(before, (0.0, 0.0))[1] + onward_s) / 2
+        return there_s + (here_s if last == self._shape.stages - 1 else 0.0)
 
     def _is_beside_others(self, slot: int) -> bool:
         """Hosts go on with other sessions of this gateway, so there will hardly be room before these end."""

@@ -114,10 +114,11 @@ class Swarm:
 
     def _take(self, message: Message) -> None:
         match message:
-            case Hosts(me, peers, firsts, lasts, behind):
+            case Hosts(me, peers, firsts, lasts, behind, ways_s, onward_s):
                 self._me = me
+                ways = dict(zip(peers, zip(ways_s, onward_s, strict=True), strict=False))
                 runs = dict(zip(peers, zip(firsts, lasts, strict=True), strict=True))
-                self._send(self._gateway.hosts_are(me, runs, _now(), behind))
+                self._send(self._gateway.hosts_are(me, runs, _now(), behind, ways))
             case Hop(peer, data):
                 try:
                     self._send(self._gateway.hear(peer, data, _now()))

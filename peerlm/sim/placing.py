@@ -4,13 +4,14 @@ Each node is a `decide` with a view, a mind and an rng of its own. What it annou
 to `NEWS_S`, or, where that is lost, with the next sync. Who dies without a word stays in the others' views until the
 failure detector has had its time: a ghost. Stages load as fast as the line of the node that loads; a switch is
 at once. Weights of a stage can always be had from somebody, which holds for as long as a stage is never without
-host. Speeds are measured with noise, again and again.
+host. Speeds are measured with noise, again and again, and so is what memory is free.
 
 What the truth is (who hosts what, who lives) is looked at every `SAMPLE_S`, and no node ever sees it.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -19,9 +20,17 @@ from dataclasses import dataclass, field, fields, replace
 from random import Random
 
 from peerlm.config import Plan, preset, with_changes
-from peerlm.model.stages import stage_count, stages
+from peerlm.model.stages import (
+    BACKWARD,
+    NOTHING,
+    kind_flops,
+    stage_count,
+    stages,
+    window_tokens,
+)
 from peerlm.sim.clock import Clock
 from peerlm.sim.figures import Figure, quantiles
+from peerlm.swarm.offering import Offering
 from peerlm.swarm.placement import REPLICAS, Decision, Mind, Verb, decide, handed_over, next_stage
 from peerlm.swarm.worth import NOBODY, NONE, Capability, Demand, Host, Hostings, overlap
 from peerlm.types import Instant, Memory, PeerId, Role
@@ -43,6 +52,9 @@ DRAIN_S = 300.0
 MEASURE_S = 600.0
 SPEED_NOISE = 0.03
 """Speeds are measured this often, with this standard deviation (of the logarithm)."""
+
+MEMORY_NOISE = 0.03
+"""The same of free memory: what else a machine does."""
 
 SAMPLE_S = 10.0
 JOIN_S = 600.0
@@ -74,7 +86,7 @@ def plan_of(layers: int = 32) -> Plan:
 class Kind:
     """A kind of machine: how common it is, and from what its memory, speed and line are drawn (log-uniform).
 
-    device_gb: None where it computes in the host's memory. speed: TFLOP/s reached in training.
+    device_gb: None where it computes in the host's memory. speed: TFLOP/s reached in training. delay_ms: one way to others.
     """
 
     share: float
@@ -82,14 +94,18 @@ class Kind:
     host_gb: tuple[float, float]
     speed_tflops: tuple[float, float]
     link_mbit_s: tuple[float, float]
+    delay_ms: tuple[float, float]
 
 
 KINDS = (
-    Kind(0.25, None, (16, 32), (0.3, 3), (10, 100)),  # laptops
-    Kind(0.35, (8, 16), (16, 64), (4, 15), (20, 300)),  # desktops with a graphics card
-    Kind(0.25, (24, 48), (32, 128), (20, 60), (50, 1000)),  # workstations
-    Kind(0.15, (40, 80), (128, 512), (60, 200), (200, 1000)),  # servers
+    Kind(0.25, None, (16, 32), (0.3, 3), (10, 100), (5, 80)),  # laptops
+    Kind(0.35, (8, 16), (16, 64), (4, 15), (20, 300), (5, 60)),  # desktops with a graphics card
+    Kind(0.25, (24, 48), (32, 128), (20, 60), (50, 1000), (2, 60)),  # workstations
+    Kind(0.15, (40, 80), (128, 512), (60, 200), (200, 1000), (1, 40)),  # servers
 )
+
+UNEVEN = (0.7, 1.4)
+"""A machine's speed at one kind of module, of that which is drawn for it."""
 
 FREE = 0.8
 """Part of the memory that is free for hosting; activations and everything else have the rest."""
@@ -98,11 +114,26 @@ FREE = 0.8
 def draw_capability(rng: Random) -> Capability:
     kind = rng.choices(KINDS, [kind.share for kind in KINDS])[0]
     device = None if kind.device_gb is None else int(_between(rng, kind.device_gb) * GB * FREE)
+    speed = _between(rng, kind.speed_tflops) * TFLOPS
     return Capability(
         memory=Memory(device, int(_between(rng, kind.host_gb) * GB * FREE)),
-        speed=_between(rng, kind.speed_tflops) * TFLOPS,
+        speed=speed,
         link_bytes_s=_between(rng, kind.link_mbit_s) * MBIT_S,
         roles=frozenset({Role.TRAIN}),
+        delay_s=_between(rng, kind.delay_ms) / 1e3,
+        paces=draw_paces(rng, speed),
+    )
+
+
+@functools.cache
+def _kind_flops() -> tuple[int, ...]:
+    return kind_flops(plan_of(1))
+
+
+def draw_paces(rng: Random, speed: float) -> tuple[float, ...]:
+    """Tokens a second with one module of each kind: no machine is equally good at all of them."""
+    return tuple(
+        speed * _between(rng, UNEVEN) / (max(1, flops) * (1 + BACKWARD)) for flops in _kind_flops()
     )
 
 
@@ -110,12 +141,20 @@ def draw_small(rng: Random, demand: Demand) -> Capability:
     """For swarms small enough to try every placement: memory for any number of stages, speeds of two decades."""
     many = rng.randint(1, len(demand.costs))
     room = max(need.total() for run, need in demand.memory.items() if len(run) == many)
+    speed = _between(rng, (1, 100)) * TFLOPS
     return Capability(
         memory=Memory(None, room),
-        speed=_between(rng, (1, 100)) * TFLOPS,
+        speed=speed,
         link_bytes_s=_between(rng, (10, 1000)) * MBIT_S,
         roles=frozenset({Role.TRAIN}),
+        delay_s=_between(rng, (1, 80)) / 1e3,
+        paces=draw_paces(rng, speed),
     )
+
+
+def _wavering(memory: Memory, by: float) -> Memory:
+    device, part = memory.device, math.exp(by)
+    return Memory(None if device is None else int(device * part), int(memory.host * part))
 
 
 def _between(rng: Random, bounds: tuple[float, float]) -> float:
@@ -130,13 +169,14 @@ class Node:
     """One machine: what it is, what it has heard, what it thinks."""
 
     peer: PeerId
-    true_speed: float
+    true: Capability
     rng: Random
     said: Host
     """What it last announced; its own entry in its view is always this."""
     view: dict[PeerId, Host] = field(default_factory=dict)
     heard: dict[PeerId, int] = field(default_factory=dict)
     """Number of the last news of each peer, also of those gone."""
+    offering: Offering = field(init=False)
     mind: Mind = field(default_factory=Mind)
     loaded: range = NONE
     """What is here of its target."""
@@ -149,6 +189,14 @@ class Node:
     best_speed: float = 0.0
     """Of all runs it could host; 0: not worked out."""
     gave_up: list[tuple[float, range]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.offering = Offering(self.true.memory)
+
+    def really(self) -> Capability:
+        """What it offers, and how fast it is."""
+        true = self.true
+        return replace(self.said.capability, speed=true.speed, paces=true.paces)
 
 
 GONE = 1 << 60
@@ -212,7 +260,8 @@ class Swarm:
         number = next(self._numbers)
         peer = PeerId(hashlib.blake2b(f"{self._seed} {number}".encode(), digest_size=16).digest())
         host = Host(capability)
-        node = Node(peer, capability.speed, Random(f"{self._seed} {number}"), host)
+        rng = Random(f"{self._seed} {number}")
+        node = Node(peer, capability, rng, host)
         if self.nodes:
             donor = self.nodes[self.rng.choice(list(self.nodes))]
             node.view, node.heard = dict(donor.view), dict(donor.heard)
@@ -278,8 +327,16 @@ class Swarm:
 
     def _measure(self, node: Node) -> None:
         if node.is_alive:
-            speed = node.true_speed * math.exp(self.rng.gauss(0, SPEED_NOISE))
-            capability = replace(node.said.capability, speed=speed)
+            true, by = node.true, math.exp(self.rng.gauss(0, SPEED_NOISE))
+            hosts, memory = node.said.hosts, true.memory
+            held = self.demand.memory[hosts] if hosts else NOTHING
+            node.offering.read(_wavering(memory, self.rng.gauss(0, MEMORY_NOISE)), held)
+            capability = replace(
+                node.said.capability,
+                memory=node.offering.said,
+                speed=true.speed * by,
+                paces=tuple(pace * by for pace in true.paces),
+            )
             self._say(node, replace(node.said, capability=capability), is_worth_a_look=False)
             self.clock.at(MEASURE_S, self._measure, node)
 
@@ -371,10 +428,7 @@ class Swarm:
 
     def sample(self) -> Sample:
         """How it is, by what each live node really hosts now."""
-        hosted = [
-            (replace(n.said.capability, speed=n.true_speed), n.said.hosts)
-            for n in self.nodes.values()
-        ]
+        hosted = [(n.really(), n.said.hosts) for n in self.nodes.values()]
         truth = Hostings(self.demand, iter(hosted), self.replicas)
         rates = truth.rates_with(NOBODY, NONE, within=1.0)
         return Sample(
@@ -390,7 +444,7 @@ class Swarm:
 
     def _best_speed(self, node: Node) -> float:
         if not node.best_speed:
-            capability = replace(node.said.capability, speed=node.true_speed)
+            capability = node.really()
             runs = self.demand.options(capability, NONE, math.inf)
             node.best_speed = max((self.demand.speed(capability, run) for run in runs), default=0.0)
         return node.best_speed
@@ -434,7 +488,7 @@ def demand_of(count: int, layers: int = 32) -> Demand:
             for kind in KINDS
         ]
         count = stage_count(plan, least)
-    return Demand.of(stages(plan, count))
+    return Demand.of(stages(plan, count), window=window_tokens(plan))
 
 
 def play(setting: Setting) -> Outcome:
@@ -494,7 +548,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, float | int | Figure | Non
         **total,
         "switches_per_change": switches / total["changes"] if total["changes"] else None,
         "last_switch_s": quantiles(outcome.last_switch_s for outcome in outcomes),
-        "rate_lost": quantiles(1 - sample.rate / sample.bound for sample in samples),
+        "rate_lost": quantiles(1 - s.rate / s.bound if s.bound else 0.0 for s in samples),
     }
 
 
@@ -531,7 +585,7 @@ def compare(nodes: int, count: int, seed: int, replicas: int = REPLICAS) -> Comp
     swarm.clock.run(REST_AFTER_S)
     sample = swarm.sample()
     reached = sample.unhosted, sample.lacking, sample.rate
-    machines = [replace(n.said.capability, speed=n.true_speed) for n in swarm.nodes.values()]
+    machines = [n.really() for n in swarm.nodes.values()]
     switches = swarm.tally.takes + swarm.tally.moves
     return Compared(seed, reached, optimum(demand, machines, replicas), switches, swarm.digest())
 

@@ -98,7 +98,8 @@ class StageWork:
             self._worker.training, self._worker.draining = True, False
         self._readers = max(1, len(told.members))
         runs = {peer: (first, last) for peer, first, last in told.hosts}
-        for key in self._routes.hosts_are(runs):
+        ways_s = dict(zip(runs, told.ways_s, strict=False))
+        for key in self._routes.hosts_are(runs, ways_s):
             self._lose(key)
         for key in [key for key, (peer, _) in self._upstream.items() if peer not in runs]:
             self._drop(key)

@@ -9,7 +9,8 @@ stages lack to `replicas`; then the rates of the stages (see `fluid`), slowest f
 
 A node far away computes no faster than its line carries activations: with a run of stages its speed counts as at
 most link · FLOPs(run) / bytes that cross the two ends of the run, so whoever has a thin line is worth more with a
-long run, and a node with all stages needs no line at all.
+long run, and a node with all stages needs no line at all. A long way holds it up too: of each text no more than a window
+is under way at once, so with a run it passes at most its part of a window while that goes there and back.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from operator import add
 
 from peerlm.model.stages import BACKWARD, Stage, memory_of
 from peerlm.swarm.fluid import rates
@@ -42,7 +44,9 @@ class Capability:
 
     memory: bytes free for hosting, what it hosts already not taken off, room for activations taken off.
     speed: FLOPs a second, measured: tokens a second times FLOPs a token of what it hosts.
-    link_bytes_s: what its line carries one way.
+    link_bytes_s: what its line carries one way. delay_s: one way between it and its neighbours; 0 if not known.
+    paces: tokens a second with one module of each of `KINDS`, 0 for a kind that the plan has not; empty: not known, and then
+        it is equally fast with all.
     wish: the stages it is restricted to by its owner; None: any.
     """
 
@@ -51,6 +55,8 @@ class Capability:
     link_bytes_s: float
     roles: frozenset[Role]
     wish: range | None = None
+    delay_s: float = 0.0
+    paces: tuple[float, ...] = ()
 
 
 NOBODY = Capability(Memory(0, 0), 0.0, 0.0, frozenset())
@@ -84,7 +90,8 @@ class Demand:
 
     costs: FLOPs of a token at each stage. memory: what each run of stages takes. fetch: bytes to load of each stage.
     crossing: activation bytes of a token over each boundary and back: `crossing[s]` is that before stage s (the
-    first follows the last). roles: members with one of these count.
+    first follows the last). roles: members with one of these count. window: tokens of one text that are under way at once; 0: any
+    number. kinds: of each stage, how many modules of each kind it has; may be empty.
     """
 
     costs: tuple[float, ...]
@@ -92,16 +99,22 @@ class Demand:
     fetch: tuple[int, ...]
     crossing: tuple[int, ...]
     roles: frozenset[Role]
+    window: int = 0
+    kinds: tuple[tuple[int, ...], ...] = ()
     _cost_to: tuple[float, ...] = field(init=False)
     _fetch_to: tuple[int, ...] = field(init=False)
+    _kinds_to: tuple[tuple[int, ...], ...] = field(init=False)
     """Sums of the stages before each."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_cost_to", (0.0, *accumulate(self.costs)))
         object.__setattr__(self, "_fetch_to", (0, *accumulate(self.fetch)))
+        none = (0,) * len(self.kinds[0]) if self.kinds else ()
+        sums = accumulate(self.kinds, lambda a, b: tuple(map(add, a, b)), initial=none)
+        object.__setattr__(self, "_kinds_to", tuple(sums))
 
     @classmethod
-    def of(cls, cut: Sequence[Stage], is_training: bool = True) -> Demand:
+    def of(cls, cut: Sequence[Stage], is_training: bool = True, window: int = 0) -> Demand:
         """For training: nodes that train. For inference: nodes that serve, and those that train count with what
         they host anyway."""
         runs = [range(a, b) for a in range(len(cut)) for b in range(a + 1, len(cut) + 1)]
@@ -112,6 +125,8 @@ class Demand:
             fetch=tuple(s.training.host if is_training else s.inference.total() for s in cut),
             crossing=tuple(s.boundary_bytes * both_ways for s in (cut[-1], *cut)),
             roles=frozenset({Role.TRAIN} if is_training else {Role.TRAIN, Role.SERVE}),
+            window=window,
+            kinds=tuple(s.kinds for s in cut),
         )
 
     def counts(self, capability: Capability) -> bool:
@@ -129,13 +144,31 @@ class Demand:
             and capability.memory.holds(self.memory[run])
         )
 
-    def speed(self, capability: Capability, run: range) -> float:
-        """FLOPs a second that a host of `run` has for it."""
-        crossing = self.crossing[run.start] + self.crossing[run.stop]
-        if not crossing or len(run) == len(self.costs):
+    def computes(self, capability: Capability, run: range) -> float:
+        """FLOPs a second with `run`, by what it is made of where that is known."""
+        if not (self.kinds and capability.paces and run):
             return capability.speed
+        before, behind, seconds = self._kinds_to[run.start], self._kinds_to[run.stop], 0.0
+        for pace, since, count in zip(capability.paces, before, behind, strict=True):
+            if count > since:
+                if pace <= 0.0:
+                    return capability.speed
+                seconds += (count - since) / pace
+        return (self._cost_to[run.stop] - self._cost_to[run.start]) / seconds
+
+    def speed(self, capability: Capability, run: range) -> float:
+        """FLOPs a second that a host of `run` has for it: what it computes, what its line carries, or what a window allows
+        that goes there and back, whichever is least. As many nodes read text as host a stage, about, so a host has one window."""
+        crossing = self.crossing[run.start] + self.crossing[run.stop]
+        computes = self.computes(capability, run)
+        if not crossing or len(run) == len(self.costs):
+            return computes
         flops = self._cost_to[run.stop] - self._cost_to[run.start]
-        return min(capability.speed, capability.link_bytes_s * flops / crossing)
+        speed = min(computes, capability.link_bytes_s * flops / crossing)
+        if not self.window or not capability.delay_s:
+            return speed
+        part = self.window * len(run) / len(self.costs)
+        return min(speed, flops * part / (2 * capability.delay_s))
 
     def load_s(self, capability: Capability, run: range, hosted: range) -> float:
         """Seconds to load what `run` has beyond `hosted`."""

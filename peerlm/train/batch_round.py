@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections import deque
 
+from peerlm.model.stages import WINDOW
+
 TRIES = 3
-WINDOW = 4
-"""Microbatches under way at once: each stage keeps a pass of each."""
+
+__all__ = ["TRIES", "WINDOW", "BatchRound"]
 
 
 class BatchRound:

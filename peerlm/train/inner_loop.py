@@ -137,7 +137,11 @@ class InnerLoop:
         if self._ranks > 1:
             device = f"{self._ranks} × {self._learner.device.type}"
         threads = self._ranks * torch.get_num_threads()
-        self._channel.send(protocol.Ready(device, threads, optimizer))
+        self._channel.send(protocol.Ready(device, threads, optimizer, self._paces()))
+
+    def _paces(self) -> tuple[float, ...]:
+        """Of each kind of module, where somebody wants to know; see `train.paces`."""
+        return ()
 
     def _begin_optimizer(self) -> str:
         """With what is kept of it, if it is to; what to say of that."""

@@ -34,7 +34,7 @@ MESSAGE_BYTES_MAX = 16 << 20
 ITEMS_MAX = 1 << 18
 """Of one list: so many shards fit a message."""
 
-TUPLES_MAX = 5
+TUPLES_MAX = 7
 """In one message: itself, and those of its fields."""
 
 ADD, RESET = "add", "reset"
@@ -110,6 +110,8 @@ class Steer(Message):
     last_stages: tuple[int, ...] = ()
     passes: bytes = b""
     """What of the text is read by now; empty: nothing is known."""
+    ways_s: tuple[float, ...] = ()
+    """Of each of `hosts`, seconds that a microbatch takes there and its gradient back; 0: not known. Empty: of none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,10 @@ class Hosts(Message):
     first_stages: tuple[int, ...]
     last_stages: tuple[int, ...]
     behind: tuple[PeerId, ...] = ()
+    ways_s: tuple[float, ...] = ()
+    """Seconds that a token takes from here to each; 0: not known. Empty: of none."""
+    onward_s: tuple[float, ...] = ()
+    """The same between it and a third."""
 
 
 # ------------------------------------------------------------------------------- both ways
@@ -198,6 +204,8 @@ class Ready(Message):
     threads: int
     optimizer: str = ""
     """What it begins with, in a line; empty: there is nothing to say."""
+    paces: tuple[float, ...] = ()
+    """Tokens a second of one module of each kind (`model.stages.KINDS`), forward and back; 0: the plan has none. Empty: not tried."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Which host a microbatch meets is drawn anew for each, so that hosts of a stage see each other's text, and mix by it
 (SWARM, arXiv 2301.11913; NoLoCo, 2506.10911). A host counts by the time that it took to send a gradient back, longer
-by what it has to do already, and by what it has lost lately; one that was never tried counts as the fastest, so it is tried.
+by what it has to do already, and by what it has lost lately; one that was never tried counts as the fastest but for the way there and
+back, as far as that is known, so it is tried where it may be worth it.
 A loss is soon forgiven, and at once by a gradient: where a later stage is missing for a moment, hosts that are well lose all that
 they get.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from peerlm.types import Instant, PeerId
 
@@ -22,9 +24,13 @@ Run = tuple[int, int]
 Key = tuple[PeerId, int, int]
 """A pass: its microbatch, by who reads its text and by number, and the stage that it is sent on to. A microbatch may come
 by the same host again for a later stage."""
+NO_WAYS: Mapping[PeerId, float] = MappingProxyType({})
 
 SMOOTHING = 0.2
 """Share of the newest time in what is known of a host."""
+
+UNTRIED_S = 1.0
+"""What is taken for a host's work while none was tried: ways that are short beside it make no difference then."""
 
 PATIENCE_TIMES = 8.0
 PATIENCE_S_MIN, PATIENCE_S_MAX = 5.0, 30.0
@@ -45,6 +51,7 @@ class Routes:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._runs: Mapping[PeerId, Run] = {}
+        self._ways_s: Mapping[PeerId, float] = {}
         self._took_s: dict[PeerId, float] = {}
         self._losses: dict[PeerId, tuple[int, Instant, float]] = {}
         """In a row, when the last one was, and how long it takes until one is forgiven."""
@@ -55,9 +62,12 @@ class Routes:
         self._own_s: float | None = None
         """What it took where this node went on by itself."""
 
-    def hosts_are(self, runs: Mapping[PeerId, Run]) -> list[Key]:
-        """The hosts that can be sent to, and their stages. Returns the passes whose host is gone."""
-        self._runs = dict(runs)
+    def hosts_are(
+        self, runs: Mapping[PeerId, Run], ways_s: Mapping[PeerId, float] = NO_WAYS
+    ) -> list[Key]:
+        """The hosts that can be sent to, and their stages; seconds that the way to each takes there and back, where that is
+        known. Returns the passes whose host is gone."""
+        self._runs, self._ways_s = dict(runs), ways_s
         self._took_s = {peer: took for peer, took in self._took_s.items() if peer in runs}
         self._losses = {peer: lost for peer, lost in self._losses.items() if peer in runs}
         return [key for key, (host, _) in self._sent.items() if host not in runs]
@@ -152,7 +162,7 @@ class Routes:
 
     def _counts_s(self, host: PeerId, usual: float) -> float:
         """The time that a host counts with: what it took, or what is usual, and longer by what it has lost."""
-        took_s = self._took_s.get(host, usual)
+        took_s = self._took_s.get(host, usual + self._way_s(host))
         lost = self._lately_lost(host)
         return max(took_s, min(took_s * 2**lost, SLOWEST_S)) if lost else took_s
 
@@ -162,8 +172,12 @@ class Routes:
         return max(0, lost - int((self._now - at) / forgive_s))
 
     def _usual_s(self, hosts: Sequence[PeerId]) -> float:
-        """What is taken for the time of a host that was never tried."""
-        return min((self._took_s[peer] for peer in hosts if peer in self._took_s), default=1.0)
+        """What is taken for the time of a host that was never tried, the way to it left out."""
+        known = (self._took_s[p] - self._way_s(p) for p in hosts if p in self._took_s)
+        return max(0.0, min(known, default=UNTRIED_S))
+
+    def _way_s(self, host: PeerId) -> float:
+        return self._ways_s.get(host, 0.0)
 
     def _able(self, stage: int) -> list[PeerId]:
         return sorted(p for p, (first, last) in self._runs.items() if first <= stage <= last)

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from peerlm.config import NodeSettings, Plan
 from peerlm.errors import ConfigError, WireError
 from peerlm.model.plan import FragmentSpec
-from peerlm.model.stages import stages
+from peerlm.model.stages import AUTO, stages
 from peerlm.train import hop as hops
-from peerlm.train import protocol
+from peerlm.train import paces, protocol
 from peerlm.train.batch_round import WINDOW, BatchRound
 from peerlm.train.channel import Channel
 from peerlm.train.hop import Hop, Kind, Stream
@@ -97,6 +97,11 @@ class StageLoop(InnerLoop):
         blocks = [stage.blocks for stage in self._cut]
         self._part = StageLearner(self._plan, device, held, blocks)
         return cast("Learner", self._part)  # model and optimizer are all that corrections need
+
+    def _paces(self) -> tuple[float, ...]:
+        """Only who decides by itself may come to hold other stages."""
+        is_auto = self._settings.host.stages == AUTO
+        return paces.tried(self._plan, self._part.device) if is_auto else ()
 
     @property
     def _has_ends(self) -> bool:
@@ -202,7 +207,8 @@ class StageLoop(InnerLoop):
         runs = dict(
             zip(told.hosts, zip(told.first_stages, told.last_stages, strict=True), strict=True)
         )
-        for key in self._routes.hosts_are(runs):
+        ways_s = dict(zip(told.hosts, told.ways_s, strict=False))
+        for key in self._routes.hosts_are(runs, ways_s):
             self._lose(key)
         for key in [key for key, (peer, _) in self._upstream.items() if peer not in runs]:
             self._drop(key)

@@ -92,6 +92,10 @@ class Vitals(Struct):
     """The swarm's, when its newest snapshot was written: it answers texts with that. None: it has none, or does not say."""
     may_preprocess: bool = False
     """It would, if there were some to make: it has room, the role `store`, and its settings let it."""
+    delay_us: Count = 0
+    """One way between it and its neighbours, the middle one, in microseconds; 0: not known yet."""
+    paces: Annotated[tuple[Count, ...], Most(8)] = ()
+    """Tokens a second that it would train on with one module of each kind (`model.stages.KINDS`); empty: not known."""
 
 
 @dataclass(frozen=True, slots=True)

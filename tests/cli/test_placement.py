@@ -68,7 +68,12 @@ def test_a_model_in_one_piece_lacks_nothing() -> None:
 
 
 def test_the_command_shows_a_table_and_says_why(peerlm: Cli, daemon: FakeDaemon) -> None:
-    nodes = (auto(1, (0, 1)), member(2, stages=(1, 1)), auto(3, NONE, phase="starting"))
+    able = {"flops_s": 2e9, "line_bytes_s": 5e6, "delay_s": 0.02, "away_s": 0.03}
+    nodes = (
+        auto(1, (0, 1), paces={"attention": 900}, **able),
+        member(2, stages=(1, 1)),
+        auto(3, NONE, phase="starting"),
+    )
     daemon.answers["status"] = answer_of(summary(*nodes))
     out = peerlm("placement", "--explain", "--state", daemon.layout.root).out
     for line in (
@@ -78,6 +83,8 @@ def test_the_command_shows_a_table_and_says_why(peerlm: Cli, daemon: FakeDaemon)
         "without a host: stage 2; nothing is learnt until it has one",
         "single points of failure: stage 0",
         "01010101  stages 0 lack hosts",
+        "; computes 2 GFLOP/s; its line carries 5 MB/s; 20 ms from its neighbours; 30 ms from here",
+        "          tok/s of one module: attention 900",
         "02020202  its owner has fixed its stages",
         "03030303  has not decided yet",
     ):

@@ -11,6 +11,7 @@ from peerlm.types import Instant, PeerId
 from peerlm.wire.message import Ack, Nack
 
 B, C, D, E, STRANGER = (peer_id(i) for i in range(5))
+NOW = Instant(20.0)
 
 
 class Reachable:
@@ -73,16 +74,16 @@ def test_an_ack_from_itself_or_a_helper_is_a_sign_of_life(answerer: PeerId) -> N
     d, reach = detector(), Reachable(B, C)
     d.begin(B, Instant(0.0), reach)
     d.wake(Instant(0.5), reach)
-    d.on_ack(answerer, Ack(1, B, ()))
+    d.on_ack(answerer, Ack(1, B, ()), NOW)
     assert not d.is_probing(B)
 
 
 def test_an_ack_from_anybody_else_is_none() -> None:
     d, reach = detector(), Reachable(B, C)
     d.begin(B, Instant(0.0), reach)
-    d.on_ack(STRANGER, Ack(1, B, ()))
-    d.on_ack(C, Ack(1, B, ()))  # not asked yet
-    d.on_ack(B, Ack(1, C, ()))  # of another
+    d.on_ack(STRANGER, Ack(1, B, ()), NOW)
+    d.on_ack(C, Ack(1, B, ()), NOW)  # not asked yet
+    d.on_ack(B, Ack(1, C, ()), NOW)  # of another
     assert d.is_probing(B)
 
 
@@ -114,7 +115,7 @@ def asked_in(periods: int, reach: Reachable) -> list[PeerId]:
         for step in d.wake(Instant(float(period)), reach):
             assert isinstance(step, Ask)
             asked.append(step.target)
-            d.on_ack(step.to, Ack(step.seq, step.target, ()))
+            d.on_ack(step.to, Ack(step.seq, step.target, ()), NOW)
     return asked
 
 
@@ -161,7 +162,7 @@ def test_doubt_of_oneself_stretches_patience_and_good_probes_heal_it() -> None:
     assert d.awareness.score == 7
     [step] = d.begin(B, Instant(5.0), reach)
     assert isinstance(step, Ask)
-    d.on_ack(B, Ack(step.seq, B, ()))
+    d.on_ack(B, Ack(step.seq, B, ()), NOW)
     assert d.awareness.score == 6
 
 
@@ -177,8 +178,8 @@ def test_a_helper_passes_the_ack_on_and_says_nack_in_time() -> None:
     [ask] = d.on_request(C, 77, B, Instant(0.0), reach)
     assert isinstance(ask, Ask)
     assert Answer(C, Nack(77, B)) in d.wake(Instant(0.4), reach)
-    assert d.on_ack(B, Ack(ask.seq, B, ())) == [Answer(C, Ack(77, B, ()))]
-    assert d.on_ack(B, Ack(ask.seq, B, ())) == []
+    assert d.on_ack(B, Ack(ask.seq, B, ()), NOW) == [Answer(C, Ack(77, B, ()))]
+    assert d.on_ack(B, Ack(ask.seq, B, ()), NOW) == []
 
 
 def test_a_helper_says_nack_at_once_of_whom_it_does_not_know_or_has_no_room_for() -> None:

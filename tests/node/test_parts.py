@@ -19,6 +19,7 @@ from peerlm.node.seen import Seen
 from peerlm.node.snapshots import Restored
 from peerlm.node.work import Work
 from peerlm.swarm.hosting import Hosting, Run
+from peerlm.swarm.ways import Way
 from peerlm.types import FragmentId, Instant, PeerId
 from peerlm.wire.message import FragmentOffer, StateGive
 
@@ -39,6 +40,7 @@ def work(
         NodeSettings(),
         lambda peer: ("host", 7703),
         lambda peer: 0.0,
+        lambda peer: Way(),
         random.Random(1),
         Instant(0.0),
         coverage=Coverage(plan or Plan(), b"", random.Random(1), Instant(0.0)),

@@ -25,6 +25,7 @@ from peerlm.node.placing import (
     MEASURE_S,
     MEASURED_AT_LEAST,
     PATIENCE_S,
+    TRIAL_SHARE,
     Around,
     Offered,
     Placing,
@@ -32,6 +33,7 @@ from peerlm.node.placing import (
 )
 from peerlm.node.stock import COPY_S_MAX
 from peerlm.store.placed import Copy, Placed
+from peerlm.swarm.offering import READINGS
 from peerlm.swarm.worth import NONE, Capability, Host
 from peerlm.types import FragmentId, Instant, Memory, ObjectHash, PeerId, Role, after
 from peerlm.wire.message import (
@@ -355,6 +357,21 @@ def test_a_node_without_text_of_its_own_does_not_go_where_it_is_needed() -> None
     assert life.node.move == range(1, 2)
 
 
+def test_a_node_takes_more_when_its_machine_has_more_room() -> None:
+    life = Life(range(1), others={ANN: host(range(1))} | {p: host(range(1, 2)) for p in (BOB, EVE)})
+    assert life.rests(20)
+    for _ in range(READINGS):
+        life.node.offers(Memory(None, 2 * ROOM), life.now)
+    said = life.node.say(vitals(), None)
+    assert said.memory_host == 2 * ROOM
+    life.until(lambda: life.node.move == range(2))
+    life.carry(life.node.moved(range(2), "", life.now))
+    for _ in range(READINGS):
+        life.node.offers(Memory(None, 1), life.now)
+    assert life.node.memory == Memory(None, memory_of(CUT, range(2)).total())
+    assert life.rests(30), "what is held is kept"
+
+
 # --------------------------------------------------------------------------------- a host is gone
 
 
@@ -403,6 +420,33 @@ def test_a_speed_is_of_the_time_in_which_it_worked_and_said_when_it_is_known() -
     assert life.node.flops_s > 1.5 * said
 
 
+def test_modules_that_were_tried_tell_what_it_would_do_elsewhere_and_training_sets_the_scale() -> (
+    None
+):
+    life = Life(range(1), others={ANN: host(range(1)), BOB: host(range(1, 2), speed=1e9)})
+    life.node.tried((1e6, 0.0, 1e4))
+    assert life.node.paces == (), "of another list of kinds"
+    life.node.tried((1e9, 2e3, 4e3, 1e3, 1e2))
+    tried = life.node.paces
+    assert tried == tuple(TRIAL_SHARE * pace for pace in (1e9, 2e3, 4e3, 1e3, 1e2))
+    demand, capability = life.node.demand, life.node.capability(life.around)
+    ends, inner = (demand.computes(capability, range(s, s + 1)) for s in range(2))
+    assert ends < inner, "it is slow at the head"
+    seen = life.node.view(life.around)
+    assert seen[ME].capability.speed == ends
+    assert seen[ANN].capability.speed == pytest.approx((1e9 + ends) / 2)
+    for _ in range(MEASURED_AT_LEAST):
+        life.node.measure(100.0, 0.5, life.now)
+    capability = life.node.capability(life.around)
+    assert demand.computes(capability, range(1)) == pytest.approx(life.node.flops_s)
+    assert demand.computes(capability, range(1, 2)) == pytest.approx(
+        life.node.flops_s * inner / ends
+    )
+    told = host_said(life.node.say(vitals(), None), TRAINS, 2)
+    assert told is not None
+    assert demand.computes(told.capability, range(1)) == pytest.approx(life.node.flops_s, rel=0.02)
+
+
 def test_an_unknown_speed_is_the_middle_one() -> None:
     life = Life(range(1), others={ANN: host(range(1), speed=8.0), BOB: host(range(1, 2))})
     assert {h.capability.speed for h in life.node.view(life.around).values()} == {8.0}
@@ -424,6 +468,8 @@ CLAIMS = st.builds(
     memory_device=st.none() | COUNTS,
     flops_s=st.floats(allow_nan=False, allow_infinity=False),
     line_bytes_s=st.floats(allow_nan=False, allow_infinity=False),
+    delay_us=COUNTS,
+    paces=st.lists(COUNTS, max_size=8).map(tuple),
 )
 
 

@@ -12,6 +12,7 @@ from peerlm.node import texts as texts_module
 from peerlm.node.channels import WANTED_S
 from peerlm.node.seen import Seen
 from peerlm.node.texts import COMPARE_EVERY_S, FAR_S, Texts, Weights, far_behind
+from peerlm.swarm.ways import Way
 from peerlm.types import Instant, PeerId
 from peerlm.wire.message import ChannelAnswer, ChannelRequest
 
@@ -33,6 +34,18 @@ def test_hosts_are_told_when_they_change() -> None:
     assert see(found, SEEN, 0.0) == [TellHosts(((ANN, 1, 1), (ME, 0, 0)))]
     assert see(found, SEEN, 1.0) == []
     assert see(found, Seen(), 2.0) == [TellHosts(((ME, 0, 0),))]
+
+
+def test_how_far_hosts_are_is_told_with_them_and_anew_when_it_is_another() -> None:
+    ways = {ANN: Way(0.02, 0.1, 1e6)}
+    found = Texts(ME, lambda _: ("host", 7703), random.Random(1), ways.__getitem__, 1000)
+    ann = (ways[ANN].hop_s(1000), ways[ANN].onward_s(1000))
+    told = TellHosts(((ANN, 1, 1), (ME, 0, 0)), (), (ann, (0.0, 0.0)))
+    assert see(found, SEEN, 0.0) == [told]
+    ways[ANN] = Way(0.0205, 0.1, 1e6)
+    assert see(found, SEEN, 1.0) == []
+    ways[ANN] = Way(0.1, 0.1, 1e6)
+    assert [type(e) for e in see(found, SEEN, 2.0)] == [TellHosts]
 
 
 def test_a_channel_is_asked_for_when_it_is_wanted_and_let_go_when_it_is_no_more() -> None:

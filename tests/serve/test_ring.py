@@ -269,6 +269,21 @@ def test_a_node_that_has_everything_asks_nobody_while_it_can() -> None:
     assert to != ME
 
 
+def test_sessions_go_where_the_way_is_short() -> None:
+    runs = {peer(f"{kind}{i}"): (i, i) for kind in ("near", "far") for i in range(3)}
+    ways = {p: (0.2, 0.2) if p.startswith(b"far") else (0.001, 0.002) for p in runs}
+    for asked, least in ((ways, 50), ({}, 15)):
+        legs = list[PeerId]()
+        for seed in range(20):
+            gateway = Gateway(Shape(3, 32, 256, 48), 7, random.Random(seed))
+            gateway.hosts_are(ME, runs, Instant(0.0), ways=asked)
+            for _, data in gateway.begin([Turn(0, 0, PROMPT)], Instant(0.0)):
+                if laps.read_head(data).kind is Kind.FORWARD:
+                    legs += [leg.host for leg in laps.unpack(data, 3, 32, 256, 48).legs]
+        assert len(legs) == 60
+        assert least <= sum(leg.startswith(b"near") for leg in legs) < (61 if asked else 45)
+
+
 def test_a_prompt_that_nobody_reads_to_its_end_says_so_and_others_go_on_later() -> None:
     model, ring, hosts = scene("hybrid")
     service, job = ring_service(ring, chunk=16), job_of(PROMPT * 2, 4)

@@ -48,6 +48,19 @@ def swarm(*hosts: Host) -> dict[PeerId, Host]:
     return {peer(number): one for number, one in enumerate(hosts)}
 
 
+def test_a_node_is_as_fast_as_what_it_computes_its_line_carries_or_its_way_allows() -> None:
+    demand = replace(DEMAND, crossing=(5, 5, 5, 5), window=30)
+    near = machine(speed=10.0, link=1e9)
+    assert demand.speed(near, range(1)) == 10.0
+    assert demand.speed(replace(near, link_bytes_s=40.0), range(1)) == 4.0, "10 bytes a token"
+    assert demand.speed(replace(near, link_bytes_s=40.0), range(2)) == 8.0
+    far = replace(near, delay_s=2.5)
+    assert demand.speed(far, range(1)) == 2.0, "a third of a window in 5 s there and back"
+    assert demand.speed(far, range(2)) == 8.0
+    assert demand.speed(far, range(3)) == 10.0, "it needs nobody"
+    assert replace(demand, window=0).speed(far, range(1)) == 10.0
+
+
 class Life:
     """`peer(0)` of a swarm, asked again and again."""
 

@@ -23,7 +23,16 @@ ONE_OF_EACH: list[Message] = [
     ),
     protocol.Steer(True, 1 << 40, 1 << 41, (PeerId(b"a" * 16), PeerId(b"b" * 16)), 20),
     protocol.Steer(
-        True, 1 << 40, 1 << 41, (PeerId(b"a" * 16),), 20, (PeerId(b"b" * 16),), (1,), (2,), b"read"
+        True,
+        1 << 40,
+        1 << 41,
+        (PeerId(b"a" * 16),),
+        20,
+        (PeerId(b"b" * 16),),
+        (1,),
+        (2,),
+        b"read",
+        (0.05,),
     ),
     protocol.Setup(
         3, False, PeerId(b"p" * 16), b"plan", b"settings", ("/a", "/b"), 2, b"", 0, 1, (1,)
@@ -37,6 +46,8 @@ ONE_OF_EACH: list[Message] = [
         (0, 1),
         (0, 2),
         (PeerId(b"b" * 16),),
+        (0.02, 0.0),
+        (0.1, 0.3),
     ),
     protocol.Hop(PeerId(b"a" * 16), b"stream"),
     protocol.Served(3, 1 << 40, 2),
@@ -48,6 +59,7 @@ ONE_OF_EACH: list[Message] = [
     protocol.Drain(),
     protocol.Stop(),
     protocol.Initialised(),
+    protocol.Ready("cpu", 2, "", (1e5, 0.0, 2.5, 3.0, 4.0)),
     protocol.Ready("cuda:0", 4),
     protocol.Boundary(FragmentId(1), 9, 500),
     protocol.Applied(FragmentId(1), 9),
@@ -118,13 +130,13 @@ def test_a_loss_that_is_no_number_is_still_reported() -> None:
         (body("Applied", 1), "Applied of 1 fields, not 2"),
         (body("Applied", 1, -1), "Applied.seq = -1"),
         (body("Applied", True, 1), "Applied.fragment = True"),
-        (body("Ready", b"cpu", 1, ""), "Ready.device"),
+        (body("Ready", b"cpu", 1, "", ()), "Ready.device"),
         (body("Evaluated", 1, None, ()), "Evaluated.val_loss"),
         (body("Evaluated", None, None, ()), "Evaluated.val_loss"),
         (body("Evaluated", 1.5, "many", ()), "Evaluated.noise_scale"),
         (body("Evaluated", 1.5, None, (1,)), "Evaluated.val_losses"),
-        (body("Steer", 1, 0, 1, (), 20, (), (), (), b""), "Steer.training"),
-        (body("Steer", True, 0, 1, ("text",), 20, (), (), (), b""), "Steer.members"),
+        (body("Steer", 1, 0, 1, (), 20, (), (), (), b"", ()), "Steer.training"),
+        (body("Steer", True, 0, 1, ("text",), 20, (), (), (), b"", ()), "Steer.members"),
     ],
 )
 def test_what_is_no_message_is_refused(foreign: bytes, complaint: str) -> None:

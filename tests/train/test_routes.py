@@ -52,6 +52,17 @@ def test_one_that_was_never_tried_counts_as_the_fastest() -> None:
     assert 0.8 < shares[ANN] / shares[BOB] < 1.25
 
 
+def test_one_that_was_never_tried_counts_by_how_far_it_is() -> None:
+    made = routes()
+    made.hosts_are(RUNS, {ANN: 0.1, BOB: 0.9})
+    tell(made, ANN, 0.2)
+    shares = drawn(made, 1, 4000)
+    assert 4.0 < shares[ANN] / shares[BOB] < 6.2, "0.1 s of work and the way: 0.2 s and 1.0 s"
+    tell(made, BOB, 0.2)
+    shares = drawn(made, 1, 4000)
+    assert 0.8 < shares[ANN] / shares[BOB] < 1.25, "what was measured counts"
+
+
 def test_one_that_has_much_to_do_gets_less() -> None:
     made = routes()
     for number in range(3):
