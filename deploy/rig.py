@@ -30,7 +30,7 @@ from peerlm.bench.founding import options
 from peerlm.chaos.course import Course
 from peerlm.chaos.scenario import Scenario, read_scenario
 from peerlm.chaos.verdict import missed_bars
-from peerlm.chaos.world import plan_of
+from peerlm.chaos.world import node_settings_of, plan_of
 from peerlm.cli.chaos import report_lines
 from peerlm.errors import ConfigError, PeerlmError
 
@@ -148,7 +148,7 @@ class Rig:
     """The compose project of a scenario."""
 
     def __init__(self, scenario: Scenario, host: str, base: str) -> None:
-        local = {"limits.threads": 1, "train.pace_tokens_s": scenario.pace}
+        local = {"limits.threads": 1, **node_settings_of(scenario)}
         self._environment = os.environ | {
             "DOCKER_HOST": host,
             "DOCKER_BUILDKIT": "0",

@@ -85,6 +85,7 @@ class Scenario:
     calm_s: float = 60.0
     preset: str = "tiny"
     plan: Mapping[str, Any] = field(default_factory=dict)
+    node: Mapping[str, Any] = field(default_factory=dict)
     finish: bool = False
     """The run comes to its end: nodes train to a budget, settle, and their models are compared."""
     faults: tuple[Fault, ...] = ()
@@ -133,6 +134,7 @@ def read_scenario(text: str, where: str) -> Scenario:
         calm_s=reader.number("calm_s", 0, 3600, 60.0),
         preset=reader.text("preset", "tiny"),
         plan=reader.table("plan"),
+        node=reader.table("node"),
         finish=reader.flag("finish"),
         faults=tuple(
             _read_fault(entry, where, n) for n, entry in enumerate(reader.list("fault"), 1)

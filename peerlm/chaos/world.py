@@ -297,10 +297,15 @@ def plan_of(scenario: Scenario) -> dict[str, Any]:
     }
 
 
+def node_settings_of(scenario: Scenario) -> dict[str, Any]:
+    """What every node has set for itself."""
+    return {"train.pace_tokens_s": scenario.pace, **_dotted(scenario.node)}
+
+
 def _swarm(scenario: Scenario, folder: Path, lines: Lines) -> Swarm:
     has_guests = any(fault.kind == "guests" for fault in scenario.faults)
     local = {
-        "train.pace_tokens_s": scenario.pace,
+        **node_settings_of(scenario),
         "network.port": 7700,
         "page.enabled": has_guests,
         "page.host": "",

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from peerlm.chaos.scenario import KINDS, OF_ALL, Act, acts_of, read_scenario
+from peerlm.chaos.world import node_settings_of, plan_of
+from peerlm.config import NodeSettings, preset
+from peerlm.config.reading import with_changes
 from peerlm.errors import ConfigError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "deploy/scenarios").glob("*.toml"))
@@ -26,6 +29,14 @@ def test_those_that_ship_can_be_read_and_do_something(path: Path) -> None:
     assert acts
     assert all(act.until_s <= 60 * scenario.minutes - scenario.calm_s for act in acts)
     assert any(1 in act.nodes for act in acts), "the first node is not spared"
+    with_changes(preset(scenario.preset), plan_of(scenario), "[plan]")
+    with_changes(NodeSettings(), node_settings_of(scenario), "[node]")
+
+
+def test_what_a_file_sets_for_every_node_goes_before_its_pace() -> None:
+    text = HEAD + "pace = 300\n[node]\nlimits.snapshot_every_s = 10\ntrain.pace_tokens_s = 7\n"
+    set_for_all = node_settings_of(read_scenario(text, "x.toml"))
+    assert set_for_all == {"train.pace_tokens_s": 7, "limits.snapshot_every_s": 10}
 
 
 def test_one_ships_that_has_every_kind() -> None:
