@@ -185,6 +185,31 @@ def test_a_token_of_another_run(pair, other, tmp_path) -> None:
     assert_refused(done, 4, "admission", "run")
 
 
+# -------------------------------------------------------------------------------------- the doctor
+
+
+def test_the_doctor_and_the_way_to_peers(pair, other) -> None:
+    """One that is well, one that is not there, and one of another run. Before a node with another plan was met: that is told from then on."""
+    at = pair[0].address
+    found, refused = at_once(
+        lambda: peerlm("doctor", at, f"127.0.0.1:{closed_port()}", "--state", pair[1].folder),
+        lambda: peerlm("doctor", at, "--state", other),
+    )
+    for what in (
+        "lets this node in",
+        "control",
+        "bulk",
+        "the daemon has a working connection with it; it has the same plan",
+        "it can dial this node",
+        "nodes that it is connected with have it",
+        "connect: connection refused",
+    ):
+        assert what in found.out
+    assert_refused(found, 1, "1 to be mended")
+    assert_refused(refused, 1)
+    assert "refuses this node" in refused.out
+
+
 # ----------------------------------------------------------------------------- plans and folders
 
 
@@ -273,31 +298,6 @@ def test_garbage_on_the_control_socket(pair) -> None:
         guest.connect(str(pair[0].layout.control_socket))
         guest.sendall(b"\xff\xfe not json\n")
         assert b'"ok":false' in guest.recv(65536)
-
-
-# -------------------------------------------------------------------------------------- the doctor
-
-
-def test_the_doctor_and_the_way_to_peers(pair, other) -> None:
-    """One that is well, one that is not there, and one of another run."""
-    at = pair[0].address
-    found, refused = at_once(
-        lambda: peerlm("doctor", at, f"127.0.0.1:{closed_port()}", "--state", pair[1].folder),
-        lambda: peerlm("doctor", at, "--state", other),
-    )
-    for what in (
-        "lets this node in",
-        "control",
-        "bulk",
-        "the daemon has a working connection with it; it has the same plan",
-        "it can dial this node",
-        "nodes that it is connected with have it",
-        "connect: connection refused",
-    ):
-        assert what in found.out
-    assert_refused(found, 1, "1 to be mended")
-    assert_refused(refused, 1)
-    assert "refuses this node" in refused.out
 
 
 # --------------------------------------------------------------------------------- loss is NaN
