@@ -459,6 +459,7 @@ class Company:
             self.contacts.link_down(peer)
             self.ledger.forget(peer)
             self.dial_back.forget(peer)
+            self.refused_plans.pop(peer, None)
             effects += [Expel(peer), *self.membership.expel(peer, now)]
             effects.append(Log("warning", "expelled", (("peer", short(peer)), ("why", why))))
         return effects

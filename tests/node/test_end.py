@@ -332,6 +332,16 @@ def test_a_revoked_node_is_expelled_everywhere_within_five_seconds() -> None:
     assert "peerlm rm" in told, "and what to do"
 
 
+def test_of_who_is_expelled_no_other_plan_is_told_any_more() -> None:
+    world = World(1)
+    world.add(0)
+    world.run(2)
+    world.add(1, 0, plan=differing(world))
+    world.within(20, lambda: bool(world.summary(0).refused_plans), "it is told")
+    world.machines[0].post(NewRevocation(world.revocation_of(1)))
+    world.within(5, lambda: not world.summary(0).refused_plans, "nobody can mend that plan now")
+
+
 @pytest.mark.parametrize("is_lost", [False, True])
 def test_who_comes_after_a_revocation_counts_what_the_revoked_has_trained(
     monkeypatch: pytest.MonkeyPatch, is_lost: bool
