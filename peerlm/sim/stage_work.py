@@ -21,7 +21,7 @@ from peerlm import effects as fx
 from peerlm import events as ev
 from peerlm.sim.ring import ENDS, Part
 from peerlm.train.batch_round import WINDOW, BatchRound
-from peerlm.train.routes import Key, Routes
+from peerlm.train.routes import Key, Routes, is_past
 from peerlm.types import PeerId
 
 if TYPE_CHECKING:
@@ -230,8 +230,7 @@ class StageWork:
             self._round is None or self._round.part_of(hop.number) is None
         ):
             return True
-        found = [key for key in self._passes if key[:2] == (hop.origin, hop.number)]
-        return any(hop.stage < (key[2] or self._count) for key in found)
+        return is_past(hop.stage, hop.origin, hop.number, self._passes, self._count)
 
     def _has_room(self, peer: PeerId) -> bool:
         passes = sum(source == peer for source, _ in self._upstream.values())

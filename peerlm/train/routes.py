@@ -14,7 +14,7 @@ where everybody before it goes on by himself. It draws between them and itself b
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from peerlm.types import Instant, PeerId
@@ -24,6 +24,7 @@ Run = tuple[int, int]
 Key = tuple[PeerId, int, int]
 """A pass: its microbatch, by who reads its text and by number, and the stage that it is sent on to. A microbatch may come
 by the same host again for a later stage."""
+
 NO_WAYS: Mapping[PeerId, float] = MappingProxyType({})
 
 SMOOTHING = 0.2
@@ -43,6 +44,11 @@ FORGIVE_S, FORGIVE_TIMES = 5.0, 10.0
 LOSSES_MAX = 16
 """A loss makes a host count as twice as slow. One is forgiven after each so many seconds without any, or so many times what the last
 one took to be seen, if that is longer: who says nothing costs more than who says no. No more than so many are remembered."""
+
+
+def is_past(stage: int, origin: PeerId, number: int, passes: Iterable[Key], stages: int) -> bool:
+    """Whether a microbatch is past a stage already, by the `passes` of a node through which it goes."""
+    return any(stage < (key[2] or stages) for key in passes if key[:2] == (origin, number))
 
 
 class Routes:

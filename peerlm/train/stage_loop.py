@@ -34,7 +34,7 @@ from peerlm.train.hop import Hop, Kind, Stream
 from peerlm.train.inner_loop import REPORT_EVERY_S, InnerLoop
 from peerlm.train.learner import Learner
 from peerlm.train.protocol import Message, Setup
-from peerlm.train.routes import Key, Routes
+from peerlm.train.routes import Key, Routes, is_past
 from peerlm.train.shared import SharedMemory
 from peerlm.train.stage_learner import StageLearner
 from peerlm.train.trial import Piece, Trial
@@ -288,11 +288,7 @@ class StageLoop(InnerLoop):
             self._round is None or self._round.part_of(hop.number) is None
         ):
             return True
-        return any(
-            hop.stage < (key[2] or len(self._cut))
-            for key in self._part.passes()
-            if key[:2] == (hop.origin, hop.number)
-        )
+        return is_past(hop.stage, hop.origin, hop.number, self._part.passes(), len(self._cut))
 
     def _first_of(self, key: Key) -> int:
         return self._upstream[key][1] if key in self._upstream else 0
