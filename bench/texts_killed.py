@@ -159,6 +159,8 @@ def killed(
             timer.start()
 
     ids = gateway.write(rng_seed, tokens, see)
+    if not kills:
+        raise report.Missed("a text ended before its middle host was killed")
     ((victim, timer),) = kills
     timer.join()
     swarm.start_again(victim)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ring_scene import LINE_S, ME, Host, peer
+from ring_scene import LINE_S, ME, Host, Meddle, peer
 from serve_scene import drained, job_of, model_of
 from test_ring import PROMPT, alone, ring_service, scene, steps
 
@@ -90,6 +90,15 @@ def test_a_host_has_to_name_the_weights_that_it_begins_with() -> None:
     }
 
 
+def cut_short(source: PeerId, target: PeerId, end: int) -> Meddle:
+    """What goes from one to the other arrives without what is behind `end`."""
+
+    def meddle(sender: PeerId, receiver: PeerId, data: bytes) -> list[tuple[float, bytes]]:
+        return [(LINE_S, data[:end] if (sender, receiver) == (source, target) else data)]
+
+    return meddle
+
+
 @pytest.mark.parametrize("end", [40, -3])
 def test_an_answer_of_a_wrong_shape_is_its_hosts_fault_at_once(end: int) -> None:
     """Nobody waits for what will not come."""
@@ -99,10 +108,7 @@ def test_an_answer_of_a_wrong_shape_is_its_hosts_fault_at_once(end: int) -> None
     ids = steps(service, 6)
     first = ring.gateway._sessions[0].legs[0].host
 
-    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
-        return [(LINE_S, data[:end] if (source, target) == (first, ME) else data)]
-
-    ring.meddle = meddle
+    ring.meddle = cut_short(first, ME, end)
     ids += drained(service)[job]
     assert ids == alone(model, job)
     (fault,) = ring.gateway.faults
@@ -117,10 +123,7 @@ def test_who_hands_over_nonsense_is_known_to_the_gateway_at_once() -> None:
     ids = steps(service, 6)
     first = ring.gateway._sessions[0].legs[0].host
 
-    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
-        return [(LINE_S, data[:-9] if (source, target) == (first, hosts[2].peer) else data)]
-
-    ring.meddle = meddle
+    ring.meddle = cut_short(first, hosts[2].peer, -9)
     ids += drained(service)[job]
     assert ids == alone(model, job)
     assert hosts[2].nonsense == 1
