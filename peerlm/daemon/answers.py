@@ -19,9 +19,6 @@ from peerlm.daemon.notify import Health
 from peerlm.errors import ConfigError, StateError
 from peerlm.identity.root import verify_plan
 from peerlm.node import status
-from peerlm.node.dial_back import ROUND_S
-
-LOOK_S = 0.1
 
 SECONDS_MAX = 1e12
 """Of wall time: some thirty thousand years."""
@@ -97,10 +94,8 @@ async def _reach(driver: Driver) -> dict[str, Any]:
     driver.post(events.ReachWanted())
     await driver.next_of(events.ReachWanted)
     back = driver.node.company.dial_back
-    for _ in range(int(2 * ROUND_S / LOOK_S)):  # a round ends by itself, whoever answers
-        if not back.is_asking:
-            break
-        await asyncio.sleep(LOOK_S)
+    while back.is_asking:  # a round ends by itself, whoever answers
+        await driver.next_of(events.Event)
     dialled = status.as_json(driver.node.summary(now()))["dialled"]
     return {"dialled": dialled, "answers": {peer.hex(): why for peer, why in back.answers.items()}}
 
