@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from peerlm.data import formats, sources
+from peerlm.data import denials, formats, sources
 from peerlm.data.clean import Clean
 from peerlm.data.encodings import AUTO
 from peerlm.data.prepared import Job, Recipe
@@ -37,7 +37,7 @@ FILES_MAX = 500_000
 PATH_CHARS_MAX = 4096
 URL_CHARS_MAX = 4096
 
-NETWORK = frozenset(("http", "https", *sources.CREDENTIALS, *sources.PACKAGES))
+NETWORK = frozenset(("http", "https", *denials.CREDENTIALS, *sources.PACKAGES))
 """Kinds of URL that mean the same on every machine."""
 
 BEYOND = 1 << 50
