@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from bench import store_swarm
+from bench import store_kills
 from bench.store_flips import flip, is_whole
-from bench.store_swarm import Kills
+from bench.store_kills import Kills
 from peerlm.errors import StateError
 from peerlm.store.manifest import Chunk
 from peerlm.types import ObjectHash
@@ -43,7 +43,7 @@ def kills_of(
             read=lambda wanted, size, timeout_s: bytes_of[wanted],
         )
 
-    monkeypatch.setattr(store_swarm, "_desk", desk)
+    monkeypatch.setattr(store_kills, "_desk", desk)
     return Kills(SimpleNamespace(nodes=[None]), folder, 1)  # type: ignore[arg-type]
 
 
