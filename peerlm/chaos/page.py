@@ -36,6 +36,7 @@ def page_of(report: dict[str, Any]) -> str:
                 "faults",
                 "skipped",
                 "efficiency",
+                "tokens_lost",
                 "return_s",
             ),
             *(

@@ -185,10 +185,11 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     """The table, for people."""
     returns = report["return_s"]
     faults = ", ".join(f"{n} {kind}" for kind, n in sorted(report["faults"].items()))
-    growth = ", ".join(
-        f"{name} × {report['growth'][name]:.3f}"
-        for name in ("rss", "files", "threads")
-        if report["growth"][name] is not None
+    growth = "; ".join(
+        f"{kind} "
+        + ", ".join(f"{name} × {grown[name]:.3f}" for name in ("rss", "files", "threads"))
+        for kind, grown in report["growth"].items()
+        if grown["rss"] is not None
     )
     loss = report["val_loss"]
     rows = [
@@ -199,7 +200,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         ("faults", faults or "none"),
         (
             "efficiency",
-            f"{report['efficiency']:.3f} of {report['live_s']:.0f} s × {report['pace']:g} tokens/s",
+            f"{report['efficiency']:.3f} of {report['live_s']:.0f} s × {report['pace']:g} tokens/s; lost with who died, at most {report['tokens_lost']:,} tokens",
         ),
         (
             "taking part again",
