@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -45,6 +45,9 @@ SAMPLE_S = 10.0
 BREADTH_S = 300.0
 FINISH_S = 180.0
 """Longest wait for settling."""
+
+SETTLED = frozenset({"training", "draining", "settling", "done"})
+"""States in which a node takes part in a run that comes to its end."""
 
 WELL_S = 90.0
 """Longest wait, after the end, until every node takes part again."""
@@ -109,6 +112,7 @@ class Course:
         self._world = world
         self._tell = tell
         self._acts = acts_of(scenario) if faults else []
+        self._trouble_s = scenario.trouble_s if faults else 0.0
         self._happened: list[Happening] = []
         self._done: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
@@ -126,7 +130,7 @@ class Course:
         first_tokens, began = swarm.tokens, time.monotonic()
         last, sample_at = began, began
         to_end: list[Act] = []
-        while (now := time.monotonic()) - began < seconds and not self._is_through():
+        while (now := time.monotonic()) - began < seconds and not self._is_through(now - began):
             to_end = self._act(now - began, to_end)
             self._count(now - last)
             last = now
@@ -139,15 +143,16 @@ class Course:
         tokens, seconds = swarm.tokens - first_tokens, time.monotonic() - began
         self._usage.see(processor_time(swarm.nodes))
         self._world.mend_all()
-        finals = None
+        report = self._report(seconds, tokens, self._until_well())
         if self._scenario.finish:
-            well_s, finals = self._until_finished()
-        else:
-            well_s = self._until_well()
-        return {**self._report(seconds, tokens, well_s), "final": finals}
+            report["final"] = self._until_finished()
+            report |= self._faults_seen()
+        return report
 
-    def _is_through(self) -> bool:
-        return self._scenario.finish and self._world.swarm.tokens >= token_budget(self._scenario)
+    def _is_through(self, at_s: float) -> bool:
+        """There is nothing more to learn, and nothing more happens."""
+        is_learnt = self._world.swarm.tokens >= token_budget(self._scenario)
+        return self._scenario.finish and at_s >= self._trouble_s and is_learnt
 
     # ------------------------------------------------------------------------------- acting
 
@@ -198,9 +203,9 @@ class Course:
 
     # ------------------------------------------------------------------------------- looking
 
-    def _all_take_part(self) -> bool:
+    def _all_take_part(self, states: Container[str] = ("training",)) -> bool:
         return len(self._world.swarm.statuses()) == self._scenario.nodes and all(
-            s["participating"] and s["state"] == "training" for s in self._world.swarm.statuses()
+            s["participating"] and s["state"] in states for s in self._world.swarm.statuses()
         )
 
     def _count(self, passed_s: float) -> None:
@@ -259,29 +264,37 @@ class Course:
 
     def _until_well(self) -> float:
         """Seconds until everybody takes part, from when everything was mended; inf if that does not come."""
+        states = SETTLED if self._scenario.finish else ("training",)
         try:
-            return self._world.swarm.wait("all take part again", self._all_take_part, WELL_S)
+            return self._world.swarm.wait(
+                "all take part again", lambda: self._all_take_part(states), WELL_S
+            )
         except Missed as missed:
             self._tell(str(missed))
             return math.inf
 
-    def _until_finished(self) -> tuple[float, dict[str, float] | None]:
-        """Seconds until all have written the finished model, and what it is worth; inf and None if that does not come."""
+    def _until_finished(self) -> dict[str, float] | None:
+        """What the finished model is worth, once all have written it; None if that does not come."""
         swarm = self._world.swarm
-        # The budget may have to be reached first.
+        # What faults have cost is learnt first.
         limit_s = FINISH_S + 60 * self._scenario.minutes / 4
         try:
-            well_s = swarm.wait("all have finished", swarm.all_done, limit_s)
+            swarm.wait("all have finished", swarm.all_done, limit_s)
         except Missed as missed:
             self._tell(str(missed))
-            return math.inf, None
+            return None
         from peerlm.cli.demo_proof import relative_spread, validation_loss
 
         models = swarm.models()
         loss = validation_loss(models[0], swarm.nodes[0].layout)
-        return well_s, {"loss": loss, "spread": relative_spread(models)}
+        return {"loss": loss, "spread": relative_spread(models)}
 
     # ------------------------------------------------------------------------------- reporting
+
+    def _faults_seen(self) -> dict[str, int]:
+        """Of peerlm's own, so far."""
+        swarm = self._world.swarm
+        return {"tokens_that_fell": len(swarm.steps_back), "tracebacks": swarm.tracebacks()}
 
     def _report(self, seconds: float, tokens: int, well_s: float) -> dict[str, Any]:
         swarm, lives = self._world.swarm, self._lives.values()
@@ -298,6 +311,7 @@ class Course:
             "seed": self._scenario.seed,
             "nodes": self._scenario.nodes,
             "seconds": seconds,
+            "trouble_s": min(seconds, self._trouble_s),
             "pace": self._scenario.pace,
             "link": self._scenario.link,
             "faults": dict(self._done),
@@ -313,8 +327,7 @@ class Course:
             "breadth_min": min(breadth, default=0),
             "val_loss": statistics.median(losses) if losses else None,
             "swarm_tokens": swarm.tokens,
-            "tokens_that_fell": len(swarm.steps_back),
-            "tracebacks": swarm.tracebacks(),
+            **self._faults_seen(),
             "growth": growth_by_kind(
                 {
                     kind: [s for life in lives for s in life.sizes.get(kind, {}).values()]
@@ -322,6 +335,8 @@ class Course:
                 }
             ),
             "splits": [asdict(split) for split in self._splits],
+            "finish": self._scenario.finish,
+            "final": None,
             "curve": self._curve,
             "events": [{"at_s": h.at_s, "text": h.text} for h in self._happened],
         }

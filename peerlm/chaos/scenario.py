@@ -90,17 +90,17 @@ class Scenario:
     """The run comes to its end: nodes train to a budget, settle, and their models are compared."""
     faults: tuple[Fault, ...] = ()
 
-
-FINISH_SHARE = 0.85
-"""Of what the paces allow in the time: faults cost some of it."""
+    @property
+    def trouble_s(self) -> float:
+        """From the beginning until nothing more happens."""
+        return 60 * self.minutes - self.calm_s
 
 
 def token_budget(scenario: Scenario) -> int:
-    """Of the run. The learning rate follows it."""
+    """Of the run. The learning rate follows it. It is not reached in the time: with `finish` all that the paces allow, of which
+    faults cost some, so that what is left is learnt afterwards."""
     allowed = 60 * scenario.minutes * scenario.nodes * scenario.pace
-    if scenario.finish:
-        return int(FINISH_SHARE * allowed)
-    return int(1.5 * allowed) + 1  # it is not reached
+    return int(allowed) if scenario.finish else int(1.5 * allowed) + 1
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -278,7 +278,7 @@ def _is_time(value: object) -> bool:
 
 def acts_of(scenario: Scenario) -> list[Act]:
     """All that will happen, in order of time."""
-    last_s = 60 * scenario.minutes - scenario.calm_s
+    last_s = scenario.trouble_s
     due: list[tuple[float, Fault, random.Random]] = []
     for number, fault in enumerate(scenario.faults):
         rng = random.Random(f"{scenario.seed} {number} {fault.kind}")

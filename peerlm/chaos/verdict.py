@@ -181,12 +181,14 @@ def loss_beside(report: Mapping[str, Any], other: Mapping[str, Any]) -> float | 
     the most tokens that both have. None where one has no loss there."""
     if (finals := (report.get("final"), other.get("final"))) and all(finals):
         return float(finals[0]["loss"] / finals[1]["loss"])  # type: ignore[index]
-    return _curves_beside(report["curve"], other["curve"])
+    return curves_beside(report["curve"], other["curve"])
 
 
-def _curves_beside(
+def curves_beside(
     curve: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
 ) -> float | None:
+    """A curve's loss ÷ the other's, over the last twentieth of the tokens that both have: nodes are apart there, so it tells
+    less than finished models. None where one has no loss there."""
     tokens = min((c[-1]["tokens"] for c in (curve, other) if c), default=0)
 
     def loss(points: Sequence[Mapping[str, Any]]) -> float | None:
@@ -229,7 +231,9 @@ def missed_bars(report: Mapping[str, Any]) -> list[str]:
         )
     elif beside > LOSS_MAX:
         missed.append(f"loss {beside:.4f} times that of the run beside, at most {LOSS_MAX}")
-    if report.get("final") and report["final"]["spread"] > SPREAD_MAX:
+    if report.get("finish") and not report.get("final"):
+        missed.append("the run did not come to its end: there are no finished models")
+    elif report.get("final") and report["final"]["spread"] > SPREAD_MAX:
         missed.append(
             f"finished models differ by {report['final']['spread']:.1e}, at most {SPREAD_MAX}"
         )

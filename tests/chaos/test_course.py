@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from peerlm.bench.rows import Missed
 from peerlm.chaos import course
 from peerlm.chaos.course import Course
 from peerlm.chaos.scenario import Act, Fault, Scenario
+from peerlm.chaos.verdict import missed_bars
 
 PACE = 1000.0
 
@@ -57,7 +59,9 @@ class Made:
     def start(self) -> None:
         """They are there."""
 
-    def wait(self, *_: object) -> float:
+    def wait(self, what: str, *_: object) -> float:
+        if what == "all have finished":
+            raise Missed("never")
         return 0.0
 
     def look(self) -> None:
@@ -67,6 +71,9 @@ class Made:
 
     def statuses(self) -> list[dict[str, Any]]:
         return [node.status for node in self.nodes if node.number not in self.down]
+
+    def all_done(self) -> bool:
+        return False
 
     def tracebacks(self) -> int:
         return 0
@@ -105,9 +112,12 @@ class Clock:
         self.now += seconds
 
 
-def played(monkeypatch: pytest.MonkeyPatch, *faults: Fault, faulty: bool = True) -> dict[str, Any]:
+def played(
+    monkeypatch: pytest.MonkeyPatch, *faults: Fault, faulty: bool = True, **more: Any
+) -> dict[str, Any]:
     monkeypatch.setattr(course, "time", Clock())
-    scenario = Scenario("made up", 3, minutes=1, pace=PACE, calm_s=0.0, faults=faults)
+    of_all: dict[str, Any] = {"pace": PACE, "calm_s": 0.0, **more}
+    scenario = Scenario("made up", 3, minutes=1, faults=faults, **of_all)
     return Course(scenario, Made(3), lambda line: None, faults=faulty).run()
 
 
@@ -138,3 +148,15 @@ def test_in_peace_nothing_is_lost_and_daemons_and_workers_are_looked_at_apart(
     assert report["events"] == []
     assert set(report["growth"]) == {"daemon", "worker"}
     assert report["cores_share"] >= 0.0
+
+
+@pytest.mark.parametrize("faulty", [True, False])
+def test_trouble_lasts_its_time_even_if_the_budget_is_reached_before(
+    monkeypatch: pytest.MonkeyPatch, faulty: bool
+) -> None:
+    kill = Fault("kill", at_s=10.0, for_s=(5.0, 5.0))
+    report = played(monkeypatch, kill, faulty=faulty, finish=True, pace=500.0, calm_s=10.0)
+    assert report["seconds"] == (50.0 if faulty else 37.5)
+    assert report["trouble_s"] == (50.0 if faulty else 0.0)
+    assert report["final"] is None
+    assert "no finished models" in "".join(missed_bars(report))

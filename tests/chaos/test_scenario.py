@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from peerlm.chaos.scenario import KINDS, OF_ALL, Act, acts_of, read_scenario
+from peerlm.chaos.scenario import KINDS, OF_ALL, Act, acts_of, read_scenario, token_budget
 from peerlm.chaos.world import node_settings_of, plan_of
 from peerlm.config import NodeSettings, preset
 from peerlm.config.reading import with_changes
@@ -79,6 +80,18 @@ def test_a_split_has_the_first_node_in_one_half() -> None:
     (act,) = read('kind = "split"\nat_s = 10\nfor_s = 60')
     assert len(act.nodes) == 2
     assert 1 in act.nodes
+
+
+def test_the_hard_half_hour_is_one_and_its_budget_ends_no_trouble() -> None:
+    (path,) = [path for path in SHIPPED if path.stem == "hard-half-hour"]
+    scenario = read_scenario(path.read_text(), str(path))
+    assert scenario.trouble_s == 30 * 60
+    allowed = 60 * scenario.minutes * scenario.nodes * scenario.pace
+    assert token_budget(scenario) >= allowed
+    for minutes in (10, 91):
+        longer = replace(scenario, minutes=minutes)
+        assert longer.trouble_s == 60 * (minutes - 1)
+        assert token_budget(longer) >= 60 * minutes * scenario.nodes * scenario.pace
 
 
 def test_nothing_begins_or_lasts_into_the_calm() -> None:

@@ -32,6 +32,7 @@ def a_report(**changes: Any) -> dict[str, Any]:
         "seed": 1,
         "nodes": 4,
         "seconds": 600.0,
+        "trouble_s": 540.0,
         "pace": 800.0,
         "link": "1gbit,1ms",
         "faults": {"kill": 2},
@@ -164,6 +165,8 @@ def test_where_both_have_finished_the_finished_models_are_compared() -> None:
 
 def test_finished_models_that_differ_are_missed() -> None:
     assert missed_bars(a_report(final={"loss": 1.5, "spread": 1e-4})) == []
+    (missed,) = missed_bars(a_report(finish=True, final=None))
+    assert "no finished models" in missed
     assert "differ by 2.0e-03" in missed_bars(a_report(final={"loss": 1.5, "spread": 2e-3}))[0]
 
 
