@@ -1,6 +1,6 @@
 """Each kind of fault once, made and mended by `World` on three real nodes. Prints as JSON what was seen while it was and afterwards.
 
-`python tests/rig/each_kind.py`, as root: a process of its own, for it takes mounts of its own. test_chaos.py judges.
+`python tests/rig/each_kind.py [KIND…]`, as root: a process of its own, for it takes mounts of its own. test_chaos.py judges.
 """
 
 from __future__ import annotations
@@ -93,8 +93,9 @@ class Probe:
         return arrived, last - began
 
     def fastest(self, count: int) -> float:
-        """Seconds until the last of so many is on machine 2."""
-        return round(min(self.arrive(1, 2, count)[1] for _ in range(TRIES)), 3)
+        """Seconds until the last of so many is on machine 2, of tries in which most arrive."""
+        tries = [self.arrive(1, 2, count) for _ in range(TRIES)]
+        return round(min((s for n, s in tries if n > 0.6 * count), default=SOON_S), 4)
 
     def ways(self) -> dict[str, bool]:
         """Which of three ways something arrives on."""
@@ -150,7 +151,8 @@ def has_guests(world: World, number: int) -> bool:
     node = world.node(number)
     assert node.status is not None
     port = f":{urlsplit(node.status['page']).port:04X}"
-    rows = Path(f"/proc/{node.pid}/net/tcp").read_text().splitlines()[1:]
+    tables = (Path(f"/proc/{node.pid}/net/{name}").read_text() for name in ("tcp", "tcp6"))
+    rows = [row for table in tables for row in table.splitlines()[1:]]
     return any(row.split()[1].endswith(port) and row.split()[3] == "01" for row in rows)
 
 
@@ -236,7 +238,8 @@ def suffer(world: World, probe: Probe, kind: str) -> Seen:
 
 
 def main() -> None:
-    kinds = [kind for kind in KINDS if kind != "clock" or has_clocks()]
+    wanted = sys.argv[1:] or KINDS
+    kinds = [kind for kind in wanted if kind != "clock" or has_clocks()]
     faults = tuple(Fault(kind, at_s=1.0) for kind in ("guests", "clock") if kind in kinds)
     scenario = Scenario("each kind", 3, 10.0, pace=300.0, plan=PLAN, faults=faults)
     seen: dict[str, Any] = {}

@@ -140,6 +140,7 @@ def test_each_kind_does_what_it_says_and_is_mended(seen: dict[str, Any], kind: s
             assert (during, then) == WHILE_AND_THEN[kind]
 
 
+@pytest.mark.timeout(600)
 def test_no_kind_of_fault_brought_out_one_of_our_own(seen: dict[str, Any]) -> None:
     assert seen["tracebacks"] == 0
     assert seen["tokens_that_fell"] == []
