@@ -36,7 +36,7 @@ JERSEY = (
 OPENED = ("java.lang", "java.util", "java.nio", "sun.nio.ch", "java.net", "java.io")
 SERVER = "org.apache.hadoop.hdfs.server"
 
-UP_S, FORMAT_S = 120.0, 60.0
+UP_S, FORMAT_S = 240.0, 60.0
 
 
 @dataclass

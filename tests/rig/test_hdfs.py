@@ -32,6 +32,7 @@ IS_WANTED = os.environ.get("HDFS") == "wanted"
 """By `make rig-hdfs`: then it is no excuse that there is none."""
 
 pytestmark = [
+    pytest.mark.timeout(900),  # servers in Java, which take their time on a busy machine
     pytest.mark.skipif(bool(lacking()) and not IS_WANTED, reason=lacking()),
     pytest.mark.filterwarnings(  # of S3's library, which leaves its sessions to the collector
         "ignore::pytest.PytestUnraisableExceptionWarning"
@@ -109,7 +110,6 @@ def node(urls: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iter
         swarm.close()
 
 
-@pytest.mark.timeout(600)
 def test_the_command_makes_the_same_of_a_file_of_http_of_s3_and_of_hdfs(
     urls: dict[str, str], node: Node
 ) -> None:
