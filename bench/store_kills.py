@@ -49,8 +49,8 @@ from peerlm.types import ObjectHash
 FILE, KEPT = "file", "kept"
 """Kinds of what is put in: a file, a checkpoint."""
 
-ROUND_S = 300.0
-"""The longest that a command may take."""
+ROUND_S = 1000.0
+"""The longest that a command may take: by then a checkpoint of which nothing comes is given up, and so is waiting for copies."""
 
 
 class Kills:
@@ -75,8 +75,7 @@ class Kills:
             time.sleep(delay_s)  # the moment is what is drawn
             victims = self._rng.sample(self._swarm.nodes, 2)
             is_under_way = self._kill(victims, work)
-            work.communicate(timeout=ROUND_S)
-            is_refused = work.returncode != 0
+            is_refused = bool(_ended(name, work))
             for node in victims:
                 self._swarm.start_again(node)
             self._swarm.wait("all are up", lambda: all(n.status for n in self._swarm.nodes))
@@ -103,10 +102,8 @@ class Kills:
 
     def _said(self, name: str, words: Sequence[str]) -> bool:
         """Whether a command is acknowledged, of which nobody is killed."""
-        work = begun(words)
-        _, error = work.communicate(timeout=ROUND_S)
-        if work.returncode:
-            say(f"{name}: {error.strip()}")
+        if error := _ended(name, begun(words)):
+            say(f"{name}: {error}")
             return False
         self.acknowledged.add(name)
         return True
@@ -168,6 +165,17 @@ class Kills:
         """Files and checkpoints that were acknowledged, at once or when they were said again."""
         files = sum(self.begun[name] is not None for name in self.acknowledged)
         return files, len(self.acknowledged) - files
+
+
+def _ended(name: str, work: subprocess.Popen[str]) -> str:
+    """Why it was refused; empty: it was not. Raises `Missed`: it goes on for ever."""
+    try:
+        _, error = work.communicate(timeout=ROUND_S)
+    except subprocess.TimeoutExpired:
+        work.kill()
+        work.communicate()
+        raise Missed(f"{name}: the command has not ended after {ROUND_S:.0f} s") from None
+    return (error.strip() or f"it ended with {work.returncode}") if work.returncode else ""
 
 
 def _read_all(node: DemoNode, name: str) -> ObjectHash:
