@@ -11,6 +11,7 @@ from typing import Annotated, ClassVar
 
 from peerlm.wire.bounds import Exactly, Most
 
+Id4 = Annotated[bytes, Exactly(4)]
 Id16 = Annotated[bytes, Exactly(16)]
 Exactly8 = Annotated[bytes, Exactly(8)]
 Hash32 = Annotated[bytes, Exactly(32)]
