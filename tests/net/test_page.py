@@ -257,7 +257,7 @@ async def test_it_is_read_in_light_and_in_dark_and_without_eyes(
             if not node["ignored"]
         ]
         names = {role: {name for r, name in told if r == role} for role, _ in told}
-        assert {"Run", "Events", "Members", "Who mixes with this node"} <= names["heading"]
+        assert {"Run", "Events", "Members", "Who mixes with whom"} <= names["heading"]
         assert {"node", "state", "tokens/s", "why"} <= names["columnheader"]
         assert len(names["rowheader"]) == 2
         assert "Write a sample" in names["button"]
