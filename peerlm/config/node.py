@@ -252,7 +252,7 @@ class ObserveSection:
         0.0,
         900.0,
         "Time between two sample texts of the newest snapshot, for `peerlm top`, the page and `status --json`: each costs a process of "
-        "its own about five seconds of one core, 20 at the most, and the pause is 200 times as long at the least. Of a model of "
+        "its own some seconds of one core, 20 at the most, and the pause is 200 times as long at the least. Of a model of "
         "which this node holds a part, times four and times the nodes that hold parts. 0: none but when somebody asks.",
         unit="s",
     )
