@@ -122,6 +122,8 @@ def hindrance(status: Status) -> str:
         return f"there is no snapshot yet{': ' * bool(snapshot['error'])}{snapshot['error']}"
     if not snapshot["tokens"]:
         return "nothing is learnt yet"
+    if missing := _unhosted(status):
+        return f"nobody is there with weights of stage {', '.join(map(str, missing))}"
     return ""
 
 
@@ -151,12 +153,7 @@ def no_room(parameters: int, free_bytes: int) -> str:
 
 def hosts_tokens(status: Status) -> int:
     """Of the oldest weights that a text through the swarm may meet; 0 where nobody says."""
-    told = [
-        m["weights_tokens"]
-        for m in status["members"]
-        if m["state"] == "alive" and m["weights_tokens"] is not None and not m["behind"]
-    ]
-    return min(told, default=0)
+    return min((m["weights_tokens"] for m in _hosts(status) if not m["behind"]), default=0)
 
 
 def _is_newer(last: Sample, status: Status) -> bool:
@@ -179,9 +176,20 @@ def _turns(status: Status) -> float:
 
 def _writers(status: Status) -> list[str]:
     """Those who hold weights, this node among them, sorted."""
-    others = {
-        m["id"]
-        for m in status["members"]
-        if m["state"] == "alive" and m["weights_tokens"] is not None
-    }
-    return sorted({status["node_id"], *others})
+    return sorted({status["node_id"], *(m["id"] for m in _hosts(status))})
+
+
+def _unhosted(status: Status) -> list[int]:
+    """Stages that a text would not get through."""
+    if not is_through_swarm(status):
+        return []
+    runs = [m["stages"] for m in _hosts(status)]
+    stages = range(status["stages"]["count"])
+    return [stage for stage in stages if not any(a <= stage <= b for a, b in runs)]
+
+
+def _hosts(status: Status) -> list[Mapping[str, Any]]:
+    """Those who hold weights."""
+    return [
+        m for m in status["members"] if m["state"] == "alive" and m["weights_tokens"] is not None
+    ]

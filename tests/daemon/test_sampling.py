@@ -171,7 +171,7 @@ async def test_of_a_part_of_the_model_the_swarm_writes(scene: Scene) -> None:
     scene.begin(f"import json, sys; print(json.dumps({SAID} | {{'text': sys.argv[4]}}))")
     scene.status["stages"] |= {"first": 1, "last": 1, "count": 2}
     for number, said in enumerate(scene.status["members"]):
-        said |= {"state": "alive", "weights_tokens": 2_300_000 + number}
+        said |= {"state": "alive", "weights_tokens": 2_300_000 + number, "stages": [0, 1]}
     scene.see()
     said = await scene.written()
     assert (said["text"], said["through_swarm"], said["tokens"]) == ("swarm", True, 2_300_000)

@@ -43,7 +43,8 @@ def status(number: int = 4, tokens: int = 2000, **changes: Any) -> dict[str, Any
 
 
 def member(peer: str, tokens: int | None, **changes: Any) -> dict[str, Any]:
-    return {"id": peer, "state": "alive", "weights_tokens": tokens, "behind": False} | changes
+    said = {"id": peer, "state": "alive", "weights_tokens": tokens, "behind": False}
+    return said | {"stages": [0, 2]} | changes
 
 
 PART = {
@@ -53,6 +54,7 @@ PART = {
         *(member("cc" * 16, 10, state="dead"), member("dd" * 16, None)),
     ],
 }
+ALONE = PART | {"members": [member(ME, 2000, stages=[1, 1])]}
 ASIDE = {"stages": {"first": 1, "last": 0, "count": 1}}
 
 
@@ -117,6 +119,7 @@ def test_who_holds_a_part_writes_through_the_others_and_rarely() -> None:
         (Sample(), status(0), EVERY_S, "there is no snapshot yet"),
         (Sample(), status(4, 0), EVERY_S, "nothing is learnt yet"),
         (Sample(), status(**ASIDE), EVERY_S, "keeps no weights"),
+        (Sample(), status(**ALONE), EVERY_S, "nobody is there with weights of stage 0, 2"),
     ],
 )
 def test_why_there_is_none(last: Sample, said: dict[str, Any], every_s: float, words: str) -> None:
@@ -127,7 +130,7 @@ def test_why_there_is_none(last: Sample, said: dict[str, Any], every_s: float, w
 
 
 def test_without_a_snapshot_or_weights_none_is_due() -> None:
-    for said in (status(0), status(4, 0), status(**ASIDE)):
+    for said in (status(0), status(4, 0), status(**ASIDE), status(**ALONE)):
         assert not is_due(Sample(), said, EVERY_S, 0.0, LATER)
 
 
