@@ -178,6 +178,8 @@ class Summary:
     """What the line carries of ours, as measured."""
     worker_state: str
     worker_device: str
+    worker_device_wanted: str
+    """As this node's settings have it."""
     worker_threads: int
     worker_restarts: int
     worker_last_error: str
@@ -297,6 +299,7 @@ def as_json(s: Summary) -> dict[str, Any]:
             "state": s.worker_state,
             "tokens_per_s": round(s.tokens_per_s, 1),
             "device": s.worker_device,
+            "device_wanted": s.worker_device_wanted,
             "threads": s.worker_threads,
             "restarts": s.worker_restarts,
             "last_error": s.worker_last_error,

@@ -87,6 +87,7 @@ def summarise(
         line_bytes_s=work.steering.tempo.line_bytes_s,
         worker_state=worker.supervision.state,
         worker_device=worker.supervision.device,
+        worker_device_wanted=work.settings.train.device,
         worker_threads=worker.supervision.threads,
         worker_restarts=worker.supervision.restarts,
         worker_last_error=worker.supervision.last_error,
