@@ -241,7 +241,8 @@ async def test_it_is_read_in_light_and_in_dark_and_without_eyes(
 ) -> None:
     async with opened(url_of(pair[0]), tmp_path / "browser") as tab:
         await tab.wait("document.querySelectorAll('#rows tr').length", lambda n: n == 2)
-        await tab.wait("document.querySelectorAll('#rate path').length", lambda n: n == 3)
+        await tab.wait("document.querySelectorAll('#rate path').length", lambda n: n == 2)
+        assert await tab.value("document.querySelectorAll('#rate-swarm path').length") == 1
         grounds = set()
         for scheme in ("light", "dark"):
             feature = {"name": "prefers-color-scheme", "value": scheme}
