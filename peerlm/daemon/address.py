@@ -13,6 +13,9 @@ from collections.abc import Sequence
 
 from peerlm.config import NetworkSection
 
+EVERYWHERE = ("", "0.0.0.0", "::")
+"""Hosts that stand for all addresses of the machine."""
+
 ANYWHERE = "192.0.2.1"
 """An address reserved for documentation: routed like the world, owned by nobody (RFC 5737)."""
 
@@ -21,10 +24,17 @@ def advertised_host(network: NetworkSection, seeds: Sequence[str]) -> str:
     """The host to put into our record: as set, as listened on, or as the kernel would send from."""
     if network.advertise:
         return network.advertise
-    if network.host and network.host not in ("0.0.0.0", "::"):
+    if network.host not in EVERYWHERE:
         return network.host.partition("%")[0]
     targets = [host for host in map(_ip_of, seeds) if host]
     return next(filter(None, map(_source_towards, [*targets, ANYWHERE])), "127.0.0.1")
+
+
+def page_port_for_others(page_host: str, network_host: str, advertised: str, port: int) -> int:
+    """`port`, if members see the page at the host at which they dial this node; else 0. By default they do not:
+    the page is this machine's alone. On a machine on which the swarm is, too, they do."""
+    is_seen = page_host in EVERYWHERE or page_host in (network_host, advertised)
+    return port if is_seen else 0
 
 
 def _ip_of(address: str) -> str:

@@ -89,6 +89,7 @@ def own_vitals(
         is_preprocessing=library.jobs.is_connected,
         weights_tokens=work.snapshots.tokens if work.snapshots.number else None,
         may_preprocess=library.jobs.may_make,
+        page_port=company.ports.page,
     )
     if placing is None:
         return vitals

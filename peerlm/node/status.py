@@ -62,6 +62,8 @@ class MemberSummary:
     """One way from this node; None: not known."""
     paces: Mapping[str, int] = field(default_factory=dict)
     """Tokens a second with one module of each kind; empty: not known."""
+    page: str = ""
+    """URL of its page, where it lets others see that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +273,7 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "delay_s": m.delay_s,
                 "away_s": m.away_s,
                 "paces": dict(m.paces),
+                "page": m.page,
             }
             for m in s.members
         ],

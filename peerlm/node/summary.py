@@ -264,7 +264,14 @@ def _summarise(
         delay_s=v.delay_us / 1e6 if v else 0.0,
         away_s=away_s,
         paces=_paces(v) if v else {},
+        page=_page(address, v.page_port) if v else "",
     )
+
+
+def _page(address: str, port: int) -> str:
+    """`address`: at which the node is dialled; empty: not at all."""
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    return f"http://{host}:{port}/" if host and port else ""
 
 
 def _preprocess(v: Vitals) -> str:

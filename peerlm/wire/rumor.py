@@ -96,6 +96,8 @@ class Vitals(Struct):
     """One way between it and its neighbours, the middle one, in microseconds; 0: not known yet."""
     paces: Annotated[tuple[Count, ...], Most(8)] = ()
     """Tokens a second that it would train on with one module of each kind (`model.stages.KINDS`); empty: not known."""
+    page_port: Port = 0
+    """Where its page is seen at the address at which it is dialled; 0: nowhere, or it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,41 @@ async def told(folder: Path, members: int, width: int = 1280) -> AsyncIterator[t
             await tab.wait(rows, lambda n: n == members + 1)
             await tab.wait("document.querySelectorAll('#bytes path').length", lambda n: n == 2)
             yield scene, tab
-            assert tab.complaints == [] or page.status is None
+            other = [line for line in tab.complaints if "healthz" not in line]
+            assert other == [] or page.status is None
     finally:
         await page.close()
+
+
+# ------------------------------------------------------------------------------- other nodes' pages
+
+LINKS = "[...document.querySelectorAll('#rows a')].map(a => [a.textContent, a.href])"
+TRIED = "[...tried.values()].length - trying"
+
+
+async def test_a_page_is_linked_where_a_try_has_found_that_very_node(tmp_path: Path) -> None:
+    other = Page(Layout(tmp_path), listen_tcp("127.0.0.1", 0), "127.0.0.1")
+    closed = listen_tcp("127.0.0.1", 0)
+    nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+    closed.close()
+    try:
+        async with told(tmp_path, members=5) as (scene, tab):
+            own, second, third, fourth, fifth, dead = scene.status["members"]
+            other.status = lambda: {"node_id": second["id"]}
+            for one in (second, third, dead):
+                one["page"] = other.url
+            own["page"], fourth["page"], fifth["page"] = (
+                scene.page.url,
+                nobody,
+                "javascript:alert(1)",
+            )
+            await tab.wait(TRIED, lambda number: number == 3)
+            assert await tab.wait(LINKS) == [["02020202", other.url]]
+            assert not await tab.value("document.getElementById('others').hidden")
+            second["state"] = "suspect"
+            await tab.wait(LINKS, lambda links: links == [])
+    finally:
+        await other.close()
 
 
 # --------------------------------------------------------------------------------- a screen reader
