@@ -16,6 +16,9 @@ from peerlm.config import NetworkSection
 EVERYWHERE = ("", "0.0.0.0", "::")
 """Hosts that stand for all addresses of the machine."""
 
+NOWHERE = "127.0.0.1"
+"""What stands for an address that is not found: this machine's alone."""
+
 ANYWHERE = "192.0.2.1"
 """An address reserved for documentation: routed like the world, owned by nobody (RFC 5737)."""
 
@@ -27,14 +30,14 @@ def advertised_host(network: NetworkSection, seeds: Sequence[str]) -> str:
     if network.host not in EVERYWHERE:
         return network.host.partition("%")[0]
     targets = [host for host in map(_ip_of, seeds) if host]
-    return next(filter(None, map(_source_towards, [*targets, ANYWHERE])), "127.0.0.1")
+    return next(filter(None, map(_source_towards, [*targets, ANYWHERE])), NOWHERE)
 
 
 def page_port_for_others(page_host: str, network_host: str, advertised: str, port: int) -> int:
     """`port`, if members see the page at the host at which they dial this node; else 0. By default they do not:
     the page is this machine's alone. On a machine on which the swarm is, too, they do."""
-    is_seen = page_host in EVERYWHERE or page_host in (network_host, advertised)
-    return port if is_seen else 0
+    is_at_address = page_host == network_host or page_host == advertised != NOWHERE
+    return port if is_at_address or page_host in EVERYWHERE else 0
 
 
 def _ip_of(address: str) -> str:

@@ -26,6 +26,7 @@ def test_what_was_said_is_told_before_what_is_listened_on() -> None:
         (LOOPBACK, "", OURS, False),  # as it is by default
         (LOOPBACK, OURS, OURS, False),
         (OTHER, "", OURS, False),
+        (LOOPBACK, "", LOOPBACK, False),  # no address was found
         ("", "", OURS, True),
         ("0.0.0.0", OURS, "ada.example.org", True),
         (OURS, "", OURS, True),
