@@ -34,7 +34,8 @@ def look(driver: Driver) -> tuple[Health, dict[str, Any]]:
         text=status.headline(summary),
     )
     url = driver.page.url if driver.page is not None else ""
-    return health, status.as_json(summary) | {"page": url, "daemon": _health(driver)}
+    own = {"sample": driver.sampling.as_json(), "page": url, "daemon": _health(driver)}
+    return health, status.as_json(summary) | own
 
 
 def handler(driver: Driver) -> control.Handler:

@@ -44,6 +44,7 @@ from peerlm.daemon.page import Page
 from peerlm.daemon.pools import full_pool
 from peerlm.daemon.ports import preferred, remember
 from peerlm.daemon.preparing import Preparing
+from peerlm.daemon.sampling import Sampling
 from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.sockets import is_free
@@ -59,6 +60,7 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
+from peerlm.model.stages import held_parameters
 from peerlm.node.birth import Birth
 from peerlm.node.dial_back import Ports
 from peerlm.node.made import BYTES_MAX as MADE_BYTES_MAX
@@ -222,10 +224,12 @@ async def _live(
         if driver.page is not None:
             driver.page.history = driver.history
             driver.page.report = log.write
+            driver.page.sampling = driver.sampling
             driver.page.status = lambda: look(driver)[1]
         writing = _start_writing(state, home, log)
+        viewers = (driver.history, writing, driver.sampling)
         watching = asyncio.create_task(
-            keep_watch(lambda: look(driver), notifier, driver.history, writing, state, driver.saver)
+            keep_watch(lambda: look(driver), notifier, *viewers, state, driver.saver)
         )
         watching.add_done_callback(driver.watch_ended)
         try:
@@ -300,10 +304,12 @@ async def open_daemon(
         stack.push_async_callback(driver.preparing.close)
         driver.node = _make_node(home, driver.keeping, holding, ports, epoch, seeds, state, log)
         driver.history = history_of(state)
+        driver.sampling = _sampling(driver, state, home, log)
         streams = {"gateway": driver.serving.talk, "store": driver.desk.talk}
         server = await control.serve(state, handler(driver), home.settings.control.group, streams)
         stack.push_async_callback(server.close)
         stack.callback(driver.end)
+        stack.push_async_callback(driver.sampling.close)
         scrubbing = tasks.create_task(driver.scrubbing.run())
         stack.callback(scrubbing.cancel)
         if offered and offered.is_auto:
@@ -401,6 +407,12 @@ def _make_node(
         passes=_read_passes(state, log),
     )
     return Node(birth, random.SystemRandom(), now(), wall())
+
+
+def _sampling(driver: Driver, state: StateDirectory, home: Home, log: DaemonLog) -> Sampling:
+    plan, observe = home.plan.plan, home.settings.observe
+    parameters = held_parameters(plan, range(plan.model.stages))
+    return Sampling(state, observe, parameters, driver.saver, log.write)
 
 
 def _scrubbing(

@@ -60,6 +60,8 @@ class MemberSummary:
     """One way between it and its neighbours, the middle one; 0: not known."""
     away_s: float | None = None
     """One way from this node; None: not known."""
+    mixed_with: tuple[tuple[PeerId, float], ...] = ()
+    """Whom it exchanged with lately, and how many seconds ago, the latest first: by its own word, as far as that can be so."""
     paces: Mapping[str, int] = field(default_factory=dict)
     """Tokens a second with one module of each kind; empty: not known."""
     page: str = ""
@@ -257,6 +259,9 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "consensus_distance": m.distance,
                 "linked": m.linked,
                 "mixed_s_ago": None if m.mixed_s_ago is None else round(m.mixed_s_ago, 1),
+                "mixed_with": [
+                    {"id": peer.hex(), "s_ago": round(ago, 1)} for peer, ago in m.mixed_with
+                ],
                 "stages": list(m.stages),
                 "software": m.software,
                 "auto": m.is_auto,

@@ -177,6 +177,18 @@ def sample_summary(**changes: Any) -> Summary:
     )
 
 
+SAMPLE = {
+    "text": "MENENIUS:\nWhat then?",
+    "snapshot": 4,
+    "tokens": 2_400_000,
+    "at": 1_700_000_000.0,
+    "through_swarm": False,
+    "cpu_s": 4.2,
+    "writing": False,
+    "why": "",
+}
+
+
 def answer_of(summary: Summary) -> dict[str, Any]:
     """What the daemon's `status` gives: the node's summary, and its process."""
     process = {
@@ -189,4 +201,5 @@ def answer_of(summary: Summary) -> dict[str, Any]:
         "bulk_bytes_received": 11_100_000,
         "counters": {"links_garbage": 2, "introduction_over_budget": 1, "bulk_dropped_corrupt": 3},
     }
-    return as_json(summary) | {"page": "http://127.0.0.1:7703/", "daemon": process}
+    own = {"sample": SAMPLE, "page": "http://127.0.0.1:7703/", "daemon": process}
+    return as_json(summary) | own
