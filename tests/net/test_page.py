@@ -35,7 +35,7 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "peerlm/observe/status.schema.j
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]]:
     swarm = Swarm(tmp_path_factory.mktemp("page"))
     try:
-        by_itself = {"observe.sample_every_s": "2", "observe.sample_prompt": "O "}
+        by_itself = {"observe.sample_every_s": "2", "observe.sample_prompt": "Oh"}
         founder = swarm.found(**{"page.port": "0", **by_itself})
         second = swarm.join(founder, "", **{"page.port": "0"})
         swarm.wait_whole()
@@ -152,30 +152,6 @@ def _sample(url: str) -> dict[str, Any] | None:
     return None if sample["writing"] else sample
 
 
-def test_a_node_writes_a_text_by_itself_says_what_it_is_of_and_keeps_it(
-    pair: tuple[Node, Node],
-) -> None:
-    node = pair[0]
-    sample = node.wait(lambda s: s["sample"]["text"], "it has written one", 120)["sample"]
-    assert sample["text"].startswith("O ")
-    assert sample["why"] == ""
-    assert not sample["through_swarm"]
-    assert 0 < sample["snapshot"] <= node.status()["snapshot"]["number"]
-    assert 0 < sample["tokens"] <= node.status()["swarm_tokens"]
-    assert 0 < time.time() - sample["at"] < 240
-    assert 0 < sample["cpu_s"] < 20
-    node.signal(15)
-    node.wait_end()
-    node.up()
-    assert node.wait(lambda s: s["sample"]["text"], "it is there")["sample"] == sample
-    with on_terminal("top", "--state", node.folder) as terminal:
-        terminal.wait_text(f"text at {words.count(sample['tokens'])} tokens: O ")
-        terminal.type("t")
-        terminal.wait_text(f"snapshot {sample['snapshot']}, at ")
-        terminal.type("q")
-        assert terminal.wait_end() == 0
-
-
 def test_on_a_terminal(pair: tuple[Node, Node]) -> None:
     node = pair[0]
     node.wait(lambda s: s["val_loss"] is not None, "it has evaluated")
@@ -237,7 +213,7 @@ async def test_in_a_browser(pair: tuple[Node, Node], tmp_path: Path) -> None:
         listed = "document.getElementById('pairs').textContent"
         ours, theirs = sorted(node.id[:8] for node in pair)
         assert f"{ours} with {theirs}, " in await tab.value(listed)
-        await tab.wait("document.getElementById('sample').textContent.startsWith('O ')")
+        await tab.wait("document.getElementById('sample').textContent.startsWith('Oh')")
         assert tab.complaints == []
         assert len(await tab.picture()) > 10_000
 
@@ -378,10 +354,35 @@ async def test_the_page_outlives_its_node(pair: tuple[Node, Node], tmp_path: Pat
     assert len(json.loads(get(url + "history")[1])["points"]) >= points
 
 
+def test_a_node_writes_a_text_by_itself_says_what_it_is_of_and_keeps_it(
+    pair: tuple[Node, Node],
+) -> None:
+    node = pair[0]
+    sample = node.wait(lambda s: s["sample"]["text"], "it has written one", 120)["sample"]
+    assert sample["text"].startswith("Oh")
+    assert sample["why"] == ""
+    assert not sample["through_swarm"]
+    assert 0 < sample["snapshot"] <= node.status()["snapshot"]["number"]
+    assert 0 < sample["tokens"] <= node.status()["swarm_tokens"]
+    assert 0 < time.time() - sample["at"] < 240
+    assert 0 < sample["cpu_s"] < 20
+    node.signal(15)
+    node.wait_end()
+    node.up()
+    assert node.wait(lambda s: s["sample"]["text"], "it is there")["sample"] == sample
+    with on_terminal("top", "--state", node.folder) as terminal:
+        terminal.wait_text(f"text at {words.count(sample['tokens'])} tokens: Oh")
+        terminal.type("t")
+        terminal.wait_text(f"snapshot {sample['snapshot']}, at ")
+        terminal.type("q")
+        assert terminal.wait_end() == 0
+
+
 async def test_when_one_node_is_gone_the_swarm_is_followed_from_another(
     pair: tuple[Node, Node], tmp_path: Path
 ) -> None:
     first, second = pair
+    first.wait(exchanged_more(first), "they mix")
     names = {node: str(node.status()["node_id"])[:8] for node in pair}
     urls = {node: url_of(node) for node in pair}
     title = "document.getElementById('title')?.textContent ?? ''"
