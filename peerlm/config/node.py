@@ -219,7 +219,8 @@ class PageSection:
     host: str = option(
         "127.0.0.1",
         "Interface address to serve on; empty means all. Who can reach it can read what `peerlm status` "
-        "says, and nothing more: there is no password.",
+        "says, and nothing more: there is no password. Members are told of a page that they can see at this node's "
+        "address, so that theirs link to it.",
     )
     port: int = between(
         0,

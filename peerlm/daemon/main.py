@@ -26,7 +26,7 @@ import uvloop
 from peerlm import config, events
 from peerlm.config import NodeSettings
 from peerlm.daemon import control
-from peerlm.daemon.address import advertised_host
+from peerlm.daemon.address import advertised_host, page_port_for_others
 from peerlm.daemon.answers import handler, look
 from peerlm.daemon.bulk import Bulk
 from peerlm.daemon.cutting import Cutting
@@ -355,12 +355,16 @@ async def _listen(
         or_free=or_free,
     )
     stack.push_async_callback(driver.bulk.close)
+    host, page_port = advertised_host(network, seeds), 0
     if home.settings.page.enabled:
         driver.page = _open_page(state, home.settings)
         stack.push_async_callback(driver.page.close)
+        page_port = page_port_for_others(
+            home.settings.page.host, network.host, host, driver.page.port
+        )
     taken = (driver.introduction.port, driver.links.port, driver.bulk.port)
     remember(state, base, taken)
-    return Ports(advertised_host(network, seeds), *taken)
+    return Ports(host, *taken, page_port)
 
 
 def _open_page(state: StateDirectory, settings: NodeSettings) -> Page:

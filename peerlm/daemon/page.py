@@ -4,7 +4,7 @@
     /status     what `peerlm status --json` prints
     /history    curves and events so far (observe/history.py)
     /metrics    for Prometheus
-    /healthz    200 while the loop turns
+    /healthz    200 while the loop turns; with ?node=ID only of that very node, else 404
     /readyz     200 when the node takes part in its run, else 503 and why
     /sample     POST: have a text written with the newest snapshot now (sampling.py); /status has it then
 
@@ -45,9 +45,10 @@ LIFE_S = 20.0
 
 PORT_BYTES_MAX = 16
 
+# Others' pages are asked whether they are reached (`/healthz`), so connections by http: are let go anywhere.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self' http:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -90,7 +91,7 @@ class Page:
         self._layout = layout
         self._listener = listener
         self._host = host
-        self._port = int(listener.getsockname()[1])
+        self.port = int(listener.getsockname()[1])
         self._names = {name.lower() for name in ("localhost", socket.gethostname(), *names)}
         self._loop = asyncio.get_running_loop()
         self._serving: asyncio.Task[None] | None = None
@@ -121,7 +122,7 @@ class Page:
     @property
     def url(self) -> str:
         host = self._host or "localhost"
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     async def close(self) -> None:
         """May be called again."""
@@ -226,7 +227,13 @@ class Page:
         return _http().Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _healthz(self, request: Any) -> Any:
-        return _text("ok", 200)
+        """Any page may read this: another node's asks, before it links here, whether its reader reaches this one. Who does
+        not know the id already learns nothing."""
+        wanted = request.query.get("node", "")
+        is_this = not wanted or wanted == self._now()["node_id"]
+        answer = _text("ok", 200) if is_this else _text("another node", 404)
+        answer.headers["Access-Control-Allow-Origin"] = "*"
+        return answer
 
     async def _readyz(self, request: Any) -> Any:
         status = self._now()

@@ -94,6 +94,7 @@ def own_vitals(
         may_preprocess=library.jobs.may_make,
         mixed_with=mixed_with,
         mixed_s=mixed_s,
+        page_port=company.ports.page,
     )
     if placing is None:
         return vitals

@@ -64,6 +64,8 @@ class MemberSummary:
     """Whom it exchanged with lately, and how many seconds ago, the latest first: by its own word, as far as that can be so."""
     paces: Mapping[str, int] = field(default_factory=dict)
     """Tokens a second with one module of each kind; empty: not known."""
+    page: str = ""
+    """URL of its page, where it lets others see that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,8 @@ class Summary:
     """What the line carries of ours, as measured."""
     worker_state: str
     worker_device: str
+    worker_device_wanted: str
+    """As this node's settings have it."""
     worker_threads: int
     worker_restarts: int
     worker_last_error: str
@@ -274,6 +278,7 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "delay_s": m.delay_s,
                 "away_s": m.away_s,
                 "paces": dict(m.paces),
+                "page": m.page,
             }
             for m in s.members
         ],
@@ -302,6 +307,7 @@ def as_json(s: Summary) -> dict[str, Any]:
             "state": s.worker_state,
             "tokens_per_s": round(s.tokens_per_s, 1),
             "device": s.worker_device,
+            "device_wanted": s.worker_device_wanted,
             "threads": s.worker_threads,
             "restarts": s.worker_restarts,
             "last_error": s.worker_last_error,

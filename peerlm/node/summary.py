@@ -88,6 +88,7 @@ def summarise(
         line_bytes_s=work.steering.tempo.line_bytes_s,
         worker_state=worker.supervision.state,
         worker_device=worker.supervision.device,
+        worker_device_wanted=work.settings.train.device,
         worker_threads=worker.supervision.threads,
         worker_restarts=worker.supervision.restarts,
         worker_last_error=worker.supervision.last_error,
@@ -274,7 +275,14 @@ def _summarise(
         delay_s=v.delay_us / 1e6 if v else 0.0,
         away_s=away_s,
         paces=_paces(v) if v else {},
+        page=_page(address, v.page_port) if v else "",
     )
+
+
+def _page(address: str, port: int) -> str:
+    """`address`: at which the node is dialled; empty: not at all."""
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    return f"http://{host}:{port}/" if host and port else ""
 
 
 def _preprocess(v: Vitals) -> str:

@@ -100,6 +100,8 @@ class Vitals(Struct):
     """Whom it has exchanged weights with in the last five minutes, the latest first: how their ids begin."""
     mixed_s: Annotated[tuple[Count, ...], Most(4)] = ()
     """How many seconds ago each, rounded down to a power of two."""
+    page_port: Port = 0
+    """Where its page is seen at the address at which it is dialled; 0: nowhere, or it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

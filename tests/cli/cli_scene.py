@@ -145,6 +145,7 @@ def sample_summary(**changes: Any) -> Summary:
             line_bytes_s=12_500_000.0,
             worker_state="running",
             worker_device="cpu",
+            worker_device_wanted="cpu",
             worker_threads=1,
             worker_restarts=1,
             worker_last_error="killed by signal 9",
@@ -192,6 +193,8 @@ def answer_of(summary: Summary) -> dict[str, Any]:
     """What the daemon's `status` gives: the node's summary, and its process."""
     process = {
         "pid": 7,
+        "listening": {"host": "", "ports": [7700, 7701, 7702]},
+        "files_max": 16_384,
         "rss_mb": 63.4,
         "loop_lag_p99_ms": 1.5,
         "bulk_bytes_sent": 12_400_000,

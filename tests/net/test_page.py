@@ -80,6 +80,11 @@ def test_status_history_metrics_and_health(pair: tuple[Node, Node]) -> None:
     assert headers["content-type"].startswith("text/plain; version=0.0.4")
     assert re.search(r"^peerlm_swarm_tokens [1-9]", text, re.MULTILINE)
     assert get(url + "healthz")[:2] == (200, "ok\n")
+    node_id = pair[0].status()["node_id"]
+    code, text, headers = get(f"{url}healthz?node={node_id}")
+    assert (code, text, headers["access-control-allow-origin"]) == (200, "ok\n", "*")
+    assert get(f"{url}healthz?node={'0' * 32}")[:2] == (404, "another node\n")
+    assert "access-control-allow-origin" not in get(url + "status")[2]
     assert get(url + "readyz")[:2] == (200, "ready\n")
 
 
@@ -302,7 +307,8 @@ async def test_it_is_read_in_light_and_in_dark_and_without_eyes(
 ) -> None:
     async with opened(url_of(pair[0]), tmp_path / "browser") as tab:
         await tab.wait("document.querySelectorAll('#rows tr').length", lambda n: n == 2)
-        await tab.wait("document.querySelectorAll('#rate path').length", lambda n: n == 3)
+        await tab.wait("document.querySelectorAll('#rate path').length", lambda n: n == 2)
+        assert await tab.value("document.querySelectorAll('#rate-swarm path').length") == 1
         grounds = set()
         for scheme in ("light", "dark"):
             feature = {"name": "prefers-color-scheme", "value": scheme}
@@ -370,3 +376,33 @@ def test_a_node_writes_a_text_by_itself_says_what_it_is_of_and_keeps_it(
         terminal.wait_text(f"snapshot {sample['snapshot']}, at ")
         terminal.type("q")
         assert terminal.wait_end() == 0
+
+
+async def test_when_one_node_is_gone_the_swarm_is_followed_from_another(
+    pair: tuple[Node, Node], tmp_path: Path
+) -> None:
+    first, second = pair
+    first.wait(exchanged_more(first), "they mix")
+    names = {node: str(node.status()["node_id"])[:8] for node in pair}
+    urls = {node: url_of(node) for node in pair}
+    title = "document.getElementById('title')?.textContent ?? ''"
+    links = "[...document.querySelectorAll('#rows a')].map(a => [a.textContent, a.href])"
+    async with opened(urls[second], tmp_path / "browser") as tab:
+        for here, there in ((second, first), (first, second)):
+            await tab.wait(title, lambda text, node=here: text.endswith(names[node]))
+            assert await tab.wait(links) == [[names[there], urls[there]]]
+            await tab.call("Page.navigate", url=urls[there])
+        await tab.wait(title, lambda text: text.endswith(names[second]))
+        assert await tab.wait(links) == [[names[first], urls[first]]]
+        assert tab.complaints == []
+        first.kill()
+        rows = "[...document.querySelectorAll('#rows tr')].map(r => [r.cells[0].textContent, r.cells[2].textContent])"
+        await tab.wait(rows, lambda rows: [names[first], "dead"] in rows, 60.0)
+        assert await tab.value(links) == []
+        await tab.wait(
+            "document.getElementById('events').textContent",
+            lambda text: f"{names[first]} at" in text and "was declared dead" in text,
+        )
+        tokens = await tab.value("document.getElementById('left').textContent")
+        await tab.wait("document.getElementById('left').textContent", lambda t: t != tokens)
+        assert await tab.value("document.getElementById('trouble').hidden")
