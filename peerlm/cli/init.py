@@ -296,27 +296,25 @@ def _with_corpus(
         _check_local(settings)
         return plan
 
-    made = _prepared(state, plan, codec, vocab, plan.data.source)
+    made = _prepared(state, plan, codec, vocab, plan.data.source, "--data")
     hashes, tokens = tuple(shard.hash for shard in made), tuple(shard.tokens for shard in made)
     return replace(plan, data=replace(plan.data, shards=hashes, shard_tokens=tokens))
 
 
 def _prepared(
-    state: StateDirectory, plan: config.Plan, codec: Tokenizer, vocab: int, source: str
+    state: StateDirectory, plan: config.Plan, codec: Tokenizer, vocab: int, source: str, where: str
 ) -> list[ShardInfo]:
     """Shards of a text, kept as objects."""
     from peerlm.data import shards
 
     with _progress() as show:
-        made = shards.prepare(
-            source, codec, state.objects, vocab=vocab, progress=show, where="--data"
-        )
+        made = shards.prepare(source, codec, state.objects, vocab=vocab, progress=show, where=where)
     shards.require_one_batch(
         sum(shard.tokens for shard in made),
         plan.data.val_fraction,
         plan.train.batch,
         plan.model.context,
-        f"--data {source}",
+        f"{where} {source}",
     )
     return made
 

@@ -158,13 +158,13 @@ class Past:
         plan: Plan,
         data: str | None,
         codec: tokenizers.Tokenizer,
-        prepare: Callable[[str], list[ShardInfo]],
+        prepare: Callable[[str, str], list[ShardInfo]],
     ) -> Plan:
         """Keep the run's text, and its tokenizer, as objects; the plan names them, or the other text that `--data` asks for.
 
         Args:
             data: What `--data` names: shards as `peerlm data get` copies them, or text; None: the text is where it was.
-            prepare: Makes shards of the text at a URL.
+            prepare: Makes shards of the text at a URL, which something has named.
 
         Raises:
             ConfigError: the text is not there, or no longer what it was.
@@ -187,7 +187,7 @@ class Past:
                 f"data.source = {source}: the text was kept by the swarm that is gone; name a copy with --data: a folder of `peerlm data "
                 "get`, or the text itself"
             )
-        made = prepare(source)
+        made = prepare(source, "data.source" if data is None else "--data")
         names, tokens = tuple(one.hash for one in made), tuple(one.tokens for one in made)
         if names == plan.data.shards:
             return plan
