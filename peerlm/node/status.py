@@ -150,6 +150,8 @@ class Summary:
     epoch: int
     plan_revision: int
     plan_hash: bytes
+    continues: str
+    """Manifest of the checkpoint that the run goes on from, in hex; empty: none."""
     token_budget: int
     tokens: int
     swarm_tokens: int
@@ -236,6 +238,7 @@ def as_json(s: Summary) -> dict[str, Any]:
         "epoch": s.epoch,
         "plan_revision": s.plan_revision,
         "plan_hash": s.plan_hash.hex(),
+        "continues": s.continues,
         "token_budget": s.token_budget,
         "tokens": s.tokens,
         "swarm_tokens": s.swarm_tokens,

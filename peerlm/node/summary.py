@@ -59,6 +59,7 @@ def summarise(
         epoch=company.membership.incarnation[0],
         plan_revision=company.plan.revision,
         plan_hash=company.plan.plan_hash,
+        continues=company.plan.plan.run.continues,
         token_budget=company.plan.plan.run.token_budget,
         tokens=ledger.tokens_of(me),
         swarm_tokens=ledger.total(),

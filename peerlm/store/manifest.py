@@ -28,6 +28,9 @@ from peerlm.types import ObjectHash, printable
 
 FORMAT = "peerlm-manifest-1"
 
+FILE = "manifest.json"
+"""Beside a checkpoint's files where they were copied out of the store: what they are of, for a run that goes on from there."""
+
 CHUNK_BYTES = 4 << 20
 """Most bytes of a chunk. All but a file's last have so many, unless the file is cut by what it means."""
 

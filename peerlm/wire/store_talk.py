@@ -97,7 +97,7 @@ class ProofGive(Message):
 
 @dataclass(frozen=True, slots=True)
 class PartAsk(Message):
-    """I gather a checkpoint: cut these fragments (from 500,000 on: their moments), keep the chunks, and tell me their hashes."""
+    """I gather a checkpoint: cut these fragments (from 500,000 on: their moments; 999,999: what of the text is read), keep the chunks, and tell me their hashes."""
 
     code: ClassVar[int] = 97
     slot: Id16

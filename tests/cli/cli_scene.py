@@ -121,6 +121,7 @@ def sample_summary(**changes: Any) -> Summary:
             epoch=3,
             plan_revision=1,
             plan_hash=b"\xab" * 32,
+            continues="",
             token_budget=20_000_000,
             tokens=1_000_000,
             swarm_tokens=2_500_000,
