@@ -18,13 +18,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from blake3 import blake3
 
 from peerlm.errors import WireError
 from peerlm.serve import lap as laps
 from peerlm.serve.guests import CROWDED, FULL, UNKNOWN
 from peerlm.serve.lap import Head, Kind, Lap, Leg, Numbers, Row
-from peerlm.serve.route import Turn
+from peerlm.serve.route import Turn, name_of_all
 from peerlm.types import Instant, PeerId, after, short
 
 SMOOTHING = 0.2
@@ -257,10 +256,7 @@ class Gateway:
         session = self._sessions.get(slot)
         if session is None or not session.versions:
             return None
-        names = session.earlier + session.versions
-        if len(set(names)) == 1:
-            return names[0]
-        return "stages-" + blake3("\n".join(names).encode()).hexdigest()[:12]
+        return name_of_all(session.earlier + session.versions)
 
     def hosts_of(self, slot: int) -> tuple[PeerId, ...]:
         """Whom the session in `slot` goes through, stage after stage; nobody while it has to begin again."""

@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from aiohttp import web
@@ -388,6 +388,7 @@ class Front:
                     head = self._head(http, writing)
                     if writing.asked.is_chat:
                         events += [answer.opening(head, i) for i in range(len(writing.job.prompts))]
+                head = replace(head, fingerprint=told.version)
                 piece = told.piece
                 if piece is not None and (piece.text or piece.finish):
                     events.append(answer.chunk(head, told.index, piece, self._shown))
@@ -421,6 +422,7 @@ class Front:
             self._metrics.first_token.observe(now - writing.arrived)
             writing.first_at = now
         writing.drawn += told.drawn
+        writing.version = told.version
         self._metrics.tokens.inc(told.drawn)
         if told.piece is not None and told.piece.finish:
             writing.unfinished -= 1
@@ -432,7 +434,7 @@ class Front:
     def _head(self, http: web.Request, writing: _Writing) -> Head:
         kind = "chatcmpl" if writing.asked.is_chat else "cmpl"
         id_ = f"{kind}-{http[ID].removeprefix('req_')}"
-        return Head(id_, int(time.time()), writing.asked, writing.job.version_name)
+        return Head(id_, int(time.time()), writing.asked, writing.version)
 
     def _shown(self, token: int) -> str:
         return self._codec.decode([token])
@@ -449,6 +451,8 @@ class _Writing:
     inbox: asyncio.Queue[Told] | None = None
     drawn: int = 0
     first_at: float = 0.0
+    version: str = ""
+    """As last told."""
     unfinished: int = 0
 
     def __post_init__(self) -> None:
