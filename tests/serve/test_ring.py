@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -48,25 +49,29 @@ def alone(model: LanguageModel, job: Job, **sampling: float) -> list[int]:
     return list(generate(model, job.prompts[0], job.tokens_max, rng_seed=seed, **options))
 
 
+MIXED, LONG = range(5, 29, 3), (64,)
+"""Tokens of one text after another."""
+
+
 @pytest.mark.parametrize(
-    ("kind", "runs"),
+    ("kind", "runs", "tokens"),
     [
-        ("attention", ((0, 0), (1, 1), (2, 2))),
-        ("attention", ((0, 0), (1, 1), (2, 2), (3, 3))),
-        ("attention", ((0, 0), (0, 0), (1, 2), (1, 1), (2, 2))),
-        ("lstm", ((0, 0), (1, 1))),
-        ("gru", ((0, 0), (1, 1))),
-        ("hybrid", ((0, 0), (1, 1), (2, 2))),
-        ("hybrid", ((0, 2), (1, 1))),
+        ("attention", ((0, 0), (1, 1), (2, 2)), LONG),
+        ("attention", ((0, 0), (1, 1), (2, 2), (3, 3)), MIXED),
+        ("attention", ((0, 0), (0, 0), (1, 2), (1, 1), (2, 2)), MIXED),
+        ("lstm", ((0, 0), (1, 1)), MIXED),
+        ("gru", ((0, 0), (1, 1)), MIXED),
+        ("hybrid", ((0, 0), (1, 1), (2, 2)), LONG),
+        ("hybrid", ((0, 2), (1, 1)), MIXED),
     ],
 )
 def test_twenty_prompts_through_stages_are_as_one_at_a_time(
-    kind: str, runs: tuple[tuple[int, int], ...]
+    kind: str, runs: tuple[tuple[int, int], ...], tokens: Sequence[int]
 ) -> None:
     model, ring, hosts = scene(kind, runs)
     service = ring_service(ring, slots=7, chunk=24)
     jobs = [
-        job_of(prompt, 5 + 3 * (i % 8), rng_seed=i, **WAYS[i % len(WAYS)])
+        job_of(prompt, tokens[i % len(tokens)], rng_seed=i, **WAYS[i % len(WAYS)])
         for i, prompt in enumerate(prompts(20, model.context))
     ]
     for job in jobs:
