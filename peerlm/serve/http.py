@@ -375,25 +375,27 @@ class Front:
         return web.json_response(answer.whole(head, choices, writing.usage(), self._shown))
 
     async def _stream(self, http: web.Request, writing: _Writing) -> web.StreamResponse:
+        told = await self._news(writing)  # whoever gets no token gets a status that says why
         response = web.StreamResponse(
             headers={**self._headers(http), "Content-Type": "text/event-stream; charset=utf-8"}
         )
         await response.prepare(http)
-        head: Head | None = None
+        head = self._head(http, writing)
+        events = []
+        if writing.asked.is_chat:
+            events += [answer.opening(head, i) for i in range(len(writing.job.prompts))]
         try:
-            while writing.unfinished:
-                told = await self._news(writing)
-                events = []
-                if head is None:
-                    head = self._head(http, writing)
-                    if writing.asked.is_chat:
-                        events += [answer.opening(head, i) for i in range(len(writing.job.prompts))]
+            while True:
                 head = replace(head, fingerprint=told.version)
                 piece = told.piece
                 if piece is not None and (piece.text or piece.finish):
                     events.append(answer.chunk(head, told.index, piece, self._shown))
                 await _write(http, response, b"".join(map(answer.event, events)))
-            if head is not None and writing.asked.with_usage:
+                if not writing.unfinished:
+                    break
+                events = []
+                told = await self._news(writing)
+            if writing.asked.with_usage:
                 await _write(http, response, answer.event(answer.last(head, writing.usage())))
             await _write(http, response, answer.DONE)
         except Refused as refused:  # the status is sent: only the stream can say it

@@ -135,19 +135,18 @@ async def test_where_hosts_are_full_it_is_429_and_where_there_are_none_503() -> 
     host.fill()
     ring = Ring(plan, [host])
     async with served(service=ring_service(ring)) as server:
-        code, found, headers = await server.post(prompt="x")
-        assert (code, found["error"]["code"]) == (429, "hosts_full")
-        assert 1 <= int(headers["Retry-After"]) <= 60
-        body = {"model": "plays", "prompt": "x", "stream": True}
-        async with server.session.post(f"{server.url}/v1/completions", json=body) as answer:
-            (data,) = [data async for data in events(answer)]
-        assert json.loads(data)["error"]["type"] == "rate_limit_error"
+        for stream in (False, True):
+            code, found, headers = await server.post(prompt="x", stream=stream)
+            assert (code, found["error"]["code"]) == (429, "hosts_full")
+            assert found["error"]["type"] == "rate_limit_error"
+            assert 1 <= int(headers["Retry-After"]) <= 60
         host.forget_all()
         assert (await server.post(prompt="x", max_tokens=2))[0] == 200
         assert re.search(r"^peerlm_serve_rereads_total [1-9]", await server.figures(), re.M)
         ring.kill(host)
-        code, found, _ = await server.post(prompt="x")
-        assert (code, found["error"]["code"]) == (503, "no_host")
+        for stream in (False, True):
+            code, found, _ = await server.post(prompt="x", stream=stream)
+            assert (code, found["error"]["code"]) == (503, "no_host")
 
 
 async def streamed(server: Server, **body: Any) -> list[dict[str, Any]]:
