@@ -64,7 +64,7 @@ class Tally:
 
 
 class Server:
-    """`peerlm serve --swarm` on a node."""
+    """`peerlm serve --swarm` on a node. `url`: where, once it `answers`."""
 
     def __init__(self, node: DemoNode) -> None:
         self._log = node.layout.root.with_name(f"{node.layout.root.name}.serve.log")
@@ -79,6 +79,10 @@ class Server:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
+        self.url = ""
+
+    def answers(self) -> None:
+        """Wait for it. Raises `Missed`: it has ended."""
         assert self.process.stdout is not None
         found = re.search(r"http://[\d.:]+/v1", self.process.stdout.readline())
         if found is None:
@@ -104,6 +108,8 @@ def serving(nodes: Sequence[DemoNode]) -> Iterator[list[Server]]:
         for node in nodes:
             servers.append(Server(node))
             stack.callback(servers[-1].end)
+        for server in servers:
+            server.answers()
         yield servers
 
 

@@ -36,8 +36,8 @@ UNTRIED_S = 0.01
 """What is taken for a host's work on a token in a stage while none was tried."""
 
 PATIENCE_S, PATIENCE_TIMES, FIRST_PATIENCE_S = 5.0, 8.0, 60.0
-"""A lap is taken for lost after so many seconds, and so many times what its tokens usually take; the first ones,
-for which hosts may have to start, after the last of these, and none later."""
+"""A lap is taken for lost after so many seconds, and so many times what its tokens, and those under way with its hosts already,
+usually take; the first ones, for which hosts may have to start, after the last of these, and none later."""
 
 WAIT_S = 30.0
 """A session that nobody can advance for so long fails."""
@@ -436,15 +436,20 @@ class Gateway:
                 rows=tuple(row for _, row, _ in mine),
                 tokens=tuple(token for _, _, tokens in mine for token in tokens),
             )
-            self._under_way[number] = _UnderWay(legs, lap.rows, now, self._due(tokens, now))
+            self._under_way[number] = _UnderWay(legs, lap.rows, now, self._due(legs, tokens, now))
             for slot, _, _ in mine:
                 self._turns[slot].lap = number
             sent.append((legs[0].host, laps.pack(lap)))
         return sent
 
-    def _due(self, tokens: int, now: Instant) -> Instant:
+    def _due(self, legs: Iterable[Leg], tokens: int, now: Instant) -> Instant:
+        """When a lap of so many tokens is lost. What is under way with its hosts is done before it."""
         if self._took_s is None:
             return after(now, FIRST_PATIENCE_S)
+        hosts = {leg.host for leg in legs}
+        for lap in self._under_way.values():
+            if any(leg.host in hosts for leg in lap.legs):
+                tokens += lap.tokens
         usual_s = PATIENCE_S + PATIENCE_TIMES * self._took_s * tokens
         return after(now, min(usual_s, FIRST_PATIENCE_S))
 

@@ -115,6 +115,31 @@ def test_a_host_that_dies_takes_no_text_with_it(kind: str, victim: int, is_seen:
     assert ring.now - began < 7.0
 
 
+def test_who_waits_for_others_of_its_gateway_is_not_taken_for_lost() -> None:
+    """Texts that begin go alone, one after the other; the first host needs as long for each."""
+    model, ring, hosts = scene("hybrid")
+    free_at = 0.0
+
+    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
+        nonlocal free_at
+        if target != hosts[0].peer or source != ME:
+            return [(0.001, data)]
+        free_at = max(free_at, ring.now) + 0.4
+        return [(free_at - ring.now, data)]
+
+    ring.meddle = meddle
+    service = ring_service(ring, slots=32, chunk=1024)
+    service.submit(job_of(PROMPT, 1))
+    drained(service)
+    jobs = [job_of(PROMPT, 3, rng_seed=i) for i in range(32)]
+    for job in jobs:
+        service.submit(job)
+    found = drained(service)
+    assert [found[job] for job in jobs] == [alone(model, job) for job in jobs]
+    assert ring.now > 12
+    assert ring.gateway.again == 0
+
+
 def test_a_host_that_has_forgotten_reads_it_all_again() -> None:
     model, ring, hosts = scene("hybrid")
     service, job = ring_service(ring), job_of(PROMPT, 24, temperature=1.0)
