@@ -211,7 +211,7 @@ def main() -> int:
     flags.add_argument("--preset", default="tiny", help="whose model [tiny]")
     flags.add_argument("--context", type=int, default=256, help="tokens the model looks back [256]")
     flags.add_argument("--tokens", type=int, default=64, help="of a text [64]")
-    flags.add_argument("--learnt", type=int, default=50_000, help="tokens before that [50 000]")
+    flags.add_argument("--learnt", type=int, default=20_000, help="tokens before that [20 000]")
     return report.perform("texts_same", flags, measure)
 
 
