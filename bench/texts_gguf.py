@@ -28,8 +28,8 @@ from peerlm.config import Plan
 from peerlm.model.plan import parameter_count
 from peerlm.serve.engine import use_threads
 
-INIT_S = 900.0
-READY_S = 600.0
+INIT_S = 3600.0
+READY_S = 1800.0
 
 
 class Given(Line):
