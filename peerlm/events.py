@@ -218,6 +218,8 @@ class ManifestRead(Event):
     """Of a job; 0: it is none."""
     replaces: bool = False
     """What the job makes takes its name from whatever has it."""
+    sweep: str = ""
+    """What is made of the source before tokens are; empty: tokens."""
 
 
 @dataclass(frozen=True, slots=True)

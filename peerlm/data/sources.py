@@ -1,7 +1,7 @@
 """Files somewhere: what a URL stands for, and their bytes, in any part or in order.
 
-A *listing* says which files there are, in the order of their names, how large they are, and whether any part of one can
-be read by itself. It is data: who has it needs not ask again, and a second reader with the same listing reads the same.
+A *listing* says which files there are, in the order of their names, how large they are, which version of each it is if the
+file system tells, and whether any part of one can be read by itself. It is data: who has it needs not ask again, and a second reader with the same listing reads the same.
 
 A part of a file is asked for again when the line breaks, a few times; a file whose parts cannot be asked for (a server
 without ranges) is then read from its beginning again up to where it broke. Who wants to wait between two tries passes
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from peerlm.errors import ConfigError, PeerlmError
+from peerlm.types import printable
 
 SHIPPED = "shipped"
 
@@ -59,6 +60,14 @@ OPTIONS = {kind: {"dfs.client.failover.max.attempts": "4"} for kind in ("hdfs", 
 """Kind of URL → what its file system is told. By itself hdfs-native asks a name node that is not there for minutes."""
 
 
+VERSIONS = (
+    *("ETag", "etag", "Content-MD5", "blob_id", "mtime", "LastModified", "last_modified"),
+    *("Last-Modified", "modification_time", "modificationTime", "updated"),
+)
+"""What file systems call it that changes with a file's bytes: the first that is there. Times where there is no better."""
+
+VERSION_CHARS_MAX = 128
+
 WEB_PORT = 9870
 """Of a name node of HDFS, where nobody has chosen another."""
 
@@ -71,6 +80,8 @@ class SourceFile:
     """Bytes, as they are stored. None: not known before it is read."""
     ranges: bool = True
     """Any part can be read by itself."""
+    version: str = ""
+    """What changes when its bytes do, as far as its file system tells: an ETag, or when it was written. Empty: it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,7 @@ def listed(url: str, where: str, *, with_empty: bool = False) -> Source:
         if not infos:
             raise ConfigError(f"{where} = {url!r}: no files match")
         files = tuple(
-            SourceFile(path, size, size is not None and _has_ranges(fs, path, size))
+            SourceFile(path, size, size is not None and _has_ranges(fs, path, size), _version(info))
             for path, info in infos.items()
             if (size := _size(info)) != 0 or with_empty
         )
@@ -112,6 +123,7 @@ def listed(url: str, where: str, *, with_empty: bool = False) -> Source:
 def files_of(url: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     """The file system, and all files that `url` stands for: path → what the file system says of it, sorted."""
     fs, path = file_system(url)
+    fs.invalidate_cache()  # it may remember how it was some time ago
     if is_web(url):  # '?' is no glob here, and a page is no directory
         return fs, {path: fs.info(path)}
     try:
@@ -160,6 +172,13 @@ def kind_of(url: str) -> str:
 def _size(info: dict[str, Any]) -> int | None:
     size = info.get("size")
     return int(size) if size is not None else None
+
+
+def _version(info: dict[str, Any]) -> str:
+    found = next((info[key] for key in VERSIONS if info.get(key)), "")
+    if isinstance(found, float):
+        found = int(found * 1000)
+    return printable(str(found).strip('"'))[:VERSION_CHARS_MAX]
 
 
 def _has_ranges(fs: Any, path: str, size: int) -> bool:
