@@ -526,7 +526,9 @@ class Node:
             return []
         effects = placing.stock.wake(now)
         if placing.is_due(now):
-            around, before = look_around(self.company, self.work), placing.target
+            is_leaving = self._leaving.is_handing_over
+            around = look_around(self.company, self.work, is_leaving=is_leaving)
+            before = placing.target
             effects += placing.look(around, now)
             self.work.snapshots.copies = placing.stock.shown(placing.orphans(around))
             if placing.target != before:

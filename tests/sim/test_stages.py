@@ -12,6 +12,7 @@ import pytest
 from peerlm import effects as fx
 from peerlm.cli.main import main
 from peerlm.errors import ConfigError
+from peerlm.events import Leave
 from peerlm.model.stages import memory_of, stages
 from peerlm.sim.channels import SILENT_S
 from peerlm.sim.learner import Quadratic, Teacher, part_of
@@ -110,6 +111,50 @@ def test_a_node_that_decides_takes_over_the_stage_of_a_sole_host_that_died() -> 
     holders = [m for m in world.up() if 2 in m.holding.held]
     assert [m.settings.host.stages for m in holders] == ["auto"]
     assert "fresh" not in [log for m in holders for log in m.installed_from()[1:]]
+
+
+def test_after_the_run_stages_of_a_sole_host_that_dies_and_of_one_that_leaves_are_taken_over() -> (
+    None
+):
+    world = ring_of("0", "1", "2", plan={"run__token_budget": 100_000})
+    room = {"host.memory_bytes": room_for_one(world), "host.stages": "auto"}
+    for number in (3, 4):
+        world.add(number, 0, **room)
+
+    def hosts(stage: int) -> list[Machine]:
+        return [m for m in world.up() if stage in m.holding.held]
+
+    def is_over() -> bool:
+        return world.all_in("done") and all(map(hosts, range(3)))
+
+    world.run(300, is_over)
+    world.run(100)
+    placed = {m.number: m.holding.held for m in world.up()}
+    world.run(60)
+    assert is_over(), world.story()
+    assert placed == {m.number: m.holding.held for m in world.up()}, "at rest nobody moves"
+
+    (stage,) = (s for s in range(3) if len(hosts(s)) == 1)
+    (alone,) = hosts(stage)
+    final = {f: slow.phi.copy() for f, slow in alone.labour.slow.items()}
+    world.kill(alone.number)
+    took_s = world.run(60, lambda: bool(hosts(stage)) and is_over())
+    assert is_over(), world.story()
+    assert took_s < 30
+    (taker,) = hosts(stage)
+    for fragment, phi in final.items():
+        np.testing.assert_array_equal(taker.labour.slow[fragment].phi, phi)
+    node = taker.node
+    assert node is not None
+    world.run(5)
+    assert node.work.snapshots.is_final, "it has the finished weights, and says so"
+
+    (stage,) = (s for s in range(3) if [m.number for m in hosts(s)] == [s])
+    leaver = world.machines[stage]
+    leaver.post(Leave(hands_over=True))
+    took_s = world.run(150, lambda: leaver not in world.up())
+    assert took_s < 60, "it waits for who takes it over, and no longer"
+    assert is_over(), world.story()
 
 
 def test_stages_that_the_first_node_was_given_and_does_not_hold_go_to_those_that_join() -> None:
