@@ -24,9 +24,9 @@ from peerlm.types import printable
 def placement(layout: Layout, explain: bool, as_json: bool) -> None:
     """Show who holds which stages of the model, as this node sees it.
 
-    A row for each node, a column for each stage: what it holds and trains (ready), fetches (loading), or will hold no
-    longer (draining); whole: it has all stages, and trains for itself. Below that, what passes a stage a second, and
-    how many nodes that decide by themselves have room for it besides.
+    A row for each node, a column for each stage: what it holds (ready), fetches (loading), or will hold no longer
+    (draining); whole: it has all stages, and trains for itself. Below that, what passes a stage a second, and how
+    many nodes that decide by themselves have room for it besides.
 
     \b
     Examples:
@@ -57,9 +57,8 @@ def shown(found: dict[str, Any], *, explain: bool) -> list[str]:
         for row in rows
     ]
     if found["lacking"]:
-        lines.append(
-            f"without a host: {_stages(found['lacking'])}; nothing is learnt until it has one"
-        )
+        without = "no text is answered" if found["is_over"] else "nothing is learnt"
+        lines.append(f"without a host: {_stages(found['lacking'])}; {without} until it has one")
     if found["single"]:
         lines.append(f"single points of failure: {_stages(found['single'])}")
     if explain:

@@ -13,8 +13,9 @@ Status = dict[str, Any]
 READY, LOADING, DRAINING = "ready", "loading", "draining"
 WHOLE = "whole"
 
-TRAINS = "training"
-"""The phase of a member that is ready."""
+OVER = frozenset({"draining", "settling", "done"})
+HOLDING = OVER | {"ready", "training"}
+"""Phases of a member that has the weights of its stages; of these, those after the last step of the run."""
 
 
 def placement_of(s: Status) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def placement_of(s: Status) -> dict[str, Any]:
     return {
         "run": s["run_name"],
         "node": s["node_id"],
+        "is_over": s["state"] in OVER,
         "stages": stages,
         "nodes": nodes,
         "lacking": [e["stage"] for e in stages if not e["ready"]] if count > 1 else [],
@@ -63,7 +65,7 @@ def _states(m: Status, held: list[int], target: list[int], count: int) -> dict[s
     """By stage (as text, for JSON)."""
     if len(held) == count > 1:
         return {str(stage): WHOLE for stage in held}
-    have = DRAINING if m["draining"] else READY if m["phase"] == TRAINS else LOADING
+    have = DRAINING if m["draining"] else READY if m["phase"] in HOLDING else LOADING
     found = {str(stage): LOADING for stage in target}
     for stage in held:
         found[str(stage)] = have if stage in target else DRAINING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,28 @@ def test_it_tells_who_is_ready_who_loads_and_what_hangs_on_one() -> None:
     assert [e["spare"] for e in told["stages"]] == [[], [one.peer.hex()], [one.peer.hex()]]
     assert (told["lacking"], told["single"]) == ([1, 2], [0])
     assert [n["id"] for n in told["nodes"]] == [m.peer.hex() for m in (one, two, come)]
+
+
+@pytest.mark.parametrize("phase", ["ready", "training", "draining", "settling", "done"])
+def test_who_is_paused_or_done_holds_its_stages(phase: str, peerlm: Cli, daemon: FakeDaemon) -> None:
+    members = [auto(n, (n - 1, n - 1), phase=phase) for n in (1, 2, 3)]
+    told = found(*members)
+    assert [e["ready"] for e in told["stages"]] == [[m.peer.hex()] for m in members]
+    assert told["lacking"] == []
+    left = dataclasses.replace(summary(*members[:2]), phase=phase)
+    daemon.answers["status"] = answer_of(left)
+    out = peerlm("placement", "--state", daemon.layout.root).out
+    is_over = phase in ("draining", "settling", "done")
+    assert ("stage 2; no text is answered until" in out) is is_over
+    assert ("stage 2; nothing is learnt until" in out) is not is_over
+    assert "loading" not in out
+
+
+@pytest.mark.parametrize("phase", ["starting", "seeking", "fetching", "installing"])
+def test_who_has_no_weights_yet_loads(phase: str) -> None:
+    told = found(auto(1, (0, 0), phase=phase))
+    assert told["stages"][0]["loading"]
+    assert told["lacking"] == [0, 1, 2]
 
 
 def test_who_holds_everything_is_no_host_for_others() -> None:
