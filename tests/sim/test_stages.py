@@ -113,6 +113,26 @@ def test_a_node_that_decides_takes_over_the_stage_of_a_sole_host_that_died() -> 
     assert "fresh" not in [log for m in holders for log in m.installed_from()[1:]]
 
 
+def test_who_can_take_the_stage_of_a_dead_sole_host_trains_it_within_half_a_minute() -> None:
+    world = ring_of("0", "1", "2")
+    world.add(3, 0, **{"host.memory_bytes": room_for_one(world), "host.stages": "auto"})
+    well(world)
+    world.run(60)
+    spare, reads = world.machines[3], world.machines[0]
+    (stage,) = {1, 2} - {*spare.holding.held} if spare.holding.held[0] else {2}
+    assert spare.node is not None
+    assert spare.node.placing is not None
+    assert spare.node.placing.stock.has_copy(stage)
+    world.kill(stage)
+    world.run(60, lambda: stage in world.summary(3).lacking)
+    able_at = world.now
+    world.run(60, lambda: stage in spare.holding.held)
+    learnt = reads.tokens_trained
+    world.run(60, lambda: reads.tokens_trained > learnt + 2000)
+    assert reads.tokens_trained > learnt + 2000, world.story()
+    assert world.now - able_at < 30
+
+
 def test_after_the_run_stages_of_a_sole_host_that_dies_and_of_one_that_leaves_are_taken_over() -> (
     None
 ):
