@@ -96,7 +96,9 @@ class Line(Swarm):
         held_s = since("the spare holds the stage", lambda: self._held() == range(stage, stage + 1))
         tokens = self.tokens
         rising_s = since("training goes on", lambda: self.tokens >= tokens + RISEN)
-        say(f"stage {stage}: {spare.name} had heard after {heard_s:.1f} s, tokens rose after {rising_s:.1f} s")
+        say(
+            f"stage {stage}: {spare.name} had heard after {heard_s:.1f} s, tokens rose after {rising_s:.1f} s"
+        )
         return Taken(stage, heard_s, held_s, rising_s)
 
     def _lacking(self) -> Sequence[int]:
@@ -105,7 +107,9 @@ class Line(Swarm):
 
     def _held(self) -> range:
         status = self.spare.status
-        return range(status["stages"]["first"], status["stages"]["last"] + 1) if status else range(0)
+        return (
+            range(status["stages"]["first"], status["stages"]["last"] + 1) if status else range(0)
+        )
 
 
 def room() -> int:

@@ -55,6 +55,7 @@ def test_the_worst_of_several_is_held_to_half_a_minute() -> None:
 def test_a_spare_has_room_for_one_stage_and_not_for_two() -> None:
     cut = stages(with_changes(preset("tiny"), takeover.PLAN, "test"))
     fits = {
-        (a, b): memory_of(cut, range(a, b)).total() <= room() for a, b in ((0, 1), (1, 2), (2, 3), (1, 3))
+        (a, b): memory_of(cut, range(a, b)).total() <= room()
+        for a, b in ((0, 1), (1, 2), (2, 3), (1, 3))
     }
     assert fits == {(0, 1): False, (1, 2): True, (2, 3): True, (1, 3): False}

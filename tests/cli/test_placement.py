@@ -48,7 +48,9 @@ def test_it_tells_who_is_ready_who_loads_and_what_hangs_on_one() -> None:
 
 
 @pytest.mark.parametrize("phase", ["ready", "training", "draining", "settling", "done"])
-def test_who_is_paused_or_done_holds_its_stages(phase: str, peerlm: Cli, daemon: FakeDaemon) -> None:
+def test_who_is_paused_or_done_holds_its_stages(
+    phase: str, peerlm: Cli, daemon: FakeDaemon
+) -> None:
     members = [auto(n, (n - 1, n - 1), phase=phase) for n in (1, 2, 3)]
     told = found(*members)
     assert [e["ready"] for e in told["stages"]] == [[m.peer.hex()] for m in members]
