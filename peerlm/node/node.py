@@ -303,6 +303,9 @@ class Node:
                 return []
             case _ if isinstance(event, OF_STORE):
                 return self.library.handle(event, now)
+            case ev.TextsCounted():
+                work.texts.count = event.count
+                return []
             case ev.MemoryRead():
                 if self.placing is not None:
                     self.placing.offers(event.offered, now)

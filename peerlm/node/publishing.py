@@ -11,6 +11,7 @@ from dataclasses import replace
 from peerlm.node.company import Company
 from peerlm.node.library import Library
 from peerlm.node.placing import Placing
+from peerlm.node.texts import at_most
 from peerlm.node.work import Work
 from peerlm.types import Instant, after
 from peerlm.wire.message import Vitals
@@ -89,6 +90,8 @@ def own_vitals(
         is_preprocessing=library.jobs.is_connected,
         weights_tokens=work.snapshots.tokens if work.snapshots.number else None,
         may_preprocess=library.jobs.may_make,
+        busy=worker.busy,
+        texts=at_most(work.texts.count),
     )
     if placing is None:
         return vitals

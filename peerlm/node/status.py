@@ -62,6 +62,10 @@ class MemberSummary:
     """One way from this node; None: not known."""
     paces: Mapping[str, int] = field(default_factory=dict)
     """Tokens a second with one module of each kind; empty: not known."""
+    busy: float | None = None
+    """Share of the time in which its worker works, in tenths; None: it does not train, or does not say."""
+    texts: int = 0
+    """No more than so many go through it now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +273,8 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "delay_s": m.delay_s,
                 "away_s": m.away_s,
                 "paces": dict(m.paces),
+                "busy": m.busy,
+                "texts": m.texts,
             }
             for m in s.members
         ],

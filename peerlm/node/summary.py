@@ -28,6 +28,9 @@ from peerlm.node.work import Work
 from peerlm.types import Instant, PeerId, short
 from peerlm.wire.message import Vitals
 
+TEXTS_MAX = 1 << 20
+"""More than go through any node."""
+
 
 def summarise(
     company: Company,
@@ -263,6 +266,8 @@ def _summarise(
         delay_s=v.delay_us / 1e6 if v else 0.0,
         away_s=away_s,
         paces=_paces(v) if v else {},
+        busy=min(v.busy, 10) / 10 if v and v.busy is not None else None,
+        texts=min(v.texts, TEXTS_MAX) if v else 0,
     )
 
 

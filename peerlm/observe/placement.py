@@ -51,6 +51,8 @@ def _node(m: Status, s: Status) -> dict[str, Any]:
         "delay_s": m["delay_s"],
         "away_s": m["away_s"],
         "paces": m["paces"],
+        "busy": m.get("busy"),  # an older daemon does not say
+        "texts": m.get("texts", 0),
         "offers": m["offers"],
         "why": _why(m, held, target, s["placement"]["why"] if is_own else None) + _old(m),
     }
@@ -107,8 +109,13 @@ def _stage(number: int, nodes: list[dict[str, Any]], s: Status) -> dict[str, Any
         "loading": those(LOADING),
         "draining": those(DRAINING),
         "tokens_per_s": round(sum(n["tokens_per_s"] for n in nodes if n["id"] in ready), 1),
+        "busy": _mean([n["busy"] for n in nodes if n["id"] in ready and n["busy"] is not None]),
         "spare": [n["id"] for n in nodes if _could_hold(number, n, s["placement"]["stages"])],
     }
+
+
+def _mean(shares: list[float]) -> float | None:
+    return round(sum(shares) / len(shares), 2) if shares else None
 
 
 def _could_hold(stage: int, node: dict[str, Any], needs: list[Status]) -> bool:

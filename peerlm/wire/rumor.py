@@ -96,6 +96,10 @@ class Vitals(Struct):
     """One way between it and its neighbours, the middle one, in microseconds; 0: not known yet."""
     paces: Annotated[tuple[Count, ...], Most(8)] = ()
     """Tokens a second that it would train on with one module of each kind (`model.stages.KINDS`); empty: not known."""
+    busy: Count | None = None
+    """Tenths of the time in which its worker works; the rest it waits for others. None: it does not train, or does not say."""
+    texts: Count = 0
+    """Texts that go through it now: no more than so many, a power of two."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,20 +95,21 @@ def test_a_model_in_one_piece_lacks_nothing() -> None:
 def test_the_command_shows_a_table_and_says_why(peerlm: Cli, daemon: FakeDaemon) -> None:
     able = {"flops_s": 2e9, "line_bytes_s": 5e6, "delay_s": 0.02, "away_s": 0.03}
     nodes = (
-        auto(1, (0, 1), paces={"attention": 900}, **able),
-        member(2, stages=(1, 1)),
+        auto(1, (0, 1), paces={"attention": 900}, busy=0.9, texts=4, **able),
+        member(2, stages=(1, 1), busy=0.4),
         auto(3, NONE, phase="starting"),
     )
     daemon.answers["status"] = answer_of(summary(*nodes))
     out = peerlm("placement", "--explain", "--state", daemon.layout.root).out
     for line in (
-        "node       stage 0  stage 1  stage 2  decides    tok/s",
-        "01010101*  ready    ready    –        by itself  100",
+        "node       stage 0  stage 1  stage 2  decides    tok/s   busy  texts",
+        "01010101*  ready    ready    –        by itself  100     90 %  ≤ 4",
         "hosts      1        2        0",
+        "busy       90 %     65 %     –",
         "without a host: stage 2; nothing is learnt until it has one",
         "single points of failure: stage 0",
         "01010101  stages 0 lack hosts",
-        "; computes 2 GFLOP/s; its line carries 5 MB/s; 20 ms from its neighbours; 30 ms from here",
+        "; works 90 % of the time; has up to 4 texts going through it; computes 2 GFLOP/s; its line carries 5 MB/s; 20 ms from its neighbours; 30 ms from here",
         "          tok/s of one module: attention 900",
         "02020202  its owner has fixed its stages",
         "03030303  has not decided yet",
@@ -133,8 +134,10 @@ def test_old_weights_of_which_no_more_is_known_and_a_daemon_that_says_nothing_of
     )
     earlier = answer_of(summary(auto(1, (0, 0))))
     for said in earlier["members"]:
-        del said["behind"], said["weights_tokens"]
-    assert placement_of(earlier)["nodes"][0]["why"] == "stages 0 lack hosts"
+        del said["behind"], said["weights_tokens"], said["busy"], said["texts"]
+    (node,) = placement_of(earlier)["nodes"]
+    assert node["why"] == "stages 0 lack hosts"
+    assert (node["busy"], node["texts"]) == (None, 0)
 
 
 @pytest.mark.parametrize("more", [(), ("--set-node", "host.device_bytes=5")])

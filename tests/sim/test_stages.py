@@ -12,7 +12,7 @@ import pytest
 from peerlm import effects as fx
 from peerlm.cli.main import main
 from peerlm.errors import ConfigError
-from peerlm.events import Leave
+from peerlm.events import Leave, TextsCounted
 from peerlm.model.stages import memory_of, stages
 from peerlm.sim.channels import SILENT_S
 from peerlm.sim.learner import Quadratic, Teacher, part_of
@@ -79,6 +79,23 @@ def test_hosts_train_together_and_tokens_are_those_of_who_reads() -> None:
     node = world.machines[0].node
     assert node is not None
     assert node.work.worker.stream_bytes[0] > 0
+
+
+def test_how_busy_a_host_is_and_how_many_texts_go_through_it_others_hear() -> None:
+    world = well(ring_of("0", "1", "2"))
+    world.run(10)
+    world.machines[1].post(TextsCounted(5))
+    world.run(5)
+    told = world.member(0, 1)
+    assert told is not None
+    assert told.busy is not None
+    assert 0 <= told.busy <= 1
+    assert told.texts == 8
+    world.machines[1].post(TextsCounted(0))
+    world.run(5)
+    told = world.member(0, 1)
+    assert told is not None
+    assert told.texts == 0
 
 
 def test_without_a_stage_nothing_is_learnt_and_its_host_that_comes_back_is_all_it_takes() -> None:
