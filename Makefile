@@ -115,6 +115,7 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.faults_stages $(FLAGS)
 	$(BIN)/python -m bench.fuzz --inputs 1000000 $(FLAGS)
 	$(BIN)/python -m bench.chaos $(FLAGS)
+	$(BIN)/python -m bench.hosts $(FLAGS)    # needs root: it makes networks
 	$(BIN)/python -m bench.stages $(FLAGS)
 	$(BIN)/python -m bench.stage_speed $(FLAGS)
 	$(BIN)/python -m bench.before $(FLAGS)

@@ -1,11 +1,11 @@
 """Fifteen minutes in which a random node is killed every 30 to 60 s, beside a swarm left in peace.
 
 Two swarms of three nodes train at the same time, with the same plan, seed, pace and token budget. In one,
-a node drawn at random, the first included, gets SIGKILL again and again, stays down for up to ten
+the first node and then any that is drawn gets SIGKILL again and again, stays down for up to ten
 seconds and is started with `peerlm up`. Watched all the while: how soon it takes part again, whether
 its worker outlives it, whether any node's count of the swarm's tokens falls, whether training ever
-stands still, what the logs hold. At the budget both swarms settle, and their written models are
-compared on the held-out text.
+stands still, what the logs hold, how much of the processors the killed swarm takes. At the budget both swarms settle, and their written models are
+compared on the held-out text. The budget is what the paces allow in the time, so that kills do not end before it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ import psutil
 
 from bench import report
 from bench.report import Missed, Row, say
-from peerlm.bench.nodes import Swarm, running
+from peerlm.bench.nodes import Swarm, processor_time, running
+from peerlm.chaos.verdict import CORES_MAX, Usage
 from peerlm.cli.demo_nodes import DemoNode
 from peerlm.cli.demo_proof import relative_spread, validation_loss
+from peerlm.data.processes import processors
 
 NODES = 3
 RETURN_S_MAX = 30.0
@@ -36,10 +38,9 @@ STILL_S_MAX = 30.0
 """Longest time in which the swarm's count may not grow before the budget: more is a hang."""
 
 WORKER_GONE_S = 2.0
-BUDGET_SHARE = 0.9
-"""Of what the paces allow in the time: kills cost some of it."""
-
 POLL_S = 0.2
+SAMPLE_S = 5.0
+"""Between looks at processor time; what a process uses after the last look before its death is not seen."""
 
 
 @dataclass(slots=True)
@@ -54,6 +55,9 @@ class Havoc:
     first_killed: int = 0
     orphans: int = 0
     returns: list[float] = field(default_factory=list)
+    began: float = 0.0
+    lasted_s: float = 0.0
+    """From the beginning until it was over."""
     due: float = 0.0
     down: dict[int, float] = field(default_factory=dict)
     """Node number → when it is started again."""
@@ -62,6 +66,8 @@ class Havoc:
 
     def step(self, now: float, over: bool) -> None:
         """What is due now; nobody is killed once it is `over`."""
+        if not over:
+            self.lasted_s = now - self.began
         for node in self.swarm.nodes:
             if self.down.get(node.number, now + 1) <= now:
                 del self.down[node.number]
@@ -73,7 +79,8 @@ class Havoc:
                 say(f"{node.name} takes part again after {took_s:.1f} s")
         if now >= self.due and not over:
             self.due = now + self.rng.uniform(*self.every)
-            self._kill(self.rng.choice(self.swarm.nodes), now)
+            first = self.swarm.nodes[0]
+            self._kill(self.rng.choice(self.swarm.nodes) if self.first_killed else first, now)
 
     def _kill(self, node: DemoNode, now: float) -> None:
         if not node.is_up:
@@ -106,8 +113,28 @@ class Stillness:
         self.longest_s = max(self.longest_s, now - self._since)
 
 
+class Share:
+    """Of all processors' time, what a swarm's processes have used, from the first look on."""
+
+    def __init__(self, swarm: Swarm) -> None:
+        self._swarm, self._usage = swarm, Usage()
+        self._began = self._last = self._due = 0.0
+
+    def see(self, now: float) -> None:
+        if now < self._due:
+            return
+        self._began = self._began or now
+        self._last, self._due = now, now + SAMPLE_S
+        self._usage.see(processor_time(self._swarm.nodes))
+
+    @property
+    def value(self) -> float:
+        return self._usage.seconds / (max(self._last - self._began, SAMPLE_S) * processors())
+
+
 def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
-    budget = int(BUDGET_SHARE * NODES * args.pace * 60 * args.minutes)
+    # All that the paces allow in the time: kills cost some of it, so that they last their time.
+    budget = int(NODES * args.pace * 60 * args.minutes)
     plan = {
         "run.token_budget": budget,
         "run.rng_seed": args.seed,
@@ -122,7 +149,8 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
             swarm.start()
         say(f"both swarms train, {budget:,} tokens each")
         havoc = Havoc(killed, random.Random(args.seed), tuple(args.every), args.down)
-        stillness = watch(killed, calm, havoc, budget, 60 * args.minutes)
+        share = Share(killed)
+        stillness = watch(killed, calm, havoc, share, budget, 60 * args.minutes)
         say("both are done")
         apart = [validation_loss(s.models()[0], s.nodes[0].layout) for s in (killed, calm)]
         spreads = [relative_spread(s.models()) for s in (killed, calm)]
@@ -132,13 +160,15 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
     returns = havoc.returns
     return [
         Row("kills", havoc.kills, at_least=1),
-        Row("of the first node", havoc.first_killed),
+        Row("kills went on for", havoc.lasted_s / 60, "min"),
+        Row("of the first node", havoc.first_killed, at_least=1),
         Row("restarts after which the node took part again", len(returns), at_least=havoc.kills),
         Row("restart to taking part, median", statistics.median(returns), "s"),
         Row("restart to taking part, slowest", max(returns), "s", at_most=RETURN_S_MAX),
         Row(f"workers alive {WORKER_GONE_S:g} s after their daemon", havoc.orphans, at_most=0),
         Row("longest stillness, killed swarm", stillness[0], "s", at_most=STILL_S_MAX),
         Row("longest stillness, calm swarm", stillness[1], "s", at_most=STILL_S_MAX),
+        Row("of all processors' time, the killed swarm", share.value, at_most=CORES_MAX),
         Row("counts of tokens that fell", backwards, at_most=0),
         Row("tracebacks in all logs", faults, at_most=0),
         Row("tokens, killed swarm", tokens[0], at_least=budget),
@@ -152,10 +182,11 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
 
 
 def watch(
-    killed: Swarm, calm: Swarm, havoc: Havoc, budget: int, seconds: float
+    killed: Swarm, calm: Swarm, havoc: Havoc, share: Share, budget: int, seconds: float
 ) -> tuple[float, float]:
     """Until both are done; returns the longest stillness of each. Raises `Missed` at a deadline."""
     began = time.monotonic()
+    havoc.began = began
     havoc.due = began + havoc.rng.uniform(*havoc.every)
     still = (Stillness(), Stillness())
     while not (havoc.is_quiet and killed.all_done() and calm.all_done()):
@@ -167,6 +198,8 @@ def watch(
                     node.check_up()
             if swarm.tokens < budget:
                 watched.see(swarm.tokens, now)
+        if killed.tokens < budget:
+            share.see(now)
         havoc.step(now, over=now - began >= seconds or killed.tokens >= budget)
         if now - began > 1.5 * seconds + 180:
             raise Missed(f"not done in time: {killed.words()}; calm: {calm.words()}")

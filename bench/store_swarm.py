@@ -220,8 +220,11 @@ def downloaded(source: Path, target: Path) -> float:
 
 
 def fetched(node: DemoNode, name: str) -> float:
-    """MB/s at which a node without any of it gets all of it onto its disk."""
+    """MB/s at which a node without any of it gets all of it onto its disk, once it has heard of the name."""
     with _desk(node) as desk:
+        wait_for(
+            lambda: name in [kept["name"] for kept in desk.names()], f"{node.name} knows of {name}"
+        )
         manifest = desk.manifest(name)
     began = time.monotonic()
     with Reader(node.layout) as reader:

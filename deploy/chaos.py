@@ -1,7 +1,7 @@
 """Makes trouble for the nodes of compose.yaml: kills them, freezes them, takes them off the network, at random.
 
 It talks to Docker's socket, so whoever may run it may do anything on the machine. Each kind comes at its own mean
-time, to a container drawn from those labelled peerlm.node, the first one included; what was done is undone
+time, to the first of the containers labelled peerlm.node at first and then to any that is drawn; what was done is undone
 after a while, or when this ends. Seeds and times are environment variables: SEED, KILL_S, PAUSE_S, CUT_S.
 """
 
@@ -13,7 +13,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -81,13 +81,24 @@ async def cut(docker: Docker, node: dict[str, Any], rng: random.Random) -> None:
 Act = Callable[[Docker, dict[str, Any], random.Random], Awaitable[None]]
 
 
+def victim(
+    nodes: Sequence[dict[str, Any]], rng: random.Random, *, has_begun: bool
+) -> dict[str, Any] | None:
+    """Of those that run: the first of all nodes until the kind `has_begun`, then any. None: wait for it, or nobody runs."""
+    if not has_begun:
+        return nodes[0] if nodes and nodes[0]["State"] == "running" else None
+    up = [node for node in nodes if node["State"] == "running"]
+    return rng.choice(up) if up else None
+
+
 async def again_and_again(docker: Docker, act: Act, mean_s: float, rng: random.Random) -> None:
+    has_begun = False
     while True:
         await asyncio.sleep(rng.expovariate(1 / mean_s))
         try:
-            nodes = [node for node in await docker.nodes() if node["State"] == "running"]
-            if nodes:
-                node = rng.choice(nodes)
+            node = victim(await docker.nodes(), rng, has_begun=has_begun)
+            if node is not None:
+                has_begun = True
                 sys.stdout.write(f"{act.__name__} {node['Names'][0]}\n")
                 await act(docker, node, rng)
         except (RuntimeError, aiohttp.ClientError) as error:

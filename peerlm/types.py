@@ -6,6 +6,7 @@ peer's id from being used as a run's; at run time they are plain ints, floats an
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
@@ -30,6 +31,10 @@ Instant = NewType("Instant", float)
 
 WallTime = NewType("WallTime", float)
 """Seconds since the Unix epoch; only certificates and people need it."""
+
+HOST_LETTERS = frozenset(string.ascii_letters + string.digits + ".:-_")
+"""What host names and addresses are made of. No `%`: what follows it in an IPv6 address is an interface of whoever wrote
+it. Of spaces, NULs and other letters sockets make errors that do not say "no such host"."""
 
 
 class Role(StrEnum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,26 @@ def test_compose_scrapes_the_page_and_gives_each_node_the_same_ports() -> None:
     scraped = documents("watch/prometheus.yaml")[0]["scrape_configs"][0]["dns_sd_configs"][0]
     assert scraped["names"] == ["first", "node"]
     assert f"127.0.0.1:{scraped['port']}:{scraped['port']}" in compose["services"]["first"]["ports"]
+
+
+# ------------------------------------------------------------------------------ trouble of compose
+
+
+def test_the_first_container_is_the_first_victim(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DEPLOY)
+    from chaos import victim
+
+    names = ("/peerlm-first-1", "/peerlm-node-1", "/peerlm-node-2")
+    nodes = [{"Names": [name], "State": "running"} for name in names]
+    rng = random.Random(1)
+    assert victim(nodes, rng, has_begun=False) is nodes[0]
+    drawn = [victim(nodes, rng, has_begun=True) for _ in range(30)]
+    assert all(node in drawn for node in nodes)
+    nodes[0]["State"] = "exited"
+    assert victim(nodes, rng, has_begun=False) is None, "it is waited for"
+    assert victim(nodes, rng, has_begun=True) in nodes[1:]
+    assert victim([], rng, has_begun=False) is None
+    assert victim([], rng, has_begun=True) is None
 
 
 # ---------------------------------------------------------------------- scenarios with containers

@@ -85,7 +85,7 @@ MAKERS = PACKAGE / "data" / "making.py"
 ENGINE = PACKAGE / "serve" / "engine.py"
 
 LOCKS = {PACKAGE / "store" / "flushes.py", PACKAGE / "filesystem.py"} | {
-    PACKAGE / "store" / name for name in ("shelf.py", "room.py")
+    PACKAGE / "store" / name for name in ("disk.py", "shelf.py", "room.py")
 }
 """They are used from many threads, and make none."""
 

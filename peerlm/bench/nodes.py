@@ -9,8 +9,8 @@ a deadline and a name; a swarm that is closed leaves no process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -230,6 +230,17 @@ def processes_of(node: DemoNode) -> list[psutil.Process]:
         return [daemon, *daemon.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
+
+
+def processor_time(nodes: Iterable[DemoNode]) -> dict[tuple[int, float], float]:
+    """(Process id, when it began) → seconds of processor time, of all that these run."""
+    used = {}
+    for node in nodes:
+        for process in processes_of(node):
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                used[process.pid, process.create_time()] = times.user + times.system
+    return used
 
 
 def processes(swarm: Swarm) -> list[psutil.Process]:

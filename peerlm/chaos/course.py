@@ -1,7 +1,7 @@
 """The course of a scenario: acts when they are due, the swarm looked at all the while, and what came of it.
 
-Efficiency is what has been learnt of what could have been: the swarm's tokens ÷ (pace × seconds in which each node was
-neither dead nor stopped). A node that is started again counts as live from that moment, although it takes
+Efficiency is what has been learnt of what could have been: the swarm's tokens, but for those that died with a node or
+its worker before another had them, ÷ (pace × seconds in which each node was neither dead nor stopped). A node that is started again counts as live from that moment, although it takes
 seconds to come up. Nothing is asked of a node that others could not ask.
 """
 
@@ -12,26 +12,42 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 
-from peerlm.bench.nodes import Swarm, processes_of
+from peerlm.bench.nodes import Swarm, processes_of, processor_time
 from peerlm.bench.rows import Missed
-from peerlm.chaos.scenario import Act, Scenario, acts_of, token_budget
-from peerlm.chaos.verdict import RETURN_S_MAX, Losses, Size, Split, Usage, growth, is_whole
+from peerlm.chaos.scenario import INSTANT, Act, Scenario, acts_of, token_budget
+from peerlm.chaos.verdict import (
+    LEAKERS,
+    RETURN_S_MAX,
+    Losses,
+    Process,
+    Size,
+    Split,
+    Unshared,
+    Usage,
+    growth_by_kind,
+    is_whole,
+)
 from peerlm.chaos.world import world_of
 from peerlm.cli.demo_nodes import DemoNode
+from peerlm.data.processes import processors
 from peerlm.sim.figures import quantiles
 
+WORKER = "peerlm.train.worker"
 LOOK_S = 0.5
 SAMPLE_S = 10.0
 BREADTH_S = 300.0
 FINISH_S = 180.0
 """Longest wait for settling."""
+
+SETTLED = frozenset({"training", "draining", "settling", "done"})
+"""States in which a node takes part in a run that comes to its end."""
 
 WELL_S = 90.0
 """Longest wait, after the end, until every node takes part again."""
@@ -73,8 +89,11 @@ class Lives:
     coming_s: float | None = None
     """Since it was started again, while it was not held up by anything else; None once it takes part."""
     returns_s: list[float] = field(default_factory=list)
-    sizes: dict[int, list[Size]] = field(default_factory=dict)
-    """Process id → sampled while nobody was in trouble: files and threads follow the members that are up."""
+    sizes: dict[str, dict[Process, list[Size]]] = field(default_factory=dict)
+    """Kind of process → process → sampled while nobody was in trouble: files and threads follow the members that are up."""
+    unshared: Unshared = field(default_factory=Unshared)
+    lost: int = 0
+    """Tokens that died with it, or with its worker, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +112,7 @@ class Course:
         self._world = world
         self._tell = tell
         self._acts = acts_of(scenario) if faults else []
+        self._trouble_s = scenario.trouble_s if faults else 0.0
         self._happened: list[Happening] = []
         self._done: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
@@ -110,7 +130,7 @@ class Course:
         first_tokens, began = swarm.tokens, time.monotonic()
         last, sample_at = began, began
         to_end: list[Act] = []
-        while (now := time.monotonic()) - began < seconds and not self._is_through():
+        while (now := time.monotonic()) - began < seconds and not self._is_through(now - began):
             to_end = self._act(now - began, to_end)
             self._count(now - last)
             last = now
@@ -121,17 +141,18 @@ class Course:
                 self._sample(now, began)
             time.sleep(max(0.0, LOOK_S - (time.monotonic() - now)))
         tokens, seconds = swarm.tokens - first_tokens, time.monotonic() - began
-        self._usage.see(self._used())
+        self._usage.see(processor_time(swarm.nodes))
         self._world.mend_all()
-        finals = None
+        report = self._report(seconds, tokens, self._until_well())
         if self._scenario.finish:
-            well_s, finals = self._until_finished()
-        else:
-            well_s = self._until_well()
-        return {**self._report(seconds, tokens, well_s), "final": finals}
+            report["final"] = self._until_finished()
+            report |= self._faults_seen()
+        return report
 
-    def _is_through(self) -> bool:
-        return self._scenario.finish and self._world.swarm.tokens >= token_budget(self._scenario)
+    def _is_through(self, at_s: float) -> bool:
+        """There is nothing more to learn, and nothing more happens."""
+        is_learnt = self._world.swarm.tokens >= token_budget(self._scenario)
+        return self._scenario.finish and at_s >= self._trouble_s and is_learnt
 
     # ------------------------------------------------------------------------------- acting
 
@@ -148,10 +169,13 @@ class Course:
             act = self._acts.pop(0)
             down = set(self._world.down)
             said = self._world.begin(act)
-            for number in self._world.down - down:
+            killed = self._world.down - down
+            for number in killed:
                 self._cut_short(number)
             self._note(at_s, said)
             (self._done if said else self._skipped)[act.kind] += 1
+            if said:
+                self._lose(act.nodes if act.kind in INSTANT else killed)
             if said:
                 to_end.append(act)
         return to_end
@@ -164,6 +188,14 @@ class Course:
             lives.returns_s.append(math.inf)
         lives.coming_s = None
 
+    def _lose(self, numbers: Iterable[int]) -> None:
+        """What died with these, or with their workers. Where nobody is left, the count itself goes back: nodes come with that of
+        their snapshots."""
+        is_told = len(self._world.down) < self._scenario.nodes
+        for number in numbers:
+            lost = self._lives[number].unshared.lose()
+            self._lives[number].lost += lost if is_told else 0
+
     def _note(self, at_s: float, text: str) -> None:
         if text:
             self._happened.append(Happening(round(at_s, 1), text))
@@ -171,9 +203,9 @@ class Course:
 
     # ------------------------------------------------------------------------------- looking
 
-    def _all_take_part(self) -> bool:
+    def _all_take_part(self, states: Container[str] = ("training",)) -> bool:
         return len(self._world.swarm.statuses()) == self._scenario.nodes and all(
-            s["participating"] and s["state"] == "training" for s in self._world.swarm.statuses()
+            s["participating"] and s["state"] in states for s in self._world.swarm.statuses()
         )
 
     def _count(self, passed_s: float) -> None:
@@ -192,13 +224,15 @@ class Course:
             self._splits[-1].see(at_s, is_whole(self._world.swarm.statuses()), self._losses())
         for number, lives in self._lives.items():
             status = self._world.node(number).status
+            if status is not None:
+                lives.unshared.see(status)
             if lives.coming_s is not None and status is not None and status["participating"]:
                 lives.returns_s.append(lives.coming_s)
                 lives.coming_s = None
 
     def _sample(self, now: float, began: float) -> None:
         swarm = self._world.swarm
-        self._usage.see(self._used())
+        self._usage.see(processor_time(swarm.nodes))
         losses = self._losses()
         self._curve.append(
             {
@@ -212,28 +246,17 @@ class Course:
         if not self._is_calm():
             return
         for number, lives in self._lives.items():
-            for process in processes_of(self._world.node(number))[:1]:
-                try:
-                    age_s = time.time() - process.create_time()
+            for kind, process in zip(LEAKERS, _leakers(self._world.node(number)), strict=False):
+                with contextlib.suppress(psutil.Error):
+                    began_at = process.create_time()
                     size = Size(
-                        age_s,
+                        time.time() - began_at,
                         process.memory_info().rss,
                         process.num_fds(),
                         process.num_threads(),
                     )
-                except psutil.Error:
-                    continue
-                lives.sizes.setdefault(process.pid, []).append(size)
-
-    def _used(self) -> dict[tuple[int, float], float]:
-        """Processor time of all that the nodes run."""
-        used = {}
-        for number in self._lives:
-            for process in processes_of(self._world.node(number)):
-                with contextlib.suppress(psutil.Error):
-                    times = process.cpu_times()
-                    used[process.pid, process.create_time()] = times.user + times.system
-        return used
+                    lives_of_kind = lives.sizes.setdefault(kind, {})
+                    lives_of_kind.setdefault((process.pid, began_at), []).append(size)
 
     def _is_calm(self) -> bool:
         is_held_up = any(map(self._world.is_held_up, self._lives))
@@ -241,33 +264,42 @@ class Course:
 
     def _until_well(self) -> float:
         """Seconds until everybody takes part, from when everything was mended; inf if that does not come."""
+        states = SETTLED if self._scenario.finish else ("training",)
         try:
-            return self._world.swarm.wait("all take part again", self._all_take_part, WELL_S)
+            return self._world.swarm.wait(
+                "all take part again", lambda: self._all_take_part(states), WELL_S
+            )
         except Missed as missed:
             self._tell(str(missed))
             return math.inf
 
-    def _until_finished(self) -> tuple[float, dict[str, float] | None]:
-        """Seconds until all have written the finished model, and what it is worth; inf and None if that does not come."""
+    def _until_finished(self) -> dict[str, float] | None:
+        """What the finished model is worth, once all have written it; None if that does not come."""
         swarm = self._world.swarm
-        # The budget may have to be reached first.
+        # What faults have cost is learnt first.
         limit_s = FINISH_S + 60 * self._scenario.minutes / 4
         try:
-            well_s = swarm.wait("all have finished", swarm.all_done, limit_s)
+            swarm.wait("all have finished", swarm.all_done, limit_s)
         except Missed as missed:
             self._tell(str(missed))
-            return math.inf, None
+            return None
         from peerlm.cli.demo_proof import relative_spread, validation_loss
 
         models = swarm.models()
         loss = validation_loss(models[0], swarm.nodes[0].layout)
-        return well_s, {"loss": loss, "spread": relative_spread(models)}
+        return {"loss": loss, "spread": relative_spread(models)}
 
     # ------------------------------------------------------------------------------- reporting
+
+    def _faults_seen(self) -> dict[str, int]:
+        """Of peerlm's own, so far."""
+        swarm = self._world.swarm
+        return {"tokens_that_fell": len(swarm.steps_back), "tracebacks": swarm.tracebacks()}
 
     def _report(self, seconds: float, tokens: int, well_s: float) -> dict[str, Any]:
         swarm, lives = self._world.swarm, self._lives.values()
         live_s = sum(life.live_s for life in lives)
+        lost = sum(life.lost for life in lives)
         returns = [r for life in lives for r in life.returns_s]
         breadth = [
             sum(m["mixed_s_ago"] is not None and m["mixed_s_ago"] < BREADTH_S for m in s["members"])
@@ -279,27 +311,46 @@ class Course:
             "seed": self._scenario.seed,
             "nodes": self._scenario.nodes,
             "seconds": seconds,
+            "trouble_s": min(seconds, self._trouble_s),
             "pace": self._scenario.pace,
             "link": self._scenario.link,
             "faults": dict(self._done),
             "skipped": dict(self._skipped),
             "tokens": tokens,
             "live_s": round(live_s, 1),
-            "efficiency": tokens / (self._scenario.pace * live_s) if live_s else None,
+            "tokens_lost": lost,
+            "efficiency": (tokens - lost) / (self._scenario.pace * live_s) if live_s else None,
             "return_s": quantiles(returns),
             "not_returned": sum(life.coming_s is not None for life in lives),
             "well_s": well_s,
-            "cores_share": self._usage.seconds / (seconds * (psutil.cpu_count() or 1)),
+            "cores_share": self._usage.seconds / (seconds * processors()),
             "breadth_min": min(breadth, default=0),
             "val_loss": statistics.median(losses) if losses else None,
             "swarm_tokens": swarm.tokens,
-            "tokens_that_fell": len(swarm.steps_back),
-            "tracebacks": swarm.tracebacks(),
-            "growth": growth(sizes for life in lives for sizes in life.sizes.values()),
+            **self._faults_seen(),
+            "growth": growth_by_kind(
+                {
+                    kind: [s for life in lives for s in life.sizes.get(kind, {}).values()]
+                    for kind in LEAKERS
+                }
+            ),
             "splits": [asdict(split) for split in self._splits],
+            "finish": self._scenario.finish,
+            "final": None,
             "curve": self._curve,
             "events": [{"at_s": h.at_s, "text": h.text} for h in self._happened],
         }
+
+
+def _leakers(node: DemoNode) -> list[psutil.Process]:
+    """As `LEAKERS`, as far as they run."""
+    processes = processes_of(node)
+    workers = []
+    for process in processes[1:]:
+        with contextlib.suppress(psutil.Error):
+            if WORKER in process.cmdline():
+                workers.append(process)
+    return [*processes[:1], *workers[:1]]
 
 
 def run(

@@ -15,8 +15,8 @@
     for_s = 60
     rate = 0.1
 
-Faults that come at random begin with the first node, lest somebody think it were spared, and draw their victims
-after that. Nothing begins in the last `calm_s` seconds, so that there is time to see the swarm well again. Only
+Each kind begins with the first node, lest somebody think it were spared, and draws its victims after that, unless
+`victims` say otherwise. Nothing begins in the last `calm_s` seconds, so that there is time to see the swarm well again. Only
 decisions are made here; world.py carries them out.
 """
 
@@ -90,17 +90,17 @@ class Scenario:
     """The run comes to its end: nodes train to a budget, settle, and their models are compared."""
     faults: tuple[Fault, ...] = ()
 
-
-FINISH_SHARE = 0.85
-"""Of what the paces allow in the time: faults cost some of it."""
+    @property
+    def trouble_s(self) -> float:
+        """From the beginning until nothing more happens."""
+        return 60 * self.minutes - self.calm_s
 
 
 def token_budget(scenario: Scenario) -> int:
-    """Of the run. The learning rate follows it."""
+    """Of the run. The learning rate follows it. It is not reached in the time: with `finish` all that the paces allow, of which
+    faults cost some, so that what is left is learnt afterwards."""
     allowed = 60 * scenario.minutes * scenario.nodes * scenario.pace
-    if scenario.finish:
-        return int(FINISH_SHARE * allowed)
-    return int(1.5 * allowed) + 1  # it is not reached
+    return int(allowed) if scenario.finish else int(1.5 * allowed) + 1
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -278,15 +278,18 @@ def _is_time(value: object) -> bool:
 
 def acts_of(scenario: Scenario) -> list[Act]:
     """All that will happen, in order of time."""
-    last_s = 60 * scenario.minutes - scenario.calm_s
-    acts: list[Act] = []
+    last_s = scenario.trouble_s
+    due: list[tuple[float, Fault, random.Random]] = []
     for number, fault in enumerate(scenario.faults):
         rng = random.Random(f"{scenario.seed} {number} {fault.kind}")
-        for at_s in _times(fault, last_s, rng):
-            until_s = min(at_s + rng.uniform(*fault.for_s), last_s)
-            is_first = bool(fault.every_s) and not any(a.kind == fault.kind for a in acts)
-            nodes = _victims(fault, scenario.nodes, rng, is_first=is_first)
-            acts.append(Act(round(at_s, 3), round(until_s, 3), fault.kind, nodes, fault.rate))
+        due += [(at_s, fault, rng) for at_s in _times(fault, last_s, rng)]
+    acts: list[Act] = []
+    begun: set[str] = set()
+    for at_s, fault, rng in sorted(due, key=lambda entry: entry[0]):
+        until_s = min(at_s + rng.uniform(*fault.for_s), last_s)
+        nodes = _victims(fault, scenario.nodes, rng, is_first=fault.kind not in begun)
+        begun |= {fault.kind} if 1 in nodes else set()
+        acts.append(Act(round(at_s, 3), round(until_s, 3), fault.kind, nodes, fault.rate))
     return sorted(acts)
 
 
@@ -307,4 +310,4 @@ def _victims(fault: Fault, nodes: int, rng: random.Random, *, is_first: bool) ->
     if fault.kind in OF_ALL:
         return everybody
     candidates = fault.victims or everybody
-    return (candidates[0] if is_first else rng.choice(candidates),)
+    return (1 if is_first and 1 in candidates else rng.choice(candidates),)

@@ -16,6 +16,10 @@ RETURN_S_MAX = 30.0
 HEAL_S_MAX = 60.0
 """Longest time from the end of a split until everybody holds everybody alive."""
 
+CORES_MAX = 0.6
+"""Largest share of all processors' time that the nodes of a run may use together: more, and what is measured is their
+waiting for one another."""
+
 GROWTH_MAX = 1.05
 LOSS_MAX = 1.01
 """Highest loss, as a multiple of that of the run beside which a run is held."""
@@ -31,6 +35,12 @@ LEAK_S = 60.0
 
 LEAK_LIFE_S = 300.0
 """Lives shorter than this say nothing about leaks."""
+
+LEAK_RUN_S = 900.0
+"""In a run as long as this some life must be long enough to tell."""
+
+LEAKERS = ("daemon", "worker")
+"""Kinds of process that are looked at for leaks, each apart."""
 
 Losses = Mapping[int, float]
 """Node number → its newest validation loss."""
@@ -64,6 +74,42 @@ def growth(lives: Iterable[Sequence[Size]]) -> dict[str, float | None]:
             else None
         )
     return found
+
+
+def growth_by_kind(
+    lives: Mapping[str, Iterable[Sequence[Size]]],
+) -> dict[str, dict[str, float | None]]:
+    """`growth` of each kind of process that nodes have."""
+    return {kind: growth(lives.get(kind, ())) for kind in LEAKERS}
+
+
+@dataclass(slots=True)
+class Unshared:
+    """What a node has learnt that may be nowhere else, by its own words (`see`, in the order in which they came)."""
+
+    tokens: int = 0
+    """At most so many: what it has trained on since its last exchange, and H inner steps, for an exchange carries
+    weights as they were at the end of a round."""
+
+    _epoch: int = -1
+    _exchanges: int = 0
+    _then: int = 0
+    _now: int = 0
+
+    def see(self, status: Mapping[str, Any]) -> None:
+        """`status`: as `peerlm status --json`."""
+        if status["epoch"] != self._epoch:
+            self._epoch, self._exchanges, self._then = status["epoch"], 0, 0
+        self._now = status["tokens"]
+        if status["exchanges"]["ok"] > self._exchanges:
+            self._exchanges, self._then = status["exchanges"]["ok"], self._now
+        round_tokens = status["tempo"]["inner_steps"] * status["batch"]["tokens"]
+        self.tokens = min(self._now, self._now - self._then + round_tokens)
+
+    def lose(self) -> int:
+        """It has died, or its worker has: how much went with it, at most."""
+        lost, self.tokens, self._then = self.tokens, 0, self._now
+        return lost
 
 
 Process = tuple[int, float]
@@ -135,12 +181,14 @@ def loss_beside(report: Mapping[str, Any], other: Mapping[str, Any]) -> float | 
     the most tokens that both have. None where one has no loss there."""
     if (finals := (report.get("final"), other.get("final"))) and all(finals):
         return float(finals[0]["loss"] / finals[1]["loss"])  # type: ignore[index]
-    return _curves_beside(report["curve"], other["curve"])
+    return curves_beside(report["curve"], other["curve"])
 
 
-def _curves_beside(
+def curves_beside(
     curve: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]
 ) -> float | None:
+    """A curve's loss ÷ the other's, over the last twentieth of the tokens that both have: nodes are apart there, so it tells
+    less than finished models. None where one has no loss there."""
     tokens = min((c[-1]["tokens"] for c in (curve, other) if c), default=0)
 
     def loss(points: Sequence[Mapping[str, Any]]) -> float | None:
@@ -168,11 +216,12 @@ def missed_bars(report: Mapping[str, Any]) -> list[str]:
         missed.append("not everybody takes part again at the end")
     if report["breadth_min"] < report["nodes"] - 1:
         missed.append(f"a node mixed with {report['breadth_min']} of {report['nodes'] - 1} others")
-    missed += [
-        f"{name} grew to {grown:.3f} times, at most {GROWTH_MAX}"
-        for name in ("rss", "files", "threads")
-        if (grown := report["growth"][name]) is not None and grown > GROWTH_MAX
-    ]
+    if report["cores_share"] > CORES_MAX:
+        missed.append(
+            f"nodes used {report['cores_share']:.3f} of all processors' time, at most {CORES_MAX}: a lower pace"
+        )
+    for kind, grown in report["growth"].items():
+        missed += _leaks(kind, grown, report["seconds"])
     for split in report["splits"]:
         missed += _missed_by(split)
     beside = report.get("loss_beside", 0.0)
@@ -182,7 +231,9 @@ def missed_bars(report: Mapping[str, Any]) -> list[str]:
         )
     elif beside > LOSS_MAX:
         missed.append(f"loss {beside:.4f} times that of the run beside, at most {LOSS_MAX}")
-    if report.get("final") and report["final"]["spread"] > SPREAD_MAX:
+    if report.get("finish") and not report.get("final"):
+        missed.append("the run did not come to its end: there are no finished models")
+    elif report.get("final") and report["final"]["spread"] > SPREAD_MAX:
         missed.append(
             f"finished models differ by {report['final']['spread']:.1e}, at most {SPREAD_MAX}"
         )
@@ -193,12 +244,29 @@ def missed_bars(report: Mapping[str, Any]) -> list[str]:
     return missed
 
 
+def _leaks(kind: str, grown: Mapping[str, float | None], seconds: float) -> list[str]:
+    names = ("rss", "files", "threads")
+    if seconds >= LEAK_RUN_S and any(grown[name] is None for name in names):
+        return [
+            f"no {kind} was seen for long enough to tell whether it leaks: {LEAK_LIFE_S:.0f} s, and calm moments in them"
+        ]
+    return [
+        f"{name} of a {kind} grew to {by:.3f} times, at most {GROWTH_MAX}"
+        for name in names
+        if (by := grown[name]) is not None and by > GROWTH_MAX
+    ]
+
+
 def _missed_by(split: Mapping[str, Any]) -> list[str]:
     missed = []
     if split["heal_s"] > HEAL_S_MAX:
         missed.append(
             f"halves were one swarm again after {split['heal_s']:.0f} s, at most {HEAL_S_MAX:.0f} s"
         )
-    if None not in (merged := split["merged"], best := split["better_half"]) and merged > best:
+    merged, best = split["merged"], split["better_half"]
+    if merged is None or best is None:
+        whose = "of both halves" if best is None else "after the heal"
+        missed.append(f"whether the merged loss is no more than the better half's: no loss {whose}")
+    elif merged > best:
         missed.append(f"merged loss {merged:.4f}, of the better half {best:.4f}")
     return missed

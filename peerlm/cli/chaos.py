@@ -37,7 +37,9 @@ def chaos() -> None:
 
 
 SEED = click.option("--seed", type=click.IntRange(0), help="Instead of the file's.")
-MINUTES = click.option("--minutes", type=Finite(0.1), help="Instead of the file's.")
+MINUTES = click.option(
+    "--minutes", type=Finite(0.1), help="Instead of the file's, the calm at the end included."
+)
 
 
 def _read(path: Path, seed: int | None, minutes: float | None) -> Any:
@@ -128,7 +130,7 @@ def run(
       sudo peerlm chaos run deploy/scenarios/hard-half-hour.toml --beside quiet.json
     """
     from peerlm.chaos.course import run as run_course
-    from peerlm.chaos.verdict import loss_beside, missed_bars
+    from peerlm.chaos.verdict import curves_beside, loss_beside, missed_bars
 
     interrupt_on_terminate()
     other = _read_report(beside) if beside else None
@@ -149,6 +151,7 @@ def run(
     report["took_s"] = round(time.monotonic() - began, 1)
     if other is not None:
         report["loss_beside"] = loss_beside(report, other)
+        report["curves_beside"] = curves_beside(report["curve"], other["curve"])
     missed = missed_bars(report)
     report["missed"] = missed
     click.echo(json.dumps(finite(report)) if as_json else "\n".join(report_lines(report)))
@@ -185,10 +188,11 @@ def report_lines(report: dict[str, Any]) -> list[str]:
     """The table, for people."""
     returns = report["return_s"]
     faults = ", ".join(f"{n} {kind}" for kind, n in sorted(report["faults"].items()))
-    growth = ", ".join(
-        f"{name} × {report['growth'][name]:.3f}"
-        for name in ("rss", "files", "threads")
-        if report["growth"][name] is not None
+    growth = "; ".join(
+        f"{kind} "
+        + ", ".join(f"{name} × {grown[name]:.3f}" for name in ("rss", "files", "threads"))
+        for kind, grown in report["growth"].items()
+        if grown["rss"] is not None
     )
     loss = report["val_loss"]
     rows = [
@@ -196,10 +200,10 @@ def report_lines(report: dict[str, Any]) -> list[str]:
             "scenario",
             f"{report['scenario']}, seed {report['seed']}, {report['nodes']} nodes, {report['seconds']:.0f} s",
         ),
-        ("faults", faults or "none"),
+        ("faults", f"{faults or 'none'}, in {report['trouble_s']:.0f} s"),
         (
             "efficiency",
-            f"{report['efficiency']:.3f} of {report['live_s']:.0f} s × {report['pace']:g} tokens/s",
+            f"{report['efficiency']:.3f} of {report['live_s']:.0f} s × {report['pace']:g} tokens/s; lost with who died, at most {report['tokens_lost']:,} tokens",
         ),
         (
             "taking part again",

@@ -123,11 +123,13 @@ def init(
             "use another --state, or `peerlm rm` it first"
         )
     from peerlm.daemon.memory import memory_of, require_memory
+    from peerlm.model.plan import fragments
     from peerlm.model.stages import first_held, held_stages
 
     with _claimed(layout) as state:
         start = _read_start(source, tokenizer, plan_changes)
         plan = plan if start is None else start.adopted_by(plan)
+        fragments(plan)  # a plan that cuts the model too fine is said to before anything is made
         if is_cut_here:
             plan = _cut(plan, tokenizer, start, settings)
         held = held_stages(settings.host.stages, plan, "--host")

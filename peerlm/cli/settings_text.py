@@ -20,6 +20,7 @@ from peerlm.daemon.writers import require_packages
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
 from peerlm.store.layout import Layout
+from peerlm.types import HOST_LETTERS
 
 NODE_TOML_BYTES_MAX = 1 << 20
 
@@ -48,7 +49,7 @@ def _host_alone(ctx: click.Context, parameter: click.Parameter, host: str | None
     if host is None:
         return {}
     name = host.strip("[]")
-    if not name or any(c.isspace() or c in "/@" for c in name) or name.count(":") == 1:
+    if not name or not HOST_LETTERS.issuperset(name) or name.count(":") == 1:
         raise click.BadParameter(
             f"{host!r}: give a host without a port, such as ada.example.org; the ports are the node's own"
         )

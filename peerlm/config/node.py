@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peerlm.config.fields import at_least, between, one_of, option
+from peerlm.types import HOST_LETTERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class NetworkSection:
         "",
         "Address peers should dial; empty means found out (the outgoing interface). Set it behind "
         "NAT or when a name should be used.",
+        allowed="a name or an address, as others can dial it, without a port",
+        ok=HOST_LETTERS.issuperset,
     )
     upload_bytes_s: int = at_least(
         0, 0, "Ceiling on bulk bytes sent; 0 means none.", unit="bytes/s"

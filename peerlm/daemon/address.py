@@ -22,7 +22,7 @@ def advertised_host(network: NetworkSection, seeds: Sequence[str]) -> str:
     if network.advertise:
         return network.advertise
     if network.host and network.host not in ("0.0.0.0", "::"):
-        return network.host
+        return network.host.partition("%")[0]
     targets = [host for host in map(_ip_of, seeds) if host]
     return next(filter(None, map(_source_towards, [*targets, ANYWHERE])), "127.0.0.1")
 

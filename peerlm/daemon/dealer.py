@@ -100,7 +100,7 @@ class Dealer:
         self._hold = hold
         self._held: list[bytes] = []
         if is_ip(host):
-            connect(self._socket, host, port)
+            self._connect(host)
         else:
             self._lookup = loop.create_task(self._connect_by_name(host))
 
@@ -138,9 +138,16 @@ class Dealer:
             self._end("timeout")
             return
         self._lookup = None
-        connect(self._socket, ip, self._port)
+        self._connect(ip)
         for data in self._held:
             self.send(data)
+
+    def _connect(self, ip: str) -> None:
+        """An address of an interface that is not here is none for libzmq: the connection ends, when this call is over."""
+        try:
+            connect(self._socket, ip, self._port)
+        except zmq.ZMQError:
+            asyncio.get_running_loop().call_soon(self._end, "timeout")
 
     def _on_sign(self, parts: list[zmq.Frame]) -> None:
         (event,) = struct.unpack_from("=H", parts[0].buffer)

@@ -366,7 +366,7 @@ class Mover:
             dialling.connect(entry.target)
         except BlockingIOError:
             pass
-        except OSError as error:
+        except (OSError, ValueError) as error:  # an address that sockets do not take is no address
             self._not_dialled(entry, error)
             return
         ready = partial(self._on_dialled, entry, dialling)
@@ -401,8 +401,8 @@ class Mover:
         entry.stream.begin(Preface(entry.id, entry.attempt).pack(), first)
         self._active[entry] = None
 
-    def _not_dialled(self, entry: Entry, error: OSError) -> None:
-        line = f"{entry.peer_name}: {error.strerror or error}"
+    def _not_dialled(self, entry: Entry, error: OSError | ValueError) -> None:
+        line = f"{entry.peer_name}: {getattr(error, 'strerror', '') or error}"
         self._fail(entry, Unreachable("connect", line))
 
     def _look_at(self, caller: Caller) -> None:

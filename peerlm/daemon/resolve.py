@@ -49,7 +49,11 @@ def parse_address(address: str) -> tuple[str, int]:
 
 
 def is_ip(host: str) -> bool:
-    """Whether `host` is an IPv4 or IPv6 address, not a name."""
+    """Whether `host` is an IPv4 or IPv6 address that sockets take, not a name."""
+    if "\0" in host or any(
+        c.isspace() for c in host
+    ):  # an interface after `%` may be of any letters
+        return False
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -80,7 +84,7 @@ async def resolve(host: str, timeout_s: float = RESOLVE_TIMEOUT_S) -> tuple[str,
         try:
             infos = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             addresses = tuple(dict.fromkeys(str(info[4][0]) for info in infos))
-        except (OSError, UnicodeError) as failure:
+        except (OSError, ValueError) as failure:  # of letters no name can have
             reason = getattr(failure, "strerror", None) or str(failure)
             error = Unreachable("resolve", f"{host}: {reason}")
         finally:
@@ -116,6 +120,8 @@ async def connect_first(
             failures.append(f"no answer from {ip} port {port}")
         except ConnectionRefusedError:
             failures.append(f"connection refused by {ip} port {port}: nothing listens there")
+        except ValueError as error:
+            failures.append(f"{ip!r} is no address: {error}")
         except OSError as error:
             why = os.strerror(error.errno) if error.errno else str(error)
             failures.append(f"{ip} port {port}: {why}")

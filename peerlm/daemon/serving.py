@@ -322,6 +322,10 @@ class StageServerProcess:
             words, status = await self._run()
         except OSError as error:
             words, status = f"it cannot be started: {error}", 1
+        except (
+            Exception
+        ) as error:  # a fault of ours: the laps it has go back, and it is started again
+            words, status = f"{type(error).__name__}: {error}", 1
         finally:
             self._life, self._bytes = None, 0
             self._outbox.clear()

@@ -15,6 +15,10 @@ from torch import Tensor
 from peerlm.errors import ConfigError
 from peerlm.model.model import LanguageModel
 
+COLDEST = 1e-4
+"""Lower temperatures draw the likeliest token: what is left to chance is less than `float32` tells apart, and far lower
+ones are 0 there."""
+
 
 def generate(
     model: LanguageModel,
@@ -65,14 +69,16 @@ def choose(
     generator: torch.Generator,
     top_p: float = 1.0,
 ) -> int:
-    """One token id, drawn from the logits of a single position.
+    """One token id, drawn from the logits of a single position, all of them finite. Below `COLDEST` the likeliest.
 
     `top_p` < 1 samples among the likeliest that together have this probability (nucleus sampling, Holtzman et
     al., arXiv 1904.09751).
     """
-    if temperature <= 0.0:
+    if temperature < COLDEST:
         return int(logits_V.argmax())
-    scaled_V = logits_V / temperature
+    scaled_V = (
+        logits_V - logits_V.max()
+    ) / temperature  # none above 0, or the chances were no numbers
     if 0 < top_k < len(scaled_V):
         weakest = torch.topk(scaled_V, top_k).values[-1]
         scaled_V = scaled_V.masked_fill(scaled_V < weakest, -torch.inf)

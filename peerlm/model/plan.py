@@ -18,12 +18,17 @@ from dataclasses import dataclass
 from math import prod
 
 from peerlm.config import ModelSection, Plan
+from peerlm.errors import ConfigError
 from peerlm.types import FragmentId
 
 Shape = tuple[int, ...]
 
 GATES = {"gru": 3, "lstm": 4}
 """Gates torch stacks in the first dimension of a recurrent cell's weights."""
+
+
+FRAGMENTS_MAX = 2500
+"""Of a model: who offers all of them does so in one message of less than a MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +73,25 @@ def parameter_count(model: ModelSection, vocab: int) -> int:
 
 
 def fragments(plan: Plan) -> tuple[FragmentSpec, ...]:
-    """The plan's fragments in order: together they cover every parameter exactly once."""
+    """The plan's fragments in order: together they cover every parameter exactly once.
+
+    Raises `ConfigError`: they are more than `FRAGMENTS_MAX`.
+    """
     shapes = parameter_shapes(plan.model, plan.data.vocab)
+    largest = plan.mix.fragment_max
+    sizes_of: dict[str, dict[str, int]] = {module: {} for module in modules(plan.model)}
+    for name, (module, shape) in shapes.items():
+        sizes_of[module][name] = prod(shape)
+    count = sum(-(-sum(sizes.values()) // largest) for sizes in sizes_of.values())
+    if count > FRAGMENTS_MAX:
+        raise ConfigError(
+            f"mix.fragment_max = {largest} cuts the model into {count} fragments, and a node can offer {FRAGMENTS_MAX} to "
+            f"another: make it {-(-2 * count * largest // FRAGMENTS_MAX)}"
+        )
     specs: list[FragmentSpec] = []
-    for module in modules(plan.model):
-        sizes = {name: prod(shape) for name, (owner, shape) in shapes.items() if owner == module}
+    for module, sizes in sizes_of.items():
         total = sum(sizes.values())
-        parts = -(-total // plan.mix.fragment_max)
+        parts = -(-total // largest)
         for part in range(parts):
             start, stop = part * total // parts, (part + 1) * total // parts
             specs.append(

@@ -41,6 +41,7 @@ from peerlm.membership.address_book import AddressBook, address_of
 from peerlm.membership.member import Member, record_of
 from peerlm.membership.membership import Membership
 from peerlm.membership.profile import Profile, profile_named
+from peerlm.node.asks import Asks
 from peerlm.node.certificates import Certificates
 from peerlm.node.contacts import MESH_MAX, Contacts
 from peerlm.node.dial_back import DialBack, Ports
@@ -124,6 +125,7 @@ class Company:
         self.plan = plan
         self.ledger = ledger
         self.contacts = Contacts(rng)
+        self.asks = Asks()
         self.refused_plans: dict[PeerId, str] = {}
         self.misbehaviour: Counter[str] = Counter()
         self._chain_due = after(now, CHAIN_CHECK_S)
@@ -264,7 +266,7 @@ class Company:
             case Greeting():
                 return self._greeted(peer, message, now)
             case PlanAsk():
-                return [Send(peer, PlanGive(self.plan.blob))]
+                return [Send(peer, PlanGive(self.plan.blob))] if self.asks.may(peer, now) else []
             case PlanGive():
                 return self.take_plan(message.signed_plan, peer, now)
             case PlanRefused():
@@ -425,13 +427,12 @@ class Company:
         return [*effects, *self.membership.spread(news, b"plan", now, teller=teller)]
 
     def _refuse_plan(self, teller: PeerId | None, theirs: SignedPlan) -> list[Effect]:
-        lines = config.differences(self.plan.plan, theirs.plan)
-        line = f"another plan of revision {theirs.revision}: {lines[0]}"
+        line = f"another plan of revision {theirs.revision}: {_first_difference(self.plan, theirs)}"
         log = Log("error", "plan_refused", (("why", line),))
         if teller is None:
             return [log]
         self.refused_plans[teller] = line
-        mirrored = config.differences(theirs.plan, self.plan.plan)[0]
+        mirrored = _first_difference(theirs, self.plan)
         return [log, Send(teller, PlanRefused(f"revision {theirs.revision}: {mirrored}"[:400]))]
 
     def revoked(self, blob: bytes, now: Instant, *, teller: PeerId | None = None) -> list[Effect]:
@@ -554,6 +555,12 @@ def fixed_differences(ours: Plan, theirs: Plan) -> list[str]:
     model = ("model.", "data.tokenizer:", "data.vocab:", "mix.fragment_max:")
     fixed = (*model, "run.name:", "run.rng_seed:", "run.initial:")
     return [line for line in config.differences(ours, theirs) if line.startswith(fixed)]
+
+
+def _first_difference(ours: SignedPlan, theirs: SignedPlan) -> str:
+    """The same values can be written in two ways, by two releases."""
+    lines = config.differences(ours.plan, theirs.plan)
+    return lines[0] if lines else "the same values, written by another release"
 
 
 def _tallies(entries: Iterable[tuple[PeerId, int, int]]) -> Tallies:

@@ -400,7 +400,7 @@ class Node:
                     self.coverage.heard(message)
                 return []
             case StateAsk():
-                return work.asked_for_state(peer, now)
+                return work.asked_for_state(peer, now) if company.asks.may(peer, now) else []
             case StateGive():
                 shown = work.state_shown(peer, message, now)
                 if self.placing is None:

@@ -149,11 +149,11 @@ class Keyring:
 
     def replace(self, keys: Iterable[Key], now: Instant) -> None:
         """The file has changed: who is still in it keeps what it has left."""
-        before = self._holders
-        self._holders = {}
+        holders: dict[str, Holder] = {}
         for key in keys:
-            known = before.get(key.hash)
-            self._holders[key.hash] = known if known and known.key == key else Holder(key, now)
+            known = self._holders.get(key.hash)
+            holders[key.hash] = known if known and known.key == key else Holder(key, now)
+        self._holders = holders  # at once: another thread may be looking somebody up
         self.is_needed = self.is_needed or bool(self._holders)
 
     def find(self, secret: str) -> Holder | None:

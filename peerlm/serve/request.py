@@ -7,7 +7,6 @@ A field that would change the text and is not honoured is refused, not passed ov
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -285,7 +284,7 @@ class _Fields:
 
     def number(self, name: str, low: float, high: float) -> float | None:
         found: float | None = self.take(name, (int, float), "a number")
-        if found is not None and not (math.isfinite(found) and low <= found <= high):
+        if found is not None and not low <= found <= high:
             raise Refused(f"'{name}' must be between {low:g} and {high:g}", name)
         return None if found is None else float(found)
 

@@ -17,6 +17,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
@@ -86,6 +87,8 @@ class AtomicFile:
         self.size_bytes = size_bytes
         self._open = True
         self._is_placed = False
+        self._turn = threading.Lock()
+        """Held while the file is written or closed: a closed file's number may be another file's a moment later."""
         with explained("write", path):
             self._fd, self._temp = _open_temp(path, mode)
             try:
@@ -99,9 +102,14 @@ class AtomicFile:
         self.write_at(self.size_bytes, data)
 
     def write_at(self, offset: int, data: Bytes) -> None:
-        """Write all of `data` at `offset` bytes; gaps read as zeros. Raises: StateError."""
+        """Write all of `data` at `offset` bytes; gaps read as zeros. May be called from another thread than `abort`.
+
+        Raises: StateError, also when the file was given up.
+        """
         rest = memoryview(data)
-        with explained("write", self.path):
+        with self._turn, explained("write", self.path):
+            if not self._open:
+                raise StateError(f"cannot write {self.path}: it was given up")
             while rest:
                 written = os.pwrite(self._fd, rest, offset)
                 rest, offset = rest[written:], offset + written
@@ -133,7 +141,9 @@ class AtomicFile:
 
     def abort(self) -> None:
         """Forget the file; after `commit` only release it. May be called again."""
-        if self._open:
+        with self._turn:
+            if not self._open:
+                return
             self._open = False
             if not self._is_placed:  # else another writer may have its temporary name by now
                 with suppress(OSError):  # what made us give up says more; a sweep takes the litter

@@ -1,7 +1,7 @@
 """Bounds that a field's type can carry: `Annotated[bytes, Exactly(16)]`, `Annotated[int, Most(9)]`.
 
-For numbers a bound is about the value, for bytes, text and tuples about the length. Integers are
-never negative and floats always finite.
+For numbers a bound is about the value, for bytes, text and tuples about the length; `Made` is about
+the letters of a text. Integers are never negative and floats always finite.
 """
 
 from __future__ import annotations
@@ -22,3 +22,8 @@ class Most:
 @dataclass(frozen=True, slots=True)
 class Least:
     value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    letters: frozenset[str]

@@ -24,7 +24,7 @@ import msgpack
 
 from peerlm.errors import UnknownMessage, WireError
 from peerlm.wire import message as catalogue
-from peerlm.wire.bounds import Exactly, Least, Most
+from peerlm.wire.bounds import Exactly, Least, Made, Most
 from peerlm.wire.message import Message, Struct
 
 FRAME_BYTES_MAX = 1 << 20
@@ -208,6 +208,8 @@ def _sized(kind: type[Any], raw: Any, where: str, bounds: tuple[Any, ...]) -> An
             raise WireError(f"{where}: length {len(raw)}, must be {bound.length}")
         if isinstance(bound, Most) and len(raw) > bound.value:
             raise WireError(f"{where}: length {len(raw)}, at most {bound.value:g}")
+        if isinstance(bound, Made) and not bound.letters.issuperset(raw):
+            raise WireError(f"{where}: {raw[:64]!r} has letters that none of its kind has")
     return raw
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from peerlm.wire.bounds import Exactly, Most
+from peerlm.types import HOST_LETTERS
+from peerlm.wire.bounds import Exactly, Made, Most
 
 Id16 = Annotated[bytes, Exactly(16)]
 Exactly8 = Annotated[bytes, Exactly(8)]
 Hash32 = Annotated[bytes, Exactly(32)]
 Key32 = Annotated[bytes, Exactly(32)]
 Signature = Annotated[bytes, Exactly(64)]
-Host = Annotated[str, Most(255)]
+Host = Annotated[str, Most(255), Made(HOST_LETTERS)]
 Word = Annotated[str, Most(64)]
 Line = Annotated[str, Most(400)]
 Port = Annotated[int, Most(65_535)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from peerlm.chaos.scenario import KINDS, OF_ALL, Act, acts_of, read_scenario
+from peerlm.chaos.scenario import KINDS, OF_ALL, Act, acts_of, read_scenario, token_budget
 from peerlm.chaos.world import node_settings_of, plan_of
 from peerlm.config import NodeSettings, preset
 from peerlm.config.reading import with_changes
@@ -28,7 +29,10 @@ def test_those_that_ship_can_be_read_and_do_something(path: Path) -> None:
     acts = acts_of(scenario)
     assert acts
     assert all(act.until_s <= 60 * scenario.minutes - scenario.calm_s for act in acts)
-    assert any(1 in act.nodes for act in acts), "the first node is not spared"
+    for kind in {act.kind for act in acts}:
+        assert any(1 in act.nodes for act in acts if act.kind == kind), (
+            f"of {kind} the first node is spared"
+        )
     with_changes(preset(scenario.preset), plan_of(scenario), "[plan]")
     with_changes(NodeSettings(), node_settings_of(scenario), "[node]")
 
@@ -60,10 +64,34 @@ def test_times_are_as_often_as_they_should_be_and_begin_with_the_first_node() ->
     assert all(10 <= act.until_s - act.at_s <= 30 for act in acts[:-3])
 
 
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - OF_ALL - {"clock"}))
+@pytest.mark.parametrize("seed", range(3))
+def test_each_kind_begins_with_the_first_node_at_whatever_time(kind: str, seed: int) -> None:
+    head = HEAD + f"seed = {seed}\n"
+    later, sooner = (f'kind = "{kind}"\nat_s = {at}\nfor_s = 5' for at in (300, 10))
+    acts = read(f"{later}\n[[fault]]\n{sooner}", head)
+    assert [act.at_s for act in acts] == [10, 300]
+    assert acts[0].nodes == (1,)
+    first, second = read(f"{sooner}\nvictims = [3]\n[[fault]]\n{later}", head)
+    assert (first.nodes, second.nodes) == ((3,), (1,)), "unless it is somebody else's"
+
+
 def test_a_split_has_the_first_node_in_one_half() -> None:
     (act,) = read('kind = "split"\nat_s = 10\nfor_s = 60')
     assert len(act.nodes) == 2
     assert 1 in act.nodes
+
+
+def test_the_hard_half_hour_is_one_and_its_budget_ends_no_trouble() -> None:
+    (path,) = [path for path in SHIPPED if path.stem == "hard-half-hour"]
+    scenario = read_scenario(path.read_text(), str(path))
+    assert scenario.trouble_s == 30 * 60
+    allowed = 60 * scenario.minutes * scenario.nodes * scenario.pace
+    assert token_budget(scenario) >= allowed
+    for minutes in (10, 91):
+        longer = replace(scenario, minutes=minutes)
+        assert longer.trouble_s == 60 * (minutes - 1)
+        assert token_budget(longer) >= 60 * minutes * scenario.nodes * scenario.pace
 
 
 def test_nothing_begins_or_lasts_into_the_calm() -> None:

@@ -11,7 +11,17 @@ import pytest
 from click.testing import CliRunner
 
 from peerlm.chaos.page import page_of
-from peerlm.chaos.verdict import Size, Split, Usage, growth, is_whole, loss_beside, missed_bars
+from peerlm.chaos.verdict import (
+    Size,
+    Split,
+    Unshared,
+    Usage,
+    growth,
+    growth_by_kind,
+    is_whole,
+    loss_beside,
+    missed_bars,
+)
 from peerlm.cli.chaos import report_lines
 from peerlm.cli.main import cli
 
@@ -22,11 +32,13 @@ def a_report(**changes: Any) -> dict[str, Any]:
         "seed": 1,
         "nodes": 4,
         "seconds": 600.0,
+        "trouble_s": 540.0,
         "pace": 800.0,
         "link": "1gbit,1ms",
         "faults": {"kill": 2},
         "skipped": {},
         "efficiency": 0.99,
+        "tokens_lost": 1280,
         "live_s": 2400.0,
         "return_s": {"n": 2, "p50": 4.0, "max": 5.0},
         "not_returned": 0,
@@ -37,7 +49,7 @@ def a_report(**changes: Any) -> dict[str, Any]:
         "swarm_tokens": 1_000_000,
         "tokens_that_fell": 0,
         "tracebacks": 0,
-        "growth": {"life_s": None, "rss": None, "files": None, "threads": None},
+        "growth": {"daemon": growth([]), "worker": growth([])},
         "splits": [],
         "curve": [],
         "events": [],
@@ -64,9 +76,63 @@ def test_a_leak_is_seen_and_missed() -> None:
     grown = growth([sizes(900, 0.5)])
     assert grown["rss"] is not None
     assert 1.2 < grown["rss"] < 1.5
-    assert missed_bars(a_report(growth=grown)) == [
-        f"rss grew to {grown['rss']:.3f} times, at most 1.05"
-    ]
+    for kind, of_both in (
+        ("daemon", {"daemon": grown, "worker": growth([sizes(900)])}),
+        ("worker", {"daemon": growth([sizes(900)]), "worker": grown}),
+    ):
+        assert missed_bars(a_report(growth=of_both, seconds=1800.0)) == [
+            f"rss of a {kind} grew to {grown['rss']:.3f} times, at most 1.05"
+        ]
+
+
+def test_in_a_long_run_each_kind_of_process_must_have_been_seen_for_long_enough() -> None:
+    steady = growth([sizes(900)])
+    few = growth([[Size(at, 1000, 20, 5) for at in (100, 500)]])
+    for unseen in (growth([]), few):
+        for of_both in ({"daemon": steady, "worker": unseen}, {"daemon": unseen, "worker": steady}):
+            assert missed_bars(a_report(growth=of_both)) == []
+            (missed,) = missed_bars(a_report(growth=of_both, seconds=1800.0))
+            assert "for long enough to tell" in missed
+
+
+def test_growth_is_told_of_each_kind_of_process_apart() -> None:
+    of_both = growth_by_kind({"worker": [sizes(900, 0.5)], "daemon": [sizes(900)]})
+    assert of_both["daemon"]["rss"] == 1.0
+    assert of_both["worker"]["rss"] == growth([sizes(900, 0.5)])["rss"]
+    assert growth_by_kind({})["worker"]["life_s"] is None
+    table = "\n".join(report_lines(a_report(growth=of_both)))
+    assert "daemon rss × 1.000, files × 1.000, threads × 1.000; worker rss × 1." in table
+
+
+def said(tokens: int, ok: int, epoch: int = 1) -> dict[str, Any]:
+    """Of a status, with rounds of five steps of 256 tokens."""
+    tempo, batch = {"inner_steps": 5}, {"tokens": 256}
+    return {
+        "epoch": epoch,
+        "tokens": tokens,
+        "exchanges": {"ok": ok},
+        "tempo": tempo,
+        "batch": batch,
+    }
+
+
+def test_what_a_node_loses_is_what_it_learnt_since_its_last_exchange_and_a_round_at_most() -> None:
+    unshared = Unshared()
+    for status in (said(512, 0), said(10_000, 3), said(10_256, 3)):
+        unshared.see(status)
+    assert unshared.tokens == 256 + 1280
+    unshared.see(said(10_512, 4))
+    assert unshared.lose() == 1280
+    assert unshared.lose() == 0, "once"
+    unshared.see(said(10_768, 4))
+    assert unshared.tokens == 256 + 1280, "its worker died, and another goes on from there"
+
+
+def test_a_node_that_begins_anew_can_lose_no_more_than_it_has_trained_on_since() -> None:
+    unshared = Unshared()
+    for status in (said(10_000, 3), said(0, 0, epoch=2), said(512, 0, epoch=2)):
+        unshared.see(status)
+    assert unshared.lose() == 512
 
 
 def test_processor_time_is_counted_over_lives_from_the_first_look_on() -> None:
@@ -99,6 +165,8 @@ def test_where_both_have_finished_the_finished_models_are_compared() -> None:
 
 def test_finished_models_that_differ_are_missed() -> None:
     assert missed_bars(a_report(final={"loss": 1.5, "spread": 1e-4})) == []
+    (missed,) = missed_bars(a_report(finish=True, final=None))
+    assert "no finished models" in missed
     assert "differ by 2.0e-03" in missed_bars(a_report(final={"loss": 1.5, "spread": 2e-3}))[0]
 
 
@@ -142,7 +210,7 @@ def test_a_swarm_is_whole_when_each_holds_all_alive() -> None:
 
 @pytest.mark.parametrize(
     ("heal_s", "merged", "missed"),
-    [(20.0, 1.8, 0), (20.0, None, 0), (61.0, 1.8, 1), (math.inf, 1.9, 2)],
+    [(20.0, 1.8, 0), (20.0, None, 1), (61.0, 1.8, 1), (math.inf, 1.9, 2)],
 )
 def test_what_a_split_misses(heal_s: float, merged: float | None, missed: int) -> None:
     split = {
@@ -155,6 +223,12 @@ def test_what_a_split_misses(heal_s: float, merged: float | None, missed: int) -
     assert len(missed_bars(a_report(splits=[split]))) == missed
 
 
+def test_of_a_split_of_which_a_half_had_no_loss_nobody_can_say_that_it_kept_its_bar() -> None:
+    split = {"ended_s": 7.0, "better_half": None, "heal_s": 2.0, "merged": 1.8, "worse_s": 0.0}
+    (missed,) = missed_bars(a_report(splits=[split]))
+    assert "no loss of both halves" in missed
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -165,6 +239,7 @@ def test_what_a_split_misses(heal_s: float, merged: float | None, missed: int) -
         {"not_returned": 1},
         {"well_s": math.inf},
         {"breadth_min": 2},
+        {"cores_share": 0.61},
         {"tracebacks": 1},
         {"tokens_that_fell": 1},
     ],

@@ -143,3 +143,9 @@ def test_top_k_never_chooses_below_the_k_likeliest() -> None:
     logits_V, generator = torch.tensor([0.0, 3.0, 2.0, 1.0]), torch.Generator().manual_seed(1)
     assert {choose(logits_V, 5.0, 2, generator) for _ in range(100)} == {1, 2}
     assert choose(logits_V, 0.0, 0, generator) == 1
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-7, 1e-4, 0.01])
+def test_a_tiny_temperature_draws_the_likeliest(temperature: float) -> None:
+    logits_V, generator = torch.tensor([-3e38, 3.0, 2.0, 3e38]), torch.Generator().manual_seed(1)
+    assert choose(logits_V, temperature, 0, generator, top_p=0.9) == 3

@@ -6,11 +6,16 @@ import subprocess
 import sys
 from math import prod
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from peerlm import config
-from peerlm.model.plan import fragments, modules, parameter_count, parameter_shapes
+from peerlm.errors import ConfigError
+from peerlm.mix.sketch import SKETCH_SIZE
+from peerlm.model.plan import FRAGMENTS_MAX, fragments, modules, parameter_count, parameter_shapes
+from peerlm.wire.codec import FRAME_BYTES_MAX, encode
+from peerlm.wire.message import FragmentOffer, StateGive
 
 model_sections = st.builds(
     config.ModelSection,
@@ -79,6 +84,23 @@ def test_a_large_module_is_split_evenly_and_its_parts_are_numbered() -> None:
     parts = [s for s in fragments(plan_of(model, 5000)) if s.module == "blocks.0.feedforward"]
     assert [part.name for part in parts] == [f"blocks.0.feedforward:{i}" for i in range(4)]
     assert max(part.size for part in parts) - min(part.size for part in parts) <= 1
+
+
+def test_more_fragments_than_can_be_offered_are_no_plan() -> None:
+    model = config.ModelSection(blocks=("feedforward",) * 4, dim=1024, hidden=4096)
+    with pytest.raises(
+        ConfigError, match=r"fragments, and a node can offer 2500 .* make it 4"
+    ) as found:
+        fragments(plan_of(model, 4096 * 2))
+    enough = int(str(found.value).rpartition(" ")[2])
+    assert len(fragments(plan_of(model, enough))) <= FRAGMENTS_MAX
+
+
+def test_an_offer_of_as_many_fragments_as_there_may_be_fits_a_message() -> None:
+    offer = FragmentOffer(1_000_000, 2**62, b"h" * 32, 2**32, (0.1,) * SKETCH_SIZE)
+    assert (
+        len(encode(StateGive(b"p" * 32, 2**62, True, (offer,) * FRAGMENTS_MAX))) <= FRAME_BYTES_MAX
+    )
 
 
 def test_the_plan_does_not_need_torch() -> None:

@@ -10,8 +10,9 @@ import pytest_asyncio
 import zmq
 from zmq.utils import z85
 
-from peerlm.daemon import link
-from peerlm.errors import ConfigError
+from peerlm.daemon import dealer, link
+from peerlm.daemon.resolve import reach, resolve
+from peerlm.errors import ConfigError, Unreachable
 from peerlm.events import LinkDown, LinkUp, Misbehaved, Received
 from peerlm.wire.codec import encode
 from peerlm.wire.message import Ack, Hello, Nack, Ping
@@ -373,3 +374,15 @@ async def test_links_that_come_and_go_leave_nothing_behind(town) -> None:
         ann.links.close_link(bob.id)
     await until(lambda: psutil.Process().num_fds() <= descriptors_before + 2)
     assert len(bob.links._peers[ann.id].routes) <= link.ROUTES_MAX
+
+
+@pytest.mark.parametrize("host", ["::1%\0", "fe80::1%a b", "fe80::1%nowhere0", "no such host"])
+async def test_an_address_that_sockets_do_not_take_leads_nowhere(town, host, monkeypatch) -> None:
+    monkeypatch.setattr(dealer, "DIAL_TIMEOUT_S", 0.3)
+    ann, bob = town.node(), town.node()
+    ann.befriend(bob)
+    ann.links.open(bob.id, host, bob.links.port, bob.public)
+    down = await ann.box.wait(LinkDown)
+    assert (down.peer, down.reason) == (bob.id, "timeout")
+    with pytest.raises(Unreachable):
+        await reach(await resolve(host), bob.links.port)

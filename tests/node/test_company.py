@@ -7,10 +7,11 @@ from node_scene import World
 
 from peerlm.effects import Admit, Introduce, Save, Send, SendFresh
 from peerlm.events import LinkDown, LinkUp, Received
+from peerlm.node.asks import BURST, EVERY_S
 from peerlm.node.node import Node
 from peerlm.node.publishing import PUBLISH_S, QUIET_FACTOR, SAY_AGAIN
 from peerlm.types import Role
-from peerlm.wire.message import Gossip, Ping, Sync
+from peerlm.wire.message import Gossip, Ping, PlanAsk, PlanGive, Sync
 
 WATCHING = (Role.OBSERVE,)
 
@@ -100,3 +101,31 @@ def test_members_known_by_hearsay_alone_may_connect() -> None:
         )
         admitted = [e.curve_key for e in effects if isinstance(e, Admit)]
         assert admitted == ([] if key is None else [key.curve_pk])
+
+
+def test_what_is_large_is_not_given_as_often_as_asked_for() -> None:
+    world = World(8).swarm(2, roles=WATCHING)
+    world.run(5.0)
+    node, asker = node_of(world, 0), node_of(world, 1).me
+
+    def answers(asked: int) -> int:
+        said = [
+            e
+            for _ in range(asked)
+            for e in node.handle(Received(asker, PlanAsk()), world.now, world.wall)
+        ]
+        return sum(isinstance(e, Send) and isinstance(e.message, PlanGive) for e in said)
+
+    assert 1 <= answers(1000) <= BURST
+    world.run(20 * EVERY_S)
+    assert answers(1000) == BURST, "who asks seldom is answered again"
+
+
+def test_a_plan_of_other_bytes_and_the_same_values_is_refused_in_words() -> None:
+    """Two releases may write the same plan in two ways, and two machines with the root key sign them."""
+    world = World(9).swarm(2, roles=WATCHING)
+    world.run(5.0)
+    company, peer = node_of(world, 0).company, node_of(world, 1).me
+    log, told = company._refuse_plan(peer, company.plan)
+    assert "the same values" in str(log)
+    assert "the same values" in str(told)

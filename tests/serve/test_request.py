@@ -69,6 +69,7 @@ def test_a_conversation_is_written_out_in_lines() -> None:
         ({"temperature": float("inf")}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"top_p": 1.1}, "top_p"),
         ({"top_k": -2}, "top_k"),

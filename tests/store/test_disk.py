@@ -350,3 +350,15 @@ def test_root_runs_no_node_in_a_services_folder(foreign: Path) -> None:
     with pytest.raises(StateError, match="belongs to another user: a service runs it"):
         require_own(foreign)
     require_own(foreign.parent)
+
+
+def test_a_file_that_was_given_up_is_not_written_on(tmp_path: Path) -> None:
+    """Its number is another file's by now, and would take what was meant for it."""
+    file = AtomicFile(tmp_path / "shard")
+    file.write(b"some")
+    file.abort()
+    with (tmp_path / "catalog").open("w+b") as other:
+        with pytest.raises(StateError, match="given up"):
+            file.write_at(4, b"more")
+        assert other.read() == b""
+    assert names(tmp_path) == ["catalog"]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from hypothesis import strategies as st
 
 from peerlm.wire import message
-from peerlm.wire.bounds import Exactly, Least, Most
+from peerlm.wire.bounds import Exactly, Least, Made, Most
 from peerlm.wire.message import Message, Struct
 
 STRUCTS = [
@@ -42,7 +42,9 @@ def values_of(hint: Any) -> st.SearchStrategy[Any]:
         size = (exactly, exactly) if exactly is not None else (0, min(most, 40))
         return st.binary(min_size=size[0], max_size=size[1])
     if hint is str:
-        return st.text(st.characters(exclude_categories=["Cs"]), max_size=int(min(most, 20)))
+        made = next((b.letters for b in bounds if isinstance(b, Made)), None)
+        letters = sorted(made) if made else st.characters(exclude_categories=["Cs"])
+        return st.text(letters, max_size=int(min(most, 20)))
     if get_origin(hint) is tuple:
         item = values_of(get_args(hint)[0])
         return st.lists(item, max_size=int(min(most, 3))).map(tuple)

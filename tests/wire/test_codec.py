@@ -195,6 +195,16 @@ def test_a_frame_beyond_its_plane_is_not_even_read() -> None:
         decode(bytes(INTRODUCTION_BYTES_MAX + 1), bytes_max=INTRODUCTION_BYTES_MAX)
 
 
+@pytest.mark.parametrize(
+    "host", ["::1%\0", "fe80::1%a b", "fe80::1%eth0", "a b", "ada\n", "b\u00fcro"]
+)
+def test_a_host_is_of_letters_that_a_host_has(host: str) -> None:
+    record = NodeRecord(b"p" * 16, 1, 1, "ada-1.example_x.org", 7700, 7701, 7702, False)
+    assert decode_as(NodeRecord, encode(record)) == record
+    with pytest.raises(WireError, match="letters"):
+        decode_as(NodeRecord, encode(dataclasses.replace(record, host=host)))
+
+
 def test_the_longest_introduction_fits_its_frame() -> None:
     chain = (b"x" * 2048,) * 6
     hello = message.Hello(1, b"r" * 16, chain)

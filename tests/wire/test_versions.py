@@ -25,6 +25,9 @@ OLD = {
     for kind in vars(version_2.message).values()
     if isinstance(kind, type) and issubclass(kind, version_2.message.Struct) and kind.code
 }
+LETTERS = re.compile(r", Made\([^]]*\)")
+"""Which letters hosts are of was not held against them then: no host that could be dialled had others."""
+
 BOTH = [kind for kind in STRUCTS if kind.__name__ in OLD]
 
 
@@ -40,7 +43,7 @@ def without_news(hint: str) -> str:
     new = [k.__name__ for k in get_args(message.Rumor) if k.__name__ not in OLD]
     for name in reversed(new):
         hint = hint.replace(f" | {name}, ...", ", ...")
-    return hint
+    return LETTERS.sub("", hint)
 
 
 def test_the_version_before_is_the_oldest_that_is_spoken() -> None:
