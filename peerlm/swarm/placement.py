@@ -180,7 +180,8 @@ def next_stage(view: View, me: PeerId, loaded: range) -> int | None:
 
 
 def handed_over(demand: Demand, view: View, me: PeerId, replicas: int = REPLICAS) -> bool:
-    """Whether a node that drains may go: all it hosts has `replicas` other hosts, ready and staying."""
+    """Whether a node that drains may go: all it hosts has `replicas` other hosts, ready and staying. So it is in the simulation; a
+    real node, whose owner waits, goes when it has one (`node.handing_over`)."""
     return all(_ready(demand, view, me, stage) >= replicas for stage in view[me].hosts)
 
 
