@@ -2,7 +2,7 @@
 
 Builds the image without a network, brings the nodes of a scenario up with compose, makes the trouble that the file says
 (`peerlm chaos` plays the same files with namespaces), prints the same report, takes everything down and leaves
-nothing behind. Needs root: nodes in containers are asked how they are through /proc.
+nothing behind, also when it is interrupted (Ctrl-C, SIGTERM, a closed terminal). Needs root: nodes in containers are asked how they are through /proc.
 
 Where Docker's engine runs it is used, with the image PEERLM_BASE (python:3.11-slim-bookworm). Else, as root and with
 dockerd, debootstrap and ip installed, an engine of its own is started in a network namespace of its own, from which
@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from peerlm.chaos.scenario import Scenario, read_scenario
 from peerlm.chaos.verdict import missed_bars
 from peerlm.chaos.world import node_settings_of, plan_of
 from peerlm.cli.chaos import report_lines
+from peerlm.cli.leash import die_with_parent, interrupt_on_terminate, undisturbed
 from peerlm.errors import ConfigError, PeerlmError
 
 HERE = Path(__file__).parent
@@ -40,6 +42,18 @@ SUITE = "bookworm"
 PACKAGES = "python3,python3-venv,procps"
 BASE = "peerlm-rig-base"
 ENGINE_S = 30.0
+INTERRUPTED = 130
+
+OWN = f"com.docker.compose.project={PROJECT}"
+BUILT = f"peerlm.image={PROJECT}"
+LEFTOVERS = (
+    (("ps", "-aq"), OWN, ("rm", "--force", "--volumes")),
+    (("ps", "-aq"), BUILT, ("rm", "--force", "--volumes")),
+    (("network", "ls", "-q"), OWN, ("network", "rm")),
+    (("volume", "ls", "-q"), OWN, ("volume", "rm", "--force")),
+    (("images", "-q"), BUILT, ("rmi", "--force")),
+)
+"""How to list what may be left of a rig, by which label, and how to remove it."""
 
 SCENARIO = HERE / "scenarios/containers.toml"
 
@@ -101,19 +115,31 @@ def engine(folder: Path) -> Iterator[tuple[str, str]]:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                preexec_fn=partial(die_with_parent, signal.SIGTERM),
             )
         try:
             wait_for_engine(host, process)
             run("docker", "-H", host, "import", base, BASE)
             yield host, BASE
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            for line in reversed(Path("/proc/mounts").read_text().splitlines()):
-                if (place := line.split()[1]).startswith(str(folder)):
-                    subprocess.run(["umount", "-l", place], check=False)
+            with undisturbed():
+                end_engine(process, folder)
     finally:
-        run("ip", "netns", "del", namespace)
+        with undisturbed():
+            run("ip", "netns", "del", namespace)
+
+
+def end_engine(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """With all that it runs, and what is mounted in its folder."""
+    process.terminate()
+    try:
+        process.wait(ENGINE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for line in reversed(Path("/proc/mounts").read_text().splitlines()):
+        if (place := line.split()[1]).startswith(str(folder)):
+            subprocess.run(["umount", "-l", place], check=False)
 
 
 def wait_for_engine(host: str, process: subprocess.Popen[bytes]) -> None:
@@ -148,6 +174,7 @@ class Rig:
     """The compose project of a scenario."""
 
     def __init__(self, scenario: Scenario, host: str, base: str) -> None:
+        self._host = host
         local = {"limits.threads": 1, **node_settings_of(scenario)}
         self._environment = os.environ | {
             "DOCKER_HOST": host,
@@ -168,16 +195,7 @@ class Rig:
         return run(*self._compose, *file, *words, env=self._environment)
 
     def build(self) -> None:
-        wheels = HERE / "wheels"
-        fetched = max((w.stat().st_mtime for w in wheels.glob("torch-*.whl")), default=0.0)
-        wanted = max((ROOT / f).stat().st_mtime for f in ("pyproject.toml", "constraints.txt"))
-        if fetched < wanted:
-            say("fetching wheels")
-            run(HERE / "fetch-wheels.sh", env=os.environ | {"PYTHON": sys.executable})
-        else:  # peerlm's own is always made anew
-            for old in wheels.glob("peerlm-*.whl"):
-                old.unlink()
-            run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", wheels, ROOT)
+        make_wheels(HERE / "wheels")
         say("building the image, without a network")
         self.compose("build", "init")
 
@@ -185,32 +203,67 @@ class Rig:
         self.compose("up", "-d", "--no-build", "--scale", f"node={self._nodes - 1}")
 
     def down(self) -> None:
+        """Raises `RigFailed` with what is left all the same."""
         say("taking it down")
-        self.compose("--profile", "chaos", "down", "--volumes", "--timeout", "20")
-        subprocess.run(
-            ["docker", "rmi", "--force", PROJECT],
-            capture_output=True,
-            env=self._environment,
-            check=False,
+        try:
+            self.compose("--profile", "chaos", "down", "--volumes", "--timeout", "20")
+        except RigFailed as error:  # there may be nothing yet, or half of it
+            say(f"rig: {error}")
+        for list_them, label, remove in LEFTOVERS:
+            if left := self._labelled(list_them, label):
+                subprocess.run(
+                    ["docker", "-H", self._host, *remove, *left], capture_output=True, check=False
+                )
+        if left := [
+            f"{words[0]} {name}"
+            for words, label, _ in LEFTOVERS
+            for name in self._labelled(words, label)
+        ]:
+            raise RigFailed(f"could not be removed: docker {', '.join(left)}")
+
+    def _labelled(self, words: Sequence[str], label: str) -> list[str]:
+        told = run("docker", "-H", self._host, *words, "--filter", f"label={label}")
+        return sorted(set(told.split()))
+
+
+def make_wheels(wheels: Path) -> None:
+    """All that the image is made of; without a network, once everything else has been fetched for these versions. peerlm's own is
+    always made anew. Raises `RigFailed`."""
+    fetched = max((w.stat().st_mtime for w in wheels.glob("torch-*.whl")), default=0.0)
+    wanted = max((ROOT / f).stat().st_mtime for f in ("pyproject.toml", "constraints.txt"))
+    if fetched < wanted or not any(wheels.glob("setuptools-*.whl")):
+        say("fetching wheels")
+        run(HERE / "fetch-wheels.sh", env=os.environ | {"PYTHON": sys.executable})
+        return
+    with tempfile.TemporaryDirectory() as made:
+        run(
+            *(sys.executable, "-m", "pip", "wheel", "--no-deps"),
+            *("--no-index", "--find-links", wheels, "--wheel-dir", made, ROOT),
         )
+        for old in wheels.glob("peerlm-*.whl"):
+            old.unlink()
+        for wheel in Path(made).glob("peerlm-*.whl"):
+            shutil.move(wheel, wheels)
 
 
 def play(scenario: Scenario, host: str, base: str) -> list[str]:
     """Print the report; what it misses."""
     rig = Rig(scenario, host, base)
-    rig.build()
     docker = Engine(host.removeprefix("unix://"))
     swarm = ContainerSwarm(scenario.nodes, docker, rig.up)
     try:
+        rig.build()
         report = Course(scenario, Containers(swarm, docker), say, faults=True).run()
     finally:
-        rig.down()
+        with undisturbed():
+            rig.down()
     for line in report_lines(report):
         sys.stdout.write(f"{line}\n")
     return missed_bars(report)
 
 
 def main() -> int:
+    interrupt_on_terminate()
     path = Path(os.environ.get("SCENARIO") or SCENARIO)
     folder = Path(tempfile.mkdtemp(prefix="peerlm-rig-"))
     try:
@@ -221,10 +274,16 @@ def main() -> int:
         with engine(folder) as (host, base):
             missed = play(scenario, host, base)
     except PeerlmError as error:
+        if isinstance(error.__context__, PeerlmError):  # what it was taken down for
+            say(f"rig: {error.__context__}")
         say(f"rig: {error}")
         return 1
+    except KeyboardInterrupt:
+        say("rig: interrupted; everything is taken down")
+        return INTERRUPTED
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with undisturbed():
+            shutil.rmtree(folder, ignore_errors=True)
     for what in missed:
         say(f"rig: {what}")
     return bool(missed)

@@ -20,10 +20,10 @@ T = TypeVar("T")
 ENDS = (signal.SIGTERM, signal.SIGHUP)
 
 
-def die_with_parent() -> None:
-    """Call in the child: the kernel kills it when the thread that started it ends. Linux only."""
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Call in the child: the kernel kills it, or sends it another signal, when the thread that started it ends. Linux only."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def interrupt_on_terminate() -> None:
@@ -35,6 +35,16 @@ def interrupt_on_terminate() -> None:
 
     for number in ENDS:
         signal.signal(number, interrupt)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """What would end the command waits until what is inside is done: it puts away what there is."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDS})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Interrupted(BaseException):

@@ -7,8 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from peerlm.chaos.scenario import INSTANT, KINDS
 
 SCENARIO = """
 name = "a kill, a cut, a freeze and guests"
@@ -82,3 +85,62 @@ def test_a_scenario_from_the_file_to_the_report(tmp_path: Path) -> None:
     assert "<h2>What happened</h2>" in page.read_text()
     mounts = Path("/proc/mounts").read_text()
     assert "peerlm-chaos" not in mounts
+
+
+@pytest.fixture(scope="module")
+def seen() -> dict[str, Any]:
+    """Of each kind: what was said, what was so while it lasted, and after it was mended."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    script = Path(__file__).with_name("each_kind.py")
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=580
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+OPEN = {"1-2": True, "2-1": True, "2-3": True}
+WHILE_AND_THEN = {
+    "kill": ([False, True, True], [True] * 3),
+    "everybody": ([False] * 3, [True] * 3),
+    "stop": (True, False),
+    "cut": ({**OPEN, "1-2": False, "2-1": False}, OPEN),
+    "oneway": ({**OPEN, "1-2": False}, OPEN),
+    "split": ({**OPEN, "1-2": False, "2-1": False}, OPEN),
+    "corrupt": (True, False),
+    "full": (False, True),
+    "guests": (True, False),
+    "clock": (2, 0),
+}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_each_kind_does_what_it_says_and_is_mended(seen: dict[str, Any], kind: str) -> None:
+    if kind == "clock" and kind not in seen:
+        pytest.skip("needs libfaketime")
+    during, then = seen[kind]["while"], seen[kind]["then"]
+    assert seen[kind]["said"]
+    assert seen[kind]["mended"] or kind in INSTANT
+    match kind:
+        case "loss":
+            assert 0.25 < during < 0.75
+            assert then == 1.0
+        case "slow":
+            assert during > 0.07 > then, "30 datagrams at 2 Mbit/s take 0.15 s, if none is dropped"
+        case "delay":
+            assert during > 0.2 > then
+        case "worker" | "crash":
+            assert during, "it is gone"
+            assert then["restarts"] >= 1
+            assert then["last_error"]
+        case _:
+            assert (during, then) == WHILE_AND_THEN[kind]
+
+
+@pytest.mark.timeout(600)
+def test_no_kind_of_fault_brought_out_one_of_our_own(seen: dict[str, Any]) -> None:
+    assert seen["tracebacks"] == 0
+    assert seen["tokens_that_fell"] == []

@@ -76,7 +76,7 @@ def counting(rng_seed: int) -> np.ndarray:
 @pytest.mark.timeout(60)  # fifty steps, twice
 @pytest.mark.parametrize(
     ("kind", "stages", "tied"),
-    [("attention", 2, True), ("recurrent", 3, True), ("hybrid", 3, False), ("hybrid", 4, True)],
+    [(kind, stages, True) for kind in BLOCKS for stages in (2, 3, 4)] + [("hybrid", 3, False)],
 )
 def test_one_host_a_stage_is_one_process(kind: str, stages: int, tied: bool) -> None:
     plan = plan_of(BLOCKS[kind], tied=tied)
