@@ -84,7 +84,7 @@ def test_the_only_host_of_a_stage_goes_when_another_holds_it_and_training_goes_o
     left = held(alone.status())
     others = [node for node in nodes if node is not alone]
 
-    alone.ask("leave")
+    assert "left" in succeed("leave", "--state", alone.folder, timeout_s=90)
     assert alone.wait_end() == 0
     assert left in [held(node.status()) for node in others], "it was held before it went"
     for node in others:
