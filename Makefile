@@ -118,6 +118,7 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.chaos $(FLAGS)
 	$(BIN)/python -m bench.hosts $(FLAGS)    # needs root: it makes networks
 	$(BIN)/python -m bench.stages $(FLAGS)
+	$(BIN)/python -m bench.takeover $(FLAGS)
 	$(BIN)/python -m bench.stage_speed $(FLAGS)
 	$(BIN)/python -m bench.before $(FLAGS)
 	$(BIN)/python -m bench.stream $(FLAGS)

@@ -359,6 +359,13 @@ class CorpusUnusable(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class TextsCounted(Event):
+    """So many texts go through the stages held here now."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryRead(Event):
     """What this machine could offer for stages if it held none."""
 

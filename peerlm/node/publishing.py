@@ -12,6 +12,7 @@ from peerlm.node.company import Company
 from peerlm.node.lately import LATELY_S, PARTNERS_MAX, said
 from peerlm.node.library import Library
 from peerlm.node.placing import Placing
+from peerlm.node.texts import at_most
 from peerlm.node.work import Work
 from peerlm.types import Instant, after
 from peerlm.wire.message import Vitals
@@ -95,6 +96,8 @@ def own_vitals(
         mixed_with=mixed_with,
         mixed_s=mixed_s,
         page_port=company.ports.page,
+        busy=worker.busy,
+        texts=at_most(work.texts.count),
     )
     if placing is None:
         return vitals

@@ -66,6 +66,10 @@ class MemberSummary:
     """Tokens a second with one module of each kind; empty: not known."""
     page: str = ""
     """URL of its page, where it lets others see that."""
+    busy: float | None = None
+    """Share of the time in which its worker works, in tenths; None: it does not train, or does not say."""
+    texts: int = 0
+    """No more than so many go through it now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +286,8 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "away_s": m.away_s,
                 "paces": dict(m.paces),
                 "page": m.page,
+                "busy": m.busy,
+                "texts": m.texts,
             }
             for m in s.members
         ],

@@ -29,6 +29,9 @@ from peerlm.node.work import Work
 from peerlm.types import Instant, PeerId, short
 from peerlm.wire.message import Vitals
 
+TEXTS_MAX = 1 << 20
+"""More than go through any node."""
+
 
 def summarise(
     company: Company,
@@ -277,6 +280,8 @@ def _summarise(
         away_s=away_s,
         paces=_paces(v) if v else {},
         page=_page(address, v.page_port) if v else "",
+        busy=min(v.busy, 10) / 10 if v and v.busy is not None else None,
+        texts=min(v.texts, TEXTS_MAX) if v else 0,
     )
 
 

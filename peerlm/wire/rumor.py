@@ -102,6 +102,10 @@ class Vitals(Struct):
     """How many seconds ago each, rounded down to a power of two."""
     page_port: Port = 0
     """Where its page is seen at the address at which it is dialled; 0: nowhere, or it does not say."""
+    busy: Count | None = None
+    """Tenths of the time in which its worker works; the rest it waits for others. None: it does not train, or does not say."""
+    texts: Count = 0
+    """Texts that go through it now: no more than so many, a power of two."""
 
 
 @dataclass(frozen=True, slots=True)
