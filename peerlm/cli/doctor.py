@@ -230,10 +230,10 @@ def _dialled(dialled: dict[str, Any], ports: str) -> Finding:
 
 def _store(store: dict[str, Any]) -> Iterator[Finding]:
     """An older daemon says little of it."""
+    for line in store.get("wrong", ()):
+        yield Finding("store", False, line)
     if not store.get("names") or "wrong" not in store:
         return
-    for line in store["wrong"]:
-        yield Finding("store", False, line)
     wanted, nodes = store["replicas_wanted"], store["nodes"]
     if nodes < wanted:
         text = f"live nodes that offer room: {nodes}, and {wanted} replicas are wanted: what is there has {nodes}"

@@ -138,6 +138,11 @@ class Client:
         found: dict[str, Any] = self.ask("checked", list(hashes))
         return found
 
+    def verified(self, manifest: ObjectHash, missing: int) -> None:
+        """All chunks of it were just read, but for so many: the node remembers when. Raises: StateError, the daemon is of a
+        release that does not, or its disk takes nothing."""
+        self.ask("verified", manifest, missing)
+
     def replicas(self, hashes: list[ObjectHash]) -> list[int]:
         """How many live nodes keep each."""
         return self.survey(hashes).counts

@@ -48,6 +48,7 @@ from peerlm.daemon.sampling import Sampling
 from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.sockets import is_free
+from peerlm.daemon.verifying import Verifying
 from peerlm.daemon.watch import history_of, keep_watch
 from peerlm.daemon.writers import require_packages
 from peerlm.daemon.writing import Writing
@@ -298,6 +299,7 @@ async def open_daemon(
             disk,
             now,
             wall,
+            Verifying(state.verified, disk, wall),
         )
         stack.push_async_callback(driver.desk.close)
         driver.preparing = Preparing(state.root, home.settings.store.folders, log.write)

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from peerlm.data import formats, sources, versions
+from peerlm.data import denials, formats, sources, versions
 from peerlm.data.clean import Clean
 from peerlm.data.encodings import AUTO
 from peerlm.data.prepared import Job, Recipe, Sweep
@@ -44,7 +44,7 @@ FILES_MAX = 500_000
 PATH_CHARS_MAX = 4096
 URL_CHARS_MAX = 4096
 
-NETWORK = frozenset(("http", "https", *sources.CREDENTIALS, *sources.PACKAGES))
+NETWORK = frozenset(("http", "https", *denials.CREDENTIALS, *sources.PACKAGES))
 """Kinds of URL that mean the same on every machine."""
 
 PLACE = np.dtype("<u4")

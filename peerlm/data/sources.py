@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from peerlm.data import denials
 from peerlm.errors import ConfigError, PeerlmError
 from peerlm.types import printable
 
@@ -41,20 +42,10 @@ PACKAGES = {
     **dict.fromkeys(("hdfs", "viewfs"), "hdfs"),
     **dict.fromkeys(("http", "https", "webhdfs"), "http"),
     "hf": "hub",
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "az"),
 }
 """Kind of URL → the extra of peerlm that reads it."""
-
-CREDENTIALS = {
-    **dict.fromkeys(
-        ("s3", "s3a"),
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL, unless it is Amazon's)",
-    ),
-    **dict.fromkeys(("gs", "gcs"), "GOOGLE_APPLICATION_CREDENTIALS"),
-    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "AZURE_STORAGE_CONNECTION_STRING"),
-    "hf": "HF_TOKEN",
-    **dict.fromkeys(("hdfs", "viewfs"), "HADOOP_USER_NAME, or a Kerberos ticket"),
-}
-"""Kind of URL → where its library looks for a name and a secret."""
 
 OPTIONS = {kind: {"dfs.client.failover.max.attempts": "4"} for kind in ("hdfs", "viewfs")}
 """Kind of URL → what its file system is told. By itself hdfs-native asks a name node that is not there for minutes."""
@@ -343,7 +334,7 @@ def explained(url: str, where: str, done: str = "read") -> Iterator[None]:
             raise ConfigError(f"{named}: cannot be {done}: {_line(cause)}") from None
         reason = _line(cause) if cause else "no such file or directory"
         if kind_of(url) == "hf":  # it does not say that there is what one may not see
-            reason += f"; what is private or gated needs {CREDENTIALS['hf']}"
+            reason += f"; what is private or gated needs {denials.CREDENTIALS['hf']}"
         raise ConfigError(f"{named}: not found: {reason}") from None
     except ImportError as error:
         raise _lacking(named, url, error) from None
@@ -378,16 +369,9 @@ def _unreadable(fs: Any, file: SourceFile, at: int, error: Exception, where: str
 
 
 def _reason(error: Exception, kind: str, done: str = "read") -> str:
-    variables = CREDENTIALS.get(kind)
-    is_denied = isinstance(error, PermissionError) or "Credential" in type(error).__name__
-    if variables and (is_denied or _status(error) in (401, 403)):
-        return f"access denied: {_line(error)}; set {variables}"
+    if lacking := denials.variables(error, kind):
+        return f"access denied: {_line(error)}; set {lacking}"
     return f"cannot be {done}: {_line(error)}"
-
-
-def _status(error: object) -> int:
-    """Of the answer of a server, where the error has it as most libraries for it do; 0: it has none."""
-    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
 
 
 def _line(error: object) -> str:

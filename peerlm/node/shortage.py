@@ -70,6 +70,8 @@ def wrong(store: StoreSummary, others: int) -> Iterator[str]:
             "invite with the role store)"
         )
     yield from store.jobs_stuck
+    if store.refused:
+        yield store.refused
 
 
 def _lacks(store: StoreSummary) -> str:

@@ -118,6 +118,8 @@ class StoreSummary:
     """Of all that this node has fetched since the start, what came twice."""
     names_refused: int = 0
     """Records of names that were not believed since the start: malformed, or not signed by who may write them."""
+    refused: str = ""
+    """Of `Refusals.line`."""
     trouble: str = ""
     """Why the disk did not take what came last."""
     nodes: int = 0

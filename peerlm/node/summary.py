@@ -167,6 +167,7 @@ def _store(
         unfound=standing.unfound,
         lost=storing.lost_here,
         names_refused=storing.register.refused.total(),
+        refused=storing.register.refused.line(now),
         trouble=standing.trouble,
         nodes=sum(is_live for *_, is_live in standing.nodes),
         replicas_wanted=max((name.record.replicas for name in names), default=0),

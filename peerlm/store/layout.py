@@ -39,7 +39,7 @@ NAMES = frozenset(
         *("identity", "chain", "root", "inviter", "revocations", "plan", "node.toml"),
         *("address_book", "snapshots", "objects", "chunks", "scrub", "model", "local", "log"),
         *("log.1", "history", "epoch", "origin", "control.sock", "lock", "ports", "page_port"),
-        *("curves", "api_keys", "placement", "catalog", "made", "passes", "sample"),
+        *("curves", "api_keys", "placement", "catalog", "made", "passes", "sample", "verified"),
     }
 )
 """What a node keeps in its folder. All else there is somebody else's."""
@@ -153,6 +153,11 @@ class Layout:
     def catalog(self) -> Path:
         """Names of the swarm's store, and the nodes that were keeping it."""
         return self.root / "catalog"
+
+    @property
+    def verified(self) -> Path:
+        """When somebody of this node last had all of a name read."""
+        return self.root / "verified"
 
     @property
     def made(self) -> Path:

@@ -187,6 +187,8 @@ def test_how_the_store_stands() -> None:
     assert found(wrong=["this node is full: raise store.bytes"]) == [
         "bad  store        this node is full: raise store.bytes"
     ]
+    (line,) = found(names=0, wrong=["a name was not believed"])
+    assert line == "bad  store        a name was not believed"
     assert found(names=0) == list(doctor._store({"names": 3})) == [], "nothing, or an older daemon"
 
 
