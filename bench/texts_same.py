@@ -33,7 +33,7 @@ from peerlm.serve.route import Route, Version
 from peerlm.serve.scheduler import Scheduler
 from peerlm.serve.service import Job, Service
 from peerlm.serve.session import Sampling
-from peerlm.serve.stage_server import held_values
+from peerlm.serve.stage_weights import held_values
 from peerlm.serve.swarm import Swarm as Swarmed
 
 PROMPTS = 20
