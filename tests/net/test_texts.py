@@ -184,9 +184,8 @@ def test_a_node_that_holds_a_part_has_its_sample_text_written_through_the_others
     swarm: Swarm,
 ) -> None:
     node = swarm.nodes[1]
-    status = node.wait(lambda s: s["sample"]["why"], "it says why there is none")
-    assert "nothing is learnt yet" in status["sample"]["why"]
-    url = str(status["page"])
+    why = "nothing is learnt yet"
+    url = str(node.wait(lambda s: s["sample"]["why"] == why, "it says why there is none")["page"])
     ask = urllib.request.Request(url + "sample", method="POST", headers={"X-Peerlm": "sample"})
     with urllib.request.urlopen(ask, timeout=20) as answer:
         assert answer.status == 202
