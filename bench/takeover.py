@@ -4,9 +4,9 @@ Three nodes hold a stage of the model each, as their owners have said; a fourth 
 of one and keeps copies of the two that have one host. Then the host of one of these gets SIGKILL and stays dead. The others
 notice, hold, the spare drops what another holds, too, begins with its copy, and tokens are counted again.
 
-A node *can take* the stage from when it has both: weights of it, here a copy on its own disk, and the news that its host is dead. Promised is
-what follows from then on. What comes before is the failure detector's. Tokens count as rising when they are 1,024 above what they
-were when the spare came to hold the stage: what was under way at the kill is not among them.
+A node *can take* the stage from when it has both: weights of it, here a copy on its own disk, and word that nobody trains it any more, which
+a broken connection is, before the failure detector has its verdict. Promised is what follows from then on, that verdict included. Tokens count as
+rising when they are 1,024 above what they were when the spare came to hold the stage: what was under way at the kill is not among them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ COPIED_S_MAX = 240.0
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """One kill. Seconds from it: until the spare has heard, holds the stage, and tokens rise."""
+    """One kill. Seconds from it: until the spare sees nobody who trains the stage, holds it, and tokens rise."""
 
     stage: int
     heard_s: float
@@ -77,7 +77,7 @@ class Line(Swarm):
 
     def _is_ready(self) -> bool:
         status = self.spare.status
-        if status is None or status["worker"]["state"] != "running":
+        if status is None or status["worker"]["state"] != "running" or self._lacking():
             return False
         single = self._single()
         return bool(single) and set(single) <= set(status["placement"]["copies"])
@@ -92,12 +92,12 @@ class Line(Swarm):
             self.wait(what, is_so, poll_s=0.1)
             return time.monotonic() - began
 
-        heard_s = since("the spare has heard", lambda: stage in self._lacking())
+        heard_s = since("the spare sees it", lambda: stage in self._lacking())
         held_s = since("the spare holds the stage", lambda: self._held() == range(stage, stage + 1))
         tokens = self.tokens
         rising_s = since("training goes on", lambda: self.tokens >= tokens + RISEN)
         say(
-            f"stage {stage}: {spare.name} had heard after {heard_s:.1f} s, tokens rose after {rising_s:.1f} s"
+            f"stage {stage}: {spare.name} saw it after {heard_s:.1f} s, tokens rose after {rising_s:.1f} s"
         )
         return Taken(stage, heard_s, held_s, rising_s)
 
@@ -123,7 +123,7 @@ def rows(kills: Sequence[Taken], tracebacks: int) -> list[Row]:
     return [
         Row("kills", len(kills)),
         Row("stages they hit", ", ".join(str(kill.stage) for kill in kills)),
-        Row("killed → the spare has heard, worst", max(k.heard_s for k in kills), "s"),
+        Row("killed → the spare sees it, worst", max(k.heard_s for k in kills), "s"),
         Row("killed → it holds the stage, worst", max(k.held_s for k in kills), "s"),
         Row("killed → tokens rise again, worst", max(k.rising_s for k in kills), "s"),
         Row(
