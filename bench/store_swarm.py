@@ -1,19 +1,14 @@
-"""The swarm's store between real nodes: what kills lose, and how fast bytes come and go.
-
-*Kills.* Four nodes, three replicas. Files are added at one node after another, and checkpoints made; while that is under
-way two nodes, drawn at random, get SIGKILL at the same moment, and come back. Promised: whatever was acknowledged reads
-back bit by bit at some other node, and has its three replicas again; and some of both kinds was, or nothing is shown. Each
-chunk is held beside its hash, and a file beside what was added; of a checkpoint nobody has more than the hashes.
+"""The swarm's store between real nodes: how fast bytes come and go.
 
 *Speed.* A file is added at one node, read at a node without room from this one donor, then from three; beside `cp` with an
 fsync and a download over plain HTTP of the same bytes, in turns. Then a checkpoint of a model is made by four nodes. All
 nodes share this machine's disk and processors, so a checkpoint in three replicas is held beside three copies by `cp`.
 
-*Flips* are `bench.store_flips`: a byte is flipped in each of a thousand chunks on running nodes' disks. *Training* is `bench.store_pace`: how fast
+*Kills* are `bench.store_kills`. *Flips* are `bench.store_flips`: a byte is flipped in each of a thousand chunks on running nodes' disks. *Training* is `bench.store_pace`: how fast
 a swarm trains while checkpoints are made.
 
     python -m bench.store_swarm
-    python -m bench.store_swarm --rounds 20 --mb 512
+    python -m bench.store_swarm --mb 256
 """
 
 from __future__ import annotations
@@ -29,8 +24,6 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-from blake3 import blake3
-
 from bench import report
 from bench.report import Missed, Row, say
 from bench.store_flips import flips
@@ -38,11 +31,8 @@ from bench.store_nodes import (
     BRIEF,
     LOCAL,
     PLAN,
-    POLL_S,
-    REPAIRED_S,
     REPLICAS,
     SMALL,
-    SOON_DEAD,
     Stores,
     begun,
     is_settled,
@@ -54,126 +44,7 @@ from bench.store_pace import training
 from peerlm.bench.nodes import running
 from peerlm.cli.chunk_reading import Reader
 from peerlm.cli.demo_nodes import DemoNode
-from peerlm.errors import PeerlmError, StateError
 from peerlm.store.manifest import Manifest
-from peerlm.types import ObjectHash
-
-# --------------------------------------------------------------------------------------- kills
-
-
-class Kills:
-    """Rounds of adding, killing and looking what is left."""
-
-    def __init__(self, swarm: Stores, folder: Path, seed: int) -> None:
-        self._swarm, self._folder, self._rng = swarm, folder, random.Random(seed)
-        self.acknowledged: dict[str, ObjectHash | None] = {}
-        """Name → the hash of its bytes; None: a checkpoint, whose chunks are held beside their hashes."""
-        self.killed = self.refused = 0
-        self.repairs_s: list[float] = []
-
-    def play(self, rounds: int, size: int) -> None:
-        for number in range(rounds):
-            kind = "checkpoint" if number % 3 == 2 else "data"
-            at = self._rng.choice(self._swarm.nodes)
-            name, digest, work = self._begun(kind, number, at, size)
-            delay_s = self._rng.uniform(0.0, 1.5)
-            time.sleep(delay_s)  # the moment is what is drawn
-            victims = self._rng.sample(self._swarm.nodes, 2)
-            for node in victims:
-                node.kill()
-            self.killed += len(victims)
-            work.communicate(timeout=120)
-            is_acknowledged = work.returncode == 0
-            self.refused += not is_acknowledged
-            if is_acknowledged:
-                self.acknowledged[name] = digest
-            for node in victims:
-                self._swarm.start_again(node)
-            self._swarm.wait("all are up", lambda: all(n.status for n in self._swarm.nodes))
-            self.repairs_s.append(self._repaired())
-            say(
-                f"round {number + 1}: {kind}, killed {', '.join(n.name for n in victims)} after {delay_s:.2f} s, "
-                f"{'acknowledged' if is_acknowledged else 'not acknowledged'}"
-            )
-
-    def _begun(
-        self, kind: str, number: int, at: DemoNode, size: int
-    ) -> tuple[str, ObjectHash | None, subprocess.Popen[str]]:
-        state = ["--state", str(at.layout.root)]
-        if kind == "checkpoint":
-            name = f"kept-{number}"
-            words = ["checkpoint", "make", "--name", name, "--pin", *state]
-            return name, None, begun(words)
-        name, path = f"file-{number}", self._folder / f"file-{number}"
-        data = self._rng.randbytes(size)
-        path.write_bytes(data)
-        words = ["data", "add", str(path), "--as", "files", "--name", name, "--json", *state]
-        return name, ObjectHash(blake3(data).digest()), begun(words)
-
-    def _repaired(self) -> float:
-        """Seconds until everything that was acknowledged is in three replicas."""
-        began = time.monotonic()
-        while True:
-            with _desk(self._swarm.nodes[0]) as desk:
-                counts = [n for name in self.acknowledged for n in replicas(desk, name)]
-            if all(n >= REPLICAS for n in counts):
-                return time.monotonic() - began
-            if time.monotonic() - began > REPAIRED_S:
-                raise Missed(f"only {min(counts)} replicas after {REPAIRED_S:.0f} s")
-            time.sleep(POLL_S)
-
-    def lost(self) -> int:
-        """Of what was acknowledged, what does not read back as it was, at another node for each."""
-        lost = 0
-        for name, digest in self.acknowledged.items():
-            node = self._rng.choice(self._swarm.nodes)
-            try:
-                found = _read_all(node, name)
-            except PeerlmError as error:
-                say(f"{name}: {error}")
-                lost += 1
-                continue
-            lost += digest is not None and found != digest
-        return lost
-
-    def counted(self) -> tuple[int, int]:
-        """Files and checkpoints that were acknowledged."""
-        files = sum(digest is not None for digest in self.acknowledged.values())
-        return files, len(self.acknowledged) - files
-
-
-def _read_all(node: DemoNode, name: str) -> ObjectHash:
-    """The hash of it all. Raises `StateError`: a chunk is not to be had, or is not what its own hash says."""
-    digest = blake3()
-    with _desk(node) as desk:
-        manifest = desk.manifest(name)
-        for chunk in manifest.chunks:
-            data = desk.read(chunk.hash, chunk.size, 60.0)
-            if len(data) != chunk.size or blake3(data).digest() != chunk.hash:
-                raise StateError(f"chunk {chunk.hash.hex()[:8]} is not what its hash says")
-            digest.update(data)
-    return ObjectHash(digest.digest())
-
-
-def kills(args: argparse.Namespace, folder: Path) -> list[Row]:
-    with running(Stores(folder / "kills", 4, {**PLAN, **SMALL, **SOON_DEAD}, LOCAL)) as swarm:
-        swarm.begin()
-        swarm.enter(*swarm.nodes[1:])
-        say("four nodes are there")
-        trouble = Kills(swarm, folder, args.seed)
-        trouble.play(args.rounds, args.file_mb << 20)
-        lost, (files, kept) = trouble.lost(), trouble.counted()
-        faults = swarm.tracebacks()
-    return [
-        Row("kills, two at once, during an addition or a checkpoint", trouble.killed),
-        Row("files acknowledged", files, at_least=1),
-        Row("checkpoints acknowledged", kept, at_least=1),
-        Row("not acknowledged", trouble.refused),
-        Row("acknowledged, and lost or changed", lost, at_most=0),
-        Row("again in three replicas after the restart, slowest", max(trouble.repairs_s), "s"),
-        Row("tracebacks", faults, at_most=0),
-    ]
-
 
 # --------------------------------------------------------------------------------------- speed
 
@@ -333,7 +204,6 @@ def _save(node: DemoNode, manifest: Manifest, path: Path) -> None:
 
 
 PARTS = {
-    "kills": kills,
     "flips": flips,
     "speed": speed,
     "checkpoint": checkpoints,
@@ -351,8 +221,6 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
 
 def main() -> int:
     flags = report.parser(__doc__)
-    flags.add_argument("--rounds", type=int, default=12, help="of kills [12]")
-    flags.add_argument("--file-mb", type=int, default=48, help="of a file added meanwhile [48]")
     flags.add_argument("--mb", type=int, default=512, help="of the file that is timed [512]")
     flags.add_argument("--blocks", type=int, default=12, help="of the model that is kept [12]")
     flags.add_argument("--seed", type=int, default=1)

@@ -45,6 +45,11 @@ Names = list[dict[str, Any]]
 
 FACTS = ("bytes", "files", "chunks", "shards", "documents", "tokens")
 
+COLUMNS = (
+    *("name", "kind", "size", "files", "shards", "documents", "tokens"),
+    *("replicas", "verified", "writer", "age"),
+)
+
 FOUND = "found"
 
 
@@ -64,7 +69,8 @@ def data() -> None:
 @click.option("--json", "as_json", is_flag=True, help="A list; docs/store.md explains it.")
 @state_option
 def ls(layout: Layout, as_json: bool) -> None:
-    """List what is in the store: what kind it is, how much, and in how many replicas.
+    """List what is in the store: what kind it is, how much, in how many replicas, and how long ago `peerlm data verify` read
+    all of it here.
 
     The replicas are those of the chunk that has the fewest, of at most 256 chunks of each name; `peerlm data show` asks for all.
 
@@ -161,22 +167,32 @@ def _without_sample(one: dict[str, Any]) -> dict[str, Any]:
 def _table(found: Names, now: float) -> list[str]:
     if not found:
         return ["there is nothing in the store; `peerlm data add` puts something in"]
-    rows = [["name", "kind", "size", "files", "documents", "tokens", "replicas", "writer", "age"]]
+    rows = [list(COLUMNS)]
     rows += [
         [
             one["name"] + ("*" if one["is_pinned"] else ""),
             one["kind"],
             _or_absent(one["bytes"], words.size),
             _or_absent(one["files"], str),
+            _or_absent(one["shards"], str),
             _or_absent(one["documents"], words.count),
             _or_absent(one["tokens"], words.count),
             f"{_or_absent(one['replicas_least'], str)} of {one['replicas']}",
+            _verified(one, now),
             one["writer"][:8],
             words.ago(max(0.0, now - one["written_at"])),
         ]
         for one in found
     ]
     return [*in_columns(rows), *_jobs(found)]
+
+
+def _verified(one: dict[str, Any], now: float) -> str:
+    """How long ago all of it was read here. The release before does not remember."""
+    if one.get("verified_at") is None:
+        return words.ABSENT
+    ago, missing = words.ago(max(0.0, now - one["verified_at"])), one["verified_missing"]
+    return f"{ago}, {missing} missing" if missing else ago
 
 
 def _jobs(found: Names) -> Iterator[str]:
@@ -310,6 +326,7 @@ def _lines(s: dict[str, Any], now: float) -> list[str]:
         ("on", f"{node['id'][:8]}  {words.some(node['chunks'], 'chunk')}")
         for node in found["nodes"]
     ]
+    facts.append(("verified", verified_line(s, now)))
     if (checked := s["checked_here"]) and checked["here"]:
         facts.append(("checked", checked_line(checked, now)))
     facts += [("silent", f"{node[:8]} did not answer") for node in found["silent"]]
@@ -318,6 +335,16 @@ def _lines(s: dict[str, Any], now: float) -> list[str]:
     ]
     width = max(len(key) for key, _ in facts)
     return [f"{key.ljust(width)}  {line}" for key, line in facts]
+
+
+def verified_line(s: dict[str, Any], now: float) -> str:
+    """When `peerlm data verify` read all of it on this node, and what came of it."""
+    if s.get("verified_at") is None:
+        return f"not here so far: `peerlm data verify {s['name']}` reads all of it"
+    ago, missing = words.ago(max(0.0, now - s["verified_at"])), s["verified_missing"]
+    if missing:
+        return f"{ago} ago, from this node: {words.some(missing, 'chunk')} could not be had"
+    return f"{ago} ago, from this node: all of it as it should be"
 
 
 def checked_line(checked: dict[str, Any], now: float) -> str:

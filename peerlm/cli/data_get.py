@@ -199,7 +199,8 @@ def _size(path: Path) -> int:
 @interruption("nothing was changed")
 def verify(layout: Layout, name: str, as_json: bool) -> None:
     """Read every chunk of NAME, from this node's disk or from others, each checked by its hash. Exit code 1 when some cannot
-    be had. It takes as long as fetching all that is not here; `peerlm data show` asks who keeps what, and is quick.
+    be had. It takes as long as fetching all that is not here; `peerlm data show` asks who keeps what, and is quick. When it was
+    done here last is in `peerlm data ls` and `peerlm data show`.
 
     \b
     Examples:
@@ -214,6 +215,7 @@ def verify(layout: Layout, name: str, as_json: bool) -> None:
     there = [chunk for chunk in chunks if chunk.hash not in missing]
     with Reader(layout) as reader, progress(f"reading {name}", in_bytes=True) as tell:
         missing |= dict(_unreadable(reader, there, tell))
+    _remember(layout, manifest, len(missing))
     size = sum(chunk.size for chunk in chunks)
     if as_json:
         told = {"name": name, "chunks": len(chunks), "bytes": size}
@@ -227,6 +229,14 @@ def verify(layout: Layout, name: str, as_json: bool) -> None:
         click.echo(
             f"{name}: {words.some(len(chunks), 'chunk')}, {words.size(size)}, all as they should be"
         )
+
+
+def _remember(layout: Layout, manifest: Manifest, missing: int) -> None:
+    """What `peerlm data ls` and `show` say of it. It is no less verified where the daemon cannot remember."""
+    from peerlm.store.manifest import manifest_hash
+
+    with suppress(StateError), open_desk(layout) as desk:
+        desk.verified(manifest_hash(manifest.encode()), missing)
 
 
 def _unreadable(

@@ -13,6 +13,7 @@ request is a word and its arguments; the answer [true, result], [false, a line f
     manifest  name, seconds                         its bytes
     survey    hashes                                [[replicas of each], nodes that did not answer, {node: how many}]
     checked   hashes                                {here, unknown, oldest}: when those that are here were last read by scrubbing
+    verified  manifest, how many chunks cannot be had   nil: all of it was just read, and that is remembered
     checkpoint  name, whether to pin                the name, once it is in the store; an empty name: the usual one
     status    -                                     {…}: docs/store.md explains it
     repair    -                                     nil: without waiting, and without a ceiling
@@ -27,7 +28,8 @@ and, of the process that makes shards (`cli.data_work`), which counts as there f
     made      job, task, documents, [[hash, bytes, tokens], …]    whether the job goes on
     failed    job, a line                           nil: this node takes no part
     rows      job                                   [[task, documents, [[hash, bytes, tokens], …]], …] of all tasks
-    name      job, manifest                         nil: the corpus has its name
+    again     job                                   nil: chunks of it cannot be had, so it is asked anew who has them
+    name      job, manifest                         nil: the corpus has its name, or the job of the next sweep has this one's
 
 What is put counts as long as it is in a manifest of a name; the rest is dropped after a day. This file decides nothing:
 it asks `node.storing`, and moves bytes on threads. Frames are in `desk_frames`, the words of the process that makes
@@ -65,6 +67,7 @@ from peerlm.types import Instant, ObjectHash, Role, WallTime, short
 
 if TYPE_CHECKING:
     from peerlm.daemon.scrubbing import Scrubbing
+    from peerlm.daemon.verifying import Verifying
     from peerlm.node.node import Node
     from peerlm.wire.message import NameRecord
 
@@ -107,7 +110,9 @@ class Desk:
         pool: Executor,
         now: Callable[[], Instant],
         wall: Callable[[], WallTime],
+        verifying: Verifying,
     ) -> None:
+        self._verifying = verifying
         self._node, self._post, self._take, self._saved = node, post, take, saved
         self._objects, self._scrubbing, self._pool = objects, scrubbing, pool
         self._now, self._wall = now, wall
@@ -224,7 +229,7 @@ class Desk:
             case ["pin", str() as name, bool() as is_pinned]:
                 return await self._pin(name, is_pinned)
             case ["names"]:
-                return [_as_dict(e.record) for e in self._node().storing.register.living()]
+                return [self._as_dict(e.record) for e in self._node().storing.register.living()]
             case ["manifest", str() as name, int() | float() as seconds]:
                 record = self._record(name)
                 return await self._read(as_hash(record.manifest), record.size, float(seconds))
@@ -233,6 +238,10 @@ class Desk:
             case ["checked", list() as hashes] if len(hashes) <= HASHES_MAX:
                 found = await self._scrubbing.checked([as_hash(one) for one in hashes])
                 return dataclasses.asdict(found)
+            case ["verified", bytes() as manifest, int() as missing] if missing >= 0:
+                living = self._node().storing.register.living()
+                named = {ObjectHash(e.record.manifest) for e in living}
+                return await self._verifying.note(as_hash(manifest), missing, named)
             case ["checkpoint", str() as name, bool() as is_pinned]:
                 return await self._checkpoint(name, is_pinned)
             case ["status"]:
@@ -242,7 +251,7 @@ class Desk:
                 return [{**job, "preparing": self._making.preparing()} for job in jobs]
             case ["done", str() as name]:
                 return self._node().library.jobs.done_of(name)
-            case ["work" | "next" | "made" | "failed" | "rows" | "name", *arguments]:
+            case ["work" | "next" | "made" | "failed" | "again" | "rows" | "name", *arguments]:
                 return await self._making.answer(request[0], arguments)
             case ["repair"]:
                 self._take(lambda: self._node().storing.repair_now(self._now()))
@@ -336,7 +345,7 @@ class Desk:
             )
         kept = events.ObjectKept(manifest_hash(encoded), len(encoded))
         await self._write(name, Kind(kind), kept, {"replicas": replicas, **options})
-        return _as_dict(self._record(name))
+        return self._as_dict(self._record(name))
 
     async def _keep_manifest(self, encoded: bytes) -> Manifest:
         manifest: Manifest = await self._on_pool(read_manifest, encoded)
@@ -354,6 +363,9 @@ class Desk:
         written = storing.write(wanted, self._wall(), now)
         self._take(lambda: [*came, *written])
         await self._saved("catalog")
+
+    def _as_dict(self, record: NameRecord) -> dict[str, Any]:
+        return {**_as_dict(record), **self._verifying.said(ObjectHash(record.manifest))}
 
     def _record(self, name: str) -> NameRecord:
         found = self._node().storing.register.names.get(name)

@@ -138,6 +138,11 @@ class Client:
         found: dict[str, Any] = self.ask("checked", list(hashes))
         return found
 
+    def verified(self, manifest: ObjectHash, missing: int) -> None:
+        """All chunks of it were just read, but for so many: the node remembers when. Raises: StateError, the daemon is of a
+        release that does not, or its disk takes nothing."""
+        self.ask("verified", manifest, missing)
+
     def replicas(self, hashes: list[ObjectHash]) -> list[int]:
         """How many live nodes keep each."""
         return self.survey(hashes).counts
@@ -200,6 +205,10 @@ class Client:
         found: list[Any] = self.ask("rows", job)
         return found
 
+    def look_again(self, job: ObjectHash) -> None:
+        """Chunks of a job that is to be finished cannot be had."""
+        self.ask("again", job)
+
     def name_corpus(self, job: ObjectHash, manifest: Manifest) -> None:
-        """Give what a job has made its name."""
+        """Give what a job has made its name; or, if it is the job of the next sweep, the name that this one has."""
         self.ask("name", job, manifest.encode())

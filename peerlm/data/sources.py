@@ -1,7 +1,7 @@
 """Files somewhere: what a URL stands for, and their bytes, in any part or in order.
 
-A *listing* says which files there are, in the order of their names, how large they are, and whether any part of one can
-be read by itself. It is data: who has it needs not ask again, and a second reader with the same listing reads the same.
+A *listing* says which files there are, in the order of their names, how large they are, which version of each it is if the
+file system tells, and whether any part of one can be read by itself. It is data: who has it needs not ask again, and a second reader with the same listing reads the same.
 
 A part of a file is asked for again when the line breaks, a few times; a file whose parts cannot be asked for (a server
 without ranges) is then read from its beginning again up to where it broke. Who wants to wait between two tries passes
@@ -21,7 +21,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from peerlm.data import denials
 from peerlm.errors import ConfigError, PeerlmError
+from peerlm.types import printable
 
 SHIPPED = "shipped"
 
@@ -40,24 +42,22 @@ PACKAGES = {
     **dict.fromkeys(("hdfs", "viewfs"), "hdfs"),
     **dict.fromkeys(("http", "https", "webhdfs"), "http"),
     "hf": "hub",
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "az"),
 }
 """Kind of URL → the extra of peerlm that reads it."""
-
-CREDENTIALS = {
-    **dict.fromkeys(
-        ("s3", "s3a"),
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_ENDPOINT_URL, unless it is Amazon's)",
-    ),
-    **dict.fromkeys(("gs", "gcs"), "GOOGLE_APPLICATION_CREDENTIALS"),
-    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "AZURE_STORAGE_CONNECTION_STRING"),
-    "hf": "HF_TOKEN",
-    **dict.fromkeys(("hdfs", "viewfs"), "HADOOP_USER_NAME, or a Kerberos ticket"),
-}
-"""Kind of URL → where its library looks for a name and a secret."""
 
 OPTIONS = {kind: {"dfs.client.failover.max.attempts": "4"} for kind in ("hdfs", "viewfs")}
 """Kind of URL → what its file system is told. By itself hdfs-native asks a name node that is not there for minutes."""
 
+
+VERSIONS = (
+    *("ETag", "etag", "Content-MD5", "blob_id", "mtime", "LastModified", "last_modified"),
+    *("Last-Modified", "modification_time", "modificationTime", "updated"),
+)
+"""What file systems call it that changes with a file's bytes: the first that is there. Times where there is no better."""
+
+VERSION_CHARS_MAX = 128
 
 WEB_PORT = 9870
 """Of a name node of HDFS, where nobody has chosen another."""
@@ -71,6 +71,8 @@ class SourceFile:
     """Bytes, as they are stored. None: not known before it is read."""
     ranges: bool = True
     """Any part can be read by itself."""
+    version: str = ""
+    """What changes when its bytes do, as far as its file system tells: an ETag, or when it was written. Empty: it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def listed(url: str, where: str, *, with_empty: bool = False) -> Source:
         if not infos:
             raise ConfigError(f"{where} = {url!r}: no files match")
         files = tuple(
-            SourceFile(path, size, size is not None and _has_ranges(fs, path, size))
+            SourceFile(path, size, size is not None and _has_ranges(fs, path, size), _version(info))
             for path, info in infos.items()
             if (size := _size(info)) != 0 or with_empty
         )
@@ -112,6 +114,7 @@ def listed(url: str, where: str, *, with_empty: bool = False) -> Source:
 def files_of(url: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     """The file system, and all files that `url` stands for: path → what the file system says of it, sorted."""
     fs, path = file_system(url)
+    fs.invalidate_cache()  # it may remember how it was some time ago
     if is_web(url):  # '?' is no glob here, and a page is no directory
         return fs, {path: fs.info(path)}
     try:
@@ -160,6 +163,13 @@ def kind_of(url: str) -> str:
 def _size(info: dict[str, Any]) -> int | None:
     size = info.get("size")
     return int(size) if size is not None else None
+
+
+def _version(info: dict[str, Any]) -> str:
+    found = next((info[key] for key in VERSIONS if info.get(key)), "")
+    if isinstance(found, float):
+        found = int(found * 1000)
+    return printable(str(found).strip('"'))[:VERSION_CHARS_MAX]
 
 
 def _has_ranges(fs: Any, path: str, size: int) -> bool:
@@ -324,7 +334,7 @@ def explained(url: str, where: str, done: str = "read") -> Iterator[None]:
             raise ConfigError(f"{named}: cannot be {done}: {_line(cause)}") from None
         reason = _line(cause) if cause else "no such file or directory"
         if kind_of(url) == "hf":  # it does not say that there is what one may not see
-            reason += f"; what is private or gated needs {CREDENTIALS['hf']}"
+            reason += f"; what is private or gated needs {denials.CREDENTIALS['hf']}"
         raise ConfigError(f"{named}: not found: {reason}") from None
     except ImportError as error:
         raise _lacking(named, url, error) from None
@@ -359,16 +369,9 @@ def _unreadable(fs: Any, file: SourceFile, at: int, error: Exception, where: str
 
 
 def _reason(error: Exception, kind: str, done: str = "read") -> str:
-    variables = CREDENTIALS.get(kind)
-    is_denied = isinstance(error, PermissionError) or "Credential" in type(error).__name__
-    if variables and (is_denied or _status(error) in (401, 403)):
-        return f"access denied: {_line(error)}; set {variables}"
+    if lacking := denials.variables(error, kind):
+        return f"access denied: {_line(error)}; set {lacking}"
     return f"cannot be {done}: {_line(error)}"
-
-
-def _status(error: object) -> int:
-    """Of the answer of a server, where the error has it as most libraries for it do; 0: it has none."""
-    return int(getattr(getattr(error, "response", None), "status_code", 0) or 0)
 
 
 def _line(error: object) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 
-from peerlm.effects import Effect, Log, Send
+from peerlm.effects import Effect, Send
 from peerlm.errors import AuthError, StateError, WireError
+from peerlm.node.refusals import MALFORMED, Refusal, Refusals
 from peerlm.store.current import ENDS_S, OLD_S, Current
 from peerlm.store.manifest import MANIFEST_BYTES_MAX, NAME, Kind
 from peerlm.store.names import FLOOR_NAME, Entry, Names
@@ -30,9 +30,6 @@ GIVEN_MAX = 64
 """Names in one message."""
 
 KINDS = frozenset(Kind)
-
-COMPLAIN_S = 60.0
-"""That names are refused is logged no more often."""
 
 LAMPORT_MAX = 2**62
 """Of `NameRecord`: who hears of a larger one takes it for nonsense."""
@@ -85,9 +82,7 @@ class Register:
         now: Instant,
     ) -> None:
         self.names = Names()
-        self.refused: Counter[str] = Counter()
-        """Records that were not believed, by why not."""
-        self._complained, self._complain_at, self._refused_of = 0, now, ""
+        self.refused = Refusals(now)
         self._me, self._sign, self._author, self._spread = me, sign, author, spread
         self._rng = rng
         self.current = Current(None)
@@ -167,10 +162,11 @@ class Register:
         self, proof: Named, teller: PeerId | None, now: Instant, *, is_current: bool = False
     ) -> tuple[NameRecord | None, list[Effect]]:
         """A record that somebody told: (it, if it is news; what to tell the others). `is_current`: who told it is."""
-        refused = self.refused.total()
-        record = self._believed(proof, is_current=is_current)
-        if self.refused.total() > refused:
-            self._refused_of = short(teller) if teller else ""
+        try:
+            record = self._believed(proof, is_current=is_current)
+        except _Refused as refused:
+            self.refused.add(refused.refusal, teller, now)
+            return None, []
         if record is None or not self.names.merge(record, proof):
             return None, []
         return record, [] if self._is_old(record) else self._tell(record, proof, now, teller)
@@ -185,27 +181,22 @@ class Register:
     def _believed(
         self, proof: Named, *, is_current: bool = True, is_ours: bool = False
     ) -> NameRecord | None:
-        """`is_current`: who told it is. `is_ours`: it comes from our own disk, and was believed before; its writer may have been revoked since."""
+        """None: it is no news. `is_current`: who told it is. `is_ours`: it comes from our own disk, and was believed before; its
+        writer may have been revoked since. Raises `_Refused`."""
         try:
-            record = decode_as(NameRecord, proof.record)
-            if not NAME.fullmatch(record.name) or record.kind not in KINDS:
-                raise WireError("no name, or of no kind")
-            if len(record.manifest) not in (0, 32) or not record.replicas >= 1:
-                raise WireError("no manifest, or no replicas")
-            if record.size > MANIFEST_BYTES_MAX:
-                raise WireError("no manifest is so large")
-            if not self.names.is_news(record):
-                return None
-            if self._is_old(record) and record.manifest and self.is_current and not is_current:
-                return None  # it may have been removed so long ago that nobody has the tombstone
-            if not is_ours and self._author(proof) != record.writer:
-                raise AuthError("bad_signature", "signed by another than its writer")
-        except WireError:
-            self.refused["name: malformed"] += 1
+            record = _read(proof)
+        except WireError as error:
+            raise _Refused(Refusal(MALFORMED, str(error))) from None
+        if not self.names.is_news(record):
             return None
+        if self._is_old(record) and record.manifest and self.is_current and not is_current:
+            return None  # it may have been removed so long ago that nobody has the tombstone
+        try:
+            if not is_ours and (signer := self._author(proof)) != record.writer:
+                raise AuthError("bad_signature", f"node {short(signer)} has signed it")
         except AuthError as error:
-            self.refused[f"name: {error.code}"] += 1
-            return None
+            writer = PeerId(record.writer)
+            raise _Refused(Refusal(error.code, str(error), record.name, writer)) from None
         return record
 
     def _tell(
@@ -252,17 +243,7 @@ class Register:
             return False
 
     def wake(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
-        return [*self._complain(now), *self._compare(linked, now)]
-
-    def _complain(self, now: Instant) -> list[Effect]:
-        """Say now and then that names were refused. Who told the last need not have made it up."""
-        count = self.refused.total() - self._complained
-        if not count or now < self._complain_at:
-            return []
-        self._complained, self._complain_at = self.refused.total(), after(now, COMPLAIN_S)
-        why = ", ".join(f"{of} ({times})" for of, times in sorted(self.refused.items()))
-        fields = (("count", str(count)), ("since_start", why), ("last_told_by", self._refused_of))
-        return [Log("warning", "names_refused", fields)]
+        return [*self.refused.wake(now), *self._compare(linked, now)]
 
     def _compare(self, linked: Callable[[], Sequence[PeerId]], now: Instant) -> list[Effect]:
         if self._compare_at > now:
@@ -291,7 +272,10 @@ class Register:
             except (ValueError, WireError):
                 refused += 1
                 continue
-            record = self._believed(proof, is_ours=True)
+            try:
+                record = self._believed(proof, is_ours=True)
+            except _Refused:
+                record = None
             refused += record is None or not self.names.merge(record, proof)
         return refused
 
@@ -307,6 +291,26 @@ class Register:
     def replicas_of(self, manifest: ObjectHash) -> int:
         """In how many its chunks are wanted; 0: no name stands for it."""
         return max((record.replicas for record in self.records_of(manifest)), default=0)
+
+
+class _Refused(Exception):
+    """A record that is not believed."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.why)
+        self.refusal = refusal
+
+
+def _read(proof: Named) -> NameRecord:
+    """Raises `WireError`: it makes no sense, whoever has signed it."""
+    record = decode_as(NameRecord, proof.record)
+    if not NAME.fullmatch(record.name) or record.kind not in KINDS:
+        raise WireError("no name, or of no kind")
+    if len(record.manifest) not in (0, 32) or not record.replicas >= 1:
+        raise WireError("no manifest, or no replicas")
+    if record.size > MANIFEST_BYTES_MAX:
+        raise WireError("no manifest is so large")
+    return record
 
 
 Kept = tuple[list[str], list[tuple[PeerId, int, str]], WallTime | None]

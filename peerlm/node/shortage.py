@@ -43,7 +43,7 @@ def jobs_stuck(jobs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(
         f"no node can make {job['name']}: {next(iter(job['troubles'].values()))}"
         for job in jobs
-        if job["troubles"] and not job["makers"] and job["done"] < job["tasks"]
+        if job["troubles"] and not job["makers"] and (job["sweep"] or job["done"] < job["tasks"])
     )
 
 
@@ -70,6 +70,8 @@ def wrong(store: StoreSummary, others: int) -> Iterator[str]:
             "invite with the role store)"
         )
     yield from store.jobs_stuck
+    if store.refused:
+        yield store.refused
 
 
 def _lacks(store: StoreSummary) -> str:

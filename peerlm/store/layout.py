@@ -39,7 +39,7 @@ NAMES = frozenset(
         *("identity", "chain", "root", "inviter", "revocations", "plan", "node.toml"),
         *("address_book", "snapshots", "objects", "chunks", "scrub", "model", "local", "log"),
         *("log.1", "history", "epoch", "origin", "control.sock", "lock", "ports", "page_port"),
-        *("curves", "api_keys", "placement", "catalog", "made", "passes"),
+        *("curves", "api_keys", "placement", "catalog", "made", "passes", "sample", "verified"),
     }
 )
 """What a node keeps in its folder. All else there is somebody else's."""
@@ -135,6 +135,11 @@ class Layout:
         return self.root / "history"
 
     @property
+    def sample(self) -> Path:
+        """The sample text of the newest weights, and when it was written."""
+        return self.root / "sample"
+
+    @property
     def api_keys(self) -> Path:
         """Hashes of the keys that clients of `peerlm serve` show."""
         return self.root / "api_keys"
@@ -148,6 +153,11 @@ class Layout:
     def catalog(self) -> Path:
         """Names of the swarm's store, and the nodes that were keeping it."""
         return self.root / "catalog"
+
+    @property
+    def verified(self) -> Path:
+        """When somebody of this node last had all of a name read."""
+        return self.root / "verified"
 
     @property
     def made(self) -> Path:

@@ -49,6 +49,9 @@ JOB_PREFIX = "job-"
 TASKS_MAX = 1_000_000
 """Of a job."""
 
+SWEEPS = ("encodings", "prints")
+"""What a job may be about before it is about tokens: what is found out of the source (`data.findings`)."""
+
 
 class Kind(StrEnum):
     CORPUS = "corpus"

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
-from bench import store_swarm
+from bench import store_kills
 from bench.store_flips import flip, is_whole
-from bench.store_swarm import Kills
+from bench.store_kills import Kills
+from peerlm.errors import StateError
 from peerlm.store.manifest import Chunk
 from peerlm.types import ObjectHash
 
@@ -23,26 +24,56 @@ def digest(data: bytes) -> ObjectHash:
     return ObjectHash(blake3(data).digest())
 
 
-def test_a_checkpoint_is_held_beside_its_hashes_and_a_file_beside_what_was_added(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    chunks = [Chunk(digest(data), len(data)) for data in (b"one", b"other")]
-    kept = {chunks[0].hash: b"one", chunks[1].hash: b"other"}
+def kills_of(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, names: list[str], kept: dict[Chunk, bytes]
+) -> Kills:
+    """Of a swarm that lists these names, each of all these chunks."""
+    bytes_of = {chunk.hash: data for chunk, data in kept.items()}
+
+    def manifest(name: str) -> Any:
+        if name not in names:
+            raise StateError("nothing of the name")
+        return SimpleNamespace(chunks=list(kept))
 
     @contextmanager
     def desk(node: Any) -> Iterator[Any]:
         yield SimpleNamespace(
-            manifest=lambda name: SimpleNamespace(chunks=chunks),
-            read=lambda wanted, size, timeout_s: kept[wanted],
+            names=lambda: [{"name": name} for name in names],
+            manifest=manifest,
+            read=lambda wanted, size, timeout_s: bytes_of[wanted],
         )
 
-    monkeypatch.setattr(store_swarm, "_desk", desk)
-    kills = Kills(SimpleNamespace(nodes=[None]), tmp_path, 1)  # type: ignore[arg-type]
-    kills.acknowledged = {"file-0": digest(b"oneother"), "file-1": digest(b"x"), "kept-2": None}
+    monkeypatch.setattr(store_kills, "_desk", desk)
+    return Kills(SimpleNamespace(nodes=[None]), folder, 1)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_is_held_beside_its_hashes_and_a_file_beside_what_was_added(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chunks = [Chunk(digest(data), len(data)) for data in (b"one", b"other")]
+    names = ["file-0", "file-1", "kept-2"]
+    kills = kills_of(
+        monkeypatch, tmp_path, names, dict(zip(chunks, (b"one", b"other"), strict=True))
+    )
+    kills.begun = {"file-0": digest(b"oneother"), "file-1": digest(b"x"), "kept-2": None}
+    kills.acknowledged = {"file-0", "file-1", "kept-2"}
     assert kills.counted() == (2, 1)
     assert kills.lost() == 1
-    kept[chunks[1].hash] = b"0ther"
+    kills_of(monkeypatch, tmp_path, names, dict(zip(chunks, (b"one", b"0ther"), strict=True)))
     assert kills.lost() == 3
+
+
+def test_what_is_listed_is_read_though_nobody_acknowledged_it_and_what_was_acknowledged_must_be_listed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = {Chunk(digest(b"one"), 3): b"one"}
+    kills = kills_of(monkeypatch, tmp_path, ["file-0"], kept)
+    kills.begun = {"file-0": digest(b"other")}
+    assert kills.lost() == kills.listed == 1
+    kills.begun = {"file-0": digest(b"one"), "file-1": digest(b"one")}
+    assert kills.lost() == 0
+    kills.acknowledged = {"file-0", "file-1"}
+    assert kills.lost() == 1
 
 
 def test_of_each_chunk_one_copy_of_those_there_are_gets_one_other_byte(tmp_path: Path) -> None:

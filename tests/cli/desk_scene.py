@@ -45,6 +45,9 @@ class FakeDesk:
         "unknown": here,
         "oldest": None,
     }
+    is_old: bool = False
+    """Of the release before."""
+    wall: float = 1.0
     put_bytes: int = 0
     reads: list[ObjectHash] = field(default_factory=list)
     connections: int = 0
@@ -108,6 +111,8 @@ class FakeDesk:
             "about": options.get("about", ""),
             "writer": ME,
             "written_at": 1.0,
+            "verified_at": None,
+            "verified_missing": None,
         }
         return self.records[name]
 
@@ -125,6 +130,13 @@ class FakeDesk:
 
     def checked(self, hashes: Sequence[ObjectHash]) -> dict[str, Any]:
         return self.checks(len(hashes))
+
+    def verified(self, manifest: ObjectHash, missing: int) -> None:
+        if self.is_old:
+            raise StateError("the store's desk does not know 'verified' with these arguments")
+        for record in self.records.values():
+            if record["manifest"] == manifest.hex():
+                record |= {"verified_at": self.wall, "verified_missing": missing}
 
     def remove(self, name: str) -> None:
         del self.records[name]

@@ -68,7 +68,7 @@ def test_text_becomes_a_corpus(peerlm: Cli, desk: FakeDesk, texts: Path) -> None
     shown = json.loads(peerlm("data", "show", "hamlet", "--json").out)
     assert shown["meta"]["vocab"] == 256
     assert (shown["tokens"], shown["documents"], shown["shards"]) == (10500, 1, 1)
-    assert peerlm("data", "ls").out.splitlines()[1].split()[4:7] == ["1", "1", "10.5"]
+    assert peerlm("data", "ls").out.splitlines()[1].split()[4:8] == ["1", "1", "1", "10.5"]
 
 
 def test_a_vocabulary_of_its_own_is_in_the_corpus(peerlm: Cli, desk: FakeDesk, texts: Path) -> None:
@@ -272,14 +272,17 @@ def test_ls_shows_the_fewest_replicas_of_each(peerlm: Cli, desk: FakeDesk) -> No
         "kind",
         "size",
         "files",
+        "shards",
         "documents",
         "tokens",
         "replicas",
+        "verified",
         "writer",
         "age",
     ]
-    assert lines[1].split()[:10] == ["other", "files", "1", "B", "1", "–", "–", "3", "of", "3"]
-    assert lines[2].split()[:10] == ["plays*", "files", "3", "B", "2", "–", "–", "1", "of", "3"]
+    one = ["other", "files", "1", "B", "1", "–", "–", "–", "3", "of", "3", "–"]
+    assert lines[1].split()[:12] == one
+    assert lines[2].split()[:11] == ["plays*", "files", "3", "B", "2", *"–––", "1", "of", "3"]
     rows = json.loads(peerlm("data", "ls", "--json").out)
     assert [row["replicas_least"] for row in rows] == [3, 1]
     assert [row["shards"] for row in rows] == [None, None]
@@ -344,6 +347,39 @@ def test_show_says_when_chunks_here_were_last_read(peerlm: Cli, desk: FakeDesk) 
 
     desk.checks = is_old
     assert json.loads(peerlm("data", "show", "plays", "--json").out)["checked_here"] is None
+
+
+def test_when_a_name_was_last_verified_is_remembered(peerlm: Cli, desk: FakeDesk) -> None:
+    desk.has("plays", [("a", [b"1", b"2"])])
+    desk.has("other", [("a", [b"3"])])
+    assert "not here so far: `peerlm data verify plays`" in peerlm("data", "show", "plays").out
+    desk.wall = time.time() - 2 * 3600
+    assert peerlm("data", "verify", "plays").code == 0
+    shown = peerlm("data", "show", "plays").out
+    assert "verified  2 h ago, from this node: all of it as it should be" in shown
+    lines = peerlm("data", "ls").out.splitlines()
+    assert [line.split()[11:13] for line in lines[1:]] == [["–", ME[:8]], ["2", "h"]]
+    said = json.loads(peerlm("data", "show", "plays", "--json").out)
+    assert (said["verified_at"], said["verified_missing"]) == (desk.wall, 0)
+    found = {one["name"]: one for one in json.loads(peerlm("data", "ls", "--json").out)}
+    assert found["other"]["verified_at"] is None
+    assert found["plays"]["verified_at"] == desk.wall
+    desk.copies = lambda wanted: 0
+    assert peerlm("data", "verify", "plays").code == 1
+    assert "2 chunks could not be had" in peerlm("data", "show", "plays").out
+    assert "2 h, 2 missing" in peerlm("data", "ls").out
+
+
+def test_a_daemon_of_the_release_before_verifies_and_does_not_remember(
+    peerlm: Cli, desk: FakeDesk
+) -> None:
+    desk.has("plays", [("a", [b"1"])])
+    for record in desk.records.values():
+        del record["verified_at"], record["verified_missing"]
+    desk.is_old = True
+    assert "all as they should be" in peerlm("data", "verify", "plays").out
+    assert peerlm("data", "ls").out.splitlines()[1].split()[11] == "–"
+    assert "not here so far" in peerlm("data", "show", "plays").out
 
 
 def test_rm_asks_and_spares_what_is_pinned(

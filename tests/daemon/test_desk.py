@@ -18,11 +18,13 @@ from peerlm import effects as fx
 from peerlm.daemon import desk as desks
 from peerlm.daemon.desk import Desk
 from peerlm.daemon.desk_client import LENGTH
+from peerlm.daemon.verifying import Verifying
 from peerlm.errors import StateError
 from peerlm.node.awaited import Awaited
 from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.objects import Objects
-from peerlm.types import Instant, ObjectHash, WallTime
+from peerlm.types import Instant, ObjectHash, PeerId, WallTime
+from peerlm.wire.message import NameRecord
 
 
 def desk_on(
@@ -31,6 +33,7 @@ def desk_on(
     posted: list[Any],
     scrubbing: Any = None,
     node: Any = None,
+    verifying: Verifying | None = None,
 ) -> Desk:
     async def saved(_: str) -> None:
         pass
@@ -45,6 +48,7 @@ def desk_on(
         pool,
         lambda: Instant(0.0),
         lambda: WallTime(0.0),
+        verifying or Verifying(Path("/absent/verified"), pool, lambda: WallTime(0.0)),
     )
 
 
@@ -156,3 +160,23 @@ def test_a_reader_does_not_wait_for_a_disk_that_has_taken_nothing_since_it_began
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(StateError, match=why):
         asyncio.run(scene(pool))
+
+
+def test_what_was_verified_is_remembered_and_said_with_the_name(tmp_path: Path) -> None:
+    manifest = ObjectHash(b"m" * 32)
+    record = NameRecord("plays", "files", manifest, 10, 1, PeerId(b"w" * 16), 3.0, 3, False, "")
+    register = SimpleNamespace(living=lambda: [SimpleNamespace(record=record)])
+    node = SimpleNamespace(storing=SimpleNamespace(register=register))
+    path, writer = tmp_path / "verified", Gone(9)
+    with ThreadPoolExecutor(1) as pool:
+        verifying = Verifying(path, pool, lambda: WallTime(7.5))
+        asked = (["names"], ["verified", manifest, 2], ["names"], ["verified", manifest, -1])
+        talked(tmp_path, writer, *asked, node=node, verifying=verifying)
+        again = Verifying(path, pool, lambda: WallTime(9.0))
+    before, after, refused = writer.said  # it does not count what is as short as nil
+    assert before[1][0]["verified_at"] is None
+    assert (after[1][0]["verified_at"], after[1][0]["verified_missing"]) == (7.5, 2)
+    assert refused[0] is False
+    assert again.said(manifest) == {"verified_at": 7.5, "verified_missing": 2}
+    path.write_bytes(b"\x00" * 99)
+    assert Verifying(path, pool, lambda: WallTime(9.0)).said(manifest)["verified_at"] is None

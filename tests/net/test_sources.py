@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import fsspec
 import pytest
 
+from bench.served import Web, bucket_of, s3_here, web_of
 from peerlm.data import making, sources
 from peerlm.data.prepared import Done, Job, Made
 from peerlm.data.shards import corpus_manifest, shard_fact
@@ -59,74 +54,10 @@ def expected() -> ObjectHash:
 # ---------------------------------------------------------------------------- a server that breaks
 
 
-@dataclass
-class Web:
-    """What it does to those who ask."""
-
-    url: str = ""
-    ranges: bool = True
-    breaks: int = 0
-    """How many answers end half-way."""
-    refuses: int = 0
-    """Status of every answer, if not 0."""
-    asked: list[str] = field(default_factory=list)
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def __init__(self, web: Web, *args: object) -> None:
-        self.web = web
-        super().__init__(*args)  # type: ignore[arg-type]
-
-    def log_message(self, *_: object) -> None: ...
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        web = self.web
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-        web.asked.append(asked[0] if asked else "")
-        if web.refuses or self.path != "/plays.txt":
-            self.send_response(web.refuses or 404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        start, end = (int(asked[1]), int(asked[2]) + 1) if asked and web.ranges else (0, len(TEXT))
-        data = TEXT[start:end]
-        self.send_response(206 if asked and web.ranges else 200)
-        self.send_header("Content-Length", str(len(data)))
-        if asked and web.ranges:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(TEXT)}")
-        self.end_headers()
-        if not body:
-            return
-        if web.breaks and len(data) > 1:
-            web.breaks -= 1
-            self.wfile.write(data[: len(data) // 2])
-            self.close_connection = True
-            return
-        self.wfile.write(data)
-
-
-class Server(ThreadingHTTPServer):
-    def handle_error(self, *_: object) -> None:
-        """Who has heard enough hangs up."""
-
-
 @pytest.fixture
 def web() -> Iterator[Web]:
-    web = Web()
-    server = Server(("127.0.0.1", 0), partial(Handler, web))
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    web.url = f"http://127.0.0.1:{server.server_port}/plays.txt"
-    yield web
-    server.shutdown()
-    server.server_close()
+    with web_of(TEXT) as web:
+        yield web
 
 
 def test_parts_are_asked_for_by_several_processes(web: Web, expected: ObjectHash) -> None:
@@ -172,38 +103,16 @@ LEFT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableException
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
-    """A bucket with the text, in an S3 of this machine's; tells its address."""
     pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    pytest.importorskip("moto.server")
+    with s3_here() as address:
+        yield address
 
 
 @pytest.fixture
-def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "ENDPOINT_URL": s3,
-        "ACCESS_KEY_ID": "somebody",
-        "SECRET_ACCESS_KEY": "secret",
-        "EC2_METADATA_DISABLED": "true",
-        "DEFAULT_REGION": "us-east-1",
-        "CONFIG_FILE": "/dev/null",
-        "SHARED_CREDENTIALS_FILE": "/dev/null",
-    }.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    fs = fsspec.filesystem("s3")
-    fs.mkdirs("library", exist_ok=True)
-    fs.pipe("library/plays/one.txt", TEXT)
-    yield "s3://library/plays"
-    s3fs.S3FileSystem.clear_instance_cache()
+def bucket(s3: str) -> Iterator[str]:
+    with bucket_of(s3, TEXT) as url:
+        yield url
 
 
 @LEFT_OPEN

@@ -230,6 +230,62 @@ def test_datasets_reads_it(nodes: list[Node], roomless: Node, tmp_path: Path) ->
     succeed("data", "rm", "tables", "--yes", "--state", nodes[0].folder)
 
 
+OF_TABLES = """
+import sys
+import fsspec, pandas, pyarrow.dataset, pyarrow.parquet
+run, state = sys.argv[1:]
+told = {"state": state}
+below = "peerlm://" + run + "/library/"
+words = pandas.read_csv(below + "words.csv", storage_options=told)
+print(words["word"].tolist(), words["n"].sum())
+print(pandas.read_parquet(below + "sub/a.parquet", storage_options=told)["n"].tolist())
+print(pandas.read_json(below + "b.jsonl", lines=True, storage_options=told)["n"].tolist())
+fs = fsspec.filesystem("peerlm", state=state)
+data = pyarrow.dataset.dataset(run + "/library/sub", filesystem=fs, format="parquet")
+print(data.count_rows(), data.to_table(filter=pyarrow.dataset.field("n") > 2390)["n"].to_pylist())
+print(pyarrow.parquet.read_table(run + "/library/sub/b.parquet", filesystem=fs, columns=["w"]).num_rows)
+print(fs.cat_file(run + "/library/large.bin", (4 << 20) - 2, (4 << 20) + 2).hex())
+"""
+
+
+@pytest.mark.timeout(240)
+def test_pandas_and_pyarrow_read_it(nodes: list[Node], roomless: Node, tmp_path: Path) -> None:
+    """At a node that keeps none of it, in a process of their own: files of several chunks, some of their columns, and parts of them."""
+    pandas = pytest.importorskip("pandas")
+    folder = tmp_path / "library"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "words.csv").write_text("word,n\nto,1\nbe,2\n")
+    (folder / "b.jsonl").write_text('{"n": 7}\n{"n": 8}\n')
+    for name, first in (("a", 0), ("b", 1200)):
+        numbers = range(first, first + 1200)
+        table = pandas.DataFrame(
+            {"n": numbers, "w": [random.Random(n).randbytes(2000).hex() for n in numbers]}
+        )
+        table.to_parquet(folder / "sub" / f"{name}.parquet", compression=None)
+    large = random.Random(9).randbytes(CHUNK_BYTES + 1000)
+    (folder / "large.bin").write_bytes(large)
+    assert (folder / "sub" / "a.parquet").stat().st_size > CHUNK_BYTES
+    add(nodes[0], folder, "library")
+    wait_for(lambda: any(n["name"] == "library" for n in _names(roomless)), "the name is known")
+    done = subprocess.run(
+        [sys.executable, "-c", OF_TABLES, RUN, str(roomless.folder)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "['to', 'be'] 3",
+        str(list(range(1200))),
+        "[7, 8]",
+        f"2400 {list(range(2391, 2400))}",
+        "1200",
+        large[CHUNK_BYTES - 2 : CHUNK_BYTES + 2].hex(),
+    ]
+    succeed("data", "rm", "library", "--yes", "--state", nodes[0].folder)
+
+
 def _names(node: Node) -> list[dict[str, Any]]:
     with Client(node.layout) as desk:
         return desk.names()

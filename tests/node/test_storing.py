@@ -11,7 +11,8 @@ from peerlm.effects import Log
 from peerlm.errors import StateError
 from peerlm.events import ObjectKept, ObjectLost, PullEnded
 from peerlm.node.leftovers import NAMELESS_S
-from peerlm.node.register import COMPLAIN_S, Writing
+from peerlm.node.refusals import COMPLAIN_S
+from peerlm.node.register import Writing
 from peerlm.store.catalog import Catalog
 from peerlm.store.manifest import Kind
 from peerlm.types import ObjectHash, PeerId, TransferId, WallTime, after, short
@@ -298,15 +299,20 @@ def test_names_of_strangers_and_without_sense_are_not_heard() -> None:
             "warning",
             "names_refused",
             (
-                ("count", "6"),
-                ("since_start", "name: bad_signature (1), name: malformed (5)"),
-                ("last_told_by", short(B)),
+                ("count", 6),
+                ("last", ""),
+                ("writer", ""),
+                ("told_by", short(B)),
+                ("why", "no manifest, or no replicas"),
+                ("since_start", "bad_signature (1), malformed (5)"),
             ),
         )
     ]
     storing.hear(wrong[0], B, store.now)
     assert not wake(list, store.now), "once a minute"
-    assert wake(list, after(store.now, COMPLAIN_S))[0].fields[0] == ("count", "1")
+    assert wake(list, after(store.now, COMPLAIN_S))[0].fields[:3] == (
+        *(("count", 1), ("last", "evil"), ("writer", short(C))),
+    )
 
 
 def test_damage_is_mended_from_others() -> None:

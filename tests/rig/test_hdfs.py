@@ -1,27 +1,22 @@
-"""A real HDFS, a name node and a data node on this machine: the shards of a corpus are those of a local file, and a
+"""A real HDFS, a name node and a data node on this machine: the corpus is that of a local file, of HTTP and of S3, and a
 checkpoint is written to it.
 
-`make rig-hdfs` gets the servers, which are in an old Spark's package. They need Java 17 and, of Debian,
-libjersey1-core-java, libjersey1-server-java, libjersey1-servlet-java, libjersey1-json-java and libjsr311-api-java.
+`make rig-hdfs` gets the servers (`bench.hdfs_here` says what they need), and fails where they cannot be had.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
-import fsspec
 import pytest
 from swarm import Node, Swarm, assert_refused, init, peerlm, succeed
 
+from bench.hdfs_here import Hdfs, hdfs_in, lacking
+from bench.same_corpus import manifests, places, text_of
 from peerlm.data import making
 from peerlm.data.prepared import Done, Job, Made
 from peerlm.data.shards import corpus_manifest, shard_fact
@@ -32,131 +27,27 @@ from peerlm.store.manifest import manifest_hash
 from peerlm.types import ObjectHash
 
 ROOT = Path(__file__).parents[2]
-JARS = next((ROOT / ".venv-hdfs").glob("lib/python*/site-packages/pyspark/jars"), None)
-DEBIAN = Path("/usr/share/java")
-WANTED = (
-    *("hadoop-annotations-*", "hadoop-auth-*", "hadoop-common-*", "hadoop-hdfs-*", "log4j-1*"),
-    *("apache-log4j-extras-*", "slf4j-*", "guava-1*", "protobuf-java-*", "jetty-*", "xercesImpl-*"),
-    *(
-        "javax.servlet-api-*",
-        "htrace-core-*",
-        "netty-*",
-        "jackson-*-asl-*",
-        "commons-*",
-        "jsr305-*",
-    ),
-    *("httpclient-*", "httpcore-*", "jaxb-api-*", "activation-*"),
-)
-JERSEY = tuple(f"jersey1-{part}.jar" for part in ("core", "server", "servlet", "json"))
-OPENED = ("java.lang", "java.util", "java.nio", "sun.nio.ch", "java.net", "java.io")
 
-pytestmark = pytest.mark.skipif(
-    JARS is None or not shutil.which("java") or not (DEBIAN / JERSEY[0]).exists(),
-    reason="no HDFS: make rig-hdfs, which needs Java and libjersey1-*-java",
-)
+IS_WANTED = os.environ.get("HDFS") == "wanted"
+"""By `make rig-hdfs`: then it is no excuse that there is none."""
+
+pytestmark = [
+    pytest.mark.timeout(900),  # servers in Java, which take their time on a busy machine
+    pytest.mark.skipif(bool(lacking()) and not IS_WANTED, reason=lacking()),
+    pytest.mark.filterwarnings(  # of S3's library, which leaves its sessions to the collector
+        "ignore::pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 WHERE = "data add"
-TEXT = "".join(f"line {number} é€😀 of some length\n" for number in range(200_000)).encode()
+TEXT = text_of(200_000)
 SMALL = Grid(500_000, 10_000)
-
-
-@dataclass
-class Hdfs:
-    """Both servers."""
-
-    address: str
-    """host:port of the name node's protocol."""
-    web: str
-    """The same of its web interface."""
-    data_node: subprocess.Popen[bytes]
 
 
 @pytest.fixture(scope="module")
 def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hdfs]:
-    folder = tmp_path_factory.mktemp("hdfs")
-    address, web, *others = (f"127.0.0.1:{port}" for port in free_ports(5))
-    settings = {
-        "fs.defaultFS": f"hdfs://{address}",
-        "hadoop.tmp.dir": str(folder / "state"),
-        "dfs.replication": "1",
-        "dfs.blocksize": str(1 << 20),
-        "dfs.webhdfs.enabled": "true",
-        "dfs.permissions": "false",
-        "dfs.namenode.http-address": web,
-        "dfs.namenode.datanode.registration.ip-hostname-check": "false",
-        "dfs.datanode.hostname": "127.0.0.1",
-        **{
-            f"dfs.datanode.{name}address": at
-            for name, at in zip(("", "http.", "ipc."), others, strict=True)
-        },
-    }
-    write_settings(folder, settings)
-    server = "org.apache.hadoop.hdfs.server"
-    run(folder, f"{server}.namenode.NameNode", "-format", "-nonInteractive").wait(60)
-    name_node = run(folder, f"{server}.namenode.NameNode")
-    data_node = run(folder, f"{server}.datanode.DataNode")
-    try:
-        fs = fsspec.filesystem("webhdfs", host="127.0.0.1", port=int(web.rpartition(":")[2]))
-        until("files can be written", lambda: fs.pipe("/plays/one.txt", TEXT) or fs.ls("/plays"))
-        yield Hdfs(address, web, data_node)
-    finally:
-        for process in (data_node, name_node):
-            process.kill()
-            process.wait(20)
-
-
-def free_ports(count: int) -> list[int]:
-    opened = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in opened]
-    for server in opened:
-        server.close()
-    return ports
-
-
-def write_settings(folder: Path, settings: dict[str, str]) -> None:
-    for name in ("hdfs", "datanode"):
-        (folder / "webapps" / name / "WEB-INF").mkdir(parents=True)
-        (folder / "webapps" / name / "WEB-INF" / "web.xml").write_text("<web-app/>")
-    properties = "".join(
-        f"<property><name>{name}</name><value>{value}</value></property>"
-        for name, value in settings.items()
-    )
-    for name in ("core-site.xml", "hdfs-site.xml"):
-        (folder / name).write_text(f"<configuration>{properties}</configuration>")
-    (folder / "log4j.properties").write_text(
-        "log4j.rootLogger=WARN,c\nlog4j.appender.c=org.apache.log4j.ConsoleAppender\n"
-        "log4j.appender.c.layout=org.apache.log4j.SimpleLayout\n"
-    )
-
-
-def run(folder: Path, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-    assert JARS is not None
-    jars = [jar for jar in sorted(JARS.iterdir()) if any(fnmatch(jar.name, w) for w in WANTED)]
-    jars += [DEBIAN / jar for jar in (*JERSEY, "jettison.jar", "jsr311-api.jar")]
-    opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in OPENED]
-    with (folder / f"{name}.log").open("ab") as log:
-        return subprocess.Popen(
-            [
-                *("java", "-Xmx256m", *opened, "-Djava.net.preferIPv4Stack=true"),
-                *("-cp", ":".join(map(str, [folder, *jars])), name, *arguments),
-            ],
-            stdout=log,
-            stderr=log,
-            env={"PATH": os.environ["PATH"], "HADOOP_USER_NAME": "root"},
-        )
-
-
-def until(what: str, holds: Callable[[], object], limit_s: float = 60.0) -> None:
-    deadline = time.monotonic() + limit_s
-    reason: object = "not yet"
-    while time.monotonic() < deadline:
-        try:
-            if holds():
-                return
-        except Exception as error:  # it is not up yet
-            reason = error
-        time.sleep(0.2)
-    raise AssertionError(f"{what}: {reason}")
+    with hdfs_in(tmp_path_factory.mktemp("hdfs"), TEXT) as here:
+        yield here
 
 
 def hash_of(url: str, processes: int = 0) -> ObjectHash:
@@ -198,43 +89,54 @@ def test_what_is_not_there(hdfs: Hdfs, kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """It has weights, and a checkpoint `kept` of them."""
+def urls(hdfs: Hdfs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Where the text is, and how it is read there."""
+    with ExitStack() as stack:
+        yield dict(places(stack, tmp_path_factory.mktemp("places"), TEXT, hdfs))
+
+
+@pytest.fixture(scope="module")
+def node(urls: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """It has weights, a checkpoint `kept` of them, and the credentials for all places."""
     swarm = Swarm(tmp_path_factory.mktemp("node"))
     founder = swarm.node()
     init(founder.folder, "--set", "model.dim=32", "--set", "model.hidden=64")
     founder.up()
     try:
-        founder.wait(lambda s: s["state"] == "training" and s["swarm_tokens"], "it trains")
+        founder.wait(lambda s: s["state"] == "training" and s["swarm_tokens"], "it trains", 200.0)
         succeed("checkpoint", "make", "--name", "kept", "--state", founder.folder)
         yield founder
     finally:
         swarm.close()
 
 
-def test_the_command_adds_what_is_there_to_the_store(
-    hdfs: Hdfs, node: Node, tmp_path: Path
+def test_the_command_makes_the_same_of_a_file_of_http_of_s3_and_of_hdfs(
+    urls: dict[str, str], node: Node
 ) -> None:
-    """By either way, by all nodes or by one, and with the manifest of a local file."""
-    state = ("--json", "--state", node.folder)
-    here = tmp_path / "one.txt"
-    here.write_bytes(TEXT)
-    added = {
-        name: json.loads(succeed("data", "add", url, "--name", name, *more, *state))
-        for name, url, *more in (
-            ("by-file", here),
-            ("by-hdfs", f"hdfs://{hdfs.address}/plays"),
-            ("by-hdfs-here", f"hdfs://{hdfs.address}/plays/*.txt", "--here"),
-            ("by-web", f"webhdfs://{hdfs.web}/plays"),
-        )
-    }
-    assert {said["kind"] for said in added.values()} == {"corpus"}
-    assert added["by-file"]["tokens"] == len(TEXT)
-    assert len({said["manifest"] for said in added.values()}) == 1, added
-    files = succeed("data", "add", f"hdfs://{hdfs.address}/plays", "--as", "files", *state)
-    assert json.loads(files)["bytes"] == len(TEXT)
-    succeed("data", "get", json.loads(files)["name"], tmp_path / "again", "--state", node.folder)
+    """By either way to HDFS, by one node or as a job of all."""
+    found, _ = manifests(node, urls)  # type: ignore[arg-type]
+    assert len(urls) == 5
+    assert len(found) == 9
+    assert len(set(found.values())) == 1, found
+
+
+def test_what_is_there_is_added_as_it_is_too(hdfs: Hdfs, node: Node, tmp_path: Path) -> None:
+    state = ("--state", node.folder)
+    url = f"hdfs://{hdfs.address}/plays"
+    said = json.loads(succeed("data", "add", url, "--as", "files", "--json", *state))
+    assert said["bytes"] == len(TEXT)
+    succeed("data", "get", said["name"], tmp_path / "again", *state)
     assert (tmp_path / "again" / "one.txt").read_bytes() == TEXT
+
+
+def test_who_may_not_read_it_is_told_what_to_set(hdfs: Hdfs, node: Node) -> None:
+    """A user that this one must not speak for."""
+    before = ("env", "HADOOP_PROXY_USER=somebody")
+    url = f"hdfs://{hdfs.address}/plays"
+    done = peerlm(
+        "data", "add", url, "--here", "--name", "no", "--state", node.folder, before=before
+    )
+    assert_refused(done, 2, "access denied", "set HADOOP_USER_NAME, or a Kerberos ticket")
 
 
 def test_without_its_library_the_command_says_what_to_type_instead(
@@ -256,9 +158,8 @@ def test_a_checkpoint_is_written_to_it(hdfs: Hdfs, node: Node, tmp_path: Path, k
     again = peerlm("checkpoint", "export", "kept", url, "--state", node.folder)
     assert_refused(again, 2, "holds a model already")
     succeed("checkpoint", "get", "kept", tmp_path, "--state", node.folder)
-    fs = fsspec.filesystem("webhdfs", host="127.0.0.1", port=int(hdfs.web.rpartition(":")[2]))
     for file in tmp_path.iterdir():
-        assert fs.cat_file(f"/models/{kind}/{file.name}") == file.read_bytes(), file.name
+        assert hdfs.fs.cat_file(f"/models/{kind}/{file.name}") == file.read_bytes(), file.name
 
 
 def test_a_data_node_that_is_gone(hdfs: Hdfs) -> None:
