@@ -87,15 +87,16 @@ def _require_free(fs: Any, folder: str, url: str, *, force: bool) -> None:
 def _copy(manifest: Manifest, folder: Folder, reader: Reader, tell: Tell) -> list[str]:
     files = sorted(manifest.files, key=lambda file: file.path == LAST)
     done = 0
-    with folder.writing(MANIFEST) as out:
-        out.write(manifest.encode())
     for file in files:
+        if file.path == LAST:
+            with folder.writing(MANIFEST) as out:
+                out.write(manifest.encode())
         with folder.writing(file.path) as out:
             for data in _read(reader, manifest.chunks_of(file), file.path):
                 out.write(data)
                 done += len(data)
                 tell(done, manifest.size_bytes, "")
-    return [MANIFEST, *(file.path for file in files)]
+    return [*(file.path for file in files[:-1]), MANIFEST, files[-1].path]
 
 
 def _read(reader: Reader, chunks: Any, path: str) -> Iterator[bytes]:
