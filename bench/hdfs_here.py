@@ -36,7 +36,7 @@ JERSEY = (
 OPENED = ("java.lang", "java.util", "java.nio", "sun.nio.ch", "java.net", "java.io")
 SERVER = "org.apache.hadoop.hdfs.server"
 
-UP_S, FORMAT_S = 240.0, 60.0
+UP_S = 240.0
 
 
 @dataclass
@@ -94,7 +94,7 @@ def hdfs_in(folder: Path, data: bytes) -> Iterator[Hdfs]:
         },
     }
     _write_settings(folder, settings)
-    _run(folder, f"{SERVER}.namenode.NameNode", "-format", "-nonInteractive").wait(FORMAT_S)
+    _format(folder)
     name_node = _run(folder, f"{SERVER}.namenode.NameNode")
     data_node = _run(folder, f"{SERVER}.datanode.DataNode")
     here = Hdfs(address, web, data_node)
@@ -108,6 +108,17 @@ def hdfs_in(folder: Path, data: bytes) -> Iterator[Hdfs]:
         for process in (data_node, name_node):
             process.kill()
             process.wait(20)
+
+
+def _format(folder: Path) -> None:
+    """Raises `Missed`: it takes for ever."""
+    work = _run(folder, f"{SERVER}.namenode.NameNode", "-format", "-nonInteractive")
+    try:
+        work.wait(UP_S)
+    except subprocess.TimeoutExpired:
+        work.kill()
+        work.wait()
+        raise Missed(f"HDFS: no file system was made within {UP_S:.0f} s") from None
 
 
 def _free_ports(count: int) -> list[int]:

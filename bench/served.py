@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class Web:
     """Status of every answer, if not 0."""
     asked: list[str] = field(default_factory=list)
     sent_bytes: int = 0
+    pause_s: float = 0.0
+    """Before each piece of an answer."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -87,6 +90,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             end = start + (end - start) // 2
         for at in range(start, end, PIECE_BYTES):
+            time.sleep(web.pause_s)
             self.wfile.write(web.data[at : min(at + PIECE_BYTES, end)])
             web.sent_bytes += min(PIECE_BYTES, end - at)
 

@@ -37,7 +37,7 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "data": (
         {"store"},
         {"blake3", "fsspec", "numpy", "tokenizers"}
-        | {"backports", "chardet", "compression", "datasketch", "pyarrow"},
+        | {"aiohttp", "backports", "chardet", "compression", "datasketch", "pyarrow"},
     ),
     "model": ({"store"}, {"numpy", "safetensors", "tomlkit", "torch", *GGUF_READERS}),
     "train": ({"data", "model"}, {"msgpack", "numpy", "torch"}),

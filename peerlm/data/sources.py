@@ -50,6 +50,9 @@ PACKAGES = {
 OPTIONS = {kind: {"dfs.client.failover.max.attempts": "4"} for kind in ("hdfs", "viewfs")}
 """Kind of URL → what its file system is told. By itself hdfs-native asks a name node that is not there for minutes."""
 
+CONNECT_S, SILENT_S = 30.0, 60.0
+"""A web server that says nothing for so long is asked anew. By itself the library gives up an answer that takes five minutes, however fast
+it comes: a file of gigabytes without ranges was begun again and again."""
 
 VERSIONS = (
     *("ETag", "etag", "Content-MD5", "blob_id", "mtime", "LastModified", "last_modified"),
@@ -146,8 +149,17 @@ def file_system(url: str) -> tuple[Any, str]:
 
     if url == SHIPPED:
         url = str(Path(__file__).parent / "shipped" / "shakespeare.txt")
-    fs, path = fsspec.core.url_to_fs(url, **OPTIONS.get(kind_of(url), {}))
+    fs, path = fsspec.core.url_to_fs(url, **_options(kind_of(url)))
     return fs, path
+
+
+def _options(kind: str) -> dict[str, Any]:
+    if kind not in ("http", "https"):
+        return dict(OPTIONS.get(kind, {}))
+    from aiohttp import ClientTimeout
+
+    patience = ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
+    return {"client_kwargs": {"timeout": patience}}
 
 
 def is_web(url: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiohttp
 import fsspec
 import pytest
 
@@ -84,6 +85,19 @@ def test_a_server_without_ranges_is_read_in_order(web: Web, expected: ObjectHash
     web.ranges = False
     assert Job(listed(web.url, WHERE), grid=SMALL).tasks == (Task(0),)
     assert hash_of(web.url) == expected
+
+
+def test_an_answer_may_take_as_long_as_it_comes(
+    web: Web, expected: ObjectHash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library's own patience is for all of an answer."""
+    monkeypatch.setattr("aiohttp.client.DEFAULT_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
+    monkeypatch.setattr("bench.served.PIECE_BYTES", len(TEXT) // 10)
+    web.ranges, web.pause_s = False, 0.1
+    fs, _ = sources.file_system(web.url)
+    assert fs.client_kwargs["timeout"].sock_read == sources.SILENT_S
+    assert hash_of(web.url) == expected
+    assert web.asked.count("") <= 3, "it is not begun anew"
 
 
 def test_what_a_server_refuses(web: Web) -> None:
