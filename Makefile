@@ -7,6 +7,7 @@ STAMP  := $(VENV)/installed
 
 FIGURES := daemon conservation join all_killed mixing_cost paces learning byzantine store_disk tokenise
 FLAGS   :=
+GGUF    ?=
 OTHER   := python3.13
 SCENARIO ?=
 
@@ -18,7 +19,7 @@ help:
 	@echo "make test    all tests that need nothing special"
 	@echo "make core    the tests of the pure rooms alone: run them on every save"
 	@echo "make check   format, lint, types, spelling"
-	@echo "make figures | figures-long    measure what docs/results.md promises; FLAGS=--record writes it there"
+	@echo "make figures | figures-long    measure what docs/results.md promises; FLAGS=--record writes it there; GGUF=FILE: a published model too"
 	@echo "make sim | net | slow | gpu    one kind of test"
 	@echo "make rig          five nodes in containers, killed, frozen, cut off: from the image to a report; SCENARIO=FILE"
 	@echo "make rig-netns    the same on machines made of namespaces, then tests there: lines, chaos, systemd; needs root and ip"
@@ -118,11 +119,15 @@ figures-long: $(STAMP) bench-peers
 	$(BIN)/python -m bench.chaos $(FLAGS)
 	$(BIN)/python -m bench.hosts $(FLAGS)    # needs root: it makes networks
 	$(BIN)/python -m bench.stages $(FLAGS)
+	$(BIN)/python -m bench.takeover $(FLAGS)
 	$(BIN)/python -m bench.stage_speed $(FLAGS)
 	$(BIN)/python -m bench.before $(FLAGS)
 	$(BIN)/python -m bench.stream $(FLAGS)
 	$(BIN)/python -m bench.texts --preset gpt-124m $(FLAGS)
 	$(BIN)/python -m bench.texts_killed $(FLAGS)
+	$(BIN)/python -m bench.texts_same $(FLAGS)
+	$(BIN)/python -m bench.texts_load $(FLAGS)
+	test -z '$(GGUF)' || $(BIN)/python -m bench.texts_gguf --gguf '$(GGUF)' $(FLAGS)
 	$(BIN)/python -m bench.store_swarm $(FLAGS)
 	$(BIN)/python -m bench.store_kills $(FLAGS)
 	$(BIN)/python -m bench.long_line $(FLAGS)

@@ -37,7 +37,7 @@ from peerlm.serve.route import Route, Version
 from peerlm.serve.scheduler import Scheduler
 from peerlm.serve.service import Job, Service
 from peerlm.serve.session import Sampling
-from peerlm.serve.stage_server import held_values
+from peerlm.serve.stage_weights import held_values
 from peerlm.sim.network import read_wire
 
 STAGES = 3
@@ -112,7 +112,7 @@ def whole_of(plan: Plan, swarm: Line) -> Whole:
     found: dict[int, np.ndarray] = {}
     for stage, node in enumerate(swarm.nodes):
         held = range(stage, stage + 1)
-        values, _ = held_values(node.layout, plan, held)
+        values, *_ = held_values(node.layout, plan, held)
         found.update(
             (spec.id, v) for spec, v in zip(held_fragments(plan, held), values, strict=True)
         )

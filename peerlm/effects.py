@@ -282,6 +282,9 @@ MOMENTS = 500_000
 """From this number on, of what checkpoints are gathered from: what the optimizer remembers of fragment n − MOMENTS. A release
 that does not know it says that it has no such fragment."""
 
+PASSES = FragmentId(999_999)
+"""In the same place: what of the text is read, as a host of the first stage knows it."""
+
 
 @dataclass(frozen=True, slots=True)
 class CutFragments(Effect):
@@ -289,6 +292,8 @@ class CutFragments(Effect):
 
     slot: bytes
     fragments: tuple[FragmentId, ...]
+    passes: bytes = b""
+    """What `PASSES` stands for, if it is among them; empty: nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +308,8 @@ class WriteCheckpoint(Effect):
     """Manifest of the checkpoint before it; empty: there is none."""
     moments: tuple[CheckpointPart, ...] = ()
     """The same of the optimizer's state; none: it goes without."""
+    passes: CheckpointPart | None = None
+    """What of the text is read."""
 
 
 # ------------------------------------------------------------------------------ slow weights, disk

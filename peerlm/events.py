@@ -218,6 +218,8 @@ class ManifestRead(Event):
     """Of a job; 0: it is none."""
     replaces: bool = False
     """What the job makes takes its name from whatever has it."""
+    sweep: str = ""
+    """What is made of the source before tokens are; empty: tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +356,13 @@ class CorpusUnusable(Event):
 
     reason: str
     number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TextsCounted(Event):
+    """So many texts go through the stages held here now."""
+
+    count: int
 
 
 @dataclass(frozen=True, slots=True)

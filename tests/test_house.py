@@ -73,7 +73,8 @@ DAEMONS = {PACKAGE / "bench" / name for name in ("member.py", "telling.py")}
 """The daemon in a process that mixes when told to, or tells what it sees: they have the daemon's loop."""
 
 SERVING = {
-    PACKAGE / "serve" / name for name in ("driver.py", "http.py", "stage_server.py", "swarm.py")
+    PACKAGE / "serve" / name
+    for name in ("driver.py", "http.py", "stage_server.py", "stage_weights.py", "swarm.py")
 }
 """Answers go over sockets of their own, texts advance in a thread or process of their own and by way of the daemon; the rest
 of the room is pure but for the engine."""

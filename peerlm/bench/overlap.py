@@ -8,7 +8,6 @@ whom it suspects (telling.py).
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from peerlm.bench.founding import Values
 from peerlm.bench.lines import place_of
 from peerlm.bench.nodes import Swarm, running
 from peerlm.bench.rows import Missed
-from peerlm.bench.telling import told_path
+from peerlm.bench.telling import told_since
 from peerlm.bench.windows import Window, all_work, alternate, use_exchanges
 from peerlm.cli.demo_nodes import end_all
 from peerlm.cli.plan import current_plan
@@ -113,10 +112,7 @@ def _go_at(swarm: Swarm, pace: float) -> None:
 def _told(swarm: Swarm, since: float) -> Iterator[dict[str, Any]]:
     """What daemons have told since then."""
     for node in swarm.nodes:
-        for line in told_path(node.layout.root).read_text("ascii").splitlines():
-            told = json.loads(line)
-            if told["at"] > since:
-                yield told
+        yield from told_since(node.layout.root, since)
 
 
 def _last_told(swarm: Swarm) -> float:

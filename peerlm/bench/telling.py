@@ -83,6 +83,12 @@ def told_path(root: Path) -> Path:
     return root.with_name(root.name + ".told")
 
 
+def told_since(root: Path, since: float) -> list[dict[str, Any]]:
+    """Lines of the daemon whose state directory this is, after that time."""
+    lines = map(json.loads, told_path(root).read_text("ascii").splitlines())
+    return [line for line in lines if line["at"] > since]
+
+
 def _host_of(address: str) -> str:
     return address.removeprefix("tcp://").rpartition(":")[0]
 

@@ -40,8 +40,8 @@ def checkpoint() -> None:
     """Checkpoints: the swarm's model as it was, kept by several nodes while training goes on.
 
     One is made each half hour (store.checkpoint_every_s in node.toml), and a last one of the finished model; the newest
-    three are kept, and those that are pinned. `get` gives a folder that `peerlm init --from` begins a new run with, on
-    any number of nodes.
+    three are kept, and those that are pinned. `get` gives a folder that `peerlm init --from` begins a new run with, or with
+    --continue goes on from, on any number of nodes.
 
     \b
     Examples:
@@ -182,12 +182,14 @@ show = _same(
 get = _same(
     data_get.get,
     """Copy the checkpoint NAME into DIRECTORY, each chunk checked: a model that `peerlm init --from DIRECTORY` begins a run
-    with and `peerlm generate --model DIRECTORY` answers from.
+    with, and `peerlm generate --model DIRECTORY` answers from. When all else is lost, `peerlm init --from DIRECTORY --continue`
+    goes on with the run.
 
     \b
     Examples:
       peerlm checkpoint get checkpoint-000001200000 model/
       peerlm init --from model/ --state /srv/next
+      peerlm init --from model/ --continue --state /srv/next
     """,
 )
 

@@ -18,6 +18,7 @@ from peerlm.cli.state import state_option
 from peerlm.cli.whole_files import Folder
 from peerlm.errors import ConfigError, StateError
 from peerlm.store.layout import Layout
+from peerlm.store.manifest import FILE as MANIFEST
 from peerlm.store.manifest import Kind
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ LAST = "model.safetensors"
 @interruption("no half-written file is left, and the same command begins again")
 def export(layout: Layout, name: str, url: str, form: str, force: bool) -> None:
     """Write the checkpoint NAME to the folder URL: model.safetensors, plan.toml (with --format hf: config.json) and, if the
-    run has one, tokenizer.json. Chunks that are not on this node come from others; each is checked.
+    run has one, tokenizer.json; what a run that goes on from it needs besides (`peerlm init --continue`), but for hf. Chunks that
+    are not on this node come from others; each is checked.
 
     \b
     Examples:
@@ -86,12 +88,15 @@ def _copy(manifest: Manifest, folder: Folder, reader: Reader, tell: Tell) -> lis
     files = sorted(manifest.files, key=lambda file: file.path == LAST)
     done = 0
     for file in files:
+        if file.path == LAST:
+            with folder.writing(MANIFEST) as out:
+                out.write(manifest.encode())
         with folder.writing(file.path) as out:
             for data in _read(reader, manifest.chunks_of(file), file.path):
                 out.write(data)
                 done += len(data)
                 tell(done, manifest.size_bytes, "")
-    return [file.path for file in files]
+    return [*(file.path for file in files[:-1]), MANIFEST, files[-1].path]
 
 
 def _read(reader: Reader, chunks: Any, path: str) -> Iterator[bytes]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerlm.cli import copies, data_job, room, words
+from peerlm.cli import copies, data_job, memory, room, words
 from peerlm.cli.chunk_writing import Writer
 from peerlm.cli.data import distinct, facts_of, require_name
 from peerlm.cli.desk_here import Tell, open_desk, progress
@@ -105,7 +105,7 @@ class Making:
 @copies.wait_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; docs/store.md explains it.")
 @state_option
-@interruption("the same command goes on: what has been put is not put again")
+@interruption("the same command begins anew, but what has been put is not put again")
 def add(
     layout: Layout,
     url: str,
@@ -196,73 +196,78 @@ class Adding:
 
     def corpus(self, making: Making) -> Manifest:
         """Put text as token shards. Raises: ConfigError, StateError."""
-        return self._shards(self._job(making))
+        from peerlm.data import jobs
+        from peerlm.data.prepared import Sweep
+
+        job = self._job(making)
+        while job.sweep is not Sweep.TOKENS:
+            job = self._concluded(job)
+        manifest = self._shards(job)
+        jobs.require_unchanged(job.source)  # or it would be half of one version, half of another
+        return manifest
 
     def together(
         self, shared: data_job.Shared, making: Making, replicas: int
     ) -> tuple[dict[str, Any], Manifest]:
         """Have text put as token shards by all nodes: (what `names` says of it, its manifest). Raises: ConfigError,
         StateError."""
+        from peerlm.data.sources import Source
+
         self._url = shared.url
         if not shared.is_under_way:
             shared.begin(self._job(making), replicas, self._about, replaces=self._replaces)
-        elif shared.about != self._about:
-            raise StateError(
-                f"{shared.job_name} is being made of something else, {shared.about}: choose another --name"
-            )
+        else:
+            asked = self._asked(making, Source(self._url, WHERE, ()))
+            shared.require_same(asked, replicas, self._about, replaces=self._replaces)
         return shared.wait()
 
     def _job(self, making: Making) -> Job:
-        from peerlm.data import sources
-        from peerlm.data.clean import Clean
-        from peerlm.data.encodings import AUTO
-        from peerlm.data.prepared import Job, Recipe
+        """What is to be made, in its first sweep. Nothing but the listing has been read."""
+        from peerlm.data import findings, sources, versions
 
         self._require_free("corpus", None)
-        clean = Clean(unicode=making.form, exact=making.dedup, near=making.near)
-        recipe = Recipe(making.encoding, making.field, clean)
-        job = Job(sources.listed(self._url, WHERE), recipe)
-        self._require_room(job.source, int(job.source.size_bytes * TOKENS_SHARE))
-        if making.encoding == AUTO:
-            job = self._with_encodings(job)
-        job = self._with_tokenizer(job, making.tokenizer)
-        if clean.compares:
-            job = _without_duplicates(job)
-        return job
+        source = sources.listed(self._url, WHERE)
+        self._require_room(source, int(source.size_bytes * TOKENS_SHARE))
+        job = self._asked(making, source)
+        return findings.begun(replace(job, versions=versions.of(job)))
 
-    def _with_encodings(self, job: Job) -> Job:
-        from peerlm.data import encodings
-
-        total = job.source.size_bytes or None
-        with progress("looking for encodings", in_bytes=True) as tell:
-            taken = encodings.found(job.source, time.sleep, lambda done: tell(done, total, ""))
-        counts = encodings.counted(taken)
-        if counts:
-            said = ", ".join(f"{name} for {words.some(n, 'file')}" for name, n in counts.items())
-            click.echo(f"encodings taken: {said}", err=True)
-        return replace(job, encodings=encodings.others_than_utf_8(taken))
-
-    def _with_tokenizer(self, job: Job, spec: str) -> Job:
+    def _asked(self, making: Making, source: Source) -> Job:
         from peerlm.data import tokenizer, vocabulary
+        from peerlm.data.clean import Clean
+        from peerlm.data.prepared import Job, Recipe
 
-        if spec == OF_RUN:
+        clean = Clean(unicode=making.form, exact=making.dedup, near=making.near)
+        job = Job(source, Recipe(making.encoding, making.field, clean))
+        if making.tokenizer == OF_RUN:
             from peerlm.cli.plan import current_plan
             from peerlm.cli.weights_here import tokenizer_of
 
             plan = current_plan(self._layout).plan
             return replace(job, tokenizer=tokenizer_of(self._layout, plan), vocab=plan.data.vocab)
-        entries = vocabulary.entries_asked(spec, "--tokenizer")
+        entries = vocabulary.entries_asked(making.tokenizer, "--tokenizer")
         if entries is not None:
-            with progress("reading a sample", in_bytes=True) as tell:
-                reading = partial(
-                    vocabulary.trained, job, entries, lambda done: tell(done, None, "")
-                )
-                data = aside(reading)
-            return replace(job, tokenizer=data)
-        codec = tokenizer.load(spec, "--tokenizer")
+            return replace(job, entries=entries)
+        codec = tokenizer.load(making.tokenizer, "--tokenizer")
         if isinstance(codec, tokenizer.JsonTokenizer):
             return replace(job, tokenizer=codec.data)
         return job
+
+    def _concluded(self, job: Job) -> Job:
+        """The job of the next sweep, all of this one made here."""
+        from peerlm.data import encodings, making
+        from peerlm.data.prepared import Sweep
+
+        again = "nothing was put yet, and the same command reads all of it anew"
+        kept = partial(memory.require_for_duplicates, where=WHERE)
+        with (
+            interruption(again),
+            progress(f"looking for {data_job.SWEEPS[job.sweep]}", in_bytes=True) as tell,
+        ):
+            following = aside(partial(making.concluded, job, None, _telling(tell, job), kept))
+        if job.sweep is Sweep.ENCODINGS:
+            counts = encodings.counted(encodings.of_all(job.source, following.encodings))
+            click.echo(data_job.encodings_line(counts), err=True)
+        return following
 
     def _shards(self, job: Job) -> Manifest:
         from peerlm.data import making
@@ -340,14 +345,6 @@ def _could_be(manifest: Manifest, sizes: dict[str, int | None]) -> bool:
     return there.keys() == sizes.keys() and all(
         size is None or there[path] == size for path, size in sizes.items()
     )
-
-
-def _without_duplicates(job: Job) -> Job:
-    from peerlm.data import making
-
-    with progress("looking for duplicates", in_bytes=True) as tell:
-        found = list(making.fingerprints(job, progress=_telling(tell, job)))
-    return making.without_duplicates(job, found)
 
 
 def _telling(tell: Tell, job: Job) -> Any:

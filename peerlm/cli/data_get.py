@@ -21,6 +21,8 @@ from peerlm.cli.state import state_option
 from peerlm.errors import PeerlmError, StateError
 from peerlm.store import disk
 from peerlm.store.layout import Layout
+from peerlm.store.manifest import FILE as MANIFEST
+from peerlm.store.manifest import Kind
 from peerlm.types import ObjectHash, printable, short
 
 if TYPE_CHECKING:
@@ -50,6 +52,10 @@ def get(layout: Layout, name: str, directory: Path, as_json: bool) -> None:
     """
     with open_desk(layout) as desk:
         manifest = desk.manifest(name)
+    if manifest.kind == Kind.CHECKPOINT:
+        with disk.explained("write", directory, "another folder"):
+            directory.mkdir(parents=True, exist_ok=True)
+        disk.write_atomic(directory / MANIFEST, manifest.encode(), 0o644)
     with Reader(layout) as reader, progress(f"copying {name}", in_bytes=True) as tell:
         fetched = Copying(manifest, directory, reader, tell).run()
     kept = len(manifest.files) - fetched

@@ -16,9 +16,9 @@ import click
 from peerlm.cli import words
 from peerlm.cli.desk_here import Tell, progress
 from peerlm.cli.leash import interruption
-from peerlm.errors import ConfigError, StateError
+from peerlm.errors import ChunkCorrupt, ConfigError, StateError
 from peerlm.store.layout import Layout
-from peerlm.store.manifest import JOB_PREFIX, NAME, Kind, Manifest
+from peerlm.store.manifest import JOB_PREFIX, NAME, Kind, Manifest, manifest_hash
 from peerlm.types import ObjectHash, printable
 
 if TYPE_CHECKING:
@@ -81,32 +81,64 @@ class Shared:
             )
         self.is_under_way = record is not None
         self.about = record["about"] if record else ""
+        self._replicas = record["replicas"] if record else 0
+        self._known, self._of = "", ""
+        """The job that these sizes are of, and the sweep that it is in."""
         self._before = self._record(name)
 
     def _record(self, name: str) -> dict[str, Any] | None:
         return next((one for one in self._desk.names() if one["name"] == name), None)
 
+    def require_same(self, asked: Job, replicas: int, about: str, *, replaces: bool) -> None:
+        """Raises `StateError`: what is under way is not what was asked for. `asked`: how the text is to be read, its source aside."""
+        from peerlm.data import jobs
+
+        ends = f"choose another --name, or end it first: peerlm data rm {self.job_name}"
+        if self.about != about:
+            raise StateError(
+                f"{self.job_name} is being made of something else, {self.about}: {ends}"
+            )
+        try:
+            manifest, found = self._under_way()
+        except ChunkCorrupt as error:
+            raise StateError(f"{error}: {ends}") from None
+        except StateError:
+            if self._record(self.job_name) is None:
+                return  # it is done just now, or removed: `wait` will see
+            manifest, found = self._under_way()  # it is in its next sweep just now
+        other = jobs.differences(found, asked)
+        other += ["--replicas"] if self._replicas != replicas else []
+        other += ["--replace"] if (manifest.meta.get("replaces") is True) != replaces else []
+        if other:
+            raise StateError(
+                f"{self.job_name} is being made with other options ({', '.join(other)}): wait for it with the same, {ends}"
+            )
+
+    def _under_way(self) -> tuple[Manifest, Job]:
+        manifest = self._desk.manifest(self.job_name)
+        return manifest, self._read(manifest_hash(manifest.encode()))
+
+    def _read(self, job_hash: ObjectHash) -> Job:
+        from peerlm.cli.data_work import read_job
+
+        return read_job(self._desk, self.job_name, job_hash)
+
     def begin(self, job: Job, replicas: int, about: str, *, replaces: bool) -> None:
         """Give it to the swarm. Raises: ConfigError, StateError."""
-        from peerlm.data import jobs
-        from peerlm.store.manifest import CHUNK_BYTES, Chunk, of_files
+        from peerlm.cli.data_work import put_job
 
-        files = [(jobs.JOB_FILE, jobs.encode(job))]
-        files += [(jobs.TOKENIZER_FILE, job.tokenizer)] if job.tokenizer is not None else []
-        listed = []
-        for path, data in files:
-            parts = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
-            listed.append((path, [Chunk(self._desk.put(part), len(part)) for part in parts]))
-        meta = {"tasks": len(job.tasks), "replaces": replaces}
-        manifest = of_files(Kind.JOB, listed, meta)
+        manifest = put_job(self._desk, job, replaces=replaces)
         options = {"replicas": replicas, "about": about, "replaces": False}
         self._desk.publish(self.job_name, manifest, **options)
-        self._know(job)
+        self._know(manifest_hash(manifest.encode()), job)
 
-    def _know(self, job: Job) -> None:
-        from peerlm.data.prepared import stored_bytes
+    def _know(self, job_hash: ObjectHash, job: Job) -> None:
+        from peerlm.data.prepared import Sweep, stored_bytes
 
-        self._sizes = [stored_bytes(job, number) for number in range(len(job.tasks))]
+        if self._of == Sweep.ENCODINGS != job.sweep:
+            _say_encodings(job)
+        self._known, self._of = job_hash.hex(), job.sweep
+        self._sizes = [stored_bytes(job, number) for number in range(job.count)]
 
     def wait(self) -> tuple[dict[str, Any], Manifest]:
         """Until it has its name. Raises: ConfigError, no node can; StateError, it was removed, or nobody begins."""
@@ -116,7 +148,7 @@ class Shared:
             err=True,
         )
         goes_on = f"{self.job_name} goes on, and the same command waits for it again"
-        with interruption(goes_on), progress(f"{self._name}: tokens", in_bytes=True) as tell:
+        with interruption(goes_on), progress(f"{self._name}:", in_bytes=True) as tell:
             self._watch(tell, time.monotonic, time.sleep)
         record = self._record(self._name)
         if record is None or record == self._before:
@@ -150,11 +182,12 @@ class Shared:
             )
 
     def _tell(self, tell: Tell, found: dict[str, Any]) -> None:
-        if not self._sizes:
-            from peerlm.cli.data_work import read_job
-
+        if self._known != found["manifest"]:
             job_hash = ObjectHash(bytes.fromhex(found["manifest"]))
-            self._know(read_job(self._desk, self.job_name, job_hash))
+            try:
+                self._know(job_hash, self._read(job_hash))
+            except StateError:
+                return  # the next sweep has begun, or it cannot be had just now
         bits = b"".join(self._desk.done(self.job_name))
         done = sum(
             size
@@ -164,10 +197,30 @@ class Shared:
         tell(done, sum(self._sizes) or None, line_of(found))
 
 
+def _say_encodings(job: Job) -> None:
+    from peerlm.data import encodings
+
+    click.echo(
+        encodings_line(encodings.counted(encodings.of_all(job.source, job.encodings))), err=True
+    )
+
+
+def encodings_line(counts: dict[str, int]) -> str:
+    said = ", ".join(f"{name} for {words.some(count, 'file')}" for name, count in counts.items())
+    return f"encodings taken: {said or 'none'}"
+
+
+SWEEPS = {"encodings": "encodings", "prints": "duplicates or a vocabulary"}
+"""What is looked for in a sweep before that of tokens."""
+
+
 def line_of(found: dict[str, Any]) -> str:
     """How far a job is: its tasks and tokens, and who made how many."""
     shares = sorted(found["made_by"].items(), key=lambda item: -item[1])
     told = ", ".join(f"{peer[:8]} {count}" for peer, count in shares[:SHOWN])
     more = f", {len(shares) - SHOWN} more" if len(shares) > SHOWN else ""
-    of = f"{found['done']} of {words.some(found['tasks'], 'task')}"
-    return f"{of}, {words.count(found['tokens'])} tokens" + (f" ({told}{more})" if told else "")
+    before = SWEEPS.get(found.get("sweep", ""), "")
+    of = f"{before}: " if before else ""
+    of += f"{found['done']} of {words.some(found['tasks'], 'task')}"
+    tokens = "" if before else f", {words.count(found['tokens'])} tokens"
+    return f"{of}{tokens}" + (f" ({told}{more})" if told else "")

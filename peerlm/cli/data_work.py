@@ -1,6 +1,7 @@
 """`peerlm data work`: the process that makes token shards for jobs of the swarm; daemons start it (`daemon.preparing`).
 
-It asks its daemon for a job and for tasks, one for each core, and puts what it makes into this node's store. It decides
+It asks its daemon for a job and for tasks, one for each core, and puts what it makes into this node's store: shards, or what is
+found out of the source before (`data.findings`). When all is there it may be told to conclude that. It decides
 nothing: a source that cannot be read, or is not what the job says, is told to the daemon, which takes no part then.
 """
 
@@ -13,11 +14,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from peerlm.cli import memory
 from peerlm.cli.chunk_writing import Writer
 from peerlm.cli.state import state_option
 from peerlm.errors import ChunkCorrupt, ConfigError, StateError
@@ -79,23 +82,24 @@ class Work:
         from peerlm.daemon.control import NoDaemon
 
         try:
-            self._make(job_hash, self._job(name, job_hash))
+            self._make(name, job_hash, self._job(name, job_hash))
         except NoDaemon:
             raise
         except (ConfigError, ChunkCorrupt, StateError) as error:
             self._desk.failed(job_hash, str(error))
 
     def _job(self, name: str, job_hash: ObjectHash) -> Job:
-        """As the swarm has it, once this node has found the same source."""
-        from peerlm.data import jobs
+        """As the swarm has it, once this node has found the same source, and has the same libraries."""
+        from peerlm.data import jobs, versions
 
         if self._known is None or self._known[0] != job_hash:
             job = read_job(self._desk, name, job_hash)
+            versions.require_same(job)
             jobs.listed_here(job, self._folders)
             self._known = (job_hash, job)
         return self._known[1]
 
-    def _make(self, job_hash: ObjectHash, job: Job) -> None:
+    def _make(self, name: str, job_hash: ObjectHash, job: Job) -> None:
         from peerlm.data import making
         from peerlm.data.prepared import Done
         from peerlm.data.shards import ShardFact
@@ -103,7 +107,7 @@ class Work:
         tasks = Tasks(self._desk, job_hash)
         first = next(tasks, None)
         if tasks.word == "finish":
-            self._finish(job_hash, job)
+            self._finish(name, job_hash, job)
         if first is None:
             return
         made: dict[int, list[tuple[Future[Chunk], int]]] = {}
@@ -118,12 +122,24 @@ class Work:
                     chunk = writer.put(part.data)
                     made.setdefault(part.task, []).append((chunk, part.tokens))
 
-    def _finish(self, job_hash: ObjectHash, job: Job) -> None:
-        from peerlm.data.shards import ShardFact, corpus_manifest
+    def _finish(self, name: str, job_hash: ObjectHash, job: Job) -> None:
+        from peerlm.data import jobs
+        from peerlm.data.prepared import Sweep
 
         rows = self._desk.rows(job_hash)
-        if [row[0] for row in rows] != list(range(len(job.tasks))):
+        if [row[0] for row in rows] != list(range(job.count)):
             return  # a node has gone meanwhile
+        jobs.listed_here(
+            job, self._folders
+        )  # what was changed while it was read would be two versions
+        if job.sweep is Sweep.TOKENS:
+            self._desk.name_corpus(job_hash, self._corpus(job, rows))
+        else:
+            self._conclude(name, job_hash, job, rows)
+
+    def _corpus(self, job: Job, rows: list[Any]) -> Manifest:
+        from peerlm.data.shards import ShardFact, corpus_manifest
+
         facts = [
             ShardFact(ObjectHash(h), size, n) for _, _, shards in rows for h, size, n in shards
         ]
@@ -131,7 +147,32 @@ class Work:
         manifest, parts = corpus_manifest(facts, job.tokenizer, job.vocab_made, documents)
         for data in parts:
             self._desk.put(data)
-        self._desk.name_corpus(job_hash, manifest)
+        return manifest
+
+    def _conclude(self, name: str, job_hash: ObjectHash, job: Job, rows: list[Any]) -> None:
+        """The job of the next sweep takes the name."""
+        from peerlm.data import findings
+
+        found = (self._pieces(pieces) for _, _, pieces in rows)
+        kept = partial(memory.require_for_duplicates, where=job.source.where)
+        try:
+            following = findings.concluded(job, found, kept)
+        except Unread:
+            self._desk.look_again(job_hash)
+            return
+        replaces = self._desk.manifest(name, READ_S).meta.get("replaces") is True
+        self._desk.name_corpus(job_hash, put_job(self._desk, following, replaces=replaces))
+
+    def _pieces(self, listed: list[Any]) -> Iterator[bytes]:
+        for object_hash, size, _ in listed:
+            try:
+                yield self._desk.read(ObjectHash(object_hash), size, READ_S)
+            except StateError as error:
+                raise Unread(str(error)) from None
+
+
+class Unread(Exception):
+    """What another has found cannot be had from it any more."""
 
 
 class Tasks:
@@ -153,6 +194,20 @@ class Tasks:
         raise StopIteration
 
 
+def put_job(desk: Client, job: Job, *, replaces: bool) -> Manifest:
+    """All of it into this node's store, but for its name. `replaces`: what is made of it takes its name from whatever has it.
+    Raises: ConfigError, it is too much to share out; StateError."""
+    from peerlm.data import jobs
+    from peerlm.store.manifest import CHUNK_BYTES, Chunk, Kind, of_files
+
+    listed = []
+    for path, data in jobs.encode(job).items():
+        parts = [data[at : at + CHUNK_BYTES] for at in range(0, len(data), CHUNK_BYTES)]
+        listed.append((path, [Chunk(desk.put(part), len(part)) for part in parts]))
+    meta = {"tasks": job.count, "replaces": replaces, "sweep": str(job.sweep)}
+    return of_files(Kind.JOB, listed, meta)
+
+
 def read_job(desk: Client, name: str, job_hash: ObjectHash) -> Job:
     """Raises: ChunkCorrupt, it is no job; StateError, it cannot be had now."""
     from peerlm.data import jobs
@@ -161,13 +216,13 @@ def read_job(desk: Client, name: str, job_hash: ObjectHash) -> Job:
     manifest = desk.manifest(name, READ_S)
     if manifest_hash(manifest.encode()) != job_hash:
         raise StateError(f"{name} stands for something else by now")
-    body = _file(desk, manifest, jobs.JOB_FILE, name)
-    if body is None:
+    found = {path: data for path in jobs.FILES if (data := _file(desk, manifest, path, name))}
+    if jobs.JOB_FILE not in found:
         raise ChunkCorrupt(f"{name}: it has no {jobs.JOB_FILE}")
-    tokenizer = _file(desk, manifest, jobs.TOKENIZER_FILE, name)
-    job = jobs.read(body, tokenizer, name)
-    if manifest.meta.get("tasks") != len(job.tasks):
-        raise ChunkCorrupt(f"{name}: {len(job.tasks)} tasks, and not as many as it says")
+    job = jobs.read(found, name)
+    said = manifest.meta.get("tasks"), manifest.meta.get("sweep")
+    if said != (job.count, job.sweep):
+        raise ChunkCorrupt(f"{name}: {job.count} tasks for {job.sweep}, and not what it says")
     return job
 
 

@@ -7,53 +7,31 @@ is said to be so, rather than left out.
 from __future__ import annotations
 
 import os
-import resource
-import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import click
 
-from peerlm.cli import words
+from peerlm.cli import doctor_machine, words
+from peerlm.cli.finding import Finding
 from peerlm.cli.settings_text import read_node_settings
-from peerlm.cli.state import read_run, state_option
+from peerlm.cli.state import has_node, read_run, state_option
 from peerlm.config import NodeSettings, Plan
 from peerlm.daemon.control import NoDaemon, ask
 from peerlm.errors import PeerlmError, Unreachable
 from peerlm.store.layout import Layout
 from peerlm.types import printable, short
 
-FILES_MIN = 4096
 SNAPSHOTS = 3
 BYTES_A_PARAMETER = 8
 """Two snapshots are kept and a third is there while it is written: φ and m in fp32."""
 
 SOON_S = 14 * 86_400
 CONNECT_S = 5.0
-TORCH_S = 60.0
 REACH_S = 30.0
 """Longer than members have for their answers."""
-
-MARKS = {True: "ok", False: "bad", None: "?"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`ok`: None where it cannot be known. `cure`: what to do, where something is to be done."""
-
-    what: str
-    ok: bool | None
-    text: str
-    cure: str = ""
-
-    def __str__(self) -> str:
-        cure = f" – {self.cure}" if self.cure else ""
-        return f"{MARKS[self.ok]:<4} {self.what:<12} {self.text}{cure}"
 
 
 @click.command(short_help="Check this node and its machine, and the way to a peer.")
@@ -79,23 +57,22 @@ def doctor(layout: Layout, peers: tuple[str, ...]) -> None:
 def examine(layout: Layout, peers: tuple[str, ...]) -> Iterator[Finding]:
     """All that can be said, in the order in which it matters."""
     settings = NodeSettings()
+    status, found = _daemon(layout)
     try:
         yield _certificate(layout)
         settings = read_node_settings(layout)
     except PeerlmError as error:
-        yield Finding("node", False, str(error))
-    status, found = _daemon(layout)
+        yield _unread(layout, status, error)
     yield found
     yield from _tried("plan", lambda: _plan_held(layout, status))
-    yield _clock()
+    yield doctor_machine.clock()
     yield from _tried("disk", lambda: _disk(layout))
-    yield _files()
-    yield _device(settings)
-    if status is None:
-        yield _ports(settings)
-    else:
+    yield doctor_machine.files(status)
+    yield doctor_machine.device(status, settings)
+    yield doctor_machine.ports(status, settings)
+    if status is not None:
         said = _reach(layout)
-        yield _dialled(said.get("dialled", status["dialled"]), settings)
+        yield _dialled(said.get("dialled", status["dialled"]), _ports_of(status, settings))
         yield from _store(status.get("store", {}))
         status["answers"] = said.get("answers", {})
     for address in peers:
@@ -138,6 +115,22 @@ def _certificate(layout: Layout) -> Finding:
     return Finding("node", True, text)
 
 
+def _unread(layout: Layout, status: dict[str, Any] | None, error: PeerlmError) -> Finding:
+    """Of a service whose folder is hidden from who may only ask it, its own word is all that can be had."""
+    if status is None or _may_look(layout):
+        return Finding("node", False, str(error))
+    said = f"{status['node_id'][:8]} of run {status['run_id'][:8]}, by the daemon's word"
+    return Finding("node", None, f"{said}; its certificate is not looked at: {error}")
+
+
+def _may_look(layout: Layout) -> bool:
+    try:
+        has_node(layout)
+    except PeerlmError:
+        return False
+    return True
+
+
 def _daemon(layout: Layout) -> tuple[dict[str, Any] | None, Finding]:
     try:
         status = ask(layout, "status")
@@ -151,12 +144,13 @@ def _daemon(layout: Layout) -> tuple[dict[str, Any] | None, Finding]:
 
 def _plan_held(layout: Layout, status: dict[str, Any] | None) -> Finding:
     """Whether others have the same plan: nodes mix only where they do."""
-    from peerlm.cli.plan import current_plan
-
-    signed = current_plan(layout)
-    text = f"revision {signed.revision}, hash {signed.plan_hash.hex()[:16]}"
     if status is None:
+        from peerlm.cli.plan import current_plan
+
+        signed = current_plan(layout)
+        text = f"revision {signed.revision}, hash {signed.plan_hash.hex()[:16]}"
         return Finding("plan", True, f"{text}; the same must stand in `peerlm plan show` elsewhere")
+    text = f"revision {status['plan_revision']}, hash {status['plan_hash'][:16]}"
     others = [m for m in status["members"] if _has_other_plan(m)]
     if others:
         text += f"; {_name(others[0])} has {others[0]['reason']}"
@@ -176,21 +170,6 @@ def _has_other_plan(member: dict[str, Any]) -> bool:
 
 def _name(member: dict[str, Any]) -> str:
     return str(member["id"])[:8]
-
-
-def _clock() -> Finding:
-    if shutil.which("timedatectl") is None:
-        return Finding(
-            "clock", None, f"{time.strftime('%F %T')} here; whether it is kept by NTP is not known"
-        )
-    command = ["timedatectl", "show", "-p", "NTPSynchronized", "--value"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return Finding("clock", None, f"{time.strftime('%F %T')} here; timedatectl does not say")
-    if done.stdout.strip() == "yes":
-        return Finding("clock", True, "kept by NTP")
-    cure = "timedatectl set-ntp true: certificates have dates"
-    return Finding("clock", None, f"{time.strftime('%F %T')} here, not kept by NTP", cure)
 
 
 def _disk(layout: Layout) -> Finding:
@@ -216,58 +195,6 @@ def _fragments(plan: Plan) -> Any:
     return fragments(plan)
 
 
-# ---------------------------------------------------------------------------------- this machine
-
-
-def _files() -> Finding:
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    is_enough = hard == resource.RLIM_INFINITY or hard >= FILES_MIN
-    text = f"{'any number' if hard == resource.RLIM_INFINITY else hard} may be open at once"
-    return Finding("files", is_enough, text, "" if is_enough else f"ulimit -Hn {FILES_MIN}")
-
-
-def _device(settings: NodeSettings) -> Finding:
-    wanted = settings.train.device
-    script = "import torch; print(torch.__version__, torch.cuda.device_count())"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", script],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=TORCH_S,
-        )
-    except subprocess.TimeoutExpired:
-        return Finding("device", False, f"torch does not load within {TORCH_S:.0f} s")
-    if done.returncode:
-        return Finding(
-            "device", False, f"torch does not load: {done.stderr.strip().splitlines()[-1]}"
-        )
-    version, devices = done.stdout.split()
-    text = f"{wanted}; torch {version} sees {devices} CUDA devices"
-    is_there = not wanted.startswith("cuda") or int(devices) > int(wanted.partition(":")[2] or 0)
-    cure = (
-        ""
-        if is_there
-        else 'train.device = "auto", or see nvidia-smi; as a service, install it with --cuda'
-    )
-    return Finding("device", is_there, text, cure)
-
-
-def _ports(settings: NodeSettings) -> Finding:
-    network = settings.network
-    if network.port == 0:
-        return Finding("ports", True, "free ones are picked at the start")
-    taken = [
-        port for port in range(network.port, network.port + 3) if not _is_free(network.host, port)
-    ]
-    text = f"{network.port} to {network.port + 2}"
-    if taken:
-        cure = "find out by whom with `ss -ltnp`, or set network.port"
-        return Finding("ports", False, f"{text}: {', '.join(map(str, taken))} in use", cure)
-    return Finding("ports", True, f"{text} are free; others must reach them through any firewall")
-
-
 def _reach(layout: Layout) -> dict[str, Any]:
     """What others find who try to dial this node now; nothing where an older daemon cannot ask them."""
     try:
@@ -276,8 +203,16 @@ def _reach(layout: Layout) -> dict[str, Any]:
         return {}
 
 
-def _dialled(dialled: dict[str, Any], settings: NodeSettings) -> Finding:
-    """Whether others can dial this node, by what they have told it."""
+def _ports_of(status: dict[str, Any], settings: NodeSettings) -> str:
+    """Of the running daemon; an older one does not say."""
+    first = settings.network.port
+    as_set = [first, first + 1, first + 2] if first else []
+    ports = status["daemon"].get("listening", {}).get("ports", as_set)
+    return f"ports {doctor_machine.in_words(ports)}" if ports else "its three ports"
+
+
+def _dialled(dialled: dict[str, Any], ports: str) -> Finding:
+    """Whether others can dial this node, by what they have told it. `ports`: its own, in words."""
     if not dialled["not_by"]:
         by = dialled["by"]
         if not by:
@@ -285,8 +220,6 @@ def _dialled(dialled: dict[str, Any], settings: NodeSettings) -> Finding:
                 "dialled", None, "nobody has dialled this node yet: not known whether they can"
             )
         return Finding("dialled", True, f"by {by} other{'s' if by > 1 else ''}")
-    first = settings.network.port
-    ports = f"ports {first} to {first + 2}" if first else "its three ports"
     cure = f"let {ports} in, or have the router pass them on and set network.advertise"
     if not dialled["guarded"]:
         text = f"by some, not by {dialled['not_by']}: {dialled['failure']}"
@@ -316,17 +249,6 @@ def _coming(store: dict[str, Any]) -> str:
     return (
         f"{store['lacking']} replicas are on their way here, {store['swarm_lacking']} in the swarm"
     )
-
-
-def _is_free(host: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 # --------------------------------------------------------------------------------------- a peer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from peerlm.cli.state import require_node, state_option
+from peerlm.cli.state import read_run, require_node, state_option
 from peerlm.daemon.control import NoDaemon, ask
 from peerlm.errors import ConfigError, PeerlmError, StateError
 from peerlm.store.layout import Layout
@@ -57,7 +57,11 @@ def export(layout: Layout, folder: Path, form: str, check: bool, force: bool) ->
         raise ConfigError(f"{folder} holds a model already: name another folder, or say --force")
     _refresh(layout)
     weights = from_snapshot(layout, _say)
-    metadata = {"swarm_tokens": str(weights.tokens), "finished": str(weights.final).lower()}
+    metadata = {
+        "run": read_run(layout).run_id.hex(),
+        "swarm_tokens": str(weights.tokens),
+        "finished": str(weights.final).lower(),
+    }
     write = write_model if form == "peerlm" else partial(write_hf, end=weights.codec().end)
     write(folder, weights.plan, weights.values, weights.tokenizer, metadata)
     if check:

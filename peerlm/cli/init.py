@@ -9,9 +9,11 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from peerlm import config
 from peerlm.cli.settings_text import (
@@ -21,14 +23,17 @@ from peerlm.cli.settings_text import (
     parse_changes,
 )
 from peerlm.cli.state import ORIGIN, has_node, read_run, state_option
-from peerlm.config.mixture import STORED
+from peerlm.config.mixture import OWN, STORED
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
 from peerlm.store.layout import Layout, StateDirectory
 from peerlm.types import Role, WallTime, printable, short
 
 if TYPE_CHECKING:
+    from peerlm.cli.init_continue import Past
     from peerlm.cli.init_from import StartingModel
+    from peerlm.data.shards import ShardInfo
+    from peerlm.data.tokenizer import Tokenizer
 
 FOUNDER_LIFE_S = 20 * 365 * 86_400
 """How long the founder's node may renew its certificates, and invite others without the root key."""
@@ -65,6 +70,13 @@ AUTO = "auto"
     "safetensors) or gguf:FILE. Shape and tokenizer are the model's.",
 )
 @click.option(
+    "--continue",
+    "goes_on",
+    is_flag=True,
+    help="Go on with the run that --from is a checkpoint of: its plan, its tokens, its place in the text. For when all its machines "
+    "are lost.",
+)
+@click.option(
     "--set", "plan_pairs", metavar="FIELD=VALUE", multiple=True, help="Change a field of the plan."
 )
 @click.option(
@@ -83,6 +95,7 @@ def init(
     data: str | None,
     tokenizer: str | None,
     source: str | None,
+    goes_on: bool,
     plan_pairs: tuple[str, ...],
     node_pairs: tuple[str, ...],
     hosted: dict[str, str],
@@ -96,12 +109,17 @@ def init(
     The root key signs invites and plans; no running node needs it. `peerlm root export` moves it to a
     safe place.
 
+    With --continue the plan is the checkpoint's, --set changes what `peerlm plan set` may and model.stages, and --data says where
+    the text is if it is no longer where it was: a folder of `peerlm data get` will do.
+
     \b
     Examples:
       peerlm init
       peerlm init --name laws --preset small --data 'texts/**/*.txt'
       peerlm init --data https://example.org/book.txt --set mix.inner_steps=50
       peerlm init --from finished-model/ --set run.token_budget=5_000_000
+      peerlm init --from checkpoint/ --continue
+      peerlm init --from checkpoint/ --continue --data copy-of-plays/ --set model.stages=2
       peerlm init --from hf:SmolLM2-135M/ --set model.context=512 --set train.optimizer=adamw
       peerlm init --from hf:SmolLM2-135M/ --set model.stages=3 --host 0
       peerlm init --data local --set-node data.local=/srv/letters
@@ -116,7 +134,9 @@ def init(
         del plan_changes["model.stages"]
         node_changes.setdefault("host.stages", AUTO)
     settings = node_settings(node_changes, "--set-node")
-    plan = _plan(name, preset, data, plan_changes)
+    if goes_on:
+        _require_checkpoint(source)
+    plan = None if goes_on else _plan(name, preset, data, plan_changes)
     if has_node(layout):
         raise StateError(
             f"{layout.root} already holds a node of run {short(read_run(layout).run_id)}; "
@@ -127,8 +147,13 @@ def init(
     from peerlm.model.stages import first_held, held_stages
 
     with _claimed(layout) as state:
-        start = _read_start(source, tokenizer, plan_changes)
-        plan = plan if start is None else start.adopted_by(plan)
+        start: StartingModel | None
+        if plan is None:
+            assert source is not None, "a run goes on from nothing"
+            plan, start = _past(source, name, tokenizer, plan_changes)
+        else:
+            start = _read_start(source, tokenizer, plan_changes)
+            plan = plan if start is None else start.adopted_by(plan)
         fragments(plan)  # a plan that cuts the model too fine is said to before anything is made
         if is_cut_here:
             plan = _cut(plan, tokenizer, start, settings)
@@ -140,10 +165,16 @@ def init(
         if held is None:
             held = first_held(plan, memory_of(settings), "--host auto")
         require_memory(plan, held)
-        plan = _with_corpus(state, plan, tokenizer, start, settings)
+        if start is not None and start.past is not None:
+            prepare = partial(_prepared, state, plan, start.codec, plan.data.vocab)
+            plan = start.past.with_text(state, plan, data, start.codec, prepare)
+            if plan.data.source == OWN:
+                _check_local(settings)
+        else:
+            plan = _with_corpus(state, plan, tokenizer, start, settings)
         change_node_settings(state, node_changes, "--set-node")
         run_id = _found(state, plan, start, held)
-    _report(layout, plan, short(run_id))
+    _report(layout, plan, short(run_id), None if start is None else start.past)
 
 
 def _plan(name: str | None, preset: str, data: str | None, changes: dict[str, str]) -> config.Plan:
@@ -160,11 +191,38 @@ def _plan(name: str | None, preset: str, data: str | None, changes: dict[str, st
         )
     plan = config.preset(preset)
     plan = config.with_changes(config.with_changes(plan, flags, "init"), changes, "--set")
+    _require_plain(plan)
+    return plan
+
+
+def _require_plain(plan: config.Plan) -> None:
     if any(unicodedata.category(c) == "Cc" for c in plan.run.name):
         raise ConfigError(
             f"run.name = {plan.run.name!r}: control characters do not belong into a name"
         )
-    return plan
+
+
+def _require_checkpoint(source: str | None) -> None:
+    """Flags that go with `--continue`. Raises `ConfigError`."""
+    if source is None:
+        raise ConfigError("--continue: name the checkpoint with --from DIR")
+    preset = click.get_current_context().get_parameter_source("preset")
+    if preset is not ParameterSource.DEFAULT:
+        raise ConfigError("--preset does not go with --continue: the run goes on by its own plan")
+
+
+def _past(
+    source: str, name: str | None, tokenizer: str | None, changes: dict[str, str]
+) -> tuple[config.Plan, StartingModel]:
+    """The plan of the run that goes on, and the checkpoint as its first weights."""
+    from peerlm.cli.init_continue import Past
+    from peerlm.cli.init_from import StartingModel
+
+    past = Past.read(source)
+    plan = past.planned(name, changes)
+    _require_plain(plan)
+    start = StartingModel.read(source, tokenizer, {})
+    return plan, replace(start, model=plan.model, past=past)
 
 
 def _cut(
@@ -240,21 +298,27 @@ def _with_corpus(
         _check_local(settings)
         return plan
 
+    made = _prepared(state, plan, codec, vocab, plan.data.source, "--data")
+    hashes, tokens = tuple(shard.hash for shard in made), tuple(shard.tokens for shard in made)
+    return replace(plan, data=replace(plan.data, shards=hashes, shard_tokens=tokens))
+
+
+def _prepared(
+    state: StateDirectory, plan: config.Plan, codec: Tokenizer, vocab: int, source: str, where: str
+) -> list[ShardInfo]:
+    """Shards of a text, kept as objects."""
     from peerlm.data import shards
 
     with _progress() as show:
-        made = shards.prepare(
-            plan.data.source, codec, state.objects, vocab=vocab, progress=show, where="--data"
-        )
+        made = shards.prepare(source, codec, state.objects, vocab=vocab, progress=show, where=where)
     shards.require_one_batch(
         sum(shard.tokens for shard in made),
         plan.data.val_fraction,
         plan.train.batch,
         plan.model.context,
-        f"--data {plan.data.source}",
+        f"{where} {source}",
     )
-    hashes, tokens = tuple(shard.hash for shard in made), tuple(shard.tokens for shard in made)
-    return replace(plan, data=replace(plan.data, shards=hashes, shard_tokens=tokens))
+    return made
 
 
 def _check_local(settings: config.NodeSettings) -> None:
@@ -302,15 +366,20 @@ def _found(
     disk.write_atomic(state.root / ORIGIN, b"")
     if start is not None:
         start.write_snapshot(state, root.run_id, signed, held, wall)
-        if line := start.keep_optimizer(state, plan):
+        lines = [start.keep_optimizer(state, plan)]
+        if start.past is not None:
+            lines += [*start.past.notes, start.past.keep_passes(state, plan)]
+        for line in filter(None, lines):
             click.echo(printable(line), err=True)
     files.write_keys(state.root, keys)
     return root.run_id
 
 
-def _report(layout: Layout, plan: config.Plan, run: str) -> None:
+def _report(layout: Layout, plan: config.Plan, run: str, past: Past | None) -> None:
     from peerlm.model.plan import parameter_count
 
+    if past is not None:
+        click.echo(printable(past.line))
     parameters = parameter_count(plan.model, plan.data.vocab)
     click.echo(
         f"run {plan.run.name} ({run}): {parameters / 1e6:,.2f} M parameters, to train on "

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
 from blake3 import blake3
@@ -26,7 +27,10 @@ from peerlm.model.tensors import Tensors, Values, fragment_values
 from peerlm.store import disk, snapshot
 from peerlm.store.layout import StateDirectory
 from peerlm.store.placed import Copy, Placed
-from peerlm.types import ObjectHash, RunId, WallTime
+from peerlm.types import FragmentId, ObjectHash, RunId, WallTime
+
+if TYPE_CHECKING:
+    from peerlm.cli.init_continue import Past
 
 HF, GGUF = "hf:", "gguf:"
 
@@ -54,6 +58,8 @@ class StartingModel:
     codec: tokenizers.Tokenizer
     checkpoint: Path | None = None
     """The folder, if it is one of ours: it may have the optimizer's state."""
+    past: Past | None = None
+    """The run that goes on with it, if one does."""
 
     @classmethod
     def read(cls, source: str, tokenizer: str | None, changes: Mapping[str, str]) -> StartingModel:
@@ -137,44 +143,57 @@ class StartingModel:
             StateError: the disk refuses.
         """
         plan = signed.plan
-        specs = held_fragments(plan, held)
+        specs, past = held_fragments(plan, held), self.past
+        versions = {} if past is None else past.versions_in(plan)
         mine = {spec.id for spec in specs}
         others = [spec for spec in fragments(plan) if spec.id not in mine]
-        copies = {spec.id: self._copied(state, spec, plan.run.rng_seed) for spec in others}
+        copies = {
+            spec.id: self._copied(state, spec, plan.run.rng_seed, versions) for spec in others
+        }
         if plan.model.stages > 1:  # with less memory free, it would begin with less than it has
             disk.write_atomic(state.placement, Placed(held, copies).encode())
         contents = snapshot.Contents(
             run_id=run_id,
             plan_hash=signed.plan_hash,
             plan_revision=signed.revision,
-            tokens={},
+            tokens={} if past is None else past.tally,
             own_tokens=0,
             epoch=0,
             wall=wall,
         )
-        states = (self._state(spec, plan.run.rng_seed) for spec in specs)
+        states = (self._state(spec, plan.run.rng_seed, versions) for spec in specs)
         snapshot.write(state, contents, specs, states)
 
     def keep_optimizer(self, state: StateDirectory, plan: Plan) -> str:
         """Of the checkpoint, for the new run's first node; what came of it, in a line, if there is anything to say."""
         if self.checkpoint is None or not any(remembered(plan).values()):
             return ""
+        if self.past is not None and self.past.no_optimizer:
+            return f"the optimizer begins empty: {self.past.no_optimizer}"
         return adopted(self.checkpoint, state.moments, plan)
 
-    def _copied(self, state: StateDirectory, spec: FragmentSpec, rng_seed: int) -> Copy:
-        found = self._state(spec, rng_seed)
+    def _copied(
+        self,
+        state: StateDirectory,
+        spec: FragmentSpec,
+        rng_seed: int,
+        versions: Mapping[FragmentId, int],
+    ) -> Copy:
+        found = self._state(spec, rng_seed, versions)
         data = found.phi.tobytes()
         name = ObjectHash(blake3(data).digest())
         disk.write_atomic(state.objects / name.hex(), data)
         return Copy(found.version, name, len(data), found.sketch)
 
-    def _state(self, spec: FragmentSpec, rng_seed: int) -> snapshot.FragmentState:
+    def _state(
+        self, spec: FragmentSpec, rng_seed: int, versions: Mapping[FragmentId, int]
+    ) -> snapshot.FragmentState:
         values: Values = fragment_values(spec, self.tensors)
         if not np.isfinite(values).all():
             raise ConfigError(f"{self.source}: {spec.name} holds a weight that is not finite")
         return snapshot.FragmentState(
             id=spec.id,
-            version=0,
+            version=versions.get(spec.id, 0),
             phi=values,
             momentum=np.zeros_like(values),
             sketch=tuple(float(s) for s in sketch(values, rng_seed, spec.id)),

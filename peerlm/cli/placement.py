@@ -24,9 +24,10 @@ from peerlm.types import printable
 def placement(layout: Layout, explain: bool, as_json: bool) -> None:
     """Show who holds which stages of the model, as this node sees it.
 
-    A row for each node, a column for each stage: what it holds and trains (ready), fetches (loading), or will hold no
-    longer (draining); whole: it has all stages, and trains for itself. Below that, what passes a stage a second, and
-    how many nodes that decide by themselves have room for it besides.
+    A row for each node, a column for each stage: what it holds (ready), fetches (loading), or will hold no longer
+    (draining); whole: it has all stages, and trains for itself. Busy: the share of the time in which it works and
+    does not wait for others; texts: how many go through it, at most. Below that, what passes a stage a second, how
+    busy its hosts are, and how many nodes that decide by themselves have room for it besides.
 
     \b
     Examples:
@@ -46,20 +47,24 @@ def placement(layout: Layout, explain: bool, as_json: bool) -> None:
 def shown(found: dict[str, Any], *, explain: bool) -> list[str]:
     """A table, and what is to be known of it."""
     stages = found["stages"]
-    rows = [["node", *(f"stage {e['stage']}" for e in stages), "decides", "tok/s"]]
+    head = ["decides", "tok/s", "busy", "texts"]
+    rows = [["node", *(f"stage {e['stage']}" for e in stages), *head]]
     rows += [_row(node, len(stages), found["node"]) for node in found["nodes"]]
-    rows.append(["hosts", *(str(len(e["ready"])) for e in stages), "", ""])
-    rows.append(["tok/s", *(_rate(e["tokens_per_s"]) for e in stages), "", ""])
-    rows.append(["room", *(str(len(e["spare"])) for e in stages), "", ""])
+    below = {
+        "hosts": [str(len(e["ready"])) for e in stages],
+        "tok/s": [_rate(e["tokens_per_s"]) for e in stages],
+        "busy": [_share(e["busy"]) for e in stages],
+        "room": [str(len(e["spare"])) for e in stages],
+    }
+    rows += [[name, *cells, *("" for _ in head)] for name, cells in below.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
     if found["lacking"]:
-        lines.append(
-            f"without a host: {_stages(found['lacking'])}; nothing is learnt until it has one"
-        )
+        without = "no text is answered" if found["is_over"] else "nothing is learnt"
+        lines.append(f"without a host: {_stages(found['lacking'])}; {without} until it has one")
     if found["single"]:
         lines.append(f"single points of failure: {_stages(found['single'])}")
     if explain:
@@ -78,6 +83,10 @@ def _able(node: dict[str, Any]) -> list[str]:
         if offers["device_bytes"] is not None:
             room.append(f"{words.size(offers['device_bytes'])} on its device")
         facts.append(f"offers {' and '.join(room)}")
+    if node["busy"] is not None:
+        facts.append(f"works {_share(node['busy'])} of the time")
+    if node["texts"]:
+        facts.append(f"has up to {words.some(node['texts'], 'text')} going through it")
     if node["flops_s"]:
         facts.append(f"computes {node['flops_s'] / 1e9:,.3g} GFLOP/s")
     if node["line_bytes_s"]:
@@ -95,7 +104,16 @@ def _row(node: dict[str, Any], count: int, own: str) -> list[str]:
     mark = "*" if node["id"] == own else ""
     states = [node["states"].get(str(stage), words.ABSENT) for stage in range(count)]
     decides = "by itself" if node["auto"] else "fixed"
-    return [node["id"][:8] + mark, *states, decides, _rate(node["tokens_per_s"])]
+    load = [_rate(node["tokens_per_s"]), _share(node["busy"]), _count(node["texts"])]
+    return [node["id"][:8] + mark, *states, decides, *load]
+
+
+def _share(share: float | None) -> str:
+    return words.ABSENT if share is None else f"{100 * share:.0f} %"
+
+
+def _count(texts: int) -> str:
+    return f"≤ {texts}" if texts else words.ABSENT
 
 
 def _rate(tokens_per_s: float) -> str:

@@ -159,11 +159,11 @@ def _next_revision(layout: Layout, root: RunRoot, changes: Mapping[str, str]) ->
     new = config.with_changes(old.plan, changes, "plan set")
     if new == old.plan:
         raise ConfigError("plan set: the plan says so already; nothing is changed")
-    _require_text(new)
+    require_text(new, "plan set: the text")
     return sign_plan(root, new, old.revision + 1)
 
 
-def _require_text(plan: Plan) -> None:
+def require_text(plan: Plan, where: str) -> None:
     """Raises `ConfigError`: what is to be trained on is too short for it, as far as the plan says how long it is."""
     from peerlm.data.records import parts_of
     from peerlm.data.shards import require_one_batch
@@ -173,8 +173,8 @@ def _require_text(plan: Plan) -> None:
         if part.is_own:
             continue  # each node looks at its own
         tokens = sum(data.shard_tokens[place] for place in part.places)
-        where = f"plan set: the text {shown(part.name)}"
-        require_one_batch(tokens, data.val_fraction, plan.train.batch, plan.model.context, where)
+        text = f"{where} {shown(part.name)}"
+        require_one_batch(tokens, data.val_fraction, plan.train.batch, plan.model.context, text)
 
 
 def _stored_shards(layout: Layout, source: str, plan: Plan) -> list[list[tuple[str, int]]]:

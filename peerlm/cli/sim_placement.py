@@ -46,6 +46,11 @@ SMALL = {"nodes": 6, "stages": 3}
     help="Part of the machines that goes in a minute: half die, half leave. As many come.",
 )
 @click.option(
+    "--over",
+    is_flag=True,
+    help="The run is over when counting begins: stages are only kept hosted.",
+)
+@click.option(
     "--against-best",
     is_flag=True,
     help="Instead: small swarms at rest, each beside the best of all its placements; up to 6 nodes, 3 stages.",
@@ -60,6 +65,7 @@ def placement(
     replicas: int,
     hours: float,
     churn: float,
+    over: bool,
     against_best: bool,
     runs: int,
     seed: int,
@@ -75,6 +81,7 @@ def placement(
     Examples:
       peerlm sim placement
       peerlm sim placement --hours 24 --churn 0
+      peerlm sim placement --over
       peerlm sim placement --nodes 6 --stages 3 --against-best --runs 200
     """
     for name, least, most in (("nodes", 1, NODES_MAX), ("stages", 0, 66)):
@@ -95,10 +102,11 @@ def placement(
         options = options_text(nodes=nodes, stages=stages, replicas=replicas) + " --against-best"
     else:
         call = one_run
-        calls = [(nodes, stages, hours, churn, seed + i, replicas) for i in range(runs)]
+        calls = [(nodes, stages, hours, churn, seed + i, replicas, over) for i in range(runs)]
         options = options_text(
             nodes=nodes, stages=stages, replicas=replicas, hours=hours, churn=churn
         )
+        options += " --over" * over
     played = []
     for run in all_runs(call, calls, jobs or processors(), f"placement, {nodes} nodes"):
         played.append(run)
@@ -118,13 +126,13 @@ def placement(
 
 
 def one_run(
-    nodes: int, stages: int, hours: float, churn: float, seed: int, replicas: int
+    nodes: int, stages: int, hours: float, churn: float, seed: int, replicas: int, over: bool
 ) -> Outcome | Broken:
     """`play`; whatever goes wrong in one run must not cost the others."""
     from peerlm.sim.placing import Setting, play
 
     try:
-        return play(Setting(nodes, stages, hours, churn, seed, replicas))
+        return play(Setting(nodes, stages, hours, churn, seed, replicas, over))
     except Exception as broken:
         return Broken(seed, how(broken))
 

@@ -7,7 +7,7 @@ page; with NO_COLOR there are none, and what they mark is bold, underlined or re
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from rich.text import Text
@@ -87,6 +87,30 @@ class Help(ModalScreen[None]):
         yield Footer(compact=True)
 
 
+class Aside(ModalScreen[None]):
+    """More of what the daemon has said last, and goes on saying. `key`: opens and closes it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,enter", "dismiss", "Close", key_display="Esc"),
+        Binding("q", "app.quit", "Quit"),
+    ]
+
+    def __init__(self, key: str, title: str, text: Text) -> None:
+        super().__init__()
+        self._what = Static(text, markup=False)
+        self._title = title
+        self._bindings.bind(key, "dismiss", show=False)
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(id="aside") as pane:
+            pane.border_title = Text(self._title)
+            yield self._what
+        yield Footer(compact=True)
+
+    def show(self, text: Text) -> None:
+        self._what.update(text)
+
+
 class Overview(Screen[None]):
     """Shows what `asking` hears, from `first` on."""
 
@@ -98,6 +122,8 @@ class Overview(Screen[None]):
         Binding("question_mark", "help", "Help", key_display="?"),
         Binding("tab", "app.focus_next", "Pane", key_display="Tab"),
         Binding("r", "reverse", "Reverse"),
+        Binding("x", "exchanges", "Exchanges"),
+        Binding("t", "text", "Text"),
     ]
 
     def __init__(self, asking: Asking, first: Heard) -> None:
@@ -110,6 +136,8 @@ class Overview(Screen[None]):
         self._order = 0
         self._is_reversed = False
         self._curve = 0
+        self._aside: tuple[Aside, Callable[[], Text]] | None = None
+        """What is shown besides, and what it shows."""
         self._trouble = Static(id="trouble", markup=False)
         self._head = Static(id="head", markup=False)
         self._members = MembersTable(self._status["node_id"], id="members")
@@ -153,6 +181,13 @@ class Overview(Screen[None]):
         self._show_members()
         self._show_curve()
         self._show_events()
+        self._show_aside()
+
+    def _show_aside(self) -> None:
+        if self._aside is not None:
+            screen, text = self._aside
+            if screen.is_attached:
+                screen.show(text())
 
     def _show_head(self) -> None:
         self._head.update(view.head(self._status, self.app.size.width - 2))
@@ -207,6 +242,19 @@ class Overview(Screen[None]):
     def action_help(self) -> None:
         self.app.push_screen(Help())
 
+    def action_exchanges(self) -> None:
+        title = "Exchanges of the last five minutes, the latest first"
+        self._open("x", title, lambda: view.exchanges(self._status))
+
+    def action_text(self) -> None:
+        title = "What the latest weights write"
+        self._open("t", title, lambda: view.sample(self._status, self._heard.at))
+
+    def _open(self, key: str, title: str, text: Callable[[], Text]) -> None:
+        screen = Aside(key, title, text())
+        self._aside = (screen, text)
+        self.app.push_screen(screen)
+
 
 class Top(App[None]):
     """Until a key ends it."""
@@ -227,7 +275,7 @@ class Top(App[None]):
     #panes { layout: grid; grid-size: 2 2; grid-columns: 3fr 2fr; grid-rows: 4fr 3fr; height: 1fr }
     #members, #curve, #events { border-top: solid $panel-lighten-3; padding: 0 1; background: $background;
         border-title-color: $foreground }
-    #members, #events, #help { scrollbar-size-vertical: 1; scrollbar-size-horizontal: 0;
+    #members, #events, #help, #aside { scrollbar-size-vertical: 1; scrollbar-size-horizontal: 0;
         scrollbar-color: $secondary 50%; scrollbar-background: $background; scrollbar-background-hover: $background;
         scrollbar-background-active: $background }
     #members { column-span: 2 }
@@ -241,8 +289,8 @@ class Top(App[None]):
     .-low #members { column-span: 1; row-span: 1 }
     .-low #curve, .-low #events { display: none }
     .-low #head { max-height: 3 }
-    Help { align: center middle; background: $background 60% }
-    #help { width: 74; max-width: 100%; height: auto; max-height: 100%; padding: 0 1; border: round $accent;
+    Help, Aside { align: center middle; background: $background 60% }
+    #help, #aside { width: 74; max-width: 100%; height: auto; max-height: 100%; padding: 0 1; border: round $accent;
         background: $panel }
     """
 

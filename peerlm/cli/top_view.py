@@ -29,6 +29,9 @@ EVENT_TONES = {"dead": BAD, "refused": BAD, "worker": BAD, "snapshot": BAD, "sus
 ADDRESS_MAX = 28
 BAR_MIN, BAR_MAX = 6, 40
 NARROW = 60
+LATELY_S = 300.0
+"""An exchange that is longer ago is not live; nodes tell of none."""
+
 GAP = 2
 """Between two figures on a line."""
 
@@ -42,7 +45,8 @@ def head(s: Status, width: int) -> Text:
     progress, figures = _progress(s, width), _figures(s)
     parts = [progress + figures] if width < NARROW else [progress, figures]
     lines = [line for part in [_names(s), *parts] for line in flowed(part, width)]
-    return Text("\n").join([*lines, _pair("why", why)])
+    told = [_pair("why", why), *_sample_line(s, width)]
+    return Text("\n").join([*lines, *told])
 
 
 def _names(s: Status) -> list[Text]:
@@ -104,6 +108,51 @@ def _sent(s: Status) -> str:
     return f"{text}, all-reduce {words.size(rival)}" + (f" ({rival / sent:.2g} ×)" if sent else "")
 
 
+def _sample_line(s: Status, width: int) -> list[Text]:
+    """How the text of the newest weights begins, in one line; nothing of an older daemon, which writes none."""
+    sample = s.get("sample")
+    if sample is None:
+        return []
+    text = " ".join(printable(line) for line in sample["text"].splitlines()) or sample["why"]
+    at = f"at {words.count(sample['tokens'])} tokens: " if sample["text"] else ""
+    return [_pair("text", cut(at + text, width - len("text ")), tone="")]
+
+
+def sample(s: Status, now: float) -> Text:
+    """All of it: of which weights it is, when it was written, or why it was not."""
+    of = s.get("sample")
+    if of is None:
+        return Text("the daemon is of a version that writes no texts", SOFT)
+    told = []
+    if of["text"]:
+        way = "several nodes' stages" if of["through_swarm"] else f"snapshot {of['snapshot']}"
+        told.append(f"{way}, at {words.count(of['tokens'])} tokens of the swarm")
+        told.append(curve.moment(of["at"], now))
+    told += ["the node writes …"] if of["writing"] else [of["why"]] * bool(of["why"])
+    lines = [Text(printable(", ".join(told)), SOFT), Text("")]
+    lines += [Text(printable(line)) for line in of["text"].splitlines()]
+    return Text("\n").join(lines)
+
+
+def exchanges(s: Status) -> Text:
+    """Who exchanged weights with whom lately, in all of the swarm: a line each, the latest first."""
+    found: dict[tuple[str, str], float] = {}
+    for m in s["members"]:
+        told = [(m["id"], p["id"], p["s_ago"]) for p in m.get("mixed_with", ())]
+        own = m["mixed_s_ago"]
+        told += [(s["node_id"], m["id"], own)] if own is not None and own < LATELY_S else []
+        for one, other, ago in told:
+            pair = (min(one, other), max(one, other))
+            found[pair] = min(ago, found.get(pair, ago))
+    if not found:
+        return Text("none in the last five minutes", SOFT)
+    latest = sorted(found.items(), key=lambda item: (item[1], item[0]))
+    return Text("\n").join(
+        Text.assemble(f"{one[:8]} with {other[:8]}  ", (f"{words.ago(ago)} ago", SOFT))
+        for (one, other), ago in latest
+    )
+
+
 def _pair(name: str, value: str, tone: str = "bold") -> Text:
     return Text.assemble((f"{name} ", SOFT), (printable(value), tone))
 
@@ -145,7 +194,19 @@ ORDERS = (
     Order("tokens", lambda m: m["tokens"], descending=True),
 )
 
-COLUMNS = ("node", "address", "state", "phase", "tok/s", "loss", "val", "dist", "mixed", "tokens")
+COLUMNS = (
+    "node",
+    "address",
+    "state",
+    "phase",
+    "tok/s",
+    "loss",
+    "val",
+    "dist",
+    "mixed",
+    "tokens",
+    "with",
+)
 NUMBERS = frozenset(("tok/s", "loss", "val", "dist", "mixed", "tokens"))
 """These stand at the right of their columns."""
 
@@ -171,6 +232,7 @@ def rows(s: Status, order: Order, *, is_reversed: bool = False) -> list[Row]:
 def _row(m: Status, own_id: str) -> Row:
     address = printable(m["address"].removeprefix("tcp://"))
     ago = m["mixed_s_ago"]
+    partners = [f"{p['id'][:8]} {words.ago(p['s_ago'])}" for p in m.get("mixed_with", ())]
     cells = (
         m["id"][:8] + ("*" if m["id"] == own_id else ""),
         cut(address, ADDRESS_MAX) or words.ABSENT,
@@ -182,9 +244,12 @@ def _row(m: Status, own_id: str) -> Row:
         words.share(m["consensus_distance"]),
         words.ABSENT if ago is None else words.ago(ago),
         words.count(m["tokens"]),
+        partners[0] if partners else words.ABSENT,
     )
     ties = "this node" if m["id"] == own_id else "linked" if m["linked"] else "not linked"
     mixes = "mixes" if m["participating"] else "does not mix"
+    if m["participating"] and partners:
+        mixes += f" with {', '.join(partners)}"
     reason = printable(m.get("reason", ""))  # an older daemon gives none
     note = f"{m['id']}: {reason}" if reason else f"{m['id']}, {ties}, {mixes}"
     return Row(m["id"], cells, STATE_TONES.get(m["state"], ""), note)
@@ -274,6 +339,8 @@ arrows    move in a pane; also Page Up, Page Down, Home, End
 s         sort the members by the next column
 r         sort them the other way round
 c         show the next curve
+x         who exchanges with whom in the swarm
+t         the text that the newest weights write
 ?         show or close this
 
 alive     answers
@@ -285,6 +352,8 @@ val       loss of the slow weights on text held out, in nats per token
 loss      of the fast weights on what they train on
 dist      how far weights are from their partners', to their norm
 mixed     since this node last exchanged weights with that one
+with      whom that one last exchanged with, and how long ago
+          roughly; the picked one's last four above the table
 *         this node
 
 The time left follows from the swarm's present rate."""

@@ -44,6 +44,7 @@ def facts(s: Status) -> list[tuple[str, str]]:
     pairs = [
         ("node", f"{s['node_id'][:8]} of run {s['run_name']} ({s['run_id'][:8]}), {s['state']}"),
         ("address", s["address"] or _no_address(s["dialled"])),
+        *([("goes on", f"from checkpoint {s['continues'][:16]}…")] if s.get("continues") else []),
         (
             "tokens",
             f"{words.count(s['swarm_tokens'])} of {words.count(s['token_budget'])} by the swarm "

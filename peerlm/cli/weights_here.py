@@ -29,13 +29,14 @@ TOKENIZER_BYTES_MAX = 256 << 20
 @dataclass(frozen=True, slots=True)
 class Weights:
     """Flat fp32 values of every fragment of the plan, in order, as often as they are asked for.
-    `tokens`: the swarm trained on."""
+    `tokens`: the swarm trained on. `snapshot`: the number of the one they are of, else 0."""
 
     plan: Plan
     values: Iterable[Values]
     tokenizer: bytes | None
     tokens: int | None
     final: bool
+    snapshot: int = 0
 
     def codec(self) -> tokenizers.Tokenizer:
         """Raises `ConfigError` when the tokenizer's file is damaged."""
@@ -121,7 +122,8 @@ def from_snapshot(layout: Layout, say: Callable[[str], None]) -> Weights:
         regions.append(record.phi)
     values = KeptValues(loaded.snapshot.open(), tuple(regions))
     contents = manifest.contents
-    return Weights(plan, values, tokenizer_of(layout, plan), contents.swarm_tokens, contents.final)
+    tokenizer = tokenizer_of(layout, plan)
+    return Weights(plan, values, tokenizer, contents.swarm_tokens, contents.final, manifest.number)
 
 
 def prompt_ids(

@@ -219,7 +219,8 @@ class PageSection:
     host: str = option(
         "127.0.0.1",
         "Interface address to serve on; empty means all. Who can reach it can read what `peerlm status` "
-        "says, and nothing more: there is no password.",
+        "says, and nothing more: there is no password. Members are told of a page that they can see at this node's "
+        "address, so that theirs link to it.",
     )
     port: int = between(
         0,
@@ -250,6 +251,20 @@ class ObserveSection:
     )
     every_s: float = at_least(
         1.0, 10.0, "Time between two points; none is written in which nothing is new.", unit="s"
+    )
+    sample_every_s: float = at_least(
+        0.0,
+        900.0,
+        "Time between two sample texts of the newest snapshot, for `peerlm top`, the page and `status --json`: each costs a process of "
+        "its own some seconds of one core, 20 at the most, and the pause is 200 times as long at the least. Of a model of "
+        "which this node holds a part, times four and times the nodes that hold parts. 0: none but when somebody asks.",
+        unit="s",
+    )
+    sample_prompt: str = option(
+        "\n",
+        "What a sample text begins with.",
+        allowed="1 to 1000 characters",
+        ok=lambda v: 1 <= len(v) <= 1000,
     )
 
 

@@ -34,6 +34,13 @@ class RunSection:
         "raise it with `peerlm plan set` to go on.",
         unit="tokens",
     )
+    continues: str = option(
+        "",
+        "Hash of the manifest of the checkpoint that this run goes on from; `peerlm init --continue` sets it. Empty: it began by "
+        "itself, or with another run's weights.",
+        allowed="64 hex digits, lower case, or empty",
+        ok=lambda v: re.fullmatch("([0-9a-f]{64})?", v) is not None,
+    )
     checkpoint_optimizer: bool = option(
         False,
         "Checkpoints in the swarm's store have the inner optimizer's state too, of one host of each stage: 4 bytes more a "
@@ -280,7 +287,7 @@ class Plan:
 ADDED = {
     "data": ("parts", "shard_tokens"),
     "mix": ("momentum_warmup", "settle_every", "spread_target"),
-    "run": ("checkpoint_optimizer",),
+    "run": ("checkpoint_optimizer", "continues"),
 }
 """Fields that an earlier release does not know and refuses."""
 

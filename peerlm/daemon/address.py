@@ -13,6 +13,12 @@ from collections.abc import Sequence
 
 from peerlm.config import NetworkSection
 
+EVERYWHERE = ("", "0.0.0.0", "::")
+"""Hosts that stand for all addresses of the machine."""
+
+NOWHERE = "127.0.0.1"
+"""What stands for an address that is not found: this machine's alone."""
+
 ANYWHERE = "192.0.2.1"
 """An address reserved for documentation: routed like the world, owned by nobody (RFC 5737)."""
 
@@ -21,10 +27,17 @@ def advertised_host(network: NetworkSection, seeds: Sequence[str]) -> str:
     """The host to put into our record: as set, as listened on, or as the kernel would send from."""
     if network.advertise:
         return network.advertise
-    if network.host and network.host not in ("0.0.0.0", "::"):
+    if network.host not in EVERYWHERE:
         return network.host.partition("%")[0]
     targets = [host for host in map(_ip_of, seeds) if host]
-    return next(filter(None, map(_source_towards, [*targets, ANYWHERE])), "127.0.0.1")
+    return next(filter(None, map(_source_towards, [*targets, ANYWHERE])), NOWHERE)
+
+
+def page_port_for_others(page_host: str, network_host: str, advertised: str, port: int) -> int:
+    """`port`, if members see the page at the host at which they dial this node; else 0. By default they do not:
+    the page is this machine's alone. On a machine on which the swarm is, too, they do."""
+    is_at_address = page_host == network_host or page_host == advertised != NOWHERE
+    return port if is_at_address or page_host in EVERYWHERE else 0
 
 
 def _ip_of(address: str) -> str:

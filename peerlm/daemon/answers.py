@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from typing import Any
 
 import psutil
@@ -33,7 +34,8 @@ def look(driver: Driver) -> tuple[Health, dict[str, Any]]:
         text=status.headline(summary),
     )
     url = driver.page.url if driver.page is not None else ""
-    return health, status.as_json(summary) | {"page": url, "daemon": _health(driver)}
+    own = {"sample": driver.sampling.as_json(), "page": url, "daemon": _health(driver)}
+    return health, status.as_json(summary) | own
 
 
 def handler(driver: Driver) -> control.Handler:
@@ -118,12 +120,25 @@ def _health(driver: Driver) -> dict[str, Any]:
     p99 = lags[min(len(lags) - 1, int(0.99 * len(lags)))] if lags else 0.0
     return {
         "pid": os.getpid(),
+        "listening": _listening(driver),
+        "files_max": _files_max(),
         "rss_mb": round(psutil.Process().memory_info().rss / 1e6, 1),
         "loop_lag_p99_ms": round(1000 * p99, 2),
         "bulk_bytes_sent": driver.bulk.counters["bytes_sent"],
         "bulk_bytes_received": driver.bulk.counters["bytes_received"],
         "counters": _counters(driver),
     }
+
+
+def _listening(driver: Driver) -> dict[str, Any]:
+    ports = driver.node.company.ports
+    host = driver.node.work.settings.network.host
+    return {"host": host, "ports": [ports.introduction, ports.control, ports.bulk]}
+
+
+def _files_max() -> int | None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def _counters(driver: Driver) -> dict[str, int]:

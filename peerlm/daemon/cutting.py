@@ -3,7 +3,8 @@
 The files of a checkpoint are those that `peerlm export` writes, so whoever reads the one reads the other. The weights'
 file is a header, and then the fragments' values in the plan's order, each cut into chunks by itself: what did not
 change since the last checkpoint is the same chunks. The optimizer's state, where the plan wants it, is a file of its own
-(`model.moments`), made likewise from what workers have kept.
+(`model.moments`), made likewise from what workers have kept; what of the text is read another (`data.records`), for a run
+that goes on from it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from peerlm import events
 from peerlm.config import Plan
 from peerlm.daemon.keeping import Keeping
 from peerlm.daemon.slow_weights import SlowWeights
-from peerlm.effects import MOMENTS, CutFragments, WriteCheckpoint
+from peerlm.data.records import FILE as PASSES_FILE
+from peerlm.effects import MOMENTS, PASSES, CutFragments, WriteCheckpoint
 from peerlm.errors import ConfigError, PeerlmError
 from peerlm.model.plan import fragments
 from peerlm.store.manifest import CHUNK_BYTES, NOBODY, Chunk, Kind, Manifest, of_files
@@ -54,7 +56,10 @@ class Cutting:
         held = set(slow)
         for fragment in effect.fragments:
             of = FragmentId(fragment % MOMENTS)
-            if of not in held:
+            if fragment == PASSES:
+                record = [memoryview(effect.passes)]
+                self._pool.submit(self._cut, effect.slot, fragment, partial(_as_it_is, record))
+            elif of not in held:
                 self._tell(events.FragmentCut(effect.slot, fragment, 0, ()))
             elif fragment == of:
                 self._pool.submit(self._cut, effect.slot, fragment, partial(self._phi, of, slow))
@@ -127,6 +132,8 @@ class Cutting:
                 files.append((MOMENTS_FILE, self._file_of_moments(effect, plan)))
             except ConfigError as error:
                 lacks = str(error)
+        if effect.passes is not None:
+            files.append((PASSES_FILE, [Chunk(*chunk) for chunk in effect.passes.chunks]))
         makers = sorted({part.peer.hex() for part in effect.parts})
         made = [[makers.index(part.peer.hex()), len(part.chunks)] for part in effect.parts]
         meta = {
@@ -138,6 +145,8 @@ class Cutting:
             "made": [[NOBODY, len(files[0][1]) - len(parts)], *made],
             "before": effect.before.hex(),
         }
+        if plan.run.continues:
+            meta["continues"] = plan.run.continues
         if effect.moments and not lacks:
             meta["optimizer"] = plan.train.optimizer
         return of_files(Kind.CHECKPOINT, files, meta), lacks
@@ -160,6 +169,10 @@ class Cutting:
                 raise ConfigError(f"{spec.name}: more of the optimizer's state than the plan has")
         header = [self._put(data) for data in _pieces(memoryview(moments_header(plan)))]
         return [*header, *(chunk for chunks in kinds for chunk in chunks)]
+
+
+def _as_it_is(values: Values) -> tuple[int, Values]:
+    return 0, values
 
 
 def _pieces(data: memoryview) -> Iterator[memoryview]:

@@ -17,7 +17,7 @@ from blake3 import blake3
 from peerlm import effects as fx
 from peerlm import events
 from peerlm.errors import ChunkCorrupt, StateError, Vanished
-from peerlm.store.manifest import TASKS_MAX, Kind, Manifest, read_manifest
+from peerlm.store.manifest import SWEEPS, TASKS_MAX, Kind, Manifest, read_manifest
 from peerlm.store.objects import Objects
 from peerlm.types import ObjectHash, PeerId
 
@@ -56,9 +56,15 @@ class Chores:
             return
         makers = tuple(_peers(found.meta.get("makers")))
         made = _made_by(found, makers)
-        tasks, replaces = _as_job(found)
+        tasks, replaces, sweep = _as_job(found)
         read = events.ManifestRead(
-            manifest, found.chunks, makers=makers, made=made, tasks=tasks, replaces=replaces
+            manifest,
+            found.chunks,
+            makers=makers,
+            made=made,
+            tasks=tasks,
+            replaces=replaces,
+            sweep=sweep,
         )
         self._post(read)
 
@@ -109,9 +115,10 @@ def _peers(names: Any) -> list[PeerId]:
         return []
 
 
-def _as_job(manifest: Manifest) -> tuple[int, bool]:
-    """(tasks, whether what is made replaces what has its name); no tasks: it is no job."""
+def _as_job(manifest: Manifest) -> tuple[int, bool, str]:
+    """(tasks, whether what is made replaces what has its name, its sweep before that of tokens); no tasks: it is no job."""
     tasks, replaces = manifest.meta.get("tasks"), manifest.meta.get("replaces")
     if manifest.kind is not Kind.JOB or type(tasks) is not int or not 0 < tasks <= TASKS_MAX:
-        return 0, False
-    return tasks, replaces is True
+        return 0, False, ""
+    sweep = manifest.meta.get("sweep")
+    return tasks, replaces is True, sweep if sweep in SWEEPS else ""

@@ -205,6 +205,10 @@ class Client:
         found: list[Any] = self.ask("rows", job)
         return found
 
+    def look_again(self, job: ObjectHash) -> None:
+        """Chunks of a job that is to be finished cannot be had."""
+        self.ask("again", job)
+
     def name_corpus(self, job: ObjectHash, manifest: Manifest) -> None:
-        """Give what a job has made its name."""
+        """Give what a job has made its name; or, if it is the job of the next sweep, the name that this one has."""
         self.ask("name", job, manifest.encode())

@@ -13,7 +13,7 @@ from peerlm import events
 from peerlm.daemon.desk_frames import as_hash
 from peerlm.effects import Effect
 from peerlm.errors import StateError
-from peerlm.store.manifest import CHUNK_BYTES, manifest_hash
+from peerlm.store.manifest import CHUNK_BYTES, Kind, Manifest, manifest_hash
 from peerlm.types import Instant, ObjectHash, WallTime
 from peerlm.wire.message import JobShard
 
@@ -32,7 +32,7 @@ class MakingDesk:
         node: Callable[[], Node],
         take: Callable[[Callable[[], list[Effect]]], None],
         saved: Callable[[str], Awaitable[None]],
-        keep: Callable[[bytes], Awaitable[object]],
+        keep: Callable[[bytes], Awaitable[Manifest]],
         now: Callable[[], Instant],
         wall: Callable[[], WallTime],
     ) -> None:
@@ -72,6 +72,9 @@ class MakingDesk:
             case "failed", [bytes() as job, str() as why]:
                 self._take(lambda: jobs.failed(as_hash(job), why, now))
                 return None
+            case "again", [bytes() as job]:
+                jobs.look_again(as_hash(job), now)
+                return None
             case "rows", [bytes() as job]:
                 return [
                     [r.task, r.documents, [[s.hash, s.size, s.tokens] for s in r.shards]]
@@ -84,11 +87,14 @@ class MakingDesk:
 
     async def _name(self, job: ObjectHash, encoded: bytes) -> None:
         """Raises `StateError`: the name is taken."""
-        await self._keep(encoded)
+        kind = (await self._keep(encoded)).kind
         now, storing, jobs = self._now(), self._node().storing, self._node().library.jobs
         kept = events.ObjectKept(manifest_hash(encoded), len(encoded))
         came = storing.came(kept, now)
-        named = jobs.publish(job, kept.object_hash, kept.size, self._wall(), now)
+        if kind is Kind.JOB:
+            named = jobs.go_on(job, kept.object_hash, kept.size, now)
+        else:
+            named = jobs.publish(job, kept.object_hash, kept.size, self._wall(), now)
         self._take(lambda: [*came, *named])
         await self._saved("catalog")
 

@@ -28,6 +28,7 @@ from peerlm.daemon.link import Links
 from peerlm.daemon.log import DaemonLog
 from peerlm.daemon.page import Page
 from peerlm.daemon.preparing import Preparing
+from peerlm.daemon.sampling import Sampling
 from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.slow_weights import SlowWeights
@@ -102,6 +103,7 @@ class Driver:
     slow: SlowWeights
     node: Node
     holding: Holding
+    sampling: Sampling
     page: Page | None = None
     history: History
 

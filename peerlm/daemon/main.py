@@ -26,7 +26,7 @@ import uvloop
 from peerlm import config, events
 from peerlm.config import NodeSettings
 from peerlm.daemon import control
-from peerlm.daemon.address import advertised_host
+from peerlm.daemon.address import advertised_host, page_port_for_others
 from peerlm.daemon.answers import handler, look
 from peerlm.daemon.bulk import Bulk
 from peerlm.daemon.cutting import Cutting
@@ -44,6 +44,7 @@ from peerlm.daemon.page import Page
 from peerlm.daemon.pools import full_pool
 from peerlm.daemon.ports import preferred, remember
 from peerlm.daemon.preparing import Preparing
+from peerlm.daemon.sampling import Sampling
 from peerlm.daemon.scrubbing import Scrubbing
 from peerlm.daemon.serving import Serving
 from peerlm.daemon.sockets import is_free
@@ -60,6 +61,7 @@ from peerlm.identity.gate import Gate
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.root import SignedPlan, verify_plan
 from peerlm.membership.address_book import AddressBook, read_book
+from peerlm.model.stages import held_parameters
 from peerlm.node.birth import Birth
 from peerlm.node.dial_back import Ports
 from peerlm.node.made import BYTES_MAX as MADE_BYTES_MAX
@@ -223,10 +225,12 @@ async def _live(
         if driver.page is not None:
             driver.page.history = driver.history
             driver.page.report = log.write
+            driver.page.sampling = driver.sampling
             driver.page.status = lambda: look(driver)[1]
         writing = _start_writing(state, home, log)
+        viewers = (driver.history, writing, driver.sampling)
         watching = asyncio.create_task(
-            keep_watch(lambda: look(driver), notifier, driver.history, writing, state, driver.saver)
+            keep_watch(lambda: look(driver), notifier, *viewers, state, driver.saver)
         )
         watching.add_done_callback(driver.watch_ended)
         try:
@@ -302,10 +306,12 @@ async def open_daemon(
         stack.push_async_callback(driver.preparing.close)
         driver.node = _make_node(home, driver.keeping, holding, ports, epoch, seeds, state, log)
         driver.history = history_of(state)
+        driver.sampling = _sampling(driver, state, home, log)
         streams = {"gateway": driver.serving.talk, "store": driver.desk.talk}
         server = await control.serve(state, handler(driver), home.settings.control.group, streams)
         stack.push_async_callback(server.close)
         stack.callback(driver.end)
+        stack.push_async_callback(driver.sampling.close)
         scrubbing = tasks.create_task(driver.scrubbing.run())
         stack.callback(scrubbing.cancel)
         if offered and offered.is_auto:
@@ -351,12 +357,16 @@ async def _listen(
         or_free=or_free,
     )
     stack.push_async_callback(driver.bulk.close)
+    host, page_port = advertised_host(network, seeds), 0
     if home.settings.page.enabled:
         driver.page = _open_page(state, home.settings)
         stack.push_async_callback(driver.page.close)
+        page_port = page_port_for_others(
+            home.settings.page.host, network.host, host, driver.page.port
+        )
     taken = (driver.introduction.port, driver.links.port, driver.bulk.port)
     remember(state, base, taken)
-    return Ports(advertised_host(network, seeds), *taken)
+    return Ports(host, *taken, page_port)
 
 
 def _open_page(state: StateDirectory, settings: NodeSettings) -> Page:
@@ -399,6 +409,12 @@ def _make_node(
         passes=_read_passes(state, log),
     )
     return Node(birth, random.SystemRandom(), now(), wall())
+
+
+def _sampling(driver: Driver, state: StateDirectory, home: Home, log: DaemonLog) -> Sampling:
+    plan, observe = home.plan.plan, home.settings.observe
+    parameters = held_parameters(plan, range(plan.model.stages))
+    return Sampling(state, observe, parameters, driver.saver, log.write)
 
 
 def _scrubbing(

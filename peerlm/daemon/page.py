@@ -4,9 +4,9 @@
     /status     what `peerlm status --json` prints
     /history    curves and events so far (observe/history.py)
     /metrics    for Prometheus
-    /healthz    200 while the loop turns
+    /healthz    200 while the loop turns; with ?node=ID only of that very node, else 404
     /readyz     200 when the node takes part in its run, else 503 and why
-    /sample     POST: have a text written with the newest snapshot, by a process of its own; /history has it then
+    /sample     POST: have a text written with the newest snapshot now (sampling.py); /status has it then
 
 Everything can be read and nothing changed; `/sample` costs a few seconds of processor time and is done once
 for each snapshot. The HTTP library is imported when somebody first connects, so that a node at which
@@ -21,9 +21,9 @@ import asyncio
 import importlib
 import json
 import logging
-import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Awaitable, Callable
 from importlib import resources
@@ -31,6 +31,7 @@ from typing import Any, cast
 
 from peerlm import __version__
 from peerlm.daemon.control import finite
+from peerlm.daemon.sampling import Sampling
 from peerlm.daemon.sockets import listen_tcp
 from peerlm.errors import ConfigError, StateError
 from peerlm.observe.history import History
@@ -44,13 +45,10 @@ LIFE_S = 20.0
 
 PORT_BYTES_MAX = 16
 
-SAMPLE_TOKENS = 160
-SAMPLE_S = 120.0
-SAMPLE_BYTES_MAX = 65_536
-
+# Others' pages are asked whether they are reached (`/healthz`), so connections by http: are let go anywhere.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "connect-src 'self' http:; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -88,18 +86,18 @@ class Page:
         """None while the node starts."""
         self.report: Report = lambda level, event, fields: None
         self.history = History()
+        self.sampling: Sampling | None = None
+        """None while nobody writes sample texts."""
         self._layout = layout
         self._listener = listener
         self._host = host
-        self._port = int(listener.getsockname()[1])
+        self.port = int(listener.getsockname()[1])
         self._names = {name.lower() for name in ("localhost", socket.gethostname(), *names)}
         self._loop = asyncio.get_running_loop()
         self._serving: asyncio.Task[None] | None = None
         self._runner: Any = None
         self._server: asyncio.Server | None = None
         self._life_s = life_s
-        self._sample: dict[str, Any] = {"snapshot": 0, "text": "", "error": "", "writing": False}
-        self._writing: asyncio.Task[None] | None = None
         self._loop.add_reader(listener, self._somebody_came)
 
     @classmethod
@@ -124,17 +122,16 @@ class Page:
     @property
     def url(self) -> str:
         host = self._host or "localhost"
-        return f"http://{f'[{host}]' if ':' in host else host}:{self._port}/"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
 
     async def close(self) -> None:
         """May be called again."""
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener)
-        running = [task for task in (self._serving, self._writing) if task is not None]
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        self._serving = self._writing = None
+        if self._serving is not None:
+            self._serving.cancel()
+            await asyncio.gather(self._serving, return_exceptions=True)
+            self._serving = None
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -220,7 +217,7 @@ class Page:
         return _json(json.dumps(finite(self._now()), separators=(",", ":")))
 
     async def _history(self, request: Any) -> Any:
-        return _json(self.history.to_text(sample=self._sample))
+        return _json(self.history.to_text())
 
     async def _metrics(self, request: Any) -> Any:
         metrics = await self._loop.run_in_executor(
@@ -230,7 +227,13 @@ class Page:
         return _http().Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _healthz(self, request: Any) -> Any:
-        return _text("ok", 200)
+        """Any page may read this: another node's asks, before it links here, whether its reader reaches this one. Who does
+        not know the id already learns nothing."""
+        wanted = request.query.get("node", "")
+        is_this = not wanted or wanted == self._now()["node_id"]
+        answer = _text("ok", 200) if is_this else _text("another node", 404)
+        answer.headers["Access-Control-Allow-Origin"] = "*"
+        return answer
 
     async def _readyz(self, request: Any) -> Any:
         status = self._now()
@@ -241,44 +244,10 @@ class Page:
         snapshot, whether it can be written or not."""
         if request.headers.get("X-Peerlm") != "sample":
             raise _http().HTTPForbidden
-        number = self._now()["snapshot"]["number"]
-        is_writing = self._writing is not None and not self._writing.done()
-        if not is_writing and number != self._sample["snapshot"]:
-            self._sample = self._sample | {"writing": True}
-            self._writing = asyncio.create_task(self._write(number))
-        return _json(json.dumps(self._sample), 202)
-
-    async def _write(self, number: int) -> None:
-        text = error = ""
-        try:
-            text = await self._written(number)
-        except StateError as failed:
-            error = str(failed)
-        finally:
-            self._sample = {"snapshot": number, "text": text, "error": error, "writing": False}
-
-    async def _written(self, number: int) -> str:
-        """Raises `StateError`."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "peerlm", "generate", "\n", "--tokens", str(SAMPLE_TOKENS)),
-            *("--seed", str(number), "--state", str(self._layout.root)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        try:
-            out, err = await asyncio.wait_for(process.communicate(), SAMPLE_S)
-        except TimeoutError:
-            raise StateError(f"writing a sample took more than {SAMPLE_S:.0f} s") from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            said = err.decode(errors="replace").strip().splitlines() or ["no word"]
-            raise StateError(said[-1])
-        return out[:SAMPLE_BYTES_MAX].decode(errors="replace").strip("\n")
+        if self.sampling is None:
+            raise _http().HTTPServiceUnavailable
+        self.sampling.ask(self._now(), time.time())
+        return _json(json.dumps(self.sampling.as_json()), 202)
 
 
 class _Refused(asyncio.Protocol):

@@ -202,9 +202,14 @@ class Serving:
             case Hop(peer, data):
                 self._pass_on(peer, data)
             case protocol.Served():
-                self._served = message
+                self._count(message)
             case protocol.Nonsense(peer, why) if peer != self._me:
                 self._post(events.Misbehaved(peer, why))
+
+    def _count(self, served: protocol.Served) -> None:
+        before, self._served = self._served, served
+        if served.sessions != before.sessions:
+            self._post(events.TextsCounted(served.sessions))
 
     @property
     def counters(self) -> dict[str, int]:
@@ -214,7 +219,8 @@ class Serving:
         return {"sessions": served.sessions, "laps": laps, "lost": lost}
 
     def _server_ended(self, given: list[tuple[float, Head]]) -> None:
-        served, self._served = self._served, protocol.Served(0, 0, 0)
+        served = self._served
+        self._count(protocol.Served(0, 0, 0))
         self._laps, self._lost = self._laps + served.laps, self._lost + served.lost
         self._lose(given, self._me, "its stage server ended")
 

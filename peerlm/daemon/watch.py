@@ -1,4 +1,5 @@
-"""Looks at the node each second, for whoever looks at it from outside: service manager, page, curves, writers."""
+"""Looks at the node each second, for whoever looks at it from outside: service manager, page, curves, writers, and who has a
+sample text written."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any
 from peerlm.daemon.heaps import give_back
 from peerlm.daemon.loop import now, wall
 from peerlm.daemon.notify import Health, Notifier
+from peerlm.daemon.sampling import Sampling
 from peerlm.daemon.writing import Writing
 from peerlm.errors import StateError
 from peerlm.observe.history import History, read_history
@@ -42,6 +44,7 @@ async def keep_watch(
     notifier: Notifier,
     history: History,
     writing: Writing,
+    sampling: Sampling,
     layout: Layout,
     threads: Executor,
 ) -> None:
@@ -70,6 +73,7 @@ async def keep_watch(
             notifier.tell(health)
             history.see(status, wall())
             writing.see(status, wall())
+            sampling.see(status, wall())
             if now() >= save_at and (saving is None or saving.done()):
                 save_at, saving = now() + SAVE_S, asyncio.create_task(save())
             await asyncio.sleep(notifier.pause_s)

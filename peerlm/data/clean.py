@@ -7,15 +7,15 @@ cleaned text; the near one a MinHash of its runs of five words (Broder 1997), co
 (Leskovec, Rajaraman and Ullman, ch. 3), both by `datasketch`. Near ones are estimates: at 128 hashes a similarity is
 known to ± 0.04.
 
-Pure. A memory of every fingerprint is kept while duplicates are looked for: some 100 bytes a document for exact ones,
-some 3 kB for near ones.
+Pure. A memory of every fingerprint that is new is kept while duplicates are looked for, in one process: some 100 bytes a
+document for exact ones, some 3 kB for near ones. So whoever looks is told how many there are, and may stop.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -38,6 +38,15 @@ SHINGLE_WORDS = 5
 HASHES = 128
 NEAR_MIN = 0.5
 """Banded hashing of so many hashes finds too few of what is less similar."""
+
+SCHEME, SEED = "affine32", 1
+"""Of the random numbers of a MinHash: others, other fingerprints."""
+
+PRINTS = f"minhash {SCHEME} {SEED} {HASHES} {SHINGLE_WORDS}"
+"""Near fingerprints of other machines can be compared with ours if theirs is the same."""
+
+KEPT_TOLD = 4096
+"""`duplicates` says each time after so many more how many it keeps."""
 
 EXACT_BYTES = 16
 NEAR_BYTES = 4 * HASHES
@@ -113,12 +122,14 @@ def fingerprint(text: str, clean: Clean) -> Fingerprint:
 
 
 def duplicates(
-    found: Iterable[tuple[int, Sequence[Fingerprint]]], clean: Clean
+    found: Iterable[tuple[int, Iterable[Fingerprint]]],
+    clean: Clean,
+    kept: Callable[[int], object] = lambda _: None,
 ) -> Mapping[int, frozenset[int]]:
     """Task → the numbers of its documents that are to be left out; of each lot of duplicates the first one stays.
 
     `found`: the number of each task and its documents' fingerprints, in the order of tasks. Fingerprints of other
-    options, or damaged ones, are an error of the caller's.
+    options, or damaged ones, are an error of the caller's. `kept` is told how many it remembers; what it raises ends this.
 
     Raises:
         ConfigError: near duplicates are asked for without their package.
@@ -135,7 +146,10 @@ def duplicates(
                 index is not None and print_.near and index.is_known(print_.near)
             ):
                 again.add(number)
-            seen.add(print_.exact)
+            if print_.exact not in seen:
+                seen.add(print_.exact)
+                if len(seen) % KEPT_TOLD == 0:
+                    kept(len(seen))
         if again:
             out[task] = frozenset(again)
     return out
@@ -167,13 +181,13 @@ class _Near:
 @cache
 def _blank(library: ModuleType) -> Any:
     """Of no words. Copies share its random numbers, which cost more than the rest of a short document."""
-    return library.MinHash(num_perm=HASHES, seed=1, scheme="affine32")
+    return library.MinHash(num_perm=HASHES, seed=SEED, scheme=SCHEME)
 
 
 def _sketch(library: ModuleType, values: Any) -> Any:
     blank = _blank(library)
     return library.MinHash(
-        seed=1, scheme="affine32", hashvalues=values, permutations=blank.permutations
+        seed=SEED, scheme=SCHEME, hashvalues=values, permutations=blank.permutations
     )
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import codecs
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from peerlm.data import formats, sources
@@ -83,21 +83,33 @@ def found(
     Raises:
         ConfigError: a file cannot be read, has two encodings, or does not show which it has.
     """
-    taken: dict[str, str] = {}
-    unclear: list[str] = []
+    names: list[str | None] = []
     done = 0
+    for name, file in zip(each(source, source.files, pause), source.files, strict=True):
+        names.append(name)
+        done += file.size or 0
+        progress(done)
+    return settled(source, names)
+
+
+def each(
+    source: Source, files: Iterable[SourceFile], pause: Pause = lambda _: None
+) -> Iterator[str | None]:
+    """Of each of these files its encoding; empty: it does not show; None: it is no text. Raises as `found` does."""
     with sources.explained(source.url, source.where):
         fs, _ = sources.file_system(source.url)
-        for file in source.files:
-            shape = shape_of(file.path)
-            if shape.format != Format.PARQUET:
-                encoding = verdict(_looked(fs, file, source, pause), file.path, source.where)
-                if encoding:
-                    taken[file.path] = encoding
-                else:
-                    unclear.append(file.path)
-            done += file.size or 0
-            progress(done)
+        for file in files:
+            if shape_of(file.path).format == Format.PARQUET:
+                yield None
+            else:
+                yield verdict(_looked(fs, file, source, pause), file.path, source.where)
+
+
+def settled(source: Source, names: Iterable[str | None]) -> dict[str, str]:
+    """Path → encoding, from what `each` says of all files. Raises `ConfigError`: of one it does not show."""
+    named = [(f.path, n) for f, n in zip(source.files, names, strict=True) if n is not None]
+    taken = {path: name for path, name in named if name}
+    unclear = [path for path, name in named if not name]
     if unclear:
         taken |= dict.fromkeys(unclear, _of_the_others(taken, unclear, source.where))
     return taken
@@ -105,6 +117,12 @@ def found(
 
 def others_than_utf_8(taken: Mapping[str, str]) -> dict[str, str]:
     return {path: encoding for path, encoding in taken.items() if encoding != UTF_8}
+
+
+def of_all(source: Source, others: Mapping[str, str]) -> dict[str, str]:
+    """Path → encoding, of all files of text. `others`: what `others_than_utf_8` said."""
+    texts = (f.path for f in source.files if shape_of(f.path).format != Format.PARQUET)
+    return {path: others.get(path, UTF_8) for path in texts}
 
 
 def counted(taken: Mapping[str, str]) -> dict[str, int]:

@@ -5,7 +5,8 @@ tasks can decide late which are next. What it has made it hands over at once and
 stays at a few shards a process. One that is killed is replaced, and its task made again, once: what it had handed over
 is the same the second time and is passed over. Processes end with the one that started them, since their pipe does.
 
-What cannot be reached from another process (`memory://`), and a single task, is made in this one.
+What cannot be reached from another process (`memory://`), and a single task, is made in this one. Which documents are
+duplicates a process is told with the task: they may be many.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
-from peerlm.data import prepared
-from peerlm.data.clean import duplicates
-from peerlm.data.prepared import Done, Job, Made, Prints
+from peerlm.data import findings, prepared
+from peerlm.data.findings import Kept
+from peerlm.data.prepared import Done, Job, Made, Sweep
 from peerlm.data.processes import no_interrupt, processors
 from peerlm.data.sources import Pause, kind_of
 from peerlm.errors import ConfigError
@@ -31,7 +32,7 @@ from peerlm.errors import ConfigError
 T = TypeVar("T")
 
 Step = Callable[[Job, int, Pause], Iterator[T]]
-"""Makes one task: `prepared.shards` or `prepared.fingerprints`."""
+"""Makes one task: `prepared.shards` or `findings.findings`."""
 
 Progress = Callable[[int, int], object]
 """Told the bytes of the source that are done and the tokens made, from the beginning, whenever there are more."""
@@ -46,7 +47,8 @@ def shards(
     processes: int | None = None,
     progress: Progress = lambda size_bytes, tokens: None,
 ) -> Iterator[Made | Done]:
-    """The shards of tasks, those of one task in order, tasks in any order; behind a task's last one, that it is done.
+    """The shards of tasks, those of one task in order, tasks in any order; behind a task's last one, that it is done. Of an
+    earlier sweep than that of tokens what is found, in the same way.
 
     Args:
         numbers: Which tasks; the next one is asked for when a process is free. None: all.
@@ -56,7 +58,8 @@ def shards(
         ConfigError: the source cannot be used; or a task's processes were killed, twice.
     """
     size_bytes = tokens = 0
-    for part in _all_of(prepared.shards, job, numbers, processes):
+    step = prepared.shards if job.sweep is Sweep.TOKENS else findings.findings
+    for part in _all_of(step, job, numbers, processes):
         match part:
             case Made():
                 tokens += part.tokens
@@ -66,24 +69,31 @@ def shards(
         yield part
 
 
-def fingerprints(
+def concluded(
     job: Job,
-    numbers: Iterable[int] | None = None,
     processes: int | None = None,
     progress: Progress = lambda size_bytes, tokens: None,
-) -> Iterator[Prints]:
-    """The first pass where duplicates are left out, in any order. As `shards`, but no tokens are made."""
-    size_bytes = 0
-    for part in _all_of(prepared.fingerprints, job, numbers, processes):
-        size_bytes += prepared.stored_bytes(job, part.task)
-        progress(size_bytes, 0)
-        yield part
+    kept: Kept = lambda _: None,
+) -> Job:
+    """The job of the next sweep, all of this one made here; as `findings.concluded`. Holds all findings: half a kilobyte of a
+    document where near duplicates are looked for; so `kept` is told of these too."""
+    found: list[list[bytes]] = [[] for _ in range(job.count)]
+    documents = 0
+    for part in shards(job, None, processes, progress):
+        match part:
+            case Made():
+                found[part.task].append(part.data)
+            case Done():
+                documents += part.documents
+                kept(documents)
+    return findings.concluded(job, found, kept)
 
 
-def without_duplicates(job: Job, found: Iterable[Prints]) -> Job:
-    """The job of the second pass. `found`: the answers of the first, of every task, in any order."""
-    prints = sorted((part.task, part.prints) for part in found)
-    return replace(job, left_out=duplicates(prints, job.recipe.clean))
+def settled(job: Job, processes: int | None = None) -> Job:
+    """The job in the sweep of tokens, all before made here."""
+    while job.sweep is not Sweep.TOKENS:
+        job = concluded(job, processes)
+    return job
 
 
 def _all_of(
@@ -91,8 +101,8 @@ def _all_of(
 ) -> Iterator[T]:
     count = processors() if processes is None else processes
     if numbers is None:
-        numbers = range(len(job.tasks))
-        count = min(count, len(job.tasks)) if processes or len(job.tasks) > 1 else 0
+        numbers = range(job.count)
+        count = min(count, job.count) if processes or job.count > 1 else 0
     if count == 0 or kind_of(job.source.url) == "memory":
         for number in numbers:
             yield from step(job, number, lambda _: None)
@@ -114,7 +124,8 @@ class _Makers(Generic[T]):
     """The processes of one job. As a context it ends them."""
 
     def __init__(self, step: Step[T], job: Job) -> None:
-        self._step, self._job = step, job
+        self._step, self._job = step, replace(job, left_out={})
+        self._left_out = job.left_out
         self._makers: list[_Maker[T]] = []
         self._handed: dict[int, int] = {}
         """Task → parts of it that have been handed on."""
@@ -183,16 +194,16 @@ class _Makers(Generic[T]):
         self._lives[number] = self._lives.get(number, 0) + 1
         self._handed.setdefault(number, 0)
         with suppress(OSError):  # it is dead: its pipe will say so
-            maker.pipe.send(number)
+            maker.pipe.send((number, self._left_out.get(number, frozenset())))
 
     def _replace(self, maker: _Maker[T]) -> None:
         number = maker.task
         self._makers.remove(maker)
         self._end(maker)
         if self._lives[number] == LIVES:
-            task, source = self._job.tasks[number], self._job.source
+            path = self._job.path_of(number)
             raise ConfigError(
-                f"{source.where}: {source.files[task.first].path}: the process that made tokens of it was "
+                f"{self._job.source.where}: {path}: the process that made tokens of it was "
                 f"ended {LIVES} times ({_ending(maker.process.exitcode)}); is there too little memory?"
             )
         self._begin(self._started(), number)
@@ -211,9 +222,13 @@ def _ending(code: int | None) -> str:
 
 def _serve(pipe: Connection, step: Step[Any], job: Job) -> None:
     """The process: makes what it is told until its pipe ends."""
+    left_out: dict[int, frozenset[int]] = {}
+    job = replace(job, left_out=left_out)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
-            number = pipe.recv()
+            number, places = pipe.recv()
+            left_out.clear()
+            left_out[number] = places
             try:
                 for place, part in enumerate(step(job, number, pipe.poll)):
                     pipe.send(("part", (place, part)))

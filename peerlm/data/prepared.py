@@ -1,7 +1,9 @@
 """What one task becomes: shards, a pure function of the source's bytes, the recipe and the tokenizer.
 
 Whoever makes a task makes the same shards, so a swarm needs no agreement on who does what, and a task whose maker died is
-made again. Nothing here depends on other tasks but what was decided for all of them: the duplicates to leave out.
+made again. Nothing here depends on other tasks but what was decided for all of them: encodings, the vocabulary, and the
+duplicates to leave out. Where that has to be found out first, a job goes over its source more than once, in *sweeps*
+(`findings`).
 
 The text of a unit is given to the tokenizer in pieces, cut after a line end: a library keeps some hundred bytes of notes
 for each token of a piece. Tokens of a unit lie in one shard, unless they are too many; files that are no longer than a
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cache, cached_property
 from itertools import chain
 from typing import Any, NamedTuple
@@ -19,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from peerlm.data import formats, sources, units
-from peerlm.data.clean import Clean, Fingerprint, cleaned, fingerprint
+from peerlm.data.clean import Clean, cleaned
 from peerlm.data.encodings import AUTO
 from peerlm.data.formats import Document, Format, Shape, shape_of
 from peerlm.data.shards import shard_bytes, shard_tokens_max
@@ -29,6 +32,9 @@ from peerlm.data.units import GRID, Grid, Task, Unit
 from peerlm.errors import ConfigError
 
 PIECE_CHARS = 1 << 16
+
+SAMPLE_BYTES = 32 << 20
+"""Of text, that a vocabulary is trained on."""
 
 GAP = "\n\n"
 """Behind a document where the tokenizer has no token for its end."""
@@ -45,6 +51,16 @@ class Recipe:
     clean: Clean = field(default_factory=Clean)
 
 
+class Sweep(StrEnum):
+    """What is made of the source now; each has its own tasks."""
+
+    ENCODINGS = "encodings"
+    """Which each file is in, where nobody has said it."""
+    PRINTS = "prints"
+    """What duplicates are known by, and the vocabulary: of these, what is asked for."""
+    TOKENS = "tokens"
+
+
 @dataclass(frozen=True)
 class Job:
     """All that the shards of a corpus depend on, but for the bytes of its source."""
@@ -52,7 +68,7 @@ class Job:
     source: Source
     recipe: Recipe = field(default_factory=Recipe)
     tokenizer: bytes | None = None
-    """A JSON file; None: a token is a byte."""
+    """A JSON file; None: a token is a byte, or it is still to be trained."""
     vocab: int = 0
     """The model's, where it is more than the tokenizer's: models have spare ids."""
     left_out: Mapping[int, frozenset[int]] = field(default_factory=dict)
@@ -61,11 +77,31 @@ class Job:
     """The same for everyone, or else they make different shards."""
     encodings: Mapping[str, str] = field(default_factory=dict)
     """Of an encoding `auto`: path → encoding, of files that are not UTF-8."""
+    entries: int = 0
+    """Of a vocabulary that is trained on the text itself; 0: none is."""
+    sweep: Sweep = Sweep.TOKENS
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Of what others have written and the shards depend on (`versions`)."""
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
-        """Everything that is to be made: a task's number is its place here."""
+        """How the source is cut in this sweep: a task's number is its place here."""
         return units.tasks(self.source.files, lambda file: _splits(file, self), self.grid)
+
+    @property
+    def count(self) -> int:
+        """Tasks of this sweep: those above, if they are gone through, and behind them the vocabulary, if one is trained."""
+        if self.sweep is not Sweep.PRINTS:
+            return len(self.tasks)
+        return len(self.tasks) * self.recipe.clean.compares + (self.entries > 0)
+
+    def is_vocabulary(self, number: int) -> bool:
+        """That is what this task of the sweep is."""
+        return self.sweep is Sweep.PRINTS and self.entries > 0 and number == self.count - 1
+
+    def path_of(self, number: int) -> str:
+        """Where a task begins, for error messages."""
+        return self.source.files[0 if self.is_vocabulary(number) else self.tasks[number].first].path
 
     def encoding_of(self, file: SourceFile) -> str:
         """Raises `ConfigError`: there is none of this name."""
@@ -101,13 +137,6 @@ class Done(NamedTuple):
     """Of the source, as it is stored: what a bar of progress is made of."""
 
 
-class Prints(NamedTuple):
-    """All documents of a task, in order."""
-
-    task: int
-    prints: tuple[Fingerprint, ...]
-
-
 class Portion(NamedTuple):
     """A unit, and what is in it."""
 
@@ -120,7 +149,7 @@ class Portion(NamedTuple):
     """It is the first of its file."""
 
 
-# ---------------------------------------------------------------------------- the two passes
+# ----------------------------------------------------------------------------------- shards
 
 
 def shards(job: Job, number: int, pause: Pause = lambda _: None) -> Iterator[Made | Done]:
@@ -151,17 +180,6 @@ def shards(job: Job, number: int, pause: Pause = lambda _: None) -> Iterator[Mad
     yield Done(number, made, documents, stored_bytes(job, number))
 
 
-def fingerprints(job: Job, number: int, pause: Pause = lambda _: None) -> Iterator[Prints]:
-    """The first pass over task `number`: one answer. Raises as `shards` does."""
-    clean = job.recipe.clean
-    found = tuple(
-        fingerprint(document.text, clean) if document.compared and document.text else Fingerprint()
-        for portion in portions(job, number, pause)
-        for document in portion.documents
-    )
-    yield Prints(number, found)
-
-
 def portions(job: Job, number: int, pause: Pause = lambda _: None) -> Iterator[Portion]:
     """The cleaned documents of a task, unit by unit. Raises as `shards` does."""
     task = job.tasks[number]
@@ -186,6 +204,8 @@ def _built(data: bytes) -> Tokenizer:
 
 def _splits(file: SourceFile, job: Job) -> bool:
     """Its units can be found by seeking."""
+    if job.sweep is Sweep.ENCODINGS:
+        return False
     shape = shape_of(file.path)
     plain = file.ranges and not shape.compression and shape.format != Format.PARQUET
     return plain and job.encoding_of(file) == formats.UTF_8
@@ -262,6 +282,8 @@ def _clean(documents: Iterable[Document], recipe: Recipe) -> list[Document]:
 
 def stored_bytes(job: Job, number: int) -> int:
     """Bytes of the source that a task stands for."""
+    if job.is_vocabulary(number):
+        return min(SAMPLE_BYTES, job.source.size_bytes)
     task, grid = job.tasks[number], job.grid
     files = job.source.files[task.first : task.first + task.files]
     size = sum(file.size or 0 for file in files)

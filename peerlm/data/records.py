@@ -17,6 +17,9 @@ from peerlm.config import Plan, mixture
 from peerlm.data import passes
 from peerlm.data.passes import TEXT_BYTES, Lane, Passes, is_own, own_text_of, text_of
 
+FILE = "passes"
+"""Its name in a checkpoint."""
+
 ORDER_BYTES_MAX = 32 + 8 * mixture.CORPORA_MAX
 
 _MARK = b"several".ljust(TEXT_BYTES, b"\0")

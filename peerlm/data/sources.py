@@ -1,7 +1,7 @@
 """Files somewhere: what a URL stands for, and their bytes, in any part or in order.
 
-A *listing* says which files there are, in the order of their names, how large they are, and whether any part of one can
-be read by itself. It is data: who has it needs not ask again, and a second reader with the same listing reads the same.
+A *listing* says which files there are, in the order of their names, how large they are, which version of each it is if the
+file system tells, and whether any part of one can be read by itself. It is data: who has it needs not ask again, and a second reader with the same listing reads the same.
 
 A part of a file is asked for again when the line breaks, a few times; a file whose parts cannot be asked for (a server
 without ranges) is then read from its beginning again up to where it broke. Who wants to wait between two tries passes
@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 
 from peerlm.data import denials
 from peerlm.errors import ConfigError, PeerlmError
+from peerlm.types import printable
 
 SHIPPED = "shipped"
 
@@ -53,6 +54,14 @@ CONNECT_S, SILENT_S = 30.0, 60.0
 """A web server that says nothing for so long is asked anew. By itself the library gives up an answer that takes five minutes, however fast
 it comes: a file of gigabytes without ranges was begun again and again."""
 
+VERSIONS = (
+    *("ETag", "etag", "Content-MD5", "blob_id", "mtime", "LastModified", "last_modified"),
+    *("Last-Modified", "modification_time", "modificationTime", "updated"),
+)
+"""What file systems call it that changes with a file's bytes: the first that is there. Times where there is no better."""
+
+VERSION_CHARS_MAX = 128
+
 WEB_PORT = 9870
 """Of a name node of HDFS, where nobody has chosen another."""
 
@@ -65,6 +74,8 @@ class SourceFile:
     """Bytes, as they are stored. None: not known before it is read."""
     ranges: bool = True
     """Any part can be read by itself."""
+    version: str = ""
+    """What changes when its bytes do, as far as its file system tells: an ETag, or when it was written. Empty: it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +105,7 @@ def listed(url: str, where: str, *, with_empty: bool = False) -> Source:
         if not infos:
             raise ConfigError(f"{where} = {url!r}: no files match")
         files = tuple(
-            SourceFile(path, size, size is not None and _has_ranges(fs, path, size))
+            SourceFile(path, size, size is not None and _has_ranges(fs, path, size), _version(info))
             for path, info in infos.items()
             if (size := _size(info)) != 0 or with_empty
         )
@@ -106,6 +117,7 @@ def listed(url: str, where: str, *, with_empty: bool = False) -> Source:
 def files_of(url: str) -> tuple[Any, dict[str, dict[str, Any]]]:
     """The file system, and all files that `url` stands for: path → what the file system says of it, sorted."""
     fs, path = file_system(url)
+    fs.invalidate_cache()  # it may remember how it was some time ago
     if is_web(url):  # '?' is no glob here, and a page is no directory
         return fs, {path: fs.info(path)}
     try:
@@ -163,6 +175,13 @@ def kind_of(url: str) -> str:
 def _size(info: dict[str, Any]) -> int | None:
     size = info.get("size")
     return int(size) if size is not None else None
+
+
+def _version(info: dict[str, Any]) -> str:
+    found = next((info[key] for key in VERSIONS if info.get(key)), "")
+    if isinstance(found, float):
+        found = int(found * 1000)
+    return printable(str(found).strip('"'))[:VERSION_CHARS_MAX]
 
 
 def _has_ranges(fs: Any, path: str, size: int) -> bool:

@@ -12,10 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from peerlm.data.prepared import Job, portions
+from peerlm.data.prepared import SAMPLE_BYTES, Job, portions
 from peerlm.errors import ConfigError
 
-SAMPLE_BYTES = 32 << 20
 TASK_BYTES = 1 << 20
 """Most of a task that is in the sample."""
 

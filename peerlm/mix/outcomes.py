@@ -12,6 +12,7 @@ members there are, the reasons that peers give in their own words included.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -231,6 +232,11 @@ class Outcomes:
         """Seconds since the last exchange with `peer` that was applied here; None: none that we know of."""
         at = self._met.get(peer)
         return None if at is None else now - at
+
+    def lately(self, now: Instant, within_s: float, most: int) -> list[tuple[PeerId, float]]:
+        """With whom an exchange was applied here within so many seconds, and how many ago it was: the latest first."""
+        latest = heapq.nsmallest(most, ((now - at, peer) for peer, at in self._met.items()))
+        return [(peer, ago) for ago, peer in latest if ago <= within_s]
 
     def forget(self, peer: PeerId) -> None:
         """`peer` is gone, and how far it was from us and ahead of us with it; its score stays."""

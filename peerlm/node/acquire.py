@@ -204,6 +204,10 @@ class Acquisition:
             effects += self._offer_corpus(now) + self._ask(now)
         return effects
 
+    def awaits(self, peer: PeerId, now: Instant) -> bool:
+        """Whether an answer of this donor to what it has of the state is of use."""
+        return self._ask_at is not None and peer in self._willing(now)
+
     def on_state_give(
         self, peer: PeerId, give: StateGive, plan_hash: bytes, now: Instant
     ) -> list[Effect]:
@@ -215,7 +219,7 @@ class Acquisition:
         shape = {FragmentId(o.fragment): o.size for o in give.fragments}
         fits = all(size == BYTES * self._sizes[fragment] for fragment, size in shape.items())
         fits &= 0 < len(shape) == len(give.fragments)
-        if self._ask_at is None or peer not in self._willing(now) or not fits:
+        if not self.awaits(peer, now) or not fits:
             return []
         if give.plan_hash != plan_hash:
             return []

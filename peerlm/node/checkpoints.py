@@ -8,7 +8,8 @@ of nodes from it, and each waits a little longer than the one before, so the sec
 or dead.
 
 A node that does not deliver its share is left out and another asked. Where the plan wants the optimizer's state in it too, all of a
-stage's comes from one host, since a count of steps goes with its moments; what nobody has is left out, of all stages. Names are kept to the newest few, pinned ones aside, and
+stage's comes from one host, since a count of steps goes with its moments; what nobody has is left out, of all stages. What of the text is
+read is told by a host of the first stage, for a run that goes on from the checkpoint; where nobody can, it is left out. Names are kept to the newest few, pinned ones aside, and
 the gatherer sees to it that the others go (`succession`).
 """
 
@@ -23,6 +24,7 @@ from math import inf
 from peerlm.config import StoreSection
 from peerlm.effects import (
     MOMENTS,
+    PASSES,
     CheckpointPart,
     CutFragments,
     Effect,
@@ -50,6 +52,9 @@ SHARE_S = 60.0
 GIVEN_UP_S = 600.0
 """A checkpoint that is not complete by then comes to nothing."""
 
+PASSES_TRIES = 3
+"""So many hosts are asked what of the text is read; it is not worth waiting for more."""
+
 AGAIN_S = 60.0
 """After one that came to nothing."""
 
@@ -73,19 +78,25 @@ class _Gathering:
     failed: set[PeerId] = field(default_factory=set)
     failed_moments: set[PeerId] = field(default_factory=set)
     """They have none, or do not know what that is."""
+    failed_passes: set[PeerId] = field(default_factory=set)
     lacks: str = ""
     """Why it goes without the optimizer's state."""
     parts: dict[FragmentId, CheckpointPart] = field(default_factory=dict)
     is_written: bool = False
 
     def failed_at(self, fragment: FragmentId) -> set[PeerId]:
-        return self.failed_moments if fragment >= MOMENTS else self.failed
+        if fragment == PASSES:
+            return self.failed_passes
+        return self.failed_moments if is_moments(fragment) else self.failed
 
-    def without_moments(self, why: str) -> None:
-        """It goes without the optimizer's state."""
+    def without(self, fragment: FragmentId, why: str) -> None:
+        """It goes without what the fragment is of: the optimizer's state, or what of the text is read."""
+        if fragment == PASSES:
+            self.wanted.pop(PASSES, None)
+            return
         self.lacks = why
-        self.wanted = {f: stage for f, stage in self.wanted.items() if f < MOMENTS}
-        self.parts = {f: part for f, part in self.parts.items() if f < MOMENTS}
+        self.wanted = {f: stage for f, stage in self.wanted.items() if not is_moments(f)}
+        self.parts = {f: part for f, part in self.parts.items() if not is_moments(f)}
 
 
 @dataclass(slots=True)
@@ -121,6 +132,8 @@ class Checkpoints:
         stage_of: of every fragment of the plan.
         names: those that stand for something.
         wants_moments: whether the plan has the optimizer's state in checkpoints.
+        passes: what of the text is read, as this node knows it; None: nobody knows.
+        continues: the checkpoint that the run goes on from, by its manifest; empty: none.
     """
 
     def __init__(
@@ -135,10 +148,12 @@ class Checkpoints:
         rng: random.Random,
         now: Instant,
         wants_moments: Callable[[], bool] = lambda: False,
+        passes: Callable[[], bytes] | None = None,
+        continues: Callable[[], bytes] = bytes,
     ) -> None:
         self._me, self._settings, self._stage_of = me, settings, dict(stage_of)
         self._names, self._write, self._rng = names, write, rng
-        self._wants_moments = wants_moments
+        self._wants_moments, self._passes, self._continues = wants_moments, passes, continues
         kept = settings.checkpoints_kept
         self.succession = Succession(kept, names, write, raise_floor, held_by)
         self._began = now
@@ -226,9 +241,15 @@ class Checkpoints:
         wanted = dict(self._stage_of)
         if self._wants_moments():
             wanted |= {FragmentId(MOMENTS + f): stage for f, stage in self._stage_of.items()}
+        if self._passes is not None and (self._passes() or not self._has_ends(around)):
+            wanted[PASSES] = 0
         self._gathering = _Gathering(slot, name, around.tokens, is_pinned, now, wanted=wanted)
         log = Log("info", "checkpoint_begun", (("name", name),))
         return [log, *self._go_on(around, now)]
+
+    def _has_ends(self, around: Around) -> bool:
+        """This node is among those that know what is read."""
+        return around.runs.get(self._me, (1, 0))[0] == 0
 
     def _go_on(self, around: Around, now: Instant) -> list[Effect]:
         """Ask for what was not asked for yet, or in vain."""
@@ -238,14 +259,14 @@ class Checkpoints:
             return []
         if now - gathering.began > GIVEN_UP_S:
             return self._give_up("not all fragments were delivered in time", now)
-        lacks_moments = any(f >= MOMENTS and f not in gathering.parts for f in gathering.wanted)
-        if lacks_moments and now - gathering.began > GIVEN_UP_S / 2:
-            gathering.without_moments("not all of it was delivered in time")
+        if now - gathering.began > GIVEN_UP_S / 2:
+            for late in [f for f in gathering.wanted if f >= MOMENTS and f not in gathering.parts]:
+                gathering.without(late, "not all of it was delivered in time")
         shares: dict[tuple[PeerId, bool], list[FragmentId]] = {}
         for fragment, stage in tuple(gathering.wanted.items()):
             if fragment in gathering.parts or fragment not in gathering.wanted:
                 continue
-            failed, is_moments = gathering.failed_at(fragment), fragment >= MOMENTS
+            failed, is_besides = gathering.failed_at(fragment), fragment >= MOMENTS
             asked = gathering.asked.get(fragment)
             if asked is not None:
                 peer, since = asked
@@ -258,20 +279,21 @@ class Checkpoints:
                 for peer, (first, last) in around.runs.items()
                 if first <= stage <= last and peer not in failed
             ]
-            if not hosts and is_moments:
-                gathering.without_moments(f"no host of stage {stage} has it")
+            is_given_up = fragment == PASSES and len(failed) >= PASSES_TRIES
+            if is_given_up or (not hosts and is_besides):
+                gathering.without(fragment, f"no host of stage {stage} has it")
                 continue
             if not hosts:
                 if stage_is_lost(stage, around.runs):
                     return self._give_up(f"nobody holds stage {stage}", now)
                 gathering.failed.clear()  # all have failed once: begin anew
                 continue
-            of = (MOMENTS + stage if is_moments else fragment).to_bytes(4, "big")
+            of = (MOMENTS + stage if is_besides else fragment).to_bytes(4, "big")
             peer = min(hosts, key=lambda p: _rank(gathering.slot + of, p))
-            if is_moments and self._me in hosts:
+            if is_besides and self._me in hosts:
                 peer = self._me
             gathering.asked[fragment] = (peer, now)
-            shares.setdefault((peer, is_moments), []).append(fragment)
+            shares.setdefault((peer, is_besides), []).append(fragment)
         effects: list[Effect] = self._write_if_all()
         for (peer, _), share in shares.items():
             if peer == self._me:
@@ -297,7 +319,7 @@ class Checkpoints:
             return []
         if gathering.asked.get(fragment, (None,))[0] != peer or fragment in gathering.parts:
             return []
-        if not give.chunks:
+        if not give.chunks or (fragment == PASSES and len(give.chunks) > 1):
             gathering.failed_at(fragment).add(peer)
             del gathering.asked[fragment]
             return []
@@ -317,10 +339,10 @@ class Checkpoints:
             return []
         gathering.is_written = True
         parts = tuple(gathering.parts[fragment] for fragment in sorted(self._stage_of))
-        moments = tuple(gathering.parts[f] for f in sorted(gathering.wanted) if f >= MOMENTS)
-        newest = self._newest()
-        before = newest.record.manifest if newest is not None else b""
-        return [WriteCheckpoint(gathering.slot, gathering.tokens, parts, before, moments)]
+        moments = tuple(gathering.parts[f] for f in sorted(gathering.wanted) if is_moments(f))
+        newest, passes = self._newest(), gathering.parts.get(PASSES)
+        before = newest.record.manifest if newest is not None else self._continues()
+        return [WriteCheckpoint(gathering.slot, gathering.tokens, parts, before, moments, passes)]
 
     def written(self, event: CheckpointWritten, wall: WallTime, now: Instant) -> list[Effect]:
         gathering = self._gathering
@@ -361,7 +383,7 @@ class Checkpoints:
         """Another node gathers: cut these, keep the chunks, tell it their hashes."""
         slot, wanted = ask.slot, [FragmentId(fragment) for fragment in ask.fragments]
         first, last = around.runs.get(self._me, (1, 0))
-        mine = [f for f in wanted if first <= self._stage_of.get(_weights_of(f), -1) <= last]
+        mine = [f for f in wanted if first <= self._stage_at(f) <= last]
         if not around.is_active or not around.may_store:
             mine = []
         mine = self._granted(peer, slot, mine, now)
@@ -393,7 +415,12 @@ class Checkpoints:
     def _cut(self, peer: PeerId, slot: bytes, wanted: Sequence[FragmentId]) -> list[Effect]:
         fresh = [f for f in wanted if (slot, f) not in self._cutting]
         self._cutting |= {(slot, fragment): peer for fragment in fresh}
-        return [CutFragments(slot, tuple(fresh))] if fresh else []
+        passes = self._passes() if self._passes is not None and PASSES in fresh else b""
+        return [CutFragments(slot, tuple(fresh), passes)] if fresh else []
+
+    def _stage_at(self, fragment: FragmentId) -> int:
+        """Whose hosts have it; -1: nobody knows it."""
+        return 0 if fragment == PASSES else self._stage_of.get(_weights_of(fragment), -1)
 
     def cut(self, event: FragmentCut, now: Instant) -> list[Effect]:
         peer = self._cutting.pop((event.slot, event.fragment), None)
@@ -424,6 +451,10 @@ def name_of(tokens: int, *, is_done: bool) -> str:
 
 def stage_is_lost(stage: int, runs: Mapping[PeerId, Run]) -> bool:
     return not any(first <= stage <= last for first, last in runs.values())
+
+
+def is_moments(fragment: FragmentId) -> bool:
+    return MOMENTS <= fragment < PASSES
 
 
 def _weights_of(fragment: FragmentId) -> FragmentId:

@@ -553,7 +553,7 @@ def fixed_differences(ours: Plan, theirs: Plan) -> list[str]:
     """Differences in what the weights of a run depend on, which no revision may change; one line each. To other text
     they get used."""
     model = ("model.", "data.tokenizer:", "data.vocab:", "mix.fragment_max:")
-    fixed = (*model, "run.name:", "run.rng_seed:", "run.initial:")
+    fixed = (*model, "run.name:", "run.rng_seed:", "run.initial:", "run.continues:")
     return [line for line in config.differences(ours, theirs) if line.startswith(fixed)]
 
 

@@ -192,7 +192,7 @@ class Coverage:
         return self._encoded() if self._is_anything else b""
 
     def for_steering(self) -> bytes:
-        """What the worker should know of the others."""
+        """What the worker should know of the others, and a checkpoint's reader of all."""
         shared = self._shared
         if not any(known.is_anything for known in shared):
             return b""

@@ -58,12 +58,13 @@ TRIES_MAX = 32
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where a node listens. `host` empty: it cannot be dialled."""
+    """Where a node listens. `host` empty: it cannot be dialled. `page`: 0 where others cannot see it at that host."""
 
     host: str
     introduction: int
     control: int
     bulk: int
+    page: int = 0
 
 
 IdOf = Callable[[Welcome], PeerId]

@@ -99,7 +99,7 @@ class Facts:
 
     @property
     def has_final(self) -> bool:
-        """Its weights are the finished ones, fetched from a node that is done."""
+        """Its weights are the finished ones: fetched from a node that is done, or its own, with which it holds other stages now."""
         return self._work.has_final
 
     @property

@@ -7,6 +7,10 @@ for where there is no link with it. When all tasks are done, and every chunk of 
 found at some node, the first of an order that all draw writes the corpus' name and removes the job's; the next does
 if it does not. It is the same manifest whoever writes it.
 
+What has to be known of all of the source before tokens are made of it is found in *sweeps* before (`data.findings`): a job of one
+ends in the job of the next, which takes over its name. Until somebody has begun with that, its findings stay, and whoever has
+them all may conclude it again, and so bring back a next job that went with the node that wrote it.
+
 Shards lie with their makers until then, and each maker remembers on its disk what it has made (`made`). A result whose maker is gone is made again, and so is one whose chunks nobody
 has when it comes to naming the corpus, whoever said that they are there.
 """
@@ -66,12 +70,15 @@ SURVEYS = 3
 HINT_S = 1800.0
 """Makers are asked first for a corpus' chunks so long after it was made."""
 
+FINISH_S = 1800.0
+"""So long after all is found the others wait for a node that says that it is concluding that."""
+
 COUNTED_MAX = 1 << 62
 """Sums of what peers say are shown up to here."""
 
 EVER, FAR = Instant(0.0), Instant(float("inf"))
 
-OPEN, CHECKING, READY = "open", "checking", "ready"
+OPEN, CHECKING, READY, ENDED = "open", "checking", "ready", "ended"
 
 
 @dataclass(slots=True)
@@ -79,6 +86,7 @@ class _Job:
     name: str
     deal: Deal
     replaces: bool
+    sweep: str = ""
     others: dict[PeerId, tuple[bool, str]] = field(default_factory=dict)
     """What each has said last: it takes part; why not."""
     is_making: bool = False
@@ -93,6 +101,14 @@ class _Job:
     complete_at: Instant | None = None
     survey: Survey | None = None
     surveys: int = 0
+    is_finishing: bool = False
+    """This node's process concludes its sweep, which may take long."""
+    finishing: set[PeerId] = field(default_factory=set)
+    """So do these."""
+    is_over: bool = False
+    """The job of the next sweep has its name, and nobody has begun with that."""
+    made_of: dict[ObjectHash, PeerId] = field(default_factory=dict)
+    """Chunk → who made it, once it is `READY`."""
     mine: set[ObjectHash] = field(default_factory=set)
     """Chunks that must not go although nothing has a name for them yet."""
 
@@ -132,7 +148,7 @@ class Jobs:
         self._me, self.may_make, self._names, self._has = me, may_make, names, has
         self._survey, self._write, self._rng = survey, write, rng
         self._jobs: dict[ObjectHash, _Job] = {}
-        self._facts: dict[ObjectHash, tuple[int, bool]] = {}
+        self._facts: dict[ObjectHash, tuple[int, bool, str]] = {}
         self._live: frozenset[PeerId] = frozenset()
         self._gone: dict[PeerId, Instant] = {}
         """Nodes that were there, and since when they are not."""
@@ -150,7 +166,7 @@ class Jobs:
         """The manifest of a name, perhaps of a job."""
         if not 0 < event.tasks <= TASKS_MAX:
             return []
-        self._facts[event.manifest] = (event.tasks, event.replaces)
+        self._facts[event.manifest] = (event.tasks, event.replaces, event.sweep)
         return self.follow(now)
 
     def follow(self, now: Instant) -> list[Effect]:
@@ -158,18 +174,28 @@ class Jobs:
         records = {ObjectHash(r.manifest): r for r in self._records()}
         self._facts = {job: facts for job, facts in self._facts.items() if job in records}
         self._made.named_are(records, now)
-        for job in [job for job in self._jobs if job not in records]:
-            self._end(job, now)
+        self._end_those_over({record.name: job for job, record in records.items()}, now)
         effects: list[Effect] = []
         for job, record in records.items():
             if job in self._facts and job not in self._jobs and len(self._jobs) < JOBS_MAX:
-                tasks, replaces = self._facts[job]
-                self._jobs[job] = _Job(record.name, Deal(job, tasks, self._me), replaces)
+                tasks, replaces, sweep = self._facts[job]
+                self._jobs[job] = _Job(record.name, Deal(job, tasks, self._me), replaces, sweep)
                 for result in self._made.before(job):
                     self._made_before(job, result, now)
                 for peer in sorted(self._live):
                     effects += self._ask(peer, job)
         return [*effects, *self._want(now)]
+
+    def _end_those_over(self, named: Mapping[str, ObjectHash], now: Instant) -> None:
+        """`named`: what each name of a job stands for."""
+        for job_hash, job in list(self._jobs.items()):
+            after = named.get(job.name)
+            job.is_over = after != job_hash
+            if after is None or (job.is_over and self._is_begun(after)):
+                self._end(job_hash, now)
+
+    def _is_begun(self, job_hash: ObjectHash) -> bool:
+        return job_hash in self._jobs and bool(self._makers(self._jobs[job_hash]))
 
     def _records(self) -> list[NameRecord]:
         found = [
@@ -189,8 +215,9 @@ class Jobs:
         self._answered = {key: at for key, at in self._answered.items() if key[1] != job}
 
     def makers_of(self, chunk: ObjectHash) -> tuple[PeerId, ...]:
-        """Whom to ask first for a chunk of a corpus that was made lately."""
-        found = (makers.get(chunk) for _, makers in self._hints.values())
+        """Whom to ask first for a chunk of a corpus that was made lately, or of findings."""
+        known = [job.made_of for job in self._jobs.values() if job.made_of]
+        found = (makers.get(chunk) for makers in [*known, *(m for _, m in self._hints.values())])
         return tuple(peer for peer in found if peer is not None and peer != self._me)
 
     def holds(self, chunk: ObjectHash) -> bool:
@@ -211,6 +238,7 @@ class Jobs:
         for job in self._jobs.values():
             for peer in job.others.keys() - live:
                 del job.others[peer]
+                job.finishing.discard(peer)
                 job.deal.claim(peer, (), now)
             job.deal.recount(self._counts(now))
             self._look_complete(job, now)
@@ -242,13 +270,14 @@ class Jobs:
         self.is_connected = is_there
         for job in self._jobs.values():
             if job.is_making and not is_there:
-                job.is_making, job.is_news = False, True
+                job.is_making, job.is_finishing, job.is_news = False, False, True
                 job.deal.claim(self._me, (), now)
         return []
 
     def choose(self, now: Instant) -> ObjectHash | None:
         """The job to work on: the oldest for which there is something to do, or that may have something later."""
         able = [h for h, job in self._jobs.items() if self._is_able(job, now)]
+        able.sort(key=lambda h: self._jobs[h].is_over)
         busy = (
             h for h in able if self._jobs[h].stage != CHECKING and self._has_work(self._jobs[h])
         )
@@ -264,7 +293,7 @@ class Jobs:
         return self.may_make and (job.again_at is None or now >= job.again_at)
 
     def next(self, job_hash: ObjectHash, now: Instant) -> int | str:
-        """A task to begin, or a word: `wait`, `finish` (build the manifest: `rows`), `over`."""
+        """A task to begin, or a word: `wait`, `finish` (build the manifest, or conclude the sweep: `rows`), `over`."""
         job = self._jobs.get(job_hash)
         if job is None or not self.may_make:
             return "over"
@@ -273,6 +302,9 @@ class Jobs:
             job.begins_at = after(now, HELLO_S) if self._live else now
         if now < job.begins_at:
             return "wait"
+        is_finishing = job.stage == READY and bool(job.sweep)  # naming takes moments
+        if job.is_finishing != is_finishing:
+            job.is_finishing, job.is_news = is_finishing, True
         if job.stage == READY:
             return "finish"
         if (task := job.deal.next(self._makers(job), now)) is None:
@@ -310,10 +342,17 @@ class Jobs:
         if job is None:
             return []
         job.is_making, job.trouble, job.again_at = False, why[:400], after(now, RETRY_S)
-        job.is_news, job.stage, job.survey = True, OPEN, None
+        job.is_finishing, job.is_news, job.stage, job.survey = False, True, OPEN, None
         job.deal.claim(self._me, (), now)
         log = Log("warning", "job_refused", (("name", job.name), ("why", why)))
         return [log, *self._want(now)]
+
+    def look_again(self, job_hash: ObjectHash, now: Instant) -> None:
+        """Chunks of it that were found cannot be had: it is asked anew who has them."""
+        job = self._jobs.get(job_hash)
+        if job is not None and job.stage == READY:
+            job.stage, job.complete_at = OPEN, None
+            self._look_complete(job, now)
 
     def rows(self, job_hash: ObjectHash) -> list[JobResult]:
         """All results in order, once it is time to `finish`."""
@@ -346,11 +385,37 @@ class Jobs:
             *self.follow(now),
         ]
 
+    def go_on(
+        self, job_hash: ObjectHash, manifest: ObjectHash, size: int, now: Instant
+    ) -> list[Effect]:
+        """Have the job's name stand for that of the next sweep, of which all is here. Raises `StateError`, as `Storing.write`."""
+        job = self._jobs.get(job_hash)
+        record = next((r for r in self._records() if job is not None and r.name == job.name), None)
+        if job is None or record is None or job.stage != READY:
+            return []
+        job.stage, job.is_finishing, job.is_news = ENDED, False, True
+        if record.manifest not in (job_hash, manifest):
+            return []  # somebody has begun something else
+        if (known := self._jobs.get(manifest)) is not None:
+            known.again_at, known.trouble = None, ""  # it could not be read, and now it can
+        follower = Writing(
+            job.name,
+            Kind.JOB,
+            manifest,
+            size,
+            replicas=record.replicas,
+            about=record.about,
+            replaces=True,
+        )
+        log = Log("info", "sweep_done", (("name", job.name), ("sweep", job.sweep)))
+        written = self._write(follower, WallTime(record.wall), now)  # it keeps its place
+        return [log, *written, *self.follow(now)]
+
     # ------------------------------------------------------------------------------------- naming
 
     def _look_complete(self, job: _Job, now: Instant) -> None:
         if not job.deal.is_complete:
-            job.complete_at, job.stage, job.survey = None, OPEN, None
+            job.complete_at, job.stage, job.survey, job.made_of = None, OPEN, None, {}
         elif job.complete_at is None:
             job.complete_at, job.surveys = now, 0
 
@@ -360,6 +425,8 @@ class Jobs:
             survey, job.survey = job.survey, None
             self._check(job, survey, now)
         if job.complete_at is None or not job.is_making or job.stage != OPEN:
+            return []
+        if job.finishing and now - job.complete_at < FINISH_S:
             return []
         before = turn(job_hash + b"name", self._me, self._makers(job))
         if now - job.complete_at < before * TURN_S + job.surveys * TELL_S:
@@ -380,6 +447,9 @@ class Jobs:
             if result.maker not in silent:
                 job.deal.disown(task, PeerId(result.maker))
         job.stage = READY if is_sound else OPEN
+        if is_sound and job.sweep:
+            done = job.deal.done.values()
+            job.made_of = {ObjectHash(s.hash): PeerId(r.maker) for r in done for s in r.shards}
         if not job.deal.is_complete:
             job.deal.recount(self._counts(now))
             self._look_complete(job, now)
@@ -397,6 +467,10 @@ class Jobs:
     def _heard(self, peer: PeerId, job: _Job, news: JobNews, now: Instant) -> list[Effect]:
         job.others[peer] = (news.is_making, printable(news.trouble))
         job.deal.claim(peer, news.taken, now)
+        if job.deal.tasks in news.taken:
+            job.finishing.add(peer)
+        else:
+            job.finishing.discard(peer)
         counts = self._counts(now)
         unheard: dict[PeerId, int] = {}
         for result in news.results:
@@ -447,7 +521,8 @@ class Jobs:
         return [JobNews(job.deal.job, is_making, trouble, taken, tuple(g)) for g in groups]
 
     def _says(self, job: _Job) -> tuple[bool, str, tuple[int, ...]]:
-        return job.is_making, job.trouble, tuple(job.deal.claimed()[:TAKEN_TOLD])
+        taken = [job.deal.tasks] * job.is_finishing + job.deal.claimed()
+        return job.is_making, job.trouble, tuple(taken[:TAKEN_TOLD])
 
     # ------------------------------------------------------------------------------- being driven
 
@@ -459,7 +534,8 @@ class Jobs:
             return []
         self._wake_at = after(now, TELL_S)
         gone = [peer for peer, since in self._gone.items() if now - since >= GONE_S]
-        effects: list[Effect] = []
+        is_over = any(job.is_over for job in self._jobs.values())
+        effects = self.follow(now) if is_over else []
         for job_hash, job in self._jobs.items():
             if gone:
                 job.deal.recount(self._counts(now))
@@ -505,6 +581,7 @@ class Jobs:
             {
                 "name": job.name,
                 "manifest": job_hash.hex(),
+                "sweep": job.sweep,
                 "tasks": job.deal.tasks,
                 "done": len(job.deal.done),
                 "tokens": min(job.deal.tokens, COUNTED_MAX),
@@ -514,7 +591,7 @@ class Jobs:
                 "troubles": {p.hex(): why for p, why in self._troubles(job).items()},
             }
             for job_hash, job in self._jobs.items()
-            if name in ("", job.name)
+            if name in ("", job.name) and self._is_newest(job)
         ]
 
     def done_of(self, name: str) -> list[bytes]:
@@ -522,9 +599,13 @@ class Jobs:
         return [
             job.deal.bitmap(low)
             for job in self._jobs.values()
-            if job.name == name
+            if job.name == name and self._is_newest(job)
             for low in range(0, job.deal.tasks, PAGE_TASKS)
         ]
+
+    def _is_newest(self, job: _Job) -> bool:
+        """There is none of its name yet that follows it."""
+        return not job.is_over or all(o.is_over for o in self._jobs.values() if o.name == job.name)
 
     def _troubles(self, job: _Job) -> dict[PeerId, str]:
         others = {peer: why for peer, (_, why) in sorted(job.others.items()) if why}

@@ -91,6 +91,8 @@ class Library:
             rng,
             now,
             lambda: work().plan.run.checkpoint_optimizer,
+            lambda: work().coverage.for_steering(),
+            lambda: bytes.fromhex(work().plan.run.continues),
         )
         self.jobs = Jobs(
             me,

@@ -107,6 +107,8 @@ def _after_seeking(f: Facts) -> Phase:
         if f.donors or f.keepers:
             return Phase.FETCHING
         return Phase.INSTALLING if f.origin and alone and f.corpus_ready else Phase.SEEKING
+    if f.has_final:
+        return Phase.INSTALLING
     if f.donors and (f.donors_done or is_behind(f)):
         return Phase.FETCHING
     return Phase.INSTALLING if alone or f.donors else Phase.SEEKING

@@ -303,6 +303,9 @@ class Node:
                 return []
             case _ if isinstance(event, OF_STORE):
                 return self.library.handle(event, now)
+            case ev.TextsCounted():
+                work.texts.count = event.count
+                return []
             case ev.MemoryRead():
                 if self.placing is not None:
                     self.placing.offers(event.offered, now)
@@ -526,7 +529,9 @@ class Node:
             return []
         effects = placing.stock.wake(now)
         if placing.is_due(now):
-            around, before = look_around(self.company, self.work), placing.target
+            is_leaving = self._leaving.is_handing_over
+            around = look_around(self.company, self.work, is_leaving=is_leaving)
+            before = placing.target
             effects += placing.look(around, now)
             self.work.snapshots.copies = placing.stock.shown(placing.orphans(around))
             if placing.target != before:

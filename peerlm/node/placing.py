@@ -5,7 +5,8 @@ loading and what it offers; members with fixed stages are hosts that never move,
 left out, because it trains for nobody else. What the rule decides happens in this order: the target is announced in our
 vitals; the stages that are lacking are loaded as objects (`stock`) while the worker goes on with the old ones; when the
 rule says so the node hands over (`move`), and its work begins anew with the new stages. A node that has just come holds
-nothing until it has decided.
+nothing until it has decided. When the run is over what was placed stays as it is, but for stages that lack hosts:
+copies go on being kept and stages being taken over, since texts are still answered with them.
 
 How fast a node would be with stages that it does not hold follows from how fast it is at each kind of module. Its
 worker tries that when it begins; once its speed in training is known, that sets the scale for all of them.
@@ -81,8 +82,8 @@ FLOPS_S_MAX = 1e18
 PLENTY = Memory(None, 2**62)
 """What a node with fixed stages holds, fits it."""
 
-ENDING = frozenset({Phase.DRAINING, Phase.SETTLING, Phase.DONE})
-"""Phases in which stages stay where they are."""
+ENDING = frozenset({Phase.DRAINING, Phase.SETTLING})
+"""Phases in which stages stay where they are: what is in them is about to become final."""
 
 EMPTY = (1, 0)
 """First and last of no stages, as vitals have it."""
@@ -117,7 +118,7 @@ class Around:
     """The swarm, and how this node stands in it, as they matter to a decision.
 
     heard, unheard: live members that have said something of themselves, and that have not. is_seeking: it waits for somebody who has the weights
-    of its stages. is_busy: the run's phase leaves no time for moves.
+    of its stages. is_busy: the run's phase leaves no time for moves, or it is going to leave itself. is_at_rest: the run is over.
     is_blank: nothing was learnt yet, and whoever holds a stage may draw its weights. donors: who has weights.
     has_learnt: the swarm has. given: stages of which a donor holds the weights, be it one that holds everything.
     """
@@ -136,9 +137,10 @@ class Around:
     has_learnt: bool = True
     given: frozenset[int] = frozenset()
     delay_s: float = 0.0
+    is_at_rest: bool = False
 
 
-def look_around(company: Company, work: Work) -> Around:
+def look_around(company: Company, work: Work, *, is_leaving: bool = False) -> Around:
     """As it is now."""
     plan = company.plan.plan
     others, autos, heard, unheard = hosts_said(company, plan.model.stages)
@@ -150,7 +152,7 @@ def look_around(company: Company, work: Work) -> Around:
         unheard=unheard,
         is_installed=work.installed,
         is_seeking=work.phase is Phase.SEEKING,
-        is_busy=work.phase in ENDING,
+        is_busy=work.phase in ENDING or is_leaving,
         is_blank=plan.run.initial == "drawn" and not company.ledger.total(),
         may_train=work.may_train,
         line_bytes_s=work.steering.tempo.line_bytes_s,
@@ -158,6 +160,7 @@ def look_around(company: Company, work: Work) -> Around:
         has_learnt=company.ledger.total() > 0,
         given=frozenset(s for first, last in runs for s in range(first, last + 1)),
         delay_s=company.membership.usual_delay() or 0.0,
+        is_at_rest=work.phase is Phase.DONE,
     )
 
 
@@ -336,7 +339,8 @@ class Placing:
         hosts = view[self.me].hosts
         loaded = self.target if self._is_loaded(around, now) else overlap(hosts, self.target)
         clock = Instant(now * self._pace)
-        found = decide(self.demand, view, self.me, loaded, clock, self._rng, self._mind)
+        over, mind = around.is_at_rest, self._mind
+        found = decide(self.demand, view, self.me, loaded, clock, self._rng, mind, is_at_rest=over)
         self._mind, self._look_at = found.mind, Instant(found.look_at / self._pace)
         if found.verb is Verb.KEEP:
             if not self.why or hosts != self.target:

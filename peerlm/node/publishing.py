@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from peerlm.node.company import Company
+from peerlm.node.lately import LATELY_S, PARTNERS_MAX, said
 from peerlm.node.library import Library
 from peerlm.node.placing import Placing
+from peerlm.node.texts import at_most
 from peerlm.node.work import Work
 from peerlm.types import Instant, after
 from peerlm.wire.message import Vitals
@@ -65,6 +67,8 @@ def own_vitals(
 ) -> Vitals:
     """How this node is doing; without a version."""
     worker, storing = work.worker, library.storing
+    outcomes = work.exchanges.outcomes
+    mixed_with, mixed_s = said(outcomes.lately(now, LATELY_S, PARTNERS_MAX))
     vitals = Vitals(
         peer=company.me,
         epoch=company.membership.incarnation[0],
@@ -77,7 +81,7 @@ def own_vitals(
         plan_revision=company.plan.revision,
         loss=worker.loss,
         val_loss=worker.val_loss,
-        distance=work.exchanges.outcomes.distance(),
+        distance=outcomes.distance(),
         tokens_per_s=worker.tokens_per_s,
         first_stage=work.hosting.first,
         last_stage=work.hosting.last,
@@ -89,6 +93,11 @@ def own_vitals(
         is_preprocessing=library.jobs.is_connected,
         weights_tokens=work.snapshots.tokens if work.snapshots.number else None,
         may_preprocess=library.jobs.may_make,
+        mixed_with=mixed_with,
+        mixed_s=mixed_s,
+        page_port=company.ports.page,
+        busy=worker.busy,
+        texts=at_most(work.texts.count),
     )
     if placing is None:
         return vitals

@@ -43,7 +43,7 @@ def jobs_stuck(jobs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(
         f"no node can make {job['name']}: {next(iter(job['troubles'].values()))}"
         for job in jobs
-        if job["troubles"] and not job["makers"] and job["done"] < job["tasks"]
+        if job["troubles"] and not job["makers"] and (job["sweep"] or job["done"] < job["tasks"])
     )
 
 

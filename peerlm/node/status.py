@@ -60,8 +60,16 @@ class MemberSummary:
     """One way between it and its neighbours, the middle one; 0: not known."""
     away_s: float | None = None
     """One way from this node; None: not known."""
+    mixed_with: tuple[tuple[PeerId, float], ...] = ()
+    """Whom it exchanged with lately, and how many seconds ago, the latest first: by its own word, as far as that can be so."""
     paces: Mapping[str, int] = field(default_factory=dict)
     """Tokens a second with one module of each kind; empty: not known."""
+    page: str = ""
+    """URL of its page, where it lets others see that."""
+    busy: float | None = None
+    """Share of the time in which its worker works, in tenths; None: it does not train, or does not say."""
+    texts: int = 0
+    """No more than so many go through it now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +156,8 @@ class Summary:
     epoch: int
     plan_revision: int
     plan_hash: bytes
+    continues: str
+    """Manifest of the checkpoint that the run goes on from, in hex; empty: none."""
     token_budget: int
     tokens: int
     swarm_tokens: int
@@ -180,6 +190,8 @@ class Summary:
     """What the line carries of ours, as measured."""
     worker_state: str
     worker_device: str
+    worker_device_wanted: str
+    """As this node's settings have it."""
     worker_threads: int
     worker_restarts: int
     worker_last_error: str
@@ -232,6 +244,7 @@ def as_json(s: Summary) -> dict[str, Any]:
         "epoch": s.epoch,
         "plan_revision": s.plan_revision,
         "plan_hash": s.plan_hash.hex(),
+        "continues": s.continues,
         "token_budget": s.token_budget,
         "tokens": s.tokens,
         "swarm_tokens": s.swarm_tokens,
@@ -255,6 +268,9 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "consensus_distance": m.distance,
                 "linked": m.linked,
                 "mixed_s_ago": None if m.mixed_s_ago is None else round(m.mixed_s_ago, 1),
+                "mixed_with": [
+                    {"id": peer.hex(), "s_ago": round(ago, 1)} for peer, ago in m.mixed_with
+                ],
                 "stages": list(m.stages),
                 "software": m.software,
                 "auto": m.is_auto,
@@ -271,6 +287,9 @@ def as_json(s: Summary) -> dict[str, Any]:
                 "delay_s": m.delay_s,
                 "away_s": m.away_s,
                 "paces": dict(m.paces),
+                "page": m.page,
+                "busy": m.busy,
+                "texts": m.texts,
             }
             for m in s.members
         ],
@@ -299,6 +318,7 @@ def as_json(s: Summary) -> dict[str, Any]:
             "state": s.worker_state,
             "tokens_per_s": round(s.tokens_per_s, 1),
             "device": s.worker_device,
+            "device_wanted": s.worker_device_wanted,
             "threads": s.worker_threads,
             "restarts": s.worker_restarts,
             "last_error": s.worker_last_error,

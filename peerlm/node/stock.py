@@ -2,7 +2,8 @@
 
 Two kinds, got in the same way from those that hold the stage. What is *loaded* will be held in a moment, while the node
 goes on with what it holds now. A *copy* is kept for the case that the only host of a stage dies: a stage with one host
-is copied by a few others again and again, so that whoever takes it over need not wait for the dead. Copies are shown to
+is copied by a few others again and again, so that whoever takes it over need not wait for the dead; what has not changed, as
+when the run is over, is not pulled again. Copies are shown to
 others only when the stage has no host any more; they are older than a host's weights, and would only be in the way. The first node of
 a run that begins with given weights has copies of the stages that it does not hold.
 
@@ -157,7 +158,21 @@ class Stock:
         return self._fetch.donors_are(donors, now) if self._fetch else []
 
     def shows(self, peer: PeerId, give: StateGive, plan_hash: bytes, now: Instant) -> list[Effect]:
-        return self._fetch.on_state_give(peer, give, plan_hash, now) if self._fetch else []
+        if self._fetch is None:
+            return []
+        is_answer = self._fetch.awaits(peer, now) and give.plan_hash == plan_hash
+        if self._is_copy and is_answer and self._is_known(give):
+            self._due[self._stages[0]] = after(now, self._every_s)
+            return self._stop()
+        return self._fetch.on_state_give(peer, give, plan_hash, now)
+
+    def _is_known(self, give: StateGive) -> bool:
+        """What is offered is what our copy has."""
+        offered = {offer.fragment: offer.object_hash for offer in give.fragments}
+        wanted = self.fragments(self._stages)
+        return all(
+            f in self.copies and offered.get(f) == self.copies[f].object_hash for f in wanted
+        )
 
     def answers(self, peer: PeerId, answer: PullAnswer, now: Instant) -> list[Effect]:
         return self._fetch.on_pull_answer(peer, answer, now) if self._fetch else []

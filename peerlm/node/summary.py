@@ -9,9 +9,10 @@ from typing import Any
 from peerlm import __version__
 from peerlm.data.records import parts_of
 from peerlm.membership.address_book import address_of
-from peerlm.membership.member import State
+from peerlm.membership.member import Member, State
 from peerlm.model.stages import KINDS
 from peerlm.node.company import Company
+from peerlm.node.lately import LATELY_S, PARTNERS_MAX, believed, named
 from peerlm.node.placing import Placing, said_of
 from peerlm.node.reasons import reason_of, trouble_with
 from peerlm.node.shortage import jobs_stuck, wrong
@@ -27,6 +28,9 @@ from peerlm.node.storing import Storing
 from peerlm.node.work import Work
 from peerlm.types import Instant, PeerId, short
 from peerlm.wire.message import Vitals
+
+TEXTS_MAX = 1 << 20
+"""More than go through any node."""
 
 
 def summarise(
@@ -58,6 +62,7 @@ def summarise(
         epoch=company.membership.incarnation[0],
         plan_revision=company.plan.revision,
         plan_hash=company.plan.plan_hash,
+        continues=company.plan.plan.run.continues,
         token_budget=company.plan.plan.run.token_budget,
         tokens=ledger.tokens_of(me),
         swarm_tokens=ledger.total(),
@@ -87,6 +92,7 @@ def summarise(
         line_bytes_s=work.steering.tempo.line_bytes_s,
         worker_state=worker.supervision.state,
         worker_device=worker.supervision.device,
+        worker_device_wanted=work.settings.train.device,
         worker_threads=worker.supervision.threads,
         worker_restarts=worker.supervision.restarts,
         worker_last_error=worker.supervision.last_error,
@@ -188,39 +194,49 @@ def _placement(placing: Placing, now: Instant) -> PlacementSummary:
 
 def _members(company: Company, work: Work, own: Vitals, now: Instant) -> list[MemberSummary]:
     """Everybody, this node included, sorted by id."""
-    me, ledger = company.me, company.ledger
+    me, members = company.me, company.membership.members()
     ours = _summarise(
         me,
         company.address,
         "alive",
         own,
-        ledger.tokens_of(me),
+        company.ledger.tokens_of(me),
         True,
         None,
         __version__,
         me in work.texts.behind,
         None,
     )
-    others = [
-        replace(
-            _summarise(
-                m.peer,
-                address_of(m.record.host, m.record.intro_port),
-                State(m.state).name.lower(),
-                company.vitals_of(m.peer) if m.is_live else None,
-                ledger.tokens_of(m.peer),
-                company.contacts.is_linked(m.peer),
-                work.exchanges.outcomes.met(m.peer, now),
-                company.contacts.software(m.peer),
-                m.peer in work.texts.behind,
-                company.membership.delay_to(m.peer),
-            ),
-            state_s=max(0.0, now - m.since),
-            reason=trouble_with(company, work, m, now),
-        )
-        for m in company.membership.members().values()
-    ]
-    return sorted([ours, *others], key=lambda m: m.peer)
+    mixed_with = tuple(work.exchanges.outcomes.lately(now, LATELY_S, PARTNERS_MAX))
+    names = named((me, *members))
+    others = [_other(company, work, member, names, now) for member in members.values()]
+    return sorted([replace(ours, mixed_with=mixed_with), *others], key=lambda m: m.peer)
+
+
+def _other(
+    company: Company, work: Work, m: Member, names: Mapping[bytes, PeerId], now: Instant
+) -> MemberSummary:
+    """`names`: of `lately.named`, everybody."""
+    vitals = company.vitals_of(m.peer) if m.is_live else None
+    met_s_ago = work.exchanges.outcomes.met(m.peer, now)
+    found = _summarise(
+        m.peer,
+        address_of(m.record.host, m.record.intro_port),
+        State(m.state).name.lower(),
+        vitals,
+        company.ledger.tokens_of(m.peer),
+        company.contacts.is_linked(m.peer),
+        met_s_ago,
+        company.contacts.software(m.peer),
+        m.peer in work.texts.behind,
+        company.membership.delay_to(m.peer),
+    )
+    return replace(
+        found,
+        state_s=max(0.0, now - m.since),
+        reason=trouble_with(company, work, m, now),
+        mixed_with=believed(vitals, names, company.me, met_s_ago) if vitals else (),
+    )
 
 
 def _summarise(
@@ -264,7 +280,16 @@ def _summarise(
         delay_s=v.delay_us / 1e6 if v else 0.0,
         away_s=away_s,
         paces=_paces(v) if v else {},
+        page=_page(address, v.page_port) if v else "",
+        busy=min(v.busy, 10) / 10 if v and v.busy is not None else None,
+        texts=min(v.texts, TEXTS_MAX) if v else 0,
     )
+
+
+def _page(address: str, port: int) -> str:
+    """`address`: at which the node is dialled; empty: not at all."""
+    host = address.removeprefix("tcp://").rpartition(":")[0]
+    return f"http://{host}:{port}/" if host and port else ""
 
 
 def _preprocess(v: Vitals) -> str:

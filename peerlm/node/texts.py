@@ -74,6 +74,8 @@ class Texts:
         """Sorted; with this node, if it is one."""
         self.behind: tuple[PeerId, ...] = ()
         """Those of them with old weights."""
+        self.count = 0
+        """Texts that go through this node now."""
         self._compared: tuple[Host, ...] = ()
         self._compare_due = Instant(0.0)
         self._me, self._way_to, self._token_bytes = me, way_to, token_bytes
@@ -125,6 +127,11 @@ class Texts:
     def want(self, peer: PeerId, seen: Seen, now: Instant) -> list[Effect]:
         """Something is to be said to `peer`, or has been."""
         return self.channels.want(peer, now) if peer in seen.runs else []
+
+
+def at_most(count: int) -> int:
+    """What is said of how many texts there are: the next power of two, so that it is not news each time that one comes or goes."""
+    return 1 << (count - 1).bit_length() if count > 0 else 0
 
 
 def _coarse(ways: tuple[float, float]) -> tuple[int, int]:

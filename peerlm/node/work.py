@@ -558,12 +558,13 @@ class Work:
 
     def go_on_from(self, old: Work) -> None:
         """This is the work of the same daemon with other stages: what it has trained on is counted on, and it has looked
-        for others long enough."""
+        for others long enough. What was finished is so in its new stages, too: nobody has anything newer than what it took over."""
         self.origin, self.paused, self.may_draw = old.origin, old.paused, True
         self.reading.asked = old.reading.asked
         self.started = after(old.started, -FRESH_GRACE_S)
         self.worker.tokens = old.worker.tokens
         self.worker.supervision.generation = old.worker.supervision.generation + 1
+        self.has_final = old.settled
 
     def leave(self, now: Instant) -> list[Effect]:
         """Stop inner steps and hand in the worker's progress; then call `wind_up` until

@@ -44,6 +44,10 @@ KEEPING_SHARE = 20.0
 """Keeping the optimizer's state takes at most one part in so many of the time."""
 
 
+BUSY_NEWS, BUSY_OFF = 0.1, 0.8
+"""Weight of a report in the share of the time in which it works; what is said of that is at most so many tenths off."""
+
+
 class Worker:
     """One node's worker, through all its lives. What takes an event and returns False has found it to
     be of a generation that is over, and void."""
@@ -59,6 +63,8 @@ class Worker:
         self.noise_scale: float | None = None
         """Of its gradients, in tokens."""
         self.tokens_per_s = 0.0
+        self.busy: int | None = None
+        """Tenths of the time in which it works, of the last reports; None: it gives none."""
         self.nonfinite_steps = 0
         self.lacks_text = False
         """By its last report it waits for text."""
@@ -68,6 +74,7 @@ class Worker:
         """It has handed in its progress, and the outer steps that follow from it are taken."""
         self._rng = rng
         self._generation_tokens = 0
+        self._busy = 0.0
         self._texts: tuple[bytes, ...] = ()
         """What it reads, by its last word."""
         self._evaluate_due = now
@@ -203,8 +210,15 @@ class Worker:
         self.stream_lost = event.stream_lost
         self.stream_bytes = (event.stream_sent, event.stream_received)
         self._texts = event.texts
+        self._works(event.busy)
         self.supervision.progressed(event.loss, event.nonfinite_steps, now)
         return True
+
+    def _works(self, share: float) -> None:
+        """What is said changes when it is nearly a whole tenth off: news of it goes to everybody."""
+        self._busy = share if self.busy is None else self._busy + BUSY_NEWS * (share - self._busy)
+        if self.busy is None or abs(10 * self._busy - self.busy) > BUSY_OFF:
+            self.busy = round(10 * self._busy)
 
     def evaluated(self, event: Evaluated, now: Instant) -> list[Effect]:
         if event.generation == self.supervision.generation:
@@ -241,6 +255,7 @@ class Worker:
             return False
         self.supervision.exited(event.error, wanted, now)
         self.tokens_per_s, self._evaluating, self.lacks_text = 0.0, False, False
+        self.busy = None
         self._boundaries = 0
         return True
 

@@ -120,9 +120,9 @@ class History:
 
     # ------------------------------------------------------------------------------ as JSON
 
-    def to_text(self, **more: Any) -> str:
-        """What `/history` answers and what is kept, as JSON; `more`: fields besides."""
-        rest = {"spacing_s": self.spacing_s, "events": [asdict(e) for e in self.events], **more}
+    def to_text(self) -> str:
+        """What `/history` answers and what is kept, as JSON."""
+        rest = {"spacing_s": self.spacing_s, "events": [asdict(e) for e in self.events]}
         return f'{{"points":[{",".join(self._texts)}],{json.dumps(rest)[1:]}'
 
     def since(self, at: float) -> dict[str, Any]:

@@ -13,8 +13,9 @@ Status = dict[str, Any]
 READY, LOADING, DRAINING = "ready", "loading", "draining"
 WHOLE = "whole"
 
-TRAINS = "training"
-"""The phase of a member that is ready."""
+OVER = frozenset({"draining", "settling", "done"})
+HOLDING = OVER | {"ready", "training"}
+"""Phases of a member that has the weights of its stages; of these, those after the last step of the run."""
 
 
 def placement_of(s: Status) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def placement_of(s: Status) -> dict[str, Any]:
     return {
         "run": s["run_name"],
         "node": s["node_id"],
+        "is_over": s["state"] in OVER,
         "stages": stages,
         "nodes": nodes,
         "lacking": [e["stage"] for e in stages if not e["ready"]] if count > 1 else [],
@@ -49,6 +51,8 @@ def _node(m: Status, s: Status) -> dict[str, Any]:
         "delay_s": m["delay_s"],
         "away_s": m["away_s"],
         "paces": m["paces"],
+        "busy": m.get("busy"),  # an older daemon does not say
+        "texts": m.get("texts", 0),
         "offers": m["offers"],
         "why": _why(m, held, target, s["placement"]["why"] if is_own else None) + _old(m),
     }
@@ -63,7 +67,7 @@ def _states(m: Status, held: list[int], target: list[int], count: int) -> dict[s
     """By stage (as text, for JSON)."""
     if len(held) == count > 1:
         return {str(stage): WHOLE for stage in held}
-    have = DRAINING if m["draining"] else READY if m["phase"] == TRAINS else LOADING
+    have = DRAINING if m["draining"] else READY if m["phase"] in HOLDING else LOADING
     found = {str(stage): LOADING for stage in target}
     for stage in held:
         found[str(stage)] = have if stage in target else DRAINING
@@ -105,8 +109,13 @@ def _stage(number: int, nodes: list[dict[str, Any]], s: Status) -> dict[str, Any
         "loading": those(LOADING),
         "draining": those(DRAINING),
         "tokens_per_s": round(sum(n["tokens_per_s"] for n in nodes if n["id"] in ready), 1),
+        "busy": _mean([n["busy"] for n in nodes if n["id"] in ready and n["busy"] is not None]),
         "spare": [n["id"] for n in nodes if _could_hold(number, n, s["placement"]["stages"])],
     }
+
+
+def _mean(shares: list[float]) -> float | None:
+    return round(sum(shares) / len(shares), 2) if shares else None
 
 
 def _could_hold(stage: int, node: dict[str, Any], needs: list[Status]) -> bool:

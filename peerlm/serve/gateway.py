@@ -18,13 +18,12 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from blake3 import blake3
 
 from peerlm.errors import WireError
 from peerlm.serve import lap as laps
 from peerlm.serve.guests import CROWDED, FULL, UNKNOWN
 from peerlm.serve.lap import Head, Kind, Lap, Leg, Numbers, Row
-from peerlm.serve.route import Turn
+from peerlm.serve.route import Turn, name_of_all
 from peerlm.types import Instant, PeerId, after, short
 
 SMOOTHING = 0.2
@@ -37,8 +36,8 @@ UNTRIED_S = 0.01
 """What is taken for a host's work on a token in a stage while none was tried."""
 
 PATIENCE_S, PATIENCE_TIMES, FIRST_PATIENCE_S = 5.0, 8.0, 60.0
-"""A lap is taken for lost after so many seconds, and so many times what its tokens usually take; the first ones,
-for which hosts may have to start, after the last of these, and none later."""
+"""A lap is taken for lost after so many seconds, and so many times what its tokens, and those under way with its hosts already,
+usually take; the first ones, for which hosts may have to start, after the last of these, and none later."""
 
 WAIT_S = 30.0
 """A session that nobody can advance for so long fails."""
@@ -257,10 +256,7 @@ class Gateway:
         session = self._sessions.get(slot)
         if session is None or not session.versions:
             return None
-        names = session.earlier + session.versions
-        if len(set(names)) == 1:
-            return names[0]
-        return "stages-" + blake3("\n".join(names).encode()).hexdigest()[:12]
+        return name_of_all(session.earlier + session.versions)
 
     def hosts_of(self, slot: int) -> tuple[PeerId, ...]:
         """Whom the session in `slot` goes through, stage after stage; nobody while it has to begin again."""
@@ -440,15 +436,20 @@ class Gateway:
                 rows=tuple(row for _, row, _ in mine),
                 tokens=tuple(token for _, _, tokens in mine for token in tokens),
             )
-            self._under_way[number] = _UnderWay(legs, lap.rows, now, self._due(tokens, now))
+            self._under_way[number] = _UnderWay(legs, lap.rows, now, self._due(legs, tokens, now))
             for slot, _, _ in mine:
                 self._turns[slot].lap = number
             sent.append((legs[0].host, laps.pack(lap)))
         return sent
 
-    def _due(self, tokens: int, now: Instant) -> Instant:
+    def _due(self, legs: Iterable[Leg], tokens: int, now: Instant) -> Instant:
+        """When a lap of so many tokens is lost. What is under way with its hosts is done before it."""
         if self._took_s is None:
             return after(now, FIRST_PATIENCE_S)
+        hosts = {leg.host for leg in legs}
+        for lap in self._under_way.values():
+            if any(leg.host in hosts for leg in lap.legs):
+                tokens += lap.tokens
         usual_s = PATIENCE_S + PATIENCE_TIMES * self._took_s * tokens
         return after(now, min(usual_s, FIRST_PATIENCE_S))
 

@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from aiohttp import web
@@ -375,24 +375,27 @@ class Front:
         return web.json_response(answer.whole(head, choices, writing.usage(), self._shown))
 
     async def _stream(self, http: web.Request, writing: _Writing) -> web.StreamResponse:
+        told = await self._news(writing)  # whoever gets no token gets a status that says why
         response = web.StreamResponse(
             headers={**self._headers(http), "Content-Type": "text/event-stream; charset=utf-8"}
         )
         await response.prepare(http)
-        head: Head | None = None
+        head = self._head(http, writing)
+        events = []
+        if writing.asked.is_chat:
+            events += [answer.opening(head, i) for i in range(len(writing.job.prompts))]
         try:
-            while writing.unfinished:
-                told = await self._news(writing)
-                events = []
-                if head is None:
-                    head = self._head(http, writing)
-                    if writing.asked.is_chat:
-                        events += [answer.opening(head, i) for i in range(len(writing.job.prompts))]
+            while True:
+                head = replace(head, fingerprint=told.version)
                 piece = told.piece
                 if piece is not None and (piece.text or piece.finish):
                     events.append(answer.chunk(head, told.index, piece, self._shown))
                 await _write(http, response, b"".join(map(answer.event, events)))
-            if head is not None and writing.asked.with_usage:
+                if not writing.unfinished:
+                    break
+                events = []
+                told = await self._news(writing)
+            if writing.asked.with_usage:
                 await _write(http, response, answer.event(answer.last(head, writing.usage())))
             await _write(http, response, answer.DONE)
         except Refused as refused:  # the status is sent: only the stream can say it
@@ -421,6 +424,7 @@ class Front:
             self._metrics.first_token.observe(now - writing.arrived)
             writing.first_at = now
         writing.drawn += told.drawn
+        writing.version = told.version
         self._metrics.tokens.inc(told.drawn)
         if told.piece is not None and told.piece.finish:
             writing.unfinished -= 1
@@ -432,7 +436,7 @@ class Front:
     def _head(self, http: web.Request, writing: _Writing) -> Head:
         kind = "chatcmpl" if writing.asked.is_chat else "cmpl"
         id_ = f"{kind}-{http[ID].removeprefix('req_')}"
-        return Head(id_, int(time.time()), writing.asked, writing.job.version_name)
+        return Head(id_, int(time.time()), writing.asked, writing.version)
 
     def _shown(self, token: int) -> str:
         return self._codec.decode([token])
@@ -449,6 +453,8 @@ class _Writing:
     inbox: asyncio.Queue[Told] | None = None
     drawn: int = 0
     first_at: float = 0.0
+    version: str = ""
+    """As last told."""
     unfinished: int = 0
 
     def __post_init__(self) -> None:

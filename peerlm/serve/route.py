@@ -83,6 +83,13 @@ class Version:
     route: Route
 
 
+def name_of_all(names: Sequence[str]) -> str:
+    """One name for the weights of several hosts or sessions: theirs, where they have the same, else the beginning of a hash."""
+    if len(set(names)) == 1:
+        return names[0]
+    return "stages-" + blake3("\n".join(names).encode()).hexdigest()[:12]
+
+
 def name_of(fragment_values: Sequence[NDArray[np.float32]], tokens: int | None) -> str:
     """Of a version: the swarm's tokens where they are known, and the beginning of the hash of the weights."""
     digest = blake3()

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from peerlm.serve.route import Sampler, Turn, Version
+from peerlm.serve.route import Sampler, Turn, Version, name_of_all
 from peerlm.serve.scheduler import Advance, Scheduler
 from peerlm.serve.session import Decoder, Pick, Piece, Sampling, Writing
 
@@ -31,8 +31,14 @@ class Job:
     past_end: bool = False
     """Tokens that end a text do not."""
     version: Version | None = None
-    version_name: str = ""
-    """Of the first session's weights, all that had part in it so far; empty until they are known."""
+    version_names: dict[int, str] = field(default_factory=dict)
+    """By index, of each session that is written: of the weights that had part in it so far."""
+
+    @property
+    def version_name(self) -> str:
+        """Of all of them; empty until they are known."""
+        names = [name for _, name in sorted(self.version_names.items())]
+        return name_of_all(names) if names else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,8 @@ class Told:
     index: int
     piece: Piece | None
     drawn: int = 0
+    version: str = ""
+    """All weights that had part in the job so far."""
     error: str = ""
     may_pass: bool = False
     """Another try may do better a little later."""
@@ -196,15 +204,14 @@ class Service:
             return self._fail(number, version, slot)
         session = self._sessions[number]
         job = session.job
-        if session.index == 0 or not job.version_name:
-            job.version_name = version.route.version_of(slot) or version.name
+        job.version_names[session.index] = version.route.version_of(slot) or version.name
         session.ids.append(pick.token)
         piece = session.writing.add(pick)
         if piece.finish:
             self._end(number)
         else:
             self.scheduler.drawn(number)
-        return Told(job, session.index, piece, drawn=1)
+        return Told(job, session.index, piece, drawn=1, version=job.version_name)
 
     def _fail(self, number: int, version: Version, slot: int, why: str = "") -> Told:
         """`why`: if not what the route says."""

@@ -14,7 +14,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections import deque
@@ -26,13 +25,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from peerlm.config import Plan
-from peerlm.errors import ChunkCorrupt, PeerlmError, StateError, WireError
-from peerlm.model.stages import held_fragments, stages
+from peerlm.errors import PeerlmError, WireError
+from peerlm.model.stages import stages
 from peerlm.serve import lap as laps
 from peerlm.serve.guests import CROWDED, Forgotten, Guests, Way
 from peerlm.serve.lap import Kind, Lap, Numbers
-from peerlm.serve.route import Turn, name_of
-from peerlm.store import snapshot
+from peerlm.serve.route import Turn
+from peerlm.serve.stage_weights import Reader, Weights
 from peerlm.store.layout import Layout
 from peerlm.train.channel import Channel, DaemonGone, tell
 from peerlm.train.limits import die_with
@@ -40,7 +39,7 @@ from peerlm.train.protocol import Hop, Nonsense, Served, ServeSetup, unpacked
 from peerlm.types import Instant, PeerId
 
 if TYPE_CHECKING:
-    from peerlm.serve.engine import Held, Slots
+    from peerlm.serve.engine import Slots
 
 LOOK_S = 1.0
 """How often idle sessions and newer weights are looked for."""
@@ -59,14 +58,6 @@ VERSIONS_MAX, OLDER_S = 2, 600.0
 
 NICENESS = 2
 """Behind daemons, which must answer probes in time, and before training."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Weights:
-    """One version of the held stages."""
-
-    name: str
-    held: Held
 
 
 Places = list[tuple[int, Weights]]
@@ -204,8 +195,13 @@ class StageServer:
     def _advance(self, now: Instant) -> None:
         """The lap that waits longest, and with it those for the same stages."""
         if self._guests is None and not self._renew(wait=True):
+            why = (
+                "its weights cannot be read"
+                if self._reader.trouble
+                else "no weights are kept here yet"
+            )
             for waiting in self._waiting:
-                self._lose(waiting.lap, "no weights are kept here yet")
+                self._lose(waiting.lap, why)
             self._waiting.clear()
             return
         together = self._together()
@@ -347,71 +343,15 @@ class StageServer:
 
     def _renew(self, *, wait: bool = False) -> bool:
         """Take over newer weights that have been read, and have newer ones read. Whether there are any."""
+        now = Instant(time.monotonic())
         if self._guests is None or len(self._guests.versions()) < VERSIONS_MAX:
-            self._reader.look(wait=wait)
-        if (weights := self._reader.found()) is not None:
+            self._reader.look(now, wait=wait)
+        if (weights := self._reader.found(now)) is not None:
             if self._guests is None:
                 self._guests = Guests(self._slots.count, weights)
             self._guests.version = weights
-            self._renewed_at = Instant(time.monotonic())
+            self._renewed_at = now
         return self._guests is not None
-
-
-class Reader:
-    """Reads the newest snapshot of a node, in a thread, whenever there is a newer one."""
-
-    def __init__(self, layout: Layout, plan: Plan, held: range, slots: Slots) -> None:
-        self._layout, self._plan, self._held, self._slots = layout, plan, held, slots
-        self._number = 0
-        self._thread: threading.Thread | None = None
-        self._found: Weights | None = None
-
-    def look(self, *, wait: bool) -> None:
-        if self._thread is None and (number := snapshot.newest(self._layout)) > self._number:
-            self._number = number  # whatever comes of it: what cannot be used is not read again
-            self._thread = threading.Thread(target=self._read, name="weights", daemon=True)
-            self._thread.start()
-        if wait and self._thread is not None:
-            self._thread.join()
-
-    def found(self) -> Weights | None:
-        """What was read since it was asked last."""
-        if self._thread is None or self._thread.is_alive():
-            return None
-        self._thread, found, self._found = None, self._found, None
-        return found
-
-    def _read(self) -> None:
-        from peerlm.serve.engine import Held
-
-        try:
-            values, tokens = held_values(self._layout, self._plan, self._held)
-            held = Held(self._slots, self._held, values)
-        except (PeerlmError, OSError) as error:
-            sys.stderr.write(f"peerlm: weights to answer with: {error}\n")
-            return
-        self._found = Weights(name_of(values, tokens), held)
-
-
-def held_values(layout: Layout, plan: Plan, held: range) -> tuple[list[Numbers], int]:
-    """Fragments of these stages from the newest snapshot, in the plan's order, and the swarm's tokens they were trained
-    on. Raises `StateError`."""
-    loaded = snapshot.load(layout).snapshot
-    if loaded is None:
-        raise StateError("no snapshot that can be read")
-    records = {record.id: record for record in loaded.manifest.fragments}
-    file, values = loaded.open(), []
-    for spec in held_fragments(plan, held):
-        record = records.get(spec.id)
-        if record is None or record.phi.size != 4 * spec.size:
-            raise StateError(f"{loaded.path}: does not hold {spec.name} of this plan")
-        out = np.empty(spec.size, np.float32)
-        try:
-            snapshot.read_array(file, record.phi, out)
-        except ChunkCorrupt as error:
-            raise StateError(str(error)) from None
-        values.append(out)
-    return values, loaded.manifest.contents.swarm_tokens
 
 
 def _by_version(

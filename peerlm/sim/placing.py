@@ -245,6 +245,8 @@ class Swarm:
         self.nodes: dict[PeerId, Node] = {}
         self.tally, self.samples = Tally(), list[Sample]()
         self.rng = Random(f"{seed} placement")
+        self.is_at_rest = False
+        """The run is over, and everybody knows."""
         self._digest = hashlib.blake2b(digest_size=16)
         self._numbers = itertools.count(1)
         self._seed = seed
@@ -368,6 +370,7 @@ class Swarm:
             node.rng,
             node.mind,
             self.replicas,
+            is_at_rest=self.is_at_rest,
         )
         node.mind = decision.mind
         self._do(node, decision)
@@ -456,7 +459,7 @@ class Swarm:
 @dataclass(frozen=True, slots=True)
 class Setting:
     """nodes: held about constant. churn: part of them that goes in a minute, and is replaced; half of the goers die,
-    half leave. stages: 0 for as many as the smallest machine needs. hours: after the warm-up."""
+    half leave. stages: 0 for as many as the smallest machine needs. hours: after the warm-up. is_over: by then, the run is."""
 
     nodes: int
     stages: int
@@ -464,6 +467,7 @@ class Setting:
     churn: float
     seed: int
     replicas: int = REPLICAS
+    is_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -503,7 +507,7 @@ def play(setting: Setting) -> Outcome:
     if setting.churn:
         _churn(swarm, setting, draws, end)
     swarm.clock.run(WARM_UP_S)
-    swarm.tally = Tally()
+    swarm.tally, swarm.is_at_rest = Tally(), setting.is_over
     samples, last, seen = [], 0.0, (0, 0)
     while swarm.clock.now < end:
         swarm.clock.run(SAMPLE_S)

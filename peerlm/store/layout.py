@@ -39,7 +39,7 @@ NAMES = frozenset(
         *("identity", "chain", "root", "inviter", "revocations", "plan", "node.toml"),
         *("address_book", "snapshots", "objects", "chunks", "scrub", "model", "local", "log"),
         *("log.1", "history", "epoch", "origin", "control.sock", "lock", "ports", "page_port"),
-        *("curves", "api_keys", "placement", "catalog", "made", "passes", "verified"),
+        *("curves", "api_keys", "placement", "catalog", "made", "passes", "sample", "verified"),
     }
 )
 """What a node keeps in its folder. All else there is somebody else's."""
@@ -133,6 +133,11 @@ class Layout:
     def history(self) -> Path:
         """Curves and events of the run so far, for the node's page."""
         return self.root / "history"
+
+    @property
+    def sample(self) -> Path:
+        """The sample text of the newest weights, and when it was written."""
+        return self.root / "sample"
 
     @property
     def api_keys(self) -> Path:

@@ -28,6 +28,9 @@ from peerlm.types import ObjectHash, printable
 
 FORMAT = "peerlm-manifest-1"
 
+FILE = "manifest.json"
+"""Beside a checkpoint's files where they were copied out of the store: what they are of, for a run that goes on from there."""
+
 CHUNK_BYTES = 4 << 20
 """Most bytes of a chunk. All but a file's last have so many, unless the file is cut by what it means."""
 
@@ -45,6 +48,9 @@ JOB_PREFIX = "job-"
 
 TASKS_MAX = 1_000_000
 """Of a job."""
+
+SWEEPS = ("encodings", "prints")
+"""What a job may be about before it is about tokens: what is found out of the source (`data.findings`)."""
 
 
 class Kind(StrEnum):

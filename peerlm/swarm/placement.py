@@ -15,6 +15,7 @@ at once, from views that are old and unequal, from doing harm:
   other hosts that are ready and mean to stay.
 - *The gone count for nothing.* Only members of the view are hosts; one that drains is none either, but serves on until
   others do (`handed_over`).
+- *At rest only gaps are filled.* Once the run is over (`is_at_rest`) stages that lack hosts get them, and nothing moves for speed.
 
 Every move makes the swarm worth more by one measure, so with equal views moves come to an end; `GAIN` keeps noise of
 measured speeds from beginning anew. SWARM parallelism (arXiv 2301.11913) rebalances by queues and a pair of
@@ -149,9 +150,12 @@ def decide(
     rng: Random,
     mind: Mind,
     replicas: int = REPLICAS,
+    *,
+    is_at_rest: bool = False,
 ) -> Decision:
-    """What `me`, a member of `view`, should do. `loaded`: the run of its target whose bytes are here (see `next_stage`)."""
-    look = _Look(demand, view, me, now, rng, mind, replicas)
+    """What `me`, a member of `view`, should do. `loaded`: the run of its target whose bytes are here (see `next_stage`).
+    `is_at_rest`: nothing is trained any more, so speed is worth nothing."""
+    look = _Look(demand, view, me, now, rng, mind, replicas, is_at_rest)
     host = view[me]
     if not demand.allows(host.capability, host.hosts):
         return look.narrow()
@@ -176,7 +180,8 @@ def next_stage(view: View, me: PeerId, loaded: range) -> int | None:
 
 
 def handed_over(demand: Demand, view: View, me: PeerId, replicas: int = REPLICAS) -> bool:
-    """Whether a node that drains may go: all it hosts has `replicas` other hosts, ready and staying."""
+    """Whether a node that drains may go: all it hosts has `replicas` other hosts, ready and staying. So it is in the simulation; a
+    real node, whose owner waits, goes when it has one (`node.handing_over`)."""
     return all(_ready(demand, view, me, stage) >= replicas for stage in view[me].hosts)
 
 
@@ -192,9 +197,11 @@ class _Look:
         rng: Random,
         mind: Mind,
         replicas: int,
+        is_at_rest: bool,
     ) -> None:
         self.demand, self.view, self.me, self.host = demand, view, me, view[me]
         self.now, self.rng, self.mind, self.replicas = now, rng, mind, replicas
+        self.is_at_rest = is_at_rest
 
     @cached_property
     def others(self) -> Hostings:
@@ -247,7 +254,8 @@ class _Look:
             return self._do(Verb.WITHDRAW, hosts, "a stage has no host, and this is no help")
         is_fresh = self.now - self.mind.since < 2 * CLAIM_S
         is_move = len(overlap(target, hosts)) < len(hosts)
-        is_to_check = hosts and (is_fresh or (is_move and loaded == target))
+        is_late = is_move and loaded == target
+        is_to_check = hosts and (is_fresh or is_late or self.is_at_rest)
         if is_to_check and not self._is_worth_going() and not self._is_still_planned():
             return self._do(Verb.WITHDRAW, hosts, "others have taken them")
         if is_fresh and not hosts and (other := self._covering()) is not None:
@@ -288,6 +296,8 @@ class _Look:
             return self._to_cover(run)
         if not hosts:
             return self._to_join()
+        if self.is_at_rest:
+            return self.rest("the run is over, and nothing lacks hosts that it could hold")
         if now < self.mind.next_tick:
             return self._keep_until(self.mind.next_tick, "nothing to do")
         is_same = tuple(self.others.counts) == self.mind.hosts_seen
@@ -414,11 +424,13 @@ class _Look:
         before_us, capability = self._before_us(), self.host.capability
         stay = before_us.with_host(capability, self.host.hosts, GAIN)
         go = before_us.with_host(capability, self.mind.final or self.host.target, GAIN)
-        return go.covers_more_than(stay) or go.is_faster_than(stay, 1 + NOTICED / 2)
+        is_faster = not self.is_at_rest and go.is_faster_than(stay, 1 + NOTICED / 2)
+        return go.covers_more_than(stay) or is_faster
 
     def _is_still_planned(self) -> bool:
         """Whether our part of the plan of several is the target, though alone it is no gain."""
-        plan = best_together(self.demand, self.view, self.replicas) if self.mind.is_joint else {}
+        is_planned = self.mind.is_joint and not self.is_at_rest
+        plan = best_together(self.demand, self.view, self.replicas) if is_planned else {}
         target = self.host.target
         return len(overlap(plan.get(self.me, NONE), target)) == len(target)
 

@@ -12,6 +12,7 @@ from typing import Annotated, ClassVar
 from peerlm.types import HOST_LETTERS
 from peerlm.wire.bounds import Exactly, Made, Most
 
+Id4 = Annotated[bytes, Exactly(4)]
 Id16 = Annotated[bytes, Exactly(16)]
 Exactly8 = Annotated[bytes, Exactly(8)]
 Hash32 = Annotated[bytes, Exactly(32)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from peerlm.wire.bounds import Least, Most
-from peerlm.wire.fields import Chain, Count, Hash32, Host, Id16, Port, Signature, Struct, Word
+from peerlm.wire.fields import Chain, Count, Hash32, Host, Id4, Id16, Port, Signature, Struct, Word
 
 # --------------------------------------------------------------------------- facts that are gossiped
 
@@ -96,6 +96,16 @@ class Vitals(Struct):
     """One way between it and its neighbours, the middle one, in microseconds; 0: not known yet."""
     paces: Annotated[tuple[Count, ...], Most(8)] = ()
     """Tokens a second that it would train on with one module of each kind (`model.stages.KINDS`); empty: not known."""
+    mixed_with: Annotated[tuple[Id4, ...], Most(4)] = ()
+    """Whom it has exchanged weights with in the last five minutes, the latest first: how their ids begin."""
+    mixed_s: Annotated[tuple[Count, ...], Most(4)] = ()
+    """How many seconds ago each, rounded down to a power of two."""
+    page_port: Port = 0
+    """Where its page is seen at the address at which it is dialled; 0: nowhere, or it does not say."""
+    busy: Count | None = None
+    """Tenths of the time in which its worker works; the rest it waits for others. None: it does not train, or does not say."""
+    texts: Count = 0
+    """Texts that go through it now: no more than so many, a power of two."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class ProofGive(Message):
 
 @dataclass(frozen=True, slots=True)
 class PartAsk(Message):
-    """I gather a checkpoint: cut these fragments (from 500,000 on: their moments), keep the chunks, and tell me their hashes."""
+    """I gather a checkpoint: cut these fragments (from 500,000 on: their moments; 999,999: what of the text is read), keep the chunks, and tell me their hashes."""
 
     code: ClassVar[int] = 97
     slot: Id16
@@ -127,7 +127,7 @@ class PartGive(Message):
 
 @dataclass(frozen=True, slots=True)
 class JobShard(Struct):
-    """A token shard, as a chunk that its maker keeps."""
+    """A token shard, or what was found in a task before there are any, as a chunk that its maker keeps."""
 
     code: ClassVar[int] = 100
     hash: Hash32
@@ -158,7 +158,7 @@ class JobNews(Message):
     trouble: Line
     """Why I do not, where something is in the way."""
     taken: Annotated[tuple[Annotated[int, Most(1_000_000)], ...], Most(1024)]
-    """What I am at now."""
+    """What I am at now; the number behind the last task: I conclude the sweep."""
     results: Annotated[tuple[JobResult, ...], Most(64)]
 
 

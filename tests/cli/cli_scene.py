@@ -121,6 +121,7 @@ def sample_summary(**changes: Any) -> Summary:
             epoch=3,
             plan_revision=1,
             plan_hash=b"\xab" * 32,
+            continues="",
             token_budget=20_000_000,
             tokens=1_000_000,
             swarm_tokens=2_500_000,
@@ -145,6 +146,7 @@ def sample_summary(**changes: Any) -> Summary:
             line_bytes_s=12_500_000.0,
             worker_state="running",
             worker_device="cpu",
+            worker_device_wanted="cpu",
             worker_threads=1,
             worker_restarts=1,
             worker_last_error="killed by signal 9",
@@ -176,14 +178,29 @@ def sample_summary(**changes: Any) -> Summary:
     )
 
 
+SAMPLE = {
+    "text": "MENENIUS:\nWhat then?",
+    "snapshot": 4,
+    "tokens": 2_400_000,
+    "at": 1_700_000_000.0,
+    "through_swarm": False,
+    "cpu_s": 4.2,
+    "writing": False,
+    "why": "",
+}
+
+
 def answer_of(summary: Summary) -> dict[str, Any]:
     """What the daemon's `status` gives: the node's summary, and its process."""
     process = {
         "pid": 7,
+        "listening": {"host": "", "ports": [7700, 7701, 7702]},
+        "files_max": 16_384,
         "rss_mb": 63.4,
         "loop_lag_p99_ms": 1.5,
         "bulk_bytes_sent": 12_400_000,
         "bulk_bytes_received": 11_100_000,
         "counters": {"links_garbage": 2, "introduction_over_budget": 1, "bulk_dropped_corrupt": 3},
     }
-    return as_json(summary) | {"page": "http://127.0.0.1:7703/", "daemon": process}
+    own = {"sample": SAMPLE, "page": "http://127.0.0.1:7703/", "daemon": process}
+    return as_json(summary) | own

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import desk_scene
 import pytest
 from desk_scene import ME, OTHER, FakeDesk
 
 from peerlm.cli import data_job
 from peerlm.cli.data_job import ALONE_S, NOBODY_S, Shared, line_of, shared
-from peerlm.cli.data_work import read_job
-from peerlm.data.prepared import Job
+from peerlm.cli.data_work import put_job, read_job
+from peerlm.data.clean import Clean
+from peerlm.data.encodings import AUTO
+from peerlm.data.prepared import Job, Recipe, Sweep
 from peerlm.data.sources import Source, SourceFile
 from peerlm.errors import ConfigError, StateError
 from peerlm.store.layout import Layout
@@ -75,7 +79,7 @@ def test_the_job_is_in_the_store_as_others_read_it() -> None:
     record = desk.records["job-plays"]
     assert (record["kind"], record["replicas"], record["about"]) == ("job", 2, URL)
     manifest = desk.manifest("job-plays")
-    assert manifest.meta == {"tasks": 3, "replaces": False}
+    assert manifest.meta == {"tasks": 3, "replaces": False, "sweep": "tokens"}
     job_hash = ObjectHash(bytes.fromhex(record["manifest"]))
     job = read_job(desk, "job-plays", job_hash)  # type: ignore[arg-type]
     assert (job.tasks, job.tokenizer) == (JOB.tasks, b"{}")
@@ -84,8 +88,11 @@ def test_the_job_is_in_the_store_as_others_read_it() -> None:
 
 
 def test_it_is_watched_until_it_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    desk = FakeDesk(jobs_said=[[said()], [said(done=2)], [said(done=3)]], job_ends=is_made)
-    told, wait = watched(desk, begun(desk), monkeypatch)
+    desk = FakeDesk(job_ends=is_made)
+    way = begun(desk)
+    job = desk.records["job-plays"]["manifest"]
+    desk.jobs_said = [[said(manifest=job, done=done)] for done in (1, 2, 3)]
+    told, wait = watched(desk, way, monkeypatch)
     record, manifest = wait()  # type: ignore[misc]
     assert record["name"] == "plays"
     assert manifest.kind == Kind.CORPUS
@@ -102,6 +109,81 @@ def test_another_command_waits_for_the_same_job(monkeypatch: pytest.MonkeyPatch)
     told, wait = watched(desk, again, monkeypatch)
     wait()
     assert told[0][1] == 5_000_000
+
+
+def test_each_sweep_has_its_own_tasks_and_what_was_taken_for_which_encoding_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    desk = FakeDesk(job_ends=is_made)
+    files = (SourceFile("a.txt", 50), SourceFile("b.txt", 50), SourceFile("c.parquet", 50))
+    job = Job(Source(URL, "URL", files), Recipe(AUTO), entries=300, sweep=Sweep.ENCODINGS)
+    way = Shared(desk, URL, "plays")  # type: ignore[arg-type]
+    way.begin(job, 2, URL, replaces=False)
+    following = replace(job, sweep=Sweep.PRINTS, encodings={"b.txt": "cp1252"})
+    manifest = put_job(desk, following, replaces=False)  # type: ignore[arg-type]
+    first = desk.records["job-plays"]["manifest"]
+    second = desk.publish("job-plays", manifest, replaces=True, about=URL)["manifest"]
+    at = {"tasks": 1, "done": 1, "tokens": 0}
+    desk.jobs_said = [
+        [said(manifest=first, sweep="encodings", **at)],
+        [said(manifest=second, sweep="prints", **at)],
+        [said(manifest=second, sweep="prints", **at)],
+    ]
+    told, wait = watched(desk, way, monkeypatch)
+    wait()
+    assert [word for *_, word in told] == [
+        f"encodings: 1 of 1 task ({ME[:8]} 1)",
+        *[f"duplicates or a vocabulary: 1 of 1 task ({ME[:8]} 1)"] * 2,
+    ]
+    assert "encodings taken: cp1252 for 1 file, utf-8 for 1 file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"entries": 300}, "--tokenizer"),
+        ({"recipe": Recipe(clean=Clean(exact=True))}, "--dedup"),
+        ({"recipe": Recipe(clean=Clean("NFC", near=0.8))}, "--nfc or --nfkc, --near"),
+    ],
+)
+def test_a_job_under_way_is_waited_for_with_the_same_options_alone(
+    changes: dict[str, Any], said: str
+) -> None:
+    desk = FakeDesk()
+    begun(desk)
+    again = Shared(desk, URL, "plays")  # type: ignore[arg-type]
+    asked = replace(JOB, source=Source(URL, "URL", ()), **changes)
+    if not said:
+        again.require_same(asked, 2, URL, replaces=False)
+        said, asked = "--replicas, --replace", asked
+    with pytest.raises(
+        StateError, match=rf"other options \(.*{said}.*\).* data rm job-plays"
+    ) as caught:
+        again.require_same(asked, 3, URL, replaces=True)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(StateError, match="something else, https://host/plays"):
+        again.require_same(asked, 2, "https://host/other", replaces=False)
+
+
+def test_a_job_that_ends_while_it_is_looked_at_is_not_in_the_way() -> None:
+    desk = FakeDesk()
+    begun(desk)
+    again = Shared(desk, URL, "plays")  # type: ignore[arg-type]
+    is_made(desk)
+    again.require_same(replace(JOB, entries=300), 2, URL, replaces=False)
+
+
+def test_a_job_of_another_release_is_not_waited_for() -> None:
+    desk = FakeDesk()
+    begun(desk)
+    listed = [("job.json", [desk_scene.chunk_of(b'{"format":"peerlm-job-1"}')])]
+    desk.put(b'{"format":"peerlm-job-1"}')
+    old = of_files(Kind.JOB, listed, {"tasks": 3, "replaces": False})
+    desk.publish("job-plays", old, replaces=True, about=URL, replicas=2)
+    again = Shared(desk, URL, "plays")  # type: ignore[arg-type]
+    with pytest.raises(StateError, match=r"'peerlm-job-1', this peerlm reads .* data rm job-plays"):
+        again.require_same(JOB, 2, URL, replaces=False)
 
 
 def test_what_no_node_can_make_ends_with_the_reason_of_this_one(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,9 @@ from typing import Any
 import pytest
 from cli_scene import Cli, FakeDaemon, answer_of, member, sample_summary
 
-from peerlm.cli import doctor
-from peerlm.cli.doctor import MARKS, Finding
-from peerlm.config import NodeSettings, with_changes
-from peerlm.errors import PeerlmError
+from peerlm.cli import doctor, doctor_machine
+from peerlm.cli.finding import MARKS, Finding
+from peerlm.errors import PeerlmError, StateError
 from peerlm.store.layout import Layout
 
 PEER = "tcp://10.0.0.2:7700"
@@ -29,8 +26,8 @@ def _no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         out = "2.13.0 1" if "torch" in command[-1] else "yes"
         return subprocess.CompletedProcess(command, 0, out, "")
 
-    monkeypatch.setattr(doctor.subprocess, "run", run)
-    monkeypatch.setattr(doctor.shutil, "which", lambda name: name)
+    monkeypatch.setattr(doctor_machine.subprocess, "run", run)
+    monkeypatch.setattr(doctor_machine.shutil, "which", lambda name: name)
 
 
 def found(out: str) -> dict[str, tuple[str, str]]:
@@ -44,7 +41,9 @@ def test_a_node_that_is_well(peerlm: Cli, daemon: FakeDaemon) -> None:
     assert done.code == 0, done
     lines = found(done.out)
     assert {mark for mark, _ in lines.values()} == {"ok"}
-    assert list(lines) == ["node", "daemon", "plan", "clock", "disk", "files", "device", "dialled"]
+    assert list(lines) == [
+        *("node", "daemon", "plan", "clock", "disk", "files", "device", "ports", "dialled")
+    ]
     assert "certified until" in lines["node"][1]
     assert "mixing" in lines["daemon"][1]
 
@@ -101,6 +100,23 @@ def test_without_a_node_it_says_so_and_looks_at_the_rest(peerlm: Cli, tmp_path: 
     assert lines["device"][0] == "ok"
 
 
+def test_who_may_ask_a_service_and_not_look_into_its_folder_hears_the_daemons_word(
+    peerlm: Cli, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hidden(layout: Layout) -> Any:
+        raise StateError(f"may not look into {layout.root}")
+
+    for name in ("read_run", "has_node"):
+        monkeypatch.setattr(doctor, name, hidden)
+    done = peerlm("doctor", "--state", daemon.layout.root)
+    assert done.code == 0, done
+    mark, text = found(done.out)["node"]
+    assert mark == "?"
+    assert "01010101 of run aaaaaaaa, by the daemon's word" in text
+    assert f"may not look into {daemon.layout.root}" in text
+    assert found(done.out)["plan"][0] == "ok"
+
+
 def test_a_disk_without_room(founded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         f_bavail, f_frsize = 1, 4096
@@ -112,31 +128,10 @@ def test_a_disk_without_room(founded: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert finding.cure
 
 
-def test_limits_devices_and_ports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (1024, 1024))
-    assert doctor._files().ok is False
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (1024, resource.RLIM_INFINITY))
-    assert doctor._files().ok is True
-
-    def device(name: str) -> Finding:
-        return doctor._device(with_changes(NodeSettings(), {"train.device": name}, "test"))
-
-    assert device("cuda").ok is True
-    assert device("cuda:0").ok is True
-    assert device("cuda:1").ok is False
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        changes = {"network.port": str(port), "network.host": "127.0.0.1"}
-        if port <= 65_533:
-            finding = doctor._ports(with_changes(NodeSettings(), changes, "test"))
-            assert finding.ok is False
-            assert f"{port} in use" in finding.text or f"{port}," in finding.text
-
-
 def test_whether_others_can_dial_this_node() -> None:
     def found(**said: object) -> str:
         reached = {"guarded": False, "by": 0, "not_by": 0, "failure": "", **said}
-        return str(doctor._dialled(reached, NodeSettings()))
+        return str(doctor._dialled(reached, "ports 7700 to 7702"))
 
     assert found() == (
         "?    dialled      nobody has dialled this node yet: not known whether they can"

@@ -11,7 +11,7 @@ from cli_scene import Cli, assert_one_line
 from desk_scene import FakeDesk, chunk_of, desk
 from test_sources import LEFT_OPEN, bucket, s3
 
-from peerlm.store.manifest import CHUNK_BYTES, Kind, of_files
+from peerlm.store.manifest import CHUNK_BYTES, FILE, Kind, manifest_hash, of_files
 
 __all__ = ["bucket", "desk", "s3"]
 
@@ -43,6 +43,7 @@ def test_what_is_written_reads_back_equal(
     fs = fsspec.filesystem("s3")
     fs.invalidate_cache()
     found = {path.rpartition("/")[2]: fs.cat_file(path) for path in fs.find("library/models/kept")}
+    assert manifest_hash(found.pop(FILE)).hex() == desk.records["kept"]["manifest"]
     assert found == model
     assert_one_line(peerlm("checkpoint", "export", "kept", url), 2, "holds a model already")
     assert peerlm("checkpoint", "export", "kept", url, "--force").code == 0

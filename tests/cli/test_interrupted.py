@@ -25,6 +25,7 @@ from peerlm.daemon.control import NoDaemon
 from peerlm.daemon.desk_client import Client
 from peerlm.errors import StateError
 from peerlm.store.layout import Layout
+from peerlm.store.manifest import FILE as MANIFEST
 from peerlm.store.manifest import Chunk, Kind, of_files
 from peerlm.types import ObjectHash
 
@@ -177,13 +178,17 @@ def test_an_export_that_ends_midway_leaves_no_half_model_and_goes_again(
     desk.lost = {wanted}
     export = ("checkpoint", "export", "first", out)
     assert_one_line(peerlm(*export), 3, "model.safetensors: object", "is not here")
-    assert sorted(path.name for path in out.iterdir()) == ["plan.toml"]
+    assert sorted(path.name for path in out.iterdir()) == [MANIFEST, "plan.toml"]
     desk.lost = set()
     assert peerlm(*export).code == 0
     assert (out / "model.safetensors").read_bytes() == b"w" * 50 + b"v" * 50
     assert_one_line(peerlm(*export), 2, "holds a model already")
     assert peerlm(*export, "--force").code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["model.safetensors", "plan.toml"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        MANIFEST,
+        "model.safetensors",
+        "plan.toml",
+    ]
 
 
 def test_a_model_that_is_replaced_is_never_beside_the_plan_of_another(
@@ -202,7 +207,8 @@ def test_a_model_that_is_replaced_is_never_beside_the_plan_of_another(
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     desk.lost = {chunk_of(b"x" * 50).hash}
     assert_one_line(peerlm(*export), 3, "model.safetensors: object")
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == {"plan.toml": b"q" * 9}
+    second = {"plan.toml": b"q" * 9, MANIFEST: desk.manifest("second").encode()}
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == second
     desk.lost = set()
     assert peerlm(*export).code == 0
     assert (out / "model.safetensors").read_bytes() == b"x" * 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,30 @@ def test_it_tells_who_is_ready_who_loads_and_what_hangs_on_one() -> None:
     assert [n["id"] for n in told["nodes"]] == [m.peer.hex() for m in (one, two, come)]
 
 
+@pytest.mark.parametrize("phase", ["ready", "training", "draining", "settling", "done"])
+def test_who_is_paused_or_done_holds_its_stages(
+    phase: str, peerlm: Cli, daemon: FakeDaemon
+) -> None:
+    members = [auto(n, (n - 1, n - 1), phase=phase) for n in (1, 2, 3)]
+    told = found(*members)
+    assert [e["ready"] for e in told["stages"]] == [[m.peer.hex()] for m in members]
+    assert told["lacking"] == []
+    left = dataclasses.replace(summary(*members[:2]), phase=phase)
+    daemon.answers["status"] = answer_of(left)
+    out = peerlm("placement", "--state", daemon.layout.root).out
+    is_over = phase in ("draining", "settling", "done")
+    assert ("stage 2; no text is answered until" in out) is is_over
+    assert ("stage 2; nothing is learnt until" in out) is not is_over
+    assert "loading" not in out
+
+
+@pytest.mark.parametrize("phase", ["starting", "seeking", "fetching", "installing"])
+def test_who_has_no_weights_yet_loads(phase: str) -> None:
+    told = found(auto(1, (0, 0), phase=phase))
+    assert told["stages"][0]["loading"]
+    assert told["lacking"] == [0, 1, 2]
+
+
 def test_who_holds_everything_is_no_host_for_others() -> None:
     told = found(auto(1, (0, 0)), member(2, stages=(0, 2)))
     assert [len(e["ready"]) for e in told["stages"]] == [1, 0, 0]
@@ -70,20 +95,21 @@ def test_a_model_in_one_piece_lacks_nothing() -> None:
 def test_the_command_shows_a_table_and_says_why(peerlm: Cli, daemon: FakeDaemon) -> None:
     able = {"flops_s": 2e9, "line_bytes_s": 5e6, "delay_s": 0.02, "away_s": 0.03}
     nodes = (
-        auto(1, (0, 1), paces={"attention": 900}, **able),
-        member(2, stages=(1, 1)),
+        auto(1, (0, 1), paces={"attention": 900}, busy=0.9, texts=4, **able),
+        member(2, stages=(1, 1), busy=0.4),
         auto(3, NONE, phase="starting"),
     )
     daemon.answers["status"] = answer_of(summary(*nodes))
     out = peerlm("placement", "--explain", "--state", daemon.layout.root).out
     for line in (
-        "node       stage 0  stage 1  stage 2  decides    tok/s",
-        "01010101*  ready    ready    –        by itself  100",
+        "node       stage 0  stage 1  stage 2  decides    tok/s   busy  texts",
+        "01010101*  ready    ready    –        by itself  100     90 %  ≤ 4",
         "hosts      1        2        0",
+        "busy       90 %     65 %     –",
         "without a host: stage 2; nothing is learnt until it has one",
         "single points of failure: stage 0",
         "01010101  stages 0 lack hosts",
-        "; computes 2 GFLOP/s; its line carries 5 MB/s; 20 ms from its neighbours; 30 ms from here",
+        "; works 90 % of the time; has up to 4 texts going through it; computes 2 GFLOP/s; its line carries 5 MB/s; 20 ms from its neighbours; 30 ms from here",
         "          tok/s of one module: attention 900",
         "02020202  its owner has fixed its stages",
         "03030303  has not decided yet",
@@ -108,8 +134,10 @@ def test_old_weights_of_which_no_more_is_known_and_a_daemon_that_says_nothing_of
     )
     earlier = answer_of(summary(auto(1, (0, 0))))
     for said in earlier["members"]:
-        del said["behind"], said["weights_tokens"]
-    assert placement_of(earlier)["nodes"][0]["why"] == "stages 0 lack hosts"
+        del said["behind"], said["weights_tokens"], said["busy"], said["texts"]
+    (node,) = placement_of(earlier)["nodes"]
+    assert node["why"] == "stages 0 lack hosts"
+    assert (node["busy"], node["texts"]) == (None, 0)
 
 
 @pytest.mark.parametrize("more", [(), ("--set-node", "host.device_bytes=5")])

@@ -101,6 +101,14 @@ def test_the_view_on_a_terminal_says_the_same(capsys: pytest.CaptureFixture[str]
         assert all(word in out for word in line.split()), line
 
 
+def test_a_run_that_goes_on_from_a_checkpoint_names_it(peerlm: Cli, daemon: FakeDaemon) -> None:
+    assert "goes on" not in peerlm("status", "--state", daemon.layout.root).out
+    daemon.answers["status"] = answer_of(sample_summary(continues="ab" * 32))
+    jsonschema.validate(daemon.answers["status"], SCHEMA)
+    said = peerlm("status", "--state", daemon.layout.root).out
+    assert "goes on   from checkpoint abababababababab" in said
+
+
 def test_peers_shows_whole_ids_and_marks_this_node(peerlm: Cli, daemon: FakeDaemon) -> None:
     lines = peerlm("peers", "--state", daemon.layout.root).out.splitlines()
     assert lines[1].startswith("01" * 16 + "*")

@@ -225,6 +225,46 @@ async def test_help_closes_and_what_comes_meanwhile_is_shown_after_it() -> None:
         await until(pilot, "7 M of 20 M")
 
 
+async def test_x_shows_who_exchanges_with_whom_and_goes_on_doing_so() -> None:
+    far, near = PeerId(b"\x03" * 16), PeerId(b"\x02" * 16)
+    members = (
+        member(1, mixed_with=((near, 7.0),)),
+        member(2, mixed_s_ago=7.0, mixed_with=((PeerId(b"\x01" * 16), 7.0), (far, 64.0))),
+        member(3, mixed_s_ago=400.0, mixed_with=((near, 32.0),)),
+    )
+    daemon = Daemon(answer_of(sample_summary(members=members)))
+    async with daemon.screen().run_test(size=(100, 30)) as pilot:
+        await until(pilot, "02020202 7 s", "01010101 7 s", "02020202 32 s")
+        await until(pilot, "this node, mixes with 02020202 7 s")
+        await pilot.press("x")
+        await until(pilot, "01010101 with 02020202  7 s ago", "02020202 with 03030303  32 s ago")
+        assert "400" not in shown(pilot.app)
+        for m in daemon.status["members"]:
+            m |= {"mixed_with": [], "mixed_s_ago": None}
+        await until(pilot, "none in the last five minutes")
+        await pilot.press("x")
+        await until(pilot, "ada joined")
+
+
+async def test_the_text_of_the_latest_weights_begins_at_the_head_and_t_shows_all_of_it() -> None:
+    daemon = Daemon()
+    async with daemon.screen().run_test(size=(100, 30)) as pilot:
+        await until(pilot, "text at 2.4 M tokens: MENENIUS: What then?")
+        await pilot.press("t")
+        await until(pilot, "snapshot 4, at 2.4 M tokens of the swarm", "What then?", "MENENIUS:")
+        changes = {"text": "", "at": None, "why": "there is no snapshot yet\x1b[2J"}
+        daemon.status["sample"] |= changes
+        await until(
+            pilot, "there is no snapshot yet\N{REPLACEMENT CHARACTER}[2J", absent="MENENIUS"
+        )
+        daemon.status["sample"] |= {"writing": True}
+        await until(pilot, "the node writes …")
+        del daemon.status["sample"]
+        await until(pilot, "of a version that writes no texts")
+        await pilot.press("escape")
+        await until(pilot, "ada joined")
+
+
 # ------------------------------------------------------------------------- members and their order
 
 

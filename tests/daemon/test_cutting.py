@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 
 from peerlm import events
 from peerlm.daemon.cutting import Cutting
-from peerlm.effects import MOMENTS, CheckpointPart, CutFragments, WriteCheckpoint
+from peerlm.data.records import FILE as PASSES_FILE
+from peerlm.effects import MOMENTS, PASSES, CheckpointPart, CutFragments, WriteCheckpoint
 from peerlm.model.export import read_model
 from peerlm.model.moments import FILE, MomentsFile, open_moments, read_moments, remembered
 from peerlm.model.plan import fragments, parameter_shapes
@@ -185,3 +186,28 @@ def test_a_damaged_file_is_nothing_to_give(host: Host) -> None:
     path = host.scene.state.moments
     path.write_bytes(path.read_bytes()[:-3])
     assert not any(part.chunks for part in host.parts() if part.fragment >= MOMENTS)
+
+
+def test_what_is_read_is_a_file_as_it_was_told_and_lineage_is_in_the_manifest(
+    tmp_path: Path,
+) -> None:
+    with hosting(tmp_path / "node", **{"run.continues": "cd" * 32}) as host:
+        parts = host.parts()
+        host.cutting.cut(
+            CutFragments(SLOT, (PASSES,), b"what is read"), host.scene.slow, host.scene.keeping
+        )
+        (told,) = [e for e in host.done() if isinstance(e, events.FragmentCut)]
+        passes = CheckpointPart(told.fragment, told.version, told.chunks, ME)
+        weights = tuple(part for part in parts if part.fragment < MOMENTS)
+        host.cutting.write(
+            WriteCheckpoint(SLOT, 7, weights, b"p" * 32, (), passes), host.scene.keeping
+        )
+        (made,) = [e for e in host.done() if isinstance(e, events.CheckpointWritten)]
+        manifest = read_manifest(host.scene.objects.read_verified(made.manifest))
+        assert host.file(manifest, PASSES_FILE) == b"what is read"
+        assert manifest.meta["before"] == (b"p" * 32).hex()
+        assert manifest.meta["continues"] == "cd" * 32
+        assert PASSES_FILE not in [file.path for file in host.written(parts)[0].files]
+        host.cutting.cut(CutFragments(SLOT, (PASSES,)), host.scene.slow, host.scene.keeping)
+        (told,) = [e for e in host.done() if isinstance(e, events.FragmentCut)]
+        assert told.chunks == (), "nothing is known"

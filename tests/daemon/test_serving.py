@@ -89,12 +89,15 @@ class Writer:
 
 
 def test_what_stage_servers_count_adds_up() -> None:
-    serving = Scene().serving
+    scene = Scene()
+    serving = scene.serving
+    serving._from_server(Served(3, 10, 1))
     serving._from_server(Served(3, 10, 1))
     serving._server_ended([])
     assert serving.counters == {"sessions": 0, "laps": 10, "lost": 1}
     serving._from_server(Served(1, 2, 0))
     assert serving.counters == {"sessions": 1, "laps": 12, "lost": 1}
+    assert scene.posted == [events.TextsCounted(count) for count in (3, 0, 1)]
 
 
 async def test_a_lap_waits_for_a_channel_with_a_member_and_is_lost_without(monkeypatch) -> None:

@@ -133,7 +133,7 @@ def test_the_shards_are_those_of_the_same_text_in_utf_8_whoever_makes_them(tmp_p
     job = auto(write(mixed, **{f"f{kind}": SAYINGS[kind].encode(kind) for kind in kinds}))
     assert len(job.encodings) == 4
     utf_8 = Job(listed(write(plain, **{f"f{k}": SAYINGS[k].encode() for k in kinds}), WHERE))
-    again = jobs.read(jobs.encode(job), None, WHERE)
+    again = jobs.read(jobs.encode(job), WHERE)
     assert again.encodings == job.encodings
     shards = [b"".join(made(each)) for each in (job, again, utf_8)]
     assert shards[0] == shards[1] == shards[2]
@@ -142,8 +142,8 @@ def test_the_shards_are_those_of_the_same_text_in_utf_8_whoever_makes_them(tmp_p
 
 def test_a_job_from_a_peer_names_encodings_that_there_are(tmp_path: Path) -> None:
     job = auto(write(tmp_path, a=GERMAN.encode("cp1252"), b=b"plain\n"))
-    data = jobs.encode(job)
-    assert b'"encodings":{"cp1252":[0]}' in data
+    files = jobs.encode(job)
+    assert files[jobs.ENCODINGS_FILE] == b'{"cp1252":[0]}'
     for wrong in (
         b'{"cp1252":[2]}',
         b'{"cp1252":0}',
@@ -152,7 +152,7 @@ def test_a_job_from_a_peer_names_encodings_that_there_are(tmp_path: Path) -> Non
         b'{"cp1252":["0"]}',
     ):
         with pytest.raises(ChunkCorrupt, match="not a job"):
-            jobs.read(data.replace(b'{"cp1252":[0]}', wrong), None, WHERE)
+            jobs.read({**files, jobs.ENCODINGS_FILE: wrong}, WHERE)
 
 
 @pytest.mark.slow

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from peerlm.data import jobs
+from peerlm.data import jobs, versions
 from peerlm.data.clean import Clean
-from peerlm.data.jobs import encode, is_of_network, listed_here, read, require_may_read
-from peerlm.data.prepared import Job, Recipe
+from peerlm.data.jobs import (
+    JOB_FILE,
+    LEFT_OUT_FILE,
+    differences,
+    encode,
+    is_of_network,
+    listed_here,
+    read,
+    require_may_read,
+)
+from peerlm.data.prepared import Job, Recipe, Sweep
 from peerlm.data.sources import Source, SourceFile, listed
 from peerlm.data.units import Grid
 from peerlm.errors import ChunkCorrupt, ConfigError
@@ -25,11 +38,18 @@ JOB = Job(
     70_000,
     {1: frozenset((4, 2))},
     Grid(1_000_000, 1000, 1 << 20),
+    versions={"Unicode": "14.0.0"},
 )
 
 
+def changed(**fields: Any) -> dict[str, bytes]:
+    """The job's files with another `job.json`."""
+    files = encode(JOB)
+    return files | {JOB_FILE: json.dumps(json.loads(files[JOB_FILE]) | fields).encode()}
+
+
 def test_what_is_read_is_what_was_written() -> None:
-    again = read(encode(JOB), b"{}", WHERE)
+    again = read(encode(JOB), WHERE)
     assert again == JOB
     assert again.tasks == JOB.tasks
     assert encode(again) == encode(JOB)
@@ -38,15 +58,26 @@ def test_what_is_read_is_what_was_written() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("format", "peerlm-job-1"),
         ("format", "peerlm-job-9"),
+        ("sweep", "guesses"),
+        ("sweep", None),
+        ("entries", -1),
+        ("entries", 1 << 40),
+        ("versions", ["tokenizers"]),
+        ("versions", {"tokenizers": 9}),
+        ("versions", {"tokenizers": "9" * 100}),
+        ("files", [["a.txt", 5, True]]),
+        ("files", [["a.txt", 5, True, 7]]),
+        ("files", [["a.txt", 5, True, "v" * 200]]),
         ("url", 7),
         ("url", "s3://" + "x" * 5000),
         ("files", []),
-        ("files", [["a.txt", -1, True]]),
-        ("files", [["a.txt", 1 << 49, True]]),
-        ("files", [["a.txt", 1.5, True]]),
-        ("files", [["a.txt", 5, 1]]),
-        ("files", [["a" * 5000, 5, True]]),
+        ("files", [["a.txt", -1, True, ""]]),
+        ("files", [["a.txt", 1 << 49, True, ""]]),
+        ("files", [["a.txt", 1.5, True, ""]]),
+        ("files", [["a.txt", 5, 1, ""]]),
+        ("files", [["a" * 5000, 5, True, ""]]),
         ("files", 5),
         ("encoding", "rot13"),
         ("encoding", None),
@@ -56,8 +87,6 @@ def test_what_is_read_is_what_was_written() -> None:
         ("clean", ["", True]),
         ("vocab", True),
         ("vocab", 1 << 40),
-        ("left_out", [[1, [-1]]]),
-        ("left_out", {"a": 1}),
         ("grid", [1, 1, 1]),
         ("grid", [1 << 40, 1000, 1000]),
         ("grid", [1_000_000, 1000, 1 << 40]),
@@ -65,22 +94,79 @@ def test_what_is_read_is_what_was_written() -> None:
     ],
 )
 def test_what_is_no_job_is_refused_in_one_line(field: str, value: Any) -> None:
-    body = json.loads(encode(JOB)) | {field: value}
     with pytest.raises(ChunkCorrupt, match="not a job") as caught:
-        read(json.dumps(body).encode(), None, WHERE)
+        read(changed(**{field: value}), WHERE)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[1], [1, 2, 4], [1, 0], [2, 1, 4, 1, 1, 4], [1, 1, 4, 1, 1, 4], [1, 1 << 31, 4]],
+)
+def test_duplicates_of_no_task_or_cut_off_are_refused(numbers: list[int]) -> None:
+    with pytest.raises(ChunkCorrupt, match="not a job"):
+        read(encode(JOB) | {LEFT_OUT_FILE: np.array(numbers, "<u4").tobytes()}, WHERE)
+    with pytest.raises(ChunkCorrupt, match="not a job"):
+        read(encode(JOB) | {LEFT_OUT_FILE: b"abcde"}, WHERE)
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000])
 def test_other_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(ChunkCorrupt):
-        read(data, None, WHERE)
+        read({JOB_FILE: data}, WHERE)
 
 
-def test_more_files_than_can_be_told_are_not_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "FILES_MAX", 0)
-    with pytest.raises(ConfigError, match="--here"):
+@pytest.mark.parametrize(
+    ("bound", "value", "why"),
+    [
+        ("FILES_MAX", 0, "1 files, and 0"),
+        ("TASKS_MAX", 1, "1 tasks, and 0"),
+        ("BYTES_MAX", 12, "4 duplicates to leave out, and 3"),
+        ("BYTES_MAX", 100, "the names of 1 files take"),
+    ],
+)
+def test_what_is_too_much_to_be_told_is_said_as_it_is(
+    bound: str, value: int, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, bound, value)
+    with pytest.raises(ConfigError, match=f"{why}.*--here"):
         encode(JOB)
+
+
+def test_in_which_options_two_jobs_differ() -> None:
+    assert differences(JOB, replace(JOB, left_out={}, sweep=Sweep.PRINTS)) == []
+    recipe = replace(JOB.recipe, clean=Clean("NFC", exact=False, near=0.8), text_field="body")
+    assert differences(JOB, replace(JOB, recipe=recipe)) == ["--field", "--dedup"]
+    assert differences(JOB, replace(JOB, tokenizer=None, vocab=0)) == ["--tokenizer"]
+    trained = replace(JOB, entries=300)
+    assert differences(trained, replace(trained, tokenizer=None, sweep=Sweep.PRINTS)) == []
+    assert differences(trained, replace(trained, entries=301)) == ["--tokenizer"]
+
+
+def test_a_node_with_other_libraries_takes_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = replace(JOB, tokenizer=None)
+    job = replace(job, versions=versions.of(job))
+    assert job.versions.keys() == {"Unicode", "fingerprints", "datasketch"}
+    monkeypatch.setattr("unicodedata.unidata_version", "3.2.0")
+    with pytest.raises(ConfigError, match=r"made with Unicode .* has 3\.2\.0") as caught:
+        versions.require_same(job)
+    assert "\n" not in str(caught.value)
+    versions.require_same(replace(job, recipe=replace(job.recipe, clean=Clean())))
+    other = replace(job, sweep=Sweep.PRINTS, versions={"datasketch": "1.0"})
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"with Unicode \? and"):
+        versions.require_same(other)
+
+
+def test_a_library_that_is_missing_is_named_with_the_extra_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(versions, "version", version)
+    with pytest.raises(ConfigError, match=r"pip install 'peerlm\[dedup\]'"):
+        versions.of(JOB)
 
 
 @pytest.mark.parametrize(
@@ -141,3 +227,17 @@ def test_the_source_must_be_the_same_here(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("more")
     with pytest.raises(ConfigError, match="1 files were listed"):
         listed_here(job, (str(tmp_path),))
+
+
+def test_a_change_of_the_same_size_is_one(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("text")
+    job = Job(listed(str(tmp_path), WHERE))
+    assert job.source.files[0].version
+    file.write_text("next")
+    os.utime(file, (1, 1))
+    with pytest.raises(ConfigError, match=r"a\.txt is another version on this node") as caught:
+        listed_here(job, (str(tmp_path),))
+    assert "\n" not in str(caught.value)
+    unknown = (replace(job.source.files[0], version=""),)
+    listed_here(replace(job, source=replace(job.source, files=unknown)), (str(tmp_path),))

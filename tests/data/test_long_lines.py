@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from peerlm.data import making
+from peerlm.data import findings, making
 from peerlm.data.clean import Clean
 from peerlm.data.prepared import Job, Made, Recipe
 from peerlm.data.sources import listed
@@ -44,8 +44,7 @@ def job_of(path: Path, clean: Clean) -> Job:
 
 
 def tokens_of(job: Job) -> int:
-    if job.recipe.clean.compares:
-        job = making.without_duplicates(job, making.fingerprints(job, processes=0))
+    job = making.settled(findings.begun(job), processes=0)
     made = making.shards(job, processes=0)
     return sum(part.tokens for part in made if isinstance(part, Made))
 

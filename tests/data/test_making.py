@@ -10,7 +10,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from peerlm.data import making, prepared
+from peerlm.data import findings, making, prepared
 from peerlm.data.clean import Clean
 from peerlm.data.prepared import Done, Job, Made, Recipe
 from peerlm.data.shards import corpus_manifest, shard_fact
@@ -169,8 +169,7 @@ def test_duplicates_are_left_out_whoever_looks_for_them(plays: Job) -> None:
     job = replace(plays, recipe=Recipe(clean=Clean(exact=True)))
     hashes = set()
     for processes in (0, 2):
-        prints = making.fingerprints(job, processes=processes)
-        second = making.without_duplicates(job, prints)
+        second = making.settled(findings.begun(job), processes)
         hashes.add(hash_of(second, making.shards(second, processes=0)))
     assert len(hashes) == 1
 

@@ -14,7 +14,7 @@ import pytest
 from blake3 import blake3
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from peerlm.data import prepared
+from peerlm.data import findings, prepared
 from peerlm.data.clean import Clean
 from peerlm.data.prepared import Done, Job, Made, Recipe
 from peerlm.data.shards import HEADER, corpus_manifest, shard_bytes, shard_fact
@@ -361,10 +361,12 @@ def test_a_package_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def without_duplicates(job: Job) -> Job:
-    from peerlm.data.making import without_duplicates
-
-    order = reversed(range(len(job.tasks)))
-    return without_duplicates(job, (p for n in order for p in prepared.fingerprints(job, n)))
+    job = findings.begun(job)
+    found = {
+        number: [part.data for part in findings.findings(job, number) if isinstance(part, Made)]
+        for number in reversed(range(job.count))
+    }
+    return findings.concluded(job, [found[number] for number in range(job.count)])
 
 
 def test_records_that_have_come_before_are_left_out_whatever_task_they_are_in(

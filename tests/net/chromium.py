@@ -80,6 +80,11 @@ class Tab:
             await asyncio.sleep(POLL_S)
         return value
 
+    async def tree(self) -> list[dict[str, Any]]:
+        """What a screen reader gets: all nodes that are not ignored."""
+        nodes = (await self.call("Accessibility.getFullAXTree"))["nodes"]
+        return [node for node in nodes if not node["ignored"]]
+
     async def picture(self) -> bytes:
         """The whole page as PNG."""
         shot = await self.call("Page.captureScreenshot", captureBeyondViewport=True)

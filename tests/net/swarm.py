@@ -55,6 +55,7 @@ NODE = {
     "network.port": "0",
     "limits.threads": "1",
     "limits.snapshot_every_s": "2",
+    "observe.sample_every_s": "0",
     "train.device": "cpu",
     "train.pace_tokens_s": "2500",
 }

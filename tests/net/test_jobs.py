@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -41,6 +43,19 @@ STORE = {
 
 TEXT = "".join(f"line {number} of a text that is no poem\n" for number in range(500_000)).encode()
 
+
+def letters() -> bytes:
+    """Records of which many have come before, or nearly so, and a few with signs beyond ASCII."""
+    chance = random.Random(5)
+    words = [f"{number:x}honorificabilitudinitatibus" * 2 for number in range(40)]
+    texts = [" ".join(chance.choices(words, k=40)) for _ in range(1400)]
+    picked = chance.choices(texts, k=1600)
+    picked += [f"{text} Grüße" for text in chance.choices(texts, k=300)]
+    return "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in picked).encode()
+
+
+TEXTS = {"/plays.txt": TEXT, "/letters.jsonl": letters()}
+
 TASKS = 10
 
 SERVED = Semaphore(0)
@@ -60,14 +75,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, *, has_body: bool) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
-        start, end = (int(asked[1]), int(asked[2]) + 1) if asked else (0, len(TEXT))
-        data = TEXT[start:end] if self.path == "/plays.txt" else b""
+        text = TEXTS.get(self.path, b"")
+        start, end = (int(asked[1]), int(asked[2]) + 1) if asked else (0, len(text))
+        data = text[start:end]
         if len(data) > 1000 and has_body:
             SERVED.acquire()
         self.send_response((206 if asked else 200) if data else 404)
         self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{len(text)}"')
         if asked:
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(TEXT)}")
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(text)}")
         self.end_headers()
         if has_body:
             self.wfile.write(data)
@@ -213,6 +230,53 @@ def test_all_are_killed_at_once_and_go_on_with_what_was_made(nodes: list[Node], 
     done = succeed("data", "add", url, "--name", "verses", "--state", running[0].folder)
     assert "verses" in done
     assert record_of(running[0], "verses")["manifest"] == record_of(running[0], "plays")["manifest"]
+
+
+@pytest.mark.timeout(300)
+def test_what_is_looked_for_before_is_shared_too_and_outlives_who_asked_and_a_node(
+    nodes: list[Node], url: str
+) -> None:
+    while SERVED.acquire(blocking=False):
+        pass
+    for node in nodes:
+        if not node.is_running:
+            node.up()
+    for node in nodes:
+        wait_for(partial(_sees, node, 3), "it sees all that offer room")
+    url = url.replace("plays.txt", "letters.jsonl")
+    assert listed(url, "URL").files[0].version == str(len(TEXTS["/letters.jsonl"]))
+    options = ("--dedup", "--near", "0.8", "--encoding", "auto", "--tokenizer", "train:400")
+    asking = adding(nodes[0], url, "--name", "letters", *options)
+    first = wait_for(lambda: job_of(nodes[0]), "the job is there before anything was read")
+    assert (first["sweep"], first["done"]) == ("encodings", 0)
+    asking.kill()
+    asking.communicate(timeout=30)
+    other = peerlm("data", "add", url, "--name", "letters", "--dedup", "--state", nodes[1].folder)
+    assert_refused(
+        other, 3, "job-letters", "--encoding, --near, --tokenizer", "data rm job-letters"
+    )
+
+    def another_has_found_some() -> Node | None:
+        job = job_of(nodes[0])
+        found = [n for n in nodes[1:] if job.get("sweep") == "prints" and n.id in job["made_by"]]
+        if not found and SERVED._value < 1:
+            SERVED.release()
+        return found[0] if found else None
+
+    victim = wait_for(another_has_found_some, "another than the first has found something", 100)
+    shown = succeed("data", "ls", "--state", nodes[0].folder)
+    assert re.search(r"job-letters: duplicates or a vocabulary: [1-9] of \d tasks \(", shown), shown
+    victim.kill()
+    SERVED.release(1000)
+    again = adding(nodes[0], url, "--name", "letters", *options)
+    _, said = again.communicate(timeout=150)
+    assert again.returncode == 0, said
+    alone = ("--name", "letters-alone", "--here", "--wait", "0", *options)
+    succeed("data", "add", url, *alone, "--state", nodes[0].folder)
+    made, here = (record_of(nodes[0], name)["manifest"] for name in ("letters", "letters-alone"))
+    assert made == here
+    with Client(nodes[0].layout) as desk:
+        assert 800 < desk.manifest("letters").meta["documents"] < 1400
 
 
 def test_what_nobody_can_read_ends_in_one_line_and_leaves_no_job(

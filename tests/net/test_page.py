@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,11 +16,15 @@ from typing import Any
 import jsonschema
 import pytest
 from chromium import opened
+from cli_scene import answer_of, member, sample_summary
 from swarm import Node, Swarm, exchanged_more, wait_for
 from terminal import on_terminal
 
-from peerlm.daemon.page import CONNECTIONS_MAX
+from peerlm.cli import words
+from peerlm.daemon.page import CONNECTIONS_MAX, Page
+from peerlm.daemon.sockets import listen_tcp
 from peerlm.errors import PeerlmError
+from peerlm.store.layout import Layout
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -30,7 +35,8 @@ SCHEMA = json.loads((Path(__file__).parents[2] / "peerlm/observe/status.schema.j
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]]:
     swarm = Swarm(tmp_path_factory.mktemp("page"))
     try:
-        founder = swarm.found(**{"page.port": "0"})
+        by_itself = {"observe.sample_every_s": "2", "observe.sample_prompt": "Oh"}
+        founder = swarm.found(**{"page.port": "0", **by_itself})
         second = swarm.join(founder, "", **{"page.port": "0"})
         swarm.wait_whole()
         yield founder, second
@@ -74,6 +80,11 @@ def test_status_history_metrics_and_health(pair: tuple[Node, Node]) -> None:
     assert headers["content-type"].startswith("text/plain; version=0.0.4")
     assert re.search(r"^peerlm_swarm_tokens [1-9]", text, re.MULTILINE)
     assert get(url + "healthz")[:2] == (200, "ok\n")
+    node_id = pair[0].status()["node_id"]
+    code, text, headers = get(f"{url}healthz?node={node_id}")
+    assert (code, text, headers["access-control-allow-origin"]) == (200, "ok\n", "*")
+    assert get(f"{url}healthz?node={'0' * 32}")[:2] == (404, "another node\n")
+    assert "access-control-allow-origin" not in get(url + "status")[2]
     assert get(url + "readyz")[:2] == (200, "ready\n")
 
 
@@ -129,14 +140,15 @@ def test_a_sample_is_written_once_for_a_snapshot(pair: tuple[Node, Node]) -> Non
         assert answer.status == 202
         assert json.loads(answer.read())["writing"]
     sample = wait_for(lambda: _sample(url_of(node)), "it is written", 120)
-    assert sample["error"] == ""
+    assert sample["why"] == ""
     assert sample["snapshot"] > 0
     assert sample["text"]
     node.ask("resume")
 
 
 def _sample(url: str) -> dict[str, Any] | None:
-    sample: dict[str, Any] = json.loads(get(url + "history")[1])["sample"]
+    """Of the node's status, once it is written."""
+    sample: dict[str, Any] = json.loads(get(url + "status")[1])["sample"]
     return None if sample["writing"] else sample
 
 
@@ -198,6 +210,10 @@ async def test_in_a_browser(pair: tuple[Node, Node], tmp_path: Path) -> None:
         assert focused[0] == "skip"
         assert "events" in focused
         assert "write" in focused
+        listed = "document.getElementById('pairs').textContent"
+        ours, theirs = sorted(node.id[:8] for node in pair)
+        assert f"{ours} with {theirs}, " in await tab.value(listed)
+        await tab.wait("document.getElementById('sample').textContent.startsWith('Oh')")
         assert tab.complaints == []
         assert len(await tab.picture()) > 10_000
 
@@ -236,12 +252,63 @@ WORST_CONTRAST = """(() => {
 })()"""
 
 
+async def test_the_exchanges_of_all_nodes_are_seen_and_listed_from_any(tmp_path: Path) -> None:
+    """Of five nodes: this one mixes with the second, the others among each other."""
+    status = answer_of(sample_summary(members=tuple(member(n) for n in range(1, 6))))
+    ids = [m["id"] for m in status["members"]]
+    mixed = {0: [(1, 2.0)], 1: [(0, 2.0), (2, 64.0)], 2: [(3, 8.0)], 3: [(2, 4.0)], 4: []}
+    for number, partners in mixed.items():
+        told = [{"id": ids[partner], "s_ago": ago} for partner, ago in partners]
+        status["members"][number] |= {"mixed_with": told}
+    status["members"][1]["mixed_s_ago"] = 2.5
+    status["sample"]["text"] = "<b>PETRUCHIO:</b>\nNay, come again"
+    page = Page(Layout(tmp_path), listen_tcp("127.0.0.1", 0), "127.0.0.1")
+    page.status = lambda: status
+    try:
+        async with opened(page.url, tmp_path / "browser") as tab:
+            listed = "[...document.querySelectorAll('#pairs li')].map(item => item.textContent)"
+            assert await tab.wait(listed) == [
+                "01010101 with 02020202, 2 s ago",
+                "03030303 with 04040404, 4 s ago",
+                "02020202 with 03030303, 1 min 4 s ago",
+            ]
+            assert await tab.value("document.querySelectorAll('#map line').length") == 3
+            names = [node["name"]["value"] for node in await tab.tree() if "name" in node]
+            (told,) = [name for name in names if "have exchanged" in name]
+            assert told.startswith("3 pairs of 5 nodes have exchanged in five minutes: 01010101")
+            assert told.endswith("02020202 with 03030303, 1 min 4 s ago")
+            assert "exchanges, the latest first" in names
+            text = await tab.value("document.getElementById('sample').textContent")
+            assert text == status["sample"]["text"]
+            of = await tab.value("document.getElementById('sample-of').textContent")
+            assert of.startswith("with snapshot 4, at 2.40 M tokens of the swarm, ")
+            status["members"][4]["mixed_with"] = [{"id": ids[0], "s_ago": 1.0}]
+            status["sample"] |= {"writing": True, "through_swarm": True}
+            await tab.wait("document.querySelectorAll('#map line').length", lambda n: n == 4)
+            assert (await tab.value(listed))[0] == "01010101 with 05050505, 1 s ago"
+            of = await tab.value("document.getElementById('sample-of').textContent")
+            assert of.startswith("through the stages of several nodes, at 2.40 M tokens")
+            assert of.endswith("; the node writes …")
+            status["sample"] |= {"text": "", "at": None, "writing": False, "why": "none: no room"}
+            await tab.wait("document.getElementById('sample-of').textContent === 'none: no room'")
+            for m in status["members"]:
+                m |= {"mixed_with": [], "mixed_s_ago": None}
+            await tab.wait("document.querySelectorAll('#map line').length", lambda n: n == 0)
+            assert await tab.value("document.querySelector('#map title').textContent") == (
+                "0 pairs of 5 nodes have exchanged in five minutes"
+            )
+            assert tab.complaints == []
+    finally:
+        await page.close()
+
+
 async def test_it_is_read_in_light_and_in_dark_and_without_eyes(
     pair: tuple[Node, Node], tmp_path: Path
 ) -> None:
     async with opened(url_of(pair[0]), tmp_path / "browser") as tab:
         await tab.wait("document.querySelectorAll('#rows tr').length", lambda n: n == 2)
-        await tab.wait("document.querySelectorAll('#rate path').length", lambda n: n == 3)
+        await tab.wait("document.querySelectorAll('#rate path').length", lambda n: n == 2)
+        assert await tab.value("document.querySelectorAll('#rate-swarm path').length") == 1
         grounds = set()
         for scheme in ("light", "dark"):
             feature = {"name": "prefers-color-scheme", "value": scheme}
@@ -250,20 +317,21 @@ async def test_it_is_read_in_light_and_in_dark_and_without_eyes(
             contrast, text = await tab.value(WORST_CONTRAST)
             assert contrast >= CONTRAST_MIN, (scheme, contrast, text)
         assert len(grounds) == 2
-        nodes = (await tab.call("Accessibility.getFullAXTree"))["nodes"]
         told = [
             (node["role"]["value"], node.get("name", {}).get("value", ""))
-            for node in nodes
-            if not node["ignored"]
+            for node in await tab.tree()
         ]
         names = {role: {name for r, name in told if r == role} for role, _ in told}
-        assert {"Run", "Events", "Members", "Who mixes with this node"} <= names["heading"]
+        assert {"Run", "Events", "Members", "Who mixes with whom"} <= names["heading"]
         assert {"node", "state", "tokens/s", "why"} <= names["columnheader"]
         assert len(names["rowheader"]) == 2
         assert "Write a sample" in names["button"]
         for role in ("button", "link", "image", "img", "progressbar", "region"):
             assert "" not in names.get(role, set()), f"a nameless {role}"
         assert any("validation loss over time; now" in name for _, name in told)
+        ours, theirs = (node.id[:8] for node in pair)
+        both = " with ".join(sorted((ours, theirs)))
+        assert any("have exchanged" in name and both in name for _, name in told)
 
 
 async def test_the_page_outlives_its_node(pair: tuple[Node, Node], tmp_path: Path) -> None:
@@ -284,3 +352,57 @@ async def test_the_page_outlives_its_node(pair: tuple[Node, Node], tmp_path: Pat
             lambda n: n >= 3,
         )
     assert len(json.loads(get(url + "history")[1])["points"]) >= points
+
+
+def test_a_node_writes_a_text_by_itself_says_what_it_is_of_and_keeps_it(
+    pair: tuple[Node, Node],
+) -> None:
+    node = pair[0]
+    sample = node.wait(lambda s: s["sample"]["text"], "it has written one", 120)["sample"]
+    assert sample["text"].startswith("Oh")
+    assert sample["why"] == ""
+    assert not sample["through_swarm"]
+    assert 0 < sample["snapshot"] <= node.status()["snapshot"]["number"]
+    assert 0 < sample["tokens"] <= node.status()["swarm_tokens"]
+    assert 0 < time.time() - sample["at"] < 240
+    assert 0 < sample["cpu_s"] < 20
+    node.signal(15)
+    node.wait_end()
+    node.up()
+    assert node.wait(lambda s: s["sample"]["text"], "it is there")["sample"] == sample
+    with on_terminal("top", "--state", node.folder) as terminal:
+        terminal.wait_text(f"text at {words.count(sample['tokens'])} tokens: Oh")
+        terminal.type("t")
+        terminal.wait_text(f"snapshot {sample['snapshot']}, at ")
+        terminal.type("q")
+        assert terminal.wait_end() == 0
+
+
+async def test_when_one_node_is_gone_the_swarm_is_followed_from_another(
+    pair: tuple[Node, Node], tmp_path: Path
+) -> None:
+    first, second = pair
+    first.wait(exchanged_more(first), "they mix")
+    names = {node: str(node.status()["node_id"])[:8] for node in pair}
+    urls = {node: url_of(node) for node in pair}
+    title = "document.getElementById('title')?.textContent ?? ''"
+    links = "[...document.querySelectorAll('#rows a')].map(a => [a.textContent, a.href])"
+    async with opened(urls[second], tmp_path / "browser") as tab:
+        for here, there in ((second, first), (first, second)):
+            await tab.wait(title, lambda text, node=here: text.endswith(names[node]))
+            assert await tab.wait(links) == [[names[there], urls[there]]]
+            await tab.call("Page.navigate", url=urls[there])
+        await tab.wait(title, lambda text: text.endswith(names[second]))
+        assert await tab.wait(links) == [[names[first], urls[first]]]
+        assert tab.complaints == []
+        first.kill()
+        rows = "[...document.querySelectorAll('#rows tr')].map(r => [r.cells[0].textContent, r.cells[2].textContent])"
+        await tab.wait(rows, lambda rows: [names[first], "dead"] in rows, 60.0)
+        assert await tab.value(links) == []
+        await tab.wait(
+            "document.getElementById('events').textContent",
+            lambda text: f"{names[first]} at" in text and "was declared dead" in text,
+        )
+        tokens = await tab.value("document.getElementById('left').textContent")
+        await tab.wait("document.getElementById('left').textContent", lambda t: t != tokens)
+        assert await tab.value("document.getElementById('trouble').hidden")

@@ -203,6 +203,8 @@ def test_the_doctor_and_the_way_to_peers(pair, other) -> None:
         "it can dial this node",
         "nodes that it is connected with have it",
         "connect: connection refused",
+        "of 127.0.0.1: only this machine can reach them",
+        "the daemon may have ",
     ):
         assert what in found.out
     assert_refused(found, 1, "1 to be mended")

@@ -70,6 +70,28 @@ def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behin
     mover.wait(lambda s: held(s) == range(stage, stage + 1), "it goes on with the same stage")
 
 
+def test_the_only_host_of_a_stage_goes_when_another_holds_it_and_training_goes_on(
+    swarm: Swarm,
+) -> None:
+    ada = swarm.found("--set", "model.stages=2", **AUTO)
+    token = swarm.token
+    nodes = [ada, *(swarm.join(ada, token, **AUTO) for _ in range(2))]
+    for node in nodes:
+        node.wait(lambda s: len(held(s)) == 1 and s["state"] == "training", "it has a stage")
+    learns(ada)
+    runs = [held(node.status()) for node in nodes]
+    (alone,) = (n for n, run in zip(nodes, runs, strict=True) if runs.count(run) == 1)
+    left = held(alone.status())
+    others = [node for node in nodes if node is not alone]
+
+    assert "left" in succeed("leave", "--state", alone.folder, timeout_s=90)
+    assert alone.wait_end() == 0
+    assert left in [held(node.status()) for node in others], "it was held before it went"
+    for node in others:
+        learns(node)
+    assert {held(node.status()) for node in others} == {range(1), range(1, 2)}
+
+
 def test_given_weights_of_which_the_first_node_holds_a_part_reach_who_holds_the_rest(
     swarm: Swarm, tmp_path: Path
 ) -> None:

@@ -180,6 +180,21 @@ def test_a_host_that_is_killed_takes_no_text_with_it(swarm: Swarm) -> None:
         victim.wait(lambda s: s["state"] == "ready", "it is back")
 
 
+def test_a_node_that_holds_a_part_has_its_sample_text_written_through_the_others(
+    swarm: Swarm,
+) -> None:
+    node = swarm.nodes[1]
+    why = "nothing is learnt yet"
+    url = str(node.wait(lambda s: s["sample"]["why"] == why, "it says why there is none")["page"])
+    ask = urllib.request.Request(url + "sample", method="POST", headers={"X-Peerlm": "sample"})
+    with urllib.request.urlopen(ask, timeout=20) as answer:
+        assert answer.status == 202
+    sample = node.wait(lambda s: not s["sample"]["writing"], "it is written", 120)["sample"]
+    assert sample["through_swarm"]
+    assert sample["text"]
+    assert sample["why"] == ""
+
+
 def test_what_cannot_be_asked_for_is_one_line(swarm: Swarm, tmp_path: Path) -> None:
     founder = ("--state", swarm.nodes[0].folder)
     part, both, empty, nobody, long = at_once(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from unittest.mock import Mock, patch
 
 import pytest
@@ -14,7 +16,14 @@ from peerlm.config import StoreSection
 from peerlm.effects import Effect
 from peerlm.errors import StateError
 from peerlm.events import CheckpointWritten, FragmentCut
-from peerlm.node.checkpoints import GIVEN_UP_S, SHARE_S, TURN_S, Around, Checkpoints
+from peerlm.node.checkpoints import (
+    GIVEN_UP_S,
+    PASSES_TRIES,
+    SHARE_S,
+    TURN_S,
+    Around,
+    Checkpoints,
+)
 from peerlm.node.library import Library
 from peerlm.node.register import Writing
 from peerlm.node.stored import Stored
@@ -47,9 +56,15 @@ class Swarm:
     """Nodes that hold the stages `runs`; each fragment is a chunk of its own. Names are heard at once."""
 
     def __init__(
-        self, *runs: tuple[int, int], stages: int = 1, kept: int = 3, moments: bool = False
+        self,
+        *runs: tuple[int, int],
+        stages: int = 1,
+        kept: int = 3,
+        moments: bool = False,
+        passes: Callable[[PeerId], bytes] | None = None,
+        continues: bytes = b"",
     ) -> None:
-        self.wants_moments = moments
+        self.wants_moments, self.passes, self.continues = moments, passes, continues
         self.now, self.tokens, self.is_done = Instant(0.0), 1000, False
         self.names = Names()
         self.stage_of = {FragmentId(i): i % stages for i in range(8)}
@@ -98,6 +113,8 @@ class Swarm:
             rng,
             self.now,
             lambda: self.wants_moments,
+            None if self.passes is None else partial(self.passes, me),
+            lambda: self.continues,
         )
         return made
 
@@ -144,6 +161,9 @@ class Swarm:
                         node.cut.append(fragment)
                         chunk = (ObjectHash(fragment.to_bytes(32, "big")), 100)
                         is_there = fragment < fx.MOMENTS or node.has_moments
+                        if fragment == fx.PASSES:
+                            chunk = (ObjectHash(effect.passes.ljust(32)), len(effect.passes))
+                            is_there = bool(effect.passes)
                         event = FragmentCut(effect.slot, fragment, 7, (chunk,) if is_there else ())
                         self.perform(peer, node.checkpoints.cut(event, self.now))
                 case fx.WriteCheckpoint():
@@ -221,6 +241,68 @@ def test_a_release_that_knows_no_moments_refuses_them_and_gives_its_weights() ->
         fx.Send(peer_of(2), PartGive(b"s" * 16, fx.MOMENTS + 8, 0, ())),
         fx.CutFragments(b"s" * 16, (FragmentId(2),)),
     ]
+
+
+# ------------------------------------------------------------------------ what of the text is read
+
+
+def made_by(swarm: Swarm, gatherer: int) -> fx.WriteCheckpoint:
+    swarm.nodes[peer_of(gatherer)].checkpoints.want("kept", is_pinned=False)
+    swarm.run(10)
+    (written,) = swarm.written
+    assert [part.fragment for part in written.parts] == sorted(swarm.stage_of)
+    return written
+
+
+def test_what_is_read_is_told_by_the_gatherer_or_by_who_holds_the_first_stage() -> None:
+    alike = Swarm((0, 0), (0, 0), passes=bytes)
+    written = made_by(alike, 2)
+    assert written.passes is not None
+    assert written.passes.peer == peer_of(2), "it asks nobody for what it knows"
+    halves = Swarm((0, 0), (1, 1), stages=2, moments=True, passes=bytes)
+    written = made_by(halves, 2)
+    assert written.passes is not None
+    assert written.passes.peer == peer_of(1)
+    assert written.passes.chunks == ((ObjectHash(peer_of(1).ljust(32)), 16),)
+    assert len(written.moments) == 8
+
+
+def test_where_nothing_is_read_yet_or_nobody_can_say_a_checkpoint_goes_without() -> None:
+    fresh = Swarm((0, 0), (0, 0), passes=lambda peer: b"")
+    assert made_by(fresh, 1).passes is None
+    assert fx.PASSES not in fresh.nodes[peer_of(2)].cut, "and nobody is asked"
+    silent = Swarm(
+        (1, 1), *((0, 0) for _ in range(6)), stages=2, moments=True, passes=lambda peer: b""
+    )
+    written = made_by(silent, 1)
+    assert (written.passes, len(written.moments)) == (None, 8)
+    assert sum(fx.PASSES in node.cut for node in silent.nodes.values()) == PASSES_TRIES
+
+
+def test_what_is_read_is_one_chunk_or_nothing() -> None:
+    swarm = Swarm((1, 1), (0, 0), stages=2, passes=lambda peer: b"read")
+    checkpoints = swarm.nodes[FIRST].checkpoints
+    checkpoints.want("kept", is_pinned=False)
+    checkpoints.wake(swarm.around(FIRST), swarm.wall, swarm.now)
+    assert checkpoints._gathering is not None
+    chunks = (PartChunk(b"a" * 32, 100), PartChunk(b"b" * 32, 100))
+    give = PartGive(checkpoints._gathering.slot, fx.PASSES, 0, chunks)
+    checkpoints.given(peer_of(2), give, swarm.now)
+    assert fx.PASSES not in checkpoints._gathering.parts
+    assert peer_of(2) in checkpoints._gathering.failed_passes
+
+
+def test_who_holds_no_first_stage_refuses_to_say_what_is_read() -> None:
+    swarm = Swarm((1, 1), (0, 0), stages=2, passes=lambda peer: b"read")
+    ask = PartAsk(b"s" * 16, (fx.PASSES,))
+    said = swarm.nodes[FIRST].checkpoints.asked(peer_of(2), ask, swarm.around(FIRST), swarm.now)
+    assert said == [fx.Send(peer_of(2), PartGive(b"s" * 16, fx.PASSES, 0, ()))]
+
+
+def test_a_run_that_goes_on_names_the_checkpoint_it_began_with_as_the_one_before() -> None:
+    swarm = Swarm((0, 0), continues=b"p" * 32)
+    make_some(swarm, 2)
+    assert [written.before for written in swarm.written] == [b"p" * 32, numbered(1)]
 
 
 def test_they_go_on_and_old_ones_go_but_pinned_ones_stay() -> None:

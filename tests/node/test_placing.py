@@ -258,6 +258,38 @@ def test_a_run_that_ends_moves_nobody() -> None:
     assert Life(range(1), others={ANN: host(range(1))}, is_busy=True).rests(30)
 
 
+def test_when_the_run_is_over_copies_are_kept_and_the_stage_of_a_dead_host_is_taken_over() -> None:
+    others = {ANN: host(range(1)), BOB: host(range(1, 2))}
+    life = Life(range(1), others=others, is_at_rest=True)
+    life.until(lambda: life.node.stock.has_copy(1))
+    assert life.rests(10)
+    pulls = [e for e in life.effects if isinstance(e, RunPull)]
+    assert len(pulls) == len(copies_of(1)), "what has not changed is not pulled again"
+    life.see({ANN: host(range(1))})
+    life.until(lambda: life.node.move == range(1, 2), 10)
+    assert life.node.objects() == copies_of(1)
+
+
+def test_when_the_run_is_over_who_leaves_is_relieved_by_who_has_room() -> None:
+    held = {ANN: host(range(1)), BOB: host(range(1, 2)), EVE: host(range(1, 2))}
+    life = Life(range(1), room=2 * ROOM, others=held, is_at_rest=True)
+    assert life.rests(30), "both stages have two"
+    leaving = {peer: replace(host(range(1, 2)), draining=True) for peer in (BOB, EVE)}
+    life.see({ANN: host(range(1)), **leaving})
+    life.until(lambda: life.node.move == range(2), 10)
+    assert {e.peer for e in life.effects if isinstance(e, RunPull)} <= {BOB, EVE}
+
+
+def test_when_the_run_is_over_nobody_moves_for_speed() -> None:
+    fast, slow = host(range(1), speed=50.0), host(range(1, 2), speed=1.0)
+    others = {ANN: fast, PeerId(b"z" * 16): fast, BOB: slow, EVE: slow}
+    life = Life(range(1), others=others)
+    life.until(lambda: life.node.target == range(1, 2), 100)
+    assert Life(range(1), others=others, is_at_rest=True).rests(100)
+    life.see(is_at_rest=True)
+    life.until(lambda: life.node.target == range(1) and life.node.move is None, 10)
+
+
 # -------------------------------------------------------------------------------------- copies
 
 

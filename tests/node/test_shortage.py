@@ -70,7 +70,7 @@ def test_each_thing_has_one_line(changes: dict[str, Any], words: tuple[str, ...]
 
 
 def job(**changes: Any) -> dict[str, Any]:
-    at = {"name": "job-a", "tasks": 3, "done": 1, "makers": [], "troubles": {}}
+    at = {"name": "job-a", "sweep": "", "tasks": 3, "done": 1, "makers": [], "troubles": {}}
     return {**at, **changes}
 
 
@@ -80,6 +80,7 @@ def test_a_job_that_nobody_can_do_is_stuck_and_one_that_somebody_does_is_not() -
     assert jobs_stuck([job(troubles=troubles)]) == ("no node can make job-a: access denied",)
     assert jobs_stuck([job(troubles=troubles, makers=["cc"])]) == ()
     assert jobs_stuck([job(troubles=troubles, done=3)]) == ()
+    assert jobs_stuck([job(troubles=troubles, done=3, sweep="prints")]), "nobody can conclude it"
 
 
 def test_it_lasts_from_the_first_that_lacks_to_the_last() -> None:

@@ -34,6 +34,19 @@ NODE = {"limits.threads": "1", "train.pace_tokens_s": "2000", "limits.snapshot_e
 SHORT = "[Service]\nWatchdogSec=4\n"
 """The watchdog's time here: what is shown does not depend on it."""
 
+PROBE = """\
+import mmap
+try:
+    mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    print("memory to write and to run: had")
+except PermissionError:
+    print("memory to write and to run: refused")
+"""
+"""Asks for what MemoryDenyWriteExecute= keeps from a service."""
+
+PROBED = "[Service]\nExecStartPre=/opt/peerlm/bin/python /opt/peerlm/probe.py\n"
+"""What runs before the daemon runs under all that holds for the daemon."""
+
 STOP_S = 10.0
 BACK_S = 60.0
 
@@ -125,7 +138,9 @@ def test_a_machine_whose_node_is_a_service(scene: tuple[Machine, Founder]) -> No
     here, founder = scene
     is_installed_and_says_what_to_do(here)
     joins_for_a_member_of_its_group(here, founder)
+    is_kept_from_memory_to_write_and_to_run(here)
     is_hardened_and_trains(here)
+    is_told_of_itself_by_the_doctor(here)
     comes_back_after_a_kill(here)
     is_restarted_when_it_hangs(here)
     is_back_after_the_machine_was_switched_off(here)
@@ -165,6 +180,24 @@ def joins_for_a_member_of_its_group(here: Machine, founder: Founder) -> None:
     assert "started again 0 times" in here.run(INSTALLED, "service", "status").stdout
 
 
+def is_kept_from_memory_to_write_and_to_run(here: Machine) -> None:
+    """Else a machine in which the filter does nothing would say of torch that it bears it."""
+    Path(here.root, "opt/peerlm/probe.py").write_text(PROBE)
+    assert here.ask("/opt/peerlm/bin/python", "/opt/peerlm/probe.py").endswith(": had")
+    drop_in = Path(here.root, "etc/systemd/system/peerlm.service.d/probe.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text(PROBED)
+    here.run("systemctl", "daemon-reload")
+    here.run("systemctl", "restart", "peerlm.service")
+    told = here.ask("journalctl", "-u", "peerlm.service", "--no-pager", "-o", "cat")
+    assert "memory to write and to run: refused" in told
+    assert "memory to write and to run: had" not in told
+    drop_in.unlink()
+    drop_in.parent.rmdir()
+    here.run("systemctl", "daemon-reload")
+    here.wait("it participates after a restart", lambda: participates(here), BACK_S)
+
+
 def is_hardened_and_trains(here: Machine) -> None:
     for unit in ("peerlm.service", "peerlm@.service"):
         path = f"/opt/source/systemd/{unit}"
@@ -180,6 +213,30 @@ def is_hardened_and_trains(here: Machine) -> None:
     main = here.unit("MainPID")
     assert here.ask("stat", "-c", "%U", f"/proc/{main}") == "peerlm"
     assert here.ask("runuser", "-u", "ada", "--", "ls", "/var/lib/peerlm/") == ""
+    everybodys = of_process(here, "1", "Seccomp_filters")
+    worker = here.ask("pgrep", "-P", main, "-f", "peerlm.train.worker")
+    for pid in (main, worker):
+        assert of_process(here, pid, "Seccomp") == 2, "calls are filtered"
+        assert of_process(here, pid, "Seccomp_filters") > everybodys, "by more than the container"
+        assert of_process(here, pid, "NoNewPrivs") == 1
+        assert of_process(here, pid, "CapEff") == 0
+
+
+def of_process(here: Machine, pid: str, name: str) -> int:
+    """A number of /proc/PID/status."""
+    lines = here.run("cat", f"/proc/{pid}/status").stdout.splitlines()
+    value = dict(line.split(":", 1) for line in lines)[name].strip()
+    return int(value, 16 if name.startswith("Cap") else 10)
+
+
+def is_told_of_itself_by_the_doctor(here: Machine) -> None:
+    """Who may not even look into its folder hears what the daemon is let have, and not what this shell is."""
+    said = as_ada(here, "doctor").stdout
+    assert "the daemon may have 16384 files and sockets open at once" in said
+    assert "auto; the worker trains on cpu" in said
+    assert "listening on 7700 to 7702 of all addresses" in said
+    assert "by the daemon's word; its certificate is not looked at: may not look into" in said
+    assert "Traceback" not in said
 
 
 def comes_back_after_a_kill(here: Machine) -> None:

@@ -27,7 +27,8 @@ from peerlm.serve.lap import Kind, Row
 from peerlm.serve.route import Logits, Turn, Version
 from peerlm.serve.scheduler import Scheduler
 from peerlm.serve.service import Service
-from peerlm.serve.stage_server import StageServer, Weights
+from peerlm.serve.stage_server import StageServer
+from peerlm.serve.stage_weights import Weights
 from peerlm.train import protocol
 from peerlm.types import Instant, PeerId
 

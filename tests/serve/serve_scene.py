@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from peerlm.cli.plan import current_plan
 from peerlm.config import ModelSection, Plan
 from peerlm.data.tokenizer import ByteTokenizer
 from peerlm.model.model import LanguageModel
@@ -16,6 +17,10 @@ from peerlm.serve.route import Version
 from peerlm.serve.scheduler import Scheduler
 from peerlm.serve.service import Job, Service
 from peerlm.serve.session import Sampling
+from peerlm.store import snapshot
+from peerlm.store.layout import Layout
+from peerlm.store.snapshot import Contents, FragmentState
+from peerlm.types import PeerId, RunId, WallTime
 
 SMALL = {"dim": 32, "heads": 4, "kv_heads": 2, "hidden": 48, "context": 48}
 KINDS = {
@@ -24,6 +29,10 @@ KINDS = {
     "gru": ModelSection(blocks=("recurrent",) * 2, cell="gru", tied=False, **SMALL),
     "hybrid": ModelSection(blocks=("recurrent", "attention", "feedforward"), **SMALL),
 }
+
+
+INIT = ("--set", "model.dim=16", "--set", "model.heads=2", "--set", "model.hidden=16")
+"""Options of `peerlm init`: a run of a small model."""
 
 
 def plan_of(kind: str) -> Plan:
@@ -46,6 +55,27 @@ def fragment_values(plan: Plan, model: LanguageModel) -> list:
         values.append(np.empty(spec.size, np.float32))
         copy_out(model, spec, values[-1])
     return values
+
+
+def put_snapshot(layout: Layout, tokens: int, value: float | None = None) -> None:
+    """As a daemon writes it; all weights are `value`, or random."""
+    signed, rng = current_plan(layout), np.random.default_rng(tokens)
+    states = []
+    for spec in fragments(signed.plan):
+        phi = rng.normal(size=spec.size).astype(np.float32)
+        if value is not None:
+            phi[:] = value
+        states.append(FragmentState(spec.id, 1, phi, np.zeros_like(phi), ()))
+    contents = Contents(
+        run_id=RunId(bytes(16)),
+        plan_hash=bytes(32),
+        plan_revision=1,
+        tokens={(PeerId(bytes(16)), 1): tokens},
+        own_tokens=tokens,
+        epoch=1,
+        wall=WallTime(1.0),
+    )
+    snapshot.write(layout, contents, fragments(signed.plan), states)
 
 
 def version_of(slots: Slots, model: LanguageModel, name: str = "v1") -> Version:

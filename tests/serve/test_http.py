@@ -19,13 +19,18 @@ import psutil
 import pytest
 import torch
 from http_scene import Server, events, served, until
-from ring_scene import Host, Ring, ring_service, staged
+from ring_scene import LINE_S, Host, Ring, ring_service, staged
 from serve_scene import fragment_values, model_of, plan_of
+from test_ring_versions import change_under_way
 
 from peerlm.model.export import write_model
 from peerlm.model.generate import generate
 from peerlm.serve import http, keys
+from peerlm.serve import lap as laps
 from peerlm.serve.keys import Key
+from peerlm.serve.lap import Kind
+from peerlm.serve.route import name_of_all
+from peerlm.types import PeerId
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(60)]
 
@@ -130,19 +135,73 @@ async def test_where_hosts_are_full_it_is_429_and_where_there_are_none_503() -> 
     host.fill()
     ring = Ring(plan, [host])
     async with served(service=ring_service(ring)) as server:
-        code, found, headers = await server.post(prompt="x")
-        assert (code, found["error"]["code"]) == (429, "hosts_full")
-        assert 1 <= int(headers["Retry-After"]) <= 60
-        body = {"model": "plays", "prompt": "x", "stream": True}
-        async with server.session.post(f"{server.url}/v1/completions", json=body) as answer:
-            (data,) = [data async for data in events(answer)]
-        assert json.loads(data)["error"]["type"] == "rate_limit_error"
+        for stream in (False, True):
+            code, found, headers = await server.post(prompt="x", stream=stream)
+            assert (code, found["error"]["code"]) == (429, "hosts_full")
+            assert found["error"]["type"] == "rate_limit_error"
+            assert 1 <= int(headers["Retry-After"]) <= 60
         host.forget_all()
         assert (await server.post(prompt="x", max_tokens=2))[0] == 200
         assert re.search(r"^peerlm_serve_rereads_total [1-9]", await server.figures(), re.M)
         ring.kill(host)
-        code, found, _ = await server.post(prompt="x")
-        assert (code, found["error"]["code"]) == (503, "no_host")
+        for stream in (False, True):
+            code, found, _ = await server.post(prompt="x", stream=stream)
+            assert (code, found["error"]["code"]) == (503, "no_host")
+
+
+async def streamed(server: Server, **body: Any) -> list[dict[str, Any]]:
+    """Every chunk."""
+    body = {"model": "plays", "temperature": 0, "stream": True, **body}
+    async with server.session.post(f"{server.url}/v1/completions", json=body) as answer:
+        found = [data async for data in events(answer)]
+    assert found[-1] == "[DONE]"
+    return [json.loads(data) for data in found[:-1]]
+
+
+async def test_a_stream_names_the_weights_that_it_goes_on_with() -> None:
+    """Its host loads others in mid-text, and the text is read again with them."""
+    plan = staged(plan_of("hybrid"), 2)
+    hosts = [Host(plan, model_of(plan), name, at, at) for at, name in enumerate("ab")]
+    ring, laps_seen = Ring(plan, hosts), 0
+
+    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
+        nonlocal laps_seen
+        is_lap = target == hosts[1].peer and laps.read_head(data).kind is Kind.FORWARD
+        laps_seen += is_lap
+        if is_lap and laps_seen == 8:
+            change_under_way(hosts[1], "v2")
+        return [(LINE_S, data)]
+
+    ring.meddle = meddle
+    async with served(service=ring_service(ring)) as server:
+        chunks = await streamed(
+            server, prompt="ROMEO:", max_tokens=20, stream_options={"include_usage": True}
+        )
+        names = [chunk["system_fingerprint"] for chunk in chunks]
+        both = name_of_all(("v1", "v1", "v1", "v2"))
+        assert list(dict.fromkeys(names)) == ["v1", both]
+        assert names[-1] == both, "also beside the usage"
+        assert len({chunk["created"] for chunk in chunks}) == 1
+        assert ring.gateway.again == 1
+
+
+async def test_an_answer_of_several_texts_names_the_weights_of_each() -> None:
+    plan = staged(plan_of("hybrid"), 2)
+    hosts = [Host(plan, model_of(plan, seed), f"h{seed}", 0, 1) for seed in (1, 2)]
+    for number, host in enumerate(hosts, 1):
+        host.load(model_of(plan, number), f"v{number}")
+    ring = Ring(plan, hosts)
+    async with served(service=ring_service(ring)) as server:
+        seen = set()
+        for number in range(1, 9):
+            _, one, _ = await server.post(prompt=f"{number}", max_tokens=2)
+            seen.add(one["system_fingerprint"])
+        assert seen == {"v1", "v2"}, "a text alone names its own"
+        _, whole, _ = await server.post(prompt="x", n=8, max_tokens=2)
+        assert whole["system_fingerprint"].startswith("stages-")
+        chunks = await streamed(server, prompt="x", n=8, max_tokens=2)
+        assert chunks[0]["system_fingerprint"] in seen
+        assert chunks[-1]["system_fingerprint"].startswith("stages-")
 
 
 async def test_each_wrong_request_has_one_clear_error_and_disturbs_nobody() -> None:

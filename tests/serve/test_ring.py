@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -48,25 +49,29 @@ def alone(model: LanguageModel, job: Job, **sampling: float) -> list[int]:
     return list(generate(model, job.prompts[0], job.tokens_max, rng_seed=seed, **options))
 
 
+MIXED, LONG = range(5, 29, 3), (64,)
+"""Tokens of one text after another."""
+
+
 @pytest.mark.parametrize(
-    ("kind", "runs"),
+    ("kind", "runs", "tokens"),
     [
-        ("attention", ((0, 0), (1, 1), (2, 2))),
-        ("attention", ((0, 0), (1, 1), (2, 2), (3, 3))),
-        ("attention", ((0, 0), (0, 0), (1, 2), (1, 1), (2, 2))),
-        ("lstm", ((0, 0), (1, 1))),
-        ("gru", ((0, 0), (1, 1))),
-        ("hybrid", ((0, 0), (1, 1), (2, 2))),
-        ("hybrid", ((0, 2), (1, 1))),
+        ("attention", ((0, 0), (1, 1), (2, 2)), LONG),
+        ("attention", ((0, 0), (1, 1), (2, 2), (3, 3)), MIXED),
+        ("attention", ((0, 0), (0, 0), (1, 2), (1, 1), (2, 2)), MIXED),
+        ("lstm", ((0, 0), (1, 1)), MIXED),
+        ("gru", ((0, 0), (1, 1)), MIXED),
+        ("hybrid", ((0, 0), (1, 1), (2, 2)), LONG),
+        ("hybrid", ((0, 2), (1, 1)), MIXED),
     ],
 )
 def test_twenty_prompts_through_stages_are_as_one_at_a_time(
-    kind: str, runs: tuple[tuple[int, int], ...]
+    kind: str, runs: tuple[tuple[int, int], ...], tokens: Sequence[int]
 ) -> None:
     model, ring, hosts = scene(kind, runs)
     service = ring_service(ring, slots=7, chunk=24)
     jobs = [
-        job_of(prompt, 5 + 3 * (i % 8), rng_seed=i, **WAYS[i % len(WAYS)])
+        job_of(prompt, tokens[i % len(tokens)], rng_seed=i, **WAYS[i % len(WAYS)])
         for i, prompt in enumerate(prompts(20, model.context))
     ]
     for job in jobs:
@@ -108,6 +113,31 @@ def test_a_host_that_dies_takes_no_text_with_it(kind: str, victim: int, is_seen:
     assert ids == alone(model, job)
     assert ring.gateway.again == 1
     assert ring.now - began < 7.0
+
+
+def test_who_waits_for_others_of_its_gateway_is_not_taken_for_lost() -> None:
+    """Texts that begin go alone, one after the other; the first host needs as long for each."""
+    model, ring, hosts = scene("hybrid")
+    free_at = 0.0
+
+    def meddle(source: PeerId, target: PeerId, data: bytes) -> list[tuple[float, bytes]]:
+        nonlocal free_at
+        if target != hosts[0].peer or source != ME:
+            return [(0.001, data)]
+        free_at = max(free_at, ring.now) + 0.4
+        return [(free_at - ring.now, data)]
+
+    ring.meddle = meddle
+    service = ring_service(ring, slots=32, chunk=1024)
+    service.submit(job_of(PROMPT, 1))
+    drained(service)
+    jobs = [job_of(PROMPT, 3, rng_seed=i) for i in range(32)]
+    for job in jobs:
+        service.submit(job)
+    found = drained(service)
+    assert [found[job] for job in jobs] == [alone(model, job) for job in jobs]
+    assert ring.now > 12
+    assert ring.gateway.again == 0
 
 
 def test_a_host_that_has_forgotten_reads_it_all_again() -> None:

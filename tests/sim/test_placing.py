@@ -11,8 +11,8 @@ from peerlm.cli.main import cli
 from peerlm.sim.placing import Outcome, Setting, compare, figures, play
 
 
-def lived(nodes: int, hours: float, churn: float, seed: int) -> Outcome:
-    return play(Setting(nodes, 6, hours, churn, seed))
+def lived(nodes: int, hours: float, churn: float, seed: int, is_over: bool = False) -> Outcome:
+    return play(Setting(nodes, 6, hours, churn, seed, is_over=is_over))
 
 
 def again(nodes: int, hours: float, churn: float, seed: int) -> str:
@@ -32,6 +32,14 @@ def test_a_swarm_at_rest_stays_at_rest() -> None:
     setting = (20, 6.0, 0.0, 3)
     found = figures([lived(*setting)])
     assert (found["takes"], found["moves"], found["withdrawn"]) == (0, 0, 0), again(*setting)
+
+
+def test_after_the_run_stages_stay_hosted_and_nothing_else_is_done() -> None:
+    found = figures([lived(20, 0.2, 0.05, 1, is_over=True)])
+    assert found["samples_with_unhosted"] == 0, again(20, 0.2, 0.05, 1) + " --over"
+    assert found["changes"], again(20, 0.2, 0.05, 1) + " --over"
+    found = figures([lived(20, 1.0, 0.0, 3, is_over=True)])
+    assert (found["takes"], found["moves"], found["withdrawn"]) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
@@ -55,7 +63,8 @@ def test_the_command_tells_figures_and_refuses_what_it_cannot_play() -> None:
     assert list(found)[:6] == ["scenario", "nodes", "runs", "seed", "profile", "digest"]
     assert found["less_hosted"] == 0
     short = ["sim", "placement", "--nodes", "3", "--stages", "6", "--hours", "0.1", "--churn", "0"]
-    assert "samples_with_unhosted" in CliRunner().invoke(cli, short).stdout
+    for more in ([], ["--over"]):
+        assert "samples_with_unhosted" in CliRunner().invoke(cli, [*short, *more]).stdout
     for wrong in (["--nodes", "0"], ["--churn", "nan"], ["--nodes", "7", "--against-best"]):
         refused = CliRunner().invoke(cli, ["sim", "placement", *wrong])
         assert refused.exit_code != 0

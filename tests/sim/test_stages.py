@@ -12,6 +12,7 @@ import pytest
 from peerlm import effects as fx
 from peerlm.cli.main import main
 from peerlm.errors import ConfigError
+from peerlm.events import Leave, TextsCounted
 from peerlm.model.stages import memory_of, stages
 from peerlm.sim.channels import SILENT_S
 from peerlm.sim.learner import Quadratic, Teacher, part_of
@@ -80,6 +81,23 @@ def test_hosts_train_together_and_tokens_are_those_of_who_reads() -> None:
     assert node.work.worker.stream_bytes[0] > 0
 
 
+def test_how_busy_a_host_is_and_how_many_texts_go_through_it_others_hear() -> None:
+    world = well(ring_of("0", "1", "2"))
+    world.run(10)
+    world.machines[1].post(TextsCounted(5))
+    world.run(5)
+    told = world.member(0, 1)
+    assert told is not None
+    assert told.busy is not None
+    assert 0 <= told.busy <= 1
+    assert told.texts == 8
+    world.machines[1].post(TextsCounted(0))
+    world.run(5)
+    told = world.member(0, 1)
+    assert told is not None
+    assert told.texts == 0
+
+
 def test_without_a_stage_nothing_is_learnt_and_its_host_that_comes_back_is_all_it_takes() -> None:
     world = well(ring_of("0", "1", "2"))
     world.kill(2)
@@ -110,6 +128,70 @@ def test_a_node_that_decides_takes_over_the_stage_of_a_sole_host_that_died() -> 
     holders = [m for m in world.up() if 2 in m.holding.held]
     assert [m.settings.host.stages for m in holders] == ["auto"]
     assert "fresh" not in [log for m in holders for log in m.installed_from()[1:]]
+
+
+def test_who_can_take_the_stage_of_a_dead_sole_host_trains_it_within_half_a_minute() -> None:
+    world = ring_of("0", "1", "2")
+    world.add(3, 0, **{"host.memory_bytes": room_for_one(world), "host.stages": "auto"})
+    well(world)
+    world.run(60)
+    spare, reads = world.machines[3], world.machines[0]
+    (stage,) = {1, 2} - {*spare.holding.held} if spare.holding.held[0] else {2}
+    assert spare.node is not None
+    assert spare.node.placing is not None
+    assert spare.node.placing.stock.has_copy(stage)
+    world.kill(stage)
+    world.run(60, lambda: stage in world.summary(3).lacking)
+    able_at = world.now
+    world.run(60, lambda: stage in spare.holding.held)
+    learnt = reads.tokens_trained
+    world.run(60, lambda: reads.tokens_trained > learnt + 2000)
+    assert reads.tokens_trained > learnt + 2000, world.story()
+    assert world.now - able_at < 30
+
+
+def test_after_the_run_stages_of_a_sole_host_that_dies_and_of_one_that_leaves_are_taken_over() -> (
+    None
+):
+    world = ring_of("0", "1", "2", plan={"run__token_budget": 100_000})
+    room = {"host.memory_bytes": room_for_one(world), "host.stages": "auto"}
+    for number in (3, 4):
+        world.add(number, 0, **room)
+
+    def hosts(stage: int) -> list[Machine]:
+        return [m for m in world.up() if stage in m.holding.held]
+
+    def is_over() -> bool:
+        return world.all_in("done") and all(map(hosts, range(3)))
+
+    world.run(300, is_over)
+    world.run(100)
+    placed = {m.number: m.holding.held for m in world.up()}
+    world.run(60)
+    assert is_over(), world.story()
+    assert placed == {m.number: m.holding.held for m in world.up()}, "at rest nobody moves"
+
+    (stage,) = (s for s in range(3) if len(hosts(s)) == 1)
+    (alone,) = hosts(stage)
+    final = {f: slow.phi.copy() for f, slow in alone.labour.slow.items()}
+    world.kill(alone.number)
+    took_s = world.run(60, lambda: bool(hosts(stage)) and is_over())
+    assert is_over(), world.story()
+    assert took_s < 30
+    (taker,) = hosts(stage)
+    for fragment, phi in final.items():
+        np.testing.assert_array_equal(taker.labour.slow[fragment].phi, phi)
+    node = taker.node
+    assert node is not None
+    world.run(5)
+    assert node.work.snapshots.is_final, "it has the finished weights, and says so"
+
+    (stage,) = (s for s in range(3) if [m.number for m in hosts(s)] == [s])
+    leaver = world.machines[stage]
+    leaver.post(Leave(hands_over=True))
+    took_s = world.run(150, lambda: leaver not in world.up())
+    assert took_s < 60, "it waits for who takes it over, and no longer"
+    assert is_over(), world.story()
 
 
 def test_stages_that_the_first_node_was_given_and_does_not_hold_go_to_those_that_join() -> None:

@@ -67,11 +67,12 @@ class Life:
     def __init__(self, *hosts: Host) -> None:
         self.view, self.mind, self.now = swarm(*hosts), Mind(), Instant(1000.0)
         self.loaded, self.rng, self.demand = NONE, Random(1), DEMAND
+        self.is_at_rest = False
 
     def look(self, after_s: float = 0.0) -> Decision:
         self.now = Instant(self.now + after_s)
-        me = peer(0)
-        decision = decide(self.demand, self.view, me, self.loaded, self.now, self.rng, self.mind)
+        seen = self.demand, self.view, peer(0), self.loaded, self.now, self.rng, self.mind
+        decision = decide(*seen, is_at_rest=self.is_at_rest)
         self.mind = decision.mind
         return decision
 
@@ -155,6 +156,25 @@ def test_balance_is_left_alone_and_so_is_a_small_gap() -> None:
 def test_a_gap_draws_a_node_to_the_slowest_stage() -> None:
     hosts = [host(range(1)) for _ in range(6)] + [host(range(s, s + 1)) for s in (1, 1, 2, 2)]
     assert Life(*hosts).until(Verb.MOVE).stages in (range(1, 2), range(2, 3))
+
+
+def test_at_rest_gaps_are_filled_and_a_slow_stage_stays_slow() -> None:
+    ends = [host(range(s, s + 1)) for s in (0, 0, 2, 2)]
+    slow = host(range(1, 2), speed=1.0)
+    life = Life(host(range(1)), *ends, slow, slow)
+    life.is_at_rest = True
+    assert life.rests(3600)
+    life.is_at_rest = False
+    move = life.until(Verb.MOVE)
+    life.announce(move.stages)
+    life.is_at_rest = True
+    assert life.until(Verb.WITHDRAW).stages == range(1), "it was for speed"
+    life.announce(range(1))
+    del life.view[peer(5)], life.view[peer(6)]
+    assert life.until(Verb.MOVE).stages == range(1, 2)
+    life = Life(host(range(1), stages=2), *ends, slow)
+    life.is_at_rest = True
+    assert life.until(Verb.TAKE).stages == range(2), "one host is too few"
 
 
 def test_the_old_is_hosted_until_others_are_ready() -> None:

@@ -220,7 +220,8 @@ def test_the_longest_record_and_vitals_fit_their_rumors() -> None:
     vitals = Vitals(
         b"p" * 16, 2**62, 2**62, 2**62, "w" * 64, True, True, True, 2**62,
         1.5, 1.5, 1.5, 1.5, 2**62, 2**62, True, 2**62, 2**62, True, 2**62, 2**62, 1.5, 1.5,
-        2**62, 2**62, "l" * 32, 2**62, True, 2**62,
+        2**62, 2**62, "l" * 32, 2**62, True, 2**62, True, 2**62, (2**62,) * 8,
+        (b"p" * 4,) * 4, (2**62,) * 4, 65_535, 2**62, 2**62,
     )  # fmt: skip
     assert len(encode(vitals)) <= 512
     name = NameRecord(

@@ -1,0 +1,155 @@
+"""What has to be known of all of a source before a token of it is made, found out task by task: encodings, the vocabulary,
+duplicates.
+
+Each is a sweep over the source, or part of one. What a task of it becomes, its *findings*, are a few megabytes of bytes that are
+the same whoever makes them, as shards are, so several nodes share a sweep as they share the making of tokens. What follows
+from the findings of all tasks, `concluded`, is the job of the next sweep: it is a pure function of them too, so whoever
+comes to it, and if two do, it is the same job.
+
+Fingerprints of a document are a byte that says which there are, then these: 17 bytes, with near ones 529. They are read
+one after the other and never lie in memory together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+
+from peerlm.data import encodings, formats, prepared, vocabulary
+from peerlm.data.clean import EXACT_BYTES, NEAR_BYTES, Fingerprint, duplicates, fingerprint
+from peerlm.data.encodings import AUTO
+from peerlm.data.prepared import Done, Job, Made, Sweep
+from peerlm.data.sources import Pause
+from peerlm.errors import ChunkCorrupt
+from peerlm.store.manifest import CHUNK_BYTES
+
+NOTHING, EXACT, NEAR = range(3)
+"""What there is of a document."""
+
+SIZES = {NOTHING: 0, EXACT: EXACT_BYTES, NEAR: EXACT_BYTES + NEAR_BYTES}
+
+TOKENIZER_BYTES_MAX = 64 << 20
+
+Kept = Callable[[int], object]
+"""Told how many documents are remembered; what it raises ends it."""
+
+
+def begun(job: Job) -> Job:
+    """The job in its first sweep."""
+    return replace(job, sweep=Sweep.ENCODINGS if job.recipe.encoding == AUTO else _second(job))
+
+
+def _second(job: Job) -> Sweep:
+    return Sweep.PRINTS if job.recipe.clean.compares or job.entries else Sweep.TOKENS
+
+
+def findings(job: Job, number: int, pause: Pause = lambda _: None) -> Iterator[Made | Done]:
+    """What is found in task `number` of a sweep before that of tokens, in pieces of a chunk at most. Holds one, and a unit.
+
+    Raises:
+        ConfigError: the source cannot be read, or is not what its name and the recipe say.
+    """
+    pieces = documents = 0
+    for data, count in _pieces(job, number, pause):
+        yield Made(number, pieces, data, 0)
+        pieces += 1
+        documents += count
+    yield Done(number, pieces, documents, prepared.stored_bytes(job, number))
+
+
+def _pieces(job: Job, number: int, pause: Pause) -> Iterator[tuple[bytes, int]]:
+    """Each piece, and the documents that are in it."""
+    if job.is_vocabulary(number):
+        data = vocabulary.trained(job, job.entries)
+        yield from ((data[at : at + CHUNK_BYTES], 0) for at in range(0, len(data), CHUNK_BYTES))
+    elif job.sweep is Sweep.PRINTS:
+        yield from _prints(job, number, pause)
+    else:
+        task = job.tasks[number]
+        files = job.source.files[task.first : task.first + task.files]
+        yield json.dumps(list(encodings.each(job.source, files, pause))).encode(), 0
+
+
+def _prints(job: Job, number: int, pause: Pause) -> Iterator[tuple[bytes, int]]:
+    clean = job.recipe.clean
+    waiting, documents = bytearray(), 0
+    for portion in prepared.portions(job, number, pause):
+        for document in portion.documents:
+            if len(waiting) + 1 + SIZES[NEAR] > CHUNK_BYTES:
+                yield bytes(waiting), documents
+                waiting, documents = bytearray(), 0
+            is_one = document.compared and bool(document.text)
+            waiting += packed(fingerprint(document.text, clean) if is_one else Fingerprint())
+            documents += is_one
+    if waiting:
+        yield bytes(waiting), documents
+
+
+def packed(print_: Fingerprint) -> bytes:
+    kind = NEAR if print_.near else EXACT if print_.exact else NOTHING
+    return bytes((kind,)) + print_.exact + print_.near
+
+
+def unpacked(pieces: Iterable[bytes], where: str) -> Iterator[Fingerprint]:
+    """Raises `ChunkCorrupt`."""
+    for data in pieces:
+        at = 0
+        while at < len(data):
+            size = SIZES.get(data[at], len(data))
+            exact, near = (
+                data[at + 1 : at + 1 + EXACT_BYTES],
+                data[at + 1 + EXACT_BYTES : at + 1 + size],
+            )
+            at += 1 + size
+            if at > len(data):
+                raise ChunkCorrupt(f"{where}: no fingerprints of documents, or damaged ones")
+            yield Fingerprint(exact, near) if size else Fingerprint()
+
+
+# --------------------------------------------------------------------------------- what follows
+
+
+def concluded(job: Job, found: Iterable[Iterable[bytes]], kept: Kept = lambda _: None) -> Job:
+    """The job of the next sweep. `found`: the pieces of every task of this one, in the order of tasks; each is read before the
+    next is asked for.
+
+    Raises:
+        ChunkCorrupt: these are no findings of this job.
+        ConfigError: the encoding of a file does not show; or a package is missing; or what `kept` raises.
+    """
+    where = job.source.where
+    if job.sweep is Sweep.ENCODINGS:
+        names = [name for pieces in found for name in _names(b"".join(pieces), where)]
+        if len(names) != len(job.source.files):
+            raise ChunkCorrupt(f"{where}: encodings of {len(names)} files, and not of all")
+        taken = encodings.others_than_utf_8(encodings.settled(job.source, names))
+        return replace(job, encodings=taken, sweep=_second(job))
+    assert job.sweep is Sweep.PRINTS, job.sweep
+    clean, each = job.recipe.clean, iter(found)
+    if clean.compares:
+        prints = enumerate(unpacked(p, where) for p in islice(each, len(job.tasks)))
+        job = replace(job, left_out=duplicates(prints, clean, kept))
+    if job.entries:
+        job = replace(job, tokenizer=_tokenizer(next(each), where))
+    return replace(job, sweep=Sweep.TOKENS)
+
+
+def _names(data: bytes, where: str) -> list[str | None]:
+    try:
+        names = json.loads(data)
+        if not isinstance(names, list) or not all(n is None or isinstance(n, str) for n in names):
+            raise ValueError("no names")
+        return [formats.encoding_named(name) if name else name for name in names]
+    except (ValueError, RecursionError):
+        raise ChunkCorrupt(f"{where}: no encodings of files, or damaged ones") from None
+
+
+def _tokenizer(pieces: Iterable[bytes], where: str) -> bytes:
+    data = bytearray()
+    for piece in pieces:
+        data += piece
+        if len(data) > TOKENIZER_BYTES_MAX:
+            raise ChunkCorrupt(f"{where}: no vocabulary is so large")
+    return bytes(data)

@@ -1,0 +1,118 @@
+"""`peerlm data work` at the end of a sweep: the job of the next takes the name, or it is said why not."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from desk_scene import FakeDesk
+
+from peerlm.cli import memory
+from peerlm.cli.data_work import Work, put_job, read_job
+from peerlm.data import clean, findings, jobs, making, versions
+from peerlm.data.clean import Clean
+from peerlm.data.prepared import Job, Made, Recipe, Sweep
+from peerlm.data.sources import listed
+from peerlm.store.layout import Layout
+from peerlm.store.manifest import Manifest, manifest_hash
+from peerlm.types import ObjectHash
+
+NAME = "job-plays"
+
+
+@dataclass
+class Desk(FakeDesk):
+    """All tasks of one job are made, and it is this node's to finish it."""
+
+    made: list[Any] = field(default_factory=list)
+    named: list[Manifest] = field(default_factory=list)
+    looked_again: int = 0
+    why: list[str] = field(default_factory=list)
+
+    def next_task(self, job: ObjectHash) -> str:
+        return "finish"
+
+    def rows(self, job: ObjectHash) -> list[Any]:
+        return self.made
+
+    def name_corpus(self, job: ObjectHash, manifest: Manifest) -> None:
+        self.named.append(manifest)
+
+    def look_again(self, job: ObjectHash) -> None:
+        self.looked_again += 1
+
+    def failed(self, job: ObjectHash, why: str) -> None:
+        self.why.append(why)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"{number}.jsonl").write_text('{"text": "some words"}\n' * (number + 1))
+    return folder
+
+
+def ready(folder: Path) -> tuple[Desk, Job, ObjectHash]:
+    desk = Desk()
+    recipe = Recipe(clean=Clean(exact=True))
+    job = findings.begun(Job(listed(str(folder), "URL"), recipe, entries=300))
+    job = replace(job, versions=versions.of(job))
+    manifest = put_job(desk, job, replaces=True)  # type: ignore[arg-type]
+    desk.publish(NAME, manifest, replicas=2)
+    for number in range(job.count):
+        pieces = [p.data for p in findings.findings(job, number) if isinstance(p, Made)]
+        desk.made.append([number, 1, [[desk.put(data), len(data), 0] for data in pieces]])
+    return desk, job, manifest_hash(manifest.encode())
+
+
+def finish(desk: Desk, folder: Path, job_hash: ObjectHash) -> None:
+    Work(desk, Layout(folder.parent), (str(folder),))._work_on(NAME, job_hash)  # type: ignore[arg-type]
+
+
+def test_the_job_of_the_next_sweep_is_the_one_that_a_node_alone_finds(folder: Path) -> None:
+    desk, job, job_hash = ready(folder)
+    finish(desk, folder, job_hash)
+    assert desk.why == []
+    (manifest,) = desk.named
+    assert manifest.meta == {"tasks": 1, "replaces": True, "sweep": "tokens"}
+    desk.publish(NAME, manifest, replaces=True)
+    after = read_job(desk, NAME, manifest_hash(manifest.encode()))  # type: ignore[arg-type]
+    assert jobs.encode(after) == jobs.encode(making.settled(job, processes=0))
+    assert (after.sweep, after.left_out) == (Sweep.TOKENS, {0: frozenset(range(1, 6))})
+
+
+def test_findings_that_cannot_be_had_any_more_are_looked_for_again(folder: Path) -> None:
+    desk, _, job_hash = ready(folder)
+    desk.lost.add(desk.made[-1][2][0][0])
+    finish(desk, folder, job_hash)
+    assert (desk.looked_again, desk.named, desk.why) == (1, [], [])
+
+
+def test_what_was_written_anew_meanwhile_is_no_corpus(folder: Path) -> None:
+    desk, _, job_hash = ready(folder)
+    work = Work(desk, Layout(folder.parent), (str(folder),))  # type: ignore[arg-type]
+    work._job(NAME, job_hash)
+    file = folder / "2.jsonl"
+    file.write_text(file.read_text().replace("some", "none"))
+    os.utime(file, (1, 1))
+    work._work_on(NAME, job_hash)
+    (why,) = desk.why
+    assert "2.jsonl is another version on this node" in why
+    assert desk.named == []
+
+
+def test_too_little_memory_is_said_and_another_may_try(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, _, job_hash = ready(folder)
+    monkeypatch.setattr(clean, "KEPT_TOLD", 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 5)
+    finish(desk, folder, job_hash)
+    (why,) = desk.why
+    assert "5 B of memory are free here" in why
+    assert "\n" not in why
