@@ -156,7 +156,7 @@ def test_nobody_listens(unused_tcp_port: int) -> None:
 
 
 def test_http_without_its_package_says_which_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(url: str) -> None:
+    def absent(url: str, **_: object) -> None:
         raise ImportError('HTTPFileSystem requires "requests" and "aiohttp" to be installed')
 
     monkeypatch.setattr("fsspec.core.url_to_fs", absent)
