@@ -241,15 +241,18 @@ class Checkpoints:
         wanted = dict(self._stage_of)
         if self._wants_moments():
             wanted |= {FragmentId(MOMENTS + f): stage for f, stage in self._stage_of.items()}
-        if self._passes is not None and (self._passes() or not self._has_ends(around)):
+        knows = self._passes is not None and bool(self._passes())
+        if knows or (self._passes is not None and self._others_read(around)):
             wanted[PASSES] = 0
         self._gathering = _Gathering(slot, name, around.tokens, is_pinned, now, wanted=wanted)
+        if not knows:  # it may have come a moment ago: others have read before
+            self._gathering.failed_passes.add(self._me)
         log = Log("info", "checkpoint_begun", (("name", name),))
         return [log, *self._go_on(around, now)]
 
-    def _has_ends(self, around: Around) -> bool:
-        """This node is among those that know what is read."""
-        return around.runs.get(self._me, (1, 0))[0] == 0
+    def _others_read(self, around: Around) -> bool:
+        """There are others who may know what is read: hosts of the first stage."""
+        return any(first == 0 for peer, (first, _) in around.runs.items() if peer != self._me)
 
     def _go_on(self, around: Around, now: Instant) -> list[Effect]:
         """Ask for what was not asked for yet, or in vain."""
@@ -279,7 +282,7 @@ class Checkpoints:
                 for peer, (first, last) in around.runs.items()
                 if first <= stage <= last and peer not in failed
             ]
-            is_given_up = fragment == PASSES and len(failed) >= PASSES_TRIES
+            is_given_up = fragment == PASSES and len(failed - {self._me}) >= PASSES_TRIES
             if is_given_up or (not hosts and is_besides):
                 gathering.without(fragment, f"no host of stage {stage} has it")
                 continue

@@ -259,6 +259,10 @@ def test_what_is_read_is_told_by_the_gatherer_or_by_who_holds_the_first_stage() 
     written = made_by(alike, 2)
     assert written.passes is not None
     assert written.passes.peer == peer_of(2), "it asks nobody for what it knows"
+    newcomer = Swarm((0, 0), (0, 0), passes=lambda peer: b"read" if peer == peer_of(1) else b"")
+    written = made_by(newcomer, 2)
+    assert written.passes is not None
+    assert written.passes.peer == peer_of(1), "who came a moment ago asks who has read before"
     halves = Swarm((0, 0), (1, 1), stages=2, moments=True, passes=bytes)
     written = made_by(halves, 2)
     assert written.passes is not None
@@ -270,7 +274,7 @@ def test_what_is_read_is_told_by_the_gatherer_or_by_who_holds_the_first_stage() 
 def test_where_nothing_is_read_yet_or_nobody_can_say_a_checkpoint_goes_without() -> None:
     fresh = Swarm((0, 0), (0, 0), passes=lambda peer: b"")
     assert made_by(fresh, 1).passes is None
-    assert fx.PASSES not in fresh.nodes[peer_of(2)].cut, "and nobody is asked"
+    assert fx.PASSES not in fresh.nodes[peer_of(1)].cut, "it knows that it does not know"
     silent = Swarm(
         (1, 1), *((0, 0) for _ in range(6)), stages=2, moments=True, passes=lambda peer: b""
     )
