@@ -135,6 +135,14 @@ def test_a_node_that_begins_anew_can_lose_no_more_than_it_has_trained_on_since()
     assert unshared.lose() == 512
 
 
+def test_what_a_node_comes_back_with_does_not_die_when_it_is_killed_before_an_exchange() -> None:
+    """Its count of tokens is of all its lives."""
+    unshared = Unshared()
+    for status in (said(900_000, 300), said(899_500, 0, epoch=2), said(899_756, 0, epoch=2)):
+        unshared.see(status)
+    assert unshared.lose() == 256 + 1280
+
+
 def test_processor_time_is_counted_over_lives_from_the_first_look_on() -> None:
     usage, first, second = Usage(), (7, 0.0), (7, 50.0)
     for used in ({first: 9.0}, {first: 10.0}, {}, {second: 2.0}, {second: 2.5}):
