@@ -33,9 +33,8 @@ def learns(node: Node) -> None:
     node.wait(lambda s: s["swarm_tokens"] > then and s["stages"]["lacking"] == [], "it is learnt")
 
 
-def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behind(
-    swarm: Swarm,
-) -> None:
+def shared_out(swarm: Swarm) -> tuple[list[Node], Node]:
+    """Three nodes that learn with two stages, as they have shared them out; and who is alone with one."""
     ada = swarm.found("--set", "model.stages=2", **AUTO)
     assert held(ada.status()) == range(1), "who begins takes the first stages"
     token = swarm.token
@@ -45,6 +44,14 @@ def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behin
         learns(node)
     runs = [held(node.status()) for node in nodes]
     (alone,) = (n for n, run in zip(nodes, runs, strict=True) if runs.count(run) == 1)
+    return nodes, alone
+
+
+def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behind(
+    swarm: Swarm,
+) -> None:
+    nodes, alone = shared_out(swarm)
+    ada = nodes[0]
     (stage,) = held(alone.status())
     others = [node for node in nodes if node is not alone]
     text = {path.name for path in ada.layout.objects.iterdir() if path.stat().st_size > 100_000}
@@ -73,14 +80,7 @@ def test_nodes_share_the_stages_out_and_one_takes_over_what_another_leaves_behin
 def test_the_only_host_of_a_stage_goes_when_another_holds_it_and_training_goes_on(
     swarm: Swarm,
 ) -> None:
-    ada = swarm.found("--set", "model.stages=2", **AUTO)
-    token = swarm.token
-    nodes = [ada, *(swarm.join(ada, token, **AUTO) for _ in range(2))]
-    for node in nodes:
-        node.wait(lambda s: len(held(s)) == 1 and s["state"] == "training", "it has a stage")
-    learns(ada)
-    runs = [held(node.status()) for node in nodes]
-    (alone,) = (n for n, run in zip(nodes, runs, strict=True) if runs.count(run) == 1)
+    nodes, alone = shared_out(swarm)
     left = held(alone.status())
     others = [node for node in nodes if node is not alone]
 
