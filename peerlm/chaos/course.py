@@ -12,7 +12,7 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -252,7 +252,7 @@ class Course:
                     size = Size(
                         time.time() - began_at,
                         process.memory_info().rss,
-                        process.num_fds(),
+                        process.num_fds() - _waiting(self._world.node(number).status, process),
                         process.num_threads(),
                     )
                     lives_of_kind = lives.sizes.setdefault(kind, {})
@@ -351,6 +351,15 @@ def _leakers(node: DemoNode) -> list[psutil.Process]:
             if WORKER in process.cmdline():
                 workers.append(process)
     return [*processes[:1], *workers[:1]]
+
+
+def _waiting(status: Mapping[str, Any] | None, process: psutil.Process) -> int:
+    """Connections that this process keeps for its next transfers, for a minute each: how many comes and goes with whom it
+    exchanges."""
+    if status is None or status["daemon"]["pid"] != process.pid:
+        return 0
+    waiting: int = status["daemon"]["bulk_waiting"]
+    return waiting
 
 
 def run(

@@ -53,6 +53,7 @@ class Size:
     age_s: float
     rss: int
     files: int
+    """Connections that are kept for a next transfer left out."""
     threads: int
 
 

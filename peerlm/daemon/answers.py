@@ -126,6 +126,7 @@ def _health(driver: Driver) -> dict[str, Any]:
         "loop_lag_p99_ms": round(1000 * p99, 2),
         "bulk_bytes_sent": driver.bulk.counters["bytes_sent"],
         "bulk_bytes_received": driver.bulk.counters["bytes_received"],
+        "bulk_waiting": driver.bulk.waiting,
         "counters": _counters(driver),
     }
 

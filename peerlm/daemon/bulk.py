@@ -91,6 +91,11 @@ class Bulk:
         self.port = self._mover.port
         self.counters = self._mover.counters
 
+    @property
+    def waiting(self) -> int:
+        """Connections that are kept for the next transfer between the same two ends (`daemon.kept`)."""
+        return self._mover.waiting
+
     async def exchange(
         self,
         transfer: TransferId,

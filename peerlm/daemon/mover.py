@@ -142,6 +142,11 @@ class Mover:
         self._thread = threading.Thread(target=self._run, name="bulk", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Connections that are kept; may be read in any thread."""
+        return len(self._parting.kept)
+
     def call(self, command: Callable[[], None]) -> None:
         """Run in the bulk thread, soon. From any thread."""
         self._commands.append(command)

@@ -200,6 +200,7 @@ def answer_of(summary: Summary) -> dict[str, Any]:
         "loop_lag_p99_ms": 1.5,
         "bulk_bytes_sent": 12_400_000,
         "bulk_bytes_received": 11_100_000,
+        "bulk_waiting": 2,
         "counters": {"links_garbage": 2, "introduction_over_budget": 1, "bulk_dropped_corrupt": 3},
     }
     own = {"sample": SAMPLE, "page": "http://127.0.0.1:7703/", "daemon": process}

@@ -33,7 +33,7 @@ def begun(bulk: Bulk) -> tuple[int, int]:
 
 
 async def both_keep(ann: Bulk, bob: Bulk, count: int = 1) -> None:
-    await until(lambda: len(ann._mover._parting.kept) == len(bob._mover._parting.kept) == count)
+    await until(lambda: ann.waiting == bob.waiting == count)
 
 
 @pytest.mark.parametrize("security", ["aead", "plain"])
