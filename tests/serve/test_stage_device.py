@@ -13,6 +13,7 @@ from peerlm.errors import DeviceLost
 from peerlm.model.stages import held_parameters
 from peerlm.serve.engine import _tensors
 from peerlm.serve.guests import cache_of
+from peerlm.serve.route import Turn
 from peerlm.serve.stage_server import VERSIONS_MAX
 from peerlm.train import device as devices
 
@@ -37,6 +38,27 @@ def places(host: Host) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_and_what_is_remembered_lie_on_the_device(kind: str, device: str) -> None:
     assert set(places(host_on(device, kind))) == {("weights", device), ("kept", device)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_numbers_are_made_on_the_device_and_end_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    came: list[str] = []
+
+    def cpu(tensor: torch.Tensor) -> torch.Tensor:
+        came.append(tensor.device.type)
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+    guests = host_on("meta", kind).server._guests
+    assert guests is not None
+    held = guests.version.held
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    turns = [Turn(0, 0, (1, 2, 3)), Turn(2, 0, (4,) * 5), Turn(4, 0, (1,)), Turn(5, 0, (6,))]
+    stream = held.advance(turns, held.advance(turns, None, 0, 0), 1, 1)
+    assert stream.shape == (10, 32)
+    assert held.logits(stream[:2]).shape == (2, 256)
+    assert set(came) == {"meta"}
 
 
 def test_auto_is_what_it_is_for_the_worker() -> None:
