@@ -12,7 +12,8 @@ from store_scene import peer_of
 from peerlm import effects as fx
 from peerlm.errors import StateError
 from peerlm.node.dealing import MAKERS_MAX, PAGE_TASKS, SHARDS_MAX, STRAGGLER_S, Deal
-from peerlm.node.jobs import GONE_S, RETRY_S, TURN_S
+from peerlm.node.finishing import TURN_S
+from peerlm.node.jobs import GONE_S, RETRY_S
 from peerlm.node.made import Made, read_made
 from peerlm.node.status import as_json
 from peerlm.store.manifest import Kind
@@ -220,7 +221,8 @@ def test_the_next_names_the_corpus_if_the_first_does_not() -> None:
         swarm.step()
     for _ in range(2):  # the processes of whoever is ready end just then
         while not any(
-            n.has_process and n.jobs._jobs[JOB].stage == "ready" for n in swarm.nodes.values()
+            n.has_process and n.jobs._jobs[JOB].finishing.stage == "ready"
+            for n in swarm.nodes.values()
         ):
             for node in swarm.nodes.values():
                 if node.at is None and node.jobs._jobs[JOB].deal.is_complete:
@@ -232,7 +234,9 @@ def test_the_next_names_the_corpus_if_the_first_does_not() -> None:
                 sender, to, message = swarm.queue.pop(0)
                 swarm.perform(to, swarm.nodes[to].jobs.received(sender, message, swarm.now))
         first = next(
-            n for n in swarm.nodes.values() if n.jobs._jobs[JOB].stage == "ready" and n.has_process
+            n
+            for n in swarm.nodes.values()
+            if n.jobs._jobs[JOB].finishing.stage == "ready" and n.has_process
         )
         first.has_process = False
     swarm.run(3 * TURN_S)

@@ -8,7 +8,8 @@ import pytest
 from jobs_scene import FIRST, JOB, Swarm, expected, shards_of
 from store_scene import peer_of
 
-from peerlm.node.jobs import FINISH_S, GONE_S, TURN_S
+from peerlm.node.finishing import FINISH_S, TURN_S
+from peerlm.node.jobs import GONE_S
 from peerlm.store.manifest import Kind
 from peerlm.types import Instant, ObjectHash, PeerId
 from peerlm.wire.message import JobNews, NameRecord
