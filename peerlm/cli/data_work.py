@@ -2,7 +2,8 @@
 
 It asks its daemon for a job and for tasks, one for each core, and puts what it makes into this node's store: shards, or what is
 found out of the source before (`data.findings`). When all is there it may be told to conclude that. It decides
-nothing: a source that cannot be read, or is not what the job says, is told to the daemon, which takes no part then.
+nothing: a source that cannot be read, or is not what the job says, is told to the daemon, which takes no part then. So is
+whatever else goes wrong with a job: it comes from somebody else, and others wait behind it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
@@ -25,7 +27,7 @@ from peerlm.cli.chunk_writing import Writer
 from peerlm.cli.state import state_option
 from peerlm.errors import ChunkCorrupt, ConfigError, StateError
 from peerlm.store.layout import Layout
-from peerlm.types import ObjectHash
+from peerlm.types import ObjectHash, printable
 
 if TYPE_CHECKING:
     from peerlm.daemon.desk_client import Client
@@ -83,10 +85,16 @@ class Work:
 
         try:
             self._make(name, job_hash, self._job(name, job_hash))
-        except NoDaemon:
+        except (NoDaemon, SystemExit, KeyboardInterrupt):
             raise
         except (ConfigError, ChunkCorrupt, StateError) as error:
             self._desk.failed(job_hash, str(error))
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            traceback.print_exc()
+            reason = (str(error).splitlines() or [""])[-1]
+            self._desk.failed(
+                job_hash, f"{name}: {type(error).__name__}: {printable(reason[-200:])}"
+            )
 
     def _job(self, name: str, job_hash: ObjectHash) -> Job:
         """As the swarm has it, once this node has found the same source, and has the same libraries."""

@@ -57,7 +57,10 @@ def is_of_network(url: str) -> bool:
     """Other nodes can read the same there, and nothing in the URL may be a secret."""
     if "::" in url or sources.kind_of(url) not in NETWORK:
         return False
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
     if _is_link_local(parts.hostname or ""):
         return False
     return not parts.password and not (sources.is_web(url) and (parts.username or parts.query))
@@ -86,6 +89,8 @@ def _is_plain_path(url: str) -> bool:
 
 
 def _is_below(path: str, folders: Sequence[str]) -> bool:
+    if "\0" in path:
+        return False
     real = Path(os.path.realpath(path))
     return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
 

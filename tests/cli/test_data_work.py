@@ -12,6 +12,7 @@ from desk_scene import FakeDesk
 
 from peerlm.cli import memory
 from peerlm.cli.data_work import Work, put_job, read_job
+from peerlm.daemon.control import NoDaemon
 from peerlm.data import clean, findings, jobs, making, versions
 from peerlm.data.clean import Clean
 from peerlm.data.prepared import Job, Made, Recipe, Sweep
@@ -104,6 +105,32 @@ def test_what_was_written_anew_meanwhile_is_no_corpus(folder: Path) -> None:
     (why,) = desk.why
     assert "2.jsonl is another version on this node" in why
     assert desk.named == []
+
+
+@pytest.mark.parametrize("error", [ValueError, AssertionError, BaseException])
+def test_whatever_goes_wrong_with_a_job_is_said_and_the_next_one_has_its_turn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    desk, _, job_hash = ready(folder)
+
+    def listed_here(*_: object) -> None:
+        raise error("Traceback:\nit was\x1b this")
+
+    monkeypatch.setattr(jobs, "listed_here", listed_here)
+    finish(desk, folder, job_hash)
+    assert desk.why == [f"job-plays: {error.__name__}: it was\ufffd this"]
+
+
+def test_a_daemon_that_is_gone_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, _, job_hash = ready(folder)
+
+    def gone(job: ObjectHash) -> str:
+        raise NoDaemon("it hung up")
+
+    monkeypatch.setattr(desk, "next_task", gone)
+    with pytest.raises(NoDaemon):
+        finish(desk, folder, job_hash)
+    assert desk.why == []
 
 
 def test_too_little_memory_is_said_and_another_may_try(

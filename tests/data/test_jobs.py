@@ -190,6 +190,7 @@ def test_a_library_that_is_missing_is_named_with_the_extra_that_brings_it(
         ("simplecache::https://host/plays.txt", False),
         ("zip://*.txt::file:///etc/secret.zip", False),
         ("github://org:repo@main/x", False),
+        ("http://[x", False),
     ],
 )
 def test_what_all_nodes_can_read_and_may_know(url: str, is_so: bool) -> None:
@@ -205,7 +206,7 @@ def test_a_node_reads_only_below_its_folders_for_others(tmp_path: Path) -> None:
     require_may_read(str(open_ / "a.txt"), folders, WHERE)
     for url in (
         str(closed), f"{open_}/../closed", f"file://{open_}", "shipped", f"{open_}/a.txt::x",
-        str(tmp_path), f"{open_}-not",
+        str(tmp_path), f"{open_}-not", "http://[x", f"{open_}/a\0b",
     ):  # fmt: skip
         with pytest.raises(ConfigError, match="reads nothing below"):
             require_may_read(url, folders, WHERE)
