@@ -34,7 +34,8 @@ from peerlm.types import Instant, ObjectHash, PeerId, WallTime, after, printable
 from peerlm.wire.message import JobAsk, JobNews, JobResult, NameRecord
 
 JOBS_MAX = 16
-"""Followed at once, the oldest first; the others wait."""
+"""Followed at once, the oldest first; the others wait. Those that are over are not counted, or the next sweeps would wait for them, and
+they for the next sweeps; of these too no more are kept, the last ones."""
 
 TELL_S = 0.25
 """What is new is told no more often."""
@@ -156,7 +157,7 @@ class Jobs:
         self._end_those_over({record.name: job for job, record in records.items()}, now)
         effects: list[Effect] = []
         for job, record in records.items():
-            if job in self._facts and job not in self._jobs and len(self._jobs) < JOBS_MAX:
+            if job in self._facts and job not in self._jobs and self._has_place():
                 tasks, replaces, sweep = self._facts[job]
                 deal = Deal(job, tasks, self._me)
                 finishing = Finishing(deal, is_sweep=bool(sweep))
@@ -174,6 +175,13 @@ class Jobs:
             job.is_over = after != job_hash
             if after is None or (job.is_over and self._is_begun(after)):
                 self._end(job_hash, now)
+
+        over = [job_hash for job_hash, job in self._jobs.items() if job.is_over]
+        for job_hash in over[:-JOBS_MAX]:
+            self._end(job_hash, now)
+
+    def _has_place(self) -> bool:
+        return sum(not job.is_over for job in self._jobs.values()) < JOBS_MAX
 
     def _is_begun(self, job_hash: ObjectHash) -> bool:
         return job_hash in self._jobs and bool(self._makers(self._jobs[job_hash]))
