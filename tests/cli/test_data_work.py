@@ -17,6 +17,7 @@ from peerlm.data import clean, findings, jobs, making, versions
 from peerlm.data.clean import Clean
 from peerlm.data.prepared import Job, Made, Recipe, Sweep
 from peerlm.data.sources import listed
+from peerlm.errors import StateError
 from peerlm.store.layout import Layout
 from peerlm.store.manifest import Manifest, manifest_hash
 from peerlm.types import ObjectHash
@@ -87,6 +88,22 @@ def test_the_job_of_the_next_sweep_is_the_one_that_a_node_alone_finds(folder: Pa
     assert (after.sweep, after.left_out) == (Sweep.TOKENS, {0: frozenset(range(1, 6))})
 
 
+def test_a_next_job_that_went_with_who_wrote_it_is_written_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, _, job_hash = ready(folder)
+    work = Work(desk, Layout(folder.parent), (str(folder),))  # type: ignore[arg-type]
+    work._asked(NAME, job_hash)
+
+    def manifest(*_: object) -> Manifest:
+        raise StateError("what the name stands for is on no live node")
+
+    monkeypatch.setattr(desk, "manifest", manifest)
+    work._work_on(NAME, job_hash)
+    assert desk.why == []
+    assert [m.meta["replaces"] for m in desk.named] == [True]
+
+
 def test_findings_that_cannot_be_had_any_more_are_looked_for_again(folder: Path) -> None:
     desk, _, job_hash = ready(folder)
     desk.lost.add(desk.made[-1][2][0][0])
@@ -97,7 +114,7 @@ def test_findings_that_cannot_be_had_any_more_are_looked_for_again(folder: Path)
 def test_what_was_written_anew_meanwhile_is_no_corpus(folder: Path) -> None:
     desk, _, job_hash = ready(folder)
     work = Work(desk, Layout(folder.parent), (str(folder),))  # type: ignore[arg-type]
-    work._job(NAME, job_hash)
+    work._asked(NAME, job_hash)
     file = folder / "2.jsonl"
     file.write_text(file.read_text().replace("some", "none"))
     os.utime(file, (1, 1))
