@@ -164,12 +164,22 @@ class Work:
         from peerlm.data import findings
 
         job = asked.job
-        found = (self._pieces(pieces) for _, _, pieces in rows)
+        reading = -1
+
+        def found() -> Iterator[Iterator[bytes]]:
+            nonlocal reading
+            for task, _, pieces in rows:
+                reading = task
+                yield self._pieces(pieces)
+
         kept = partial(memory.require_for_duplicates, where=job.source.where)
         try:
-            following = findings.concluded(job, found, kept)
+            following = findings.concluded(job, found(), kept)
         except Unread:
             self._desk.look_again(job_hash)
+            return
+        except ChunkCorrupt as error:
+            self._desk.false(job_hash, reading, str(error))
             return
         self._desk.name_corpus(job_hash, put_job(self._desk, following, replaces=asked.replaces))
 

@@ -53,6 +53,7 @@ class Deal:
         self._results: dict[int, dict[PeerId, JobResult]] = {}
         self._shards = 0
         self._false: set[tuple[int, PeerId]] = set()
+        self._distrusted: set[PeerId] = set()
         self._claims: dict[int, dict[PeerId, Instant]] = {}
         self._makers: tuple[PeerId, ...] = ()
         self._cursor = 0
@@ -66,8 +67,12 @@ class Deal:
     def add(self, result: JobResult, counts: Counts) -> bool:
         """Take a result in. True: it was news."""
         task, maker = result.task, PeerId(result.maker)
-        if task >= self.tasks or (task, maker) in self._false:
+        if task >= self.tasks or (task, maker) in self._false or maker in self._distrusted:
             return False
+        return self._take(result, counts)
+
+    def _take(self, result: JobResult, counts: Counts) -> bool:
+        task, maker = result.task, PeerId(result.maker)
         known = self._results.setdefault(task, {})
         if maker in known or self._shards + len(result.shards) > SHARDS_MAX:
             return False
@@ -89,17 +94,32 @@ class Deal:
         self._false.discard((result.task, self._me))
         if result.task in self.done and self.done[result.task].shards != result.shards:
             self.disown(result.task, PeerId(self.done[result.task].maker))
-        self.add(result, lambda _: True)
+        self._take(result, lambda _: True)
+
+    def distrust(self, maker: PeerId) -> bool:
+        """A result of it was damaged: nothing that is said to be its work is believed any more. False: it was not, so this node itself
+        makes what is damaged."""
+        if maker in self._distrusted:
+            return False
+        self._distrusted.add(maker)
+        for task in self._results:
+            self._drop(task, maker)
+        return True
 
     def disown(self, task: int, maker: PeerId) -> None:
         """The result is not true: it is believed no more, and the task made again if there is no other."""
+        if self._drop(task, maker):
+            self._false.add((task, maker))
+
+    def _drop(self, task: int, maker: PeerId) -> bool:
+        """Whether there was such a result."""
         known = self._results.get(task, {}).pop(maker, None)
         if known is None:
-            return
+            return False
         self._shards -= len(known.shards)
-        self._false.add((task, maker))
         if self.done.get(task) is known:
             self._reopen(task)
+        return True
 
     def recount(self, counts: Counts) -> None:
         """Other nodes are there than before."""

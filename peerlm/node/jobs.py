@@ -345,6 +345,20 @@ class Jobs:
         if job is not None and job.finishing.stage == READY:
             job.finishing.look_again(now)
 
+    def false(self, job_hash: ObjectHash, task: int, why: str, now: Instant) -> list[Effect]:
+        """What was found in a task is damaged, as this node has read: all that its maker found is made again, and nothing more of
+        it believed."""
+        job = self._jobs.get(job_hash)
+        if job is None or job.finishing.stage != READY or task not in job.deal.done:
+            return []
+        maker = PeerId(job.deal.done[task].maker)
+        if not job.deal.distrust(maker):
+            return self.failed(job_hash, why, now)
+        job.deal.recount(self._counts(now))
+        job.finishing.look_again(now)
+        fields = (("name", job.name), ("task", task), ("maker", short(maker)), ("why", why))
+        return [Log("warning", "findings_false", fields)]
+
     def rows(self, job_hash: ObjectHash) -> list[JobResult]:
         """All results in order, once it is time to `finish`."""
         done = self._jobs[job_hash].deal.done if job_hash in self._jobs else {}

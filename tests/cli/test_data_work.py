@@ -33,6 +33,7 @@ class Desk(FakeDesk):
     named: list[Manifest] = field(default_factory=list)
     looked_again: int = 0
     why: list[str] = field(default_factory=list)
+    falses: list[tuple[int, str]] = field(default_factory=list)
 
     def next_task(self, job: ObjectHash) -> str:
         return "finish"
@@ -45,6 +46,9 @@ class Desk(FakeDesk):
 
     def look_again(self, job: ObjectHash) -> None:
         self.looked_again += 1
+
+    def false(self, job: ObjectHash, task: int, why: str) -> None:
+        self.falses.append((task, why))
 
     def failed(self, job: ObjectHash, why: str) -> None:
         self.why.append(why)
@@ -109,6 +113,20 @@ def test_findings_that_cannot_be_had_any_more_are_looked_for_again(folder: Path)
     desk.lost.add(desk.made[-1][2][0][0])
     finish(desk, folder, job_hash)
     assert (desk.looked_again, desk.named, desk.why) == (1, [], [])
+
+
+@pytest.mark.parametrize("task", [0, 1])
+@pytest.mark.parametrize("data", [b"\x03", b""])
+def test_damaged_findings_are_not_believed_and_the_job_goes_on(
+    folder: Path, task: int, data: bytes
+) -> None:
+    desk, job, job_hash = ready(folder)
+    assert job.is_vocabulary(1)
+    desk.made[task][2] = [[desk.put(data), len(data), 0]] if data else []
+    finish(desk, folder, job_hash)
+    assert (desk.why, len(desk.named)) == ([], 0 if data or task else 1), "no prints are none"
+    assert [number for number, _ in desk.falses] == [task] * (1 - len(desk.named))
+    assert all("\n" not in why for _, why in desk.falses)
 
 
 def test_what_was_written_anew_meanwhile_is_no_corpus(folder: Path) -> None:

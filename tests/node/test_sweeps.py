@@ -13,7 +13,7 @@ from peerlm.node.finishing import FINISH_S, TURN_S
 from peerlm.node.jobs import GONE_S, JOBS_MAX
 from peerlm.store.manifest import Kind
 from peerlm.types import Instant, ObjectHash, PeerId
-from peerlm.wire.message import JobNews, NameRecord
+from peerlm.wire.message import JobNews, JobResult, NameRecord
 
 TASKS = 20
 
@@ -159,6 +159,43 @@ def test_findings_that_cannot_be_read_are_made_again() -> None:
     assert len(swarm.concluded) == 1
     assert swarm.all_made().count(gone) >= 3
     assert set(swarm.corpora) == {expected(TASKS)}
+
+
+def test_of_whoever_found_what_is_damaged_all_is_made_again() -> None:
+    swarm = swarm_of(2)
+    swarm.conclude_s = 2.0
+    while not any(node.at and node.at[1] == TASKS for node in swarm.nodes.values()):
+        swarm.step()
+    me, node = next((p, n) for p, n in swarm.nodes.items() if n.at and n.at[1] == TASKS)
+    (liar,) = (peer for peer in swarm.nodes if peer != me)
+    (theirs, mine) = (
+        [r.task for r in node.jobs.rows(FIRST) if r.maker == maker] for maker in (liar, me)
+    )
+    assert theirs
+    node.at, swarm.nodes[liar].has_process = None, False
+    swarm.perform(me, node.jobs.false(FIRST, theirs[0], "no fingerprints", swarm.now))
+    assert node.logs == ["findings_false"]
+    assert [r.task for r in node.jobs.rows(FIRST)] == mine
+    told = JobResult(theirs[0], liar, 1, shards_of(theirs[0], FIRST))
+    node.jobs.received(liar, JobNews(FIRST, False, "", (), (told,)), swarm.now)
+    assert [r.task for r in node.jobs.rows(FIRST)] == mine, "nothing more of it is believed"
+    swarm.run_to_end()
+    assert swarm.concluded == [me]
+    assert set(swarm.corpora) == {expected(TASKS)}
+    assert all(swarm.all_made().count(task) >= 3 for task in theirs)
+
+
+def test_a_node_that_finds_damaged_what_it_has_made_itself_takes_no_part() -> None:
+    swarm = swarm_of(1)
+    node = swarm.nodes[peer_of(1)]
+    for logs in (["findings_false"], ["findings_false", "job_refused"]):
+        while node.at is None or node.at[1] != TASKS:
+            swarm.step()
+        node.at = None
+        swarm.perform(peer_of(1), node.jobs.false(FIRST, 3, "no fingerprints", swarm.now))
+        assert node.logs == logs
+    assert node.jobs.standing()[0]["troubles"] == {peer_of(1).hex(): "no fingerprints"}
+    assert node.jobs.false(FIRST, 3, "no fingerprints", swarm.now) == []
 
 
 def test_who_says_for_ever_that_it_concludes_is_not_waited_for_for_ever() -> None:
