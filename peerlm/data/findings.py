@@ -33,6 +33,9 @@ SIZES = {NOTHING: 0, EXACT: EXACT_BYTES, NEAR: EXACT_BYTES + NEAR_BYTES}
 
 TOKENIZER_BYTES_MAX = 64 << 20
 
+NAMES_BYTES_MAX = 1 << 20
+"""Of the encodings of a task's files, which are 4096 at most."""
+
 Kept = Callable[[int], object]
 """Told how many documents are remembered; what it raises ends it."""
 
@@ -124,7 +127,7 @@ def concluded(job: Job, found: Iterable[Iterable[bytes]], kept: Kept = lambda _:
     if job.sweep is Sweep.ENCODINGS:
         names: list[str | None] = []
         for task, pieces in zip(job.tasks, found, strict=True):
-            names += _names(b"".join(pieces), task.files, where)
+            names += _names(_joined(pieces, NAMES_BYTES_MAX, where), task.files, where)
         taken = encodings.others_than_utf_8(encodings.settled(job.source, names))
         return replace(job, encodings=taken, sweep=_second(job))
     assert job.sweep is Sweep.PRINTS, job.sweep
@@ -150,14 +153,19 @@ def _names(data: bytes, count: int, where: str) -> list[str | None]:
 
 
 def _tokenizer(pieces: Iterable[bytes], where: str) -> bytes:
-    data = bytearray()
-    for piece in pieces:
-        data += piece
-        if len(data) > TOKENIZER_BYTES_MAX:
-            raise ChunkCorrupt(f"{where}: no vocabulary is so large")
-    made = bytes(data)
+    made = _joined(pieces, TOKENIZER_BYTES_MAX, where)
     try:
         JsonTokenizer(made, where)
     except ConfigError as error:
         raise ChunkCorrupt(str(error)) from None
     return made
+
+
+def _joined(pieces: Iterable[bytes], most: int, where: str) -> bytes:
+    """Of what a peer lists, no more than `most`."""
+    data = bytearray()
+    for piece in pieces:
+        data += piece
+        if len(data) > most:
+            raise ChunkCorrupt(f"{where}: no findings of a task are so large")
+    return bytes(data)

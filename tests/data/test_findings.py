@@ -160,8 +160,19 @@ def test_a_vocabulary_of_any_size_is_not_taken(
 ) -> None:
     monkeypatch.setattr(findings, "TOKENIZER_BYTES_MAX", 10)
     job = begun(Job(listed(source, WHERE), entries=300))
-    with pytest.raises(ChunkCorrupt, match="no vocabulary is so large"):
+    with pytest.raises(ChunkCorrupt, match="no findings of a task are so large"):
         concluded(job, [[b"123456", b"789012"]])
+
+
+def test_encodings_of_any_size_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "NAMES_BYTES_MAX", 10)
+    source = Source("/none", WHERE, (SourceFile("a.txt", 9),))
+    job = begun(Job(source, Recipe("auto")))
+    read: list[int] = []
+    pieces = (read.append(n) or b"[     " for n in range(16_384))  # type: ignore[func-returns-value]
+    with pytest.raises(ChunkCorrupt, match="no findings of a task are so large"):
+        concluded(job, [pieces])
+    assert read == [0, 1]
 
 
 def test_whoever_looks_for_duplicates_hears_how_many_it_remembers_and_may_stop(
@@ -171,7 +182,9 @@ def test_whoever_looks_for_duplicates_hears_how_many_it_remembers_and_may_stop(
     told: list[int] = []
     prints = [Fingerprint(bytes((number % 5,)) * 16) for number in range(20)]
     clean.duplicates([(0, prints)], Clean(exact=True), told.append)
-    assert told == [2, 4]
+    assert told == list(range(2, 21, 2)), (
+        "the numbers of those that are left out are remembered too"
+    )
 
     def stop(kept: int) -> None:
         raise ConfigError("too many")
