@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -67,11 +70,18 @@ def is_of_network(url: str) -> bool:
 
 
 def _is_link_local(host: str) -> bool:
-    """What answers there knows this machine alone: a cloud gives out the machine's own keys so."""
+    """What answers there knows this machine alone: a cloud gives out the machine's own keys so. However the host is written, as far
+    as that shows without asking for its address."""
+    host = unicodedata.normalize("NFKC", host).replace("\N{IDEOGRAPHIC FULL STOP}", ".").rstrip(".")
+    if "%" in host:  # an address on one of this machine's lines, or a disguise
+        return True
+    with suppress(OSError, ValueError):
+        host = socket.inet_ntoa(socket.inet_aton(host))  # 2852039166, 0xa9fea9fe
     try:
-        return ip_address(host).is_link_local
+        address = ip_address(host)
     except ValueError:
         return host.endswith(".internal")
+    return (getattr(address, "ipv4_mapped", None) or address).is_link_local
 
 
 def require_may_read(url: str, folders: Sequence[str], where: str) -> None:
