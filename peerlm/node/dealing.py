@@ -23,7 +23,8 @@ MAKERS_MAX = 4
 """Results of one task that are remembered."""
 
 SHARDS_MAX = 2_000_000
-"""Of all results of a job; a manifest has not room for half as many."""
+"""Of all results of a job that others tell, twice as many as a manifest has room for. Beyond that each may still tell its share of as many,
+or one could have the rest of a job unheard by telling enough."""
 
 STRAGGLER_S = 180.0
 """A task that its makers have been at for so long may be begun by another."""
@@ -51,7 +52,10 @@ class Deal:
         """Of what is done."""
         self.made_by: Counter[PeerId] = Counter()
         self._results: dict[int, dict[PeerId, JobResult]] = {}
+        self._told: Counter[PeerId] = Counter()
+        """Shards that each of the others has told."""
         self._shards = 0
+        """All of these."""
         self._false: set[tuple[int, PeerId]] = set()
         self._distrusted: set[PeerId] = set()
         self._claims: dict[int, dict[PeerId, Instant]] = {}
@@ -64,25 +68,36 @@ class Deal:
 
     # --------------------------------------------------------------------------------- results
 
-    def add(self, result: JobResult, counts: Counts) -> bool:
-        """Take a result in. True: it was news."""
+    def add(self, result: JobResult, counts: Counts, by: PeerId | None = None) -> bool:
+        """Take a result in. True: it was news. `by`: who says so; None: its maker."""
         task, maker = result.task, PeerId(result.maker)
         if task >= self.tasks or (task, maker) in self._false or maker in self._distrusted:
             return False
-        return self._take(result, counts)
+        by, shards = by or maker, len(result.shards)
+        if by == self._me:
+            return self._take(result, counts)
+        if not self._may_tell(by, shards) or not self._take(result, counts):
+            return False
+        self._told[by] += shards
+        self._shards += shards
+        return True
+
+    def _may_tell(self, by: PeerId, shards: int) -> bool:
+        if self._shards + shards <= SHARDS_MAX:
+            return True
+        return self._told[by] + shards <= SHARDS_MAX // len({*self._told, by})
 
     def _take(self, result: JobResult, counts: Counts) -> bool:
         task, maker = result.task, PeerId(result.maker)
         known = self._results.setdefault(task, {})
-        if maker in known or self._shards + len(result.shards) > SHARDS_MAX:
+        if maker in known:
             return False
         if len(known) >= MAKERS_MAX:
             idle = next((m for m, r in known.items() if r is not self.done.get(task)), None)
             if idle is None or not counts(result):
                 return False
-            self._shards -= len(known.pop(idle).shards)
+            del known[idle]
         known[maker] = result
-        self._shards += len(result.shards)
         self._claims.get(task, {}).pop(maker, None)
         if task in self.open and counts(result):
             self._settle(task, result)
@@ -116,7 +131,6 @@ class Deal:
         known = self._results.get(task, {}).pop(maker, None)
         if known is None:
             return False
-        self._shards -= len(known.shards)
         if self.done.get(task) is known:
             self._reopen(task)
         return True

@@ -163,7 +163,7 @@ class Jobs:
                 finishing = Finishing(deal, is_sweep=bool(sweep))
                 self._jobs[job] = _Job(record.name, deal, finishing, replaces, sweep)
                 for result in self._made.before(job):
-                    self._made_before(job, result, now)
+                    self._made_before(job, result, self._me, now)
                 for peer in sorted(self._live):
                     effects += self._ask(peer, job)
         return [*effects, *self._want(now)]
@@ -318,11 +318,13 @@ class Jobs:
         job.finishing.look(now)
         return True
 
-    def _made_before(self, job_hash: ObjectHash, result: JobResult, now: Instant) -> None:
+    def _made_before(
+        self, job_hash: ObjectHash, result: JobResult, by: PeerId, now: Instant
+    ) -> None:
         """This node made it before this daemon's start: so it says itself, or others do."""
         job = self._jobs[job_hash]
         is_here = all(self._has(ObjectHash(shard.hash)) for shard in result.shards)
-        if is_here and job.deal.add(result, self._counts(now)):
+        if is_here and job.deal.add(result, self._counts(now), by):
             job.mine.update(ObjectHash(shard.hash) for shard in result.shards)
             self._made.add(job_hash, result)
             job.finishing.look(now)
@@ -441,9 +443,9 @@ class Jobs:
                 if result.task in job.deal.open:
                     unheard.setdefault(maker, result.task // PAGE_TASKS * PAGE_TASKS)
             elif maker != self._me:
-                job.deal.add(result, counts)
+                job.deal.add(result, counts, peer)
             elif result.shards:  # that there is no text where there is some, anybody could say
-                self._made_before(job.deal.job, result, now)
+                self._made_before(job.deal.job, result, peer, now)
         job.finishing.look(now)
         asked = list(unheard.items())[:UNHEARD_ASKED]
         return [Send(maker, self._page(job, low, reply=True)) for maker, low in asked]

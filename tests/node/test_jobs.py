@@ -300,11 +300,49 @@ def test_what_peers_say_is_bounded() -> None:
     assert len(deal._results[2]) == MAKERS_MAX
     assert deal.add(result(2, peer_of(77)), lambda r: r.maker == peer_of(77))
     assert 2 in deal.done
-    deal._shards = SHARDS_MAX
+    deal._shards = deal._told[SOMEBODY] = SHARDS_MAX
     assert not deal.add(result(1), lambda _: True)
     deal.claim(peer_of(1), [5, 10, 999_999], Instant(0.0))
     assert set(deal._claims) == {5}
     assert deal.compared(0, b"\xff" * 4096) == ([], True)
+
+
+def test_one_who_tells_of_too_many_shards_keeps_nobody_else_from_being_heard() -> None:
+    tasks, me, liar, honest = 400, peer_of(9), peer_of(3), peer_of(4)
+    many = shards_of(1) * 16_384
+    deal = Deal(JOB, tasks, me)
+    claimed = deal.next([me], Instant(0.0))
+    assert claimed is not None
+    for maker in range(1, 3):
+        for task in range(tasks):
+            deal.add(JobResult(task, peer_of(maker), 1, many), lambda _: False, liar)
+    assert 0.9 * SHARDS_MAX < deal._shards <= SHARDS_MAX
+    assert not deal.add(JobResult(2, peer_of(3), 1, many), lambda _: True, liar)
+    assert deal.add(result(2, honest), lambda _: True)
+    assert deal.add(JobResult(4, peer_of(5), 1, shards_of(4)), lambda _: True, honest)
+    for task in {claimed, 5, tasks - 1}:
+        deal.made(JobResult(task, me, 1, many))
+        assert deal.done[task].maker == me
+    assert deal.claimed() == []
+    for task in range(tasks):
+        deal.add(JobResult(task, honest, 1, many), lambda _: False)
+    assert deal._shards <= 2 * SHARDS_MAX
+    deal.check()
+
+
+def test_what_one_says_that_this_node_made_is_bounded_as_all_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peerlm.node.dealing.SHARDS_MAX", 4)
+    swarm = Swarm(2)
+    swarm.add_job()
+    me, peer = peer_of(1), peer_of(2)
+    node = swarm.nodes[me]
+    (one,) = shards_of(1)
+    node.disk.add(ObjectHash(one.hash))
+    told = tuple(JobResult(task, me, 1, (one, one)) for task in range(5))
+    node.jobs.received(peer, JobNews(JOB, True, "", (), told), swarm.now)
+    assert node.jobs.rows(JOB) == list(told[:2])
 
 
 def test_bitmaps_say_what_another_lacks() -> None:
