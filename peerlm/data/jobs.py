@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,13 +74,21 @@ def _is_link_local(host: str) -> bool:
     host = unicodedata.normalize("NFKC", host).replace("\N{IDEOGRAPHIC FULL STOP}", ".").rstrip(".")
     if "%" in host:  # an address on one of this machine's lines, or a disguise
         return True
-    with suppress(OSError, ValueError):
-        host = socket.inet_ntoa(socket.inet_aton(host))  # 2852039166, 0xa9fea9fe
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host.endswith(".internal")
-    return (getattr(address, "ipv4_mapped", None) or address).is_link_local
+    for read in (ip_address, _as_numbers):
+        with suppress(ValueError):
+            address = read(host)
+            return (getattr(address, "ipv4_mapped", None) or address).is_link_local
+    return host.endswith(".internal")
+
+
+def _as_numbers(host: str) -> IPv4Address:
+    """As the C library reads it: one to four numbers, octal behind a 0 and hexadecimal behind 0x, the last for all bytes that
+    are left. 2852039166 is 169.254.169.254. Raises `ValueError`."""
+    bases = {"0x": 16, "0X": 16}
+    *firsts, last = [
+        int(n, bases.get(n[:2], 8 if n.startswith("0") else 10)) for n in host.split(".")
+    ]
+    return IPv4Address(sum(n << 8 * (3 - place) for place, n in enumerate(firsts)) + last)
 
 
 def require_may_read(url: str, folders: Sequence[str], where: str) -> None:
