@@ -258,7 +258,7 @@ def comes_back_after_a_kill(here: Machine) -> None:
 
 def is_restarted_when_it_hangs(here: Machine) -> None:
     drop_in = Path(here.root, "etc/systemd/system/peerlm.service.d/short.conf")
-    drop_in.parent.mkdir()
+    drop_in.parent.mkdir(exist_ok=True)
     drop_in.write_text(SHORT)
     here.run("systemctl", "daemon-reload")
     here.run("systemctl", "restart", "peerlm.service")
@@ -340,7 +340,7 @@ def a_run_begins_in_a_service(here: Machine) -> None:
     here.run("systemctl", "start", "peerlm.service")
     here.wait("it trains alone", lambda: node_status(here).get("state") == "training", BACK_S)
     assert here.unit("NRestarts") == "0"
-    assert here.ask("stat", "-c", "%U", "/var/lib/private/peerlm/node") == "peerlm"
+    assert here.ask("stat", "-c", "%U", "/var/lib/private/peerlm/identity") == "peerlm"
     line = here.run(INSTALLED, "invite").stdout
     assert f"peerlm join tcp://{ADDRESS}:7700 --token peerlm1-" in line
     here.run("systemctl", "stop", "peerlm.service")
