@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -72,8 +73,7 @@ def make(layout: Layout, name: str | None, is_pinned: bool, wait: int, as_json: 
         if name:
             _require_free(desk, name)
         made = desk.checkpoint(name or "", is_pinned=is_pinned)
-        record, manifest = data.record_of(desk, made), desk.manifest(made)
-        found = copies.wait_named(desk, record, data.distinct(manifest), wait)
+        record, manifest, found = _copied(desk, made, wait)
     if as_json:
         told = {**record, **_facts(manifest), **copies.facts(found)}
         click.echo(json.dumps(told, indent=2))
@@ -82,6 +82,23 @@ def make(layout: Layout, name: str | None, is_pinned: bool, wait: int, as_json: 
         if said := copies.line(record, found):
             click.echo(said)
     copies.require_enough(record, found, wait)
+
+
+def _copied(
+    desk: Client, name: str, wait: int
+) -> tuple[dict[str, Any], Manifest, copies.Copies | None]:
+    """What the name stands for, once so many nodes have it. It may come to stand for something else meanwhile: what died with
+    those that made it is made again by others."""
+    while True:
+        record, manifest = data.record_of(desk, name), desk.manifest(name)
+        is_other = partial(_stands_for_other, desk, record)
+        found = copies.wait_named(desk, record, data.distinct(manifest), wait, is_other)
+        if found is None or not found.waiting or not is_other():
+            return record, manifest, found
+
+
+def _stands_for_other(desk: Client, record: dict[str, Any]) -> bool:
+    return bool(data.record_of(desk, record["name"])["manifest"] != record["manifest"])
 
 
 def _require_free(desk: Client, name: str) -> None:

@@ -25,6 +25,9 @@ EASE = 3.0
 STANDSTILL_S = 600.0
 """Nothing has come to enough nodes for so long, which is many chunks at once on a slow line: waiting does not help."""
 
+NOWHERE_S = 60.0
+"""The same where no node that answers has some of it: those that made it have died with it."""
+
 DURABLE = 2
 """Nodes that have something on their disks before it counts as kept."""
 
@@ -39,6 +42,8 @@ class Copies:
     """Chunks that fewer nodes have than was waited for, when waiting was given up."""
     full: str = ""
     """Then, nodes that have no room left."""
+    nowhere: int = 0
+    """Then, those of the chunks that no node has which answers."""
 
     @property
     def is_durable(self) -> bool:
@@ -55,14 +60,18 @@ wait_option = click.option(
 
 
 def wait_named(
-    desk: Client, record: dict[str, Any], hashes: Sequence[ObjectHash], wait: int
+    desk: Client,
+    record: dict[str, Any],
+    hashes: Sequence[ObjectHash],
+    wait: int,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Copies | None:
     """Of the name's manifest too. None: nothing was waited for."""
     if not wait:
         return None
     all_of_it = [ObjectHash(bytes.fromhex(record["manifest"])), *hashes]
     with progress(f"{record['name']}: chunks") as tell:
-        return wait_copies(desk, all_of_it, wait, tell)
+        return wait_copies(desk, all_of_it, wait, tell, is_over=is_over)
 
 
 def facts(copies: Copies | None) -> dict[str, Any]:
@@ -76,7 +85,7 @@ def line(record: dict[str, Any], copies: Copies | None) -> str:
     wanted = record["replicas"]
     if copies is None:
         return f"not waited for copies; {wanted} replicas are wanted: see `peerlm data show {record['name']}`"
-    if copies.possible == 1:
+    if copies.possible == 1 and not copies.waiting:
         return "there is one copy, here: no other node that offers room is there; others get theirs when they join"
     if copies.is_durable:
         more = f"; {wanted} are wanted, the rest follows" if copies.least < wanted else ""
@@ -86,14 +95,20 @@ def line(record: dict[str, Any], copies: Copies | None) -> str:
 
 def require_enough(record: dict[str, Any], copies: Copies | None, wait: int) -> None:
     """Raises `PeerlmError`: waiting was given up."""
-    if copies is not None and copies.waiting:
-        why = "see `peerlm store status`"
-        if copies.full:
-            why = f"no room is left at {copies.full}; raise store.bytes in node.toml there, or bring another node"
+    if copies is None or not copies.waiting:
+        return
+    if copies.nowhere:
         raise PeerlmError(
-            f"{record['name']} is in the store, but {copies.waiting} chunks have not come to "
-            f"{min(wait, copies.possible)} nodes and nothing is copied any more: {why}"
+            f"{record['name']} is in the store, but {copies.nowhere} of its chunks are at no node that answers: nodes that made "
+            "them have died before others had them; start these again, or say the same command again"
         )
+    why = "see `peerlm store status`"
+    if copies.full:
+        why = f"no room is left at {copies.full}; raise store.bytes in node.toml there, or bring another node"
+    raise PeerlmError(
+        f"{record['name']} is in the store, but {copies.waiting} chunks have not come to "
+        f"{min(wait, copies.possible)} nodes and nothing is copied any more: {why}"
+    )
 
 
 def wait_copies(
@@ -103,23 +118,27 @@ def wait_copies(
     tell: Tell,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> Copies:
-    """Until each of the chunks is on `wanted` nodes, or on all that offer room where these are fewer."""
+    """Until each of the chunks is on `wanted` nodes, or on all that offer room where these are fewer. `is_over`: they are of no
+    interest any more."""
     pending = list(hashes)
     since, before = clock(), len(pending)
     while True:
         possible = holders(desk)
         least = min(wanted, possible)
         began = clock()
-        counts = desk.survey(pending).counts
+        found = desk.survey(pending)
+        counts, nowhere = found.counts, 0 if found.silent else found.counts.count(0)
         pending = [wanted for wanted, count in zip(pending, counts, strict=True) if count < least]
         tell(len(hashes) - len(pending), len(hashes), f"on {least} nodes")
         if len(pending) < before:
             since, before = clock(), len(pending)
-        if not pending or clock() - since > STANDSTILL_S:
+        given_up = clock() - since > (NOWHERE_S if nowhere else STANDSTILL_S)
+        if not pending or given_up or is_over():
             counts = desk.survey(hashes).counts
             full = room.full_nodes(desk.status()) if pending else ""
-            return Copies(min(counts, default=0), possible, len(pending), full)
+            return Copies(min(counts, default=0), possible, len(pending), full, nowhere)
         sleep(max(LOOK_S, EASE * (clock() - began)))
 
 

@@ -7,7 +7,8 @@ cuts into chunks it also gives to those that are to keep them. One node gathers 
 of nodes from it, and each waits a little longer than the one before, so the second sees that the first is at it,
 or dead.
 
-A node that does not deliver its share is left out and another asked. Where the plan wants the optimizer's state in it too, all of a
+A node that does not deliver its share is left out and another asked, also when it dies with what it has delivered before anybody else
+has that (`mending`): then the name gets another manifest. Where the plan wants the optimizer's state in it too, all of a
 stage's comes from one host, since a count of steps goes with its moments; what nobody has is left out, of all stages. What of the text is
 read is told by a host of the first stage, for a run that goes on from the checkpoint; where nobody can, it is left out. Names are kept to the newest few, pinned ones aside, and
 the gatherer sees to it that the others go (`succession`).
@@ -35,6 +36,7 @@ from peerlm.effects import (
 )
 from peerlm.errors import StateError
 from peerlm.events import CheckpointWritten, FragmentCut
+from peerlm.node.mending import Mending
 from peerlm.node.register import RaiseFloor, Write, Writing
 from peerlm.node.succession import HeldBy, Succession, is_of_past
 from peerlm.store.manifest import Kind
@@ -47,10 +49,20 @@ TURN_S = 20.0
 """Each in the order of nodes waits so much longer than the one before."""
 
 SHARE_S = 60.0
-"""Who has not delivered a fragment after so long is asked no more."""
+"""Who has delivered nothing of its share for so long is asked no more."""
 
 GIVEN_UP_S = 600.0
 """A checkpoint that is not complete by then comes to nothing."""
+
+STANDSTILL_S = 90.0
+"""Nor does one of which nothing was delivered for so long; where only what it can go without is lacking, it goes without. Long
+enough for a second to deliver what a first did not, and for one that did not grant the share at once."""
+
+WRITING_S = 120.0
+"""Nor one whose manifest is not on this node's disk after so long."""
+
+WANTED_S = 60.0
+"""So long a person waits for this node to have weights that count: it may have just been started."""
 
 PASSES_TRIES = 3
 """So many hosts are asked what of the text is read; it is not worth waiting for more."""
@@ -72,6 +84,11 @@ class _Gathering:
     tokens: int
     is_pinned: bool
     began: Instant
+    before: bytes
+    """The newest checkpoint then, by its manifest; empty: none."""
+    moved: Instant
+    """Something was delivered then, at the latest."""
+    moved_by: dict[PeerId, Instant] = field(default_factory=dict)
     asked: dict[FragmentId, tuple[PeerId, Instant]] = field(default_factory=dict)
     wanted: dict[FragmentId, int] = field(default_factory=dict)
     """Fragments, and from `MOMENTS` on their moments, with their stages."""
@@ -82,12 +99,26 @@ class _Gathering:
     lacks: str = ""
     """Why it goes without the optimizer's state."""
     parts: dict[FragmentId, CheckpointPart] = field(default_factory=dict)
-    is_written: bool = False
+    written: Instant | None = None
+    """All is here, and its manifest is being written since."""
+    manifest: ObjectHash | None = None
+    """The name stands for it, and parts of it were lost: it is gathered again."""
 
     def failed_at(self, fragment: FragmentId) -> set[PeerId]:
         if fragment == PASSES:
             return self.failed_passes
         return self.failed_moments if is_moments(fragment) else self.failed
+
+    @property
+    def lacking(self) -> list[FragmentId]:
+        return [fragment for fragment in self.wanted if fragment not in self.parts]
+
+    def is_late(self, now: Instant) -> str:
+        """Why it has taken too long; empty: it has not."""
+        if now - self.began > GIVEN_UP_S:
+            return "not all fragments were delivered in time"
+        is_still = now - self.moved > STANDSTILL_S
+        return f"nothing was delivered for {STANDSTILL_S:.0f} s" if is_still else ""
 
     def without(self, fragment: FragmentId, why: str) -> None:
         """It goes without what the fragment is of: the optimizer's state, or what of the text is read."""
@@ -156,10 +187,14 @@ class Checkpoints:
         self._wants_moments, self._passes, self._continues = wants_moments, passes, continues
         kept = settings.checkpoints_kept
         self.succession = Succession(kept, names, write, raise_floor, held_by)
+        self._mending = Mending(me, names, held_by)
+        self._made: _Gathering | None = None
+        """The last, while it is seen to that it outlives those that made it."""
         self._began = now
         self._gathering: _Gathering | None = None
         self._rest_until = now
         self._wanted: tuple[str, bool] | None = None
+        self._wanted_since: Instant | None = None
         self._cutting: dict[tuple[bytes, FragmentId], PeerId] = {}
         """What is being cut, for whom."""
         self._askers: dict[PeerId, _Asker] = {}
@@ -173,7 +208,8 @@ class Checkpoints:
     def is_at_it(self) -> bool:
         """It has to be looked at again and again."""
         wanted = self._wanted is not None or self._gathering is not None
-        return wanted or self.succession.is_at_it or self._settings.checkpoint_every_s > 0
+        is_seen_to = self.succession.is_at_it or self._mending.is_at_it
+        return wanted or is_seen_to or self._settings.checkpoint_every_s > 0
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -187,7 +223,7 @@ class Checkpoints:
 
     def want(self, name: str, *, is_pinned: bool) -> None:
         """A person wants one now; an empty name: the usual one. → `TellCheckpoint`"""
-        self._wanted = (name, is_pinned)
+        self._wanted, self._wanted_since = (name, is_pinned), None
 
     def wake(self, around: Around, wall: WallTime, now: Instant) -> list[Effect]:
         return [*self.succession.wake(wall, now), *self._gather(around, wall, now)]
@@ -196,13 +232,28 @@ class Checkpoints:
         if self._gathering is not None:
             return self._go_on(around, now)
         if not around.is_active or not around.may_store:
-            return []
+            return self._refuse_wanted(around, now)
         if self._wanted is not None:
             (name, is_pinned), self._wanted = self._wanted, None
             return self._begin(name, around, now, is_pinned=is_pinned)
         if self._is_due(around, wall, now):
             return self._begin("", around, now, is_pinned=around.is_done)
-        return []
+        return self._mend(around, now)
+
+    def _refuse_wanted(self, around: Around, now: Instant) -> list[Effect]:
+        """What a person wants, once it is clear that this node cannot."""
+        if self._wanted is None:
+            return []
+        self._wanted_since = now if self._wanted_since is None else self._wanted_since
+        if around.may_store and now - self._wanted_since < WANTED_S:
+            return []
+        why = "this node has no weights that count yet: see `peerlm status`, or ask another node"
+        if not around.may_store:
+            why = (
+                "this node may not write into the store: its certificate is without the role store"
+            )
+        (name, _), self._wanted = self._wanted, None
+        return [TellCheckpoint(name, why)]
 
     def _is_due(self, around: Around, wall: WallTime, now: Instant) -> bool:
         every_s = self._settings.checkpoint_every_s
@@ -236,6 +287,9 @@ class Checkpoints:
     # ------------------------------------------------------------------------------- gathering
 
     def _begin(self, name: str, around: Around, now: Instant, *, is_pinned: bool) -> list[Effect]:
+        self._mending.end()
+        newest = self._newest()
+        before = newest.record.manifest if newest is not None else self._continues()
         name = name or name_of(around.tokens, is_done=around.is_done)
         slot = self._rng.randbytes(16)
         wanted = dict(self._stage_of)
@@ -244,7 +298,9 @@ class Checkpoints:
         knows = self._passes is not None and bool(self._passes())
         if knows or (self._passes is not None and self._others_read(around)):
             wanted[PASSES] = 0
-        self._gathering = _Gathering(slot, name, around.tokens, is_pinned, now, wanted=wanted)
+        self._gathering = _Gathering(
+            slot, name, around.tokens, is_pinned, now, before, now, wanted=wanted
+        )
         if not knows:  # it may have come a moment ago: others have read before
             self._gathering.failed_passes.add(self._me)
         log = Log("info", "checkpoint_begun", (("name", name),))
@@ -258,13 +314,15 @@ class Checkpoints:
         """Ask for what was not asked for yet, or in vain."""
         gathering = self._gathering
         assert gathering is not None, "nothing is gathered"
-        if gathering.is_written:
-            return []
-        if now - gathering.began > GIVEN_UP_S:
-            return self._give_up("not all fragments were delivered in time", now)
-        if now - gathering.began > GIVEN_UP_S / 2:
-            for late in [f for f in gathering.wanted if f >= MOMENTS and f not in gathering.parts]:
-                gathering.without(late, "not all of it was delivered in time")
+        if gathering.written is not None:
+            if now - gathering.written < WRITING_S:
+                return []
+            return self._give_up("its manifest is not on this node's disk yet", now)
+        if (late := gathering.is_late(now)) and (lacking := self._lacking(gathering)):
+            return self._give_up(f"{late}: {lacking}", now)
+        if late or now - gathering.began > GIVEN_UP_S / 2:
+            for besides in [f for f in gathering.lacking if f >= MOMENTS]:
+                gathering.without(besides, "not all of it was delivered in time")
         shares: dict[tuple[PeerId, bool], list[FragmentId]] = {}
         for fragment, stage in tuple(gathering.wanted.items()):
             if fragment in gathering.parts or fragment not in gathering.wanted:
@@ -274,7 +332,7 @@ class Checkpoints:
             if asked is not None:
                 peer, since = asked
                 is_there = peer == self._me or peer in around.runs
-                if is_there and now - since < SHARE_S:
+                if is_there and now - max(since, gathering.moved_by.get(peer, since)) < SHARE_S:
                     continue
                 failed.add(peer)
             hosts = [
@@ -297,7 +355,7 @@ class Checkpoints:
                 peer = self._me
             gathering.asked[fragment] = (peer, now)
             shares.setdefault((peer, is_besides), []).append(fragment)
-        effects: list[Effect] = self._write_if_all()
+        effects: list[Effect] = self._write_if_all(now)
         for (peer, _), share in shares.items():
             if peer == self._me:
                 effects += self._cut(self._me, gathering.slot, share)
@@ -309,11 +367,37 @@ class Checkpoints:
         gathering, self._gathering = self._gathering, None
         assert gathering is not None, "nothing is gathered"
         self._rest_until, self.trouble = after(now, AGAIN_S), why
-        fields = (("name", gathering.name), ("why", why))
-        return [
-            TellCheckpoint(gathering.name, why),
-            Log("warning", "checkpoint_given_up", fields),
-        ]
+        log = Log("warning", "checkpoint_given_up", (("name", gathering.name), ("why", why)))
+        is_told = gathering.manifest is not None  # the name is there, and is said to be
+        return [log] if is_told else [TellCheckpoint(gathering.name, why), log]
+
+    def _lacking(self, gathering: _Gathering) -> str:
+        """Of the weights, in words; empty: nothing."""
+        lacking = [self._stage_of[f] for f in gathering.lacking if f < MOMENTS]
+        stages = ", ".join(map(str, sorted(set(lacking))))
+        return f"{len(lacking)} fragments of stages {stages} lack" if lacking else ""
+
+    def _mend(self, around: Around, now: Instant) -> list[Effect]:
+        """Gather again what was lost with those that made it."""
+        lost, effects = self._mending.wake(around.runs.keys(), now)
+        gathering = self._made
+        if not self._mending.is_at_it:
+            self._made = None
+        if not lost or gathering is None:
+            return effects
+        stages = {self._stage_of[_weights_of(f)] for f in lost if is_moments(f)}
+        for fragment in tuple(gathering.parts):  # a stage's moments are one host's
+            is_of_lost = is_moments(fragment) and gathering.wanted.get(fragment) in stages
+            if fragment in lost or is_of_lost:
+                del gathering.parts[fragment]
+                gathering.asked.pop(fragment, None)
+        for failed in (gathering.failed, gathering.failed_moments):
+            failed.clear()
+        gathering.began = gathering.moved = now
+        gathering.written, self._gathering = None, gathering
+        fields = (("name", gathering.name), ("fragments", len(lost)))
+        log = Log("warning", "checkpoint_mended", fields)
+        return [*effects, log, *self._go_on(around, now)]
 
     def given(self, peer: PeerId, give: PartGive, now: Instant) -> list[Effect]:
         """A share of another node's: hashes of chunks that it keeps. Their bytes are checked by whoever pulls them."""
@@ -334,18 +418,19 @@ class Checkpoints:
         assert gathering is not None, "nothing is gathered"
         if part.fragment in gathering.wanted:
             gathering.parts[part.fragment] = part
-        return self._write_if_all()
+            gathering.moved = gathering.moved_by[part.peer] = now
+        return self._write_if_all(now)
 
-    def _write_if_all(self) -> list[Effect]:
+    def _write_if_all(self, now: Instant) -> list[Effect]:
         gathering = self._gathering
         if gathering is None or len(gathering.parts) < len(gathering.wanted):
             return []
-        gathering.is_written = True
+        gathering.written = now
         parts = tuple(gathering.parts[fragment] for fragment in sorted(self._stage_of))
         moments = tuple(gathering.parts[f] for f in sorted(gathering.wanted) if is_moments(f))
-        newest, passes = self._newest(), gathering.parts.get(PASSES)
-        before = newest.record.manifest if newest is not None else self._continues()
-        return [WriteCheckpoint(gathering.slot, gathering.tokens, parts, before, moments, passes)]
+        slot, tokens, before = gathering.slot, gathering.tokens, gathering.before
+        passes = gathering.parts.get(PASSES)
+        return [WriteCheckpoint(slot, tokens, parts, before, moments, passes)]
 
     def written(self, event: CheckpointWritten, wall: WallTime, now: Instant) -> list[Effect]:
         gathering = self._gathering
@@ -353,6 +438,9 @@ class Checkpoints:
             return []
         if event.reason:
             return self._give_up(event.reason, now)
+        again = gathering.manifest
+        if again is not None and not self._mending.is_named(gathering.name, again):
+            return self._give_up("its name was removed, or stands for something else", now)
         about = f"{gathering.tokens} tokens of the swarm"
         try:
             wanted = Writing(
@@ -367,9 +455,13 @@ class Checkpoints:
             effects = self._write(wanted, wall, now)
         except StateError as error:
             return self._give_up(str(error), now)
-        self._gathering, self.trouble = None, ""
+        self._gathering, self._made, self.trouble = None, gathering, ""
+        gathering.manifest = event.manifest
+        self._mending.wrote(gathering.name, event.manifest, gathering.parts, now)
         fields = (("name", gathering.name), ("manifest", short(event.manifest)))
-        told: list[Effect] = [TellCheckpoint(gathering.name), Log("info", "checkpoint", fields)]
+        told: list[Effect] = [Log("info", "checkpoint", fields)]
+        if again is None:
+            told.insert(0, TellCheckpoint(gathering.name))
         if lacks := gathering.lacks or event.lacks:
             told.append(Log("warning", "checkpoint_without_optimizer", (("why", lacks),)))
         self.succession.wrote(gathering.name, now)

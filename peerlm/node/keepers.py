@@ -49,6 +49,11 @@ class Keepers:
             del self._known[peer]
         self.version += len(gone)
 
+    def is_away(self, peer: PeerId) -> bool:
+        """It offers room, and does not live."""
+        known = self._known.get(peer)
+        return known is not None and known.away_since is not None
+
     def nodes(
         self, distrusted: Collection[PeerId] = (), gone: Collection[PeerId] = ()
     ) -> list[StoreNode]:

@@ -1,11 +1,15 @@
 """What to pull next of all that is lacking here.
 
 Manifests come first, since without them nobody knows what else is. Then what is urgent, as the catalog says, and the rest
-under a ceiling, as far as there is room. What nobody has is set aside after a while, so that it does not keep back what
+under a ceiling, as far as there is room. Who has made something new has a copy, be it due there or not; so where it is not, one
+of those that it is due to fetches its own when there is nothing else to fetch, and all is in as many copies as are wanted the
+sooner. What nobody has is set aside after a while, so that it does not keep back what
 somebody has, and is asked for again when all else had its turn, or when somebody new came.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from peerlm.config import StoreSection
 from peerlm.effects import Effect
@@ -74,16 +78,22 @@ class Repair:
         wants = self._lacked_manifests(room, UNDER_WAY - len(coming), keeps=keeps)
         room -= sum(size for _, size in wants)
         self.is_full = False
+        later: list[tuple[ObjectHash, int]] = []
         for want in self._catalog.wanted(4 * UNDER_WAY, {*self._pulls.wanted, *self._nowhere}):
             if len(coming) + len(wants) >= UNDER_WAY:
                 break
             if want.size > room:
                 self.is_full = True
                 continue
+            if not want.is_urgent and self._is_one_more(want.hash):
+                later.append((want.hash, want.size))
+                continue
             if not want.is_urgent and not self._may_spend(want.size):
                 break
             room -= want.size
             wants.append((want.hash, want.size))
+        if not wants and not coming:
+            wants = _fitting(later[:UNDER_WAY], room)
         if self._hurry and not self._catalog.lacking:
             self._hurry = False
         if not wants and now >= self._again_at:
@@ -112,6 +122,20 @@ class Repair:
         self._ceiling.give_back(sum(map(self._pulls.size_of, aside)))
         return self._pulls.forget(aside)
 
+    def _is_one_more(self, object_hash: ObjectHash) -> bool:
+        maker = self._fresh.maker_of(object_hash)
+        return maker is not None and self._catalog.is_one_more(object_hash, maker)
+
     def _may_spend(self, size: int) -> bool:
         """Whether the ceiling leaves room. What a name that was just written needs is no repair."""
         return self._hurry or bool(self._fresh) or self._ceiling.take(size)
+
+
+def _fitting(wants: Iterable[tuple[ObjectHash, int]], room: int) -> list[tuple[ObjectHash, int]]:
+    """As many of them as there is room for."""
+    fitting = []
+    for object_hash, size in wants:
+        if size <= room:
+            room -= size
+            fitting.append((object_hash, size))
+    return fitting

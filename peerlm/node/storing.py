@@ -319,14 +319,16 @@ class Storing:
         return self._look(now)
 
     def _maker_of(self, object_hash: ObjectHash) -> PeerId | None:
-        return self._fresh.maker_of(object_hash)
+        maker = self._fresh.maker_of(object_hash)
+        return None if maker is not None and self._keepers.is_away(maker) else maker
 
     def _sources(self, object_hash: ObjectHash) -> tuple[PeerId, ...]:
         others = self.catalog.sources(object_hash)
         if not others:  # a manifest, or an object that is in none that is known
             others = self._live
         made = (*self._fresh.of(object_hash), *self.makers_of(object_hash))
-        return tuple(dict.fromkeys([*made, *others]))
+        is_away = self._keepers.is_away
+        return tuple(dict.fromkeys([*(peer for peer in made if not is_away(peer)), *others]))
 
     def _look(self, now: Instant) -> list[Effect]:
         """Pull what is due here and lacking."""

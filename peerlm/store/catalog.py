@@ -106,8 +106,10 @@ class Catalog:
         self._strays: dict[ObjectHash, None] = {}
         """Here, and in no manifest."""
         self._table = empty_table()
+        self._places: dict[PeerId, int] = {}
+        """Of each node in the table; none of one that stores nothing."""
         self._place: int | None = None
-        """Of this node in the table; None: it stores nothing."""
+        """Of this node."""
         self._my_key = keys_of([ObjectHash(blake3(me).digest())])[0]
         self._queue: list[tuple[int, bool]] | None = None
         """Rows that are wanted, and whether they are urgent; some may be here by now. None: to be made."""
@@ -311,8 +313,8 @@ class Catalog:
         if self._tables:
             self._tables.keep(self._history, table)
         self._table, self._queue = table, None
-        peers = [site.peer for site in table.field.sites]
-        self._place = peers.index(self._me) if self._me in peers else None
+        self._places = {site.peer: place for place, site in enumerate(table.field.sites)}
+        self._place = self._places.get(self._me)
         self._due = np.zeros(len(self._keys), bool)
         if self._place is not None:
             for places in table.owners:
@@ -361,6 +363,16 @@ class Catalog:
         """Whether we should hold it."""
         row = self._rows.get(object_hash)
         return row is not None and bool(self._due[row])
+
+    def is_one_more(self, object_hash: ObjectHash, maker: PeerId) -> bool:
+        """Whether a copy here, although due, would be one more than is wanted while `maker` has one that is not due there. Of
+        all owners only the last one has that."""
+        row, place = self._rows.get(object_hash), self._places.get(maker)
+        if row is None or place is None or not self._table.is_live[place]:
+            return False
+        owners = self._table.owners_of(row)
+        is_last = bool(owners) and owners[-1] == self._place and not self._table.away[row]
+        return is_last and place not in owners and len(owners) == int(self._replicas[row])
 
     def wanted(self, limit: int, without: Container[ObjectHash] = ()) -> list[Want]:
         """What is due here and not here, and not among `without`, urgent ones first; at most `limit`.

@@ -262,9 +262,14 @@ class ReadFile:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes from `offset`. Raises: StateError when the file is shorter."""
-        data = bytearray(length)
-        self.read_into(offset, memoryview(data))
-        return bytes(data)
+        with explained("read", self.path):
+            data = os.pread(self._fd, length, offset)
+            if len(data) == length:  # as ever: no memory is filled twice
+                return data
+            whole = bytearray(length)
+            whole[: len(data)] = data
+            _fill(self._fd, offset + len(data), memoryview(whole)[len(data) :])
+            return bytes(whole)
 
     def read_into(self, offset: int, out: memoryview) -> None:
         """Fill `out`, a writable view of bytes, from `offset`. Raises: StateError."""

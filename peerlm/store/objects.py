@@ -101,15 +101,13 @@ class Objects:
             WireError: the object does not reach that far.
             StateError: the object is not here (any more), or cannot be read.
         """
-        out = bytearray(max(length, 0))
         place = self._place(object_hash)
         if offset < 0 or length < 0 or offset + length > place.size_bytes:
             raise WireError(
                 f"bytes {offset}+{length} of object {short(object_hash)}: "
                 f"it has {place.size_bytes} bytes"
             )
-        place.file.read_into(place.offset + offset, memoryview(out))
-        return bytes(out)
+        return place.file.read_at(place.offset + offset, length)
 
     def read_into(self, object_hash: ObjectHash, out: memoryview) -> None:
         """The whole object into `out`, a writable view of as many bytes, checked once more.

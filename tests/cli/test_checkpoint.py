@@ -6,9 +6,11 @@ import json
 
 import pytest
 from cli_scene import Cli, assert_one_line
-from desk_scene import ME, FakeDesk, desk, node
+from desk_scene import ME, FakeDesk, chunk_of, desk, node
 
 from peerlm.cli import copies
+from peerlm.store.manifest import Chunk, Kind, of_files
+from peerlm.types import ObjectHash
 
 __all__ = ["desk"]
 
@@ -55,3 +57,33 @@ def test_copies_that_do_not_come_are_an_error(
     manifest = desk.checkpoint("kept") and desk.records["kept"]["manifest"]
     desk.copies = lambda wanted: 1 if wanted.hex() == manifest else 2
     assert_one_line(peerlm(*MAKE, "--name", "kept"), 1, "kept is in the store, but 1 chunks have not come to 2 nodes")  # fmt: skip
+
+
+def test_what_died_with_those_that_made_it_is_an_error_sooner(
+    peerlm: Cli, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "NOWHERE_S", 0.0)
+    monkeypatch.setattr(copies, "LOOK_S", 0.001)
+    made = desk.checkpoint("kept")
+    desk.lost = {desk.manifest(made).chunks[0].hash}
+    assert_one_line(peerlm(*MAKE, "--name", "kept"), 1, "1 of its chunks are at no node that answers")  # fmt: skip
+
+
+def test_what_is_made_again_under_the_name_is_waited_for_instead(
+    peerlm: Cli, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "LOOK_S", 0.001)
+    lost, looks = chunk_of(b"w" * 50).hash, 0
+
+    def of(wanted: ObjectHash) -> int:
+        nonlocal looks
+        looks += 1
+        if looks == 6:
+            listed = [("model.safetensors", [Chunk(desk.put(b"u" * 50), 50)])]
+            desk.publish("kept", of_files(Kind.CHECKPOINT, listed, {}), replaces=True)
+        return 0 if wanted == lost else 2
+
+    desk.copies = of
+    done = peerlm(*MAKE, "--name", "kept")
+    assert (done.code, done.out.splitlines()[0]) == (0, "kept: 50 B")
+    assert "durable: 2 nodes" in done.out

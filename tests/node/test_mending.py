@@ -1,0 +1,224 @@
+"""Checkpoints whose makers die at once: what nobody else had yet is made again by those that are left."""
+
+from __future__ import annotations
+
+import random
+
+from store_scene import Store, peer_of
+
+from peerlm import effects as fx
+from peerlm.effects import Effect
+from peerlm.events import CheckpointWritten, FragmentCut
+from peerlm.node.checkpoints import STANDSTILL_S, WANTED_S, WRITING_S, Around, Checkpoints
+from peerlm.store.manifest import Chunk, Kind, Manifest, manifest_hash, of_files, read_manifest
+from peerlm.types import FragmentId, ObjectHash, PeerId
+from peerlm.wire.message import PartAsk, PartGive
+
+A, B, C, D = (peer_of(number) for number in range(1, 5))
+
+FRAGMENTS = 24
+
+
+class Swarm(Store):
+    """Nodes of a store that hold weights, each its own: no two cut equal chunks. Stages that a node holds are in `runs`."""
+
+    def __init__(self, *runs: tuple[int, int], stages: int = 1, moments: bool = False) -> None:
+        super().__init__(len(runs), checkpoint_every_s=0.0)
+        self.runs = {peer_of(i): run for i, run in enumerate(runs, 1)}
+        self.stage_of = {FragmentId(i): i % stages for i in range(FRAGMENTS)}
+        self.told: list[fx.TellCheckpoint] = []
+        self.said: list[str] = []
+        self.inactive: set[PeerId] = set()
+        self.may_store, self.is_stuck = True, False
+        self.gatherers = {peer: self._gatherer(peer, moments) for peer in self.nodes}
+
+    def _gatherer(self, me: PeerId, moments: bool) -> Checkpoints:
+        storing = self.nodes[me].storing
+        return Checkpoints(
+            me,
+            self.settings,
+            self.stage_of,
+            storing.register.living,
+            storing.write,
+            storing.raise_floor,
+            storing.held_by,
+            random.Random(int.from_bytes(me, "big")),
+            self.now,
+            lambda: moments,
+        )
+
+    def around(self) -> Around:
+        up = {p: run for p, run in self.runs.items() if self.nodes[p].is_up}
+        runs = {p: run for p, run in up.items() if p not in self.inactive}
+        return Around(runs, A in runs, False, 1000, self.may_store)
+
+    def look(self) -> None:
+        """One look of each gatherer."""
+        for peer, gatherer in self.gatherers.items():
+            if self.nodes[peer].is_up:
+                self.carry(peer, gatherer.wake(self.around(), self.wall, self.now))
+        self.settle()
+
+    def live(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.run(1.0)
+            self.look()
+
+    def carry(self, peer: PeerId, effects: list[Effect]) -> None:
+        gatherer = self.gatherers[peer]
+        for effect in effects:
+            match effect:
+                case fx.Send(peer=to, message=PartAsk() as ask):
+                    if self.nodes[to].is_up:
+                        other = self.gatherers[to]
+                        self.carry(to, other.asked(peer, ask, self.around(), self.now))
+                case fx.Send(peer=to, message=PartGive() as give):
+                    self.carry(to, self.gatherers[to].given(peer, give, self.now))
+                case fx.CutFragments():
+                    for fragment in effect.fragments:
+                        chunk = self.put(peer, b"%s %d" % (peer, fragment))
+                        cut = FragmentCut(effect.slot, fragment, 7, (chunk,))
+                        self.carry(peer, gatherer.cut(cut, self.now))
+                case fx.WriteCheckpoint():
+                    if self.is_stuck:
+                        continue
+                    parts = [Chunk(*c) for p in (*effect.parts, *effect.moments) for c in p.chunks]
+                    made = of_files(
+                        Kind.CHECKPOINT, [("model", parts)], {"before": effect.before.hex()}
+                    )
+                    kept = self.put(peer, made.encode())
+                    done = CheckpointWritten(effect.slot, kept.hash, kept.size)
+                    self.carry(peer, gatherer.written(done, self.wall, self.now))
+                case fx.TellCheckpoint():
+                    self.told.append(effect)
+                case fx.Log(event=event):
+                    self.said.append(event)
+                case _:
+                    self._perform(peer, [effect])
+
+    def make(self, name: str = "kept") -> None:
+        """A person wants one at the first node: it has its name when this returns, and nobody has fetched anything."""
+        self.gatherers[A].want(name, is_pinned=True)
+        self.carry(A, self.gatherers[A].wake(self.around(), self.wall, self.now))
+
+    def manifest(self, name: str = "kept") -> Manifest:
+        found = self.nodes[A].storing.register.names.get(name)
+        assert found is not None
+        return read_manifest(self.nodes[A].disk[ObjectHash(found.record.manifest)])
+
+
+def test_two_of_four_die_with_their_shares_and_the_others_have_all_of_it_within_seconds() -> None:
+    swarm = Swarm(*[(0, 0)] * 4)
+    swarm.make()
+    first = swarm.manifest()
+    assert swarm.told == [fx.TellCheckpoint("kept")]
+    swarm.kill(C, D)
+    assert min(swarm.copies(first)) == 0, "what they made died with them"
+    swarm.live(20)
+    second = swarm.manifest()
+    assert manifest_hash(second.encode()) != manifest_hash(first.encode())
+    assert min(swarm.copies(second)) == 2
+    assert len(swarm.told) == 1, "it was said that it is there, once"
+    assert swarm.said.count("checkpoint_mended") == 1
+    kept = {c.hash for c in first.chunks} & {c.hash for c in second.chunks}
+    assert kept, "what was not lost is not made again"
+    assert second.meta["before"] == first.meta["before"], "it does not follow itself"
+
+
+def test_what_others_had_fetched_is_not_made_again() -> None:
+    swarm = Swarm(*[(0, 0)] * 4)
+    swarm.make()
+    first = swarm.manifest()
+    swarm.live(10)
+    assert min(swarm.copies(first)) >= 3
+    swarm.kill(C, D)
+    swarm.live(20)
+    assert swarm.manifest() == first
+    assert min(swarm.copies(first)) == 2
+    assert "checkpoint_mended" not in swarm.said
+
+
+def test_moments_of_a_stage_are_made_again_by_one_host() -> None:
+    swarm = Swarm((0, 0), (1, 1), (1, 1), (1, 1), stages=2, moments=True)
+    swarm.make()
+    first = swarm.manifest()
+    swarm.kill(*{B, C, D} - {survivor(swarm, first)})
+    swarm.live(20)
+    second = swarm.manifest()
+    assert second != first
+    assert min(swarm.copies(second)) == 2
+    assert len(second.chunks) == 2 * FRAGMENTS, "the optimizer's state is in it"
+
+
+def survivor(swarm: Swarm, manifest: Manifest) -> PeerId:
+    """One that has made none of the moments."""
+    moments = {chunk.hash for chunk in manifest.chunks[FRAGMENTS:]}
+    return next(p for p in (B, C, D) if moments.isdisjoint(swarm.nodes[p].disk))
+
+
+def test_a_stage_that_died_out_is_not_waited_for_and_the_next_make_says_so() -> None:
+    swarm = Swarm((0, 0), (0, 0), (1, 1), (1, 1), stages=2)
+    swarm.make()
+    swarm.kill(C, D)
+    swarm.live(10)
+    gatherer = swarm.gatherers[A]
+    assert not gatherer.is_gathering
+    assert gatherer.trouble == "nobody holds stage 1"
+    assert len(swarm.told) == 1
+    swarm.make("again")
+    assert swarm.told[-1] == fx.TellCheckpoint("again", "nobody holds stage 1")
+
+
+def test_who_comes_back_with_its_share_has_nothing_made_again() -> None:
+    swarm = Swarm((0, 0), (0, 0), (1, 1), (1, 1), stages=2)
+    swarm.make()
+    first = swarm.manifest()
+    swarm.kill(C, D)
+    swarm.live(30)
+    swarm.back(C)
+    swarm.back(D)
+    swarm.live(60)
+    assert swarm.manifest() == first
+    assert min(swarm.copies(first)) >= 3
+
+
+def test_a_name_that_was_removed_meanwhile_is_not_written_again() -> None:
+    swarm = Swarm(*[(0, 0)] * 4)
+    swarm.make()
+    swarm.kill(C, D)
+    swarm.remove(A, "kept")
+    swarm.live(20)
+    assert swarm.nodes[A].storing.register.living() == []
+    assert not swarm.gatherers[A].is_at_it
+
+
+def test_what_a_person_wants_of_a_node_that_cannot_is_refused_in_one_line() -> None:
+    swarm = Swarm((0, 0), (0, 0))
+    swarm.inactive = {A}
+    swarm.make()
+    assert swarm.told == [], "it may have just been started"
+    swarm.live(int(WANTED_S) + 2)
+    (told,) = swarm.told
+    assert "no weights that count yet" in told.reason
+    swarm.may_store = False
+    swarm.make()
+    assert "without the role store" in swarm.told[-1].reason
+
+
+def test_a_manifest_that_is_never_written_ends_it() -> None:
+    swarm = Swarm((0, 0), (0, 0))
+    swarm.is_stuck = True
+    swarm.make()
+    swarm.live(int(WRITING_S) + 2)
+    (told,) = swarm.told
+    assert "manifest" in told.reason
+    assert not swarm.gatherers[A].is_gathering
+
+
+def test_a_stage_of_which_nothing_comes_is_named() -> None:
+    swarm = Swarm((0, 0), (1, 1), stages=2)
+    swarm.gatherers[B].asked = lambda *_: []  # type: ignore[method-assign]
+    swarm.make()
+    swarm.live(int(STANDSTILL_S) + 2)
+    (told,) = swarm.told
+    assert told.reason == f"nothing was delivered for {STANDSTILL_S:.0f} s: 12 fragments of stages 1 lack"  # fmt: skip
