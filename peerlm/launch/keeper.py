@@ -145,8 +145,8 @@ class Keeper:
             raise StateError(
                 f"no node in {self.layout.root}: make a run with `peerlm init`, or bring an invite to another"
             )
-        address, token = read_invite(self._invite)
-        *others, last = dict.fromkeys((*self.addresses(), address))
+        addresses, token = read_invite(self._invite)
+        *others, last = dict.fromkeys((*self.addresses(), *addresses))
         for other in others:
             try:
                 self._join(other, token)
