@@ -69,7 +69,7 @@ rig: $(STAMP)
 
 rig-netns: $(STAMP)
 	$(BIN)/peerlm chaos run $(or $(SCENARIO),deploy/scenarios/containers.toml)
-	$(BIN)/python -m pytest -m rig
+	RIG=wanted $(BIN)/python -m pytest -m rig
 
 rig-ray:
 	$(PYTHON) -m venv .venv-ray

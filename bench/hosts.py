@@ -99,7 +99,7 @@ def rows(trouble: Mapping[str, Any], peace: Mapping[str, Any]) -> list[Row]:
         *(Row(f"of kind {kind}", n) for kind, n in sorted(trouble["faults"].items())),
         Row("efficiency", trouble["efficiency"], at_least=EFFICIENCY_MIN),
         Row("efficiency in peace", peace["efficiency"]),
-        Row("tokens that died with a node, at most", trouble["tokens_lost"]),
+        Row("tokens that died with a node, about", trouble["tokens_lost"]),
         Row("restart to taking part, median", returns["p50"], "s"),
         Row("restart to taking part, slowest", returns["max"], "s", at_most=RETURN_S_MAX),
         Row("restarts after which that was seen", returns["n"]),

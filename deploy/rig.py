@@ -27,6 +27,7 @@ from typing import Any
 
 from containers import PROJECT, Containers, ContainerSwarm, Engine, check
 
+from peerlm.bench.cgroups import swept
 from peerlm.bench.founding import options
 from peerlm.chaos.course import Course
 from peerlm.chaos.scenario import Scenario, read_scenario
@@ -117,13 +118,14 @@ def engine(folder: Path) -> Iterator[tuple[str, str]]:
                 start_new_session=True,
                 preexec_fn=partial(die_with_parent, signal.SIGTERM),
             )
-        try:
-            wait_for_engine(host, process)
-            run("docker", "-H", host, "import", base, BASE)
-            yield host, BASE
-        finally:
-            with undisturbed():
-                end_engine(process, folder)
+        with swept("docker"):
+            try:
+                wait_for_engine(host, process)
+                run("docker", "-H", host, "import", base, BASE)
+                yield host, BASE
+            finally:
+                with undisturbed():
+                    end_engine(process, folder)
     finally:
         with undisturbed():
             run("ip", "netns", "del", namespace)

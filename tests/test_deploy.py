@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,66 @@ def test_a_field_that_kubernetes_does_not_know_is_found() -> None:
     document["spec"]["template"]["spec"]["containers"][0]["readynessProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+@pytest.fixture
+def pod() -> Any:
+    (stateful,) = [d for d in documents("kubernetes.yaml") if d["kind"] == "StatefulSet"]
+    return stateful["spec"]["template"]["spec"]
+
+
+def test_a_pod_that_is_made_again_finds_its_secrets_as_they_were(pod: Any) -> None:
+    assert pod["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
+    (container,) = pod["containers"]
+    (volume,) = [m["mountPath"] for m in container["volumeMounts"] if m["name"] == "state"]
+    (state,) = [v["value"] for v in container["env"] if v["name"] == "PEERLM_STATE"]
+    assert Path(volume) in Path(state).parents, (
+        "the volume's root keeps the mode that a mount gave it"
+    )
+
+
+def test_an_image_that_was_loaded_is_not_looked_for_in_a_registry(pod: Any) -> None:
+    containers = [*pod["initContainers"], *pod["containers"]]
+    assert [c["imagePullPolicy"] for c in containers] == ["IfNotPresent"] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "founds"),
+    [
+        ("peerlm-0", (), True),
+        ("peerlm-0", ("state/node/identity",), False),
+        ("peerlm-0", ("state/node/identity", "invites/invite"), False),
+        ("peerlm-0", ("invites/invite",), False),  # its volume is lost, the run is not
+        ("peerlm-1", (), False),
+        ("peerlm-1", ("invites/invite",), False),
+    ],
+)
+def test_only_the_first_pod_founds_a_run_and_only_where_none_lets_it_in(
+    pod: Any, tmp_path: Path, name: str, there: tuple[str, ...], founds: bool
+) -> None:
+    (container,) = pod["initContainers"]
+    mounts = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+    *shell, script = container["command"]
+    for volume, folder in (("state", "state"), ("invite", "invites")):
+        assert mounts[volume] in script
+        script = script.replace(mounts[volume], str(tmp_path / folder))
+    for path in there:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    script = script.replace("peerlm init", "echo founds")
+    done = subprocess.run(
+        [*shell, script], env={"POD_NAME": name}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == (f"founds --state {tmp_path}/state/node\n" if founds else "")
+
+
+def test_the_invite_of_the_pods_names_the_service_first_so_that_any_of_them_lets_one_in() -> None:
+    (service,) = [d for d in documents("kubernetes.yaml") if d["kind"] == "Service"]
+    name = service["metadata"]["name"]
+    (port,) = [p["port"] for p in service["spec"]["ports"] if p["name"] == "introduction"]
+    head = (DEPLOY / "kubernetes.yaml").read_text().split("apiVersion")[0]
+    addresses = re.findall(r"--address (\S+)", head)
+    assert addresses[:2] == [f"{name}:{port}", f"{name}-0.{name}:{port}"]
 
 
 def test_the_dashboard_shows_metrics_that_there_are() -> None:

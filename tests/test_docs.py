@@ -208,6 +208,48 @@ def test_the_chinese_readme_has_the_same_headings_commands_and_links() -> None:
     assert chinese == english
 
 
+def shapes(page: Path) -> list[list[str]]:
+    """Under each heading what there is, in order: paragraphs, and code, lists and tables with how many lines, items
+    and rows they have."""
+    found: list[list[str]] = [[]]
+    for block in re.split(r"\n(?:\s*\n)+", page.read_text().strip()):
+        lines = block.splitlines()
+        if block.startswith("#"):
+            found.append([])
+        elif all(line.startswith("    ") for line in lines):
+            found[-1].append(f"code of {len(lines)} lines")
+        elif block.startswith("|"):
+            found[-1].append(f"table of {len(lines)} rows")
+        elif block.startswith("- "):
+            found[-1].append(f"list of {sum(line.startswith('- ') for line in lines)} items")
+        else:
+            found[-1].append("paragraph")
+    return found
+
+
+def test_the_chinese_readme_has_as_many_paragraphs_items_and_rows_under_each_heading() -> None:
+    english, chinese = shapes(ROOT / "README.md"), shapes(ROOT / "README.zh.md")
+    assert {"paragraph", "code of 1 lines", "list of 9 items"} <= {
+        s for part in english for s in part
+    }
+    assert chinese == english
+
+
+def test_the_chinese_readme_names_whom_the_english_one_names() -> None:
+    english, chinese = ((ROOT / name).read_text() for name in ("README.md", "README.zh.md"))
+    names = re.findall(r"\b(?:[A-Z][a-z]+[A-Z]\w*|Hivemind|Petals|Ray)\b", english)
+    assert {"DiLoCo", "NoLoCo", "Petals", "OpenAI"} <= set(names)
+    assert [name for name in names if name not in chinese] == []
+
+
+def test_the_chinese_readme_explains_commands_in_chinese() -> None:
+    code = r"^ {4}(?:sudo )?peerlm .*?#\s*(.+)$"
+    comments = re.findall(code, (ROOT / "README.zh.md").read_text(), re.MULTILINE)
+    assert len(comments) > 5
+    for comment in comments:
+        assert re.search(r"[\u4e00-\u9fff]", comment) or comment.startswith("http"), comment
+
+
 def test_both_readmes_show_the_same_code() -> None:
     def spans(page: Path) -> list[str]:
         return sorted(re.findall(r"`([^`]+)`", page.read_text()))

@@ -51,7 +51,8 @@ ROOMS: dict[str, tuple[set[str], set[str]]] = {
     "observe": (set(), {"prometheus_client"}),
     "filesystem": ({"store", "cli.nodes_here", "daemon.desk_client"}, {"fsspec"}),
     "serve": (
-        {"data", "model", "observe", "store", "train.channel", "train.limits", "train.protocol"},
+        {"data", "model", "observe", "store"}
+        | {"train.channel", "train.device", "train.limits", "train.protocol"},
         {"aiohttp", "blake3", "msgpack", "numpy", "prometheus_client", "torch", "uvloop"},
     ),
     "sim": (

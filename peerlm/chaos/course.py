@@ -93,7 +93,7 @@ class Lives:
     """Kind of process → process → sampled while nobody was in trouble: files and threads follow the members that are up."""
     unshared: Unshared = field(default_factory=Unshared)
     lost: int = 0
-    """Tokens that died with it, or with its worker, at most."""
+    """Tokens that died with it, or with its worker, about."""
 
 
 @dataclass(frozen=True, slots=True)

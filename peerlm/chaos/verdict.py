@@ -89,8 +89,9 @@ class Unshared:
     """What a node has learnt that may be nowhere else, by its own words (`see`, in the order in which they came)."""
 
     tokens: int = 0
-    """At most so many: what it has trained on since its last exchange, and H inner steps, for an exchange carries
-    weights as they were at the end of a round."""
+    """About so many: what it has trained on since its last exchange, and H inner steps, for an exchange carries
+    weights as they were at the end of a round. Of one fragment, at that: what another lacks whose exchanges all failed meanwhile
+    is not seen, nor that all whom it has exchanged with may die before they meet somebody else."""
 
     _epoch: int = -1
     _exchanges: int = 0

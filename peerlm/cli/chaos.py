@@ -203,7 +203,7 @@ def report_lines(report: dict[str, Any]) -> list[str]:
         ("faults", f"{faults or 'none'}, in {report['trouble_s']:.0f} s"),
         (
             "efficiency",
-            f"{report['efficiency']:.3f} of {report['live_s']:.0f} s × {report['pace']:g} tokens/s; lost with who died, at most {report['tokens_lost']:,} tokens",
+            f"{report['efficiency']:.3f} of {report['live_s']:.0f} s × {report['pace']:g} tokens/s; lost with who died, about {report['tokens_lost']:,} tokens",
         ),
         (
             "taking part again",

@@ -2,7 +2,8 @@
 
 It asks its daemon for a job and for tasks, one for each core, and puts what it makes into this node's store: shards, or what is
 found out of the source before (`data.findings`). When all is there it may be told to conclude that. It decides
-nothing: a source that cannot be read, or is not what the job says, is told to the daemon, which takes no part then.
+nothing: a source that cannot be read, or is not what the job says, is told to the daemon, which takes no part then. So is
+whatever else goes wrong with a job: it comes from somebody else, and others wait behind it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -25,7 +27,7 @@ from peerlm.cli.chunk_writing import Writer
 from peerlm.cli.state import state_option
 from peerlm.errors import ChunkCorrupt, ConfigError, StateError
 from peerlm.store.layout import Layout
-from peerlm.types import ObjectHash
+from peerlm.types import ObjectHash, printable
 
 if TYPE_CHECKING:
     from peerlm.daemon.desk_client import Client
@@ -66,7 +68,7 @@ class Work:
 
     def __init__(self, desk: Client, layout: Layout, folders: tuple[str, ...]) -> None:
         self._desk, self._layout, self._folders = desk, layout, folders
-        self._known: tuple[ObjectHash, Job] | None = None
+        self._known: tuple[ObjectHash, Asked] | None = None
 
     def run(self) -> None:
         """Raises: NoDaemon, it is gone."""
@@ -82,24 +84,31 @@ class Work:
         from peerlm.daemon.control import NoDaemon
 
         try:
-            self._make(name, job_hash, self._job(name, job_hash))
-        except NoDaemon:
+            self._make(job_hash, self._asked(name, job_hash))
+        except (NoDaemon, SystemExit, KeyboardInterrupt):
             raise
         except (ConfigError, ChunkCorrupt, StateError) as error:
             self._desk.failed(job_hash, str(error))
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            traceback.print_exc()
+            reason = (str(error).splitlines() or [""])[-1]
+            self._desk.failed(
+                job_hash, f"{name}: {type(error).__name__}: {printable(reason[-200:])}"
+            )
 
-    def _job(self, name: str, job_hash: ObjectHash) -> Job:
-        """As the swarm has it, once this node has found the same source, and has the same libraries."""
+    def _asked(self, name: str, job_hash: ObjectHash) -> Asked:
+        """As the swarm has it, once this node has found the same source, and has the same libraries. Remembered: when its
+        name stands for the next sweep's job it cannot be read any more, and may have to be concluded again."""
         from peerlm.data import jobs, versions
 
         if self._known is None or self._known[0] != job_hash:
-            job = read_job(self._desk, name, job_hash)
-            versions.require_same(job)
-            jobs.listed_here(job, self._folders)
-            self._known = (job_hash, job)
+            asked = read_asked(self._desk, name, job_hash)
+            versions.require_same(asked.job)
+            jobs.listed_here(asked.job, self._folders)
+            self._known = (job_hash, asked)
         return self._known[1]
 
-    def _make(self, name: str, job_hash: ObjectHash, job: Job) -> None:
+    def _make(self, job_hash: ObjectHash, asked: Asked) -> None:
         from peerlm.data import making
         from peerlm.data.prepared import Done
         from peerlm.data.shards import ShardFact
@@ -107,12 +116,12 @@ class Work:
         tasks = Tasks(self._desk, job_hash)
         first = next(tasks, None)
         if tasks.word == "finish":
-            self._finish(name, job_hash, job)
+            self._finish(job_hash, asked)
         if first is None:
             return
         made: dict[int, list[tuple[Future[Chunk], int]]] = {}
         with Writer(self._layout) as writer:
-            for part in making.shards(job, chain([first], tasks)):
+            for part in making.shards(asked.job, chain([first], tasks)):
                 if isinstance(part, Done):
                     put = made.pop(part.task, [])
                     facts = [ShardFact(*chunk.result(), tokens) for chunk, tokens in put]
@@ -122,10 +131,11 @@ class Work:
                     chunk = writer.put(part.data)
                     made.setdefault(part.task, []).append((chunk, part.tokens))
 
-    def _finish(self, name: str, job_hash: ObjectHash, job: Job) -> None:
+    def _finish(self, job_hash: ObjectHash, asked: Asked) -> None:
         from peerlm.data import jobs
         from peerlm.data.prepared import Sweep
 
+        job = asked.job
         rows = self._desk.rows(job_hash)
         if [row[0] for row in rows] != list(range(job.count)):
             return  # a node has gone meanwhile
@@ -135,7 +145,7 @@ class Work:
         if job.sweep is Sweep.TOKENS:
             self._desk.name_corpus(job_hash, self._corpus(job, rows))
         else:
-            self._conclude(name, job_hash, job, rows)
+            self._conclude(job_hash, asked, rows)
 
     def _corpus(self, job: Job, rows: list[Any]) -> Manifest:
         from peerlm.data.shards import ShardFact, corpus_manifest
@@ -149,19 +159,29 @@ class Work:
             self._desk.put(data)
         return manifest
 
-    def _conclude(self, name: str, job_hash: ObjectHash, job: Job, rows: list[Any]) -> None:
+    def _conclude(self, job_hash: ObjectHash, asked: Asked, rows: list[Any]) -> None:
         """The job of the next sweep takes the name."""
         from peerlm.data import findings
 
-        found = (self._pieces(pieces) for _, _, pieces in rows)
+        job = asked.job
+        reading = -1
+
+        def found() -> Iterator[Iterator[bytes]]:
+            nonlocal reading
+            for task, _, pieces in rows:
+                reading = task
+                yield self._pieces(pieces)
+
         kept = partial(memory.require_for_duplicates, where=job.source.where)
         try:
-            following = findings.concluded(job, found, kept)
+            following = findings.concluded(job, found(), kept)
         except Unread:
             self._desk.look_again(job_hash)
             return
-        replaces = self._desk.manifest(name, READ_S).meta.get("replaces") is True
-        self._desk.name_corpus(job_hash, put_job(self._desk, following, replaces=replaces))
+        except ChunkCorrupt as error:
+            self._desk.false(job_hash, reading, str(error))
+            return
+        self._desk.name_corpus(job_hash, put_job(self._desk, following, replaces=asked.replaces))
 
     def _pieces(self, listed: list[Any]) -> Iterator[bytes]:
         for object_hash, size, _ in listed:
@@ -169,6 +189,14 @@ class Work:
                 yield self._desk.read(ObjectHash(object_hash), size, READ_S)
             except StateError as error:
                 raise Unread(str(error)) from None
+
+
+class Asked(NamedTuple):
+    """A job as its manifest has it."""
+
+    job: Job
+    replaces: bool
+    """What is made of it takes its name from whatever has it."""
 
 
 class Unread(Exception):
@@ -210,6 +238,11 @@ def put_job(desk: Client, job: Job, *, replaces: bool) -> Manifest:
 
 def read_job(desk: Client, name: str, job_hash: ObjectHash) -> Job:
     """Raises: ChunkCorrupt, it is no job; StateError, it cannot be had now."""
+    return read_asked(desk, name, job_hash).job
+
+
+def read_asked(desk: Client, name: str, job_hash: ObjectHash) -> Asked:
+    """Raises as `read_job` does."""
     from peerlm.data import jobs
     from peerlm.store.manifest import manifest_hash
 
@@ -223,7 +256,7 @@ def read_job(desk: Client, name: str, job_hash: ObjectHash) -> Job:
     said = manifest.meta.get("tasks"), manifest.meta.get("sweep")
     if said != (job.count, job.sweep):
         raise ChunkCorrupt(f"{name}: {job.count} tasks for {job.sweep}, and not what it says")
-    return job
+    return Asked(job, manifest.meta.get("replaces") is True)
 
 
 def _file(desk: Client, manifest: Manifest, path: str, name: str) -> bytes | None:

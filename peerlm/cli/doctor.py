@@ -108,6 +108,8 @@ def _certificate(layout: Layout) -> Finding:
         return Finding(
             "node", False, text, "its invite has ended: peerlm rm, and join with a new token"
         )
+    if wall > until.not_after:
+        return Finding("node", None, text, "that is over: the daemon renews it once it runs")
     if wall > until.certs_until - SOON_S:
         return Finding(
             "node", True, text, f"its invite ends {date(until.certs_until)}: join anew by then"

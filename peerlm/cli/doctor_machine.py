@@ -20,6 +20,8 @@ from peerlm.config import NodeSettings
 
 FILES_MIN = 4096
 TORCH_S = 60.0
+CLOCK_S = 10.0
+"""Until timedatectl is given up: where its service does not answer, it waits longer than a person would."""
 
 Status = dict[str, Any] | None
 """Of the running daemon; None where there is none."""
@@ -31,8 +33,9 @@ def clock() -> Finding:
             "clock", None, f"{time.strftime('%F %T')} here; whether it is kept by NTP is not known"
         )
     command = ["timedatectl", "show", "-p", "NTPSynchronized", "--value"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=CLOCK_S)
+    except (OSError, subprocess.SubprocessError):
         return Finding("clock", None, f"{time.strftime('%F %T')} here; timedatectl does not say")
     if done.stdout.strip() == "yes":
         return Finding("clock", True, "kept by NTP")

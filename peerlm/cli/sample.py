@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from peerlm.errors import PeerlmError
-from peerlm.observe.sample import TEXT_MAX
+from peerlm.observe.sample import CPU_S, TEXT_MAX
 from peerlm.store.layout import Layout
 from peerlm.train.limits import die_with
 from peerlm.types import printable
@@ -29,11 +29,8 @@ NICENESS = 10
 TOKENS = 160
 TEMPERATURE = 0.8
 
-CPU_S = 20.0
-"""Of processor time, loading included: after that a text ends where it is."""
-
 WRITE_S = 60.0
-"""The same of time, for a text that waits for others."""
+"""A text ends where it is after so long, or `CPU_S`, loading included: one that waits for others costs them too."""
 
 
 def main(arguments: list[str]) -> int:

@@ -280,6 +280,7 @@ def service() -> None:
     \b
     Examples:
       sudo peerlm service install --now && sudo peerlm join ada --token T
+      sudo peerlm service install && sudo peerlm init && sudo systemctl start peerlm
       peerlm service status
     """
 
@@ -313,7 +314,10 @@ def install(instance: str, cuda: bool, now: bool, root: Path, dry_run: bool) -> 
         return
     unit = unit_name(instance)
     if not now:
-        click.echo(f"installed; next: systemctl start {unit}")
+        at = f" --state /var/lib/{folder_name(instance)}" if instance else ""
+        click.echo(
+            f"installed; next: systemctl start {unit}; to make a run, `peerlm init{at}` first"
+        )
     click.echo(
         f"to enter a run: peerlm join ADDRESS --token TOKEN; who may ask it: members of {GROUP} "
         f"(usermod -aG {GROUP} USER); its log: journalctl -u {unit}"

@@ -70,7 +70,7 @@ class LimitsSection:
 class LocalTrainSection:
     device: str = option(
         "auto",
-        "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`.",
+        "`auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Texts of the swarm's members are advanced on it too.",
         allowed="auto, cpu, cuda, cuda:N, mps",
         ok=lambda v: v in ("auto", "cpu", "cuda", "mps") or v.startswith("cuda:"),
     )
@@ -114,8 +114,8 @@ class HostSection:
         0,
         32,
         "Texts of the swarm's members that this node advances at once through the stages it holds, if it has the "
-        "role serve; 0: none. Fewer where a quarter of the memory that is free when the first comes, 1 GiB at most, does not do "
-        "for so many.",
+        "role serve; 0: none. Fewer where a quarter of the memory that is free on their device when the first comes, 1 GiB at most, "
+        "does not do for so many.",
     )
     memory_bytes: int = at_least(
         0, 0, "Offered with `auto`, of the host; 0 means half of what is free.", unit="bytes"

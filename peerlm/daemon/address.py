@@ -1,15 +1,18 @@
 """Which address of this machine others should dial, when nobody has said.
 
 The kernel is asked which interface it would send from, towards a seed peer if one is known, else
-towards the world. Connecting a UDP socket sends nothing. Behind NAT this is the inside address;
-`network.advertise` in node.toml is for that.
+towards the world. Connecting a UDP socket sends nothing. A network that is closed may have no way to the world: then it is the first
+address of the machine that is not its own alone. Behind NAT this is the inside address; `network.advertise` in node.toml is for that.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
+
+import psutil
 
 from peerlm.config import NetworkSection
 
@@ -30,7 +33,8 @@ def advertised_host(network: NetworkSection, seeds: Sequence[str]) -> str:
     if network.host not in EVERYWHERE:
         return network.host.partition("%")[0]
     targets = [host for host in map(_ip_of, seeds) if host]
-    return next(filter(None, map(_source_towards, [*targets, ANYWHERE])), NOWHERE)
+    found = chain(map(_source_towards, [*targets, ANYWHERE]), _of_interfaces())
+    return next(filter(None, found), NOWHERE)
 
 
 def page_port_for_others(page_host: str, network_host: str, advertised: str, port: int) -> int:
@@ -47,6 +51,26 @@ def _ip_of(address: str) -> str:
         return str(ipaddress.ip_address(host))
     except ValueError:
         return ""
+
+
+def _of_interfaces() -> Iterator[str]:
+    """Addresses of interfaces that are up, IPv4 first; those that mean nothing elsewhere are left out."""
+    stats = psutil.net_if_stats()
+    listed = [
+        (each.family, each.address)
+        for name, addresses in psutil.net_if_addrs().items()
+        if name in stats and stats[name].isup
+        for each in addresses
+    ]
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for of_family, address in listed:
+            if of_family == family and not _is_of_no_use(address):
+                yield address
+
+
+def _is_of_no_use(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    return ip.is_loopback or ip.is_link_local or ip.is_unspecified
 
 
 def _source_towards(ip: str) -> str:

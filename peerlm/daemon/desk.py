@@ -29,6 +29,7 @@ and, of the process that makes shards (`cli.data_work`), which counts as there f
     failed    job, a line                           nil: this node takes no part
     rows      job                                   [[task, documents, [[hash, bytes, tokens], …]], …] of all tasks
     again     job                                   nil: chunks of it cannot be had, so it is asked anew who has them
+    false     job, task, a line                     nil: what was found in the task is damaged, so its maker is not believed
     name      job, manifest                         nil: the corpus has its name, or the job of the next sweep has this one's
 
 What is put counts as long as it is in a manifest of a name; the rest is dropped after a day. This file decides nothing:
@@ -251,7 +252,10 @@ class Desk:
                 return [{**job, "preparing": self._making.preparing()} for job in jobs]
             case ["done", str() as name]:
                 return self._node().library.jobs.done_of(name)
-            case ["work" | "next" | "made" | "failed" | "again" | "rows" | "name", *arguments]:
+            case [
+                "work" | "next" | "made" | "failed" | "again" | "false" | "rows" | "name",
+                *arguments,
+            ]:
                 return await self._making.answer(request[0], arguments)
             case ["repair"]:
                 self._take(lambda: self._node().storing.repair_now(self._now()))

@@ -209,6 +209,10 @@ class Client:
         """Chunks of a job that is to be finished cannot be had."""
         self.ask("again", job)
 
+    def false(self, job: ObjectHash, task: int, why: str) -> None:
+        """What was found in a task of a job that is to be finished is damaged."""
+        self.ask("false", job, task, why)
+
     def name_corpus(self, job: ObjectHash, manifest: Manifest) -> None:
         """Give what a job has made its name; or, if it is the job of the next sweep, the name that this one has."""
         self.ask("name", job, manifest.encode())

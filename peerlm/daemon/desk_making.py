@@ -75,6 +75,9 @@ class MakingDesk:
             case "again", [bytes() as job]:
                 jobs.look_again(as_hash(job), now)
                 return None
+            case "false", [bytes() as job, int() as task, str() as why]:
+                self._take(lambda: jobs.false(as_hash(job), task, why, now))
+                return None
             case "rows", [bytes() as job]:
                 return [
                     [r.task, r.documents, [[s.hash, s.size, s.tokens] for s in r.shards]]

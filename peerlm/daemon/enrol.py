@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvloop
@@ -75,26 +75,29 @@ def enrol(
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         runner.run(
-            enrol_in(state, address, token_text, wait=wait, report=report, before_keys=before_keys)
+            enrol_in(
+                state, [address], token_text, wait=wait, report=report, before_keys=before_keys
+            )
         )
 
 
 async def enrol_in(
     state: StateDirectory,
-    address: str,
+    addresses: Sequence[str],
     token_text: str,
     *,
     wait: bool,
     report: Callable[[str], None],
     before_keys: Callable[[], None] = lambda: None,
 ) -> None:
-    """`enrol` for who holds the state directory and has a loop: its small files are written on it."""
+    """`enrol` for who holds the state directory and has a loop: its small files are written on it. Through the first of the
+    addresses at which a member answers; with `wait` all are tried in turn."""
     token = parse_token(token_text)
     keys = NodeKeys.generate()
     chain = sign_in(token.inviter, keys, wall())
     Gate(token.root_public_key, token.run_id).admit(chain, wall())
-    plan = await _fetch_plan(address, token, keys, chain, wait, report)
-    seeds = tuple(dict.fromkeys((address, *token.addresses)))
+    plan = await _fetch_plan(addresses, token, keys, chain, wait, report)
+    seeds = tuple(dict.fromkeys((*addresses, *token.addresses)))
     write_atomic(state.address_book, AddressBook(seeds).to_bytes(now(), wall()))
     files.write_plan(state.root, plan.blob)
     files.write_chain(state.root, chain)
@@ -106,7 +109,7 @@ async def enrol_in(
 
 
 async def _fetch_plan(
-    address: str,
+    addresses: Sequence[str],
     token: Token,
     keys: NodeKeys,
     chain: Chain,
@@ -115,12 +118,15 @@ async def _fetch_plan(
 ) -> SignedPlan:
     delay_s = RETRY_S
     while True:
-        try:
-            return await _Attempt(address, token, keys, chain).plan()
-        except Unreachable as error:
-            if not wait:
-                raise
-            report(f"{error}; trying again in {delay_s:.0f} s")
+        reasons = []
+        for address in addresses:
+            try:
+                return await _Attempt(address, token, keys, chain).plan()
+            except Unreachable as error:
+                if not wait:
+                    raise
+                reasons.append(str(error))
+        report(f"{'; '.join(reasons)}; trying again in {delay_s:.0f} s")
         await asyncio.sleep(delay_s * random.SystemRandom().uniform(0.8, 1.2))
         delay_s = min(2 * delay_s, RETRY_S_MAX)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,21 +63,22 @@ def wait_until_enrolled(
             log.close()
 
 
-def read_invite(text: str) -> tuple[str, str]:
-    """Address and token from the line that `peerlm invite` prints, or from a token alone. Raises `AuthError`."""
+def read_invite(text: str) -> tuple[tuple[str, ...], str]:
+    """Addresses and token from the line that `peerlm invite` prints, or from a token alone; first those that stand before the
+    token, then others that it names. Raises `AuthError`."""
     words = text.split()
     token = next((word for word in words if word.startswith(TOKEN_PREFIX)), "")
     if not token:
         raise AuthError(
             "malformed", f"the invite holds no token: a token starts with {TOKEN_PREFIX}"
         )
-    named = [word for word in words if word.startswith("tcp://")]
-    addresses = named or parse_token(token).addresses
+    named = (word for word in words if word.startswith("tcp://"))
+    addresses = tuple(dict.fromkeys((*named, *parse_token(token).addresses)))
     if not addresses:
         raise AuthError(
             "malformed", "the invite names no address: write tcp://HOST:PORT before the token"
         )
-    return addresses[0], token
+    return addresses, token
 
 
 class _Lobby:
@@ -138,7 +139,7 @@ class _Lobby:
         return self._attempt is not None and not self._attempt.done()
 
     async def _enter(
-        self, address: str, token: str, *, wait: bool, changes: Mapping[str, str]
+        self, addresses: Sequence[str], token: str, *, wait: bool, changes: Mapping[str, str]
     ) -> None:
         """One attempt at a time: a newer one takes the place of an older, whose address may be a slip."""
         if self._attempt is not None:
@@ -146,7 +147,7 @@ class _Lobby:
         attempt = asyncio.create_task(
             enrol_in(
                 self._state,
-                address,
+                addresses,
                 token,
                 wait=wait,
                 report=self._report,
@@ -176,7 +177,7 @@ class _Lobby:
                     raise ConfigError("control: node must be an object of fields and values")
                 wait = bool(arguments.get("wait", False))
                 fields = {str(name): str(value) for name, value in changes.items()}
-                await self._enter(address, token, wait=wait, changes=fields)
+                await self._enter([address], token, wait=wait, changes=fields)
                 return {}
             case "stop" | "leave":
                 self._end(False)

@@ -486,6 +486,7 @@ def _serve_setup(home: Home, driver: Driver, state: StateDirectory) -> protocol.
         sessions=home.settings.host.sessions,
         threads=threads_of(home.settings),
         cache_bytes=cache_of_texts(),
+        device=home.settings.train.device,
     )
 
 

@@ -19,6 +19,7 @@ from peerlm.config import NodeSettings, Plan
 from peerlm.errors import ConfigError
 from peerlm.events import Event, MemoryRead
 from peerlm.model.stages import NOTHING, held_parameters
+from peerlm.serve.guests import cache_of
 from peerlm.types import Memory
 
 BYTES_A_PARAMETER = 20
@@ -31,9 +32,6 @@ and for everything else."""
 
 OFFERED_OF_DEVICE = 0.8
 """Of a device's memory: the rest is for activations and for what libraries take."""
-
-CACHED, CACHE_BYTES_MAX = 0.25, 1 << 30
-"""Of the host's memory that is free when a stage server starts, to what it remembers of texts; and the most."""
 
 ASK_S = 5.0
 
@@ -63,8 +61,8 @@ async def keep_reading(
 
 
 def cache_of_texts() -> int:
-    """Bytes for what a stage server that starts now may remember of all texts."""
-    return min(CACHE_BYTES_MAX, int(CACHED * psutil.virtual_memory().available))
+    """Bytes for what a stage server that starts now may remember of all texts in the host's memory."""
+    return cache_of(psutil.virtual_memory().available)
 
 
 def _ours() -> list[psutil.Process]:

@@ -9,7 +9,7 @@
     /sample     POST: have a text written with the newest snapshot now (sampling.py); /status has it then
 
 Everything can be read and nothing changed; `/sample` costs a few seconds of processor time and is done once
-for each snapshot. The HTTP library is imported when somebody first connects, so that a node at which
+for each snapshot, or again a minute after it failed. The HTTP library is imported when somebody first connects, so that a node at which
 nobody looks stays small. Connections are few and short-lived, whatever is sent on them. A name in the
 Host header that is not this machine's is refused: a web page from elsewhere must not read the swarm's
 state through a name that it points here.
@@ -241,7 +241,7 @@ class Page:
 
     async def _write_sample(self, request: Any) -> Any:
         """A page from elsewhere cannot set this header without asking first, and is not let. Once for each
-        snapshot, whether it can be written or not."""
+        snapshot, and what has failed again after a minute."""
         if request.headers.get("X-Peerlm") != "sample":
             raise _http().HTTPForbidden
         if self.sampling is None:

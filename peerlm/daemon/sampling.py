@@ -72,17 +72,11 @@ class Sampling:
             return
         every_s, up_s = self._settings.sample_every_s, _now() - self._began
         if samples.is_due(self._last, status, every_s, at, up_s):
-            through_swarm = samples.is_through_swarm(status)
-            free = psutil.virtual_memory().available
-            if not through_swarm and (why := samples.no_room(self._parameters, free)):
-                self._take(replace(self._last, tried_at=at, cpu_s=0.0, error=why))
-            else:
-                self._begin(status, at)
+            self._begin(status, at)
 
     def ask(self, status: Status, at: float) -> None:
-        """Somebody wants one now: once for each snapshot, whether it can be written or not."""
-        is_new = status["snapshot"]["number"] != self._last.snapshot or self._last.error
-        if is_new and not self.is_writing:
+        """Somebody wants one now."""
+        if not self.is_writing and samples.is_to_be_had(self._last, status, at):
             self._begin(status, at)
 
     @property
@@ -102,7 +96,13 @@ class Sampling:
     # ---------------------------------------------------------------------------------- inside
 
     def _begin(self, status: Status, at: float) -> None:
-        self._writing = asyncio.create_task(self._write(status, at))
+        """Unless the machine has no room for another copy of the weights."""
+        free = psutil.virtual_memory().available
+        is_here = not samples.is_through_swarm(status)
+        if is_here and (why := samples.no_room(self._parameters, free)):
+            self._take(replace(self._last, tried_at=at, cpu_s=0.0, error=why))
+        else:
+            self._writing = asyncio.create_task(self._write(status, at))
 
     async def _write(self, status: Status, at: float) -> None:
         through_swarm = samples.is_through_swarm(status)
@@ -112,7 +112,8 @@ class Sampling:
         except StateError as error:
             why, took_s = str(error)[:WHY_MAX], round(_now() - began, 2)
             self._report("warning", "sample_failed", {"why": why, "seconds": took_s})
-            self._take(replace(self._last, tried_at=at, cpu_s=took_s, error=why))
+            cpu_s = min(took_s, samples.CPU_S)
+            self._take(replace(self._last, tried_at=at, cpu_s=cpu_s, error=why))
             return
         if through_swarm:
             said |= {"snapshot": status["snapshot"]["number"]}

@@ -7,8 +7,9 @@ cleaned text; the near one a MinHash of its runs of five words (Broder 1997), co
 (Leskovec, Rajaraman and Ullman, ch. 3), both by `datasketch`. Near ones are estimates: at 128 hashes a similarity is
 known to ± 0.04.
 
-Pure. A memory of every fingerprint that is new is kept while duplicates are looked for, in one process: some 100 bytes a
-document for exact ones, some 3 kB for near ones. So whoever looks is told how many there are, and may stop.
+Pure. A memory of every fingerprint that is new, and of the number of every document that is to be left out, is kept while
+duplicates are looked for, in one process: some 100 bytes a document, some 3 kB of one that is new where near ones are looked
+for. So whoever looks is told how many there are, and may stop.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ PRINTS = f"minhash {SCHEME} {SEED} {HASHES} {SHINGLE_WORDS}"
 """Near fingerprints of other machines can be compared with ours if theirs is the same."""
 
 KEPT_TOLD = 4096
-"""`duplicates` says each time after so many more how many it keeps."""
+"""`duplicates` says each time after so many more how many documents it remembers."""
 
 EXACT_BYTES = 16
 NEAR_BYTES = 4 * HASHES
@@ -137,6 +138,7 @@ def duplicates(
     seen: set[bytes] = set()
     index = _Near(clean.near) if clean.near else None
     out: dict[int, frozenset[int]] = {}
+    remembered = 0
     for task, prints in found:
         again = set()
         for number, print_ in enumerate(prints):
@@ -146,10 +148,10 @@ def duplicates(
                 index is not None and print_.near and index.is_known(print_.near)
             ):
                 again.add(number)
-            if print_.exact not in seen:
-                seen.add(print_.exact)
-                if len(seen) % KEPT_TOLD == 0:
-                    kept(len(seen))
+            seen.add(print_.exact)
+            remembered += 1
+            if remembered % KEPT_TOLD == 0:
+                kept(remembered)
         if again:
             out[task] = frozenset(again)
     return out

@@ -22,7 +22,8 @@ from peerlm.data.clean import EXACT_BYTES, NEAR_BYTES, Fingerprint, duplicates, 
 from peerlm.data.encodings import AUTO
 from peerlm.data.prepared import Done, Job, Made, Sweep
 from peerlm.data.sources import Pause
-from peerlm.errors import ChunkCorrupt
+from peerlm.data.tokenizer import JsonTokenizer
+from peerlm.errors import ChunkCorrupt, ConfigError
 from peerlm.store.manifest import CHUNK_BYTES
 
 NOTHING, EXACT, NEAR = range(3)
@@ -31,6 +32,9 @@ NOTHING, EXACT, NEAR = range(3)
 SIZES = {NOTHING: 0, EXACT: EXACT_BYTES, NEAR: EXACT_BYTES + NEAR_BYTES}
 
 TOKENIZER_BYTES_MAX = 64 << 20
+
+NAMES_BYTES_MAX = 1 << 20
+"""Of the encodings of a task's files, which are 4096 at most."""
 
 Kept = Callable[[int], object]
 """Told how many documents are remembered; what it raises ends it."""
@@ -116,14 +120,14 @@ def concluded(job: Job, found: Iterable[Iterable[bytes]], kept: Kept = lambda _:
     next is asked for.
 
     Raises:
-        ChunkCorrupt: these are no findings of this job.
+        ChunkCorrupt: those of the task that was read last are no findings of this job.
         ConfigError: the encoding of a file does not show; or a package is missing; or what `kept` raises.
     """
     where = job.source.where
     if job.sweep is Sweep.ENCODINGS:
-        names = [name for pieces in found for name in _names(b"".join(pieces), where)]
-        if len(names) != len(job.source.files):
-            raise ChunkCorrupt(f"{where}: encodings of {len(names)} files, and not of all")
+        names: list[str | None] = []
+        for task, pieces in zip(job.tasks, found, strict=True):
+            names += _names(_joined(pieces, NAMES_BYTES_MAX, where), task.files, where)
         taken = encodings.others_than_utf_8(encodings.settled(job.source, names))
         return replace(job, encodings=taken, sweep=_second(job))
     assert job.sweep is Sweep.PRINTS, job.sweep
@@ -136,20 +140,32 @@ def concluded(job: Job, found: Iterable[Iterable[bytes]], kept: Kept = lambda _:
     return replace(job, sweep=Sweep.TOKENS)
 
 
-def _names(data: bytes, where: str) -> list[str | None]:
+def _names(data: bytes, count: int, where: str) -> list[str | None]:
     try:
         names = json.loads(data)
         if not isinstance(names, list) or not all(n is None or isinstance(n, str) for n in names):
             raise ValueError("no names")
+        if len(names) != count:
+            raise ValueError("of too few files, or too many")
         return [formats.encoding_named(name) if name else name for name in names]
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, ConfigError):
         raise ChunkCorrupt(f"{where}: no encodings of files, or damaged ones") from None
 
 
 def _tokenizer(pieces: Iterable[bytes], where: str) -> bytes:
+    made = _joined(pieces, TOKENIZER_BYTES_MAX, where)
+    try:
+        JsonTokenizer(made, where)
+    except ConfigError as error:
+        raise ChunkCorrupt(str(error)) from None
+    return made
+
+
+def _joined(pieces: Iterable[bytes], most: int, where: str) -> bytes:
+    """Of what a peer lists, no more than `most`."""
     data = bytearray()
     for piece in pieces:
         data += piece
-        if len(data) > TOKENIZER_BYTES_MAX:
-            raise ChunkCorrupt(f"{where}: no vocabulary is so large")
+        if len(data) > most:
+            raise ChunkCorrupt(f"{where}: no findings of a task are so large")
     return bytes(data)

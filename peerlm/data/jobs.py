@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -57,18 +59,36 @@ def is_of_network(url: str) -> bool:
     """Other nodes can read the same there, and nothing in the URL may be a secret."""
     if "::" in url or sources.kind_of(url) not in NETWORK:
         return False
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
     if _is_link_local(parts.hostname or ""):
         return False
     return not parts.password and not (sources.is_web(url) and (parts.username or parts.query))
 
 
 def _is_link_local(host: str) -> bool:
-    """What answers there knows this machine alone: a cloud gives out the machine's own keys so."""
-    try:
-        return ip_address(host).is_link_local
-    except ValueError:
-        return host.endswith(".internal")
+    """What answers there knows this machine alone: a cloud gives out the machine's own keys so. However the host is written, as far
+    as that shows without asking for its address."""
+    host = unicodedata.normalize("NFKC", host).replace("\N{IDEOGRAPHIC FULL STOP}", ".").rstrip(".")
+    if "%" in host:  # an address on one of this machine's lines, or a disguise
+        return True
+    for read in (ip_address, _as_numbers):
+        with suppress(ValueError):
+            address = read(host)
+            return (getattr(address, "ipv4_mapped", None) or address).is_link_local
+    return host.endswith(".internal")
+
+
+def _as_numbers(host: str) -> IPv4Address:
+    """As the C library reads it: one to four numbers, octal behind a 0 and hexadecimal behind 0x, the last for all bytes that
+    are left. 2852039166 is 169.254.169.254. Raises `ValueError`."""
+    bases = {"0x": 16, "0X": 16}
+    *firsts, last = [
+        int(n, bases.get(n[:2], 8 if n.startswith("0") else 10)) for n in host.split(".")
+    ]
+    return IPv4Address(sum(n << 8 * (3 - place) for place, n in enumerate(firsts)) + last)
 
 
 def require_may_read(url: str, folders: Sequence[str], where: str) -> None:
@@ -86,6 +106,8 @@ def _is_plain_path(url: str) -> bool:
 
 
 def _is_below(path: str, folders: Sequence[str]) -> bool:
+    if "\0" in path:
+        return False
     real = Path(os.path.realpath(path))
     return any(real.is_relative_to(os.path.realpath(folder)) for folder in folders)
 

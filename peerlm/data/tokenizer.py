@@ -53,7 +53,7 @@ class Tokenizer(Protocol):
         """Ids of `text`, shape (tokens,), of `token_dtype(vocab)`. No special tokens are added."""
 
     def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The same of several texts, on one core, and faster."""
+        """The same of several texts, on one core, and faster. Raises: ConfigError, it has no tokens for one."""
 
     def decode(self, ids: npt.ArrayLike) -> str:
         """Text of `ids`. What is not valid text becomes U+FFFD, since a model may say anything."""
@@ -99,7 +99,7 @@ class JsonTokenizer:
         ids = self._inner.get_vocab(with_added_tokens=True).values()
         if not ids:
             raise ConfigError(f"{where}: the tokenizer has no tokens")
-        self.data = data
+        self.data, self._where = data, where
         self.vocab: int = max(ids) + 1  # ids may have gaps
         known = [t for name in ENDS if (t := self._inner.token_to_id(name)) is not None]
         self.end: int | None = known[0] if known else None
@@ -111,7 +111,14 @@ class JsonTokenizer:
 
     def encode_all(self, texts: Sequence[str]) -> list[TokenIds]:
         dtype, encode = token_dtype(self.vocab), self._inner.encode_batch_fast
-        return [np.array(encode([t], add_special_tokens=False)[0].ids, dtype) for t in texts]
+        try:
+            return [np.array(encode([t], add_special_tokens=False)[0].ids, dtype) for t in texts]
+        except Exception as error:  # plain ones, as above
+            reason = (str(error).splitlines() or [""])[0]
+            raise ConfigError(
+                f"{self._where}: the tokenizer has no tokens for a piece of this text ({reason}): give it a token for what it "
+                "does not know, or take another"
+            ) from None
 
     def decode(self, ids: npt.ArrayLike) -> str:
         text: str = self._inner.decode(np.asarray(ids).tolist(), skip_special_tokens=False)

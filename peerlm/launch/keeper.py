@@ -45,6 +45,11 @@ TOLD = ("node_id", "address", "state", "participating", "tokens", "swarm_tokens"
 """What a keeper passes on of its node's status."""
 
 
+def pause_after(failures: int) -> float:
+    """Seconds before the next try, after so many in a row."""
+    return min(PAUSE_S_MAX, LOOK_S * 2.0 ** min(failures, 20))
+
+
 class Keeper:
     """Of one state folder. Begins at once, in a thread of its own; methods answer with plain dicts."""
 
@@ -119,7 +124,7 @@ class Keeper:
             except Exception as error:  # whoever places keepers may fail too: nothing ends this
                 self._trouble = str(error) or type(error).__name__
                 self._failures += 1
-                pause = min(PAUSE_S_MAX, LOOK_S * 2.0**self._failures)
+                pause = pause_after(self._failures)
 
     def _start(self) -> None:
         """Raises `PeerlmError`, `OSError` with the line that says why there is no daemon."""
@@ -140,8 +145,8 @@ class Keeper:
             raise StateError(
                 f"no node in {self.layout.root}: make a run with `peerlm init`, or bring an invite to another"
             )
-        address, token = read_invite(self._invite)
-        *others, last = dict.fromkeys((*self.addresses(), address))
+        addresses, token = read_invite(self._invite)
+        *others, last = dict.fromkeys((*self.addresses(), *addresses))
         for other in others:
             try:
                 self._join(other, token)

@@ -14,16 +14,17 @@ state is needed: that is the lifecycle's.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from peerlm.effects import CancelTransfer, Effect, InstallObjects, RunPull, Send
+from peerlm.effects import Effect, InstallObjects, Send
 from peerlm.events import PullEnded, PullProgressed
 from peerlm.node.finals import agree
+from peerlm.node.pulling import FAULTS, Endpoint, Pull, Pulling, refusal
 from peerlm.store.donor import Key
-from peerlm.store.fetch import CancelPull, Fault, Fetch, Phase, PullEffect, StartPull
+from peerlm.store.fetch import Fault, Fetch, Phase, StartPull
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
-from peerlm.wire.message import FragmentOffer, PullAnswer, PullRequest, StateAsk, StateGive
+from peerlm.wire.message import FragmentOffer, PullAnswer, StateAsk, StateGive
 
 ASK_AGAIN_S = 1.0
 """Donors that had nothing to give, or gave up on, are asked again this often."""
@@ -41,8 +42,6 @@ within a few per cent, after a fresh start within tens; unrelated weights are at
 FINAL_DISTANCE_MAX = 0.01
 """The same for finished weights, which agree to a tenth of a per cent unless they were finished apart."""
 
-PROGRESS_TIMEOUT_S = 5.0
-
 BYTES = 4
 """Of an element: state travels as fp32."""
 
@@ -55,13 +54,6 @@ SET_ASIDE_S = 60.0
 CORPUS_AGAIN_S = 5.0
 """When nobody had what is left of the corpus, all are asked again after so long."""
 
-FAULTS = {
-    "lost": Fault.LOST,
-    "corrupt": Fault.CORRUPT,
-    "failed": Fault.OURS,
-    "cancelled": Fault.LOST,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -71,16 +63,6 @@ class Progress:
     bytes_total: int = 0
     eta_s: float = 0.0
     trouble: str = ""
-
-
-@dataclass(slots=True)
-class _Pull:
-    fetch: Fetch
-    start: StartPull
-    keys: tuple[bytes, bytes]
-    is_accepted: bool = False
-    size: int = 0
-    """Bytes, once that is agreed."""
 
 
 class Acquisition:
@@ -94,13 +76,13 @@ class Acquisition:
     def __init__(
         self,
         sizes: Mapping[FragmentId, int],
-        endpoint: Callable[[PeerId], tuple[str, int] | None],
+        endpoint: Endpoint,
         rng: random.Random,
     ) -> None:
         self._sizes = dict(sizes)
         self._endpoint = endpoint
         self._rng = rng
-        self._pulls: dict[TransferId, _Pull] = {}
+        self._pulls = Pulling(endpoint, rng, of_chunks=False)
         self._hedged_bytes = 0
         """Of fetches that are over."""
         self._corpus: Fetch | None = None
@@ -137,7 +119,7 @@ class Acquisition:
     ) -> list[Effect]:
         """Fetch these corpus objects from whoever is a donor, in place of those that were wanted before, and `last` the last.
         `take_corpus` gives them as they come, and `corpus_arrived` tells the end."""
-        effects = [] if self._corpus is None else self._cancel(self._corpus)
+        effects = [] if self._corpus is None else self._pulls.cancel(self._corpus)
         self._is_over(self._corpus)
         self._corpus_hashes = tuple(missing)
         self._corpus = Fetch(dict.fromkeys(missing, 0), self._rng, now, last=last)
@@ -159,7 +141,7 @@ class Acquisition:
 
     def forget_state(self) -> list[Effect]:
         """State is not needed any more."""
-        effects = self._cancel(self._state)
+        effects = self._pulls.cancel(self._state)
         self._drop_state()
         return effects
 
@@ -199,7 +181,7 @@ class Acquisition:
                 self._compare_until = None  # nothing is left to compare; others will be asked
             for fetch in (self._corpus, self._state):
                 if fetch is not None:
-                    effects += self._carry(fetch, fetch.donor_gone(peer, now))
+                    effects += self._pulls.carry(fetch, fetch.donor_gone(peer, now))
         if came:
             effects += self._offer_corpus(now) + self._ask(now)
         return effects
@@ -231,52 +213,38 @@ class Acquisition:
         return []
 
     def on_pull_answer(self, peer: PeerId, answer: PullAnswer, now: Instant) -> list[Effect]:
-        pull = self._pulls.get(TransferId(answer.transfer))
-        if pull is None or pull.start.peer != peer or pull.is_accepted:
+        pull = self._pulls.asked(peer, answer)
+        if pull is None:
             return []
         known = pull.start.size_bytes
-        endpoint = self._endpoint(peer)
-        if answer.verdict != "accept" or endpoint is None or (known and known != answer.size):
-            fault = Fault.BUSY if answer.verdict == "busy" else Fault.MISSING
-            return self._failed(pull, fault, now)
-        pull.is_accepted, pull.size = True, answer.size
-        run = RunPull(
-            transfer=pull.start.transfer,
-            peer=peer,
-            host=endpoint[0],
-            bulk_port=endpoint[1],
-            object_hash=pull.start.object_hash,
-            size=answer.size,
-            key_up=pull.keys[0],
-            key_down=pull.keys[1],
-            progress_timeout_s=PROGRESS_TIMEOUT_S,
-        )
-        sized = pull.fetch.sized(pull.start.transfer, answer.size, now)
-        return [run, *self._carry(pull.fetch, sized)]
+        accepted = []
+        if not known or known == answer.size:
+            accepted = self._pulls.accepted(pull, answer, now)
+        return accepted or self._failed(pull, refusal(answer), now)
 
     def progressed(self, event: PullProgressed, now: Instant) -> list[Effect]:
-        pull = self._pulls.get(event.transfer)
+        pull = self._pulls.of(event.transfer)
         if pull is None:
             return []
         self._note_progress(pull, now)
         effects = pull.fetch.progress(event.transfer, event.bytes_received, now)
-        return self._carry(pull.fetch, effects)
+        return self._pulls.carry(pull.fetch, effects)
 
     def ended(self, event: PullEnded, now: Instant) -> list[Effect]:
-        pull = self._pulls.get(event.transfer)
+        pull = self._pulls.of(event.transfer)
         if pull is None:
             return []
         if event.outcome != "ok":
             return self._failed(pull, FAULTS[event.outcome], now)
-        del self._pulls[event.transfer]
-        if pull.fetch is self._corpus:
-            self._corpus_came.append((ObjectHash(pull.start.object_hash), pull.size))
+        self._pulls.over(pull)
+        if pull.fetch is self._corpus and pull.size is not None:
+            self._corpus_came.append((pull.object_hash, pull.size))
         if pull.fetch is self._state:
             fragment = FragmentId(_fragment(pull.start))
             self._chosen[fragment] = self._offer_of(pull.start)
             self._givers[fragment] = pull.start.peer
             self._note_progress(pull, now)
-        effects = self._carry(pull.fetch, pull.fetch.pulled(event.transfer, now))
+        effects = self._pulls.carry(pull.fetch, pull.fetch.pulled(event.transfer, now))
         self._note_arrivals()
         return effects
 
@@ -288,7 +256,7 @@ class Acquisition:
             effects += self._ask(now)
         for fetch in (self._corpus, self._state):
             if fetch is not None:
-                effects += self._carry(fetch, fetch.wake(now))
+                effects += self._pulls.carry(fetch, fetch.wake(now))
         effects += self._offer_again(now)
         barren = self._barren_at is not None and self._barren_at <= now
         stuck = self._state is not None and self._state.phase is Phase.STUCK
@@ -344,7 +312,7 @@ class Acquisition:
         fresh = tuple(p for p in self._donors if self._aside_until.get(p, now) <= now)
         return fresh or self._donors
 
-    def _note_progress(self, pull: _Pull, now: Instant) -> None:
+    def _note_progress(self, pull: Pull, now: Instant) -> None:
         if pull.fetch is self._state:
             self._barren_at = after(now, BARREN_S)
 
@@ -368,7 +336,7 @@ class Acquisition:
             offers: dict[Key, ObjectHash] = {
                 int(o.fragment): ObjectHash(o.object_hash) for o in self._gives[peer].fragments
             }
-            effects += self._carry(self._state, self._state.donor_offers(peer, offers, now))
+            effects += self._pulls.carry(self._state, self._state.donor_offers(peer, offers, now))
         return effects
 
     def _offer_corpus(self, now: Instant) -> list[Effect]:
@@ -377,7 +345,9 @@ class Acquisition:
         if self._corpus is not None:
             offers: Mapping[object, ObjectHash] = {h: h for h in self._corpus_hashes}
             for peer in self._donors:
-                effects += self._carry(self._corpus, self._corpus.donor_offers(peer, offers, now))
+                effects += self._pulls.carry(
+                    self._corpus, self._corpus.donor_offers(peer, offers, now)
+                )
         return effects
 
     def _offer_again(self, now: Instant) -> list[Effect]:
@@ -396,9 +366,9 @@ class Acquisition:
         offers = self._gives[start.peer].fragments
         return next(offer for offer in offers if offer.fragment == _fragment(start))
 
-    def _failed(self, pull: _Pull, fault: Fault, now: Instant) -> list[Effect]:
-        del self._pulls[pull.start.transfer]
-        return self._carry(pull.fetch, pull.fetch.failed(pull.start.transfer, fault, now))
+    def _failed(self, pull: Pull, fault: Fault, now: Instant) -> list[Effect]:
+        self._pulls.over(pull)
+        return self._pulls.carry(pull.fetch, pull.fetch.failed(pull.start.transfer, fault, now))
 
     def _note_arrivals(self) -> None:
         if self._corpus is not None and self._corpus.phase is Phase.DONE:
@@ -406,27 +376,6 @@ class Acquisition:
             self._corpus, self.corpus_arrived = None, True
         if self._state is not None and self._state.phase is Phase.DONE:
             self.state_arrived = True
-
-    def _carry(self, fetch: Fetch, wishes: list[PullEffect]) -> list[Effect]:
-        """A fetch's wishes in the node's effects."""
-        effects: list[Effect] = []
-        for wish in wishes:
-            match wish:
-                case StartPull():
-                    keys = (self._rng.randbytes(32), self._rng.randbytes(32))
-                    self._pulls[wish.transfer] = _Pull(fetch, wish, keys)
-                    request = PullRequest(wish.transfer, wish.object_hash, *keys)
-                    effects.append(Send(wish.peer, request))
-                case CancelPull():
-                    self._pulls.pop(wish.transfer, None)
-                    effects.append(CancelTransfer(wish.transfer))
-        return effects
-
-    def _cancel(self, fetch: Fetch | None) -> list[Effect]:
-        doomed = [t for t, pull in self._pulls.items() if pull.fetch is fetch]
-        for transfer in doomed:
-            del self._pulls[transfer]
-        return [CancelTransfer(transfer) for transfer in doomed]
 
     def _is_over(self, fetch: Fetch | None) -> None:
         self._hedged_bytes += fetch.hedged_bytes if fetch is not None else 0

@@ -23,7 +23,8 @@ MAKERS_MAX = 4
 """Results of one task that are remembered."""
 
 SHARDS_MAX = 2_000_000
-"""Of all results of a job; a manifest has not room for half as many."""
+"""Of all results of a job that others tell, twice as many as a manifest has room for. Beyond that each may still tell its share of as many,
+or one could have the rest of a job unheard by telling enough."""
 
 STRAGGLER_S = 180.0
 """A task that its makers have been at for so long may be begun by another."""
@@ -51,8 +52,12 @@ class Deal:
         """Of what is done."""
         self.made_by: Counter[PeerId] = Counter()
         self._results: dict[int, dict[PeerId, JobResult]] = {}
+        self._told: Counter[PeerId] = Counter()
+        """Shards that each of the others has told."""
         self._shards = 0
+        """All of these."""
         self._false: set[tuple[int, PeerId]] = set()
+        self._distrusted: set[PeerId] = set()
         self._claims: dict[int, dict[PeerId, Instant]] = {}
         self._makers: tuple[PeerId, ...] = ()
         self._cursor = 0
@@ -63,21 +68,36 @@ class Deal:
 
     # --------------------------------------------------------------------------------- results
 
-    def add(self, result: JobResult, counts: Counts) -> bool:
-        """Take a result in. True: it was news."""
+    def add(self, result: JobResult, counts: Counts, by: PeerId | None = None) -> bool:
+        """Take a result in. True: it was news. `by`: who says so; None: its maker."""
         task, maker = result.task, PeerId(result.maker)
-        if task >= self.tasks or (task, maker) in self._false:
+        if task >= self.tasks or (task, maker) in self._false or maker in self._distrusted:
             return False
+        by, shards = by or maker, len(result.shards)
+        if by == self._me:
+            return self._take(result, counts)
+        if not self._may_tell(by, shards) or not self._take(result, counts):
+            return False
+        self._told[by] += shards
+        self._shards += shards
+        return True
+
+    def _may_tell(self, by: PeerId, shards: int) -> bool:
+        if self._shards + shards <= SHARDS_MAX:
+            return True
+        return self._told[by] + shards <= SHARDS_MAX // len({*self._told, by})
+
+    def _take(self, result: JobResult, counts: Counts) -> bool:
+        task, maker = result.task, PeerId(result.maker)
         known = self._results.setdefault(task, {})
-        if maker in known or self._shards + len(result.shards) > SHARDS_MAX:
+        if maker in known:
             return False
         if len(known) >= MAKERS_MAX:
             idle = next((m for m, r in known.items() if r is not self.done.get(task)), None)
             if idle is None or not counts(result):
                 return False
-            self._shards -= len(known.pop(idle).shards)
+            del known[idle]
         known[maker] = result
-        self._shards += len(result.shards)
         self._claims.get(task, {}).pop(maker, None)
         if task in self.open and counts(result):
             self._settle(task, result)
@@ -89,17 +109,31 @@ class Deal:
         self._false.discard((result.task, self._me))
         if result.task in self.done and self.done[result.task].shards != result.shards:
             self.disown(result.task, PeerId(self.done[result.task].maker))
-        self.add(result, lambda _: True)
+        self._take(result, lambda _: True)
+
+    def distrust(self, maker: PeerId) -> bool:
+        """A result of it was damaged: nothing that is said to be its work is believed any more. False: it was not, so this node itself
+        makes what is damaged."""
+        if maker in self._distrusted:
+            return False
+        self._distrusted.add(maker)
+        for task in self._results:
+            self._drop(task, maker)
+        return True
 
     def disown(self, task: int, maker: PeerId) -> None:
         """The result is not true: it is believed no more, and the task made again if there is no other."""
+        if self._drop(task, maker):
+            self._false.add((task, maker))
+
+    def _drop(self, task: int, maker: PeerId) -> bool:
+        """Whether there was such a result."""
         known = self._results.get(task, {}).pop(maker, None)
         if known is None:
-            return
-        self._shards -= len(known.shards)
-        self._false.add((task, maker))
+            return False
         if self.done.get(task) is known:
             self._reopen(task)
+        return True
 
     def recount(self, counts: Counts) -> None:
         """Other nodes are there than before."""

@@ -18,23 +18,24 @@ has when it comes to naming the corpus, whoever said that they are there.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from peerlm.effects import Effect, Log, MakeShards, Send
 from peerlm.events import ManifestRead
-from peerlm.node.dealing import PAGE_TASKS, Deal, turn
+from peerlm.node.dealing import PAGE_TASKS, Deal
+from peerlm.node.finishing import CHECKING, ENDED, OPEN, READY, Finishing, SurveyOf
 from peerlm.node.made import Made
 from peerlm.node.register import Write, Writing
-from peerlm.node.survey import Survey
 from peerlm.store.manifest import JOB_PREFIX, TASKS_MAX, Kind
 from peerlm.store.names import Entry
 from peerlm.types import Instant, ObjectHash, PeerId, WallTime, after, printable, short
 from peerlm.wire.message import JobAsk, JobNews, JobResult, NameRecord
 
 JOBS_MAX = 16
-"""Followed at once, the oldest first; the others wait."""
+"""Followed at once, the oldest first; the others wait. Those that are over are not counted, or the next sweeps would wait for them, and
+they for the next sweeps; of these too no more are kept, the last ones."""
 
 TELL_S = 0.25
 """What is new is told no more often."""
@@ -61,30 +62,20 @@ HELLO_S = 0.75
 RETRY_S = 300.0
 """A node that could not take part tries again."""
 
-TURN_S = 10.0
-"""Each in the order of those who may write the name waits so much longer than the one before."""
-
-SURVEYS = 3
-"""So often it is asked who has the chunks before a node that does not answer counts as one that has none."""
-
 HINT_S = 1800.0
 """Makers are asked first for a corpus' chunks so long after it was made."""
-
-FINISH_S = 1800.0
-"""So long after all is found the others wait for a node that says that it is concluding that."""
 
 COUNTED_MAX = 1 << 62
 """Sums of what peers say are shown up to here."""
 
 EVER, FAR = Instant(0.0), Instant(float("inf"))
 
-OPEN, CHECKING, READY, ENDED = "open", "checking", "ready", "ended"
-
 
 @dataclass(slots=True)
 class _Job:
     name: str
     deal: Deal
+    finishing: Finishing
     replaces: bool
     sweep: str = ""
     others: dict[PeerId, tuple[bool, str]] = field(default_factory=dict)
@@ -97,27 +88,16 @@ class _Job:
     untold: list[JobResult] = field(default_factory=list)
     is_news: bool = False
     told: tuple[bool, str, tuple[int, ...]] = (False, "", ())
-    stage: str = OPEN
-    complete_at: Instant | None = None
-    survey: Survey | None = None
-    surveys: int = 0
     is_finishing: bool = False
     """This node's process concludes its sweep, which may take long."""
-    finishing: set[PeerId] = field(default_factory=set)
-    """So do these."""
     is_over: bool = False
     """The job of the next sweep has its name, and nobody has begun with that."""
-    made_of: dict[ObjectHash, PeerId] = field(default_factory=dict)
-    """Chunk → who made it, once it is `READY`."""
     mine: set[ObjectHash] = field(default_factory=set)
     """Chunks that must not go although nothing has a name for them yet."""
 
     @property
     def target(self) -> str:
         return self.name.removeprefix(JOB_PREFIX)
-
-
-SurveyOf = Callable[[Iterable[ObjectHash], Instant], tuple[Survey, list[Effect]]]
 
 
 class Jobs:
@@ -177,11 +157,13 @@ class Jobs:
         self._end_those_over({record.name: job for job, record in records.items()}, now)
         effects: list[Effect] = []
         for job, record in records.items():
-            if job in self._facts and job not in self._jobs and len(self._jobs) < JOBS_MAX:
+            if job in self._facts and job not in self._jobs and self._has_place():
                 tasks, replaces, sweep = self._facts[job]
-                self._jobs[job] = _Job(record.name, Deal(job, tasks, self._me), replaces, sweep)
+                deal = Deal(job, tasks, self._me)
+                finishing = Finishing(deal, is_sweep=bool(sweep))
+                self._jobs[job] = _Job(record.name, deal, finishing, replaces, sweep)
                 for result in self._made.before(job):
-                    self._made_before(job, result, now)
+                    self._made_before(job, result, self._me, now)
                 for peer in sorted(self._live):
                     effects += self._ask(peer, job)
         return [*effects, *self._want(now)]
@@ -193,6 +175,13 @@ class Jobs:
             job.is_over = after != job_hash
             if after is None or (job.is_over and self._is_begun(after)):
                 self._end(job_hash, now)
+
+        over = [job_hash for job_hash, job in self._jobs.items() if job.is_over]
+        for job_hash in over[:-JOBS_MAX]:
+            self._end(job_hash, now)
+
+    def _has_place(self) -> bool:
+        return sum(not job.is_over for job in self._jobs.values()) < JOBS_MAX
 
     def _is_begun(self, job_hash: ObjectHash) -> bool:
         return job_hash in self._jobs and bool(self._makers(self._jobs[job_hash]))
@@ -216,7 +205,7 @@ class Jobs:
 
     def makers_of(self, chunk: ObjectHash) -> tuple[PeerId, ...]:
         """Whom to ask first for a chunk of a corpus that was made lately, or of findings."""
-        known = [job.made_of for job in self._jobs.values() if job.made_of]
+        known = [job.finishing.made_of for job in self._jobs.values() if job.finishing.made_of]
         found = (makers.get(chunk) for makers in [*known, *(m for _, m in self._hints.values())])
         return tuple(peer for peer in found if peer is not None and peer != self._me)
 
@@ -238,10 +227,10 @@ class Jobs:
         for job in self._jobs.values():
             for peer in job.others.keys() - live:
                 del job.others[peer]
-                job.finishing.discard(peer)
+                job.finishing.others.discard(peer)
                 job.deal.claim(peer, (), now)
             job.deal.recount(self._counts(now))
-            self._look_complete(job, now)
+            job.finishing.look(now)
         return [
             effect for peer in sorted(came) for job in self._jobs for effect in self._ask(peer, job)
         ]
@@ -279,7 +268,9 @@ class Jobs:
         able = [h for h, job in self._jobs.items() if self._is_able(job, now)]
         able.sort(key=lambda h: self._jobs[h].is_over)
         busy = (
-            h for h in able if self._jobs[h].stage != CHECKING and self._has_work(self._jobs[h])
+            h
+            for h in able
+            if self._jobs[h].finishing.stage != CHECKING and self._has_work(self._jobs[h])
         )
         return next(busy, able[0] if able else None)
 
@@ -287,7 +278,7 @@ class Jobs:
         return self._jobs[job_hash].name
 
     def _has_work(self, job: _Job) -> bool:
-        return bool(job.deal.open) or job.stage == READY
+        return bool(job.deal.open) or job.finishing.stage == READY
 
     def _is_able(self, job: _Job, now: Instant) -> bool:
         return self.may_make and (job.again_at is None or now >= job.again_at)
@@ -302,10 +293,10 @@ class Jobs:
             job.begins_at = after(now, HELLO_S) if self._live else now
         if now < job.begins_at:
             return "wait"
-        is_finishing = job.stage == READY and bool(job.sweep)  # naming takes moments
+        is_finishing = job.finishing.stage == READY and bool(job.sweep)  # naming takes moments
         if job.is_finishing != is_finishing:
             job.is_finishing, job.is_news = is_finishing, True
-        if job.stage == READY:
+        if job.finishing.stage == READY:
             return "finish"
         if (task := job.deal.next(self._makers(job), now)) is None:
             return "wait"
@@ -324,17 +315,19 @@ class Jobs:
         job.mine.update(ObjectHash(shard.hash) for shard in shards)
         job.untold.append(result)
         self._made.add(job_hash, result)
-        self._look_complete(job, now)
+        job.finishing.look(now)
         return True
 
-    def _made_before(self, job_hash: ObjectHash, result: JobResult, now: Instant) -> None:
+    def _made_before(
+        self, job_hash: ObjectHash, result: JobResult, by: PeerId, now: Instant
+    ) -> None:
         """This node made it before this daemon's start: so it says itself, or others do."""
         job = self._jobs[job_hash]
         is_here = all(self._has(ObjectHash(shard.hash)) for shard in result.shards)
-        if is_here and job.deal.add(result, self._counts(now)):
+        if is_here and job.deal.add(result, self._counts(now), by):
             job.mine.update(ObjectHash(shard.hash) for shard in result.shards)
             self._made.add(job_hash, result)
-            self._look_complete(job, now)
+            job.finishing.look(now)
 
     def failed(self, job_hash: ObjectHash, why: str, now: Instant) -> list[Effect]:
         """This node cannot do it, and says so once."""
@@ -342,7 +335,8 @@ class Jobs:
         if job is None:
             return []
         job.is_making, job.trouble, job.again_at = False, why[:400], after(now, RETRY_S)
-        job.is_finishing, job.is_news, job.stage, job.survey = False, True, OPEN, None
+        job.is_finishing, job.is_news = False, True
+        job.finishing.give_up()
         job.deal.claim(self._me, (), now)
         log = Log("warning", "job_refused", (("name", job.name), ("why", why)))
         return [log, *self._want(now)]
@@ -350,9 +344,22 @@ class Jobs:
     def look_again(self, job_hash: ObjectHash, now: Instant) -> None:
         """Chunks of it that were found cannot be had: it is asked anew who has them."""
         job = self._jobs.get(job_hash)
-        if job is not None and job.stage == READY:
-            job.stage, job.complete_at = OPEN, None
-            self._look_complete(job, now)
+        if job is not None and job.finishing.stage == READY:
+            job.finishing.look_again(now)
+
+    def false(self, job_hash: ObjectHash, task: int, why: str, now: Instant) -> list[Effect]:
+        """What was found in a task is damaged, as this node has read: all that its maker found is made again, and nothing more of
+        it believed."""
+        job = self._jobs.get(job_hash)
+        if job is None or job.finishing.stage != READY or task not in job.deal.done:
+            return []
+        maker = PeerId(job.deal.done[task].maker)
+        if not job.deal.distrust(maker):
+            return self.failed(job_hash, why, now)
+        job.deal.recount(self._counts(now))
+        job.finishing.look_again(now)
+        fields = (("name", job.name), ("task", task), ("maker", short(maker)), ("why", why))
+        return [Log("warning", "findings_false", fields)]
 
     def rows(self, job_hash: ObjectHash) -> list[JobResult]:
         """All results in order, once it is time to `finish`."""
@@ -365,7 +372,7 @@ class Jobs:
         """Write the corpus' name, and remove the job's. Raises `StateError`, as `Storing.write`."""
         job = self._jobs.get(job_hash)
         record = next((r for r in self._records() if r.manifest == job_hash), None)
-        if job is None or record is None or job.stage != READY:
+        if job is None or record is None or job.finishing.stage != READY:
             return []
         corpus = Writing(
             job.target,
@@ -391,9 +398,9 @@ class Jobs:
         """Have the job's name stand for that of the next sweep, of which all is here. Raises `StateError`, as `Storing.write`."""
         job = self._jobs.get(job_hash)
         record = next((r for r in self._records() if job is not None and r.name == job.name), None)
-        if job is None or record is None or job.stage != READY:
+        if job is None or record is None or job.finishing.stage != READY:
             return []
-        job.stage, job.is_finishing, job.is_news = ENDED, False, True
+        job.finishing.stage, job.is_finishing, job.is_news = ENDED, False, True
         if record.manifest not in (job_hash, manifest):
             return []  # somebody has begun something else
         if (known := self._jobs.get(manifest)) is not None:
@@ -411,49 +418,6 @@ class Jobs:
         written = self._write(follower, WallTime(record.wall), now)  # it keeps its place
         return [log, *written, *self.follow(now)]
 
-    # ------------------------------------------------------------------------------------- naming
-
-    def _look_complete(self, job: _Job, now: Instant) -> None:
-        if not job.deal.is_complete:
-            job.complete_at, job.stage, job.survey, job.made_of = None, OPEN, None, {}
-        elif job.complete_at is None:
-            job.complete_at, job.surveys = now, 0
-
-    def _finish(self, job_hash: ObjectHash, job: _Job, now: Instant) -> list[Effect]:
-        """Look whether all chunks are there, when it is this node's turn."""
-        if job.survey is not None and job.survey.is_done:
-            survey, job.survey = job.survey, None
-            self._check(job, survey, now)
-        if job.complete_at is None or not job.is_making or job.stage != OPEN:
-            return []
-        if job.finishing and now - job.complete_at < FINISH_S:
-            return []
-        before = turn(job_hash + b"name", self._me, self._makers(job))
-        if now - job.complete_at < before * TURN_S + job.surveys * TELL_S:
-            return []
-        chunks = dict.fromkeys(ObjectHash(s.hash) for r in job.deal.done.values() for s in r.shards)
-        job.stage, job.surveys = CHECKING, job.surveys + 1
-        job.survey, effects = self._survey(chunks, now)
-        return effects
-
-    def _check(self, job: _Job, survey: Survey, now: Instant) -> None:
-        absent = {h for h, n in zip(survey.hashes, survey.counts, strict=True) if not n}
-        silent = set(survey.silent) if job.surveys < SURVEYS else set()
-        is_sound = True
-        for task, result in list(job.deal.done.items()):
-            if absent.isdisjoint(shard.hash for shard in result.shards):
-                continue
-            is_sound = False
-            if result.maker not in silent:
-                job.deal.disown(task, PeerId(result.maker))
-        job.stage = READY if is_sound else OPEN
-        if is_sound and job.sweep:
-            done = job.deal.done.values()
-            job.made_of = {ObjectHash(s.hash): PeerId(r.maker) for r in done for s in r.shards}
-        if not job.deal.is_complete:
-            job.deal.recount(self._counts(now))
-            self._look_complete(job, now)
-
     # ------------------------------------------------------------------------------------- talking
 
     def received(self, peer: PeerId, message: JobNews | JobAsk, now: Instant) -> list[Effect]:
@@ -468,9 +432,9 @@ class Jobs:
         job.others[peer] = (news.is_making, printable(news.trouble))
         job.deal.claim(peer, news.taken, now)
         if job.deal.tasks in news.taken:
-            job.finishing.add(peer)
+            job.finishing.others.add(peer)
         else:
-            job.finishing.discard(peer)
+            job.finishing.others.discard(peer)
         counts = self._counts(now)
         unheard: dict[PeerId, int] = {}
         for result in news.results:
@@ -479,10 +443,10 @@ class Jobs:
                 if result.task in job.deal.open:
                     unheard.setdefault(maker, result.task // PAGE_TASKS * PAGE_TASKS)
             elif maker != self._me:
-                job.deal.add(result, counts)
+                job.deal.add(result, counts, peer)
             elif result.shards:  # that there is no text where there is some, anybody could say
-                self._made_before(job.deal.job, result, now)
-        self._look_complete(job, now)
+                self._made_before(job.deal.job, result, peer, now)
+        job.finishing.look(now)
         asked = list(unheard.items())[:UNHEARD_ASKED]
         return [Send(maker, self._page(job, low, reply=True)) for maker, low in asked]
 
@@ -536,11 +500,12 @@ class Jobs:
         gone = [peer for peer, since in self._gone.items() if now - since >= GONE_S]
         is_over = any(job.is_over for job in self._jobs.values())
         effects = self.follow(now) if is_over else []
-        for job_hash, job in self._jobs.items():
+        for job in self._jobs.values():
             if gone:
                 job.deal.recount(self._counts(now))
-                self._look_complete(job, now)
-            effects += self._finish(job_hash, job, now)
+                job.finishing.look(now)
+            job.finishing.hear(self._counts(now), now)
+            effects += job.finishing.survey(self._me, self._makers(job), self._survey, now)
         for peer in gone:
             del self._gone[peer]
         effects += self._tell()
@@ -615,4 +580,4 @@ class Jobs:
         """Raises: AssertionError when an invariant is broken."""
         for job in self._jobs.values():
             job.deal.check()
-            assert job.stage == OPEN or job.deal.is_complete, "an open job is being named"
+            assert job.finishing.stage == OPEN or job.deal.is_complete, "an open job is being named"

@@ -11,14 +11,14 @@ import random
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from peerlm.effects import CancelTransfer, Effect, RunPull, Send
+from peerlm.effects import Effect
 from peerlm.events import PullEnded, PullProgressed
-from peerlm.node.acquire import FAULTS, PROGRESS_TIMEOUT_S
+from peerlm.node.pulling import FAULTS, Endpoint, Pull, Pulling, refusal
 from peerlm.store.donor import Limits
-from peerlm.store.fetch import CancelPull, Fault, Fetch, PullEffect, StartPull, Status
+from peerlm.store.fetch import Fault, Fetch, PullEffect, Status
 from peerlm.store.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX
 from peerlm.types import Instant, ObjectHash, PeerId, TransferId, after
-from peerlm.wire.message import PullAnswer, PullRequest
+from peerlm.wire.message import PullAnswer
 
 ASKED_AT_ONCE = 4
 """Of an object, so many of those that may have it are known to the fetch at a time."""
@@ -51,15 +51,6 @@ class _Want:
     """Set when nobody had it."""
 
 
-@dataclass(slots=True)
-class _Pull:
-    start: StartPull
-    keys: tuple[bytes, bytes]
-    is_accepted: bool = False
-    size: int = 0
-    """Bytes, as the donor says."""
-
-
 class Pulls:
     """All pulls of one node for the store. `arrived` collects what came until it is taken.
 
@@ -72,7 +63,7 @@ class Pulls:
         self,
         sources: Sources,
         maker_of: Callable[[ObjectHash], PeerId | None],
-        endpoint: Callable[[PeerId], tuple[str, int] | None],
+        endpoint: Endpoint,
         rng: random.Random,
         now: Instant,
     ) -> None:
@@ -80,7 +71,7 @@ class Pulls:
         self._endpoint, self._rng = endpoint, rng
         self._fetch = Fetch({}, rng, now, LIMITS)
         self._wants: dict[ObjectHash, _Want] = {}
-        self._pulls: dict[TransferId, _Pull] = {}
+        self._pulls = Pulling(endpoint, rng, of_chunks=True)
         self._arrived: list[ObjectHash] = []
         self._corrupt: list[PeerId] = []
         self._refused: list[tuple[PeerId, ObjectHash]] = []
@@ -170,31 +161,15 @@ class Pulls:
         return transfer in self._pulls
 
     def on_answer(self, peer: PeerId, answer: PullAnswer, now: Instant) -> list[Effect]:
-        pull = self._pulls.get(TransferId(answer.transfer))
-        if pull is None or pull.start.peer != peer or pull.is_accepted:
+        pull = self._pulls.asked(peer, answer)
+        if pull is None:
             return []
-        start, endpoint = pull.start, self._endpoint(peer)
-        want = self._wants[ObjectHash(start.object_hash)]
-        is_size = 0 < answer.size <= max(CHUNK_BYTES, want.size)
-        if answer.verdict != "accept" or endpoint is None or not is_size:
-            fault = Fault.BUSY if answer.verdict == "busy" else Fault.MISSING
-            if answer.verdict == "refuse":
-                self._refused.append((peer, ObjectHash(start.object_hash)))
-            return self._failed(pull, fault, now)
-        pull.is_accepted, pull.size = True, answer.size
-        run = RunPull(
-            transfer=start.transfer,
-            peer=peer,
-            host=endpoint[0],
-            bulk_port=endpoint[1],
-            object_hash=start.object_hash,
-            size=answer.size,
-            key_up=pull.keys[0],
-            key_down=pull.keys[1],
-            progress_timeout_s=PROGRESS_TIMEOUT_S,
-            is_chunk=True,
-        )
-        return [run, *self._carry(self._fetch.sized(start.transfer, answer.size, now))]
+        accepted = []
+        if 0 < answer.size <= max(CHUNK_BYTES, self._wants[pull.object_hash].size):
+            accepted = self._pulls.accepted(pull, answer, now)
+        if not accepted and answer.verdict == "refuse":
+            self._refused.append((peer, pull.object_hash))
+        return accepted or self._failed(pull, refusal(answer), now)
 
     def progressed(self, event: PullProgressed, now: Instant) -> list[Effect]:
         if event.transfer not in self._pulls:
@@ -202,15 +177,15 @@ class Pulls:
         return self._carry(self._fetch.progress(event.transfer, event.bytes_received, now))
 
     def ended(self, event: PullEnded, now: Instant) -> list[Effect]:
-        pull = self._pulls.get(event.transfer)
+        pull = self._pulls.of(event.transfer)
         if pull is None:
             return []
         if event.outcome != "ok":
             return self._failed(pull, FAULTS[event.outcome], now)
-        del self._pulls[event.transfer]
-        arrived = ObjectHash(pull.start.object_hash)
-        self._arrived.append(arrived)
-        self._wants[arrived].size = pull.size
+        self._pulls.over(pull)
+        self._arrived.append(pull.object_hash)
+        if pull.size is not None:
+            self._wants[pull.object_hash].size = pull.size
         return self._carry(self._fetch.pulled(event.transfer, now))
 
     def wake(self, now: Instant) -> list[Effect]:
@@ -233,25 +208,14 @@ class Pulls:
         """Raises: AssertionError when an invariant is broken."""
         self._fetch.check()
 
-    def _failed(self, pull: _Pull, fault: Fault, now: Instant) -> list[Effect]:
-        del self._pulls[pull.start.transfer]
+    def _failed(self, pull: Pull, fault: Fault, now: Instant) -> list[Effect]:
+        self._pulls.over(pull)
         if fault is not Fault.MISSING:
-            self._wants[ObjectHash(pull.start.object_hash)].widen_at = now
+            self._wants[pull.object_hash].widen_at = now
         if fault is Fault.CORRUPT:
             self._corrupt.append(pull.start.peer)
         effects = self._carry(self._fetch.failed(pull.start.transfer, fault, now))
         return effects + self.wake(now)
 
     def _carry(self, wishes: list[PullEffect]) -> list[Effect]:
-        effects: list[Effect] = []
-        for wish in wishes:
-            match wish:
-                case StartPull():
-                    keys = (self._rng.randbytes(32), self._rng.randbytes(32))
-                    self._pulls[wish.transfer] = _Pull(wish, keys)
-                    request = PullRequest(wish.transfer, wish.object_hash, *keys)
-                    effects.append(Send(wish.peer, request))
-                case CancelPull():
-                    self._pulls.pop(wish.transfer, None)
-                    effects.append(CancelTransfer(wish.transfer))
-        return effects
+        return self._pulls.carry(self._fetch, wishes)

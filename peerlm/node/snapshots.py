@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from peerlm.effects import Effect, Log, Send, ServePull, WriteSnapshot
 from peerlm.events import SnapshotWritten
-from peerlm.node.acquire import PROGRESS_TIMEOUT_S
+from peerlm.node.pulling import PROGRESS_TIMEOUT_S
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, TransferId, after
 from peerlm.wire.message import FragmentOffer, PullAnswer, PullRequest, StateGive
 

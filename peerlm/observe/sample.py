@@ -24,6 +24,12 @@ COST_SHARE = 200.0
 SWARM_RARER = 4.0
 """Through the swarm a text is written so much rarer: it has every host keep a second copy of its weights for minutes."""
 
+CPU_S = 20.0
+"""Processor time after which a text ends where it is."""
+
+ASKED_AGAIN_S = 60.0
+"""What has failed is tried again for who asks after so long."""
+
 TEXT_MAX = 2000
 """Characters that are kept of one."""
 
@@ -51,7 +57,7 @@ class Sample:
     at: float | None = None
     through_swarm: bool = False
     cpu_s: float = 0.0
-    """Processor time that the last try has taken here."""
+    """Processor time that the last try has taken here; of one that failed, at most."""
     tried_at: float | None = None
     error: str = ""
     """Why the last try came to nothing; empty if it did not."""
@@ -113,6 +119,13 @@ def is_due(last: Sample, status: Status, every_s: float, at: float, up_s: float)
     return at - last.tried_at >= turn_s
 
 
+def is_to_be_had(last: Sample, status: Status, at: float) -> bool:
+    """Whether to write one now for who asks: once for each snapshot; what has failed once more, after a while."""
+    if not last.error:
+        return bool(status["snapshot"]["number"] != last.snapshot)
+    return last.tried_at is None or not 0 <= at - last.tried_at < ASKED_AGAIN_S
+
+
 def hindrance(status: Status) -> str:
     """Why this node can write none now, for a person; empty where it can."""
     stages, snapshot = status["stages"], status["snapshot"]
@@ -146,7 +159,7 @@ def no_room(parameters: int, free_bytes: int) -> str:
     if takes <= most:
         return ""
     return (
-        f"none is written by itself: the model would take {takes / 1e9:.1f} GB of memory once more, and a third of what is "
+        f"none is written: the model would take {takes / 1e9:.1f} GB of memory once more, and a third of what is "
         f"free are {most / 1e9:.1f} GB"
     )
 

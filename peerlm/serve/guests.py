@@ -22,6 +22,9 @@ IDLE_S = 600.0
 GIVEN_UP_S = 30.0
 """One that says nothing for so long makes room for another where there is none."""
 
+CACHED, CACHE_BYTES_MAX = 0.25, 1 << 30
+"""Of the memory that is free when a stage server starts, to what it remembers of sessions; and the most."""
+
 UNKNOWN = "a session is not known here"
 """Why a lap is lost that a gateway can send again to the same host, from the beginning of its sessions."""
 
@@ -36,6 +39,11 @@ Way = tuple[PeerId, PeerId, int]
 Key = tuple[Way, int]
 
 V = TypeVar("V")
+
+
+def cache_of(free_bytes: int) -> int:
+    """Bytes for what is remembered of all sessions, in a memory of which so much is free."""
+    return min(CACHE_BYTES_MAX, int(CACHED * free_bytes))
 
 
 class Forgotten(Exception):

@@ -2,8 +2,9 @@
 
 A daemon starts it as `python -m peerlm.serve.stage_server SOCKET PARENT` when laps may come, and it ends by itself
 when none has come for long: its weights are a copy, read from the newest snapshot, so training and serving never touch
-each other. Laps are taken as they come; those that wait for the same stages go through the model as one batch. New
-sessions begin with the newest weights, read in a thread of their own; older ones keep theirs.
+each other. They lie, with what is remembered of sessions, on the device that the worker trains on, if there is room; laps
+have their numbers in the host's memory. Laps are taken as they come; those that wait for the same stages go through the model as
+one batch. New sessions begin with the newest weights, read in a thread of their own; older ones keep theirs.
 
 This file moves laps; who is remembered is decided in `guests`, numbers are made in `engine`.
 """
@@ -26,9 +27,9 @@ import numpy as np
 
 from peerlm.config import Plan
 from peerlm.errors import PeerlmError, WireError
-from peerlm.model.stages import stages
+from peerlm.model.stages import held_parameters, stages
 from peerlm.serve import lap as laps
-from peerlm.serve.guests import CROWDED, Forgotten, Guests, Way
+from peerlm.serve.guests import CROWDED, Forgotten, Guests, Way, cache_of
 from peerlm.serve.lap import Kind, Lap, Numbers
 from peerlm.serve.route import Turn
 from peerlm.serve.stage_weights import Reader, Weights
@@ -96,7 +97,7 @@ def main(arguments: list[str]) -> int:
 
 
 class StageServer:
-    """Raises `ConfigError` when no session fits into memory."""
+    """Raises `ConfigError` when no session fits into memory, `DeviceLost` when the device is not there."""
 
     def __init__(self, setup: ServeSetup, channel: Channel) -> None:
         from peerlm.serve.engine import Slots, use_threads
@@ -108,7 +109,8 @@ class StageServer:
         cut = stages(self._plan)
         self._count = len(cut)
         blocks = range(cut[self._held[0]].blocks.start, cut[self._held[-1]].blocks.stop)
-        self._slots: Slots = Slots(self._plan, setup.sessions, setup.cache_bytes, blocks=blocks)
+        device, cache_bytes = _room(setup, 4 * held_parameters(self._plan, self._held))
+        self._slots: Slots = Slots(self._plan, setup.sessions, cache_bytes, device, blocks)
         self._reader = Reader(Layout(Path(setup.state)), self._plan, self._held, self._slots)
         self._guests: Guests[Weights] | None = None
         self._waiting: deque[_Waiting] = deque()
@@ -352,6 +354,24 @@ class StageServer:
             self._guests.version = weights
             self._renewed_at = now
         return self._guests is not None
+
+
+def _room(setup: ServeSetup, weights_bytes: int) -> tuple[str, int]:
+    """The device to answer on, and bytes for what is remembered there. It is the worker's, but for one whose own memory the
+    worker has taken so much of that the weights do not fit: then it is the processor. Raises `DeviceLost`."""
+    from peerlm.train.device import choose_device, free_bytes
+
+    device = choose_device(setup.device)
+    free = free_bytes(device)
+    if free is None:
+        return str(device), setup.cache_bytes
+    if VERSIONS_MAX * weights_bytes + cache_of(free) <= free:
+        return str(device), cache_of(free)
+    sys.stderr.write(
+        f"peerlm: texts are answered on the processor: {free / 1e6:.0f} MB are free on {device}, and "
+        f"weights take {VERSIONS_MAX} times {weights_bytes / 1e6:.0f} MB\n"
+    )
+    return "cpu", setup.cache_bytes
 
 
 def _by_version(

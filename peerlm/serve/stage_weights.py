@@ -82,7 +82,7 @@ class Reader:
         if self._number >= self._tried:
             self._failures, self.trouble = 0, ""
             return found
-        wait_s = min(READ_AGAIN_S * 2.0**self._failures, READ_AGAIN_S_MAX)
+        wait_s = min(READ_AGAIN_S * 2.0 ** min(self._failures, 20), READ_AGAIN_S_MAX)
         self._failures, self._again_at = self._failures + 1, after(now, wait_s)
         self._say(self._failure)
         return found

@@ -1,4 +1,4 @@
-"""Which device a worker trains on, and in what precision."""
+"""Which device a worker trains on, what is free there, and in what precision it computes."""
 
 from __future__ import annotations
 
@@ -73,6 +73,11 @@ def to_device(tokens: NDArray[np.int64], device: torch.device) -> Tensor:
     if device.type == "cuda":
         return there.pin_memory().to(device, non_blocking=True)
     return there.to(device)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Of its own memory; None: it has the host's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
 
 
 def mixed_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -92,7 +92,9 @@ class ServeSetup(Message):
     sessions: int
     threads: int
     cache_bytes: int
-    """At most, of what the model remembers of all sessions."""
+    """At most, of what the model remembers of all sessions, where that lies in the host's memory."""
+    device: str = "cpu"
+    """`train.device` of the node."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ What a new version may do so that the one before can follow:
 - add a message or a kind of rumor, with a new number: older nodes pass over it.
 
 It may not use maps or lists of more than `codec.ARRAY_LEN_MAX` entries, which older nodes refuse anywhere in a frame;
-not move, drop or widen a field; not need an answer to a new message from a node that may not know it. Whatever
+not move, drop or widen a field; not need an answer to a new message from a node that may not know it; not change the
+bytes of the bulk plane (`wire.frame`, `mix.codec`), which tests hold to what they were. Whatever
 breaks these rules has to wait until no node of the older version is fitted any more.
 """
 

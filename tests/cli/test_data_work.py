@@ -12,10 +12,12 @@ from desk_scene import FakeDesk
 
 from peerlm.cli import memory
 from peerlm.cli.data_work import Work, put_job, read_job
+from peerlm.daemon.control import NoDaemon
 from peerlm.data import clean, findings, jobs, making, versions
 from peerlm.data.clean import Clean
 from peerlm.data.prepared import Job, Made, Recipe, Sweep
 from peerlm.data.sources import listed
+from peerlm.errors import StateError
 from peerlm.store.layout import Layout
 from peerlm.store.manifest import Manifest, manifest_hash
 from peerlm.types import ObjectHash
@@ -31,6 +33,7 @@ class Desk(FakeDesk):
     named: list[Manifest] = field(default_factory=list)
     looked_again: int = 0
     why: list[str] = field(default_factory=list)
+    falses: list[tuple[int, str]] = field(default_factory=list)
 
     def next_task(self, job: ObjectHash) -> str:
         return "finish"
@@ -43,6 +46,9 @@ class Desk(FakeDesk):
 
     def look_again(self, job: ObjectHash) -> None:
         self.looked_again += 1
+
+    def false(self, job: ObjectHash, task: int, why: str) -> None:
+        self.falses.append((task, why))
 
     def failed(self, job: ObjectHash, why: str) -> None:
         self.why.append(why)
@@ -86,6 +92,22 @@ def test_the_job_of_the_next_sweep_is_the_one_that_a_node_alone_finds(folder: Pa
     assert (after.sweep, after.left_out) == (Sweep.TOKENS, {0: frozenset(range(1, 6))})
 
 
+def test_a_next_job_that_went_with_who_wrote_it_is_written_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk, _, job_hash = ready(folder)
+    work = Work(desk, Layout(folder.parent), (str(folder),))  # type: ignore[arg-type]
+    work._asked(NAME, job_hash)
+
+    def manifest(*_: object) -> Manifest:
+        raise StateError("what the name stands for is on no live node")
+
+    monkeypatch.setattr(desk, "manifest", manifest)
+    work._work_on(NAME, job_hash)
+    assert desk.why == []
+    assert [m.meta["replaces"] for m in desk.named] == [True]
+
+
 def test_findings_that_cannot_be_had_any_more_are_looked_for_again(folder: Path) -> None:
     desk, _, job_hash = ready(folder)
     desk.lost.add(desk.made[-1][2][0][0])
@@ -93,10 +115,24 @@ def test_findings_that_cannot_be_had_any_more_are_looked_for_again(folder: Path)
     assert (desk.looked_again, desk.named, desk.why) == (1, [], [])
 
 
+@pytest.mark.parametrize("task", [0, 1])
+@pytest.mark.parametrize("data", [b"\x03", b""])
+def test_damaged_findings_are_not_believed_and_the_job_goes_on(
+    folder: Path, task: int, data: bytes
+) -> None:
+    desk, job, job_hash = ready(folder)
+    assert job.is_vocabulary(1)
+    desk.made[task][2] = [[desk.put(data), len(data), 0]] if data else []
+    finish(desk, folder, job_hash)
+    assert (desk.why, len(desk.named)) == ([], 0 if data or task else 1), "no prints are none"
+    assert [number for number, _ in desk.falses] == [task] * (1 - len(desk.named))
+    assert all("\n" not in why for _, why in desk.falses)
+
+
 def test_what_was_written_anew_meanwhile_is_no_corpus(folder: Path) -> None:
     desk, _, job_hash = ready(folder)
     work = Work(desk, Layout(folder.parent), (str(folder),))  # type: ignore[arg-type]
-    work._job(NAME, job_hash)
+    work._asked(NAME, job_hash)
     file = folder / "2.jsonl"
     file.write_text(file.read_text().replace("some", "none"))
     os.utime(file, (1, 1))
@@ -104,6 +140,32 @@ def test_what_was_written_anew_meanwhile_is_no_corpus(folder: Path) -> None:
     (why,) = desk.why
     assert "2.jsonl is another version on this node" in why
     assert desk.named == []
+
+
+@pytest.mark.parametrize("error", [ValueError, AssertionError, BaseException])
+def test_whatever_goes_wrong_with_a_job_is_said_and_the_next_one_has_its_turn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    desk, _, job_hash = ready(folder)
+
+    def listed_here(*_: object) -> None:
+        raise error("Traceback:\nit was\x1b this")
+
+    monkeypatch.setattr(jobs, "listed_here", listed_here)
+    finish(desk, folder, job_hash)
+    assert desk.why == [f"job-plays: {error.__name__}: it was\ufffd this"]
+
+
+def test_a_daemon_that_is_gone_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk, _, job_hash = ready(folder)
+
+    def gone(job: ObjectHash) -> str:
+        raise NoDaemon("it hung up")
+
+    monkeypatch.setattr(desk, "next_task", gone)
+    with pytest.raises(NoDaemon):
+        finish(desk, folder, job_hash)
+    assert desk.why == []
 
 
 def test_too_little_memory_is_said_and_another_may_try(

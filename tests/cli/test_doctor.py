@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,14 @@ from cli_scene import Cli, FakeDaemon, answer_of, member, sample_summary
 
 from peerlm.cli import doctor, doctor_machine
 from peerlm.cli.finding import MARKS, Finding
-from peerlm.errors import PeerlmError, StateError
+from peerlm.cli.state import read_run
+from peerlm.errors import PeerlmError, StateError, Unreachable
+from peerlm.identity import files
+from peerlm.identity.chain import Verified, date, read_chain
+from peerlm.identity.invite import renew
 from peerlm.store.layout import Layout
+from peerlm.wire.message import Refusal, Welcome
+from peerlm.wire.versions import OLDEST_VERSION, PROTOCOL_VERSION, misfit
 
 PEER = "tcp://10.0.0.2:7700"
 
@@ -117,6 +125,55 @@ def test_who_may_ask_a_service_and_not_look_into_its_folder_hears_the_daemons_wo
     assert found(done.out)["plan"][0] == "ok"
 
 
+def dates_of(layout: Layout) -> Verified:
+    run, links = read_run(layout), files.read_chain_file(layout.root)
+    return read_chain(links, run.root_public_key, run.run_id)
+
+
+def renewed_at(layout: Layout, wall: float) -> None:
+    """Its certificate, as a daemon does it."""
+    run, links = read_run(layout), files.read_chain_file(layout.root)
+    chain = renew(links, files.read_keys(layout.root), run.root_public_key, run.run_id, wall)
+    files.write_chain(layout.root, chain)
+
+
+def test_the_dates_of_a_certificate_and_of_its_invite(
+    founded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout(founded)
+
+    def at(wall: float) -> tuple[bool | None, str]:
+        monkeypatch.setattr(doctor, "time", SimpleNamespace(time=lambda: wall))
+        return (found := doctor._certificate(layout)).ok, str(found)
+
+    dates = dates_of(layout)
+    until = f"certified until {date(dates.not_after)}"
+    ok, line = at(dates.not_before - 1)
+    assert ok is False
+    assert line.endswith(f"{until} – it holds from {date(dates.not_before)}: set the clock")
+    for wall in (dates.not_before, dates.not_after):
+        ok, line = at(wall)
+        assert ok, line
+        assert line.endswith(until)
+    ok, line = at(dates.not_after + 1)
+    assert ok is None
+    assert line.endswith(f"{until} – that is over: the daemon renews it once it runs")
+
+    soon = dates.certs_until - doctor.SOON_S
+    renewed_at(layout, soon)
+    assert dates_of(layout).not_after == dates.certs_until, "it lasts no longer than the invite"
+    ends = date(dates.certs_until)
+    ok, line = at(soon)
+    assert ok
+    assert line.endswith(f"certified until {ends}")
+    ok, line = at(soon + 1)
+    assert ok
+    assert line.endswith(f"its invite ends {ends}: join anew by then")
+    ok, line = at(dates.certs_until + 1)
+    assert ok is False
+    assert line.endswith("its invite has ended: peerlm rm, and join with a new token")
+
+
 def test_a_disk_without_room(founded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         f_bavail, f_frsize = 1, 4096
@@ -126,6 +183,61 @@ def test_a_disk_without_room(founded: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert finding.ok is False
     assert "4.1 kB free" in finding.text
     assert finding.cure
+
+
+@pytest.fixture
+def at_the_door(monkeypatch: pytest.MonkeyPatch) -> list[Welcome | Refusal | Exception]:
+    """What a member says when the doctor knocks: the last entry."""
+    said: list[Welcome | Refusal | Exception] = []
+
+    def knock(address: str, run_id: bytes, chain: object) -> tuple[str, Welcome | Refusal]:
+        answer = said[-1]
+        if isinstance(answer, Exception):
+            raise answer
+        return "127.0.0.1", answer
+
+    monkeypatch.setattr("peerlm.daemon.knock.knock", knock)
+    return said
+
+
+def test_a_peer_of_a_version_that_does_not_fit_is_told_with_the_cure(
+    founded: Path, at_the_door: list[Any]
+) -> None:
+    layout = Layout(founded)
+    run, links = read_run(layout), files.read_chain_file(layout.root)
+
+    def peer(version: int) -> list[Finding]:
+        at_the_door.append(Welcome(version, run.run_id, links, open_port, closed_port, "10.0.0.9"))
+        return list(doctor._peer(layout, PEER, None))
+
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # nobody listens
+        open_port, closed_port = server.getsockname()[1], bound.getsockname()[1]
+        for version in (OLDEST_VERSION, PROTOCOL_VERSION, PROTOCOL_VERSION + 1):
+            door, control, bulk = peer(version)
+            assert str(door) == (
+                f"ok   peer         {PEER} lets this node in, speaks version {version}, sees it as 10.0.0.9"
+            )
+            assert (control.what, control.ok) == ("control", True)
+            assert (bulk.what, bulk.ok, bulk.cure) == ("bulk", False, "open it in the firewall")
+        door = peer(OLDEST_VERSION - 1)[0]
+    assert door.ok is False
+    assert door.cure == misfit(OLDEST_VERSION - 1)
+    assert "update the older node" in str(door)
+
+
+def test_a_peer_that_refuses_or_is_not_there(founded: Path, at_the_door: list[Any]) -> None:
+    def peer() -> str:
+        (line,) = doctor._peer(Layout(founded), PEER, None)
+        return str(line)
+
+    clocks = "node aa: certificate starts at 2026-01-02 00:00:00Z, it is 2026-01-01 00:00:00Z here; compare the clocks"
+    at_the_door.append(Refusal("not_yet_valid", clocks))
+    assert peer() == f"bad  peer         {PEER} refuses this node: {clocks}"
+    at_the_door.append(Unreachable("connect", f"{PEER}: connect: refused"))
+    assert peer().startswith(f"bad  peer         {PEER}: connect: refused – check name, port")
+    at_the_door.append(PeerlmError("no such thing"))
+    assert peer() == f"?    peer         {PEER}: not asked: no such thing"
 
 
 def test_whether_others_can_dial_this_node() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,3 +147,37 @@ def test_without_a_daemon_its_ports_must_be_free() -> None:
         assert finding.ok is False
         assert str(taken.getsockname()[1]) in finding.text.split(": ", 1)[1]
     assert "free ones are picked" in doctor_machine.ports(None, settings(network__port="0")).text
+
+
+# ----------------------------------------------------------------------------------------- clock
+
+
+HANGS = 'exec 9<>"$0.silent"; read line <&9'
+
+
+@pytest.mark.parametrize(
+    ("script", "ok", "says"),
+    [
+        ("echo yes", True, "ok   clock        kept by NTP"),
+        ("echo no", None, "here, not kept by NTP – timedatectl set-ntp true: certificates have"),
+        ("echo yes; exit 1", None, "here; timedatectl does not say"),
+        (HANGS, None, "here; timedatectl does not say"),
+        ("", None, "here; timedatectl does not say"),
+        (None, None, "here; whether it is kept by NTP is not known"),
+    ],
+    ids=["yes", "no", "fails", "hangs", "no program", "absent"],
+)
+def test_whether_the_clock_is_kept(
+    script: str | None, ok: bool | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if script is not None:
+        program = tmp_path / "timedatectl"
+        program.write_text(f"#!/bin/sh\n{script}\n" if script else "")
+        program.chmod(0o755)
+        os.mkfifo(f"{program}.silent")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if script == HANGS:
+        monkeypatch.setattr(doctor_machine, "CLOCK_S", 0.1)
+    found = doctor_machine.clock()
+    assert found.ok is ok, found
+    assert says in str(found)

@@ -18,6 +18,7 @@ from peerlm import effects as fx
 from peerlm.daemon import desk as desks
 from peerlm.daemon.desk import Desk
 from peerlm.daemon.desk_client import LENGTH
+from peerlm.daemon.desk_making import MakingDesk
 from peerlm.daemon.verifying import Verifying
 from peerlm.errors import StateError
 from peerlm.node.awaited import Awaited
@@ -180,3 +181,21 @@ def test_what_was_verified_is_remembered_and_said_with_the_name(tmp_path: Path) 
     assert again.said(manifest) == {"verified_at": 7.5, "verified_missing": 2}
     path.write_bytes(b"\x00" * 99)
     assert Verifying(path, pool, lambda: WallTime(9.0)).said(manifest)["verified_at"] is None
+
+
+def test_damaged_findings_are_told_to_the_job_and_what_it_does_is_done() -> None:
+    told: list[Any] = []
+    jobs = SimpleNamespace(false=lambda *said: told.append(said) or ["a line"])
+    node: Any = SimpleNamespace(library=SimpleNamespace(jobs=jobs))
+    done: list[Any] = []
+    making = MakingDesk(
+        lambda: node,
+        lambda call: done.extend(call()),
+        *(None, None),  # type: ignore[arg-type]
+        lambda: Instant(2.0),
+        lambda: WallTime(0.0),
+    )
+    asyncio.run(making.answer("false", [b"j" * 32, 7, "no fingerprints"]))
+    assert (told, done) == ([(b"j" * 32, 7, "no fingerprints", 2.0)], ["a line"])
+    with pytest.raises(StateError, match="does not know 'false'"):
+        asyncio.run(making.answer("false", [b"j" * 32, 7]))

@@ -17,6 +17,7 @@ from cli_scene import SAMPLE, answer_of, sample_summary
 from peerlm.config import ObserveSection
 from peerlm.daemon import sampling
 from peerlm.daemon.sampling import Sampling
+from peerlm.observe import sample as samples
 from peerlm.store.layout import Layout
 
 AT = 1_700_000_000.0
@@ -158,8 +159,36 @@ async def test_who_asks_has_one_written_now_and_once_for_each_snapshot(scene: Sc
     await scene.end()
 
 
-async def test_a_model_too_large_for_the_machine_starts_no_process(scene: Scene) -> None:
+async def test_who_asks_again_and_again_for_what_fails_has_it_tried_once_a_minute(
+    scene: Scene,
+) -> None:
+    scene.begin(FAILS)
+    scene.sampling.ask(scene.status, AT)
+    assert "no weights" in (await scene.written())["why"]
+    for later_s, is_tried in ((1.0, False), (59.0, False), (60.0, True)):
+        scene.sampling.ask(scene.status, AT + later_s)
+        assert scene.sampling.is_writing == is_tried, later_s
+    await scene.end()
+
+
+async def test_a_failure_is_not_booked_as_more_than_a_text_may_cost(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "CPU_S", 0.001)
+    scene.begin(FAILS)
+    scene.see()
+    await scene.written()
+    assert scene.sampling._last.cpu_s == 0.001
+    await scene.end()
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+async def test_a_model_too_large_for_the_machine_starts_no_process(
+    scene: Scene, is_asked: bool
+) -> None:
     scene.begin(WAITS, parameters=10**14)
+    if is_asked:
+        scene.sampling.ask(scene.status, AT)
     scene.see()
     assert not scene.sampling.is_writing
     assert "would take 400000" in scene.sampling.as_json()["why"]

@@ -13,7 +13,7 @@ from peerlm.data import clean, findings, jobs, making, versions
 from peerlm.data.clean import Clean, Fingerprint
 from peerlm.data.findings import begun, concluded, packed, unpacked
 from peerlm.data.prepared import Done, Job, Made, Recipe, Sweep, stored_bytes
-from peerlm.data.sources import listed
+from peerlm.data.sources import Source, SourceFile, listed
 from peerlm.data.units import Grid
 from peerlm.errors import ChunkCorrupt, ConfigError
 
@@ -136,13 +136,43 @@ def test_damaged_encodings_are_one_line(source: str, data: bytes) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_one_task_has_too_many_is_not_what_another_lacks() -> None:
+    source = Source("/none", WHERE, tuple(SourceFile(f"{n}.txt", 9) for n in range(3)))
+    job = begun(Job(source, Recipe("auto"), grid=Grid(20, 5)))
+    assert [task.files for task in job.tasks] == [2, 1]
+    found = [[b'["utf-8"]'], [b'["utf-8", "utf-8"]']]
+    read: list[int] = []
+    with pytest.raises(ChunkCorrupt, match="job-plays: no encodings"):
+        concluded(job, (read.append(n) or one for n, one in enumerate(found)))  # type: ignore[func-returns-value]
+    assert read == [0], "whoever asked knows which one it was"
+    assert concluded(job, reversed(found)).sweep is Sweep.TOKENS
+
+
+def test_what_is_no_vocabulary_is_not_taken_for_one(source: str) -> None:
+    job = begun(Job(listed(source, WHERE), entries=300))
+    for data in ([], [b"{}"]):
+        with pytest.raises(ChunkCorrupt, match="not a `tokenizers` JSON file"):
+            concluded(job, [data])
+
+
 def test_a_vocabulary_of_any_size_is_not_taken(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(findings, "TOKENIZER_BYTES_MAX", 10)
     job = begun(Job(listed(source, WHERE), entries=300))
-    with pytest.raises(ChunkCorrupt, match="no vocabulary is so large"):
+    with pytest.raises(ChunkCorrupt, match="no findings of a task are so large"):
         concluded(job, [[b"123456", b"789012"]])
+
+
+def test_encodings_of_any_size_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "NAMES_BYTES_MAX", 10)
+    source = Source("/none", WHERE, (SourceFile("a.txt", 9),))
+    job = begun(Job(source, Recipe("auto")))
+    read: list[int] = []
+    pieces = (read.append(n) or b"[     " for n in range(16_384))  # type: ignore[func-returns-value]
+    with pytest.raises(ChunkCorrupt, match="no findings of a task are so large"):
+        concluded(job, [pieces])
+    assert read == [0, 1]
 
 
 def test_whoever_looks_for_duplicates_hears_how_many_it_remembers_and_may_stop(
@@ -152,7 +182,9 @@ def test_whoever_looks_for_duplicates_hears_how_many_it_remembers_and_may_stop(
     told: list[int] = []
     prints = [Fingerprint(bytes((number % 5,)) * 16) for number in range(20)]
     clean.duplicates([(0, prints)], Clean(exact=True), told.append)
-    assert told == [2, 4]
+    assert told == list(range(2, 21, 2)), (
+        "the numbers of those that are left out are remembered too"
+    )
 
     def stop(kept: int) -> None:
         raise ConfigError("too many")

@@ -181,7 +181,12 @@ def test_a_library_that_is_missing_is_named_with_the_extra_that_brings_it(
         ("hdfs://me:secret@host/plays.txt", False),
         ("http://169.254.169.254/latest/meta-data", False),
         ("http://[fe80::1]/keys", False),
+        ("http://[fe80:0:0:0:0:0:0:1]/keys", False),
+        ("http://2852039166/latest/meta-data", False),
+        ("http://0xa9fea9fe/", False),
+        ("http://2852039167.example/", True),
         ("http://metadata.google.internal/keys", False),
+        ("http://metadata.google.internal./keys", False),
         ("file:///etc", False),
         ("/etc", False),
         ("memory://plays", False),
@@ -190,10 +195,36 @@ def test_a_library_that_is_missing_is_named_with_the_extra_that_brings_it(
         ("simplecache::https://host/plays.txt", False),
         ("zip://*.txt::file:///etc/secret.zip", False),
         ("github://org:repo@main/x", False),
+        ("http://[x", False),
     ],
 )
 def test_what_all_nodes_can_read_and_may_know(url: str, is_so: bool) -> None:
     assert is_of_network(url) == is_so
+
+
+@pytest.mark.parametrize(
+    ("host", "is_so"),
+    [
+        ("fe80::1", True),
+        ("fe80::1%eth0", True),
+        ("::ffff:169.254.169.254", True),
+        ("169.254.43518", True),
+        ("0251.0376.0251.0376", True),
+        ("169.254.169.254.", True),
+        ("169%2e254.169.254", True),
+        ("①⑥⑨.254.169.254", True),
+        ("169。254。169。254", True),
+        ("metadata.google.internal.", True),
+        ("2001:db8::1", False),
+        ("10.0.0.1", False),
+        ("169.253.0.1", False),
+        ("bücher.example", False),
+        ("a\0b\ud800", False),
+        ("", False),
+    ],
+)
+def test_what_knows_one_machine_alone_is_seen_however_it_is_written(host: str, is_so: bool) -> None:
+    assert jobs._is_link_local(host) == is_so
 
 
 def test_a_node_reads_only_below_its_folders_for_others(tmp_path: Path) -> None:
@@ -205,7 +236,7 @@ def test_a_node_reads_only_below_its_folders_for_others(tmp_path: Path) -> None:
     require_may_read(str(open_ / "a.txt"), folders, WHERE)
     for url in (
         str(closed), f"{open_}/../closed", f"file://{open_}", "shipped", f"{open_}/a.txt::x",
-        str(tmp_path), f"{open_}-not",
+        str(tmp_path), f"{open_}-not", "http://[x", f"{open_}/a\0b",
     ):  # fmt: skip
         with pytest.raises(ConfigError, match="reads nothing below"):
             require_may_read(url, folders, WHERE)

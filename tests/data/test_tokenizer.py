@@ -89,6 +89,15 @@ def test_a_tokenizer_without_tokens() -> None:
         JsonTokenizer(Tokenizer(models.BPE()).to_str().encode())
 
 
+def test_a_text_that_it_has_no_tokens_for_is_one_line() -> None:
+    words = Tokenizer(models.WordLevel({"thou": 0}, unk_token="[UNK]"))
+    tokenizer = JsonTokenizer(words.to_str().encode())
+    assert tokenizer.encode_all(["thou"])[0].tolist() == [0]
+    with pytest.raises(ConfigError, match=r"no tokens .*\[UNK\].*: give it a token") as caught:
+        tokenizer.encode_all(["thou", "art"])
+    assert "\n" not in str(caught.value)
+
+
 def test_load_by_what_a_person_names(tmp_path: Path, merges: bytes) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(merges)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ring_scene import Host, Ring, ring_service, staged
 from serve_scene import KINDS, drained, fragment_values, job_of, model_of, plan_of, service_of
 
 from peerlm.model.generate import generate
@@ -52,3 +53,19 @@ def test_parts_on_the_device_are_the_whole_on_the_processor() -> None:
             ends = part
     last = np.cumsum([len(turn.tokens) for turn in turns]) - 1
     assert np.allclose(ends.logits(stream[last]), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_through_stage_servers_on_the_device_are_a_processors(kind: str) -> None:
+    plan = staged(plan_of(kind), 2)
+    model = model_of(plan)
+    hosts = [Host(plan, model, f"h{stage}", stage, stage, device="cuda") for stage in range(2)]
+    assert {host.server._slots.device.type for host in hosts} == {"cuda"}
+    service = ring_service(Ring(plan, hosts), slots=7, chunk=24)
+    jobs = [job_of(prompt, 5 + 3 * (i % 8)) for i, prompt in enumerate(PROMPTS)]
+    for job in jobs:
+        service.submit(job)
+    found = drained(service)
+    for i, job in enumerate(jobs):
+        alone = generate(model, job.prompts[0], job.tokens_max, temperature=0.0)
+        assert found[job] == list(alone), f"prompt {i}"

@@ -118,6 +118,11 @@ def test_a_start_that_fails_is_told_in_its_last_line(
     assert "\n" not in told
 
 
+def test_a_keeper_tries_for_as_long_as_it_takes() -> None:
+    pauses = [keeping.pause_after(failures) for failures in (1, 2, 10, 5000)]
+    assert pauses[0] < pauses[1] < pauses[2] == pauses[3] == keeping.PAUSE_S_MAX
+
+
 @pytest.mark.timeout(60)
 def test_a_daemon_that_would_die_with_its_keeper_is_not_kept(
     keep: Callable[..., Keeper], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

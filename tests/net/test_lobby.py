@@ -124,7 +124,7 @@ def test_a_bad_invite_is_told_and_join_still_lets_it_in(
     assert joined.code == 0, joined.err
 
 
-def test_an_invite_may_be_laid_down_later(
+def test_an_invite_may_be_laid_down_later_and_whoever_printed_it_be_gone(
     swarm: Swarm, founder: Node, token: str, tmp_path: Path
 ) -> None:
     node = swarm.node()
@@ -132,7 +132,8 @@ def test_an_invite_may_be_laid_down_later(
     node.program = (sys.executable, "-c", quick)
     node.start("up", "--wait", "--port", "0", variables={"CREDENTIALS_DIRECTORY": str(tmp_path)})
     wait_for(lambda: "in no run yet" in said_by(node), "it waits")
-    (tmp_path / "invite").write_text(f"peerlm join {founder.address} --token {token}\n")
+    gone = f"tcp://127.0.0.1:{closed_port()}"
+    (tmp_path / "invite").write_text(f"peerlm join {gone} {founder.address} --token {token}\n")
     is_in(node, founder)
 
 

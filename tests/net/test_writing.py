@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
-from importlib.util import find_spec
+from pathlib import Path
 
 import psutil
 import pytest
@@ -12,7 +13,7 @@ from swarm import Node, Swarm, assert_refused, init, peerlm, wait_for
 
 pytestmark = pytest.mark.timeout(180)
 
-LACKING = [package for package in ("tensorboard", "wandb") if find_spec(package) is None]
+PACKAGE = "wandb"
 
 
 def rows(node: Node) -> list[dict[str, str]]:
@@ -48,22 +49,28 @@ def test_curves_in_a_table_through_a_kill_and_a_clean_end(swarm: Swarm) -> None:
     assert "writer_failed" not in node.said()
 
 
-@pytest.mark.skipif(not LACKING, reason="all packages are here")
+@pytest.fixture
+def lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To whatever is run, the package is not there."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{PACKAGE!r}] = None\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+
+@pytest.mark.usefixtures("lacking")
 def test_a_package_that_is_missing_is_told_before_anything_is_begun(swarm: Swarm) -> None:
     node = swarm.node()
     init(node.folder)
-    package = LACKING[0]
-    cure = f"{sys.executable} -m pip install {package}"
-    options = ("--state", node.folder, "--set-node", f"observe.writers=csv,{package}")
-    assert_refused(peerlm("up", *options), 2, package, cure)
+    cure = f"{sys.executable} -m pip install {PACKAGE}"
+    options = ("--state", node.folder, "--set-node", f"observe.writers=csv,{PACKAGE}")
+    assert_refused(peerlm("up", *options), 2, PACKAGE, cure)
     toml = node.folder / "node.toml"
-    toml.write_text(f'[observe]\nwriters = ["{package}"]\n')
-    assert_refused(peerlm("up", "--state", node.folder), 2, package, cure)
+    toml.write_text(f'[observe]\nwriters = ["{PACKAGE}"]\n')
+    assert_refused(peerlm("up", "--state", node.folder), 2, PACKAGE, cure)
     assert not (node.folder / "epoch").exists()
     elsewhere = (
         "--state",
         node.folder.with_name("new"),
         "--set-node",
-        f"observe.writers={package}",
+        f"observe.writers={PACKAGE}",
     )
     assert_refused(peerlm("join", "127.0.0.1:1", "--token", "peerlm1-x", *elsewhere), 2, cure)

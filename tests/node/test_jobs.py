@@ -12,7 +12,8 @@ from store_scene import peer_of
 from peerlm import effects as fx
 from peerlm.errors import StateError
 from peerlm.node.dealing import MAKERS_MAX, PAGE_TASKS, SHARDS_MAX, STRAGGLER_S, Deal
-from peerlm.node.jobs import GONE_S, RETRY_S, TURN_S
+from peerlm.node.finishing import TURN_S
+from peerlm.node.jobs import GONE_S, RETRY_S
 from peerlm.node.made import Made, read_made
 from peerlm.node.status import as_json
 from peerlm.store.manifest import Kind
@@ -220,7 +221,8 @@ def test_the_next_names_the_corpus_if_the_first_does_not() -> None:
         swarm.step()
     for _ in range(2):  # the processes of whoever is ready end just then
         while not any(
-            n.has_process and n.jobs._jobs[JOB].stage == "ready" for n in swarm.nodes.values()
+            n.has_process and n.jobs._jobs[JOB].finishing.stage == "ready"
+            for n in swarm.nodes.values()
         ):
             for node in swarm.nodes.values():
                 if node.at is None and node.jobs._jobs[JOB].deal.is_complete:
@@ -232,7 +234,9 @@ def test_the_next_names_the_corpus_if_the_first_does_not() -> None:
                 sender, to, message = swarm.queue.pop(0)
                 swarm.perform(to, swarm.nodes[to].jobs.received(sender, message, swarm.now))
         first = next(
-            n for n in swarm.nodes.values() if n.jobs._jobs[JOB].stage == "ready" and n.has_process
+            n
+            for n in swarm.nodes.values()
+            if n.jobs._jobs[JOB].finishing.stage == "ready" and n.has_process
         )
         first.has_process = False
     swarm.run(3 * TURN_S)
@@ -296,11 +300,49 @@ def test_what_peers_say_is_bounded() -> None:
     assert len(deal._results[2]) == MAKERS_MAX
     assert deal.add(result(2, peer_of(77)), lambda r: r.maker == peer_of(77))
     assert 2 in deal.done
-    deal._shards = SHARDS_MAX
+    deal._shards = deal._told[SOMEBODY] = SHARDS_MAX
     assert not deal.add(result(1), lambda _: True)
     deal.claim(peer_of(1), [5, 10, 999_999], Instant(0.0))
     assert set(deal._claims) == {5}
     assert deal.compared(0, b"\xff" * 4096) == ([], True)
+
+
+def test_one_who_tells_of_too_many_shards_keeps_nobody_else_from_being_heard() -> None:
+    tasks, me, liar, honest = 400, peer_of(9), peer_of(3), peer_of(4)
+    many = shards_of(1) * 16_384
+    deal = Deal(JOB, tasks, me)
+    claimed = deal.next([me], Instant(0.0))
+    assert claimed is not None
+    for maker in range(1, 3):
+        for task in range(tasks):
+            deal.add(JobResult(task, peer_of(maker), 1, many), lambda _: False, liar)
+    assert 0.9 * SHARDS_MAX < deal._shards <= SHARDS_MAX
+    assert not deal.add(JobResult(2, peer_of(3), 1, many), lambda _: True, liar)
+    assert deal.add(result(2, honest), lambda _: True)
+    assert deal.add(JobResult(4, peer_of(5), 1, shards_of(4)), lambda _: True, honest)
+    for task in {claimed, 5, tasks - 1}:
+        deal.made(JobResult(task, me, 1, many))
+        assert deal.done[task].maker == me
+    assert deal.claimed() == []
+    for task in range(tasks):
+        deal.add(JobResult(task, honest, 1, many), lambda _: False)
+    assert deal._shards <= 2 * SHARDS_MAX
+    deal.check()
+
+
+def test_what_one_says_that_this_node_made_is_bounded_as_all_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peerlm.node.dealing.SHARDS_MAX", 4)
+    swarm = Swarm(2)
+    swarm.add_job()
+    me, peer = peer_of(1), peer_of(2)
+    node = swarm.nodes[me]
+    (one,) = shards_of(1)
+    node.disk.add(ObjectHash(one.hash))
+    told = tuple(JobResult(task, me, 1, (one, one)) for task in range(5))
+    node.jobs.received(peer, JobNews(JOB, True, "", (), told), swarm.now)
+    assert node.jobs.rows(JOB) == list(told[:2])
 
 
 def test_bitmaps_say_what_another_lacks() -> None:

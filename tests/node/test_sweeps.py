@@ -8,10 +8,12 @@ import pytest
 from jobs_scene import FIRST, JOB, Swarm, expected, shards_of
 from store_scene import peer_of
 
-from peerlm.node.jobs import FINISH_S, GONE_S, TURN_S
+from peerlm.events import ManifestRead
+from peerlm.node.finishing import FINISH_S, TURN_S
+from peerlm.node.jobs import GONE_S, JOBS_MAX
 from peerlm.store.manifest import Kind
 from peerlm.types import Instant, ObjectHash, PeerId
-from peerlm.wire.message import JobNews, NameRecord
+from peerlm.wire.message import JobNews, JobResult, NameRecord
 
 TASKS = 20
 
@@ -159,6 +161,43 @@ def test_findings_that_cannot_be_read_are_made_again() -> None:
     assert set(swarm.corpora) == {expected(TASKS)}
 
 
+def test_of_whoever_found_what_is_damaged_all_is_made_again() -> None:
+    swarm = swarm_of(2)
+    swarm.conclude_s = 2.0
+    while not any(node.at and node.at[1] == TASKS for node in swarm.nodes.values()):
+        swarm.step()
+    me, node = next((p, n) for p, n in swarm.nodes.items() if n.at and n.at[1] == TASKS)
+    (liar,) = (peer for peer in swarm.nodes if peer != me)
+    (theirs, mine) = (
+        [r.task for r in node.jobs.rows(FIRST) if r.maker == maker] for maker in (liar, me)
+    )
+    assert theirs
+    node.at, swarm.nodes[liar].has_process = None, False
+    swarm.perform(me, node.jobs.false(FIRST, theirs[0], "no fingerprints", swarm.now))
+    assert node.logs == ["findings_false"]
+    assert [r.task for r in node.jobs.rows(FIRST)] == mine
+    told = JobResult(theirs[0], liar, 1, shards_of(theirs[0], FIRST))
+    node.jobs.received(liar, JobNews(FIRST, False, "", (), (told,)), swarm.now)
+    assert [r.task for r in node.jobs.rows(FIRST)] == mine, "nothing more of it is believed"
+    swarm.run_to_end()
+    assert swarm.concluded == [me]
+    assert set(swarm.corpora) == {expected(TASKS)}
+    assert all(swarm.all_made().count(task) >= 3 for task in theirs)
+
+
+def test_a_node_that_finds_damaged_what_it_has_made_itself_takes_no_part() -> None:
+    swarm = swarm_of(1)
+    node = swarm.nodes[peer_of(1)]
+    for logs in (["findings_false"], ["findings_false", "job_refused"]):
+        while node.at is None or node.at[1] != TASKS:
+            swarm.step()
+        node.at = None
+        swarm.perform(peer_of(1), node.jobs.false(FIRST, 3, "no fingerprints", swarm.now))
+        assert node.logs == logs
+    assert node.jobs.standing()[0]["troubles"] == {peer_of(1).hex(): "no fingerprints"}
+    assert node.jobs.false(FIRST, 3, "no fingerprints", swarm.now) == []
+
+
 def test_who_says_for_ever_that_it_concludes_is_not_waited_for_for_ever() -> None:
     swarm = swarm_of(2)
     liar = peer_of(2)
@@ -174,6 +213,42 @@ def test_who_says_for_ever_that_it_concludes_is_not_waited_for_for_ever() -> Non
             assert swarm.concluded == []
             swarm.now = Instant(FINISH_S)
     assert swarm.concluded == [peer_of(1)]
+
+
+def stands_for(swarm: Swarm, number: int, job: ObjectHash, lamport: int, sweep: str) -> None:
+    """The name of job `number`; its manifest is read by the first node."""
+    name, wall = f"job-{number:02}", float(number)
+    swarm.tell_name(
+        NameRecord(name, Kind.JOB, job, 9, lamport, peer_of(1), wall, 2, False, "there")
+    )
+    jobs = swarm.nodes[peer_of(1)].jobs
+    jobs.read(ManifestRead(job, (), tasks=1, sweep=sweep), swarm.now)
+
+
+def test_as_many_jobs_as_are_followed_go_on_with_their_next_sweeps() -> None:
+    swarm = Swarm(1)
+    jobs = swarm.nodes[peer_of(1)].jobs
+    first, second = ([ObjectHash(bytes((of, n)) * 16) for n in range(JOBS_MAX)] for of in (1, 2))
+    for number, job in enumerate(first):
+        stands_for(swarm, number, job, 1, "prints")
+    stands_for(swarm, 99, ObjectHash(b"w" * 32), 1, "")
+    assert len(jobs.standing()) == JOBS_MAX, "one waits"
+    for number, job in enumerate(second):
+        stands_for(swarm, number, job, 2, "")
+    assert {job["manifest"] for job in jobs.standing()} == {job.hex() for job in second}
+    assert list(jobs._jobs) == [*first, *second]
+    for job in second:
+        assert jobs.next(job, swarm.now) == 0
+    jobs.follow(swarm.now)
+    assert list(jobs._jobs) == second
+
+
+def test_names_that_are_written_again_and_again_leave_no_more_jobs_than_are_followed() -> None:
+    swarm = Swarm(1)
+    jobs = swarm.nodes[peer_of(1)].jobs
+    for lamport in range(1, 3 * JOBS_MAX):
+        stands_for(swarm, 1, ObjectHash(bytes((lamport,)) * 32), lamport, "prints")
+    assert [job.is_over for job in jobs._jobs.values()] == [True] * JOBS_MAX + [False]
 
 
 def test_makers_are_asked_first_for_findings() -> None:

@@ -20,8 +20,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from needs import missing
 
 import peerlm
+from peerlm.bench.cgroups import swept
 from peerlm.bench.namespaces import entered, ip, new_namespace
 
 BOOT_S = 90.0
@@ -177,7 +179,7 @@ class Machine:
 def machine(folder: Path, address: str, gateway: str) -> Iterator[tuple[Machine, int]]:
     """A machine at `address`, not booted yet, and the namespace of somebody at `gateway` beside it."""
     if os.geteuid() != 0 or not shutil.which("systemd-nspawn") or not shutil.which("ip"):
-        pytest.skip("needs root, systemd-nspawn (package systemd-container) and ip (iproute2)")
+        missing("needs root, systemd-nspawn (package systemd-container) and ip (iproute2)")
     beside, inside = new_namespace(), new_namespace()
     with entered(beside):
         ip(
@@ -189,9 +191,10 @@ def machine(folder: Path, address: str, gateway: str) -> Iterator[tuple[Machine,
     with entered(inside):
         ip(f"addr add {address}/24 dev eth0", "link set eth0 up", "link set lo up")
     made = Machine(folder, inside)
-    try:
-        yield made, beside
-    finally:
-        made.close()
+    with swept("payload", "supervisor"):
+        try:
+            yield made, beside
+        finally:
+            made.close()
         os.close(inside)
         os.close(beside)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import missing
 
 from peerlm.chaos.scenario import INSTANT, KINDS
 
@@ -54,7 +55,7 @@ victims = [1]
 @pytest.mark.timeout(400)
 def test_a_scenario_from_the_file_to_the_report(tmp_path: Path) -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs root")
+        missing("needs root")
     file, page = tmp_path / "short.toml", tmp_path / "report.html"
     file.write_text(SCENARIO)
     command = (
@@ -91,7 +92,7 @@ def test_a_scenario_from_the_file_to_the_report(tmp_path: Path) -> None:
 def seen() -> dict[str, Any]:
     """Of each kind: what was said, what was so while it lasted, and after it was mended."""
     if os.geteuid() != 0:
-        pytest.skip("needs root")
+        missing("needs root")
     script = Path(__file__).with_name("each_kind.py")
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=580
@@ -120,7 +121,7 @@ WHILE_AND_THEN = {
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_each_kind_does_what_it_says_and_is_mended(seen: dict[str, Any], kind: str) -> None:
     if kind == "clock" and kind not in seen:
-        pytest.skip("needs libfaketime")
+        missing("needs libfaketime")
     during, then = seen[kind]["while"], seen[kind]["then"]
     assert seen[kind]["said"]
     assert seen[kind]["mended"] or kind in INSTANT

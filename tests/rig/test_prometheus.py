@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from needs import missing
 
 from peerlm.bench.nodes import Swarm, running
 
@@ -22,11 +23,11 @@ WATCH = Path(__file__).parents[2] / "deploy" / "watch"
 PLAN = {"swarm.profile": "test", "model.dim": 32, "model.heads": 2, "model.kv_heads": 1}
 LOCAL = {"train.pace_tokens_s": 500, "page.enabled": True, "page.port": 0}
 
-pytestmark = pytest.mark.skipif(not shutil.which("promtool"), reason="prometheus is not installed")
-
 
 @pytest.fixture(scope="module")
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+    if not shutil.which("promtool"):
+        missing("prometheus is not installed")
     with running(Swarm(tmp_path_factory.mktemp("swarm"), 2, PLAN, LOCAL)) as swarm:
         swarm.start()
         swarm.wait("they mix", lambda: all(s["participating"] for s in swarm.statuses()))

@@ -147,6 +147,7 @@ def test_a_machine_whose_node_is_a_service(scene: tuple[Machine, Founder]) -> No
     leaves_when_it_is_stopped(here, founder)
     a_second_node_enters_by_an_invite_that_was_laid_down(here, founder)
     both_are_taken_away(here, founder)
+    a_run_begins_in_a_service(here)
 
 
 def is_installed_and_says_what_to_do(here: Machine) -> None:
@@ -203,6 +204,7 @@ def is_hardened_and_trains(here: Machine) -> None:
         path = f"/opt/source/systemd/{unit}"
         assert here.run("systemd-analyze", "verify", path).stderr == ""
         here.run("systemd-analyze", "security", "--offline=true", "--threshold=20", path)
+    is_understood_with_what_cuda_needs(here)
     before = node_status(here)["tokens"]
     here.wait("it trains", lambda: node_status(here)["tokens"] > before)
     assert node_status(here)["worker"]["restarts"] == 0
@@ -220,6 +222,15 @@ def is_hardened_and_trains(here: Machine) -> None:
         assert of_process(here, pid, "Seccomp_filters") > everybodys, "by more than the container"
         assert of_process(here, pid, "NoNewPrivs") == 1
         assert of_process(here, pid, "CapEff") == 0
+
+
+def is_understood_with_what_cuda_needs(here: Machine) -> None:
+    here.run(INSTALLED, "service", "install", "--cuda")
+    assert here.run("systemd-analyze", "verify", "peerlm.service").stderr == ""
+    assert here.unit("MemoryDenyWriteExecute") == "no"
+    assert "char-nvidia-uvm rw" in here.unit("DeviceAllow")
+    here.run(INSTALLED, "service", "install")
+    assert here.unit("MemoryDenyWriteExecute") == "yes"
 
 
 def of_process(here: Machine, pid: str, name: str) -> int:
@@ -247,7 +258,7 @@ def comes_back_after_a_kill(here: Machine) -> None:
 
 def is_restarted_when_it_hangs(here: Machine) -> None:
     drop_in = Path(here.root, "etc/systemd/system/peerlm.service.d/short.conf")
-    drop_in.parent.mkdir()
+    drop_in.parent.mkdir(exist_ok=True)
     drop_in.write_text(SHORT)
     here.run("systemctl", "daemon-reload")
     here.run("systemctl", "restart", "peerlm.service")
@@ -318,3 +329,19 @@ def both_are_taken_away(here: Machine, founder: Founder) -> None:
         assert here.ask("systemctl", "show", unit, "-p", "ActiveState", "--value") == "inactive"
     assert here.unit("LoadState") == "not-found"
     assert here.ask("ls", "/var/lib/private") == "peerlm\npeerlm-gpu1"
+
+
+def a_run_begins_in_a_service(here: Machine) -> None:
+    """As docs/operate.md has it: installed, `init` by root, started; and root's `invite` from a folder that is the service's."""
+    here.run(INSTALLED, "service", "install")
+    settings = [part for name, value in NODE.items() for part in ("--set-node", f"{name}={value}")]
+    here.run("rm", "-r", "/var/lib/private/peerlm", "/var/lib/peerlm")
+    here.run(INSTALLED, "init", *PLAN, *settings, "--state", "/var/lib/peerlm")
+    here.run("systemctl", "start", "peerlm.service")
+    here.wait("it trains alone", lambda: node_status(here).get("state") == "training", BACK_S)
+    assert here.unit("NRestarts") == "0"
+    assert here.ask("stat", "-c", "%U", "/var/lib/private/peerlm/identity") == "peerlm"
+    line = here.run(INSTALLED, "invite").stdout
+    assert f"peerlm join tcp://{ADDRESS}:7700 --token peerlm1-" in line
+    here.run("systemctl", "stop", "peerlm.service")
+    assert here.unit("Result") == "success"

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
-import pytest
+from needs import missing
 
 from peerlm.bench.founding import Values
 from peerlm.bench.namespaces import entered, ip, new_namespace
@@ -109,7 +109,7 @@ class Walls:
 @contextmanager
 def walls(*kinds: str) -> Iterator[Walls]:
     if os.geteuid() != 0 or not shutil.which("iptables") or not shutil.which("ip"):
-        pytest.skip("needs root, ip (iproute2) and iptables")
+        missing("needs root, ip (iproute2) and iptables")
     made = Walls(kinds)
     try:
         yield made
@@ -126,4 +126,4 @@ def _iptables(arguments: str) -> None:
         ["iptables", "-w", *arguments.split()], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        pytest.skip(f"iptables cannot do this here: {done.stderr.strip()}")
+        missing(f"iptables cannot do this here: {done.stderr.strip()}")

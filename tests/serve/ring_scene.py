@@ -67,11 +67,13 @@ class Host:
         last: int,
         sessions: int = 32,
         cache_bytes: int = 1 << 30,
+        device: str = "cpu",
     ) -> None:
         self.peer, self.run = peer(name), (first, last)
         self.plan, self.said, self.nonsense = plan, Said(), 0
         setup = protocol.ServeSetup(
-            self.peer, protocol.packed(plan), "/nowhere", first, last, sessions, 1, cache_bytes
+            *(self.peer, protocol.packed(plan), "/nowhere", first, last),
+            *(sessions, 1, cache_bytes, device),
         )
         self.server = StageServer(setup, self.said)
         self.load(model, "v1")

@@ -108,6 +108,8 @@ def test_a_newer_snapshot_is_read_at_once_and_a_damaged_one_rarely(
     for _ in range(2000):
         assert scene.read(1.0) is None
     assert 8 < len(reads) < 16
+    scene.reader._failures = 5000
+    assert scene.read(READ_AGAIN_S_MAX) is None, "and for ever"
     assert scene.reader.trouble == "snapshot 2 cannot be read"
     put_snapshot(scene.layout, 300)
     found = scene.read(0.1)

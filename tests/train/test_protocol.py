@@ -39,7 +39,9 @@ ONE_OF_EACH: list[Message] = [
     ),
     protocol.Shards((1, 4, 40)),
     protocol.Shards(()),
-    protocol.ServeSetup(PeerId(b"p" * 16), b"plan", "/var/lib/peerlm", 1, 2, 32, 4, 1 << 30),
+    protocol.ServeSetup(
+        PeerId(b"p" * 16), b"plan", "/var/lib/peerlm", 1, 2, 32, 4, 1 << 30, "cuda:1"
+    ),
     protocol.Hosts(
         PeerId(b"p" * 16),
         (PeerId(b"a" * 16), PeerId(b"b" * 16)),
