@@ -173,7 +173,7 @@ class Mover:
         else:
             self._entries[entry.id] = entry
             self._held_bytes += entry.holds_bytes
-            entry.began_at = entry.moved_at = time.monotonic()
+            entry.began_at = entry.moved_at = entry.reported_at = time.monotonic()
             if entry.target is not None:
                 self._dial(entry)
             else:

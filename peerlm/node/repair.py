@@ -10,6 +10,7 @@ somebody has, and is asked for again when all else had its turn, or when somebod
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 
 from peerlm.config import StoreSection
 from peerlm.effects import Effect
@@ -23,6 +24,9 @@ from peerlm.types import Instant, ObjectHash, after
 
 UNDER_WAY = 32
 """Chunks of repair that are being pulled or looked for at once."""
+
+LOOKED_AT = 4 * UNDER_WAY
+"""Of what is wanted, so much at once: there may be no room for some of it."""
 
 UNFOUND = 32
 """Of what nobody has, so much is asked for again and again; what is beyond it waits until all else had its turn."""
@@ -79,7 +83,8 @@ class Repair:
         room -= sum(size for _, size in wants)
         self.is_full = False
         later: list[tuple[ObjectHash, int]] = []
-        for want in self._catalog.wanted(4 * UNDER_WAY, {*self._pulls.wanted, *self._nowhere}):
+        known = {*self._pulls.wanted, *self._nowhere}
+        for want in islice(self._catalog.each_wanted(known), LOOKED_AT):
             if len(coming) + len(wants) >= UNDER_WAY:
                 break
             if want.size > room:

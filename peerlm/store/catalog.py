@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -375,7 +376,11 @@ class Catalog:
         return is_last and place not in owners and len(owners) == int(self._replicas[row])
 
     def wanted(self, limit: int, without: Container[ObjectHash] = ()) -> list[Want]:
-        """What is due here and not here, and not among `without`, urgent ones first; at most `limit`.
+        """What is due here and not here, and not among `without`, urgent ones first; at most `limit`."""
+        return list(islice(self.each_wanted(without), limit))
+
+    def each_wanted(self, without: Container[ObjectHash] = ()) -> Iterator[Want]:
+        """The same, one after the other. Nothing else may be done with the catalog until they have been taken.
 
         Each node has an order of its own beyond that, so that not all owners of something new ask for it at once: who comes
         later can have it from who came first.
@@ -385,17 +390,13 @@ class Catalog:
         queue = self._queue
         while self._done < len(queue) and self._here[queue[self._done][0]]:
             self._done += 1
-        wants: list[Want] = []
         for at in range(self._done, len(queue)):
-            if len(wants) == limit:
-                break
             row, is_urgent = queue[at]
             object_hash = self._hashes[row]
             if object_hash in without:
                 continue
             if not self._here[row] and object_hash is not None:
-                wants.append(Want(object_hash, int(self._sizes[row]), is_urgent))
-        return wants
+                yield Want(object_hash, int(self._sizes[row]), is_urgent)
 
     def _in_order(self) -> list[tuple[int, bool]]:
         rows = np.flatnonzero(self._due & ~self._here)

@@ -374,18 +374,21 @@ class Fetch:
     def _start_new(self, now: Instant) -> list[PullEffect]:
         effects: list[PullEffect] = []
         room = self._limits.total - len(busy := self._busy())
-        if room <= 0:
+        idle = {peer for peer in self._donors if self._is_free(peer)}
+        if room <= 0 or not idle:
             return effects
         queue = [(len(self._donors_of(key)), self._lot[key], key) for key in self._missing]
         waiting = sorted(entry for entry in queue if entry[2] not in busy)
         for _, _, key in waiting:
-            if len(effects) >= room:
+            if len(effects) >= room or not idle:
                 break
-            free = [peer for peer in self._donors_of(key) if self._is_free(peer)]
+            free = [peer for peer in self._donors_of(key) if peer in idle]
             if free:
                 peer = min(free, key=self._worth_asking)
                 if not self._is_better_late(key, peer, len(waiting) - len(effects)):
                     effects.append(self._start(key, peer, now))
+                    if not self._is_free(peer):
+                        idle.remove(peer)
         return effects
 
     def _is_better_late(self, key: Key, peer: PeerId, waiting: int) -> bool:

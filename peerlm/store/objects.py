@@ -28,6 +28,7 @@ from blake3 import blake3
 from peerlm.errors import ChunkCorrupt, StateError, Vanished, WireError
 from peerlm.store.disk import AtomicFile, Bytes, ReadFile
 from peerlm.store.layout import Layout
+from peerlm.store.manifest import CHUNK_BYTES as CHUNK_BYTES_MAX
 from peerlm.store.manifest import MANIFEST_BYTES_MAX
 from peerlm.store.room import Room
 from peerlm.store.shelf import Shelf, damaged
@@ -40,6 +41,10 @@ PIECE_BYTES = CHUNK_BYTES
 
 KEPT_BYTES_MAX = MANIFEST_BYTES_MAX
 """Of what is kept for the store: it is read in one piece to be checked."""
+
+
+KEPT_MAX = 6
+"""Pieces of memory for chunks that are kept for the next ones."""
 
 
 class _Place(NamedTuple):
@@ -56,6 +61,7 @@ class Objects:
         self._own, self._kept = Shelf(layout.objects), Shelf(layout.chunks)
         self._room = Room(layout.root, disk_limit_bytes, (self._own, self._kept))
         self._snapshots: dict[int, dict[ObjectHash, _Place]] = {}
+        self._lent = _Lent()
         self._verified: dict[ObjectHash, tuple[int, ...]] = {}
         """What was hashed by `verify`, and how its file was then."""
 
@@ -224,7 +230,7 @@ class Objects:
         """Room for a chunk about to be pulled into memory. Raises: StateError when there is none."""
         _require_size(size_bytes)
         self._room.take(size_bytes, _WHAT)
-        return Arriving(self._kept, self._room, object_hash, size_bytes)
+        return Arriving(self._kept, self._room, object_hash, size_bytes, self._lent)
 
     def verify(self, object_hash: ObjectHash, *, anew: bool = True) -> None:
         """Hash the object's own file; one that has changed is removed. Unless `anew` it is left at a look at the file
@@ -355,6 +361,26 @@ class Partial:
             self._room.give_back(self._taken_bytes.pop())
 
 
+class _Lent:
+    """Memory of chunks on their way in: fresh memory costs more than what it is for. Any thread may lend and take back."""
+
+    def __init__(self) -> None:
+        self._kept: list[memoryview] = []
+
+    def lend(self, size_bytes: int) -> memoryview:
+        """Of so many bytes at least, of whatever was in them."""
+        if CHUNK_BYTES_MAX // 2 < size_bytes <= CHUNK_BYTES_MAX:
+            with suppress(IndexError):
+                return self._kept.pop()
+            return np.empty(CHUNK_BYTES_MAX, np.uint8).data
+        return np.empty(size_bytes, np.uint8).data
+
+    def take_back(self, memory: memoryview) -> None:
+        """Nobody writes there any more."""
+        if len(memory) == CHUNK_BYTES_MAX and len(self._kept) < KEPT_MAX:
+            self._kept.append(memory)
+
+
 class Arriving:
     """A chunk on its way in, in memory until all of it is there: it is small, and so it is hashed where it came to lie and
     written in one piece. Ends in `finish` or `discard`.
@@ -362,11 +388,14 @@ class Arriving:
     values: where its bytes belong.
     """
 
-    def __init__(self, shelf: Shelf, room: Room, object_hash: ObjectHash, size_bytes: int) -> None:
+    def __init__(
+        self, shelf: Shelf, room: Room, object_hash: ObjectHash, size_bytes: int, lent: _Lent
+    ) -> None:
         """Takes over `size_bytes` of `room`."""
-        self._shelf, self._room, self._name = shelf, room, object_hash
+        self._shelf, self._room, self._name, self._lent = shelf, room, object_hash, lent
         self._taken_bytes = [size_bytes]
-        self.values = np.empty(size_bytes, np.uint8).data
+        self._memory = lent.lend(size_bytes)
+        self.values = self._memory[:size_bytes]
 
     def finish(self) -> None:
         """Check what has come and keep it, durably.
@@ -379,6 +408,9 @@ class Arriving:
             if blake3(self.values).digest() != self._name:
                 raise ChunkCorrupt(f"object {short(self._name)} does not hash to its name")
             self._shelf.write(self._name, self.values)
+            self._lent.take_back(
+                self._memory
+            )  # only here: all of it came, so nobody writes there any more
         finally:
             self.discard()
 

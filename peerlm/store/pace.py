@@ -24,6 +24,9 @@ PULLS_MIN = 2
 """With fewer nothing is known."""
 AGE_S = 60.0
 """Older ones tell nothing about now."""
+SIZES_MAX = 64
+"""Remembered at once, of which it was worked out."""
+
 SPEAKS_FOR_ALL_BYTES = 1 << 20
 """An object of this size tells the rate of any that is larger."""
 
@@ -31,14 +34,18 @@ SPEAKS_FOR_ALL_BYTES = 1 << 20
 class Pace:
     def __init__(self) -> None:
         self._ended: deque[tuple[Instant, int, float]] = deque(maxlen=PULLS_MAX)
+        self._usual_s: dict[int, float] = {}
+        """Of sizes that were asked for since anything changed: the same one is, for each pull at each look."""
 
     def add(self, size_bytes: int, took_s: float, now: Instant) -> None:
         """A pull has brought its object."""
         self._ended.append((now, max(1, size_bytes), took_s))
+        self._usual_s.clear()
 
     def forget_old(self, now: Instant) -> None:
         while self._ended and now - self._ended[0][0] > AGE_S:
             self._ended.popleft()
+            self._usual_s.clear()
 
     def usual_bytes(self) -> int:
         """Of an object, where nobody has said; 0: none has come lately."""
@@ -46,6 +53,14 @@ class Pace:
 
     def usual_s(self, size_bytes: int) -> float:
         """Infinite: not known."""
+        if (known := self._usual_s.get(size_bytes)) is not None:
+            return known
+        if len(self._usual_s) >= SIZES_MAX:
+            self._usual_s.clear()
+        usual_s = self._usual_s[size_bytes] = self._worked_out_s(size_bytes)
+        return usual_s
+
+    def _worked_out_s(self, size_bytes: int) -> float:
         enough = min(size_bytes / 4, SPEAKS_FOR_ALL_BYTES)
         took = [s * max(1.0, size_bytes / size) for _, size, s in self._ended if size >= enough]
         return _median(took) if len(took) >= PULLS_MIN else inf

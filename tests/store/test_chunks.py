@@ -280,6 +280,7 @@ def test_a_bad_spot_is_a_loss_and_want_of_descriptors_is_none(
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(disk.os, "preadv", refuse)
+    monkeypatch.setattr(disk.os, "pread", refuse)
     error = one_line(lambda: objects.read_verified(name), "cannot read")
     monkeypatch.undo()
     assert isinstance(error, Vanished) == is_lost
