@@ -26,7 +26,12 @@ from peerlm.store.layout import Layout
     help="0 takes the likeliest token each time.",
 )
 @click.option(
-    "--seed", "rng_seed", type=int, default=0, show_default=True, help="Same seed, same text."
+    "--seed",
+    "rng_seed",
+    type=click.IntRange(-(1 << 63), (1 << 63) - 1),
+    default=0,
+    show_default=True,
+    help="Same seed, same text.",
 )
 @click.option(
     "--model",

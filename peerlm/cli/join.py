@@ -12,7 +12,7 @@ import click
 
 from peerlm.cli.settings_text import (
     advertise_option,
-    change_node_settings,
+    enter_with,
     host_option,
     node_settings,
     parse_changes,
@@ -168,7 +168,7 @@ def _enrol(
             token,
             wait=wait,
             report=lambda line: click.echo(line, err=True),
-            before_keys=lambda: change_node_settings(layout, changes, "--set-node"),
+            before_keys=lambda plan: enter_with(layout, plan, changes),
         )
     except BaseException:
         if is_new and not has_node(layout):

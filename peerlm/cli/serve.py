@@ -148,6 +148,10 @@ def serve(
 
     if swarm and folder is not None:
         raise ConfigError("--swarm and --model: give one of them")
+    if keys_path is not None and not keys_path.exists():
+        raise ConfigError(
+            f"--keys {keys_path}: no such file; `peerlm key add NAME --keys {keys_path}` makes it"
+        )
     keys_path = keys_path or layout.api_keys
     if no_keys and keys.read(keys_path):
         raise ConfigError(f"--no-keys, and {keys_path} holds keys: remove them or leave it away")

@@ -15,7 +15,7 @@ import click
 import tomlkit
 from tomlkit.items import Table
 
-from peerlm.config import NodeSettings, read_toml, to_dict, with_changes
+from peerlm.config import NodeSettings, Plan, read_toml, to_dict, with_changes
 from peerlm.daemon.writers import require_packages
 from peerlm.errors import ConfigError, StateError
 from peerlm.store import disk
@@ -114,6 +114,17 @@ def change_node_settings(layout: Layout, changes: Mapping[str, str], option: str
     if read_toml(NodeSettings, text, option) != settings:
         raise StateError(f"{layout.node_settings}: cannot be changed by {option}; edit it")
     disk.write_atomic(layout.node_settings, text.encode())
+
+
+def enter_with(layout: Layout, plan: Plan, changes: Mapping[str, str]) -> None:
+    """`change_node_settings` of a node that is about to enter a run of that plan: nothing is changed where the run's
+    model has no such stages as it is to hold. Raises as that does."""
+    from peerlm.model.stages import held_stages
+
+    settings = with_changes(read_node_settings(layout), changes, "--set-node")
+    where = "--host" if "host.stages" in changes else f"{layout.node_settings}: host.stages"
+    held_stages(settings.host.stages, plan, where)
+    change_node_settings(layout, changes, "--set-node")
 
 
 def render_node_settings(settings: NodeSettings, chosen: frozenset[str]) -> str:

@@ -13,15 +13,15 @@ from peerlm.cli.weights_here import Weights, prompt_ids
 from peerlm.model.generate import generate
 from peerlm.model.model import LanguageModel
 from peerlm.model.plan import fragments
-from peerlm.model.weights import copy_in
+from peerlm.model.weights import copy_in_finite
 from peerlm.train.device import device_of, to_device
 
 
 def build(weights: Weights) -> LanguageModel:
-    """The model on the CPU, ready to evaluate."""
+    """The model on the CPU, ready to evaluate. Raises `ConfigError` for weights that are not finite."""
     model = LanguageModel(weights.plan.model, weights.plan.data.vocab)
     for spec, values in zip(fragments(weights.plan), weights.values, strict=True):
-        copy_in(model, spec, values)
+        copy_in_finite(model, spec, values)
     return model.eval()
 
 
@@ -37,7 +37,7 @@ def text_after(
 
     It ends after so many tokens, or where the model ends it. A piece is given out when it is sure not to change: characters
     may take several tokens. `note` takes a line where the prompt is not read whole.
-    Raises `ConfigError` for a prompt that cannot be used.
+    Raises `ConfigError` for a prompt that cannot be used, or weights that are not finite.
     """
     codec, model = weights.codec(), build(weights)
     read = prompt_ids(codec, prompt, weights.plan.model.context, note)

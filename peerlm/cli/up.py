@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import click
 
 from peerlm.cli.settings_text import (
     advertise_option,
-    change_node_settings,
+    enter_with,
     node_settings,
     parse_changes,
 )
@@ -108,7 +109,7 @@ def up(
 
             entered = wait_until_enrolled(
                 layout.root,
-                lambda brought: change_node_settings(layout, brought, "--set-node"),
+                partial(enter_with, layout),
                 notifier=notifier,
                 journal=around.journal,
                 group=control_group,

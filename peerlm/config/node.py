@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from peerlm.config.fields import at_least, between, one_of, option
 from peerlm.types import HOST_LETTERS
+
+_STAGES = re.compile(r"all|none|auto|[0-9]{1,4}(-[0-9]{1,4})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +110,8 @@ class HostSection:
         "Stages of the model that this node holds and trains: `all`, one (`0`), a run (`1-2`), or `auto`: it "
         "decides by itself, by what it offers and what the swarm lacks. Whoever holds stage 0 reads the text. `none`: it "
         "stands aside, without weights; it keeps what the swarm stores, makes token shards and may ask for texts.",
-        allowed="non-empty",
-        ok=bool,
+        allowed="all, none, auto, one stage (1) or a run of them (1-2)",
+        ok=lambda v: _STAGES.fullmatch(v) is not None,
     )
     sessions: int = at_least(
         0,

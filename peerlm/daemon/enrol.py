@@ -17,6 +17,7 @@ from pathlib import Path
 
 import uvloop
 
+from peerlm.config import Plan
 from peerlm.daemon.introduction import Introduction
 from peerlm.daemon.knock import answer_to
 from peerlm.daemon.link import Links
@@ -55,14 +56,15 @@ def enrol(
     *,
     wait: bool,
     report: Callable[[str], None],
-    before_keys: Callable[[], None] = lambda: None,
+    before_keys: Callable[[Plan], None] = lambda plan: None,
 ) -> None:
     """Enrol this machine's node in `root` through the member at `address`.
 
     Args:
         wait: keep trying, with a growing pause, while the member cannot be reached.
         report: told one line for each step, for a person.
-        before_keys: called when a member has let us in, before the keys make this folder a node's.
+        before_keys: called with the run's plan when a member has let us in, before anything is written; what it
+            raises ends the attempt.
 
     Raises:
         AuthError: the token is not good, or the member refuses it.
@@ -88,7 +90,7 @@ async def enrol_in(
     *,
     wait: bool,
     report: Callable[[str], None],
-    before_keys: Callable[[], None] = lambda: None,
+    before_keys: Callable[[Plan], None] = lambda plan: None,
 ) -> None:
     """`enrol` for who holds the state directory and has a loop: its small files are written on it. Through the first of the
     addresses at which a member answers; with `wait` all are tried in turn."""
@@ -97,13 +99,13 @@ async def enrol_in(
     chain = sign_in(token.inviter, keys, wall())
     Gate(token.root_public_key, token.run_id).admit(chain, wall())
     plan = await _fetch_plan(addresses, token, keys, chain, wait, report)
+    before_keys(plan.plan)
     seeds = tuple(dict.fromkeys((*addresses, *token.addresses)))
     write_atomic(state.address_book, AddressBook(seeds).to_bytes(now(), wall()))
     files.write_plan(state.root, plan.blob)
     files.write_chain(state.root, chain)
     if token.inviter.authority().may_invite:
         files.write_inviter(state.root, token.inviter)
-    before_keys()
     files.write_keys(state.root, keys)
     report(f"enrolled in run {plan.plan.run.name}, plan revision {plan.revision}")
 

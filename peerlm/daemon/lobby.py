@@ -16,6 +16,7 @@ from typing import Any
 
 import uvloop
 
+from peerlm.config import Plan
 from peerlm.daemon import control
 from peerlm.daemon.enrol import enrol_in
 from peerlm.daemon.log import DaemonLog
@@ -29,8 +30,8 @@ WAITING = "in no run yet: `peerlm join ADDRESS --token TOKEN` enters one; a memb
 AGAIN_S = 30.0
 """Until an invite that did not hold is tried again."""
 
-Change = Callable[[Mapping[str, str]], None]
-"""Writes fields of node.toml; raises `ConfigError` or `StateError`."""
+Change = Callable[[Plan, Mapping[str, str]], None]
+"""Writes fields of node.toml for a run of that plan; raises `ConfigError` or `StateError`."""
 
 
 def wait_until_enrolled(
@@ -151,7 +152,7 @@ class _Lobby:
                 token,
                 wait=wait,
                 report=self._report,
-                before_keys=lambda: self._change_settings(changes),
+                before_keys=lambda plan: self._change_settings(plan, changes),
             )
         )
         self._attempt = attempt

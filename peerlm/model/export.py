@@ -31,6 +31,7 @@ from peerlm.model.tensors import (
     write_tensors,
 )
 from peerlm.store import disk
+from peerlm.types import printable
 
 if TYPE_CHECKING:
     from peerlm.model.model import LanguageModel
@@ -95,8 +96,11 @@ def open_model(directory: Path) -> tuple[Plan, dict[str, StoredTensor]]:
         raise ConfigError(
             f"{weights_path}: written with another plan than {plan_path}; export again"
         )
-    for name, (_, shape) in parameter_shapes(plan.model, plan.data.vocab).items():
+    shapes = parameter_shapes(plan.model, plan.data.vocab)
+    for name, (_, shape) in shapes.items():
         require_shape(tensors, name, shape, weights_path)
+    for name in sorted(tensors.keys() - shapes.keys()):
+        raise ConfigError(f"{weights_path}: {printable(name)}: the plan's model has no such tensor")
     return plan, tensors
 
 

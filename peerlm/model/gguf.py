@@ -2,13 +2,13 @@
 
 `gguf` says what the file holds, `transformers` undoes its quantization and makes fp32 weights, config.json
 and tokenizer.json of it. Both are an extra, and this file alone knows them. What they pass over in silence
-though it changes the model (scaled rotary positions kept as a tensor, say) is refused here.
+though it changes the model (scaled rotary positions kept as a tensor, a tensor too few or too many) is refused here.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +28,25 @@ FACTORS = "rope_freqs.weight"
 
 PLAIN = {"rope.scaling.type": "none", "rope.scale_linear": 1.0, "expert_count": 0}
 """Key below the architecture's name → the value that means nothing is special; absent means it too."""
+
+ENDS = ("token_embd.weight", "output_norm.weight")
+"""Tensors of every Llama outside its blocks."""
+
+OUTPUT = "output.weight"
+"""The head; absent where it is the embedding."""
+
+BLOCK = (
+    "attn_norm",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ffn_norm",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+)
+"""Tensors of each block."""
 
 
 def convert(file: Path, folder: Path) -> None:
@@ -71,8 +90,32 @@ def _complaints(reader: Any) -> Iterator[str]:
             yield f"tensor {FACTORS}: scaled rotary positions cannot be had"
         if tensor.name.endswith(".bias"):
             yield f"tensor {printable(tensor.name)}: biases cannot be had"
+    yield from _misfits(
+        [tensor.name for tensor in reader.tensors], _value(reader, "llama.block_count")
+    )
     if _value(reader, "tokenizer.ggml.model") is None:
         yield "tokenizer.ggml.model is missing: the file has no tokenizer"
+
+
+def _misfits(names: Sequence[str], blocks: Any) -> Iterator[str]:
+    """Missing tensors would be made up, and others passed over."""
+    if type(blocks) is not int or blocks < 1:
+        yield f"llama.block_count = {printable(str(blocks)[:80])}: must be a number from 1"
+    there, wanted = set(names), {OUTPUT}
+    for name in _wanted(blocks):
+        if name not in there:
+            yield f"tensor {name} is missing"
+        wanted.add(name)
+    for name in names:
+        if name not in wanted:
+            yield f"tensor {printable(name)}: no tensor of a Llama with llama.block_count = {blocks}"
+
+
+def _wanted(blocks: int) -> Iterator[str]:
+    """One after another: the number is the file's word alone."""
+    yield from ENDS
+    for block in range(blocks):
+        yield from (f"blk.{block}.{name}.weight" for name in BLOCK)
 
 
 def _value(reader: Any, key: str) -> Any:

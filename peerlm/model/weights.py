@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from peerlm.errors import ConfigError
 from peerlm.model.plan import FragmentSpec
 
 Values = NDArray[np.float32]
@@ -30,6 +31,13 @@ def copy_in(model: nn.Module, spec: FragmentSpec, values: Values) -> None:
     """Set the fragment's parameters to `values`, fp32 of length `spec.size`."""
     for mine, theirs in _pairs(model, spec, values):
         mine.copy_(theirs)
+
+
+def copy_in_finite(model: nn.Module, spec: FragmentSpec, values: Values) -> None:
+    """`copy_in`. Raises `ConfigError` where a value is no finite number: no text could come of it."""
+    if not np.isfinite(values).all():
+        raise ConfigError(f"weights of {spec.name} are not finite")
+    copy_in(model, spec, values)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from peerlm.config import Plan
@@ -25,10 +25,10 @@ from peerlm.errors import ConfigError
 from peerlm.model.generate import choose
 from peerlm.model.model import LanguageModel
 from peerlm.model.part import Part
-from peerlm.model.plan import FragmentSpec, fragments
+from peerlm.model.plan import fragments
 from peerlm.model.rows import Rows
 from peerlm.model.stages import held_fragments, stages
-from peerlm.model.weights import Values, copy_in
+from peerlm.model.weights import Values, copy_in_finite
 from peerlm.serve.route import Logits, Turn
 from peerlm.serve.session import Pick, Sampling
 
@@ -97,7 +97,7 @@ class Whole:
         plan = slots.plan
         self.model = LanguageModel(plan.model, plan.data.vocab)
         for spec, values in zip(fragments(plan), fragment_values, strict=True):
-            _copy_in(self.model, spec, values)
+            copy_in_finite(self.model, spec, values)
         self.model.to(slots.device).eval()
         self._begun: list[Turn] = []
 
@@ -160,7 +160,7 @@ class Held:
         names = [name for stage in held for name in cut[stage].modules]
         self._part = Part(plan.model, plan.data.vocab, names)
         for spec, values in zip(held_fragments(plan, held), fragment_values, strict=True):
-            _copy_in(self._part, spec, values)
+            copy_in_finite(self._part, spec, values)
         self._part.to(slots.device).eval()
 
     def advance(
@@ -257,12 +257,6 @@ def _padded(tokens: Sequence[Sequence[int]]) -> Tensor:
     """(B, T): to the longest."""
     longest = max(map(len, tokens))
     return torch.tensor([[*row, *(0,) * (longest - len(row))] for row in tokens])
-
-
-def _copy_in(model: nn.Module, spec: FragmentSpec, values: Values) -> None:
-    if not np.isfinite(values).all():
-        raise ConfigError(f"weights of {spec.name} are not finite")
-    copy_in(model, spec, values)
 
 
 def _tensors(parts: Any) -> list[Tensor]:

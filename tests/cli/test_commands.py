@@ -302,6 +302,21 @@ def test_export_gives_back_the_weights_a_run_was_started_from(peerlm: Cli, tmp_p
     assert_one_line(outcome, 2, "model.safetensors", "not a safetensors file")
 
 
+def test_what_generate_cannot_begin_with_is_one_line(peerlm: Cli, tmp_path: Path) -> None:
+    from peerlm.config import Plan, with_changes
+    from peerlm.model.export import write_model
+    from peerlm.model.plan import fragments
+
+    plan = with_changes(Plan(), {"model.dim": 16, "model.heads": 2, "model.hidden": 24}, "test")
+    write_model(tmp_path, plan, [np.full(f.size, np.nan, np.float32) for f in fragments(plan)])
+    asked = ("generate", "x", "--model", tmp_path)
+    assert_one_line(peerlm(*asked), 2, "weights of", "are not finite")
+    for seed in (1 << 64, 1 << 63, -(1 << 63) - 1):
+        outcome = peerlm(*asked, "--seed", seed)
+        assert outcome.code == 2
+        assert f"{seed} is not in the range" in outcome.err
+
+
 def test_a_damaged_snapshot_is_said_and_the_one_before_is_taken(
     peerlm: Cli, tmp_path: Path
 ) -> None:

@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
-from cli_scene import SMALL, Cli, FakeDaemon, answer_of, assert_one_line, member, sample_summary
+from cli_scene import (
+    SMALL,
+    Cli,
+    FakeDaemon,
+    Outcome,
+    answer_of,
+    assert_one_line,
+    member,
+    sample_summary,
+)
 
-from peerlm.cli.state import read_run
+from peerlm.cli.plan import current_plan
+from peerlm.cli.settings_text import enter_with, read_node_settings
+from peerlm.cli.state import has_node, read_run
+from peerlm.config import with_changes
+from peerlm.daemon.control import ask
+from peerlm.daemon.lobby import wait_until_enrolled
+from peerlm.daemon.notify import Notifier
 from peerlm.identity import files
 from peerlm.identity.invite import enrol, make_invite, parse_token, root_inviter
 from peerlm.identity.keys import NodeKeys
 from peerlm.identity.revocation import verify_revocation
+from peerlm.identity.root import SignedPlan
 from peerlm.store.layout import Layout
 from peerlm.types import Role, WallTime
 
@@ -123,6 +143,63 @@ def test_a_token_that_was_cut_short_is_refused_and_leaves_nothing(
     assert_one_line(outcome, 4, "cut short")
     assert line[2][20:-9] not in outcome.err
     assert not (tmp_path / "n").exists()
+
+
+def test_stages_that_are_none_are_told_before_anybody_is_asked(peerlm: Cli, tmp_path: Path) -> None:
+    outcome = peerlm("join", "h", "--token", "x", "--host", "banana", "--state", tmp_path / "n")
+    assert_one_line(outcome, 2, "host.stages", "'banana'", "auto")
+
+
+@pytest.fixture
+def token(peerlm: Cli, founded: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of a run whose model has two stages; the plan comes without a network."""
+    signed = current_plan(Layout(founded))
+    plan = with_changes(signed.plan, {"model.stages": "2"}, "test")
+
+    async def fetch(*_: object) -> SignedPlan:
+        return replace(signed, plan=plan)
+
+    monkeypatch.setattr("peerlm.daemon.enrol._fetch_plan", fetch)
+    line = JOIN_LINE.fullmatch(peerlm("invite", "--state", founded, "--address", "h:1").out)
+    assert line
+    return line[2]
+
+
+def test_stages_that_the_run_has_not_end_the_attempt_before_there_is_a_node(
+    peerlm: Cli, token: str, tmp_path: Path
+) -> None:
+    enrols = ("join", "h", "--token", token, "--state", tmp_path / "n", "--enrol-only", "--host")
+    assert_one_line(peerlm(*enrols, "7"), 2, "--host = '7'", "has 2 stages")
+    assert not (tmp_path / "n").exists()
+    assert peerlm(*enrols, "1").code == 0
+    assert read_node_settings(Layout(tmp_path / "n")).host.stages == "1"
+
+
+def test_a_service_that_waits_says_so_too_and_waits_on(
+    peerlm: Cli, token: str, tmp_path: Path
+) -> None:
+    layout, is_up = Layout(tmp_path / "n"), threading.Event()
+
+    def invite() -> str:
+        is_up.set()
+        return ""
+
+    def joined() -> tuple[Outcome, bool]:
+        try:
+            assert is_up.wait(10)
+            outcome = peerlm("join", "h", "--token", token, "--state", layout.root, "--host", "7")
+            return outcome, has_node(layout)
+        finally:
+            ask(layout, "stop")
+
+    with ThreadPoolExecutor(1) as beside:
+        heard = beside.submit(joined)
+        enter, notifier = partial(enter_with, layout), Notifier()
+        assert not wait_until_enrolled(layout.root, enter, notifier=notifier, invite=invite)
+        notifier.close()
+    outcome, is_node = heard.result()
+    assert_one_line(outcome, 1, "--host = '7'", "has 2 stages")
+    assert not is_node
 
 
 @pytest.mark.net

@@ -169,5 +169,5 @@ def test_who_is_in_no_run_counts_as_started_at_once_and_says_what_to_do(
 
     with ThreadPoolExecutor(1) as beside:
         heard = beside.submit(told)
-        assert not wait_until_enrolled(root, lambda changes: None, notifier=manager.notifier)
+        assert not wait_until_enrolled(root, lambda plan, changes: None, notifier=manager.notifier)
     assert heard.result() == [*FED, "READY=1", f"STATUS={WAITING}"]

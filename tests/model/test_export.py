@@ -116,6 +116,14 @@ def test_missing_damaged_or_foreign_weights_are_named(tmp_path: Path) -> None:
     safetensors.numpy.save_file(tensors, weights, header)
     with pytest.raises(ConfigError, match=r"embedding.weight is F32\[3, 3\], must be"):
         read_model(tmp_path)
+    del tensors["embedding.weight"]
+    safetensors.numpy.save_file(tensors, weights, header)
+    with pytest.raises(ConfigError, match=r"embedding.weight is missing"):
+        read_model(tmp_path)
+    whole_tensors = safetensors.numpy.load(whole)
+    safetensors.numpy.save_file(whole_tensors | {"other": np.zeros(1, np.float32)}, weights, header)
+    with pytest.raises(ConfigError, match=r"other: the plan's model has no such tensor"):
+        read_model(tmp_path)
 
 
 def _written(path: Path, content: bytes) -> Path:

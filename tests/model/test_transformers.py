@@ -149,7 +149,7 @@ TOKENS = ["!!", *(chr(33 + i) for i in range(63))]
 
 
 def gguf_file(path: Path, tied: bool = False, **changes: Any) -> Path:
-    """A small Llama in GGUF. `changes`: keys below `llama.` or tensors (arrays) by name."""
+    """A small Llama in GGUF. `changes`: keys below `llama.` or tensors (arrays; None: left out) by name."""
     gguf = pytest.importorskip("gguf")
     rng = np.random.default_rng(2)
     writer = gguf.GGUFWriter(path, changes.pop("architecture", "llama"))
@@ -185,6 +185,8 @@ def gguf_file(path: Path, tied: bool = False, **changes: Any) -> Path:
     for name, value in changes.items():
         if isinstance(value, np.ndarray):
             tensors[name] = value
+        elif value is None:
+            del tensors[name]
         elif isinstance(value, str):
             writer.add_string(f"llama.{name}", value)
         else:
@@ -222,6 +224,16 @@ def test_a_gguf_file_gives_the_logits_that_they_get_of_it(
         ({"expert_count": 8}, ("llama.expert_count = 8",)),
         ({"rope_freqs.weight": np.ones(4, np.float32)}, ("rope_freqs.weight", "rotary")),
         ({"blk.0.attn_q.bias": np.ones(32, np.float32)}, ("blk.0.attn_q.bias", "biases")),
+        ({"blk.0.ffn_up.weight": None}, ("tensor blk.0.ffn_up.weight is missing",)),
+        ({"token_embd.weight": None}, ("tensor token_embd.weight is missing",)),
+        (
+            {"blk.0.attn_q_norm.weight": np.ones(8, np.float32)},
+            ("blk.0.attn_q_norm.weight: no tensor",),
+        ),
+        (
+            {"blk.1.attn_norm.weight": np.ones(32, np.float32)},
+            ("blk.1.attn_norm.weight: no tensor", "block_count = 1"),
+        ),
         ({"tokens": TOKENS[1:]}, ("cannot be read as GGUF",)),
         ({"tokens": None}, ("tokenizer.ggml.model",)),
     ],

@@ -135,3 +135,5 @@ def test_who_stands_aside_has_no_weights_and_feeds_the_others(swarm: Swarm, tmp_
     assert status["snapshot"]["number"] == 0
     assert any("host.stages = none" in line for line in status["why"])
     assert "–" in succeed("placement", "--state", aside.folder)
+    asked = ("generate", "ROMEO:", "--tokens", 8, "--swarm", "--state", aside.folder)
+    assert succeed(*asked).startswith("ROMEO:"), "it holds nothing, and others write for it"

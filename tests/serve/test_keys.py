@@ -91,7 +91,19 @@ def test_keys_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_elsewhere_than_here_it_is_not_served_without_keys(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    keys.write(tmp_path / "k", [])
     assert main(["serve", "--host", "0.0.0.0", "--keys", str(tmp_path / "k")]) == 2
     err = capsys.readouterr().err
+    assert "can be reached from elsewhere" in err
     assert "peerlm key add" in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_of_keys_that_was_named_and_is_not_there_opens_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "keyz"
+    assert main(["serve", "--port", "0", "--keys", str(missing), "--state", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert f"--keys {missing}: no such file" in err
     assert err.count("\n") == 1
