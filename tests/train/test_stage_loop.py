@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -97,7 +98,10 @@ class Host:
 
     def hear(self, peer: PeerId, hop: Hop, *, codec: str = "fp32") -> list[tuple[PeerId, Hop]]:
         """Take a hop, do what is to be done, and return the hops that it says."""
-        self.loop._take(protocol.Hop(peer, hops.pack(hop, codec)))
+        return self.hear_bytes(peer, hops.pack(hop, codec))
+
+    def hear_bytes(self, peer: PeerId, data: bytes) -> list[tuple[PeerId, Hop]]:
+        self.loop._take(protocol.Hop(peer, data))
         return self.turn()
 
     def turn(self, seconds: float = 0.0) -> list[tuple[PeerId, Hop]]:
@@ -340,6 +344,14 @@ def test_a_gradient_that_bursts_is_not_sent_on(middle: Host) -> None:
     assert middle.under_way() == (0, 0, 0)
 
 
+def test_a_norm_is_taken_from_who_had_the_gradient_or_passed_it_on(middle: Host) -> None:
+    """Who is behind tells of what is behind, who is before of what is before; of what is held here nobody does."""
+    ((_, on),) = middle.hear(ENDS, forward(7, norms=(4.0, 5.0, 6.0)))
+    assert on.norms == (4.0, -1.0, -1.0)
+    ((_, back),) = middle.hear(TWO, backward(7, norms=(7.0, 8.0, 9.0)))
+    assert back.norms == (4.0, -1.0, 9.0)
+
+
 # ------------------------------------------------------------------------------------ at the ends
 
 
@@ -366,6 +378,25 @@ def test_a_batch_ends_in_a_step_when_all_is_home(ends: Host) -> None:
     tally = ends.loop._tally
     assert (tally.steps, tally.tokens) == (1, PLAN.train.batch * PLAN.model.context)
     assert tally.loss() == pytest.approx(math.log(PLAN.data.vocab), rel=0.5)
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, 1e308])
+def test_a_host_that_claims_an_impossible_norm_stops_no_step(ends: Host, norm: float) -> None:
+    before = [p.detach().clone() for p in ends.loop._part.model.parameters()]
+    for sent in entered(ends):
+        host = ends.loop._routes.host_of((ENDS, sent.number, 1))
+        assert host is not None
+        ends.hear(TWO, forward(sent.number, 0))
+        fields: list[object] = msgpack.unpackb(hops.pack(backward(sent.number), "fp32"))
+        fields[5] = [-1.0, norm, norm]
+        ends.hear_bytes(host, msgpack.packb(fields))
+    tally = ends.loop._tally
+    assert (tally.steps, tally.nonfinite_steps) == (1, 0)
+    assert tally.tokens == PLAN.train.batch * PLAN.model.context
+    after = list(ends.loop._part.model.parameters())
+    assert not any(map(torch.equal, before, after))
+    ends.turn()
+    assert ends.hops()[-1][1].norms[1:] == (-1.0, -1.0), "it is not passed on"
 
 
 def test_two_workers_of_a_node_use_no_number_twice(corpus: list[Path]) -> None:
