@@ -9,6 +9,7 @@ Ids are kept as uint16 while the vocabulary allows it: half the disk, half the p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,22 @@ ENDS = (
     *("<\uff5cend\u2581of\u2581sentence\uff5c>", "<|im_end|>", "<end>", "[SEP]"),
 )
 """What tokenizers call the token behind a document: the first that one has. In a text that is made any of them ends it."""
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+"""What bytes become in a text that are none."""
+
+_FALLBACK = re.compile("<0x([0-9A-F]{2})>")
+"""A byte's name where tokens are text, and bytes are for what has none."""
+
+
+def _letters() -> dict[str, int]:
+    """A byte's name where all tokens are bytes, as GPT-2 writes them: its letter, or one beyond Latin-1 if that cannot be seen."""
+    seen = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    others = [byte for byte in range(256) if byte not in seen]
+    return {chr(b): b for b in seen} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_BYTES = _letters()
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -58,6 +75,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: npt.ArrayLike) -> str:
         """Text of `ids`. What is not valid text becomes U+FFFD, since a model may say anything."""
 
+    def token_bytes(self, token: int) -> bytes:
+        """What one token adds to a text, in UTF-8: it may be part of a character."""
+
 
 class ByteTokenizer:
     """A token is a byte of UTF-8."""
@@ -77,6 +97,9 @@ class ByteTokenizer:
 
     def decode(self, ids: npt.ArrayLike) -> str:
         return np.asarray(ids).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token % self.vocab])
 
 
 class JsonTokenizer:
@@ -123,6 +146,19 @@ class JsonTokenizer:
     def decode(self, ids: npt.ArrayLike) -> str:
         text: str = self._inner.decode(np.asarray(ids).tolist(), skip_special_tokens=False)
         return text
+
+    def token_bytes(self, token: int) -> bytes:
+        alone, twice = self.decode([token]), self.decode([token] * 2)
+        # Many decoders drop the space before a first token.
+        text = twice[len(alone) :] if twice.startswith(alone) else alone
+        name = self._inner.id_to_token(token) or ""
+        if REPLACEMENT not in text:
+            return text.encode()
+        if byte := _FALLBACK.fullmatch(name):
+            return bytes.fromhex(byte[1])
+        if all(letter in _BYTES for letter in name):
+            return bytes(_BYTES[letter] for letter in name)
+        return text.encode()
 
 
 def load(spec: str, where: str = "data.tokenizer") -> Tokenizer:

@@ -12,8 +12,8 @@ from peerlm.serve.session import Pick, Piece
 
 DONE = b"data: [DONE]\n\n"
 
-Show = Callable[[int], str]
-"""The text of one token."""
+Spell = Callable[[int], bytes]
+"""The UTF-8 of one token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,11 @@ def usage(prompt: int, completion: int) -> dict[str, int]:
 
 
 def whole(
-    head: Head, choices: Sequence[Choice], used: dict[str, int], show: Show
+    head: Head, choices: Sequence[Choice], used: dict[str, int], spell: Spell
 ) -> dict[str, Any]:
     parts = []
     for index, choice in enumerate(choices):
-        text, told = "".join(choice.text), _logprobs(head.asked, choice.picks, show)
+        text, told = "".join(choice.text), _logprobs(head.asked, choice.picks, spell)
         part: dict[str, Any] = {"index": index}
         if head.asked.is_chat:
             part["message"] = {"role": "assistant", "content": text, "refusal": None}
@@ -83,13 +83,13 @@ def opening(head: Head, index: int) -> dict[str, Any]:
     return head.with_([part], is_chunk=True)
 
 
-def chunk(head: Head, index: int, piece: Piece, show: Show) -> dict[str, Any]:
+def chunk(head: Head, index: int, piece: Piece, spell: Spell) -> dict[str, Any]:
     part: dict[str, Any] = {"index": index}
     if head.asked.is_chat:
         part["delta"] = {"content": piece.text} if piece.text else {}
     else:
         part["text"] = piece.text
-    told = _logprobs(head.asked, piece.picks, show)
+    told = _logprobs(head.asked, piece.picks, spell)
     return head.with_([part | {"logprobs": told, "finish_reason": piece.finish}], is_chunk=True)
 
 
@@ -113,19 +113,24 @@ def error(refused: Refused) -> dict[str, Any]:
     }
 
 
-def _logprobs(asked: Asked, picks: Sequence[Pick], show: Show) -> dict[str, Any] | None:
+def _logprobs(asked: Asked, picks: Sequence[Pick], spell: Spell) -> dict[str, Any] | None:
     if asked.sampling.logprobs is None or not picks:
         return None
     if not asked.is_chat:
         return {
-            "tokens": [show(p.token) for p in picks],
+            "tokens": [_named(spell(p.token)) for p in picks],
             "token_logprobs": [p.logprob for p in picks],
-            "top_logprobs": [{show(t): value for t, value in p.top} for p in picks],
+            "top_logprobs": [
+                # Of two tokens of one name the likelier stays: it comes first in `top`.
+                {_named(spell(token)): value for token, value in reversed(p.top)}
+                for p in picks
+            ],
+            "text_offset": [p.at for p in picks],
         }
 
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
-        text = show(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        data = spell(token)
+        return {"token": _named(data), "logprob": logprob, "bytes": list(data)}
 
     return {
         "content": [
@@ -134,3 +139,11 @@ def _logprobs(asked: Asked, picks: Sequence[Pick], show: Show) -> dict[str, Any]
         ],
         "refusal": None,
     }
+
+
+def _named(data: bytes) -> str:
+    """A token's text; of one that is no text, its bytes."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + data.decode(errors="backslashreplace")

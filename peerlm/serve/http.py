@@ -372,7 +372,9 @@ class Front:
             assert told.piece is not None
             choices[told.index].add(told.piece)
         head = self._head(http, writing)
-        return web.json_response(answer.whole(head, choices, writing.usage(), self._shown))
+        return web.json_response(
+            answer.whole(head, choices, writing.usage(), self._codec.token_bytes)
+        )
 
     async def _stream(self, http: web.Request, writing: _Writing) -> web.StreamResponse:
         told = await self._news(writing)  # whoever gets no token gets a status that says why
@@ -389,7 +391,7 @@ class Front:
                 head = replace(head, fingerprint=told.version)
                 piece = told.piece
                 if piece is not None and (piece.text or piece.finish):
-                    events.append(answer.chunk(head, told.index, piece, self._shown))
+                    events.append(answer.chunk(head, told.index, piece, self._codec.token_bytes))
                 await _write(http, response, b"".join(map(answer.event, events)))
                 if not writing.unfinished:
                     break
@@ -437,9 +439,6 @@ class Front:
         kind = "chatcmpl" if writing.asked.is_chat else "cmpl"
         id_ = f"{kind}-{http[ID].removeprefix('req_')}"
         return Head(id_, int(time.time()), writing.asked, writing.version)
-
-    def _shown(self, token: int) -> str:
-        return self._codec.decode([token])
 
 
 @dataclass(slots=True)

@@ -7,12 +7,14 @@ string may turn out to be one. The stop string itself is never given out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy.typing as npt
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+from peerlm.data.tokenizer import REPLACEMENT
+
+UNFINISHED = REPLACEMENT
 """What a tokenizer makes of the first bytes of a character."""
 
 
@@ -29,16 +31,19 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A token that was drawn. `top`: likeliest tokens with their logprobs, in nats."""
+    """A token that was drawn. `top`: likeliest tokens with their logprobs, in nats. `at`: the character of its text that it
+    begins at, or ends what was begun there."""
 
     token: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one step has added to a session. `finish`: `stop`, `length`, or nothing while it goes on."""
+    """What one step has added to a session: text, and the tokens that begin in it. `finish`: `stop`, `length`, or nothing
+    while it goes on."""
 
     text: str
     picks: tuple[Pick, ...]
@@ -95,7 +100,7 @@ class Writing:
         self._text = Text(decoder)
         self._tokens_max = tokens_max
         self._stops = tuple(stops)
-        self._held = ""
+        self._given, self._held = 0, ""
         self._picks: list[Pick] = []
 
     @property
@@ -105,7 +110,7 @@ class Writing:
     def add(self, pick: Pick) -> Piece:
         is_end = pick.token in self._ends
         if not is_end:
-            self._picks.append(pick)
+            self._picks.append(replace(pick, at=self._given + len(self._held)))
             self._held += self._text.add(pick.token)
         is_last = is_end or self.tokens >= self._tokens_max
         if is_last:
@@ -129,7 +134,11 @@ class Writing:
 
     def _give(self, length: int, finish: str | None) -> Piece:
         text, self._held = self._held[:length], self._held[length:]
-        picks: tuple[Pick, ...] = ()
-        if text or finish:
-            picks, self._picks = tuple(self._picks), []
+        self._given += length
+        count = sum(pick.at < self._given for pick in self._picks)
+        if (
+            finish and not self._held
+        ):  # what adds nothing to the text is told too, if nothing is cut off
+            count = len(self._picks)
+        picks, self._picks = tuple(self._picks[:count]), self._picks[count:]
         return Piece(text, picks, finish)

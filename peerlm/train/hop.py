@@ -36,6 +36,11 @@ STREAM_BYTES_MAX = BYTES_MAX - (1 << 16)
 
 STAGES_MAX = 4096
 NUMBER_MAX = 1 << 62
+NORM_MAX = 1e100
+"""Of a stage's gradient, squared: far above what float32 can make, and so that the sum of all is finite."""
+
+UNKNOWN = -1.0
+"""What stands for a norm that is not known."""
 
 _FP16_MOST = 32768.0
 _SCALE = struct.Struct("<f")
@@ -77,7 +82,7 @@ def pack(hop: Hop, codec: str) -> bytes:
                 hop.number,
                 hop.stage,
                 hop.rate,
-                hop.norms,
+                [_plausible(norm) for norm in hop.norms],
                 codec,
                 shape,
                 body,
@@ -87,7 +92,9 @@ def pack(hop: Hop, codec: str) -> bytes:
 
 
 def unpack(data: bytes, stages: int, length_max: int, features: int) -> Hop:
-    """A hop of a model with so many `stages`, of sequences of at most `length_max` tokens. Raises `WireError`."""
+    """A hop of a model with so many `stages`, of sequences of at most `length_max` tokens. Norms that no sound gradient has are
+    not known: a step would come to nothing by them. Older nodes say such ones of their own, and pass on those of
+    others, so they are no reason to refuse. Raises `WireError`."""
     try:
         raw = msgpack.unpackb(data, max_array_len=STAGES_MAX, max_map_len=0, max_ext_len=0)
     except (ValueError, RecursionError, msgpack.UnpackException) as error:
@@ -105,7 +112,13 @@ def unpack(data: bytes, stages: int, length_max: int, features: int) -> Hop:
     _require("codec", codec in CODECS)
     _require("stream", type(body) is bytes)
     stream = None if kind == Kind.LOST else _stream(codec, shape, body, length_max, features)
-    return Hop(Kind(kind), PeerId(origin), number, stage, rate, tuple(norms), stream)
+    return Hop(
+        Kind(kind), PeerId(origin), number, stage, rate, tuple(map(_plausible, norms)), stream
+    )
+
+
+def _plausible(norm: float) -> float:
+    return norm if 0.0 <= norm <= NORM_MAX else UNKNOWN
 
 
 def _stream(codec: str, shape: Any, body: bytes, length_max: int, features: int) -> Stream:

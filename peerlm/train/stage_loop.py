@@ -67,7 +67,7 @@ class StageLoop(InnerLoop):
         self._arrived: dict[Kind, deque[tuple[PeerId, Hop]]] = {kind: deque() for kind in Kind}
         self._upstream: dict[Key, tuple[PeerId, int]] = {}
         """Of each pass of what others sent: from whom, and for which stage."""
-        self._norms = [-1.0] * len(self._cut)
+        self._norms = [hops.UNKNOWN] * len(self._cut)
         """Squared, of each stage's gradient, as far as is known."""
         self._next_rate = 0.0
         self._round: BatchRound | None = None
@@ -250,7 +250,8 @@ class StageLoop(InnerLoop):
         if hop.stage not in self._held or self._is_known(hop) or not self._has_room(peer):
             self._say(peer, _lost(hop))
             return
-        self._learn_of(hop)
+        self._next_rate = hop.rate
+        self._learn_of(hop, range(hop.stage))
         if self._part.is_due:
             self._tally.add(0, None, self._step_on(self._next_rate))
         assert hop.stream is not None
@@ -327,7 +328,7 @@ class StageLoop(InnerLoop):
         took_s = self._routes.came_back(key, now)
         if self._behind(self._first_of(key)) != key[2]:  # through several stages
             self._routes.went_on(took_s + time.monotonic() - began)
-        self._learn_of(hop)
+        self._learn_of(hop, range(key[2] or len(self._cut), len(self._cut)))
         if self._part.is_due:
             self._note_norms()
         if gradient is not None:
@@ -353,13 +354,11 @@ class StageLoop(InnerLoop):
         for stage, norm in self._part.squared_norms(self._held).items():
             self._norms[stage] = norm
 
-    def _learn_of(self, hop: Hop) -> None:
-        """Rate and norms of the stages that are elsewhere."""
-        if hop.kind is Kind.FORWARD:
-            self._next_rate = hop.rate
-        for stage, norm in enumerate(hop.norms):
-            if stage not in self._held and not norm < 0.0:
-                self._norms[stage] = norm
+    def _learn_of(self, hop: Hop, passed: range) -> None:
+        """Norms of the stages that are elsewhere, and that it has passed on its way here: of others its sender has no say."""
+        for stage in passed:
+            if stage not in self._held and hop.norms[stage] >= 0.0:
+                self._norms[stage] = hop.norms[stage]
 
     # --------------------------------------------------------------------------------- at the ends
 

@@ -56,6 +56,30 @@ def test_json_tokens_are_fewer_than_bytes_and_decode_to_the_text(merges: bytes) 
     assert tokenizer.data == merges
 
 
+def test_bytes_of_tokens_make_the_text(merges: bytes) -> None:
+    text = "the naïve other 😀\n\ufffd<end>"
+    for tokenizer in (JsonTokenizer(merges), ByteTokenizer()):
+        ids = tokenizer.encode(text)
+        found = [tokenizer.token_bytes(int(token)) for token in ids]
+        assert b"".join(found) == text.encode()
+        assert bytes([0xC3]) in found
+
+
+def test_a_byte_for_what_has_no_token_is_that_byte() -> None:
+    inner = Tokenizer(models.WordLevel({"a": 0, "<0xC3>": 1, "\ufffd": 2}, unk_token="a"))
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = JsonTokenizer(inner.to_str().encode())
+    assert [tokenizer.token_bytes(n) for n in range(4)] == [b"a", b"\xc3", b"\xef\xbf\xbd", b""]
+
+
+def test_a_token_keeps_the_space_that_a_first_one_loses() -> None:
+    inner = Tokenizer(models.WordLevel({"▁to": 0, "▁be": 1}, unk_token="▁to"))
+    inner.decoder = decoders.Metaspace()
+    tokenizer = JsonTokenizer(inner.to_str().encode())
+    assert tokenizer.decode([0, 1]) == "to be"
+    assert [tokenizer.token_bytes(n) for n in (0, 1)] == [b" to", b" be"]
+
+
 def test_json_vocabulary_covers_special_tokens(merges: bytes) -> None:
     tokenizer = JsonTokenizer(merges)
     assert tokenizer.vocab > 256

@@ -337,7 +337,9 @@ async def test_the_published_client_is_at_home() -> None:
         )
         text = alone("user: hi\nassistant:", 8, temperature=1.0, rng_seed=3)
         assert said.choices[0].message.content == text
-        assert len(said.choices[0].logprobs.content) == 8
+        content = said.choices[0].logprobs.content
+        assert len(content) == 8
+        assert bytes(b for c in content for b in c.bytes).decode(errors="replace") == text
         streamed, used = "", None
         stream = await client.chat.completions.create(
             model="plays",

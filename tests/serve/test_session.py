@@ -71,6 +71,19 @@ def test_stops_end_at_the_first_place_where_one_is_whole(text: str, stops: list[
         assert found == ended[: min(ended.find(s) for s in stops if s in ended)]
 
 
+@given(
+    st.text("abé", min_size=1, max_size=20),
+    st.lists(st.text("abé", min_size=1, max_size=4), max_size=3),
+)
+def test_tokens_are_told_with_the_text_that_they_begin_in(text: str, stops: list[str]) -> None:
+    data = text.encode()
+    told, given = b"", ""
+    for piece in pieces(data, tokens_max=len(data), stops=tuple(stops)):
+        assert all(len(given) <= pick.at < len(given + piece.text) for pick in piece.picks)
+        told, given = told + bytes(pick.token for pick in piece.picks), given + piece.text
+        assert told == given.encode()
+
+
 class Marked(ByteTokenizer):
     """Bytes, of which one ends a text."""
 

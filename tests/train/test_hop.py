@@ -119,13 +119,23 @@ def test_what_is_not_finite_is_no_stream(codec: str, value: float) -> None:
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("kind", [Kind.FORWARD, Kind.BACKWARD])
 def test_a_hop_comes_as_it_was_sent(codec: str, kind: Kind) -> None:
-    sent = Hop(kind, ME, NUMBER_MAX - 1, 2, 0.25, (-1.0, math.inf, 3.0), stream())
+    sent = Hop(kind, ME, NUMBER_MAX - 1, 2, 0.25, (-1.0, hops.NORM_MAX, 3.0), stream())
     heard = unpack(hops.pack(sent, codec))
     assert (heard.kind, heard.origin, heard.number, heard.stage) == (kind, ME, NUMBER_MAX - 1, 2)
-    assert (heard.rate, heard.norms) == (0.25, (-1.0, math.inf, 3.0))
+    assert (heard.rate, heard.norms) == (0.25, (-1.0, hops.NORM_MAX, 3.0))
     assert heard.stream is not None
     np.testing.assert_array_equal(heard.stream, passed(stream(), codec))
     assert heard.stream.dtype == np.float32
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, -math.inf, 1e308, -2.0])
+def test_a_norm_that_no_sound_gradient_has_is_neither_said_nor_heard(norm: float) -> None:
+    """An older node says it of its own gradient, and passes on what it has heard."""
+    sent = Hop(Kind.BACKWARD, ME, 7, 0, 0.5, (0.0, norm, 3.0), stream())
+    said: list[Any] = msgpack.unpackb(hops.pack(sent, "fp32"))
+    assert said[FIELDS.index("norms")] == [0.0, -1.0, 3.0]
+    said[FIELDS.index("norms")] = [0.0, norm, 3.0]
+    assert unpack(msgpack.packb(said)).norms == (0.0, -1.0, 3.0)
 
 
 def test_word_of_a_loss_has_no_stream() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from peerlm.train import protocol, shared
 from peerlm.train.batch_round import TRIES, WINDOW
 from peerlm.train.channel import Channel
 from peerlm.train.hop import Hop, Kind
+from peerlm.train.learner import Learner
 from peerlm.train.protocol import Message
 from peerlm.train.routes import PATIENCE_S_MAX
 from peerlm.train.shared import SharedMemory
@@ -90,14 +92,17 @@ class Host:
     def steer(self, *, training: bool = True, without: tuple[PeerId, ...] = ()) -> None:
         runs = {p: run for p, run in self.runs.items() if p != self.me and p not in without}
         first, last = zip(*runs.values(), strict=True)
-        budget, every = PLAN.run.token_budget, 4
+        budget, every = self.plan.run.token_budget, 4
         self.loop._take(
             protocol.Steer(training, 0, budget, (ENDS,), every, tuple(runs), first, last)
         )
 
     def hear(self, peer: PeerId, hop: Hop, *, codec: str = "fp32") -> list[tuple[PeerId, Hop]]:
         """Take a hop, do what is to be done, and return the hops that it says."""
-        self.loop._take(protocol.Hop(peer, hops.pack(hop, codec)))
+        return self.hear_bytes(peer, hops.pack(hop, codec))
+
+    def hear_bytes(self, peer: PeerId, data: bytes) -> list[tuple[PeerId, Hop]]:
+        self.loop._take(protocol.Hop(peer, data))
         return self.turn()
 
     def turn(self, seconds: float = 0.0) -> list[tuple[PeerId, Hop]]:
@@ -340,6 +345,14 @@ def test_a_gradient_that_bursts_is_not_sent_on(middle: Host) -> None:
     assert middle.under_way() == (0, 0, 0)
 
 
+def test_a_norm_is_taken_from_who_had_the_gradient_or_passed_it_on(middle: Host) -> None:
+    """Who is behind tells of what is behind, who is before of what is before; of what is held here nobody does."""
+    ((_, on),) = middle.hear(ENDS, forward(7, norms=(4.0, 5.0, 6.0)))
+    assert on.norms == (4.0, -1.0, -1.0)
+    ((_, back),) = middle.hear(TWO, backward(7, norms=(7.0, 8.0, 9.0)))
+    assert back.norms == (4.0, -1.0, 9.0)
+
+
 # ------------------------------------------------------------------------------------ at the ends
 
 
@@ -366,6 +379,25 @@ def test_a_batch_ends_in_a_step_when_all_is_home(ends: Host) -> None:
     tally = ends.loop._tally
     assert (tally.steps, tally.tokens) == (1, PLAN.train.batch * PLAN.model.context)
     assert tally.loss() == pytest.approx(math.log(PLAN.data.vocab), rel=0.5)
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf, 1e308])
+def test_a_host_that_claims_an_impossible_norm_stops_no_step(ends: Host, norm: float) -> None:
+    before = [p.detach().clone() for p in ends.loop._part.model.parameters()]
+    for sent in entered(ends):
+        host = ends.loop._routes.host_of((ENDS, sent.number, 1))
+        assert host is not None
+        ends.hear(TWO, forward(sent.number, 0))
+        fields: list[object] = msgpack.unpackb(hops.pack(backward(sent.number), "fp32"))
+        fields[5] = [-1.0, norm, norm]
+        ends.hear_bytes(host, msgpack.packb(fields))
+    tally = ends.loop._tally
+    assert (tally.steps, tally.nonfinite_steps) == (1, 0)
+    assert tally.tokens == PLAN.train.batch * PLAN.model.context
+    after = list(ends.loop._part.model.parameters())
+    assert not any(map(torch.equal, before, after))
+    ends.turn()
+    assert ends.hops()[-1][1].norms[1:] == (-1.0, -1.0), "it is not passed on"
 
 
 def test_two_workers_of_a_node_use_no_number_twice(corpus: list[Path]) -> None:
@@ -509,6 +541,26 @@ class Ring:
             tally.begin_report(0.0)
         return losses
 
+    def listen(self) -> list[tuple[np.ndarray, float]]:
+        """Of each step to come: the batch that it reads, and its rate."""
+        loop, told = self.hosts[ENDS].loop, list[tuple[np.ndarray, float]]()
+        batches, (read, step) = list[np.ndarray](), (loop._text.next_batch, loop._part.step)
+
+        def next_batch() -> np.ndarray:
+            batches.append(read())
+            return batches[-1]
+
+        def noted(rate: float, norm: float) -> bool:
+            told.append((batches[-1], rate))
+            return step(rate, norm)
+
+        loop._text.next_batch, loop._part.step = next_batch, noted  # type: ignore[method-assign]
+        return told
+
+    def parameters(self, peer: PeerId) -> dict[str, torch.Tensor]:
+        model = self.hosts[peer].loop._part.model
+        return {name: p.detach().clone() for name, p in model.named_parameters()}
+
 
 @pytest.mark.timeout(60)
 def test_narrow_codecs_learn_as_wide_ones_do(corpus: list[Path]) -> None:
@@ -528,6 +580,61 @@ def test_narrow_codecs_learn_as_wide_ones_do(corpus: list[Path]) -> None:
     assert loss("fp16", "fp16") == pytest.approx(exact, rel=0.01)
     assert loss("int8", "fp16") == pytest.approx(exact, rel=0.03)
     assert loss("int8", "int8") == pytest.approx(exact, rel=0.03)
+
+
+WHOLE = {
+    "attention": ["attention", "feedforward"] * 2,
+    "recurrent": ["recurrent"] * 4,
+    "hybrid": ["recurrent", "feedforward", "attention", "feedforward"],
+}
+OFTEN = {("hybrid", 2), ("recurrent", 3), ("attention", 4)}
+"""On every run: each kind and each number of stages once."""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("kind", "stages"),
+    [
+        pytest.param(kind, stages, marks=[] if (kind, stages) in OFTEN else pytest.mark.slow)
+        for kind in WHOLE
+        for stages in (2, 3, 4)
+    ],
+)
+def test_a_ring_learns_what_one_process_learns(corpus: list[Path], kind: str, stages: int) -> None:
+    """Everything goes through the bytes of hops: streams, gradients, rates, and the norms that steps are clipped by."""
+    steps = 50
+    changes = {
+        "model.blocks": WHOLE[kind],
+        "model.stages": stages,
+        "model.dim": 16,
+        "model.hidden": 24,
+        "model.context": 8,
+        "train.accumulate": 2,
+        "train.clip": 0.5,
+        "train.warmup": 0.1,
+        "run.token_budget": steps * 8 * 8,
+    }
+    plan = with_changes(PLAN, changes, "test")
+    runs = {peer: (stage, stage) for stage, peer in enumerate((ENDS, ONE, TWO, ALSO)[:stages])}
+    ring, alone = Ring(corpus, plan, runs), Learner(plan, torch.device("cpu"))
+    told = ring.listen()
+    losses = ring.train(steps)
+    found = ring.parameters(ENDS)
+    ring.train(1)  # the others take a step when the next text comes by
+    for peer in runs:
+        if peer != ENDS:
+            found |= ring.parameters(peer)
+    expected, clipped = [], 0
+    for batch, rate in told[:steps]:
+        seen = alone.step(batch, rate)
+        expected.append(seen.loss)
+        clipped += seen.grad_norm > plan.train.clip
+    assert len({rate for _, rate in told}) > steps / 2
+    assert clipped > steps / 2
+    assert losses == pytest.approx(expected, abs=1e-4)
+    assert found.keys() == dict(alone.model.named_parameters()).keys()
+    for name, parameter in alone.model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.detach(), rtol=1e-4, atol=1e-4)
 
 
 FOUR = with_changes(
