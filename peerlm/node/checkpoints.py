@@ -43,7 +43,7 @@ from peerlm.store.manifest import Kind
 from peerlm.store.names import Entry
 from peerlm.swarm.hosting import Run
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime, after, short
-from peerlm.wire.message import PartAsk, PartChunk, PartGive
+from peerlm.wire.message import NameRecord, PartAsk, PartChunk, PartGive
 
 TURN_S = 20.0
 """Each in the order of nodes waits so much longer than the one before."""
@@ -442,15 +442,17 @@ class Checkpoints:
         if again is not None and not self._mending.is_named(gathering.name, again):
             return self._give_up("its name was removed, or stands for something else", now)
         about = f"{gathering.tokens} tokens of the swarm"
+        known = self._known(gathering.name)
+        was_pinned = known is not None and known.is_pinned
         try:
             wanted = Writing(
                 gathering.name,
                 Kind.CHECKPOINT,
                 event.manifest,
                 event.size,
-                is_pinned=gathering.is_pinned,
+                is_pinned=was_pinned or (gathering.is_pinned and again is None),
                 about=about,
-                replaces=self._is_checkpoint(gathering.name),
+                replaces=known is not None,
             )
             effects = self._write(wanted, wall, now)
         except StateError as error:
@@ -467,10 +469,10 @@ class Checkpoints:
         self.succession.wrote(gathering.name, now)
         return [*told, *effects]
 
-    def _is_checkpoint(self, name: str) -> bool:
-        return any(
-            e.record.name == name and e.record.kind == Kind.CHECKPOINT for e in self._names()
-        )
+    def _known(self, name: str) -> NameRecord | None:
+        """The checkpoint that the name stands for."""
+        found = (e.record for e in self._names() if e.record.name == name)
+        return next((record for record in found if record.kind == Kind.CHECKPOINT), None)
 
     # ---------------------------------------------------------------------------------- shares
 

@@ -467,6 +467,25 @@ def test_the_finished_model_is_kept_once_and_pinned() -> None:
     assert finished[0].is_pinned
 
 
+def pinned(swarm: Swarm) -> list[str]:
+    return [e.record.name for e in swarm.names if e.record.is_pinned]
+
+
+def test_the_finished_model_stays_pinned_when_a_person_makes_it_again() -> None:
+    swarm = Swarm((0, 0), (0, 0))
+    swarm.run(2 * TURN_S + 1)
+    swarm.is_done = True
+    swarm.run(2)
+    (finished,) = swarm.living()
+    swarm.nodes[FIRST].checkpoints.want(finished, is_pinned=False)
+    swarm.run(2)
+    assert len(swarm.written) == 2
+    assert pinned(swarm) == [finished]
+    swarm.is_done, swarm.tokens = False, 10**6
+    swarm.run(6 * (EVERY_S + 2 * TURN_S))
+    assert finished in swarm.living()
+
+
 def test_shares_that_nobody_asked_for_are_not_taken() -> None:
     swarm = Swarm((0, 0), (0, 0))
     node = swarm.nodes[peer_of(1)]

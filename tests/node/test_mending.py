@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
-from store_scene import Store, peer_of
+import pytest
+from store_scene import Store, peer_of, sign
 
 from peerlm import effects as fx
 from peerlm.effects import Effect
@@ -12,7 +14,7 @@ from peerlm.events import CheckpointWritten, FragmentCut
 from peerlm.node.checkpoints import STANDSTILL_S, WANTED_S, WRITING_S, Around, Checkpoints
 from peerlm.store.manifest import Chunk, Kind, Manifest, manifest_hash, of_files, read_manifest
 from peerlm.types import FragmentId, ObjectHash, PeerId
-from peerlm.wire.message import PartAsk, PartGive
+from peerlm.wire.message import NameRecord, PartAsk, PartGive
 
 A, B, C, D = (peer_of(number) for number in range(1, 5))
 
@@ -96,15 +98,24 @@ class Swarm(Store):
                 case _:
                     self._perform(peer, [effect])
 
-    def make(self, name: str = "kept") -> None:
+    def make(self, name: str = "kept", *, is_pinned: bool = True) -> None:
         """A person wants one at the first node: it has its name when this returns, and nobody has fetched anything."""
-        self.gatherers[A].want(name, is_pinned=True)
+        self.gatherers[A].want(name, is_pinned=is_pinned)
         self.carry(A, self.gatherers[A].wake(self.around(), self.wall, self.now))
 
-    def manifest(self, name: str = "kept") -> Manifest:
+    def pin(self, *, is_pinned: bool) -> None:
+        """Someone does."""
+        record = replace(self.record(), is_pinned=is_pinned, lamport=self.record().lamport + 1)
+        for node in self.nodes.values():
+            node.storing.register.names.merge(record, sign(record))
+
+    def record(self, name: str = "kept") -> NameRecord:
         found = self.nodes[A].storing.register.names.get(name)
         assert found is not None
-        return read_manifest(self.nodes[A].disk[ObjectHash(found.record.manifest)])
+        return found.record
+
+    def manifest(self, name: str = "kept") -> Manifest:
+        return read_manifest(self.nodes[A].disk[ObjectHash(self.record(name).manifest)])
 
 
 def test_two_of_four_die_with_their_shares_and_the_others_have_all_of_it_within_seconds() -> None:
@@ -123,6 +134,17 @@ def test_two_of_four_die_with_their_shares_and_the_others_have_all_of_it_within_
     kept = {c.hash for c in first.chunks} & {c.hash for c in second.chunks}
     assert kept, "what was not lost is not made again"
     assert second.meta["before"] == first.meta["before"], "it does not follow itself"
+
+
+@pytest.mark.parametrize("is_pinned", [True, False])
+def test_what_is_mended_is_pinned_as_someone_has_pinned_it_meanwhile(is_pinned: bool) -> None:
+    swarm = Swarm(*[(0, 0)] * 4)
+    swarm.make(is_pinned=not is_pinned)
+    swarm.pin(is_pinned=is_pinned)
+    swarm.kill(C, D)
+    swarm.live(20)
+    assert swarm.said.count("checkpoint_mended") == 1
+    assert swarm.record().is_pinned is is_pinned
 
 
 def test_what_others_had_fetched_is_not_made_again() -> None:
