@@ -205,9 +205,14 @@ class Checkpoints:
         return self._gathering is not None
 
     @property
+    def is_wanted(self) -> bool:
+        """A person waits for one that is not begun yet."""
+        return self._wanted is not None
+
+    @property
     def is_at_it(self) -> bool:
         """It has to be looked at again and again."""
-        wanted = self._wanted is not None or self._gathering is not None
+        wanted = self.is_wanted or self.is_gathering
         is_seen_to = self.succession.is_at_it or self._mending.is_at_it
         return wanted or is_seen_to or self._settings.checkpoint_every_s > 0
 
@@ -222,7 +227,8 @@ class Checkpoints:
     # ------------------------------------------------------------------------------------ when
 
     def want(self, name: str, *, is_pinned: bool) -> None:
-        """A person wants one now; an empty name: the usual one. → `TellCheckpoint`"""
+        """A person wants one now; an empty name: the usual one. Not while another is wanted. → `TellCheckpoint`"""
+        assert not self.is_wanted, "two are wanted at once"
         self._wanted, self._wanted_since = (name, is_pinned), None
 
     def wake(self, around: Around, wall: WallTime, now: Instant) -> list[Effect]:
