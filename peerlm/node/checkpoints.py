@@ -98,6 +98,8 @@ class _Gathering:
     failed_passes: set[PeerId] = field(default_factory=set)
     lacks: str = ""
     """Why it goes without the optimizer's state."""
+    trouble: str = ""
+    """Why this node's disk did not take what it has cut last."""
     parts: dict[FragmentId, CheckpointPart] = field(default_factory=dict)
     written: Instant | None = None
     """All is here, and its manifest is being written since."""
@@ -198,6 +200,8 @@ class Checkpoints:
         self._cutting: dict[tuple[bytes, FragmentId], PeerId] = {}
         """What is being cut, for whom."""
         self._askers: dict[PeerId, _Asker] = {}
+        self._uncut = b""
+        """The last checkpoint of which something could not be cut here, as its log says."""
         self.trouble = ""
 
     @property
@@ -381,7 +385,8 @@ class Checkpoints:
         """Of the weights, in words; empty: nothing."""
         lacking = [self._stage_of[f] for f in gathering.lacking if f < MOMENTS]
         stages = ", ".join(map(str, sorted(set(lacking))))
-        return f"{len(lacking)} fragments of stages {stages} lack" if lacking else ""
+        why = f" ({gathering.trouble})" if gathering.trouble else ""
+        return f"{len(lacking)} fragments of stages {stages} lack{why}" if lacking else ""
 
     def _mend(self, around: Around, now: Instant) -> list[Effect]:
         """Gather again what was lost with those that made it."""
@@ -529,19 +534,23 @@ class Checkpoints:
         peer = self._cutting.pop((event.slot, event.fragment), None)
         if peer is None:
             return []
+        said: list[Effect] = []
+        if event.reason and self._uncut != event.slot:
+            self._uncut = event.slot
+            said = [Log("warning", "checkpoint_not_cut", (("why", event.reason),))]
         if peer != self._me:
             chunks = tuple(PartChunk(*chunk) for chunk in event.chunks)
-            return [Send(peer, PartGive(event.slot, event.fragment, event.version, chunks))]
+            return [*said, Send(peer, PartGive(event.slot, event.fragment, event.version, chunks))]
         gathering = self._gathering
         if gathering is None or gathering.slot != event.slot:
-            return []
+            return said
         if not event.chunks:
             gathering.failed_at(event.fragment).add(self._me)
             gathering.asked.pop(event.fragment, None)
-            return []
-        return self._took(
-            CheckpointPart(event.fragment, event.version, event.chunks, self._me), now
-        )
+            gathering.trouble = event.reason or gathering.trouble
+            return said
+        part = CheckpointPart(event.fragment, event.version, event.chunks, self._me)
+        return self._took(part, now)
 
 
 FINISHED = "-finished"

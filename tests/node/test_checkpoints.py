@@ -553,3 +553,11 @@ def test_one_that_a_person_wants_does_not_wait_for_the_next_look() -> None:
         assert library.deadline() <= Instant(100.5)
         library.wake(tuple, Instant(100.5))
         assert looks.call_count == 2
+
+
+def test_a_disk_that_takes_no_checkpoint_is_what_the_store_says() -> None:
+    company = Mock(me=peer_of(1), certificates=Mock(wall=WallTime(0)))
+    now = Instant(100.0)
+    library = Library(company, Mock(), StoreSection(), Stored(1), {}, random.Random(1), now)
+    library.handle(FragmentCut(b"s" * 16, FragmentId(0), 0, (), "the disk is full"), now)
+    assert library.storing.standing().trouble == "the disk is full"

@@ -32,6 +32,8 @@ class Swarm(Store):
         self.said: list[str] = []
         self.inactive: set[PeerId] = set()
         self.may_store, self.is_stuck = True, False
+        self.full: dict[PeerId, str] = {}
+        """Whose disks take nothing, and what they say."""
         self.gatherers = {peer: self._gatherer(peer, moments) for peer in self.nodes}
 
     def _gatherer(self, me: PeerId, moments: bool) -> Checkpoints:
@@ -78,8 +80,11 @@ class Swarm(Store):
                     self.carry(to, self.gatherers[to].given(peer, give, self.now))
                 case fx.CutFragments():
                     for fragment in effect.fragments:
-                        chunk = self.put(peer, b"%s %d" % (peer, fragment))
-                        cut = FragmentCut(effect.slot, fragment, 7, (chunk,))
+                        if why := self.full.get(peer):
+                            cut = FragmentCut(effect.slot, fragment, 0, (), why)
+                        else:
+                            chunk = self.put(peer, b"%s %d" % (peer, fragment))
+                            cut = FragmentCut(effect.slot, fragment, 7, (chunk,))
                         self.carry(peer, gatherer.cut(cut, self.now))
                 case fx.WriteCheckpoint():
                     if self.is_stuck:
@@ -244,3 +249,22 @@ def test_a_stage_of_which_nothing_comes_is_named() -> None:
     swarm.live(int(STANDSTILL_S) + 2)
     (told,) = swarm.told
     assert told.reason == f"nothing was delivered for {STANDSTILL_S:.0f} s: 12 fragments of stages 1 lack"  # fmt: skip
+
+
+def test_a_full_disk_is_logged_once_and_is_why_it_comes_to_nothing() -> None:
+    swarm = Swarm((0, 0))
+    swarm.full[A] = "the disk is full"
+    swarm.make()
+    swarm.live(int(STANDSTILL_S) + 2)
+    (told,) = swarm.told
+    assert told.reason.endswith("24 fragments of stages 0 lack (the disk is full)")
+    assert swarm.said.count("checkpoint_not_cut") == 1
+
+
+def test_one_whose_disk_is_full_says_so_itself_and_others_deliver_its_share() -> None:
+    swarm = Swarm((0, 0), (0, 0))
+    swarm.full[B] = "the disk is full"
+    swarm.make()
+    swarm.live(5)
+    assert swarm.told == [fx.TellCheckpoint("kept")]
+    assert swarm.said.count("checkpoint_not_cut") == 1
