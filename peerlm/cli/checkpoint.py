@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerlm.cli import copies, data, data_get, words
+from peerlm.cli import copies, data, data_get, room, words
 from peerlm.cli.commands import Commands
 from peerlm.cli.data import facts_of, sample_of
 from peerlm.cli.desk_here import open_desk
@@ -34,6 +34,9 @@ COMMANDS = {
 }
 
 MANIFEST_S = 5.0
+
+MADE = "or do not wait for copies: --wait 0"
+"""What else there is to do where a checkpoint's copies have no room."""
 
 AGAIN_S = 1800.0
 """So long a command for a name that is taken may be one that failed, and is said again."""
@@ -101,10 +104,20 @@ def _copied(
     those that made it is made again by others."""
     while True:
         record, manifest = data.record_of(desk, name), desk.manifest(name)
+        if wait:
+            _require_fits(desk, name, manifest, wait)
         is_other = partial(_stands_for_other, desk, record)
         found = copies.wait_named(desk, record, data.distinct(manifest), wait, is_other)
         if found is None or not found.waiting or not is_other():
             return record, manifest, found
+
+
+def _require_fits(desk: Client, name: str, manifest: Manifest, wait: int) -> None:
+    """Raises `StateError`: there is no room for so many copies, which are not worth waiting for then."""
+    try:
+        room.require_copies_fit(desk, manifest, wait, is_here=False, or_else=MADE)
+    except StateError as error:
+        raise StateError(f"{name} is in the store, but {error}") from None
 
 
 def _stands_for_other(desk: Client, record: dict[str, Any]) -> bool:

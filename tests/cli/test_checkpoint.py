@@ -7,7 +7,7 @@ import time
 
 import pytest
 from cli_scene import Cli, assert_one_line
-from desk_scene import ME, FakeDesk, chunk_of, desk, node
+from desk_scene import ME, OTHER, FakeDesk, chunk_of, desk, node
 
 from peerlm.cli import copies
 from peerlm.store.manifest import Chunk, Kind, of_files
@@ -131,3 +131,24 @@ def test_a_command_that_failed_may_be_said_again(
     assert (done.code, "durable: 2 nodes" in done.out) == (0, True)
     assert "and is as it was" in done.err
     assert desk.records["kept"]["written_at"] < desk.wall, "what has come meanwhile is enough"
+
+
+def test_copies_that_have_no_room_are_not_waited_for(
+    peerlm: Cli, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "STANDSTILL_S", 0.0)
+    monkeypatch.setattr(copies, "LOOK_S", 0.001)
+    desk.copies = lambda wanted: 1
+    desk.nodes = [node(ME, used_bytes=10**9 - 60), node(OTHER, used_bytes=10**9 - 10)]
+    desk.said = {"chunks": {**desk.status()["chunks"], "due_bytes": 10**9 - 60}}
+    done = peerlm(*MAKE, "--name", "kept")
+    assert_one_line(done, 3, "kept is in the store, but it does not fit", "10 B at bbbbbbbb", "--wait 0")  # fmt: skip
+    assert "kept" in desk.records
+    assert peerlm(*MAKE, "--name", "more", "--wait", "0").code == 0
+
+
+def test_what_others_made_may_have_its_copy_here(peerlm: Cli, desk: FakeDesk) -> None:
+    desk.nodes = [node(ME), node(OTHER, used_bytes=10**9)]
+    looks = iter([1] * 3)
+    desk.copies = lambda wanted: next(looks, 2)
+    assert peerlm(*MAKE, "--name", "kept").code == 0
