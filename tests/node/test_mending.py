@@ -12,9 +12,11 @@ from peerlm import effects as fx
 from peerlm.effects import Effect
 from peerlm.events import CheckpointWritten, FragmentCut
 from peerlm.node.checkpoints import STANDSTILL_S, WANTED_S, WRITING_S, Around, Checkpoints
+from peerlm.node.mending import AGAIN_S, SURVEYS
+from peerlm.node.survey import ANSWER_S
 from peerlm.store.manifest import Chunk, Kind, Manifest, manifest_hash, of_files, read_manifest
 from peerlm.types import FragmentId, ObjectHash, PeerId
-from peerlm.wire.message import NameRecord, PartAsk, PartGive
+from peerlm.wire.message import HaveAsk, NameRecord, PartAsk, PartGive
 
 A, B, C, D = (peer_of(number) for number in range(1, 5))
 
@@ -207,6 +209,23 @@ def test_who_comes_back_with_its_share_has_nothing_made_again() -> None:
     swarm.live(60)
     assert swarm.manifest() == first
     assert min(swarm.copies(first)) >= 3
+
+
+def test_one_that_hangs_does_not_keep_back_what_is_lost() -> None:
+    swarm = Swarm(*[(0, 0)] * 4)
+    swarm.make()
+    first, deaf = swarm.manifest(), swarm.nodes[B].storing
+    received = deaf.received
+    deaf.received = lambda peer, message, now: (  # type: ignore[method-assign]
+        [] if isinstance(message, HaveAsk) else received(peer, message, now)
+    )
+    swarm.kill(C, D)
+    swarm.live(int(ANSWER_S))
+    assert "checkpoint_mended" not in swarm.said, "it may have what is found nowhere"
+    swarm.live(int(SURVEYS * (ANSWER_S + AGAIN_S)) + 5)
+    assert swarm.said.count("checkpoint_mended") == 1
+    assert swarm.manifest() != first
+    assert min(swarm.copies(swarm.manifest())) == 2
 
 
 def test_a_name_that_was_removed_meanwhile_is_not_written_again() -> None:
