@@ -234,12 +234,14 @@ class ProofMade(Event):
 
 @dataclass(frozen=True, slots=True)
 class FragmentCut(Event):
-    """`chunks` is empty where it could not be kept."""
+    """`chunks` is empty where there is nothing to cut, or it could not be kept."""
 
     slot: bytes
     fragment: FragmentId
     version: int
     chunks: tuple[tuple[ObjectHash, int], ...]
+    reason: str = ""
+    """Why the disk did not take them."""
 
 
 @dataclass(frozen=True, slots=True)

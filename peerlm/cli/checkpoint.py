@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from peerlm.cli import copies, data, data_get, words
+from peerlm.cli import copies, data, data_get, room, words
 from peerlm.cli.commands import Commands
 from peerlm.cli.data import facts_of, sample_of
 from peerlm.cli.desk_here import open_desk
@@ -18,7 +18,7 @@ from peerlm.cli.state import state_option
 from peerlm.errors import StateError
 from peerlm.store.layout import Layout
 from peerlm.store.manifest import Kind, Manifest
-from peerlm.types import printable
+from peerlm.types import ObjectHash, printable
 
 if TYPE_CHECKING:
     from peerlm.daemon.desk_client import Client
@@ -34,6 +34,12 @@ COMMANDS = {
 }
 
 MANIFEST_S = 5.0
+
+MADE = "or do not wait for copies: --wait 0"
+"""What else there is to do where a checkpoint's copies have no room."""
+
+AGAIN_S = 1800.0
+"""So long a command for a name that is taken may be one that failed, and is said again."""
 
 
 @click.group(cls=Commands, commands_at=COMMANDS, no_args_is_help=True)
@@ -55,12 +61,18 @@ def checkpoint() -> None:
 @click.command(short_help="Make one now.")
 @click.option("--name", help="In the store.  [default: checkpoint-TOKENS]")
 @click.option("--pin", "is_pinned", is_flag=True, help="Keep it when there are newer ones.")
+@click.option("--replace", "replaces", is_flag=True, help="The name may stand for another one.")
 @copies.wait_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object; docs/store.md explains it.")
 @state_option
 @interruption("the checkpoint is made all the same: see `peerlm checkpoint ls`")
-def make(layout: Layout, name: str | None, is_pinned: bool, wait: int, as_json: bool) -> None:
+def make(
+    layout: Layout, name: str | None, is_pinned: bool, replaces: bool, wait: int, as_json: bool
+) -> None:
     """Have the swarm's weights put into its store now; training goes on.
+
+    A --name that is taken is not taken over without --replace. But a command that failed may be said again within half an hour: it
+    makes the checkpoint anew, or is done where all of it has come meanwhile.
 
     \b
     Examples:
@@ -70,9 +82,10 @@ def make(layout: Layout, name: str | None, is_pinned: bool, wait: int, as_json: 
     if name is not None:
         data.require_name(name)
     with open_desk(layout) as desk:
-        if name:
-            _require_free(desk, name)
-        made = desk.checkpoint(name or "", is_pinned=is_pinned)
+        if name and not replaces and _is_there(desk, name, is_pinned, wait):
+            made = name
+        else:
+            made = desk.checkpoint(name or "", is_pinned=is_pinned)
         record, manifest, found = _copied(desk, made, wait)
     if as_json:
         told = {**record, **_facts(manifest), **copies.facts(found)}
@@ -91,22 +104,56 @@ def _copied(
     those that made it is made again by others."""
     while True:
         record, manifest = data.record_of(desk, name), desk.manifest(name)
+        if wait:
+            _require_fits(desk, name, manifest, wait)
         is_other = partial(_stands_for_other, desk, record)
         found = copies.wait_named(desk, record, data.distinct(manifest), wait, is_other)
         if found is None or not found.waiting or not is_other():
             return record, manifest, found
 
 
+def _require_fits(desk: Client, name: str, manifest: Manifest, wait: int) -> None:
+    """Raises `StateError`: there is no room for so many copies, which are not worth waiting for then."""
+    try:
+        room.require_copies_fit(desk, manifest, wait, is_here=False, or_else=MADE)
+    except StateError as error:
+        raise StateError(f"{name} is in the store, but {error}") from None
+
+
 def _stands_for_other(desk: Client, record: dict[str, Any]) -> bool:
     return bool(data.record_of(desk, record["name"])["manifest"] != record["manifest"])
 
 
-def _require_free(desk: Client, name: str) -> None:
+def _is_there(desk: Client, name: str, is_pinned: bool, wait: int) -> bool:
+    """Whether the same command has made it a moment ago, and enough nodes have all of it. Raises `StateError`: the name is taken."""
     known = next((one for one in desk.names() if one["name"] == name), None)
-    if known is not None and known["kind"] != Kind.CHECKPOINT:
+    if known is None:
+        return False
+    is_checkpoint, age_s = known["kind"] == Kind.CHECKPOINT, time.time() - known["written_at"]
+    if not is_checkpoint or known["is_pinned"] != is_pinned or age_s > AGAIN_S:
+        its = ", pinned" if known["is_pinned"] else ""
+        or_else = ", or put the new one in its place with --replace" if is_checkpoint else ""
         raise StateError(
-            f"the name {name} is taken ({known['kind']}, by node {known['writer'][:8]}); choose another with --name"
+            f"the name {name} is taken ({known['kind']}{its}, by node {known['writer'][:8]}, {words.ago(max(0.0, age_s))} ago); "
+            f"choose another with --name{or_else}"
         )
+    if not _is_kept(desk, known, wait):
+        return False
+    click.echo(
+        f"{name} was made {words.ago(max(0.0, age_s))} ago, and is as it was; --replace puts a new one in its place",
+        err=True,
+    )
+    return True
+
+
+def _is_kept(desk: Client, known: dict[str, Any], wait: int) -> bool:
+    try:
+        manifest = desk.manifest(known["name"], MANIFEST_S)
+    except StateError:
+        return False
+    hashes = [ObjectHash(bytes.fromhex(known["manifest"])), *data.distinct(manifest)]
+    least = min(wait or copies.DURABLE, copies.holders(desk))
+    return min(desk.survey(hashes).counts) >= least
 
 
 @click.command(short_help="List checkpoints.")

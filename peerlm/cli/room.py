@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SHOWN = 4
 """Nodes that are named."""
 
+ADDED = "take fewer --replicas, or add it all the same with --wait 0"
+
 Said = dict[str, Any]
 
 
@@ -49,37 +51,47 @@ def require_free(said: Said, size: int, replicas: int) -> None:
         raise _full(free, copies * size, size, f"{words.some(copies, 'replica')} of")
 
 
-def require_copies_fit(desk: Client, manifest: Manifest, replicas: int) -> None:
-    """Once all is put here, and before it has a name: by what is on other nodes already. Raises `StateError`."""
+def require_copies_fit(
+    desk: Client, manifest: Manifest, replicas: int, *, is_here: bool = True, or_else: str = ADDED
+) -> None:
+    """Once all is put, by where it is already. Raises `StateError`. `is_here`: all of it is on this node, and others fetch it from
+    there; else each chunk is where it was made."""
     said = desk.status()
     free = free_of(said)
-    here = free.pop(said["node"], None) is not None
-    copies = min(replicas - here, len(free))
+    if is_here and free.pop(said["node"], None) is not None:
+        replicas -= 1
+    copies = min(replicas, len(free))
     sizes = {chunk.hash: chunk.size for chunk in manifest.chunks}
     if copies * sum(sizes.values()) <= taken(free.values(), sum(sizes.values())):
         return
-    lacking = _lacking(desk, sizes, copies)
+    lacking = _lacking(desk, sizes, copies, is_here=is_here)
     needed = sum(sizes[one] * count for one, count in lacking.items())
     size = sum(sizes[one] for one in lacking)
     if needed > taken(free.values(), size):
-        raise _full(free, needed, size, f"{words.some(copies, 'replica')} on other nodes of")
+        others = "on other nodes " if is_here else ""
+        what = f"{words.some(copies, 'replica')} {others}of"
+        raise _full(free, needed, size, what, or_else)
 
 
-def _lacking(desk: Client, sizes: Mapping[ObjectHash, int], copies: int) -> dict[ObjectHash, int]:
-    """How many copies of each are still to be made on others; each is here."""
+def _lacking(
+    desk: Client, sizes: Mapping[ObjectHash, int], copies: int, *, is_here: bool
+) -> dict[ObjectHash, int]:
+    """How many copies of each are still to be made; `is_here`: on others."""
     counts = desk.survey(list(sizes)).counts
-    lacking = zip(sizes, (copies - (count - 1) for count in counts), strict=True)
+    lacking = zip(sizes, (copies - (count - is_here) for count in counts), strict=True)
     return {wanted: min(count, copies) for wanted, count in lacking if count > 0}
 
 
-def _full(free: Mapping[str, int], needed: int, size: int, what: str) -> StateError:
+def _full(
+    free: Mapping[str, int], needed: int, size: int, what: str, or_else: str = ADDED
+) -> StateError:
     tight = sorted((left, node) for node, left in free.items() if left < size)
     told = ", ".join(f"{words.size(left)} at {node[:8]}" for left, node in tight[:SHOWN])
     more = f", {len(tight) - SHOWN} more" if len(tight) > SHOWN else ""
     return StateError(
         f"it does not fit: {what} {words.size(size)} need {words.size(needed)}, and {words.size(taken(free.values(), size))} "
         f"are free for it ({told}{more}); raise store.bytes in node.toml there, remove something (`peerlm data ls`; what was "
-        "removed a moment ago takes room for a minute), take fewer --replicas, or add it all the same with --wait 0"
+        f"removed a moment ago takes room for a minute), {or_else}"
     )
 
 

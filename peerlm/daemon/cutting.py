@@ -81,9 +81,14 @@ class Cutting:
     ) -> None:
         try:
             version, values = values_of()
+        except PeerlmError:  # there is nothing: another node is asked
+            self._tell(events.FragmentCut(slot, fragment, 0, ()))
+            return
+        try:
             chunks = [self._put(data) for part in values for data in _pieces(part)]
-        except PeerlmError:
-            version, chunks = 0, []  # the disk is full, say: another node is asked
+        except PeerlmError as error:  # the disk is full, say
+            self._tell(events.FragmentCut(slot, fragment, 0, (), str(error)))
+            return
         named = tuple((chunk.hash, chunk.size) for chunk in chunks)
         self._tell(events.FragmentCut(slot, fragment, version, named))
 

@@ -412,7 +412,7 @@ class Desk:
         if not node.work.installed:
             raise StateError("this node has no weights yet")
         checkpoints = node.library.checkpoints
-        if checkpoints.is_gathering:
+        if checkpoints.is_wanted or checkpoints.is_gathering:
             raise StateError("a checkpoint is being gathered already: try again in a moment")
         ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._checkpoints.append(ended)

@@ -43,7 +43,7 @@ from peerlm.store.manifest import Kind
 from peerlm.store.names import Entry
 from peerlm.swarm.hosting import Run
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, WallTime, after, short
-from peerlm.wire.message import PartAsk, PartChunk, PartGive
+from peerlm.wire.message import NameRecord, PartAsk, PartChunk, PartGive
 
 TURN_S = 20.0
 """Each in the order of nodes waits so much longer than the one before."""
@@ -98,6 +98,8 @@ class _Gathering:
     failed_passes: set[PeerId] = field(default_factory=set)
     lacks: str = ""
     """Why it goes without the optimizer's state."""
+    trouble: str = ""
+    """Why this node's disk did not take what it has cut last."""
     parts: dict[FragmentId, CheckpointPart] = field(default_factory=dict)
     written: Instant | None = None
     """All is here, and its manifest is being written since."""
@@ -198,6 +200,8 @@ class Checkpoints:
         self._cutting: dict[tuple[bytes, FragmentId], PeerId] = {}
         """What is being cut, for whom."""
         self._askers: dict[PeerId, _Asker] = {}
+        self._uncut = b""
+        """The last checkpoint of which something could not be cut here, as its log says."""
         self.trouble = ""
 
     @property
@@ -205,9 +209,14 @@ class Checkpoints:
         return self._gathering is not None
 
     @property
+    def is_wanted(self) -> bool:
+        """A person waits for one that is not begun yet."""
+        return self._wanted is not None
+
+    @property
     def is_at_it(self) -> bool:
         """It has to be looked at again and again."""
-        wanted = self._wanted is not None or self._gathering is not None
+        wanted = self.is_wanted or self.is_gathering
         is_seen_to = self.succession.is_at_it or self._mending.is_at_it
         return wanted or is_seen_to or self._settings.checkpoint_every_s > 0
 
@@ -222,7 +231,8 @@ class Checkpoints:
     # ------------------------------------------------------------------------------------ when
 
     def want(self, name: str, *, is_pinned: bool) -> None:
-        """A person wants one now; an empty name: the usual one. → `TellCheckpoint`"""
+        """A person wants one now; an empty name: the usual one. Not while another is wanted. → `TellCheckpoint`"""
+        assert not self.is_wanted, "two are wanted at once"
         self._wanted, self._wanted_since = (name, is_pinned), None
 
     def wake(self, around: Around, wall: WallTime, now: Instant) -> list[Effect]:
@@ -375,7 +385,8 @@ class Checkpoints:
         """Of the weights, in words; empty: nothing."""
         lacking = [self._stage_of[f] for f in gathering.lacking if f < MOMENTS]
         stages = ", ".join(map(str, sorted(set(lacking))))
-        return f"{len(lacking)} fragments of stages {stages} lack" if lacking else ""
+        why = f" ({gathering.trouble})" if gathering.trouble else ""
+        return f"{len(lacking)} fragments of stages {stages} lack{why}" if lacking else ""
 
     def _mend(self, around: Around, now: Instant) -> list[Effect]:
         """Gather again what was lost with those that made it."""
@@ -442,15 +453,17 @@ class Checkpoints:
         if again is not None and not self._mending.is_named(gathering.name, again):
             return self._give_up("its name was removed, or stands for something else", now)
         about = f"{gathering.tokens} tokens of the swarm"
+        known = self._known(gathering.name)
+        was_pinned = known is not None and known.is_pinned
         try:
             wanted = Writing(
                 gathering.name,
                 Kind.CHECKPOINT,
                 event.manifest,
                 event.size,
-                is_pinned=gathering.is_pinned,
+                is_pinned=was_pinned or (gathering.is_pinned and again is None),
                 about=about,
-                replaces=self._is_checkpoint(gathering.name),
+                replaces=known is not None,
             )
             effects = self._write(wanted, wall, now)
         except StateError as error:
@@ -467,10 +480,10 @@ class Checkpoints:
         self.succession.wrote(gathering.name, now)
         return [*told, *effects]
 
-    def _is_checkpoint(self, name: str) -> bool:
-        return any(
-            e.record.name == name and e.record.kind == Kind.CHECKPOINT for e in self._names()
-        )
+    def _known(self, name: str) -> NameRecord | None:
+        """The checkpoint that the name stands for."""
+        found = (e.record for e in self._names() if e.record.name == name)
+        return next((record for record in found if record.kind == Kind.CHECKPOINT), None)
 
     # ---------------------------------------------------------------------------------- shares
 
@@ -521,19 +534,23 @@ class Checkpoints:
         peer = self._cutting.pop((event.slot, event.fragment), None)
         if peer is None:
             return []
+        said: list[Effect] = []
+        if event.reason and self._uncut != event.slot:
+            self._uncut = event.slot
+            said = [Log("warning", "checkpoint_not_cut", (("why", event.reason),))]
         if peer != self._me:
             chunks = tuple(PartChunk(*chunk) for chunk in event.chunks)
-            return [Send(peer, PartGive(event.slot, event.fragment, event.version, chunks))]
+            return [*said, Send(peer, PartGive(event.slot, event.fragment, event.version, chunks))]
         gathering = self._gathering
         if gathering is None or gathering.slot != event.slot:
-            return []
+            return said
         if not event.chunks:
             gathering.failed_at(event.fragment).add(self._me)
             gathering.asked.pop(event.fragment, None)
-            return []
-        return self._took(
-            CheckpointPart(event.fragment, event.version, event.chunks, self._me), now
-        )
+            gathering.trouble = event.reason or gathering.trouble
+            return said
+        part = CheckpointPart(event.fragment, event.version, event.chunks, self._me)
+        return self._took(part, now)
 
 
 FINISHED = "-finished"

@@ -374,12 +374,14 @@ class Jobs:
         record = next((r for r in self._records() if r.manifest == job_hash), None)
         if job is None or record is None or job.finishing.stage != READY:
             return []
+        known = [e.record for e in self._names() if e.record.name == job.target]
         corpus = Writing(
             job.target,
             Kind.CORPUS,
             manifest,
             size,
             replicas=record.replicas,
+            is_pinned=any(r.is_pinned for r in known),
             about=record.about,
             replaces=job.replaces,
         )

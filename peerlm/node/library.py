@@ -134,6 +134,8 @@ class Library:
     def handle(self, event: Event, now: Instant) -> list[Effect]:
         match event:
             case FragmentCut():
+                if event.reason:
+                    self.storing.awaited.disk_was(event.reason, now)
                 return self.checkpoints.cut(event, now)
             case CheckpointWritten():
                 return self.checkpoints.written(event, self._wall, now)

@@ -6,7 +6,7 @@ one that made a part of it is gone, all nodes of the store are asked who has its
 of them are lost. It ends when each chunk was found on two nodes, or as many as there are.
 
 Who made a part and is there counts as having it, even if it offers the store no room and so is not asked. Who does not answer
-may have all of it: then it is asked again.
+may have all of it: then it is asked again, a few times; one that hangs must not keep back what is lost.
 
 Pure: no clock.
 """
@@ -29,6 +29,9 @@ WATCHED_S = 600.0
 AGAIN_S = 2.0
 """Between two surveys."""
 
+SURVEYS = 3
+"""So often in a row something is found nowhere before who does not answer counts as one that has nothing."""
+
 Parts = Mapping[FragmentId, CheckpointPart]
 
 
@@ -40,6 +43,8 @@ class _Watched:
     since: Instant
     look_at: Instant
     survey: tuple[Survey, int] | None = None
+    lost: int = 0
+    """Surveys in a row that have found something nowhere."""
 
 
 class Mending:
@@ -79,10 +84,13 @@ class Mending:
         watched.survey, watched.look_at = None, after(now, AGAIN_S)
         if survey.least >= enough:
             self.end()
-        elif not survey.silent and (lost := _lost(gone, survey)):
-            self.end()
-            return lost, []
-        return nothing, []
+            return nothing, []
+        lost = _lost(gone, survey)
+        watched.lost = watched.lost + 1 if lost else 0
+        if not lost or (survey.silent and watched.lost < SURVEYS):
+            return nothing, []
+        self.end()
+        return lost, []
 
     def is_named(self, name: str, manifest: ObjectHash) -> bool:
         """The name stands for it still."""

@@ -19,7 +19,7 @@ from peerlm.node.ceiling import Ceiling
 from peerlm.node.makers import Makers
 from peerlm.node.manifests import Manifests
 from peerlm.node.pulls import Pulls
-from peerlm.store.catalog import Catalog
+from peerlm.store.catalog import Catalog, Want
 from peerlm.types import Instant, ObjectHash, after
 
 UNDER_WAY = 32
@@ -27,6 +27,12 @@ UNDER_WAY = 32
 
 LOOKED_AT = 4 * UNDER_WAY
 """Of what is wanted, so much at once: there may be no room for some of it."""
+
+POSTPONED = 8 * LOOKED_AT
+"""But what is fetched last does not count, up to so much at once, and is passed over by the next look."""
+
+LATER_S = 1.0
+"""For so long; then it may be another's turn."""
 
 UNFOUND = 32
 """Of what nobody has, so much is asked for again and again; what is beyond it waits until all else had its turn."""
@@ -56,7 +62,9 @@ class Repair:
         self._ceiling = Ceiling(settings.repair_bytes_s, now)
         self._nowhere: dict[ObjectHash, None] = {}
         """What nobody has, but for what is asked for again and again."""
-        self._again_at = now
+        self._again_at = self._later_until = now
+        self._later: set[ObjectHash] = set()
+        """What is fetched when there is nothing else."""
         self._hurry = False
         self.is_full = False
 
@@ -82,23 +90,29 @@ class Repair:
         wants = self._lacked_manifests(room, UNDER_WAY - len(coming), keeps=keeps)
         room -= sum(size for _, size in wants)
         self.is_full = False
-        later: list[tuple[ObjectHash, int]] = []
         known = {*self._pulls.wanted, *self._nowhere}
-        for want in islice(self._catalog.each_wanted(known), LOOKED_AT):
-            if len(coming) + len(wants) >= UNDER_WAY:
+        if now >= self._later_until:
+            self._later, self._later_until = set(), after(now, LATER_S)
+        looked_at = 0
+        for want in islice(self._catalog.each_wanted(known | self._later), POSTPONED):
+            if len(coming) + len(wants) >= UNDER_WAY or looked_at == LOOKED_AT:
                 break
             if want.size > room:
-                self.is_full = True
+                self.is_full, looked_at = True, looked_at + 1
                 continue
             if not want.is_urgent and self._is_one_more(want.hash):
-                later.append((want.hash, want.size))
+                self._later.add(want.hash)
                 continue
+            looked_at += 1
             if not want.is_urgent and not self._may_spend(want.size):
                 break
             room -= want.size
             wants.append((want.hash, want.size))
         if not wants and not coming:
-            wants = _fitting(later[:UNDER_WAY], room)
+            each = (w for w in self._catalog.each_wanted(known) if w.hash in self._later)
+            later = list(islice(each, UNDER_WAY))
+            wants = _fitting(later, room)
+            self.is_full |= len(wants) < len(later)
         if self._hurry and not self._catalog.lacking:
             self._hurry = False
         if not wants and now >= self._again_at:
@@ -136,11 +150,11 @@ class Repair:
         return self._hurry or bool(self._fresh) or self._ceiling.take(size)
 
 
-def _fitting(wants: Iterable[tuple[ObjectHash, int]], room: int) -> list[tuple[ObjectHash, int]]:
+def _fitting(wants: Iterable[Want], room: int) -> list[tuple[ObjectHash, int]]:
     """As many of them as there is room for."""
     fitting = []
-    for object_hash, size in wants:
-        if size <= room:
-            room -= size
-            fitting.append((object_hash, size))
+    for want in wants:
+        if want.size <= room:
+            room -= want.size
+            fitting.append((want.hash, want.size))
     return fitting

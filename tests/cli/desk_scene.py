@@ -110,7 +110,7 @@ class FakeDesk:
             "is_pinned": options.get("is_pinned", False),
             "about": options.get("about", ""),
             "writer": ME,
-            "written_at": 1.0,
+            "written_at": self.wall,
             "verified_at": None,
             "verified_missing": None,
         }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from cli_scene import Cli, assert_one_line
-from desk_scene import ME, FakeDesk, chunk_of, desk, node
+from desk_scene import ME, OTHER, FakeDesk, chunk_of, desk, node
 
 from peerlm.cli import copies
 from peerlm.store.manifest import Chunk, Kind, of_files
@@ -54,6 +55,7 @@ def test_copies_that_do_not_come_are_an_error(
 ) -> None:
     monkeypatch.setattr(copies, "STANDSTILL_S", 0.0)
     monkeypatch.setattr(copies, "LOOK_S", 0.001)
+    desk.wall = time.time()
     manifest = desk.checkpoint("kept") and desk.records["kept"]["manifest"]
     desk.copies = lambda wanted: 1 if wanted.hex() == manifest else 2
     assert_one_line(peerlm(*MAKE, "--name", "kept"), 1, "kept is in the store, but 1 chunks have not come to 2 nodes")  # fmt: skip
@@ -64,6 +66,7 @@ def test_what_died_with_those_that_made_it_is_an_error_sooner(
 ) -> None:
     monkeypatch.setattr(copies, "NOWHERE_S", 0.0)
     monkeypatch.setattr(copies, "LOOK_S", 0.001)
+    desk.wall = time.time()
     made = desk.checkpoint("kept")
     desk.lost = {desk.manifest(made).chunks[0].hash}
     assert_one_line(peerlm(*MAKE, "--name", "kept"), 1, "1 of its chunks are at no node that answers")  # fmt: skip
@@ -87,3 +90,65 @@ def test_what_is_made_again_under_the_name_is_waited_for_instead(
     done = peerlm(*MAKE, "--name", "kept")
     assert (done.code, done.out.splitlines()[0]) == (0, "kept: 50 B")
     assert "durable: 2 nodes" in done.out
+
+
+@pytest.mark.parametrize(
+    ("is_pinned", "age_s"), [(True, 1e6), (False, 1e6), (True, 1.0)], ids=["pinned", "old", "other"]
+)
+def test_a_name_that_is_taken_is_not_taken_over(
+    is_pinned: bool, age_s: float, peerlm: Cli, desk: FakeDesk
+) -> None:
+    desk.wall = time.time() - age_s
+    desk.checkpoint("kept", is_pinned=is_pinned)
+    before = dict(desk.records["kept"])
+    assert_one_line(peerlm(*MAKE, "--name", "kept"), 3, "the name kept is taken (checkpoint", "--replace")  # fmt: skip
+    assert desk.records["kept"] == before
+    desk.wall += 1.0
+    assert peerlm(*MAKE, "--name", "kept", "--pin", "--replace").code == 0
+    assert desk.records["kept"]["written_at"] == desk.wall
+
+
+def test_what_is_no_checkpoint_is_not_replaced(peerlm: Cli, desk: FakeDesk) -> None:
+    desk.has("plays", [("a", [b"text"])])
+    done = peerlm(*MAKE, "--name", "plays")
+    assert_one_line(done, 3, "the name plays is taken (files", "choose another")
+    assert "--replace" not in done.err
+
+
+def test_a_command_that_failed_may_be_said_again(
+    peerlm: Cli, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "STANDSTILL_S", 0.0)
+    monkeypatch.setattr(copies, "LOOK_S", 0.001)
+    desk.wall, desk.copies = time.time() - 60.0, lambda wanted: 1
+    again = (*MAKE, "--name", "kept", "--pin")
+    assert peerlm(*again).code == 1
+    desk.wall += 1.0
+    assert peerlm(*again).code == 1
+    assert desk.records["kept"]["written_at"] == desk.wall, "it is made anew"
+    desk.wall, desk.copies = desk.wall + 1.0, lambda wanted: 2
+    done = peerlm(*again)
+    assert (done.code, "durable: 2 nodes" in done.out) == (0, True)
+    assert "and is as it was" in done.err
+    assert desk.records["kept"]["written_at"] < desk.wall, "what has come meanwhile is enough"
+
+
+def test_copies_that_have_no_room_are_not_waited_for(
+    peerlm: Cli, desk: FakeDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies, "STANDSTILL_S", 0.0)
+    monkeypatch.setattr(copies, "LOOK_S", 0.001)
+    desk.copies = lambda wanted: 1
+    desk.nodes = [node(ME, used_bytes=10**9 - 60), node(OTHER, used_bytes=10**9 - 10)]
+    desk.said = {"chunks": {**desk.status()["chunks"], "due_bytes": 10**9 - 60}}
+    done = peerlm(*MAKE, "--name", "kept")
+    assert_one_line(done, 3, "kept is in the store, but it does not fit", "10 B at bbbbbbbb", "--wait 0")  # fmt: skip
+    assert "kept" in desk.records
+    assert peerlm(*MAKE, "--name", "more", "--wait", "0").code == 0
+
+
+def test_what_others_made_may_have_its_copy_here(peerlm: Cli, desk: FakeDesk) -> None:
+    desk.nodes = [node(ME), node(OTHER, used_bytes=10**9)]
+    looks = iter([1] * 3)
+    desk.copies = lambda wanted: next(looks, 2)
+    assert peerlm(*MAKE, "--name", "kept").code == 0

@@ -17,11 +17,12 @@ from peerlm import events
 from peerlm.daemon.cutting import Cutting
 from peerlm.data.records import FILE as PASSES_FILE
 from peerlm.effects import MOMENTS, PASSES, CheckpointPart, CutFragments, WriteCheckpoint
+from peerlm.errors import StateError
 from peerlm.model.export import read_model
 from peerlm.model.moments import FILE, MomentsFile, open_moments, read_moments, remembered
 from peerlm.model.plan import fragments, parameter_shapes
 from peerlm.store.manifest import Manifest, read_manifest
-from peerlm.types import FragmentId, PeerId
+from peerlm.types import FragmentId, ObjectHash, PeerId
 from tests.daemon.test_keeping import ALL, Scene
 
 SLOT, ME = b"s" * 16, PeerId(b"m" * 16)
@@ -179,6 +180,19 @@ def test_parts_that_do_not_fit_the_plan_are_left_out_with_the_reason(host: Host,
     assert "optimizer's state" in lacks
     assert manifest.file(FILE) is None
     assert manifest.file("model.safetensors") is not None
+
+
+def test_why_the_disk_takes_nothing_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> ObjectHash:
+        raise StateError("the disk is full")
+
+    monkeypatch.setattr(host.scene.objects, "put_chunk", refuse)
+    ids = [spec.id for spec in host.scene.specs]
+    wanted = (*ids, FragmentId(MOMENTS + ids[0]))
+    host.cutting.cut(CutFragments(SLOT, wanted), host.scene.slow, host.scene.keeping)
+    told = [e for e in host.done() if isinstance(e, events.FragmentCut)]
+    assert [e.reason for e in told] == ["the disk is full"] * len(ids) + [""], "no moments are kept"
+    assert not any(e.chunks for e in told)
 
 
 def test_a_damaged_file_is_nothing_to_give(host: Host) -> None:

@@ -15,6 +15,7 @@ import pytest
 from blake3 import blake3
 
 from peerlm import effects as fx
+from peerlm.config import StoreSection
 from peerlm.daemon import desk as desks
 from peerlm.daemon.desk import Desk
 from peerlm.daemon.desk_client import LENGTH
@@ -22,6 +23,7 @@ from peerlm.daemon.desk_making import MakingDesk
 from peerlm.daemon.verifying import Verifying
 from peerlm.errors import StateError
 from peerlm.node.awaited import Awaited
+from peerlm.node.checkpoints import Checkpoints
 from peerlm.store.layout import Layout, StateDirectory
 from peerlm.store.objects import Objects
 from peerlm.types import Instant, ObjectHash, PeerId, WallTime
@@ -160,6 +162,29 @@ def test_a_reader_does_not_wait_for_a_disk_that_has_taken_nothing_since_it_began
         await desk._read(ObjectHash(bytes(32)), 1, seconds)
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(StateError, match=why):
+        asyncio.run(scene(pool))
+
+
+def test_of_two_checkpoints_wanted_at_once_the_second_is_refused(tmp_path: Path) -> None:
+    StateDirectory(tmp_path).close()
+    me = PeerId(b"m" * 16)
+    inert: Any = [None] * 4
+    checkpoints = Checkpoints(me, StoreSection(), {}, list, *inert, Instant(0.0))
+    library = SimpleNamespace(checkpoints=checkpoints, want_checkpoint=checkpoints.want)
+    node = SimpleNamespace(work=SimpleNamespace(installed=True), library=library)
+
+    async def scene(pool: ThreadPoolExecutor) -> None:
+        desk = desk_on(Objects(Layout(tmp_path)), pool, [], node=node)
+        desk._take = lambda call: call()  # type: ignore[assignment]
+        first = asyncio.create_task(desk._checkpoint("first", False))
+        await asyncio.sleep(0)
+        with pytest.raises(StateError, match="already: try again"):
+            await asyncio.wait_for(desk._checkpoint("second", True), 1.0)
+        assert checkpoints._wanted == ("first", False)
+        desk.perform(fx.TellCheckpoint("first"))
+        assert await first == "first"
+
+    with ThreadPoolExecutor(1) as pool:
         asyncio.run(scene(pool))
 
 

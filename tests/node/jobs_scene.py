@@ -90,7 +90,7 @@ class Swarm:
         def write(w: Writing, wall: WallTime, now: Instant) -> list[Effect]:
             lamport = names.next_lamport(w.name)
             self.tell_name(NameRecord(
-                w.name, w.kind, w.manifest or b"", w.size, lamport, peer, wall, w.replicas, False, w.about
+                w.name, w.kind, w.manifest or b"", w.size, lamport, peer, wall, w.replicas, w.is_pinned, w.about
             ))  # fmt: skip
             if w.kind == Kind.CORPUS and w.manifest:
                 self.corpora.append(w.manifest)

@@ -467,6 +467,25 @@ def test_the_finished_model_is_kept_once_and_pinned() -> None:
     assert finished[0].is_pinned
 
 
+def pinned(swarm: Swarm) -> list[str]:
+    return [e.record.name for e in swarm.names if e.record.is_pinned]
+
+
+def test_the_finished_model_stays_pinned_when_a_person_makes_it_again() -> None:
+    swarm = Swarm((0, 0), (0, 0))
+    swarm.run(2 * TURN_S + 1)
+    swarm.is_done = True
+    swarm.run(2)
+    (finished,) = swarm.living()
+    swarm.nodes[FIRST].checkpoints.want(finished, is_pinned=False)
+    swarm.run(2)
+    assert len(swarm.written) == 2
+    assert pinned(swarm) == [finished]
+    swarm.is_done, swarm.tokens = False, 10**6
+    swarm.run(6 * (EVERY_S + 2 * TURN_S))
+    assert finished in swarm.living()
+
+
 def test_shares_that_nobody_asked_for_are_not_taken() -> None:
     swarm = Swarm((0, 0), (0, 0))
     node = swarm.nodes[peer_of(1)]
@@ -534,3 +553,11 @@ def test_one_that_a_person_wants_does_not_wait_for_the_next_look() -> None:
         assert library.deadline() <= Instant(100.5)
         library.wake(tuple, Instant(100.5))
         assert looks.call_count == 2
+
+
+def test_a_disk_that_takes_no_checkpoint_is_what_the_store_says() -> None:
+    company = Mock(me=peer_of(1), certificates=Mock(wall=WallTime(0)))
+    now = Instant(100.0)
+    library = Library(company, Mock(), StoreSection(), Stored(1), {}, random.Random(1), now)
+    library.handle(FragmentCut(b"s" * 16, FragmentId(0), 0, (), "the disk is full"), now)
+    assert library.storing.standing().trouble == "the disk is full"

@@ -243,6 +243,16 @@ def test_the_next_names_the_corpus_if_the_first_does_not() -> None:
     assert set(swarm.corpora) == {expected()}
 
 
+def test_a_corpus_that_is_made_again_stays_pinned() -> None:
+    swarm = Swarm(2)
+    before = NameRecord("plays", Kind.CORPUS, b"c" * 32, 9, 1, peer_of(1), 1.0, 2, True, "there")
+    swarm.tell_name(before)
+    swarm.add_job()
+    swarm.run_to_end()
+    (record,) = [e.record for e in swarm.nodes[peer_of(1)].names if e.record.name == "plays"]
+    assert (record.manifest, record.is_pinned) == (expected(), True)
+
+
 def test_a_job_that_is_removed_is_over_everywhere() -> None:
     swarm = Swarm(2)
     swarm.add_job()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
-from store_scene import Store, peer_of
+import pytest
+from store_scene import Store, peer_of, sign
 
 from peerlm import effects as fx
 from peerlm.effects import Effect
 from peerlm.events import CheckpointWritten, FragmentCut
 from peerlm.node.checkpoints import STANDSTILL_S, WANTED_S, WRITING_S, Around, Checkpoints
+from peerlm.node.mending import AGAIN_S, SURVEYS
+from peerlm.node.survey import ANSWER_S
 from peerlm.store.manifest import Chunk, Kind, Manifest, manifest_hash, of_files, read_manifest
 from peerlm.types import FragmentId, ObjectHash, PeerId
-from peerlm.wire.message import PartAsk, PartGive
+from peerlm.wire.message import HaveAsk, NameRecord, PartAsk, PartGive
 
 A, B, C, D = (peer_of(number) for number in range(1, 5))
 
@@ -30,6 +34,8 @@ class Swarm(Store):
         self.said: list[str] = []
         self.inactive: set[PeerId] = set()
         self.may_store, self.is_stuck = True, False
+        self.full: dict[PeerId, str] = {}
+        """Whose disks take nothing, and what they say."""
         self.gatherers = {peer: self._gatherer(peer, moments) for peer in self.nodes}
 
     def _gatherer(self, me: PeerId, moments: bool) -> Checkpoints:
@@ -76,8 +82,11 @@ class Swarm(Store):
                     self.carry(to, self.gatherers[to].given(peer, give, self.now))
                 case fx.CutFragments():
                     for fragment in effect.fragments:
-                        chunk = self.put(peer, b"%s %d" % (peer, fragment))
-                        cut = FragmentCut(effect.slot, fragment, 7, (chunk,))
+                        if why := self.full.get(peer):
+                            cut = FragmentCut(effect.slot, fragment, 0, (), why)
+                        else:
+                            chunk = self.put(peer, b"%s %d" % (peer, fragment))
+                            cut = FragmentCut(effect.slot, fragment, 7, (chunk,))
                         self.carry(peer, gatherer.cut(cut, self.now))
                 case fx.WriteCheckpoint():
                     if self.is_stuck:
@@ -96,15 +105,24 @@ class Swarm(Store):
                 case _:
                     self._perform(peer, [effect])
 
-    def make(self, name: str = "kept") -> None:
+    def make(self, name: str = "kept", *, is_pinned: bool = True) -> None:
         """A person wants one at the first node: it has its name when this returns, and nobody has fetched anything."""
-        self.gatherers[A].want(name, is_pinned=True)
+        self.gatherers[A].want(name, is_pinned=is_pinned)
         self.carry(A, self.gatherers[A].wake(self.around(), self.wall, self.now))
 
-    def manifest(self, name: str = "kept") -> Manifest:
+    def pin(self, *, is_pinned: bool) -> None:
+        """Someone does."""
+        record = replace(self.record(), is_pinned=is_pinned, lamport=self.record().lamport + 1)
+        for node in self.nodes.values():
+            node.storing.register.names.merge(record, sign(record))
+
+    def record(self, name: str = "kept") -> NameRecord:
         found = self.nodes[A].storing.register.names.get(name)
         assert found is not None
-        return read_manifest(self.nodes[A].disk[ObjectHash(found.record.manifest)])
+        return found.record
+
+    def manifest(self, name: str = "kept") -> Manifest:
+        return read_manifest(self.nodes[A].disk[ObjectHash(self.record(name).manifest)])
 
 
 def test_two_of_four_die_with_their_shares_and_the_others_have_all_of_it_within_seconds() -> None:
@@ -123,6 +141,17 @@ def test_two_of_four_die_with_their_shares_and_the_others_have_all_of_it_within_
     kept = {c.hash for c in first.chunks} & {c.hash for c in second.chunks}
     assert kept, "what was not lost is not made again"
     assert second.meta["before"] == first.meta["before"], "it does not follow itself"
+
+
+@pytest.mark.parametrize("is_pinned", [True, False])
+def test_what_is_mended_is_pinned_as_someone_has_pinned_it_meanwhile(is_pinned: bool) -> None:
+    swarm = Swarm(*[(0, 0)] * 4)
+    swarm.make(is_pinned=not is_pinned)
+    swarm.pin(is_pinned=is_pinned)
+    swarm.kill(C, D)
+    swarm.live(20)
+    assert swarm.said.count("checkpoint_mended") == 1
+    assert swarm.record().is_pinned is is_pinned
 
 
 def test_what_others_had_fetched_is_not_made_again() -> None:
@@ -182,6 +211,23 @@ def test_who_comes_back_with_its_share_has_nothing_made_again() -> None:
     assert min(swarm.copies(first)) >= 3
 
 
+def test_one_that_hangs_does_not_keep_back_what_is_lost() -> None:
+    swarm = Swarm(*[(0, 0)] * 4)
+    swarm.make()
+    first, deaf = swarm.manifest(), swarm.nodes[B].storing
+    received = deaf.received
+    deaf.received = lambda peer, message, now: (  # type: ignore[method-assign]
+        [] if isinstance(message, HaveAsk) else received(peer, message, now)
+    )
+    swarm.kill(C, D)
+    swarm.live(int(ANSWER_S))
+    assert "checkpoint_mended" not in swarm.said, "it may have what is found nowhere"
+    swarm.live(int(SURVEYS * (ANSWER_S + AGAIN_S)) + 5)
+    assert swarm.said.count("checkpoint_mended") == 1
+    assert swarm.manifest() != first
+    assert min(swarm.copies(swarm.manifest())) == 2
+
+
 def test_a_name_that_was_removed_meanwhile_is_not_written_again() -> None:
     swarm = Swarm(*[(0, 0)] * 4)
     swarm.make()
@@ -222,3 +268,22 @@ def test_a_stage_of_which_nothing_comes_is_named() -> None:
     swarm.live(int(STANDSTILL_S) + 2)
     (told,) = swarm.told
     assert told.reason == f"nothing was delivered for {STANDSTILL_S:.0f} s: 12 fragments of stages 1 lack"  # fmt: skip
+
+
+def test_a_full_disk_is_logged_once_and_is_why_it_comes_to_nothing() -> None:
+    swarm = Swarm((0, 0))
+    swarm.full[A] = "the disk is full"
+    swarm.make()
+    swarm.live(int(STANDSTILL_S) + 2)
+    (told,) = swarm.told
+    assert told.reason.endswith("24 fragments of stages 0 lack (the disk is full)")
+    assert swarm.said.count("checkpoint_not_cut") == 1
+
+
+def test_one_whose_disk_is_full_says_so_itself_and_others_deliver_its_share() -> None:
+    swarm = Swarm((0, 0), (0, 0))
+    swarm.full[B] = "the disk is full"
+    swarm.make()
+    swarm.live(5)
+    assert swarm.told == [fx.TellCheckpoint("kept")]
+    assert swarm.said.count("checkpoint_not_cut") == 1

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
+from blake3 import blake3
 from store_scene import Store, peer_of
 
+from peerlm.config import StoreSection
 from peerlm.events import ManifestRead
+from peerlm.node.awaited import Awaited
+from peerlm.node.makers import Makers
 from peerlm.node.register import Writing
+from peerlm.node.repair import LOOKED_AT, Repair
 from peerlm.store.catalog import Catalog, StoreNode
 from peerlm.store.manifest import Chunk, Kind, of_files, read_manifest
-from peerlm.types import ObjectHash, PeerId
+from peerlm.types import Instant, ObjectHash, PeerId
 
 NODES = [peer_of(number) for number in range(1, 5)]
 A, B, C, D = NODES
@@ -50,6 +57,27 @@ def test_what_its_maker_keeps_besides_is_fetched_when_nothing_else_is_left() -> 
         later += sum(is_more)
     assert 20 <= later <= 40, "one in four is due to the three others"
     assert [n.storing.lacking for n in store.nodes.values()] == [0] * 4
+
+
+def test_however_much_is_fetched_last_what_lies_behind_it_comes_first() -> None:
+    catalog, now = Catalog(A), Instant(0.0)
+    catalog.nodes_are([StoreNode(p, 100, "", True) for p in NODES])
+    names = [ObjectHash(blake3(b"%d" % number).digest()) for number in range(3000)]
+    made = {name: NODES[1 + number % 3] for number, name in enumerate(names)}
+    catalog.know(ObjectHash(b"m" * 32), [Chunk(name, 1) for name in names], 3)
+    wanted = [want.hash for want in catalog.each_wanted()]
+    first = [h for h in wanted if not catalog.is_one_more(h, made[h])]
+    for object_hash in first[:-3]:
+        catalog.kept(object_hash)
+    assert catalog.lacking > LOOKED_AT + 3, "so much is fetched last"
+    fresh = Makers(A, catalog.lists)
+    fresh.heard(ObjectHash(b"m" * 32), NODES, now, made)
+    pulls, manifests = Mock(wanted={}), Mock(lacked={})
+    for said in (pulls.unfound, pulls.forget, pulls.want):
+        said.return_value = []
+    repair = Repair(StoreSection(), catalog, pulls, Awaited(), manifests, fresh, now)
+    repair.look(10**6, now, keeps=True)
+    pulls.want.assert_called_once_with([(h, 1) for h in first[-3:]], now)
 
 
 def test_it_is_one_more_only_while_all_that_should_have_it_live() -> None:
