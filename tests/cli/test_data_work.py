@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from desk_scene import FakeDesk
 
-from peerlm.cli import memory
+from peerlm.cli import data_work, memory
 from peerlm.cli.data_work import Work, put_job, read_job
 from peerlm.daemon.control import NoDaemon
 from peerlm.data import clean, findings, jobs, making, versions
@@ -106,6 +106,38 @@ def test_a_next_job_that_went_with_who_wrote_it_is_written_again(
     work._work_on(NAME, job_hash)
     assert desk.why == []
     assert [m.meta["replaces"] for m in desk.named] == [True]
+
+
+@pytest.mark.parametrize("most", [data_work.KNOWN_BYTES_MAX, 1])
+def test_jobs_that_are_worked_on_in_turn_are_all_remembered_up_to_a_size(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(data_work, "KNOWN_BYTES_MAX", most)
+    desk, job, job_hash = ready(folder)
+    other = put_job(desk, replace(job, entries=301), replaces=False)  # type: ignore[arg-type]
+    desk.publish("job-other", other, replicas=2)
+    work = Work(desk, Layout(folder.parent), (str(folder),))  # type: ignore[arg-type]
+    work._asked(NAME, job_hash)
+    assert work._asked("job-other", manifest_hash(other.encode())).job.entries == 301
+    del desk.records[NAME]
+    work._work_on(NAME, job_hash)
+    assert (len(desk.named), len(desk.why)) == ((1, 0) if most > 1 else (0, 1))
+
+
+def test_no_more_jobs_are_remembered_than_a_node_follows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peerlm.node.jobs.JOBS_MAX", 1)
+    desk, job, _ = ready(folder)
+    work = Work(desk, Layout(folder.parent), (str(folder),))  # type: ignore[arg-type]
+    hashes = []
+    for entries in (301, 302, 303):
+        manifest = put_job(desk, replace(job, entries=entries), replaces=False)  # type: ignore[arg-type]
+        desk.publish(NAME, manifest, replicas=2, replaces=True)
+        hashes.append(manifest_hash(manifest.encode()))
+        work._asked(NAME, hashes[-1])
+        work._asked(NAME, hashes[0])
+    assert list(work._known) == [hashes[2], hashes[0]]
 
 
 def test_findings_that_cannot_be_had_any_more_are_looked_for_again(folder: Path) -> None:
