@@ -161,6 +161,21 @@ def test_damaged_findings_are_not_believed_and_the_job_goes_on(
     assert all("\n" not in why for _, why in desk.falses)
 
 
+def test_one_who_finds_more_fingerprints_than_there_are_documents_is_not_believed_and_the_job_ends(
+    folder: Path,
+) -> None:
+    desk, _, job_hash = ready(folder)
+    true, data = desk.made[0][2], b"\x01" + b"e" * 16
+    desk.made[0][2] = [[desk.put(data * 1000), 17_000, 0]] * 16_384
+    finish(desk, folder, job_hash)
+    ((task, why),) = desk.falses
+    assert (task, desk.why, desk.named) == (0, [], [])
+    assert "no findings of a task are so large" in why
+    desk.made[0][2] = true
+    finish(desk, folder, job_hash)
+    assert (desk.why, len(desk.named)) == ([], 1)
+
+
 def test_what_was_written_anew_meanwhile_is_no_corpus(folder: Path) -> None:
     desk, _, job_hash = ready(folder)
     work = Work(desk, Layout(folder.parent), (str(folder),))  # type: ignore[arg-type]
