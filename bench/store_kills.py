@@ -3,7 +3,7 @@
 Three replicas. Files are added at one node after another, and checkpoints made; while that is under
 way two nodes, drawn at random, get SIGKILL at the same moment, and come back. The moment is drawn from the time that the same
 took undisturbed, and whether the command was still at it when both were dead is looked at then. What it refused is said again
-after the restart, as a person would. Promised: every name that any node lists reads back bit by bit at some other node, and what was
+after the restart, as a person would; if a node lists the name all the same, it is read before. Promised: every name that any node lists reads back bit by bit at some other node, and what was
 acknowledged is listed and has its three replicas again; and some of both kinds was, or nothing is shown. Each
 chunk is held beside its hash, and a file beside what was added; of a checkpoint nobody has more than the hashes.
 
@@ -64,6 +64,8 @@ class Kills:
         self.under_way, self.survived = Counter[str](), Counter[str]()
         """Of each kind, commands that were at it when both nodes were dead; and such as were acknowledged all the same."""
         self.killed = self.refused = self.done_again = self.listed = 0
+        self.listed_refused = self.lost_refused = 0
+        """Names that were listed though the command was refused, before it was said again; and such of them as did not read back."""
         self.repairs_s: list[float] = []
 
     def play(self, rounds: int, size: int) -> None:
@@ -81,9 +83,8 @@ class Kills:
             self._swarm.wait("all are up", lambda: all(n.status for n in self._swarm.nodes))
             self.under_way[kind] += is_under_way
             self.survived[kind] += is_under_way and not is_refused
-            self.refused += is_refused
             if is_refused:
-                self.done_again += self._said(name, words)
+                self._say_again(name, words)
             else:
                 self.acknowledged.add(name)
             self.repairs_s.append(self._repaired())
@@ -107,6 +108,14 @@ class Kills:
             return False
         self.acknowledged.add(name)
         return True
+
+    def _say_again(self, name: str, words: Sequence[str]) -> None:
+        """What was refused; whatever the first time has left is looked at before the second hides it."""
+        self.refused += 1
+        if name in self._names():
+            self.listed_refused += 1
+            self.lost_refused += self._is_lost(name)
+        self.done_again += self._said(name, words)
 
     def _kill(self, victims: Sequence[DemoNode], work: subprocess.Popen[str]) -> bool:
         """Whether the command was still at it when both were dead."""
@@ -144,22 +153,27 @@ class Kills:
 
     def lost(self) -> int:
         """Of what is listed or was acknowledged, what does not read back as it was, at another node for each."""
+        listed = self._names()
+        self.listed = len(listed)
+        return sum(self._is_lost(name) for name in sorted(listed | self.acknowledged))
+
+    def _names(self) -> set[str]:
+        """That any node lists."""
         listed: set[str] = set()
         for node in self._swarm.nodes:
             with _desk(node) as desk:
                 listed |= {str(record["name"]) for record in desk.names()}
-        self.listed, lost = len(listed), 0
-        for name in sorted(listed | self.acknowledged):
-            node = self._rng.choice(self._swarm.nodes)
-            try:
-                found = _read_all(node, name)
-            except PeerlmError as error:
-                say(f"{name}: {error}")
-                lost += 1
-                continue
-            digest = self.begun.get(name)
-            lost += digest is not None and found != digest
-        return lost
+        return listed
+
+    def _is_lost(self, name: str) -> bool:
+        """It does not read back as it was, at some node."""
+        try:
+            found = _read_all(self._rng.choice(self._swarm.nodes), name)
+        except PeerlmError as error:
+            say(f"{name}: {error}")
+            return True
+        digest = self.begun.get(name)
+        return digest is not None and found != digest
 
     def counted(self) -> tuple[int, int]:
         """Files and checkpoints that were acknowledged, at once or when they were said again."""
@@ -207,6 +221,8 @@ def measure(args: argparse.Namespace, folder: Path) -> Sequence[Row]:
         Row("pairs killed when the command had ended", args.rounds - trouble.under_way.total()),
         Row("killed under way, and acknowledged all the same", trouble.survived.total()),
         Row("refused", trouble.refused),
+        Row("refused, and listed before they were said again", trouble.listed_refused),
+        Row("of these lost or changed", trouble.lost_refused, at_most=0),
         Row("refused, and done when said again", trouble.done_again, at_least=trouble.refused),
         Row("files acknowledged, with the undisturbed", files, at_least=1),
         Row("checkpoints acknowledged, with the undisturbed", kept, at_least=1),

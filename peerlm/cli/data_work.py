@@ -43,6 +43,9 @@ IDLE_S = 10.0
 
 READ_S = 60.0
 
+KNOWN_BYTES_MAX = 256 << 20
+"""Of the files of all jobs that are remembered; as much as those of one may have."""
+
 
 @click.command(hidden=True)
 @click.option("--parent", type=int, required=True, help="The daemon.")
@@ -68,7 +71,8 @@ class Work:
 
     def __init__(self, desk: Client, layout: Layout, folders: tuple[str, ...]) -> None:
         self._desk, self._layout, self._folders = desk, layout, folders
-        self._known: tuple[ObjectHash, Asked] | None = None
+        self._known: dict[ObjectHash, Asked] = {}
+        """The one that was worked on last is the last."""
 
     def run(self) -> None:
         """Raises: NoDaemon, it is gone."""
@@ -97,16 +101,25 @@ class Work:
             )
 
     def _asked(self, name: str, job_hash: ObjectHash) -> Asked:
-        """As the swarm has it, once this node has found the same source, and has the same libraries. Remembered: when its
-        name stands for the next sweep's job it cannot be read any more, and may have to be concluded again."""
+        """As the swarm has it, once this node has found the same source, and has the same libraries. Remembered, for all jobs that a
+        node follows: when its name stands for the next sweep's job it cannot be read any more, and may have to be concluded again."""
         from peerlm.data import jobs, versions
 
-        if self._known is None or self._known[0] != job_hash:
+        asked = self._known.pop(job_hash, None)
+        if asked is None:
             asked = read_asked(self._desk, name, job_hash)
             versions.require_same(asked.job)
             jobs.listed_here(asked.job, self._folders)
-            self._known = (job_hash, asked)
-        return self._known[1]
+        self._known[job_hash] = asked
+        while len(self._known) > 1 and self._are_too_many():
+            del self._known[next(iter(self._known))]
+        return asked
+
+    def _are_too_many(self) -> bool:
+        from peerlm.node.jobs import JOBS_MAX  # it follows so many, and as many that are over
+
+        size = sum(asked.size_bytes for asked in self._known.values())
+        return len(self._known) > 2 * JOBS_MAX or size > KNOWN_BYTES_MAX
 
     def _make(self, job_hash: ObjectHash, asked: Asked) -> None:
         from peerlm.data import making
@@ -197,6 +210,8 @@ class Asked(NamedTuple):
     job: Job
     replaces: bool
     """What is made of it takes its name from whatever has it."""
+    size_bytes: int
+    """Of its files."""
 
 
 class Unread(Exception):
@@ -256,7 +271,8 @@ def read_asked(desk: Client, name: str, job_hash: ObjectHash) -> Asked:
     said = manifest.meta.get("tasks"), manifest.meta.get("sweep")
     if said != (job.count, job.sweep):
         raise ChunkCorrupt(f"{name}: {job.count} tasks for {job.sweep}, and not what it says")
-    return Asked(job, manifest.meta.get("replaces") is True)
+    replaces = manifest.meta.get("replaces") is True
+    return Asked(job, replaces, sum(map(len, found.values())))
 
 
 def _file(desk: Client, manifest: Manifest, path: str, name: str) -> bytes | None:

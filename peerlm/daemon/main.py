@@ -439,14 +439,14 @@ def _stored(home: Home, objects: Objects, state: StateDirectory, log: DaemonLog)
         except StateError as error:
             log.write("warning", "catalog", {"why": str(error)})
             memory = b""
-    made = b""
+    made: bytes | None = b""
     if state.made.exists():
         try:
             made = read_file(state.made, MADE_BYTES_MAX)
             read_made(made, home.keys.peer_id)
         except StateError as error:
             log.write("warning", "made", {"why": str(error)})
-            made = b""
+            made = None
     store, chunks = home.settings.store, objects.chunks
     room = store.bytes or sum(size for _, size in chunks) + free_bytes(state.root) // FREE_SHARE
     return Stored(room if store.enabled else 0, chunks, memory, made)

@@ -7,7 +7,8 @@ from the findings of all tasks, `concluded`, is the job of the next sweep: it is
 comes to it, and if two do, it is the same job.
 
 Fingerprints of a document are a byte that says which there are, then these: 17 bytes, with near ones 529. They are read
-one after the other and never lie in memory together.
+one after the other and never lie in memory together. A peer may say anything, so of a task no more are read than a source of
+its size can have, and whoever makes a task holds to the same.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from itertools import islice
 from peerlm.data import encodings, formats, prepared, vocabulary
 from peerlm.data.clean import EXACT_BYTES, NEAR_BYTES, Fingerprint, duplicates, fingerprint
 from peerlm.data.encodings import AUTO
+from peerlm.data.formats import Format
 from peerlm.data.prepared import Done, Job, Made, Sweep
-from peerlm.data.sources import Pause
+from peerlm.data.sources import Pause, SourceFile
 from peerlm.data.tokenizer import JsonTokenizer
 from peerlm.errors import ChunkCorrupt, ConfigError
 from peerlm.store.manifest import CHUNK_BYTES
@@ -35,6 +37,15 @@ TOKENIZER_BYTES_MAX = 64 << 20
 
 NAMES_BYTES_MAX = 1 << 20
 """Of the encodings of a task's files, which are 4096 at most."""
+
+DOCUMENT_BYTES_MIN = 8
+"""Of a record with a letter in it: {"":"a"}."""
+
+UNPACKED = 100
+"""Files that are compressed, or of columns, are no more times longer than they are stored, counted in such documents."""
+
+DOCUMENTS_MAX = 1 << 27
+"""Of a task; so many are taken where a file's size is not known."""
 
 Kept = Callable[[int], object]
 """Told how many documents are remembered; what it raises ends it."""
@@ -53,7 +64,7 @@ def findings(job: Job, number: int, pause: Pause = lambda _: None) -> Iterator[M
     """What is found in task `number` of a sweep before that of tokens, in pieces of a chunk at most. Holds one, and a unit.
 
     Raises:
-        ConfigError: the source cannot be read, or is not what its name and the recipe say.
+        ConfigError: the source cannot be read, or is not what its name and the recipe say, or has too many documents for its size.
     """
     pieces = documents = 0
     for data, count in _pieces(job, number, pause):
@@ -77,7 +88,7 @@ def _pieces(job: Job, number: int, pause: Pause) -> Iterator[tuple[bytes, int]]:
 
 
 def _prints(job: Job, number: int, pause: Pause) -> Iterator[tuple[bytes, int]]:
-    clean = job.recipe.clean
+    clean, left = job.recipe.clean, prints_bytes_max(job, number)
     waiting, documents = bytearray(), 0
     for portion in prepared.portions(job, number, pause):
         for document in portion.documents:
@@ -85,10 +96,32 @@ def _prints(job: Job, number: int, pause: Pause) -> Iterator[tuple[bytes, int]]:
                 yield bytes(waiting), documents
                 waiting, documents = bytearray(), 0
             is_one = document.compared and bool(document.text)
-            waiting += packed(fingerprint(document.text, clean) if is_one else Fingerprint())
+            print_ = packed(fingerprint(document.text, clean) if is_one else Fingerprint())
+            waiting += print_
             documents += is_one
+            if (left := left - len(print_)) < 0:
+                raise ConfigError(
+                    f"{job.source.where}: {job.path_of(number)}, or a file behind it, has more documents than are compared in "
+                    "files of this size; take it without --dedup and --near, or unpack it"
+                )
     if waiting:
         yield bytes(waiting), documents
+
+
+def prints_bytes_max(job: Job, number: int) -> int:
+    """Bytes of fingerprints that task `number` may have."""
+    task = job.tasks[number]
+    files = job.source.files[task.first : task.first + task.files]
+    documents = DOCUMENTS_MAX
+    if all(file.size is not None for file in files):
+        text = prepared.stored_bytes(job, number) * (UNPACKED if _is_packed(files) else 1)
+        documents = min(documents, (text + job.grid.slack) // DOCUMENT_BYTES_MIN)
+    return documents * (1 + SIZES[NEAR if job.recipe.clean.near else EXACT])
+
+
+def _is_packed(files: Iterable[SourceFile]) -> bool:
+    shapes = [formats.shape_of(file.path) for file in files]
+    return any(shape.compression or shape.format == Format.PARQUET for shape in shapes)
 
 
 def packed(print_: Fingerprint) -> bytes:
@@ -133,7 +166,10 @@ def concluded(job: Job, found: Iterable[Iterable[bytes]], kept: Kept = lambda _:
     assert job.sweep is Sweep.PRINTS, job.sweep
     clean, each = job.recipe.clean, iter(found)
     if clean.compares:
-        prints = enumerate(unpacked(p, where) for p in islice(each, len(job.tasks)))
+        prints = (
+            (task, unpacked(_bounded(pieces, prints_bytes_max(job, task), where), where))
+            for task, pieces in enumerate(islice(each, len(job.tasks)))
+        )
         job = replace(job, left_out=duplicates(prints, clean, kept))
     if job.entries:
         job = replace(job, tokenizer=_tokenizer(next(each), where))
@@ -162,10 +198,13 @@ def _tokenizer(pieces: Iterable[bytes], where: str) -> bytes:
 
 
 def _joined(pieces: Iterable[bytes], most: int, where: str) -> bytes:
+    return b"".join(_bounded(pieces, most, where))
+
+
+def _bounded(pieces: Iterable[bytes], most: int, where: str) -> Iterator[bytes]:
     """Of what a peer lists, no more than `most`."""
-    data = bytearray()
     for piece in pieces:
-        data += piece
-        if len(data) > most:
+        most -= len(piece)
+        if most < 0:
             raise ChunkCorrupt(f"{where}: no findings of a task are so large")
-    return bytes(data)
+        yield piece

@@ -3,7 +3,8 @@
 A *job* is a name of its kind in the swarm's store, whose manifest says what is to be made of what (`data.jobs`). Every node
 that hears of it may take part. Nobody leads: tasks are dealt by hashing (`node.dealing`), each node tells all others
 what it has made, and comparing bitmaps brings what got lost. What a node has made it says itself, if it can; others' word for it is asked
-for where there is no link with it. When all tasks are done, and every chunk of them was
+for where there is no link with it, and by the node itself where it cannot read what it had written down of it (`made`): else a peer could have it
+stand for what it never made. When all tasks are done, and every chunk of them was
 found at some node, the first of an order that all draw writes the corpus' name and removes the job's; the next does
 if it does not. It is the same manifest whoever writes it.
 
@@ -109,7 +110,7 @@ class Jobs:
         has: whether a chunk is here.
         survey: `Storing.survey`.
         write: `Storing.write`.
-        kept: what `Save("made")` kept.
+        kept: what `Save("made")` kept; None: it cannot be read, so others are believed that say what this node made.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class Jobs:
         write: Write,
         rng: random.Random,
         now: Instant,
-        kept: bytes = b"",
+        kept: bytes | None = b"",
     ) -> None:
         self._me, self.may_make, self._names, self._has = me, may_make, names, has
         self._survey, self._write, self._rng = survey, write, rng
@@ -134,7 +135,7 @@ class Jobs:
         """Nodes that were there, and since when they are not."""
         self._hints: dict[ObjectHash, tuple[Instant, Mapping[ObjectHash, PeerId]]] = {}
         self._answered: dict[tuple[PeerId, ObjectHash, int, bool], Instant] = {}
-        self._made = Made(me, kept, now)
+        self._made, self._is_told = Made(me, kept or b"", now), kept is None
         self._compare_at, self._wake_at = after(now, COMPARE_S), now
         self._is_wanted = False
         self.is_connected = False
@@ -446,7 +447,9 @@ class Jobs:
                     unheard.setdefault(maker, result.task // PAGE_TASKS * PAGE_TASKS)
             elif maker != self._me:
                 job.deal.add(result, counts, peer)
-            elif result.shards:  # that there is no text where there is some, anybody could say
+            elif (
+                self._is_told and result.shards
+            ):  # that there is no text where there is some, anybody could say
                 self._made_before(job.deal.job, result, peer, now)
         job.finishing.look(now)
         asked = list(unheard.items())[:UNHEARD_ASKED]

@@ -23,8 +23,8 @@ class Stored:
     """(hash, bytes) of what lies in the store."""
     memory: bytes = b""
     """What `Save("catalog")` kept."""
-    made: bytes = b""
-    """What `Save("made")` kept."""
+    made: bytes | None = b""
+    """What `Save("made")` kept; None: it cannot be read."""
 
     def without_room(self) -> Stored:
         return replace(self, capacity=0)

@@ -76,6 +76,30 @@ def test_what_is_listed_is_read_though_nobody_acknowledged_it_and_what_was_ackno
     assert kills.lost() == 1
 
 
+@pytest.mark.parametrize(
+    ("listed", "data", "found"),
+    [([], b"one", (0, 0)), (["file-0"], b"one", (1, 0)), (["file-0"], b"other", (1, 1))],
+)
+def test_what_was_refused_and_is_listed_is_read_before_it_is_said_again(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    listed: list[str],
+    data: bytes,
+    found: tuple[int, int],
+) -> None:
+    kills = kills_of(monkeypatch, tmp_path, listed, {Chunk(digest(b"one"), 3): b"one"})
+    kills.begun = {"file-0": digest(data)}
+    looked: list[tuple[int, int]] = []
+
+    def said(*_: object) -> bool:
+        looked.append((kills.listed_refused, kills.lost_refused))
+        return True
+
+    monkeypatch.setattr(kills, "_said", said)
+    kills._say_again("file-0", [])
+    assert (looked, kills.refused, kills.done_again) == ([found], 1, 1)
+
+
 def test_of_each_chunk_one_copy_of_those_there_are_gets_one_other_byte(tmp_path: Path) -> None:
     rng = random.Random(1)
     nodes: list[Any] = [

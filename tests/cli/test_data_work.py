@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from desk_scene import FakeDesk
 
-from peerlm.cli import memory
+from peerlm.cli import data_work, memory
 from peerlm.cli.data_work import Work, put_job, read_job
 from peerlm.daemon.control import NoDaemon
 from peerlm.data import clean, findings, jobs, making, versions
@@ -108,6 +108,38 @@ def test_a_next_job_that_went_with_who_wrote_it_is_written_again(
     assert [m.meta["replaces"] for m in desk.named] == [True]
 
 
+@pytest.mark.parametrize("most", [data_work.KNOWN_BYTES_MAX, 1])
+def test_jobs_that_are_worked_on_in_turn_are_all_remembered_up_to_a_size(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(data_work, "KNOWN_BYTES_MAX", most)
+    desk, job, job_hash = ready(folder)
+    other = put_job(desk, replace(job, entries=301), replaces=False)  # type: ignore[arg-type]
+    desk.publish("job-other", other, replicas=2)
+    work = Work(desk, Layout(folder.parent), (str(folder),))  # type: ignore[arg-type]
+    work._asked(NAME, job_hash)
+    assert work._asked("job-other", manifest_hash(other.encode())).job.entries == 301
+    del desk.records[NAME]
+    work._work_on(NAME, job_hash)
+    assert (len(desk.named), len(desk.why)) == ((1, 0) if most > 1 else (0, 1))
+
+
+def test_no_more_jobs_are_remembered_than_a_node_follows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peerlm.node.jobs.JOBS_MAX", 1)
+    desk, job, _ = ready(folder)
+    work = Work(desk, Layout(folder.parent), (str(folder),))  # type: ignore[arg-type]
+    hashes = []
+    for entries in (301, 302, 303):
+        manifest = put_job(desk, replace(job, entries=entries), replaces=False)  # type: ignore[arg-type]
+        desk.publish(NAME, manifest, replicas=2, replaces=True)
+        hashes.append(manifest_hash(manifest.encode()))
+        work._asked(NAME, hashes[-1])
+        work._asked(NAME, hashes[0])
+    assert list(work._known) == [hashes[2], hashes[0]]
+
+
 def test_findings_that_cannot_be_had_any_more_are_looked_for_again(folder: Path) -> None:
     desk, _, job_hash = ready(folder)
     desk.lost.add(desk.made[-1][2][0][0])
@@ -127,6 +159,21 @@ def test_damaged_findings_are_not_believed_and_the_job_goes_on(
     assert (desk.why, len(desk.named)) == ([], 0 if data or task else 1), "no prints are none"
     assert [number for number, _ in desk.falses] == [task] * (1 - len(desk.named))
     assert all("\n" not in why for _, why in desk.falses)
+
+
+def test_one_who_finds_more_fingerprints_than_there_are_documents_is_not_believed_and_the_job_ends(
+    folder: Path,
+) -> None:
+    desk, _, job_hash = ready(folder)
+    true, data = desk.made[0][2], b"\x01" + b"e" * 16
+    desk.made[0][2] = [[desk.put(data * 1000), 17_000, 0]] * 16_384
+    finish(desk, folder, job_hash)
+    ((task, why),) = desk.falses
+    assert (task, desk.why, desk.named) == (0, [], [])
+    assert "no findings of a task are so large" in why
+    desk.made[0][2] = true
+    finish(desk, folder, job_hash)
+    assert (desk.why, len(desk.named)) == ([], 1)
 
 
 def test_what_was_written_anew_meanwhile_is_no_corpus(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from collections.abc import Iterable
 from dataclasses import replace
@@ -131,7 +132,7 @@ def test_damaged_fingerprints_are_one_line(data: bytes) -> None:
 )
 def test_damaged_encodings_are_one_line(source: str, data: bytes) -> None:
     job = everything(source)
-    with pytest.raises((ChunkCorrupt, ConfigError)) as caught:
+    with pytest.raises(ChunkCorrupt, match="no encodings") as caught:
         concluded(job, [[data]] * job.count)
     assert "\n" not in str(caught.value)
 
@@ -173,6 +174,43 @@ def test_encodings_of_any_size_are_not_read(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ChunkCorrupt, match="no findings of a task are so large"):
         concluded(job, [pieces])
     assert read == [0, 1]
+
+
+def test_more_fingerprints_than_a_source_has_room_for_are_not_read() -> None:
+    source = Source("/none", WHERE, (SourceFile("a.jsonl", 80), SourceFile("b.jsonl", None)))
+    job = begun(Job(source, Recipe(clean=Clean(exact=True)), grid=Grid(64, 16)))
+    assert [task.unit for task in job.tasks] == [0, 1, None]
+    assert findings.prints_bytes_max(job, 0) == (64 + 16) // 8 * 17
+    one, read = packed(PRINTS[1]), list[int]()
+    pieces = (read.append(n) or one for n in range(16_384))  # type: ignore[func-returns-value]
+    with pytest.raises(ChunkCorrupt, match="no findings of a task are so large"):
+        concluded(job, [pieces, [], []])
+    assert read == list(range(11))
+    assert concluded(job, [[one] * 10, [], [one] * 100]).left_out[2] == frozenset(range(100))
+
+
+@pytest.mark.parametrize(("name", "count"), [("a.jsonl", 1000), ("a.jsonl.gz", 500)])
+def test_as_many_documents_as_a_file_has_room_for_are_compared(
+    tmp_path: Path, name: str, count: int
+) -> None:
+    text = b'{"":"a"}\n' * count
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    recipe = Recipe(text_field="", clean=Clean(exact=True))
+    job = begun(Job(listed(str(tmp_path), WHERE), recipe, grid=Grid(3000, 500)))
+    after = concluded(job, by_tasks(job, range(job.count)))
+    assert sum(map(len, after.left_out.values())) == count - 1
+
+
+def test_far_too_many_documents_for_a_files_size_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(findings, "UNPACKED", 1)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"":"a"}\n' * 1000))
+    recipe = Recipe(text_field="", clean=Clean(exact=True))
+    job = begun(Job(listed(str(tmp_path), WHERE), recipe, grid=Grid(3000, 500)))
+    with pytest.raises(ConfigError, match=r"a\.jsonl\.gz, or .* more documents .* size") as caught:
+        by_tasks(job, [0])
+    assert "\n" not in str(caught.value)
 
 
 def test_whoever_looks_for_duplicates_hears_how_many_it_remembers_and_may_stop(

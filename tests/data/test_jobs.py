@@ -181,6 +181,7 @@ def test_a_library_that_is_missing_is_named_with_the_extra_that_brings_it(
         ("hdfs://me:secret@host/plays.txt", False),
         ("http://169.254.169.254/latest/meta-data", False),
         ("http://[fe80::1]/keys", False),
+        ("http://[fd00:ec2::254]/latest/meta-data", False),
         ("http://[fe80:0:0:0:0:0:0:1]/keys", False),
         ("http://2852039166/latest/meta-data", False),
         ("http://0xa9fea9fe/", False),
@@ -215,6 +216,15 @@ def test_what_all_nodes_can_read_and_may_know(url: str, is_so: bool) -> None:
         ("①⑥⑨.254.169.254", True),
         ("169。254。169。254", True),
         ("metadata.google.internal.", True),
+        ("fd00:ec2::254", True),
+        ("fd00:0ec2:0:0:0:0:0:254", True),
+        ("fd20:ce::254", True),
+        ("100.100.100.200", True),
+        ("0x64.0x64.0x64.0xc8", True),
+        ("::ffff:168.63.129.16", True),
+        ("192.0.0.192", True),
+        ("fd00:ec3::254", False),
+        ("100.100.100.201", False),
         ("2001:db8::1", False),
         ("10.0.0.1", False),
         ("169.253.0.1", False),
@@ -224,7 +234,7 @@ def test_what_all_nodes_can_read_and_may_know(url: str, is_so: bool) -> None:
     ],
 )
 def test_what_knows_one_machine_alone_is_seen_however_it_is_written(host: str, is_so: bool) -> None:
-    assert jobs._is_link_local(host) == is_so
+    assert jobs._is_of_one_machine(host) == is_so
 
 
 def test_a_node_reads_only_below_its_folders_for_others(tmp_path: Path) -> None:

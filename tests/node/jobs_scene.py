@@ -79,7 +79,7 @@ class Swarm:
     def add(
         self,
         peer: PeerId,
-        kept: bytes = b"",
+        kept: bytes | None = b"",
         on_disk: Iterable[ObjectHash] = (),
         manifests: Iterable[ObjectHash] = (),
     ) -> Node:
@@ -101,7 +101,7 @@ class Swarm:
             survey=lambda hashes, _: (self.survey(list(hashes)), []), write=write,
             rng=random.Random(self.rng.random()), now=self.now, kept=kept,
         )  # fmt: skip
-        self.nodes[peer] = Node(jobs, names, disk, kept=kept, manifests=set(manifests))
+        self.nodes[peer] = Node(jobs, names, disk, kept=kept or b"", manifests=set(manifests))
         for record in self.records:
             names.merge(record, sign(record))
         self.know(peer)

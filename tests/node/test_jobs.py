@@ -72,7 +72,7 @@ def test_what_a_dead_one_made_is_made_again() -> None:
     assert {task for task in gone if shards_of(task)} <= set(again)
 
 
-def test_a_daemon_that_starts_again_hears_from_others_what_it_made_before() -> None:
+def test_a_daemon_that_cannot_read_what_it_made_hears_it_from_others() -> None:
     swarm = Swarm(2)
     swarm.add_job()
     swarm.run(8)
@@ -80,7 +80,7 @@ def test_a_daemon_that_starts_again_hears_from_others_what_it_made_before() -> N
     before = swarm.nodes[peer]
     swarm.kill(peer)
     swarm.run(GONE_S + 1)
-    again = swarm.add(peer)
+    again = swarm.add(peer, kept=None)
     again.disk.update(before.disk)
     swarm.run(1)
     shown = [task for task in before.made if shards_of(task)]
@@ -345,9 +345,9 @@ def test_what_one_says_that_this_node_made_is_bounded_as_all_it_says(
 ) -> None:
     monkeypatch.setattr("peerlm.node.dealing.SHARDS_MAX", 4)
     swarm = Swarm(2)
-    swarm.add_job()
     me, peer = peer_of(1), peer_of(2)
-    node = swarm.nodes[me]
+    node = swarm.add(me, kept=None)
+    swarm.add_job()
     (one,) = shards_of(1)
     node.disk.add(ObjectHash(one.hash))
     told = tuple(JobResult(task, me, 1, (one, one)) for task in range(5))
@@ -421,9 +421,9 @@ def test_what_a_node_has_made_that_can_be_asked_it_says_itself() -> None:
 
 def test_what_another_says_that_this_node_made_is_written_down_only_if_it_may_be_so() -> None:
     swarm = Swarm(2)
-    swarm.add_job()
     me, peer = peer_of(1), peer_of(2)
-    node = swarm.nodes[me]
+    node = swarm.add(me, kept=None)
+    swarm.add_job()
     node.disk.update(ObjectHash(s.hash) for task in range(6) for s in shards_of(task))
     one, two = shards_of(1)[0], shards_of(2)[0]
     told = [JobResult(task, me, 1, (one,)) for task in (1, swarm.tasks, 999_999)]
@@ -434,6 +434,23 @@ def test_what_another_says_that_this_node_made_is_written_down_only_if_it_may_be
     assert read_made(node.kept, me) == {JOB: {1: told[0]}}
     assert not node.jobs.holds(ObjectHash(two.hash))
     assert node.jobs.standing()[0]["made_by"] == {me.hex(): 1}
+
+
+@pytest.mark.parametrize("kept", [b"", Made(peer_of(1), b"", Instant(0.0)).encode()])
+def test_nobody_tells_a_node_that_knows_what_it_made_that_it_made_something_else(
+    kept: bytes,
+) -> None:
+    """Else it would tell that as its own, and be distrusted when the chunks turn out to be something else."""
+    swarm = Swarm(2)
+    me, liar = peer_of(1), peer_of(2)
+    node = swarm.add(me, kept)
+    swarm.add_job()
+    (other,) = shards_of(1)
+    node.disk.add(ObjectHash(other.hash))
+    forged = JobResult(5, me, 1, (other,))
+    node.jobs.received(liar, JobNews(JOB, True, "", (), (forged,)), swarm.now)
+    assert node.jobs.rows(JOB) == []
+    assert not node.jobs.holds(ObjectHash(other.hash))
 
 
 def test_others_see_who_would_take_part_and_who_is_at_it() -> None:
