@@ -105,6 +105,8 @@ class _Lobby:
             try:
                 return await self._entered
             finally:
+                for number in (signal.SIGTERM, signal.SIGINT):  # else a closed loop would get them
+                    loop.remove_signal_handler(number)
                 await server.close()
                 for task in running:
                     task.cancel()
