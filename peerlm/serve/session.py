@@ -136,9 +136,7 @@ class Writing:
         text, self._held = self._held[:length], self._held[length:]
         self._given += length
         count = sum(pick.at < self._given for pick in self._picks)
-        if (
-            finish and not self._held
-        ):  # what adds nothing to the text is told too, if nothing is cut off
+        if finish and not self._held:  # nothing is cut off
             count = len(self._picks)
         picks, self._picks = tuple(self._picks[:count]), self._picks[count:]
         return Piece(text, picks, finish)
