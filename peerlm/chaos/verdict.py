@@ -100,9 +100,8 @@ class Unshared:
 
     def see(self, status: Mapping[str, Any]) -> None:
         """`status`: as `peerlm status --json`."""
-        if (
-            status["epoch"] != self._epoch
-        ):  # what it comes back with others have, or was booked when it died
+        if status["epoch"] != self._epoch:
+            # What it comes back with others have, or it was booked when it died.
             self._epoch, self._exchanges, self._then = status["epoch"], 0, status["tokens"]
         self._now = status["tokens"]
         if status["exchanges"]["ok"] > self._exchanges:

@@ -10,14 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 from peerlm.effects import Effect
 from peerlm.node.dealing import Counts, Deal, turn
-from peerlm.node.survey import Survey
+from peerlm.node.survey import SURVEYS, Survey
 from peerlm.types import Instant, ObjectHash, PeerId
 
 TURN_S = 10.0
 """Each in the order of those who may write the name waits so much longer than the one before."""
-
-SURVEYS = 3
-"""So often it is asked who has the chunks before a node that does not answer counts as one that has none."""
 
 AGAIN_S = 0.25
 """Each survey is so much later than the one before."""

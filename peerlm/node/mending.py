@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from peerlm.effects import CheckpointPart, Effect
 from peerlm.node.succession import HeldBy
-from peerlm.node.survey import Survey
+from peerlm.node.survey import SURVEYS, Survey
 from peerlm.store.names import Entry
 from peerlm.types import FragmentId, Instant, ObjectHash, PeerId, after
 
@@ -28,9 +28,6 @@ WATCHED_S = 600.0
 
 AGAIN_S = 2.0
 """Between two surveys."""
-
-SURVEYS = 3
-"""So often in a row something is found nowhere before who does not answer counts as one that has nothing."""
 
 Parts = Mapping[FragmentId, CheckpointPart]
 

@@ -17,6 +17,9 @@ from peerlm.wire.message import HaveAsk, HaveGive
 PAGE = 1024
 ANSWER_S = 5.0
 
+SURVEYS = 3
+"""So often in a row something is found nowhere before who does not answer counts as one that has nothing."""
+
 
 Claimed = Callable[[PeerId, Sequence[ObjectHash]], None]
 """Who says that it keeps which objects."""

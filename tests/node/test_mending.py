@@ -12,8 +12,8 @@ from peerlm import effects as fx
 from peerlm.effects import Effect
 from peerlm.events import CheckpointWritten, FragmentCut
 from peerlm.node.checkpoints import STANDSTILL_S, WANTED_S, WRITING_S, Around, Checkpoints
-from peerlm.node.mending import AGAIN_S, SURVEYS
-from peerlm.node.survey import ANSWER_S
+from peerlm.node.mending import AGAIN_S
+from peerlm.node.survey import ANSWER_S, SURVEYS
 from peerlm.store.manifest import Chunk, Kind, Manifest, manifest_hash, of_files, read_manifest
 from peerlm.types import FragmentId, ObjectHash, PeerId
 from peerlm.wire.message import HaveAsk, NameRecord, PartAsk, PartGive
